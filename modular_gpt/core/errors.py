@@ -1,0 +1,31 @@
+"""Errors that a user can act on. The command line prints their message, one sentence, and exits with 2.
+
+Whatever is our own mistake is an ``assert`` or an ordinary exception, with its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user gave cannot work; the message says what, where and what to do instead."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting is unknown, of the wrong type, out of range, or does not go with another one."""
+
+
+class DataError(UserError, ValueError):
+    """A text, a token file or a tokenizer cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or not one of ours."""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """The sentence for an unknown name: what it was, the closest valid one, and all valid ones."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return f"no {kind} {name!r};{hint} there are: {', '.join(valid)}"
