@@ -1,0 +1,58 @@
+"""What every test starts from: one torch thread, the same seeds, no network, and the development files."""
+
+import os
+import random
+from pathlib import Path
+
+# Read when the libraries are imported, so set before any of them is.
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"  # files for development that are not part of the repository
+GPT2_CACHE_FILES = (
+    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",  # tiktoken's cache names of GPT-2's vocab.bpe
+    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",  # and encoder.json
+)
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+torch.set_num_threads(1)  # the workers share the cores, and one order of summation repeats
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Each test draws the same numbers whether it runs alone or after others."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The top of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shakespeare_path() -> Path:
+    """tiny Shakespeare, about 1.1 MB of text."""
+    path = SHARED / "data" / "tinyshakespeare.txt"
+    if not path.is_file():
+        pytest.skip(f"tiny Shakespeare is not at {path}")
+    return path
+
+
+@pytest.fixture
+def tiktoken_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with GPT-2's tiktoken files, and TIKTOKEN_CACHE_DIR set to it."""
+    folders = [Path(os.environ.get("TIKTOKEN_CACHE_DIR", SHARED / "tiktoken")), SHARED / "tiktoken"]
+    for folder in folders:
+        if all((folder / name).is_file() for name in GPT2_CACHE_FILES):
+            monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+            return folder
+    pytest.skip(f"GPT-2's tiktoken files are neither in TIKTOKEN_CACHE_DIR nor in {SHARED / 'tiktoken'}")

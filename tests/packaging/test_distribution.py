@@ -1,0 +1,96 @@
+"""What pip would install: built from the source archive, unpacked, and used from another directory."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_string
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import pytest
+from hatchling import build
+
+from modular_gpt._version import __version__
+
+
+@pytest.fixture(scope="module")
+def source(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source archive."""
+    folder = tmp_path_factory.mktemp("sdist")
+    with contextlib.chdir(root):
+        archive = folder / build.build_sdist(str(folder))
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder holding what the wheel holds, as a site-packages would."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with contextlib.chdir(source):
+        wheel = folder / build.build_wheel(str(folder))
+    site = folder / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site
+
+
+def run(site: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run python code with the unpacked wheel in front of every other copy, away from the checkout."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        cwd=site.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def files(folder: Path, pattern: str) -> set[str]:
+    found = (path.relative_to(folder) for path in folder.rglob(pattern) if path.is_file())
+    return {str(path) for path in found if "__pycache__" not in path.parts}
+
+
+def test_the_wheel_has_the_package_the_configs_and_nothing_else(root: Path, site: Path) -> None:
+    assert {path.name for path in site.iterdir()} == {"modular_gpt", f"modular_gpt-{__version__}.dist-info"}
+    assert files(site / "modular_gpt", "*.py") == files(root / "modular_gpt", "*.py")
+    assert files(site / "modular_gpt" / "conf", "*.yaml") == files(root / "conf", "*.yaml") != set()
+    assert (site / "modular_gpt" / "py.typed").is_file()
+
+
+def test_the_source_archive_can_be_checked_by_who_gets_it(root: Path, source: Path) -> None:
+    for name in ("Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "README.md", ".ci/run"):
+        assert (source / name).read_bytes() == (root / name).read_bytes()
+    for folder in ("conf", "docs", "tests"):
+        assert files(source / folder, "*.*") == files(root / folder, "*.*") != set()
+    assert not (source / ".venv").exists()
+    assert not (source / "runs").exists()
+
+
+def test_metadata(root: Path, site: Path) -> None:
+    folder = site / f"modular_gpt-{__version__}.dist-info"
+    metadata = message_from_string((folder / "METADATA").read_text())
+    assert metadata["Name"] == "modular-gpt"
+    assert metadata["Version"] == __version__
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert (folder / "licenses" / "LICENSE").read_bytes() == (root / "LICENSE").read_bytes()
+
+
+def test_configs_are_found_from_another_directory(site: Path) -> None:
+    result = run(site, "from modular_gpt.cli._conf_dir import conf_dir; print(conf_dir())")
+    assert result.stdout.strip() == str(site / "modular_gpt" / "conf"), result.stderr
+
+
+@pytest.mark.parametrize("command", ["mgpt-train", "mgpt-generate"])
+def test_commands_answer_from_another_directory(site: Path, command: str) -> None:
+    points = PathDistribution(site / f"modular_gpt-{__version__}.dist-info").entry_points
+    point = points.select(group="console_scripts")[command]
+    code = f"import sys; sys.argv[0] = {command!r}; from {point.module} import {point.attr}; {point.attr}()"
+    result = run(site, code, "--help")
+    assert result.returncode == 0, result.stderr
+    assert command in result.stdout
