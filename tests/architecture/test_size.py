@@ -41,5 +41,6 @@ def test_functions_are_short() -> None:
 
 
 def test_the_docstring_is_not_counted_and_nesting_is() -> None:
-    code = 'def outer(a):\n    """One.\n\n    Two.\n    """\n    def inner():\n        return a\n    return inner\n'
-    assert functions(ast.parse(code)) == {"1 outer": 4, "6 inner": 2}
+    prose = ['    """One.', "", '    Two."""']
+    code = ["def outer(a):", *prose, "    def inner():", "        return a", "    return inner()"]
+    assert functions(ast.parse("\n".join(code))) == {"1 outer": 4, "5 inner": 2}
