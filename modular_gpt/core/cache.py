@@ -1,0 +1,231 @@
+"""What a model keeps of the past while it generates, as small as theory says.
+
+``CacheSpec`` is what one layer keeps, read off the config: the predicted bytes and the allocation both come
+from it. ``TokenCache`` keeps a row per token, growing or as a ring of the last ``window`` ones; ``StateCache``
+keeps a constant state. ``ModelCache`` holds one of them per layer and the one length they share; only
+``GPTModel.forward`` advances it.
+
+Positions are not stored: a row's column follows from its slot (see ``TokenCache._columns``).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from modular_gpt.core.contracts import Positions
+
+_FIRST_ROWS = 64  # a growing cache starts with this many rows and doubles
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What one layer caches.
+
+    rows: (heads, width) of each tensor that keeps a row per token
+    window: at most this many tokens are kept (a ring); None keeps all
+    states: shapes, without the batch, of what is kept whatever the length; always float32, because a sum over
+        thousands of tokens loses its small terms in 16 bits
+    """
+
+    rows: tuple[tuple[int, int], ...] = ()
+    window: int | None = None
+    states: tuple[tuple[int, ...], ...] = ()
+
+    def tokens(self, max_length: int) -> int:
+        """Rows kept for a text of ``max_length`` tokens."""
+        return max_length if self.window is None else min(max_length, self.window)
+
+    def nbytes(self, batch: int, tokens: int, dtype: torch.dtype) -> int:
+        """Bytes kept for ``batch`` rows of ``tokens`` tokens."""
+        per_token = sum(heads * width for heads, width in self.rows) * dtype.itemsize
+        constant = sum(torch.Size(shape).numel() for shape in self.states) * torch.float32.itemsize
+        return batch * (self.tokens(tokens) * per_token + constant)
+
+    def allocate(
+        self, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
+    ) -> "LayerCache":
+        if self.states:
+            return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
+        return TokenCache(self, batch, max_length, dtype, device)
+
+
+class LayerCache(ABC):
+    """What one layer keeps; ``tensors`` is all of it."""
+
+    tensors: list[Tensor]
+
+    def nbytes(self) -> int:
+        """Bytes of the storages really held, not of the views in use."""
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the batch rows ``rows`` (B',), in that order; a row may be named several times."""
+        self.tensors = [tensor.index_select(0, rows) for tensor in self.tensors]
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything, keep the memory."""
+
+
+class StateCache(LayerCache):
+    """A constant state, overwritten in place at each step."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+
+    def reset(self) -> None:
+        for tensor in self.tensors:
+            tensor.zero_()
+
+
+class TokenCache(LayerCache):
+    """One row per token in each of ``tensors``, (B, heads, capacity, width).
+
+    With a window the storage is a ring: the token of column c lives in slot c mod capacity, so a new token
+    overwrites the one that has just left the window.
+    """
+
+    def __init__(
+        self, spec: CacheSpec, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.window = spec.window
+        self.grows = max_length is None
+        self.capacity = spec.tokens(_FIRST_ROWS if max_length is None else max_length)
+        self.tensors = [
+            torch.zeros(batch, heads, self.capacity, width, dtype=dtype, device=device)
+            for heads, width in spec.rows
+        ]
+
+    def reset(self) -> None:
+        """Nothing to do: rows past the length are never read."""
+
+    def append(self, pos: "Positions", *new: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Keep the new rows, each (B, heads, T, width).
+
+        Returns all rows to attend to, each (B, heads, S, width), and the column (S,) of each; a negative column
+        marks a slot that has never been written.
+        """
+        if isinstance(pos.start, Tensor):
+            return self._append_anywhere(pos, new)
+        end = pos.start + pos.count
+        self._make_room(end)
+        if self.window is not None and end > self.capacity:
+            return self._append_to_ring(pos, pos.start, new)
+        for tensor, rows in zip(self.tensors, new, strict=True):
+            tensor[:, :, pos.start : end] = rows
+        device = pos.columns.device
+        columns = pos.once(("columns", end), lambda: torch.arange(end, device=device))
+        return [tensor[:, :, :end] for tensor in self.tensors], columns
+
+    def _columns(self, end: int | Tensor, pos: "Positions") -> Tensor:
+        """(capacity,) the column in each slot after ``end`` columns were written; negative where none was."""
+
+        def make() -> Tensor:
+            slot = torch.arange(self.capacity, device=pos.columns.device)
+            last = end - 1
+            return last - torch.remainder(last - slot, self.capacity)
+
+        return pos.once(("ring columns", self.capacity, end is pos.start), make)
+
+    def _append_to_ring(
+        self, pos: "Positions", start: int, new: tuple[Tensor, ...]
+    ) -> tuple[list[Tensor], Tensor]:
+        """One token overwrites the slot that left the window; a longer chunk attends first and evicts then."""
+        if pos.count == 1:
+            slot = start % self.capacity
+            for tensor, rows in zip(self.tensors, new, strict=True):
+                tensor[:, :, slot : slot + 1] = rows
+            return list(self.tensors), self._columns(start + 1, pos)
+        used = min(start, self.capacity)
+        columns = torch.cat([self._columns(start, pos)[:used], pos.columns])
+        everything = [
+            torch.cat([tensor[:, :, :used], rows], dim=2)
+            for tensor, rows in zip(self.tensors, new, strict=True)
+        ]
+        keep = min(pos.count, self.capacity)
+        slots = pos.columns[-keep:] % self.capacity
+        for tensor, rows in zip(self.tensors, new, strict=True):
+            tensor.index_copy_(2, slots, rows[:, :, -keep:].to(tensor.dtype))
+        return everything, columns
+
+    def _append_anywhere(self, pos: "Positions", new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+        """The start is a tensor: fixed shapes, the whole storage is attended to, the mask does the rest."""
+        assert not self.grows and pos.count == 1, "one compiled graph serves single steps in a fixed storage"
+        slots = pos.columns % self.capacity
+        for tensor, rows in zip(self.tensors, new, strict=True):
+            tensor.index_copy_(2, slots, rows.to(tensor.dtype))
+        return list(self.tensors), self._columns(pos.start + pos.count, pos)
+
+    def _make_room(self, end: int) -> None:
+        needed = end if self.window is None else min(end, self.window)
+        if needed <= self.capacity:
+            return
+        assert self.grows, "GPTModel.forward refuses tokens beyond a full cache"
+        doubled = max(needed, 2 * self.capacity)
+        capacity = doubled if self.window is None else min(doubled, self.window)
+        for index, tensor in enumerate(self.tensors):
+            bigger = tensor.new_zeros(*tensor.shape[:2], capacity, tensor.shape[3])
+            bigger[:, :, : self.capacity] = tensor  # a ring never wraps before it has reached its window
+            self.tensors[index] = bigger
+        self.capacity = capacity
+
+
+class ModelCache:
+    """One LayerCache per layer, and the length and padding they share.
+
+    length: columns seen so far, the same for every layer and row
+    padding: (B,) left-padding columns of each row, or None
+    max_length: columns it can hold, or None when it grows
+    """
+
+    def __init__(self, layers: list[LayerCache], batch: int, max_length: int | None) -> None:
+        self.layers = layers
+        self.batch = batch
+        self.max_length = max_length
+        self.length: int | Tensor = 0
+        self.padding: Tensor | None = None
+
+    def nbytes(self) -> int:
+        """Bytes of all storages really allocated."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+    def reset(self) -> None:
+        """Forget all tokens; the memory stays allocated."""
+        self.length, self.padding = 0, None
+        for layer in self.layers:
+            layer.reset()
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep the batch rows ``rows`` (B',), in that order; beam search moves its rows this way."""
+        for layer in self.layers:
+            layer.select(rows)
+        self.padding = None if self.padding is None else self.padding.index_select(0, rows)
+        self.batch = len(rows)
+
+    def expand(self, n: int) -> None:
+        """Repeat each row ``n`` times, so that a prompt computed once serves ``n`` samples."""
+        device = self.layers[0].tensors[0].device
+        self.reorder(torch.arange(self.batch, device=device).repeat_interleave(n))
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from column ``length`` on.
+
+        Raises:
+            ConfigError: a layer keeps a constant state or a ring that has dropped what would come back.
+        """
+        assert isinstance(self.length, int) and length <= self.length
+        for layer in self.layers:
+            wrapped = (
+                isinstance(layer, TokenCache) and layer.window is not None and self.length > layer.window
+            )
+            if isinstance(layer, StateCache) or wrapped:
+                raise ConfigError(
+                    "this cache cannot go back: a constant state or a full window has forgotten the past"
+                )
+        self.length = length

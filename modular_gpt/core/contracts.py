@@ -1,0 +1,174 @@
+"""The four slots that components fill, and what passes between them. Read this file first.
+
+Shape letters, the same everywhere:
+    B batch, T new tokens, S all keys (cached + new), D d_model, H query heads, K key/value heads,
+    N width of a head, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.core.cache import CacheSpec, LayerCache
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import Component, ComponentConfig
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The only facts about the whole model that reach a part."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    context_length: int
+    vocab_size: int
+    dropout: float
+    bias: bool
+
+
+class Positions:
+    """Where the new tokens of one forward pass stand. Masks, rotations and biases all derive from it.
+
+    A token has a column (its place in the batch, left padding included) and a position (its place in its
+    own text): position = column - padding of the row. Padding columns have negative positions.
+
+    start: columns before the new tokens; a 0-dim tensor where one compiled graph serves every step
+    count: T, the number of new tokens
+    padding: (B,) left-padding columns of each row, or None when no row is padded
+    """
+
+    def __init__(self, start: int | Tensor, count: int, padding: Tensor | None, device: torch.device) -> None:
+        self.start = start
+        self.count = count
+        self.padding = padding
+        self.columns = torch.arange(count, device=device) + start  # (T,)
+        self.index = (
+            self.columns[None] if padding is None else self.columns[None] - padding[:, None]
+        )  # (B or 1, T)
+        self._made: dict[Hashable, Any] = {}
+
+    @property
+    def from_nothing(self) -> bool:
+        """No token stands before the new ones, a fact known without looking at a tensor."""
+        return isinstance(self.start, int) and self.start == 0
+
+    def valid(self) -> Tensor | None:
+        """(B, T) True where a token is text and not padding; None when all are text."""
+        return None if self.padding is None else self.index >= 0
+
+    def once(self, key: Hashable, make: Callable[[], R]) -> R:
+        """What ``make`` returns, computed by the first layer that asks and shared with the later ones."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast(R, self._made[key])
+
+
+class Norm(Component, nn.Module, ABC, slot="norm"):
+    """Normalises the last dimension: (..., width) -> (..., width)."""
+
+    def __init__(self, config: ComponentConfig, width: int, bias: bool) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor: ...
+
+    def reset_parameters(self) -> None:
+        """Set weights to what leaves the normalised input as it is."""
+
+
+class Position(Component, nn.Module, ABC, slot="pos"):
+    """How a model knows order. Three doors, each the identity by default; flags say which are used."""
+
+    embeds: ClassVar[bool] = False
+    rotates: ClassVar[bool] = False
+    biases: ClassVar[bool] = False
+    extrapolates: ClassVar[bool] = True  # False: positions end at context_length
+
+    def __init__(self, config: ComponentConfig, dims: Dims) -> None:
+        super().__init__()
+
+    @classmethod
+    def check(cls, config: Any, dims: Dims, rotary_width: int) -> None:
+        """Refuse, by a ConfigError, settings that cannot work; rotary_width is what attention offers to rotate."""
+
+    def embed(self, x: Tensor, pos: Positions) -> Tensor:
+        """Add positions to token embeddings: (B, T, D) -> (B, T, D)."""
+        return x
+
+    def rotate(self, x: Tensor, pos: Positions) -> Tensor:
+        """Rotate queries or keys before they meet: (B, heads, T, width) -> the same shape."""
+        return x
+
+    def bias(self, pos: Positions, key_columns: Tensor, n_heads: int) -> Tensor | None:
+        """What is added to attention scores, (1, H, T, S), for keys at ``key_columns`` (S,); or None."""
+        return None
+
+    def reset_parameters(self) -> None:
+        """Set whatever is no matrix; the initialisation pass sets matrices."""
+
+
+class Attention(Component, nn.Module, ABC, slot="attention"):
+    """Mixes information between tokens: (B, T, D) -> (B, T, D), causally."""
+
+    accepts_bias: ClassVar[bool] = True  # False: there is no score matrix that a position could add to
+
+    def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:
+        super().__init__()
+
+    @classmethod
+    def check(cls, config: Any, dims: Dims, position: type[Position]) -> None:
+        """Refuse, by a ConfigError, settings that cannot work with these dimensions and this position."""
+        if position.biases and not cls.accepts_bias:
+            raise ConfigError(
+                f"attention={config.name} has no score matrix to add the bias of this position kind to; "
+                "use pos=rope, learned, sinusoidal or none"
+            )
+
+    @classmethod
+    @abstractmethod
+    def rotary_width(cls, config: Any, dims: Dims, position: type[Position]) -> int:
+        """Width of the vectors this attention offers to ``Position.rotate``; 0 for none."""
+
+    @classmethod
+    @abstractmethod
+    def cache_spec(cls, config: Any, dims: Dims, position: type[Position]) -> CacheSpec:
+        """What one layer keeps of the past; both the prediction and the allocation are made from it."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); with a cache, appends the new tokens to it."""
+
+    def reset_parameters(self) -> None:
+        """Set whatever is no matrix; the initialisation pass sets matrices."""
+
+
+class FeedForward(Component, nn.Module, ABC, slot="ffn"):
+    """Transforms each token by itself: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: ComponentConfig, dims: Dims) -> None:
+        super().__init__()
+
+    @classmethod
+    def check(cls, config: Any, dims: Dims) -> None:
+        """Refuse, by a ConfigError, settings that cannot work."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T, D) -> (B, T, D) and auxiliary losses by name, already weighted; dense parts return {}."""
+
+    def inactive_parameters(self) -> int:
+        """How many parameters a token does not use (experts it is not routed to)."""
+        return 0
+
+    def after_optimizer_step(self) -> None:
+        """Called by the training loop after each update, for state that gradients do not reach."""
+
+    def reset_parameters(self) -> None:
+        """Set whatever is no matrix; the initialisation pass sets matrices."""

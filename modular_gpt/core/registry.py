@@ -1,0 +1,158 @@
+"""The only place where a string becomes code.
+
+A component is a subclass with a name and a nested ``Config`` dataclass::
+
+    class RMSNorm(Norm, name="rmsnorm"):
+        @dataclass
+        class Config(ComponentConfig):
+            eps: float = 1e-5
+
+Defining the class registers it. ``presets`` register further names for corners of the same class
+(``mqa`` is multi-head attention with one key/value head): a name, a summary and the settings that differ.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.settings import from_mapping
+
+PLUGINS = "MODULAR_GPT_PLUGINS"  # environment: modules with components of the user's own, comma separated
+
+
+@dataclass
+class ComponentConfig:
+    """Settings of one component; ``name`` is the registered name it was chosen by."""
+
+    name: str = ""
+    component: ClassVar[type["Component"]]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Another name for a component with some settings changed."""
+
+    summary: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name: its class, its one-line summary, and the settings that differ from the defaults."""
+
+    name: str
+    component: type["Component"]
+    summary: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def default(self) -> ComponentConfig:
+        return self.component.Config(**{"name": self.name, **self.settings})
+
+
+_entries: dict[str, dict[str, Entry]] = {}
+
+
+class Component:
+    """Base of everything that can be swapped by name; ``slot`` says for what."""
+
+    slot: ClassVar[str] = ""
+    Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+
+    def __init_subclass__(
+        cls, slot: str = "", name: str = "", presets: Mapping[str, Preset] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        if slot:
+            cls.slot = slot
+            _entries.setdefault(slot, {})
+        if not name:
+            return
+        if "Config" not in cls.__dict__:
+            cls.Config = dataclass(type("Config", (ComponentConfig,), {}))
+        cls.Config.component = cls
+        _add(Entry(name, cls, (cls.__doc__ or name).strip().splitlines()[0]))
+        for preset_name, preset in (presets or {}).items():
+            _add(Entry(preset_name, cls, preset.summary, preset.settings))
+
+
+def _add(entry: Entry) -> None:
+    known = _entries[entry.component.slot]
+    old = known.get(entry.name)
+    same = old is not None and old.component.__qualname__ == entry.component.__qualname__
+    if old is not None and not same:  # the same class again is a notebook cell run twice
+        raise ConfigError(
+            f"the {entry.component.slot} name {entry.name!r} is taken by {old.component.__qualname__}"
+        )
+    known[entry.name] = entry
+
+
+@cache
+def _load_plugins() -> None:
+    """Import components of other packages: entry points, and the modules named in the environment.
+
+    Neither a config nor a checkpoint can name a module, so reading one never runs foreign code.
+    """
+    for point in entry_points(group="modular_gpt.components"):
+        point.load()
+    for module in filter(None, os.environ.get(PLUGINS, "").split(",")):
+        try:
+            importlib.import_module(module.strip())
+        except ImportError as error:
+            raise ConfigError(
+                f"{PLUGINS} names {module.strip()!r}, which cannot be imported: {error}"
+            ) from error
+
+
+def slots() -> list[str]:
+    """The names of all slots that components fill."""
+    return list(_entries)
+
+
+def entries(slot: str) -> dict[str, Entry]:
+    """All registered names of a slot."""
+    _load_plugins()
+    return _entries[slot]
+
+
+def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> ComponentConfig:
+    """A component's Config from its name, from a mapping with a ``name``, or from a Config as it is.
+
+    Raises:
+        ConfigError: the name or a setting is unknown, or a value is of the wrong type.
+    """
+    if isinstance(value, ComponentConfig):
+        if getattr(value, "component", None) is None or value.component.slot != slot:
+            raise ConfigError(f"{slot} cannot be a {type(value).__qualname__}")
+        if value.name:
+            return value
+        name = next(name for name, entry in _entries[slot].items() if entry.component is value.component)
+        return type(value)(**{**{f.name: getattr(value, f.name) for f in fields(value)}, "name": name})
+    settings = (
+        {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    )
+    name = settings.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{slot} must be a name, or a mapping with a name, got {value!r}")
+    known = entries(slot)
+    if name not in known:
+        raise ConfigError(unknown(slot, name, known))
+    entry = known[name]
+    return from_mapping(entry.component.Config, {"name": name, **entry.settings, **settings}, slot)
+
+
+def encode(config: ComponentConfig) -> dict[str, Any]:
+    """A plain dict with every setting spelled out; ``decode`` reads it back."""
+    return asdict(config)
+
+
+def merge(slot: str, base: ComponentConfig, override: Mapping[str, Any] | str) -> ComponentConfig:
+    """``base`` with some settings changed; another ``name`` starts from that component's own defaults."""
+    override = {"name": override} if isinstance(override, str) else dict(override)
+    if override.get("name", base.name) != base.name:
+        return decode(slot, override)
+    return decode(slot, {**encode(base), **override})

@@ -1,0 +1,66 @@
+"""Typed dataclasses from plain mappings: every key known, every value of its declared type, or one sentence."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from modular_gpt.core.errors import ConfigError, unknown
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build dataclass ``cls`` from ``values``; ``where`` names the place in messages.
+
+    Raises:
+        ConfigError: a key is no field of ``cls`` (with the closest one), or a value has the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(typing.cast(Any, cls)) if field.init]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{where}: {unknown('setting', str(key), names)}")
+    return cls(**{key: checked(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """``value`` if it is a ``hint``; whole numbers become floats where a float is declared."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        base = typing.get_origin(option) or option
+        if base is Any or (base is type(None) and value is None):
+            return value
+        if base is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if base is dict and isinstance(value, Mapping):
+            return dict(value)
+        if base is list and isinstance(value, (list, tuple)):
+            return list(value)
+        if (
+            isinstance(base, type)
+            and isinstance(value, base)
+            and not (base is int and isinstance(value, bool))
+        ):
+            return value
+    raise ConfigError(f"{where} must be {_spelled(options)}, got {value!r}")
+
+
+def _spelled(options: tuple[Any, ...]) -> str:
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    names = [plain.get(typing.get_origin(o) or o) or f"a {getattr(o, '__name__', str(o))}" for o in options]
+    return " or ".join(names)
+
+
+def one_of(value: str, valid: tuple[str, ...], setting: str) -> None:
+    """Raise a ConfigError unless ``value`` is among the ``valid`` choices of ``setting``."""
+    if value not in valid:
+        raise ConfigError(f"{setting}: {unknown('choice', str(value), valid)}")
+
+
+def positive(where: str, **values: int | float | None) -> None:
+    """Raise a ConfigError for the first value that is given and not above zero."""
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"{where}.{name} must be above 0, got {value}")

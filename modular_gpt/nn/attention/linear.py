@@ -1,0 +1,120 @@
+"""Linear attention: https://arxiv.org/abs/2006.16236
+
+The softmax is replaced by a product of positive features, phi(x) = elu(x) + 1, so that all keys and values fold into
+one matrix per head whatever the length of the text: linear time to train, constant memory to decode.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
+from modular_gpt.core.contracts import Attention, Dims, Position, Positions
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import positive
+from modular_gpt.nn.residual import residual_linear
+
+
+class LinearAttention(Attention, name="linear"):
+    """Linear attention: a constant state instead of a cache that grows with the text."""
+
+    accepts_bias = False
+
+    @dataclass
+    class Config(ComponentConfig):
+        """head_dim null: d_model / n_heads; biases null: the model's; chunk: tokens mixed by a matrix product
+        before the state is carried on; eps is added to the normaliser."""
+
+        head_dim: int | None = None
+        qkv_bias: bool | None = None
+        out_bias: bool | None = None
+        chunk: int = 64
+        eps: float = 1e-6
+
+    def __init__(self, config: Config, dims: Dims, position: Position) -> None:
+        super().__init__(config, dims, position)
+        self.config = config
+        self.position = position
+        self.head_dim = _head_dim(config, dims)
+        wide = dims.n_heads * self.head_dim
+        qkv_bias = dims.bias if config.qkv_bias is None else config.qkv_bias
+        self.query = nn.Linear(dims.d_model, wide, qkv_bias)
+        self.key = nn.Linear(dims.d_model, wide, qkv_bias)
+        self.value = nn.Linear(dims.d_model, wide, qkv_bias)
+        self.out = residual_linear(
+            wide, dims.d_model, dims.bias if config.out_bias is None else config.out_bias
+        )
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
+        super().check(config, dims, position)
+        positive("attention", head_dim=config.head_dim, chunk=config.chunk)
+        if config.head_dim is None and dims.d_model % dims.n_heads:
+            raise ConfigError(
+                f"d_model={dims.d_model} does not divide into n_heads={dims.n_heads}; "
+                "change one, or set attention.head_dim"
+            )
+
+    @classmethod
+    def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
+        return _head_dim(config, dims)
+
+    @classmethod
+    def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
+        width = _head_dim(config, dims)
+        return CacheSpec(states=((dims.n_heads, width, width), (dims.n_heads, width)))
+
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        q, k = F.elu(self._split(self.query(x)).float()) + 1, F.elu(self._split(self.key(x)).float()) + 1
+        v = self._split(self.value(x)).float()
+        valid = pos.valid()
+        if valid is not None:
+            k = k * valid[:, None, :, None]
+        turned_q, turned_k = self.position.rotate(q, pos), self.position.rotate(k, pos)
+        state: tuple[Tensor | None, Tensor | None] = (None, None)
+        if cache is not None:
+            state = (cache.tensors[0], cache.tensors[1])
+        # rotated features may be negative, so the normaliser uses the features as they were
+        # (RoFormer, https://arxiv.org/abs/2104.09864, equation 19)
+        total, last_memory = _causal_products(turned_q, turned_k, v, state[0], self.config.chunk)
+        key_sums = k.cumsum(dim=2) if state[1] is None else k.cumsum(dim=2) + state[1][:, :, None]
+        normaliser = (q * key_sums).sum(-1, keepdim=True) + self.config.eps
+        if cache is not None:
+            memory, sums = cast(StateCache, cache).tensors
+            memory.copy_(last_memory)
+            sums.copy_(key_sums[:, :, -1])
+        return self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, H * N) -> (B, H, T, N)"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _causal_products(
+    q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t applied to ``memory`` (B, H, N, N) from before.
+
+    q, k, v: (B, H, T, N). Within a chunk by a masked matrix product, between chunks by the running sum of k v^T.
+    Returns ((B, H, T, N), the memory after the last token).
+    """
+    count = q.shape[2]
+    chunk = min(chunk, count)
+    padding = -count % chunk
+    q, k, v = (F.pad(each, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for each in (q, k, v))
+    within = (q @ k.transpose(-1, -2)).tril() @ v  # (B, H, chunks, chunk, N)
+    after = (k.transpose(-1, -2) @ v).cumsum(dim=2)  # memory after each chunk, (B, H, chunks, N, N)
+    if memory is not None:
+        after = after + memory[:, :, None]
+    first = torch.zeros_like(after[:, :, :1]) if memory is None else memory[:, :, None]
+    before = torch.cat([first, after[:, :, :-1]], dim=2)
+    return (within + q @ before).flatten(2, 3)[:, :, :count], after[:, :, -1]
+
+
+def _head_dim(config: LinearAttention.Config, dims: Dims) -> int:
+    return dims.d_model // dims.n_heads if config.head_dim is None else config.head_dim

@@ -1,0 +1,179 @@
+"""Multi-head attention and its corners.
+
+Multi-head https://arxiv.org/abs/1706.03762, multi-query https://arxiv.org/abs/1911.02150, grouped-query
+https://arxiv.org/abs/2305.13245, sliding window https://arxiv.org/abs/2004.05150 (as in Mistral,
+https://arxiv.org/abs/2310.06825), query-key norm https://arxiv.org/abs/2010.04245, logit softcap
+https://arxiv.org/abs/2408.00118, sinks https://arxiv.org/abs/2508.10925.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+
+from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
+from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Positions
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig, Preset, decode
+from modular_gpt.core.settings import one_of, positive
+from modular_gpt.nn.ops import BACKENDS, attend
+from modular_gpt.nn.residual import residual_linear
+
+
+class MultiHeadAttention(
+    Attention,
+    name="mha",
+    presets={
+        "gqa": Preset(
+            "Grouped-query attention: groups of query heads share a key/value head.", {"n_kv_heads": 2}
+        ),
+        "mqa": Preset("Multi-query attention: all query heads share one key/value head.", {"n_kv_heads": 1}),
+        "swa": Preset(
+            "Sliding-window attention: a token sees the last `window` tokens only.", {"window": 64}
+        ),
+    },
+):
+    """Multi-head attention: every query head has its own keys and values (GPT-2)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Settings; null means: as many key/value heads as query heads, head_dim d_model / n_heads, biases and
+        dropout (of attention weights) as the model's, scale 1 / sqrt(head_dim), no window, softcap, clipping or
+        query-key norm.
+
+        window: keys that a query sees, its own included; softcap c: scores become c tanh(scores / c);
+        sinks: a learned logit per head that takes attention away; qk_norm: name of a norm, per ``head`` or over
+        ``full`` width (qk_norm_scope); backend: auto | flash | math | flex.
+        """
+
+        n_kv_heads: int | None = None
+        head_dim: int | None = None
+        window: int | None = None
+        qkv_bias: bool | None = None
+        out_bias: bool | None = None
+        scale: float | None = None
+        softcap: float | None = None
+        sinks: bool = False
+        qk_norm: str | None = None
+        qk_norm_scope: str = "head"
+        qk_norm_eps: float = 1e-6
+        qk_norm_after_rope: bool = False
+        clip_qkv: float | None = None
+        dropout: float | None = None
+        backend: str = "auto"
+
+    def __init__(self, config: Config, dims: Dims, position: Position) -> None:
+        super().__init__(config, dims, position)
+        self.config = config
+        self.position = position
+        self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
+        self.scale = 1 / math.sqrt(self.head_dim) if config.scale is None else config.scale
+        self.dropout = dims.dropout if config.dropout is None else config.dropout
+        qkv_bias = dims.bias if config.qkv_bias is None else config.qkv_bias
+        out_bias = dims.bias if config.out_bias is None else config.out_bias
+        wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.query = nn.Linear(dims.d_model, wide, qkv_bias)
+        self.key = nn.Linear(dims.d_model, narrow, qkv_bias)
+        self.value = nn.Linear(dims.d_model, narrow, qkv_bias)
+        self.out = residual_linear(wide, dims.d_model, out_bias)
+        self.sinks = nn.Parameter(Tensor(self.n_heads)) if config.sinks else None
+        self.query_norm = _qk_norm(config, self.head_dim, wide)
+        self.key_norm = _qk_norm(config, self.head_dim, narrow)
+        self.reset_parameters()
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
+        super().check(config, dims, position)
+        n_heads, n_kv_heads, _ = heads(config, dims)
+        positive(
+            "attention",
+            n_kv_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            window=config.window,
+            softcap=config.softcap,
+            clip_qkv=config.clip_qkv,
+        )
+        if config.head_dim is None and dims.d_model % n_heads:
+            raise ConfigError(
+                f"d_model={dims.d_model} does not divide into n_heads={n_heads}; change one, or set attention.head_dim"
+            )
+        if n_heads % n_kv_heads:
+            divisors = [str(n) for n in range(1, n_heads + 1) if n_heads % n == 0]
+            raise ConfigError(
+                f"n_heads={n_heads} does not divide into attention.n_kv_heads={n_kv_heads}; "
+                f"choose one of {', '.join(divisors)}"
+            )
+        one_of(config.backend, BACKENDS, "attention.backend")
+        one_of(config.qk_norm_scope, ("head", "full"), "attention.qk_norm_scope")
+        if config.backend == "flash" and config.softcap is not None:
+            raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")
+        _qk_norm(config, 1, 1)
+
+    @classmethod
+    def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
+        return heads(config, dims)[2]
+
+    @classmethod
+    def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
+        _, n_kv_heads, head_dim = heads(config, dims)
+        return CacheSpec(rows=((n_kv_heads, head_dim),) * 2, window=config.window)
+
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, heads * N)
+        if self.config.clip_qkv is not None:
+            q, k, v = (each.clamp(-self.config.clip_qkv, self.config.clip_qkv) for each in (q, k, v))
+        q, k = self._place(q, self.query_norm, pos), self._place(k, self.key_norm, pos)
+        v = self._split(v)
+        columns = pos.columns
+        if cache is not None:
+            (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
+        mixed = attend(
+            q,
+            k,
+            v,
+            pos,
+            columns,
+            scale=self.scale,
+            window=self.config.window,
+            softcap=self.config.softcap,
+            sinks=self.sinks,
+            bias=self.position.bias(pos, columns, self.n_heads),
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.config.backend,
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, heads * N) -> (B, heads, T, N)"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _place(self, x: Tensor, norm: nn.Module | None, pos: Positions) -> Tensor:
+        """Split queries or keys into heads, normalise and rotate them: (B, T, heads * N) -> (B, heads, T, N)."""
+        if norm is None:
+            return self.position.rotate(self._split(x), pos)
+        if self.config.qk_norm_scope == "full":
+            return self.position.rotate(self._split(norm(x)), pos)
+        if self.config.qk_norm_after_rope:
+            return norm(self.position.rotate(self._split(x), pos))
+        return self.position.rotate(norm(self._split(x)), pos)
+
+    def reset_parameters(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
+
+
+def heads(config: MultiHeadAttention.Config, dims: Dims) -> tuple[int, int, int]:
+    """(query heads, key/value heads, width of a head) with the defaults filled in."""
+    n_kv_heads = dims.n_heads if config.n_kv_heads is None else config.n_kv_heads
+    head_dim = dims.d_model // dims.n_heads if config.head_dim is None else config.head_dim
+    return dims.n_heads, n_kv_heads, head_dim
+
+
+def _qk_norm(config: MultiHeadAttention.Config, head_dim: int, full: int) -> nn.Module | None:
+    if config.qk_norm is None:
+        return None
+    norm = decode("norm", {"name": config.qk_norm, "eps": config.qk_norm_eps})
+    width = full if config.qk_norm_scope == "full" else head_dim
+    return cast(type[Norm], norm.component)(norm, width, bias=False)

@@ -1,0 +1,59 @@
+"""Gated linear units: https://arxiv.org/abs/2002.05202"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from modular_gpt.core.contracts import Dims, FeedForward
+from modular_gpt.core.registry import ComponentConfig, Preset
+from modular_gpt.core.settings import one_of, positive
+from modular_gpt.nn.activations import GATES, gated
+from modular_gpt.nn.residual import residual_linear
+
+
+class GatedLinearUnit(
+    FeedForward,
+    name="swiglu",
+    presets={
+        "geglu": Preset(
+            "A gate with GELU multiplies the widened input (Gemma).", {"activation": "gelu_tanh"}
+        ),
+        "reglu": Preset("A gate with ReLU multiplies the widened input.", {"activation": "relu"}),
+    },
+):
+    """A gate with SiLU multiplies the widened input (Llama)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """hidden null: 8/3 d_model, to the nearest multiple of 8, so that it costs what an mlp of 4 d_model does;
+        activation of the gate: silu | gelu | gelu_tanh | relu | relu2 | clamped_swish; bias null: the model's."""
+
+        hidden: int | None = None
+        activation: str = "silu"
+        bias: bool | None = None
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.activation = config.activation
+        hidden = hidden_size(config, dims)
+        bias = dims.bias if config.bias is None else config.bias
+        self.gate = nn.Linear(dims.d_model, hidden, bias)
+        self.up = nn.Linear(dims.d_model, hidden, bias)
+        self.down = residual_linear(hidden, dims.d_model, bias)
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims) -> None:
+        positive("ffn", hidden=config.hidden)
+        one_of(config.activation, GATES, "ffn.activation")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T, D) -> (B, T, D), {}"""
+        return self.down(gated(self.activation, self.gate(x), self.up(x))), {}
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+def hidden_size(config: GatedLinearUnit.Config, dims: Dims) -> int:
+    """The hidden width with the default filled in."""
+    return max(8, round(dims.d_model / 3) * 8) if config.hidden is None else config.hidden

@@ -1,0 +1,49 @@
+"""Two linear layers with an activation between: https://arxiv.org/abs/1706.03762, section 3.3"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from modular_gpt.core.contracts import Dims, FeedForward
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import one_of, positive
+from modular_gpt.nn.activations import ACTIVATIONS
+from modular_gpt.nn.residual import residual_linear
+
+
+class MLP(FeedForward, name="mlp"):
+    """Widen, activate, narrow (GPT-2)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """hidden null: 4 d_model; activation: gelu | gelu_tanh | relu | relu2 | silu; bias null: the model's."""
+
+        hidden: int | None = None
+        activation: str = "gelu_tanh"
+        bias: bool | None = None
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.activation = config.activation
+        self.activate = ACTIVATIONS[config.activation]
+        hidden = hidden_size(config, dims)
+        bias = dims.bias if config.bias is None else config.bias
+        self.up = nn.Linear(dims.d_model, hidden, bias)
+        self.down = residual_linear(hidden, dims.d_model, bias)
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims) -> None:
+        positive("ffn", hidden=config.hidden)
+        one_of(config.activation, tuple(ACTIVATIONS), "ffn.activation")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T, D) -> (B, T, D), {}"""
+        return self.down(self.activate(self.up(x))), {}
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+def hidden_size(config: MLP.Config, dims: Dims) -> int:
+    """The hidden width with the default filled in."""
+    return 4 * dims.d_model if config.hidden is None else config.hidden

@@ -1,0 +1,214 @@
+"""Mixture of experts.
+
+Top-k softmax routing https://arxiv.org/abs/2401.04088, sigmoid routing and balancing by a bias
+https://arxiv.org/abs/2412.19437, shared experts and expert groups https://arxiv.org/abs/2405.04434, load-balancing loss
+https://arxiv.org/abs/2101.03961, router z-loss https://arxiv.org/abs/2202.08906.
+
+Tokens are sorted by expert and each expert computes its tokens together; no token is ever dropped.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt.core.contracts import Dims, FeedForward
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import one_of, positive
+from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
+from modular_gpt.nn.ffn import glu, mlp
+from modular_gpt.nn.grouped import grouped_matmul
+from modular_gpt.nn.residual import mark_residual
+
+
+class MixtureOfExperts(FeedForward, name="moe"):
+    """A router sends each token to its top_k of n_experts feed-forward parts (Mixtral, DeepSeek)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Settings.
+
+        expert: glu | mlp; hidden, activation, bias: as in that part, for one expert; shared_experts: how many
+        experts' width every token passes through besides; router_bias: the router's own bias.
+        score: softmax | sigmoid; norm_topk: the chosen weights sum to 1; routed_scale multiplies them.
+        groups: experts stand in so many groups, of which a token uses the best top_groups, judged by the best
+        expert (group_score ``max``) or the sum of the best two (``top2``).
+        balance: ``loss`` adds balance_weight times the load-balancing loss (1 when even); ``bias`` moves a bias
+        that only the choice sees by bias_step after each update; ``none``. z_weight weighs the router z-loss.
+        """
+
+        n_experts: int = 8
+        top_k: int = 2
+        expert: str = "glu"
+        hidden: int | None = None
+        activation: str = "silu"
+        bias: bool | None = None
+        shared_experts: int = 0
+        router_bias: bool = False
+        score: str = "softmax"
+        norm_topk: bool = True
+        routed_scale: float = 1.0
+        groups: int = 1
+        top_groups: int = 1
+        group_score: str = "max"
+        balance: str = "loss"
+        balance_weight: float = 0.01
+        bias_step: float = 0.001
+        z_weight: float = 0.001
+
+    select_bias: Tensor | None
+    load: Tensor | None
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.config = config
+        hidden = hidden_size(config, dims)
+        bias = dims.bias if config.bias is None else config.bias
+        experts, d_model = config.n_experts, dims.d_model
+        self.router = nn.Linear(d_model, experts, bias=config.router_bias)
+        self.gate = nn.Parameter(Tensor(experts, hidden, d_model)) if config.expert == "glu" else None
+        self.up = nn.Parameter(Tensor(experts, hidden, d_model))
+        self.down = nn.Parameter(Tensor(experts, d_model, hidden))
+        mark_residual(self, "down")
+        self.gate_bias = nn.Parameter(Tensor(experts, hidden)) if bias and config.expert == "glu" else None
+        self.up_bias = nn.Parameter(Tensor(experts, hidden)) if bias else None
+        self.down_bias = nn.Parameter(Tensor(experts, d_model)) if bias else None
+        self.shared: FeedForward | None = None
+        if config.shared_experts:
+            part = _dense(config)
+            self.shared = part.component(replace(part, hidden=hidden * config.shared_experts), dims)
+        by_bias = config.balance == "bias"
+        self.register_buffer("select_bias", torch.zeros(experts) if by_bias else None)
+        self.register_buffer("load", torch.zeros(experts) if by_bias else None, persistent=False)
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims) -> None:
+        positive(
+            "ffn", n_experts=config.n_experts, top_k=config.top_k, hidden=config.hidden, groups=config.groups
+        )
+        one_of(config.expert, ("glu", "mlp"), "ffn.expert")
+        one_of(config.activation, GATES if config.expert == "glu" else tuple(ACTIVATIONS), "ffn.activation")
+        one_of(config.score, ("softmax", "sigmoid"), "ffn.score")
+        one_of(config.balance, ("loss", "bias", "none"), "ffn.balance")
+        one_of(config.group_score, ("max", "top2"), "ffn.group_score")
+        if config.shared_experts < 0:
+            raise ConfigError(f"ffn.shared_experts must be 0 or more, got {config.shared_experts}")
+        if config.n_experts % config.groups or not 1 <= config.top_groups <= config.groups:
+            raise ConfigError(
+                f"ffn.groups={config.groups} must divide n_experts={config.n_experts}, "
+                f"and top_groups={config.top_groups} lie between 1 and groups"
+            )
+        available = config.n_experts // config.groups * config.top_groups
+        if config.top_k > available:
+            raise ConfigError(
+                f"ffn.top_k={config.top_k} is more than the {available} experts a token can choose from"
+            )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T, D) -> (B, T, D), weighted losses ``load_balancing`` and ``router_z`` while training"""
+        tokens = x.flatten(0, -2)  # (M, D)
+        logits = self.router(tokens).float()
+        weights, chosen, scores = self._route(logits)
+        counts = (chosen.flatten()[:, None] == torch.arange(self.config.n_experts, device=x.device)).sum(0)
+        out = self._experts(tokens, weights, chosen, counts).view_as(x)
+        if self.shared is not None:
+            out = out + self.shared(x)[0]
+        if not self.training:
+            return out, {}
+        if self.load is not None:
+            self.load += (
+                counts  # a second pass under activation checkpointing doubles all alike: the sign stays
+            )
+        return out, self._losses(logits, scores, counts / chosen.numel())
+
+    def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """logits (M, E) -> weights (M, k), chosen experts (M, k), scores (M, E)"""
+        config = self.config
+        scores = logits.softmax(-1) if config.score == "softmax" else logits.sigmoid()
+        ranking = scores if self.select_bias is None else scores + self.select_bias
+        if config.groups > 1:
+            grouped = ranking.detach().unflatten(-1, (config.groups, -1))
+            best = grouped.topk(
+                min(2, grouped.shape[-1]) if config.group_score == "top2" else 1, dim=-1
+            ).values.sum(-1)
+            kept = torch.zeros_like(best).scatter(-1, best.topk(config.top_groups, dim=-1).indices, 1.0)
+            ranking = (
+                ranking.unflatten(-1, (config.groups, -1))
+                .masked_fill(kept[..., None] == 0, -torch.inf)
+                .flatten(-2)
+            )
+        chosen = ranking.topk(config.top_k, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if config.norm_topk:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return weights * config.routed_scale, chosen, scores
+
+    def _experts(self, tokens: Tensor, weights: Tensor, chosen: Tensor, counts: Tensor) -> Tensor:
+        """(M, D) -> (M, D): every token through its experts, summed with its weights."""
+        order = chosen.flatten().argsort(stable=True)  # token-expert pairs, expert by expert
+        expert = chosen.flatten()[order]
+        ends = counts.cumsum(0).to(torch.int32)
+        x = tokens[order // self.config.top_k]
+
+        def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            product = grouped_matmul(rows, weight.transpose(1, 2), ends)
+            return product if bias is None else product + bias[expert].to(product.dtype)
+
+        up = linear(x, self.up, self.up_bias)
+        if self.gate is None:
+            hidden = ACTIVATIONS[self.config.activation](up)
+        else:
+            hidden = gated(self.config.activation, linear(x, self.gate, self.gate_bias), up)
+        out = linear(hidden, self.down, self.down_bias)[
+            order.argsort()
+        ]  # back to token order, no atomic adds
+        return (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
+
+    def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        if self.config.balance == "loss" and self.config.balance_weight > 0:
+            shares = (scores / scores.sum(-1, keepdim=True)).mean(0)
+            losses["load_balancing"] = (
+                self.config.balance_weight * self.config.n_experts * (fractions * shares).sum()
+            )
+        if self.config.z_weight > 0:
+            losses["router_z"] = self.config.z_weight * logits.logsumexp(-1).square().mean()
+        return losses
+
+    def inactive_parameters(self) -> int:
+        idle = self.config.n_experts - self.config.top_k
+        experts = [self.gate, self.up, self.down, self.gate_bias, self.up_bias, self.down_bias]
+        return sum(p.numel() // self.config.n_experts * idle for p in experts if p is not None)
+
+    @torch.no_grad()
+    def after_optimizer_step(self) -> None:
+        """Make overloaded experts less likely to be chosen and idle ones more, by a fixed step."""
+        if self.select_bias is not None and self.load is not None:
+            self.select_bias += self.config.bias_step * torch.sign(self.load.mean() - self.load)
+            self.load.zero_()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        if self.select_bias is not None and self.load is not None:
+            self.select_bias.zero_()
+            self.load.zero_()
+
+    def extra_repr(self) -> str:
+        kind = "mlp" if self.gate is None else "glu"
+        return (
+            f"{self.config.n_experts} experts ({kind}, hidden {self.up.shape[1]}), top_k={self.config.top_k}"
+        )
+
+
+def _dense(config: MixtureOfExperts.Config) -> glu.GatedLinearUnit.Config | mlp.MLP.Config:
+    """One expert as a dense part; its default hidden size is every expert's."""
+    kind = glu.GatedLinearUnit.Config if config.expert == "glu" else mlp.MLP.Config
+    return kind(hidden=config.hidden, activation=config.activation, bias=config.bias)
+
+
+def hidden_size(config: MixtureOfExperts.Config, dims: Dims) -> int:
+    """The hidden width of one expert with the default filled in."""
+    part = _dense(config)
+    return mlp.hidden_size(part, dims) if isinstance(part, mlp.MLP.Config) else glu.hidden_size(part, dims)

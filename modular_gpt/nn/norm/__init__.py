@@ -1,0 +1,1 @@
+"""Normalisation. One file per component."""

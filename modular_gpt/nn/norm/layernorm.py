@@ -1,0 +1,43 @@
+"""Layer normalisation: https://arxiv.org/abs/1607.06450"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt.core.contracts import Norm
+from modular_gpt.core.registry import ComponentConfig
+
+
+class LayerNorm(Norm, name="layernorm"):
+    """Subtract the mean, divide by the standard deviation, then scale and shift (GPT-2)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """eps is added to the variance; bias null follows the model's."""
+
+        eps: float = 1e-5
+        affine: bool = True
+        bias: bool | None = None
+
+    def __init__(self, config: Config, width: int, bias: bool) -> None:
+        super().__init__(config, width, bias)
+        self.eps = config.eps
+        self.width = (width,)
+        has_bias = bias if config.bias is None else config.bias
+        self.weight = nn.Parameter(Tensor(width)) if config.affine else None
+        self.bias = nn.Parameter(Tensor(width)) if config.affine and has_bias else None
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)"""
+        return F.layer_norm(x, self.width, self.weight, self.bias, self.eps)
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.width[0]}, eps={self.eps}, bias={self.bias is not None}"

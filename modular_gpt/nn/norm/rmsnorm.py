@@ -1,0 +1,43 @@
+"""Root mean square normalisation: https://arxiv.org/abs/1910.07467"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt.core.contracts import Norm
+from modular_gpt.core.registry import ComponentConfig
+
+
+class RMSNorm(Norm, name="rmsnorm"):
+    """Divide by the root mean square, then scale (Llama)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """eps is added to the mean square; weight_offset: the scale is 1 + weight, stored around 0 (Gemma)."""
+
+        eps: float = 1e-5
+        affine: bool = True
+        weight_offset: bool = False
+
+    def __init__(self, config: Config, width: int, bias: bool = False) -> None:
+        super().__init__(config, width, bias)
+        self.eps = config.eps
+        self.width = (width,)
+        self.weight_offset = config.weight_offset
+        self.weight = nn.Parameter(Tensor(width)) if config.affine else None
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)"""
+        if self.weight is not None and self.weight_offset:
+            scaled = F.rms_norm(x.float(), self.width, 1.0 + self.weight.float(), self.eps)
+            return scaled.to(x.dtype)
+        return F.rms_norm(x, self.width, self.weight, self.eps)
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.constant_(self.weight, 0.0 if self.weight_offset else 1.0)
+
+    def extra_repr(self) -> str:
+        return f"{self.width[0]}, eps={self.eps}"

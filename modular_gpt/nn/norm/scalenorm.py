@@ -1,0 +1,41 @@
+"""Scale normalisation: https://arxiv.org/abs/1910.05895"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.core.contracts import Norm
+from modular_gpt.core.registry import ComponentConfig
+
+
+class ScaleNorm(Norm, name="scalenorm"):
+    """Divide by the Euclidean length, then scale by one learned number, sqrt(width) at first."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """eps is the smallest length divided by."""
+
+        eps: float = 1e-5
+        affine: bool = True
+
+    def __init__(self, config: Config, width: int, bias: bool = False) -> None:
+        super().__init__(config, width, bias)
+        self.eps = config.eps
+        self.first = math.sqrt(width)
+        self.weight = nn.Parameter(Tensor(1)) if config.affine else None
+        self.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)"""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=self.eps)
+        scale = self.first if self.weight is None else self.weight
+        return x * (scale / length).to(x.dtype)
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.constant_(self.weight, self.first)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"

@@ -1,0 +1,218 @@
+"""Scaled dot-product attention as pure functions; the only caller of PyTorch's attention kernels.
+
+Who sees whom is one rule on columns: a query sees a key when 0 <= query column - key column < window and the
+key is no padding. From it follow causal masks, sliding windows, ring caches, chunked prefill and ragged batches.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from modular_gpt.core.contracts import Positions
+from modular_gpt.core.errors import ConfigError
+
+BACKENDS = ("auto", "flash", "math", "flex")
+_FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def visible(pos: Positions, key_columns: Tensor, window: int | None) -> Tensor:
+    """(B or 1, 1, T, S) True where a query may look at a key. Every query sees itself, also padding."""
+    distance = pos.columns[:, None] - key_columns[None, :]
+    seen = (distance >= 0) & (key_columns >= 0)
+    if window is not None:
+        seen &= distance < window
+    if pos.padding is None:
+        return seen[None, None]
+    text = key_columns[None, :] >= pos.padding[:, None]
+    return ((seen & text[:, None, :]) | (distance == 0))[:, None]
+
+
+def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
+    """False when plain causal attention, or attention to all keys by one query, says the same as ``visible``."""
+    if pos.padding is not None or isinstance(pos.start, Tensor):
+        return True
+    if window is not None and n_keys > window:
+        return True
+    return not (pos.from_nothing and n_keys == pos.count) and pos.count > 1
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos: Positions,
+    key_columns: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax attention of T queries over S keys.
+
+    q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
+    key_columns: (S,) the column of each key
+    scale: factor on the scores; softcap c: scores become c * tanh(scores / c)
+    sinks: (H,) logit of an extra key with a zero value; bias: (1, H, T, S) added to the scores
+    Returns (B, H, T, M).
+    """
+    if backend == "flex":
+        return _flex(q, k, v, pos, key_columns, scale, window, softcap, sinks, bias, dropout)
+    seen = None
+    if needs_mask(pos, k.shape[2], window):
+        key = ("visible", window, k.shape[2], key_columns.shape[0])
+        seen = pos.once(key, lambda: visible(pos, key_columns, window))
+    if backend == "math" or softcap is not None:
+        causal = seen is None and pos.count > 1
+        seen = pos.once("causal", lambda: visible(pos, key_columns, None)) if causal else seen
+        return _written_out(q, k, v, scale, seen, softcap, sinks, bias, dropout)
+    return _fused(q, k, v, scale, seen, sinks, bias, dropout, pos, key_columns, backend)
+
+
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    seen: Tensor | None,
+    sinks: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+    pos: Positions,
+    key_columns: Tensor,
+    backend: str,
+) -> Tensor:
+    """PyTorch's scaled_dot_product_attention, which picks a flash or memory-efficient kernel."""
+    causal = seen is None and pos.count > 1
+    if causal and (bias is not None or sinks is not None):
+        seen, causal = pos.once("causal", lambda: visible(pos, key_columns, None)), False
+    mask = seen
+    if bias is not None:
+        mask = bias.to(q.dtype) if seen is None else bias.to(q.dtype).masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        k, v, mask = _with_sink(q, k, v, mask, sinks)
+    batch, heads, count, _ = q.shape
+    fold = count == 1 and heads != k.shape[1] and mask is None
+    if fold:  # the queries that share a key stand side by side, as if they were tokens
+        q = q.reshape(batch, k.shape[1], -1, q.shape[-1])
+    shared = not fold and heads != k.shape[1]
+
+    def kernel() -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
+        )
+
+    if backend == "auto":
+        out = kernel()
+    else:
+        try:
+            with sdpa_kernel(_FUSED):
+                out = kernel()
+        except RuntimeError as error:
+            raise ConfigError(
+                "backend=flash has no kernel for this device, dtype and mask; use backend=auto"
+            ) from error
+    return out.reshape(batch, heads, 1, -1) if fold else out
+
+
+def _with_sink(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An extra key of zeros, whose score is then the sink alone, with a value of zeros."""
+    rows = q.shape[0] if mask is None else mask.shape[0]
+    heads, count, n_keys = q.shape[1], q.shape[2], k.shape[2]
+    if mask is None:
+        mask = q.new_zeros(1, 1, count, n_keys)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    column = sinks.to(q.dtype)[None, :, None, None].expand(rows, heads, count, 1)
+    mask = torch.cat([mask.expand(rows, heads, count, n_keys), column], dim=-1)
+    return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), mask
+
+
+def _written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    seen: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """The definition, step by step: matmul, softcap, bias, mask, softmax in float32, matmul."""
+    batch, heads, count, width = q.shape
+    groups = k.shape[1]
+    folded = (q * scale).reshape(batch, groups, -1, width)  # queries that share a key stand side by side
+    scores = (folded @ k.transpose(-1, -2)).reshape(batch, heads, count, -1)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat(
+            [scores, sinks.to(scores.dtype)[None, :, None, None].expand(batch, heads, count, 1)], -1
+        )
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    weights = F.dropout(weights, dropout)
+    return (weights.reshape(batch, groups, -1, weights.shape[-1]) @ v).reshape(batch, heads, count, -1)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def _flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos: Positions,
+    key_columns: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """FlexAttention: one compiled kernel with the mask, bias and softcap inside."""
+    if dropout > 0:
+        raise ConfigError(
+            "backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto"
+        )
+    if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        raise ConfigError("backend=flex does not train on a CPU; use backend=auto")
+    seen = pos.once(
+        ("visible", window, k.shape[2], key_columns.shape[0]), lambda: visible(pos, key_columns, window)
+    )
+    rows = torch.zeros(q.shape[0], dtype=torch.long, device=q.device) if seen.shape[0] == 1 else None
+
+    def score(value: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        if softcap is not None:
+            value = softcap * torch.tanh(value / softcap)
+        if bias is not None:
+            value = value + bias[0, h, i, j]
+        return torch.where(seen[b if rows is None else rows[b], 0, i, j], value, -torch.inf)
+
+    flex = _compiled_flex()
+    shared = q.shape[1] != k.shape[1]
+    if sinks is None:
+        return flex(q, k, v, score_mod=score, scale=scale, enable_gqa=shared)
+    out, total = flex(q, k, v, score_mod=score, scale=scale, enable_gqa=shared, return_lse=True)
+    return out * torch.sigmoid(total - sinks[None, :, None]).to(out.dtype)[..., None]

@@ -1,0 +1,54 @@
+"""Attention with linear biases: https://arxiv.org/abs/2108.12409"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.contracts import Dims, Position, Positions
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import positive
+
+
+class ALiBi(Position, name="alibi"):
+    """Scores fall linearly with distance, with one slope per head; works past the trained length."""
+
+    biases = True
+
+    @dataclass
+    class Config(ComponentConfig):
+        """max_bias: the last head's slope is 2^-max_bias."""
+
+        max_bias: float = 8.0
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.config = config
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
+        positive("pos", max_bias=config.max_bias)
+
+    def bias(self, pos: Positions, key_columns: Tensor, n_heads: int) -> Tensor:
+        """(1, H, T, S): minus slope times distance, in float32; shared by all layers of a forward pass."""
+
+        def make() -> Tensor:
+            distance = pos.columns[:, None] - key_columns[None, :]
+            slope = torch.tensor(slopes(n_heads, self.config.max_bias), device=distance.device)
+            return -slope[None, :, None, None] * distance
+
+        return pos.once(("alibi", n_heads, key_columns.shape[0], self.config.max_bias), make)
+
+
+def slopes(n_heads: int, max_bias: float = 8.0) -> list[float]:
+    """The slope of each head: a geometric sequence that ends at 2^-max_bias.
+
+    A count that is no power of two takes the slopes of the power below, then every second one of the power above.
+    """
+
+    def geometric(count: int) -> list[float]:
+        return [2.0 ** (-max_bias * (i + 1) / count) for i in range(count)]
+
+    below = 2 ** math.floor(math.log2(n_heads))
+    return geometric(below) + geometric(2 * below)[::2][: n_heads - below]

@@ -1,0 +1,158 @@
+"""Rotary positions: https://arxiv.org/abs/2104.09864
+
+Scalings to longer contexts: linear https://arxiv.org/abs/2306.15595, dynamic (NTK by the present length)
+https://arxiv.org/abs/2309.00071 appendix, yarn https://arxiv.org/abs/2309.00071, llama3
+https://arxiv.org/abs/2407.21783.
+
+No table is stored: angles come from the positions of each forward pass, in float32, once for all layers.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.contracts import Dims, Position, Positions
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import from_mapping, one_of, positive
+
+
+@dataclass
+class Scaling:
+    """How frequencies change to reach past the length they were trained for.
+
+    kind: linear | dynamic | llama3 | yarn
+    factor: how many times longer the context becomes
+    original_context_length: the length trained for; null means the model's context_length
+    low_frequency_factor, high_frequency_factor: llama3 keeps waves shorter than original/high, stretches those longer
+        than original/low, and blends between
+    beta_fast, beta_slow: yarn keeps dimensions that turn more than beta_fast times over the original length,
+        stretches those that turn less than beta_slow times; truncate rounds the borders to whole dimensions
+    attention_factor: yarn multiplies queries and keys by it; null means 0.1 ln(factor) + 1
+    """
+
+    kind: str = "linear"
+    factor: float = 1.0
+    original_context_length: int | None = None
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        one_of(self.kind, ("linear", "dynamic", "llama3", "yarn"), "pos.scaling.kind")
+        positive("pos.scaling", factor=self.factor, original_context_length=self.original_context_length)
+
+
+class RoPE(Position, name="rope"):
+    """Turn queries and keys by angles that grow with position, so that scores depend on distance (Llama)."""
+
+    rotates = True
+
+    @dataclass
+    class Config(ComponentConfig):
+        """theta: base of the wavelengths; rotary_dim: how many dimensions of a head turn (null: all);
+        layout: dimension i turns with i + half (``half``) or with its neighbour (``interleaved``);
+        scaling: settings of ``Scaling``, empty for none."""
+
+        theta: float = 10000.0
+        rotary_dim: int | None = None
+        layout: str = "half"
+        scaling: dict = field(default_factory=dict)
+
+    def __init__(self, config: Config, dims: Dims) -> None:
+        super().__init__(config, dims)
+        self.config = config
+        self.scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
+        self.original_length = (self.scaling and self.scaling.original_context_length) or dims.context_length
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
+        one_of(config.layout, ("half", "interleaved"), "pos.layout")
+        positive("pos", theta=config.theta, rotary_dim=config.rotary_dim)
+        if config.scaling:
+            from_mapping(Scaling, config.scaling, "pos.scaling")
+        turning = rotary_width if config.rotary_dim is None else config.rotary_dim
+        if turning > rotary_width:
+            raise ConfigError(
+                f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head"
+            )
+        if turning % 2:
+            raise ConfigError(
+                f"pos=rope turns pairs of dimensions: {turning} is odd; set an even pos.rotary_dim"
+            )
+
+    def rotate(self, x: Tensor, pos: Positions) -> Tensor:
+        """(B, heads, T, width) -> the same; the first ``rotary_dim`` dimensions turn, the others stay."""
+        dim = self.config.rotary_dim or x.shape[-1]
+        key = ("rope", repr(self.config), self.original_length, dim, x.dtype)
+        cos, sin = pos.once(key, lambda: self._angles(pos, dim, x.dtype))
+        turning, rest = x[..., :dim], x[..., dim:]
+        if self.config.layout == "half":
+            turned = (
+                turning * cos + torch.cat([-turning[..., dim // 2 :], turning[..., : dim // 2]], dim=-1) * sin
+            )
+        else:
+            even, odd = turning[..., ::2], turning[..., 1::2]
+            cos, sin = cos[..., : dim // 2], sin[..., : dim // 2]
+            turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+    def _angles(self, pos: Positions, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin, (B or 1, 1, T, dim), of position times frequency."""
+        frequencies, magnitude = self._frequencies(pos, dim)
+        angle = (pos.index[..., None].float() * frequencies)[:, None]
+        angle = torch.cat([angle, angle], dim=-1)
+        return (angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype)
+
+    def _frequencies(self, pos: Positions, dim: int) -> tuple[Tensor, float]:
+        """(dim / 2,) angle per position, and what queries and keys are multiplied by."""
+        exponent = torch.arange(0, dim, 2, device=pos.index.device, dtype=torch.float32) / dim
+        scaling = self.scaling
+        if scaling is None:
+            return 1.0 / self.config.theta**exponent, 1.0
+        if scaling.kind == "dynamic":
+            return self._dynamic(scaling, pos, exponent, dim), 1.0
+        plain = 1.0 / self.config.theta**exponent
+        if scaling.kind == "linear":
+            return plain / scaling.factor, 1.0
+        if scaling.kind == "llama3":
+            return self._llama3(scaling, plain), 1.0
+        magnitude = scaling.attention_factor
+        if magnitude is None:
+            magnitude = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+        return self._yarn(scaling, plain, dim), magnitude
+
+    def _dynamic(self, scaling: Scaling, pos: Positions, exponent: Tensor, dim: int) -> Tensor:
+        """A base that grows with the present length; cached keys keep the angles of the length they were made at."""
+        length = (pos.index.max() + 1).clamp(min=self.original_length)
+        growth = scaling.factor * length / self.original_length - (scaling.factor - 1)
+        return 1.0 / (self.config.theta * growth ** (dim / (dim - 2))) ** exponent
+
+    def _llama3(self, scaling: Scaling, plain: Tensor) -> Tensor:
+        turns = self.original_length * plain / (2 * math.pi)  # full turns over the original length
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        return keep * plain + (1 - keep) * plain / scaling.factor
+
+    def _yarn(self, scaling: Scaling, plain: Tensor, dim: int) -> Tensor:
+        def border(
+            turns: float,
+        ) -> float:  # the dimension pair that turns this often over the original length
+            return (
+                dim
+                * math.log(self.original_length / (turns * 2 * math.pi))
+                / (2 * math.log(self.config.theta))
+            )
+
+        low, high = border(scaling.beta_fast), border(scaling.beta_slow)
+        if scaling.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        pair = torch.arange(dim // 2, device=plain.device, dtype=torch.float32)
+        stretch = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
+        return stretch * plain / scaling.factor + (1 - stretch) * plain
