@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hatchling import build
 
-from modular_gpt._version import __version__
+from modular_gpt import __version__
 
 
 @pytest.fixture(scope="module")
