@@ -65,9 +65,7 @@ class LayerConfig(NamedTuple):
         return cast(type[Position], self.pos.component)
 
     def cache_spec(self, dims: Dims) -> CacheSpec:
-        return cast(type[Attention], self.attention.component).cache_spec(
-            self.attention, dims, self.position_class
-        )
+        return cast(type[Attention], self.attention.component).cache_spec(self.attention, dims, self.position_class)
 
 
 @dataclass
@@ -194,7 +192,5 @@ class GPTConfig:
         values = dict(values)
         written = values.pop("format", FORMAT)
         if written != FORMAT:
-            raise ConfigError(
-                f"this config has format {written!r}, this version reads {FORMAT}; update modular_gpt"
-            )
+            raise ConfigError(f"this config has format {written!r}, this version reads {FORMAT}; update modular_gpt")
         return from_mapping(cls, values, "model")

@@ -6,6 +6,7 @@ stream scaled by 1/sqrt(2 n_layers).
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,10 @@ from modular_gpt.nn.residual import is_residual
 def initialise(model: nn.Module, config: GPTConfig) -> None:
     """Set every parameter and buffer of ``model``, drawing from PyTorch's global generator."""
     for module in model.modules():
-        own = list(module.named_parameters(recurse=False))
-        if not isinstance(module, (nn.Linear, nn.Embedding)) and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-        for name, parameter in own:
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None and not isinstance(module, (nn.Linear, nn.Embedding)):
+            reset()
+        for name, parameter in module.named_parameters(recurse=False):
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.ndim >= 2:

@@ -1,7 +1,7 @@
 """The decoder: embeddings, a stack of blocks, a head. Shapes by the letters of core/contracts.py."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +63,7 @@ class TransformerBlock(nn.Module):
         self.ffn_post_norm = build_norm(layer.norm, config) if after else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, pos: Positions, cache: LayerCache | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), auxiliary losses by name"""
         h = _apply(self.attention_norm, x)
         attended = self.dropout(self.attention(h, pos, cache))
@@ -102,14 +100,10 @@ class GPTModel(nn.Module):
                 modules[repr(each)] = cast(type[Position], each.component)(each, config.dims)
                 self.positions.append(modules[repr(each)])
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(layer, config, modules[repr(layer.pos)]) for layer in layers
-        )
+        self.blocks = nn.ModuleList(TransformerBlock(layer, config, modules[repr(layer.pos)]) for layer in layers)
         with_norm = config.topology != "post" if config.final_norm is None else config.final_norm
         self.final_norm = build_norm(config.norm, config) if with_norm else None
-        self.head = (
-            None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        )
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         self._own_cache: ModelCache | None = None
         initialise(self, config)
@@ -193,17 +187,13 @@ class GPTModel(nn.Module):
                     "positions; give a shorter text, or use pos=rope or pos=alibi"
                 )
             if cache is not None and cache.max_length is not None and end > cache.max_length:
-                raise ConfigError(
-                    f"the cache holds {cache.max_length} tokens and cannot take {end}; make a longer one"
-                )
+                raise ConfigError(f"the cache holds {cache.max_length} tokens and cannot take {end}; make a longer one")
         if cache is not None:
             if ids.shape[0] != cache.batch:
                 raise ConfigError(f"the cache was made for {cache.batch} rows, got {ids.shape[0]}")
             if padding is not None:
                 if not (isinstance(start, int) and start == 0):
-                    raise ConfigError(
-                        "padding stands to the left: give it with the first tokens of a cache only"
-                    )
+                    raise ConfigError("padding stands to the left: give it with the first tokens of a cache only")
                 cache.padding = padding
             padding = cache.padding
         return Positions(start, ids.shape[1], padding, ids.device)
@@ -225,9 +215,7 @@ class GPTModel(nn.Module):
             ).sum()
         return total / (targets != IGNORED).sum().clamp(min=1)
 
-    def new_cache(
-        self, batch: int = 1, max_length: int | None = None, dtype: torch.dtype | None = None
-    ) -> ModelCache:
+    def new_cache(self, batch: int = 1, max_length: int | None = None, dtype: torch.dtype | None = None) -> ModelCache:
         """An empty cache for ``batch`` rows of up to ``max_length`` tokens; without a length it grows by doubling."""
         weight = self.embedding.weight
         specs = [layer.cache_spec(self.config.dims) for layer in self.config.layer_configs]

@@ -70,9 +70,7 @@ def read_config(config: Any = None, **keywords: Any) -> GPTConfig:
     if isinstance(config, SimpleNamespace):
         config = vars(config)
     if not isinstance(config, (Mapping, type(None))):
-        raise ConfigError(
-            f"a model is described by a GPTConfig, a dict, a SimpleNamespace or keywords, not {config!r}"
-        )
+        raise ConfigError(f"a model is described by a GPTConfig, a dict, a SimpleNamespace or keywords, not {config!r}")
     return GPTConfig.from_dict(translate({**(config or {}), **keywords}))
 
 

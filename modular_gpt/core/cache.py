@@ -47,9 +47,7 @@ class CacheSpec:
         constant = sum(torch.Size(shape).numel() for shape in self.states) * torch.float32.itemsize
         return batch * (self.tokens(tokens) * per_token + constant)
 
-    def allocate(
-        self, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
-    ) -> "LayerCache":
+    def allocate(self, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device) -> "LayerCache":
         if self.states:
             return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
         return TokenCache(self, batch, max_length, dtype, device)
@@ -98,8 +96,7 @@ class TokenCache(LayerCache):
         self.grows = max_length is None
         self.capacity = spec.tokens(_FIRST_ROWS if max_length is None else max_length)
         self.tensors = [
-            torch.zeros(batch, heads, self.capacity, width, dtype=dtype, device=device)
-            for heads, width in spec.rows
+            torch.zeros(batch, heads, self.capacity, width, dtype=dtype, device=device) for heads, width in spec.rows
         ]
 
     def reset(self) -> None:
@@ -133,9 +130,7 @@ class TokenCache(LayerCache):
 
         return pos.once(("ring columns", self.capacity, end is pos.start), make)
 
-    def _append_to_ring(
-        self, pos: "Positions", start: int, new: tuple[Tensor, ...]
-    ) -> tuple[list[Tensor], Tensor]:
+    def _append_to_ring(self, pos: "Positions", start: int, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
         """One token overwrites the slot that left the window; a longer chunk attends first and evicts then."""
         if pos.count == 1:
             slot = start % self.capacity
@@ -145,8 +140,7 @@ class TokenCache(LayerCache):
         used = min(start, self.capacity)
         columns = torch.cat([self._columns(start, pos)[:used], pos.columns])
         everything = [
-            torch.cat([tensor[:, :, :used], rows], dim=2)
-            for tensor, rows in zip(self.tensors, new, strict=True)
+            torch.cat([tensor[:, :, :used], rows], dim=2) for tensor, rows in zip(self.tensors, new, strict=True)
         ]
         keep = min(pos.count, self.capacity)
         slots = pos.columns[-keep:] % self.capacity
@@ -221,11 +215,7 @@ class ModelCache:
         """
         assert isinstance(self.length, int) and length <= self.length
         for layer in self.layers:
-            wrapped = (
-                isinstance(layer, TokenCache) and layer.window is not None and self.length > layer.window
-            )
+            wrapped = isinstance(layer, TokenCache) and layer.window is not None and self.length > layer.window
             if isinstance(layer, StateCache) or wrapped:
-                raise ConfigError(
-                    "this cache cannot go back: a constant state or a full window has forgotten the past"
-                )
+                raise ConfigError("this cache cannot go back: a constant state or a full window has forgotten the past")
         self.length = length

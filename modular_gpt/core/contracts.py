@@ -49,9 +49,7 @@ class Positions:
         self.count = count
         self.padding = padding
         self.columns = torch.arange(count, device=device) + start  # (T,)
-        self.index = (
-            self.columns[None] if padding is None else self.columns[None] - padding[:, None]
-        )  # (B or 1, T)
+        self.index = self.columns[None] if padding is None else self.columns[None] - padding[:, None]  # (B or 1, T)
         self._made: dict[Hashable, Any] = {}
 
     @property

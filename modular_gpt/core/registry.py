@@ -85,9 +85,7 @@ def _add(entry: Entry) -> None:
     old = known.get(entry.name)
     same = old is not None and old.component.__qualname__ == entry.component.__qualname__
     if old is not None and not same:  # the same class again is a notebook cell run twice
-        raise ConfigError(
-            f"the {entry.component.slot} name {entry.name!r} is taken by {old.component.__qualname__}"
-        )
+        raise ConfigError(f"the {entry.component.slot} name {entry.name!r} is taken by {old.component.__qualname__}")
     known[entry.name] = entry
 
 
@@ -103,9 +101,7 @@ def _load_plugins() -> None:
         try:
             importlib.import_module(module.strip())
         except ImportError as error:
-            raise ConfigError(
-                f"{PLUGINS} names {module.strip()!r}, which cannot be imported: {error}"
-            ) from error
+            raise ConfigError(f"{PLUGINS} names {module.strip()!r}, which cannot be imported: {error}") from error
 
 
 def slots() -> list[str]:
@@ -132,9 +128,7 @@ def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> Compo
             return value
         name = next(name for name, entry in _entries[slot].items() if entry.component is value.component)
         return type(value)(**{**{f.name: getattr(value, f.name) for f in fields(value)}, "name": name})
-    settings = (
-        {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
-    )
+    settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{slot} must be a name, or a mapping with a name, got {value!r}")

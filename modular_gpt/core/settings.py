@@ -38,11 +38,7 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             return dict(value)
         if base is list and isinstance(value, (list, tuple)):
             return list(value)
-        if (
-            isinstance(base, type)
-            and isinstance(value, base)
-            and not (base is int and isinstance(value, bool))
-        ):
+        if isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool)):
             return value
     raise ConfigError(f"{where} must be {_spelled(options)}, got {value!r}")
 

@@ -123,9 +123,7 @@ def _fused(
     return out.reshape(batch, heads, 1, -1) if fold else out
 
 
-def _with_sink(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """An extra key of zeros, whose score is then the sink alone, with a value of zeros."""
     rows = q.shape[0] if mask is None else mask.shape[0]
     heads, count, n_keys = q.shape[1], q.shape[2], k.shape[2]
@@ -161,9 +159,7 @@ def _written_out(
     if seen is not None:
         scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
-        scores = torch.cat(
-            [scores, sinks.to(scores.dtype)[None, :, None, None].expand(batch, heads, count, 1)], -1
-        )
+        scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(batch, heads, count, 1)], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
     if sinks is not None:
         weights = weights[..., :-1]
@@ -193,14 +189,10 @@ def _flex(
 ) -> Tensor:
     """FlexAttention: one compiled kernel with the mask, bias and softcap inside."""
     if dropout > 0:
-        raise ConfigError(
-            "backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto"
-        )
+        raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         raise ConfigError("backend=flex does not train on a CPU; use backend=auto")
-    seen = pos.once(
-        ("visible", window, k.shape[2], key_columns.shape[0]), lambda: visible(pos, key_columns, window)
-    )
+    seen = pos.once(("visible", window, k.shape[2], key_columns.shape[0]), lambda: visible(pos, key_columns, window))
     rows = torch.zeros(q.shape[0], dtype=torch.long, device=q.device) if seen.shape[0] == 1 else None
 
     def score(value: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

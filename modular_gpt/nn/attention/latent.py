@@ -99,9 +99,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
                 "attention.qk_nope_head_dim and attention.v_head_dim"
             )
         if widths(config, dims, position).latent < 1:
-            raise ConfigError(
-                f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank"
-            )
+            raise ConfigError(f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank")
         one_of(config.backend, BACKENDS, "attention.backend")
         if config.backend == "flash" and config.softcap is not None:
             raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")

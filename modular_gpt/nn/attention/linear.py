@@ -45,9 +45,7 @@ class LinearAttention(Attention, name="linear"):
         self.query = nn.Linear(dims.d_model, wide, qkv_bias)
         self.key = nn.Linear(dims.d_model, wide, qkv_bias)
         self.value = nn.Linear(dims.d_model, wide, qkv_bias)
-        self.out = residual_linear(
-            wide, dims.d_model, dims.bias if config.out_bias is None else config.out_bias
-        )
+        self.out = residual_linear(wide, dims.d_model, dims.bias if config.out_bias is None else config.out_bias)
 
     @classmethod
     def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
@@ -95,9 +93,7 @@ class LinearAttention(Attention, name="linear"):
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
-def _causal_products(
-    q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int
-) -> tuple[Tensor, Tensor]:
+def _causal_products(q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
     """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t applied to ``memory`` (B, H, N, N) from before.
 
     q, k, v: (B, H, T, N). Within a chunk by a masked matrix product, between chunks by the running sum of k v^T.

@@ -25,13 +25,9 @@ class MultiHeadAttention(
     Attention,
     name="mha",
     presets={
-        "gqa": Preset(
-            "Grouped-query attention: groups of query heads share a key/value head.", {"n_kv_heads": 2}
-        ),
+        "gqa": Preset("Grouped-query attention: groups of query heads share a key/value head.", {"n_kv_heads": 2}),
         "mqa": Preset("Multi-query attention: all query heads share one key/value head.", {"n_kv_heads": 1}),
-        "swa": Preset(
-            "Sliding-window attention: a token sees the last `window` tokens only.", {"window": 64}
-        ),
+        "swa": Preset("Sliding-window attention: a token sees the last `window` tokens only.", {"window": 64}),
     },
 ):
     """Multi-head attention: every query head has its own keys and values (GPT-2)."""

@@ -15,9 +15,7 @@ class GatedLinearUnit(
     FeedForward,
     name="swiglu",
     presets={
-        "geglu": Preset(
-            "A gate with GELU multiplies the widened input (Gemma).", {"activation": "gelu_tanh"}
-        ),
+        "geglu": Preset("A gate with GELU multiplies the widened input (Gemma).", {"activation": "gelu_tanh"}),
         "reglu": Preset("A gate with ReLU multiplies the widened input.", {"activation": "relu"}),
     },
 ):

@@ -8,9 +8,9 @@ Tokens are sorted by expert and each expert computes its tokens together; no tok
 """
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Dims, FeedForward
@@ -78,16 +78,15 @@ class MixtureOfExperts(FeedForward, name="moe"):
         self.shared: FeedForward | None = None
         if config.shared_experts:
             part = _dense(config)
-            self.shared = part.component(replace(part, hidden=hidden * config.shared_experts), dims)
+            shared = replace(part, hidden=hidden * config.shared_experts)
+            self.shared = cast(type[FeedForward], part.component)(shared, dims)
         by_bias = config.balance == "bias"
         self.register_buffer("select_bias", torch.zeros(experts) if by_bias else None)
         self.register_buffer("load", torch.zeros(experts) if by_bias else None, persistent=False)
 
     @classmethod
     def check(cls, config: Config, dims: Dims) -> None:
-        positive(
-            "ffn", n_experts=config.n_experts, top_k=config.top_k, hidden=config.hidden, groups=config.groups
-        )
+        positive("ffn", n_experts=config.n_experts, top_k=config.top_k, hidden=config.hidden, groups=config.groups)
         one_of(config.expert, ("glu", "mlp"), "ffn.expert")
         one_of(config.activation, GATES if config.expert == "glu" else tuple(ACTIVATIONS), "ffn.activation")
         one_of(config.score, ("softmax", "sigmoid"), "ffn.score")
@@ -102,9 +101,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
             )
         available = config.n_experts // config.groups * config.top_groups
         if config.top_k > available:
-            raise ConfigError(
-                f"ffn.top_k={config.top_k} is more than the {available} experts a token can choose from"
-            )
+            raise ConfigError(f"ffn.top_k={config.top_k} is more than the {available} experts a token can choose from")
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), weighted losses ``load_balancing`` and ``router_z`` while training"""
@@ -118,9 +115,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
         if not self.training:
             return out, {}
         if self.load is not None:
-            self.load += (
-                counts  # a second pass under activation checkpointing doubles all alike: the sign stays
-            )
+            self.load += counts  # a second pass under activation checkpointing doubles all alike: the sign stays
         return out, self._losses(logits, scores, counts / chosen.numel())
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,14 +125,10 @@ class MixtureOfExperts(FeedForward, name="moe"):
         ranking = scores if self.select_bias is None else scores + self.select_bias
         if config.groups > 1:
             grouped = ranking.detach().unflatten(-1, (config.groups, -1))
-            best = grouped.topk(
-                min(2, grouped.shape[-1]) if config.group_score == "top2" else 1, dim=-1
-            ).values.sum(-1)
+            best = grouped.topk(min(2, grouped.shape[-1]) if config.group_score == "top2" else 1, dim=-1).values.sum(-1)
             kept = torch.zeros_like(best).scatter(-1, best.topk(config.top_groups, dim=-1).indices, 1.0)
             ranking = (
-                ranking.unflatten(-1, (config.groups, -1))
-                .masked_fill(kept[..., None] == 0, -torch.inf)
-                .flatten(-2)
+                ranking.unflatten(-1, (config.groups, -1)).masked_fill(kept[..., None] == 0, -torch.inf).flatten(-2)
             )
         chosen = ranking.topk(config.top_k, dim=-1).indices
         weights = scores.gather(-1, chosen)
@@ -161,18 +152,14 @@ class MixtureOfExperts(FeedForward, name="moe"):
             hidden = ACTIVATIONS[self.config.activation](up)
         else:
             hidden = gated(self.config.activation, linear(x, self.gate, self.gate_bias), up)
-        out = linear(hidden, self.down, self.down_bias)[
-            order.argsort()
-        ]  # back to token order, no atomic adds
+        out = linear(hidden, self.down, self.down_bias)[order.argsort()]  # back to token order, no atomic adds
         return (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
 
     def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor) -> dict[str, Tensor]:
         losses = {}
         if self.config.balance == "loss" and self.config.balance_weight > 0:
             shares = (scores / scores.sum(-1, keepdim=True)).mean(0)
-            losses["load_balancing"] = (
-                self.config.balance_weight * self.config.n_experts * (fractions * shares).sum()
-            )
+            losses["load_balancing"] = self.config.balance_weight * self.config.n_experts * (fractions * shares).sum()
         if self.config.z_weight > 0:
             losses["router_z"] = self.config.z_weight * logits.logsumexp(-1).square().mean()
         return losses
@@ -197,9 +184,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
 
     def extra_repr(self) -> str:
         kind = "mlp" if self.gate is None else "glu"
-        return (
-            f"{self.config.n_experts} experts ({kind}, hidden {self.up.shape[1]}), top_k={self.config.top_k}"
-        )
+        return f"{self.config.n_experts} experts ({kind}, hidden {self.up.shape[1]}), top_k={self.config.top_k}"
 
 
 def _dense(config: MixtureOfExperts.Config) -> glu.GatedLinearUnit.Config | mlp.MLP.Config:

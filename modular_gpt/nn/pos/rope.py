@@ -78,13 +78,9 @@ class RoPE(Position, name="rope"):
             from_mapping(Scaling, config.scaling, "pos.scaling")
         turning = rotary_width if config.rotary_dim is None else config.rotary_dim
         if turning > rotary_width:
-            raise ConfigError(
-                f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head"
-            )
+            raise ConfigError(f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head")
         if turning % 2:
-            raise ConfigError(
-                f"pos=rope turns pairs of dimensions: {turning} is odd; set an even pos.rotary_dim"
-            )
+            raise ConfigError(f"pos=rope turns pairs of dimensions: {turning} is odd; set an even pos.rotary_dim")
 
     def rotate(self, x: Tensor, pos: Positions) -> Tensor:
         """(B, heads, T, width) -> the same; the first ``rotary_dim`` dimensions turn, the others stay."""
@@ -93,9 +89,7 @@ class RoPE(Position, name="rope"):
         cos, sin = pos.once(key, lambda: self._angles(pos, dim, x.dtype))
         turning, rest = x[..., :dim], x[..., dim:]
         if self.config.layout == "half":
-            turned = (
-                turning * cos + torch.cat([-turning[..., dim // 2 :], turning[..., : dim // 2]], dim=-1) * sin
-            )
+            turned = turning * cos + torch.cat([-turning[..., dim // 2 :], turning[..., : dim // 2]], dim=-1) * sin
         else:
             even, odd = turning[..., ::2], turning[..., 1::2]
             cos, sin = cos[..., : dim // 2], sin[..., : dim // 2]
@@ -143,11 +137,7 @@ class RoPE(Position, name="rope"):
         def border(
             turns: float,
         ) -> float:  # the dimension pair that turns this often over the original length
-            return (
-                dim
-                * math.log(self.original_length / (turns * 2 * math.pi))
-                / (2 * math.log(self.config.theta))
-            )
+            return dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.config.theta))
 
         low, high = border(scaling.beta_fast), border(scaling.beta_slow)
         if scaling.truncate:

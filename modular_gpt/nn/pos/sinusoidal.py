@@ -29,9 +29,7 @@ class SinusoidalPosition(Position, name="sinusoidal"):
     @classmethod
     def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
         if dims.d_model % 2:
-            raise ConfigError(
-                f"pos=sinusoidal pairs a sine with a cosine: d_model must be even, got {dims.d_model}"
-            )
+            raise ConfigError(f"pos=sinusoidal pairs a sine with a cosine: d_model must be even, got {dims.d_model}")
 
     def embed(self, x: Tensor, pos: Positions) -> Tensor:
         """(B, T, D) -> (B, T, D); even dimensions get sines, odd ones cosines."""
