@@ -1,0 +1,126 @@
+"""Batches of token windows as a pure function of the step: resuming needs one integer."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.settings import one_of, positive
+from modular_gpt.data.permutation import key_of, mix, permuted
+from modular_gpt.data.tokens import TokenSplit
+
+IGNORED = -100  # the target that cross-entropy leaves out
+MODES = ("random", "epoch")
+
+Tokens = TokenSplit | np.ndarray | Tensor | Sequence[int]
+
+
+def as_array(tokens: Tokens) -> np.ndarray:
+    """(n,) the ids as one array, without a copy where they are one already."""
+    array = tokens.array if isinstance(tokens, TokenSplit) else np.asarray(tokens)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"tokens must be one row of whole numbers, got shape {array.shape} of {array.dtype}")
+    return array
+
+
+def check_length(tokens: Tokens, needed: int, block: int) -> None:
+    """Raise a DataError unless there are ``needed`` tokens, which one window of ``block`` takes."""
+    found = len(as_array(tokens))
+    if found < needed:
+        what = f"the {tokens.name} text" if isinstance(tokens, TokenSplit) else "the text"
+        shorter = f" or take context_length={found - 1}" if found > 1 else ""
+        raise DataError(
+            f"{what} has {found} tokens, but a context_length of {block} needs {needed}: give it more text{shorter}"
+        )
+
+
+def windows(array: np.ndarray, starts: np.ndarray, block: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T) int64 of the windows that start at ``starts`` (B,); only they are copied."""
+    ids = torch.from_numpy(array[starts[:, None] + np.arange(block + 1)].astype(np.int64))
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def _check_share(batch_size: int, rank: int, world: int) -> None:
+    if batch_size < 1 or batch_size % world:
+        raise ConfigError(f"batch_size {batch_size} must be a multiple of the {world} processes")
+    assert 0 <= rank < world, f"rank {rank} of {world}"
+
+
+class BatchSource:
+    """The windows of each training step, without any state.
+
+    ``batch(step)`` depends on nothing but the tokens, the seed and the step, so that the same samples
+    come whatever was drawn before, in however many processes, and after every resume.
+
+    Modes:
+        random: each window starts anywhere (as in nanoGPT, https://github.com/karpathy/nanoGPT)
+        epoch: the text is cut into windows side by side, and each comes once an epoch, shuffled anew in each;
+            the last tokens, fewer than a window, are left out
+    """
+
+    def __init__(self, tokens: Tokens, block: int, batch_size: int, seed: int, mode: str = "random") -> None:
+        """Read windows of ``block`` tokens, ``batch_size`` of them in a step over all processes together.
+
+        Raises:
+            ConfigError: ``mode`` is unknown, or a size is below 1.
+            DataError: the text is shorter than one window and its last target.
+        """
+        one_of(mode, MODES, "mode")
+        positive("batches", context_length=block, batch_size=batch_size)
+        check_length(tokens, block + 1, block)
+        self._tokens = tokens if isinstance(tokens, TokenSplit) else as_array(tokens)
+        self.block, self.batch_size, self.seed, self.mode = block, batch_size, seed, mode
+        targets = len(tokens) - 1
+        self.windows = targets - block + 1 if mode == "random" else targets // block
+
+    def starts(self, step: int) -> np.ndarray:
+        """(batch_size,) where the windows of a step's whole batch start in the text."""
+        samples = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
+        if self.mode == "random":
+            bits = mix(mix(samples) ^ key_of(self.seed, MODES.index("random")))
+            return (bits % np.uint64(self.windows)).astype(np.int64)
+        epochs, positions = np.divmod(samples, np.uint64(self.windows))
+        different, which = np.unique(epochs, return_inverse=True)
+        keys = np.array([key_of(self.seed, MODES.index("epoch"), int(epoch)) for epoch in different])
+        return permuted(positions, self.windows, keys[which]) * self.block
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each (batch_size / world, block) int64: the rows of one process of ``world``.
+
+        The rows of all ranks, in order, are the rows of ``batch(step)``.
+
+        Raises:
+            ConfigError: the processes do not divide the batch evenly.
+        """
+        _check_share(self.batch_size, rank, world)
+        share = self.batch_size // world
+        return windows(as_array(self._tokens), self.starts(step)[rank * share : (rank + 1) * share], self.block)
+
+
+def sequential(
+    tokens: Tokens, block: int, batch_size: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole text once, window after window: every token but the first is the target exactly once.
+
+    Yields inputs and targets (batch_size / world, block) int64, all of one shape. What the last window and
+    the last batch lack is filled with targets of -100, so a batch may hold any number of targets (with
+    several processes even none): add up the summed losses and the counts of targets, and divide at the end.
+
+    Raises:
+        ConfigError: the processes do not divide the batch evenly.
+        DataError: there are fewer than two tokens.
+    """
+    _check_share(batch_size, rank, world)
+    check_length(tokens, 2, block)
+    array = as_array(tokens)
+    share, targets = batch_size // world, len(array) - 1
+    for first in range(0, targets, batch_size * block):
+        start = first + rank * share * block
+        x = np.zeros(share * block, dtype=np.int64)
+        y = np.full(share * block, IGNORED, dtype=np.int64)
+        count = min(share * block, max(targets - start, 0))
+        x[:count] = array[start : start + count]
+        y[:count] = array[start + 1 : start + 1 + count]
+        yield torch.from_numpy(x).view(share, block), torch.from_numpy(y).view(share, block)

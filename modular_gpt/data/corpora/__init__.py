@@ -1,0 +1,21 @@
+"""Corpora: where the text comes from. One file a kind; importing this package registers them all."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from modular_gpt.core.registry import ComponentConfig, decode
+from modular_gpt.data.corpora import huggingface, python_stdlib, shakespeare, text
+from modular_gpt.data.corpora.base import SPLITS, Corpus, Piece
+
+__all__ = ["SPLITS", "Corpus", "Piece", "build_corpus", "huggingface", "python_stdlib", "shakespeare", "text"]
+
+
+def build_corpus(config: str | Mapping[str, Any] | ComponentConfig) -> Corpus:
+    """A corpus from its name, a mapping with a ``name``, or a Config.
+
+    Raises:
+        ConfigError: an unknown name or setting, or a setting that is missing.
+        DataError: the text is missing or is no text.
+    """
+    config = decode("data", config)
+    return cast(type[Corpus], config.component)(config)

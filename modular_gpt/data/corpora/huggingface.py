@@ -1,0 +1,129 @@
+"""Datasets of the Hugging Face hub, streamed with the ``datasets`` library (https://huggingface.co/docs/datasets)."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.core.errors import ConfigError, DataError, UserError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import positive
+from modular_gpt.data.corpora.base import Corpus, Piece, cut
+from modular_gpt.data.corpora.files import check_fraction
+from modular_gpt.data.storage import sha256_file
+
+
+class HuggingFace(Corpus, name="hf"):
+    """A Hugging Face dataset by name, streamed; needs the extra 'data'."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Which dataset and which of its columns.
+
+        path: name on the hub such as ``roneneldan/TinyStories``, or a local directory of data files
+        subset: configuration of the dataset, where it has several
+        revision: commit, tag or branch on the hub; the newest commit of ``main`` unless given
+        column: the one that holds the text
+        train_split: split to train on
+        validation_split: split to validate on; without one, ``val_fraction`` of the training documents
+        val_fraction: share of documents, chosen by a hash of their number, that is for validation
+        max_documents: read only so many of each split
+        """
+
+        path: str = ""
+        subset: str | None = None
+        revision: str | None = None
+        column: str = "text"
+        train_split: str = "train"
+        validation_split: str | None = None
+        val_fraction: float = 0.1
+        max_documents: int | None = None
+
+        def __post_init__(self) -> None:
+            check_fraction(self.val_fraction)
+            positive("data", max_documents=self.max_documents)
+
+    def __init__(self, config: ComponentConfig) -> None:
+        assert isinstance(config, HuggingFace.Config)
+        if not config.path:
+            raise ConfigError("data=hf needs data.path=<dataset>, such as data.path=roneneldan/TinyStories")
+        try:
+            import datasets
+        except ImportError as error:
+            remedy = "pip install 'modular-gpt[data]'"
+            raise ConfigError(f"data=hf needs the package 'datasets': {remedy}") from error
+        self._load = datasets.load_dataset
+        self.config = config
+
+    def documents(self, split: str) -> Iterator[Piece]:
+        config, separate = self.config, self.config.validation_split
+        name = separate if split == "validation" and separate else config.train_split
+        for number, text in enumerate(self._texts(name)):
+            if separate or (split == "validation") == _chosen(number, config.val_fraction):
+                for piece in cut([text]):
+                    yield Piece(f"{name}/{number}", piece)
+
+    def _texts(self, split: str) -> Iterator[str]:
+        """The text column of one split of the dataset, row by row."""
+        config = self.config
+        revision = None if self._is_local else self.revision
+        try:
+            rows = self._load(config.path, config.subset, split=split, streaming=True, revision=revision)
+            for row in islice(rows, config.max_documents):
+                if not isinstance(row.get(config.column), str):
+                    raise ConfigError(
+                        f"dataset {config.path!r} has no text in column {config.column!r}:"
+                        f" set data.column to one of {', '.join(row)}"
+                    )
+                yield row[config.column]
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot read split {split!r} of dataset {config.path!r} ({_first_line(error)}):"
+                " check data.train_split, data.validation_split and data.subset"
+            ) from error
+
+    @property
+    def _is_local(self) -> bool:
+        return Path(self.config.path).is_dir()
+
+    @cached_property
+    def revision(self) -> str:
+        """What pins the content: the commit on the hub, or the hash of a local directory's files."""
+        if self._is_local:
+            paths = sorted(path for path in Path(self.config.path).rglob("*") if path.is_file())
+            return hashlib.sha256("".join(map(sha256_file, paths)).encode()).hexdigest()
+        from huggingface_hub import HfApi
+
+        try:
+            commit = HfApi().dataset_info(self.config.path, revision=self.config.revision).sha
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot find dataset {self.config.path!r} on the Hugging Face hub ({_first_line(error)}):"
+                " check data.path and the network, or use data=text with files of your own"
+            ) from error
+        assert commit is not None
+        return commit
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content's revision and the part that is read: hashing the text would download it all."""
+        settings = {**asdict(self.config), "path": None, "revision": self.revision}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        return {"dataset": self.config.path, "revision": self.revision}
+
+
+def _chosen(number: int, fraction: float) -> bool:
+    digest = hashlib.sha256(str(number).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,55 @@
+"""The running interpreter's own standard library: real text on every machine, read, never redistributed."""
+
+import hashlib
+import platform
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.core.errors import DataError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.data.corpora.base import SPLITS
+from modular_gpt.data.corpora.files import FileCorpus, Part, scan
+
+# Tests, generated tables and near duplicates of each other, which would make the text look easier than it is.
+EXCLUDED = {
+    *("site-packages", "dist-packages", "__pycache__", "test", "tests"),
+    *("idlelib", "turtledemo", "ensurepip", "encodings", "pydoc_data"),
+}
+FEWEST = 100  # sources; a library with fewer has been stripped
+
+
+class PythonStdlib(FileCorpus, name="python_stdlib"):
+    """The sources of Python's standard library, about 9 MB, found on this machine; no download."""
+
+    def __init__(self, config: ComponentConfig) -> None:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        paths = sources(root)
+        self.splits = {split: [] for split in SPLITS}
+        for name in sorted(paths):
+            file = scan(paths[name], name)
+            split = "validation" if for_validation(name) else "train"
+            self.splits[split].append(Part(file, 0, file.characters))
+        if len(paths) < FEWEST or not all(self.splits.values()):
+            raise DataError(
+                f"the sources of Python's standard library are missing (found {len(paths)} files in {root}):"
+                " use a text of your own with data=text data.path=<file or pattern>"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        return {"python": platform.python_version(), **super().describe()}
+
+
+def sources(root: Path) -> dict[str, Path]:
+    """The Python files below ``root`` by their relative path, without the excluded directories."""
+    named = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py") if path.is_file()}
+    return {name: path for name, path in named.items() if not any(map(_excluded, name.split("/")[:-1]))}
+
+
+def _excluded(directory: str) -> bool:
+    return directory in EXCLUDED or directory.startswith("config-")
+
+
+def for_validation(name: str) -> bool:
+    """Whether a file is for validation: by its relative path alone, so that every Python version agrees."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0

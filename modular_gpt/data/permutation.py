@@ -1,0 +1,46 @@
+"""A shuffled order that is computed, not stored: position -> item, for any number of items."""
+
+import numpy as np
+
+ROUNDS = 6  # four of good functions make a Feistel network pseudo-random (Luby and Rackoff 1988)
+MASK = 2**64 - 1
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """A one-to-one scramble of 64-bit numbers: the finaliser of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def key_of(*numbers: int) -> np.uint64:
+    """One 64-bit key from a few whole numbers, in order."""
+    key = np.zeros(1, dtype=np.uint64)
+    for number in numbers:
+        key = mix(key + np.uint64(0x9E3779B97F4A7C15) + np.array([number & MASK], dtype=np.uint64))
+    return np.uint64(key[0])
+
+
+def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """Where each position of 0 .. size-1 goes in the shuffle of its key; one-to-one for each key.
+
+    A Feistel network permutes the numbers of 2k bits; those that land at ``size`` or beyond are permuted
+    again until they land below it (cycle walking), which keeps the map one-to-one on 0 .. size-1.
+
+    Args:
+        positions: (n,) of 0 .. size-1
+        size: how many items are shuffled, at least 1
+        keys: (n,) uint64, a key for each position
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    out = positions.astype(np.uint64)
+    outside = np.arange(len(out))
+    while len(outside):
+        left, right = out[outside] >> half, out[outside] & low
+        for number in range(ROUNDS):
+            scrambled = mix(right + keys[outside] + np.uint64(number) * np.uint64(0x9E3779B97F4A7C15))
+            left, right = right, left ^ (scrambled & low)
+        out[outside] = left << half | right
+        outside = outside[out[outside] >= size]
+    return out.astype(np.int64)

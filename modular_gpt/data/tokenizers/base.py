@@ -1,0 +1,168 @@
+"""What a tokenizer is: text to ids and back, and a definition that travels as plain JSON."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import numpy as np
+from torch import Tensor
+
+from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.registry import Component, ComponentConfig, entries
+from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.data.tokenizers.streaming import StreamDecoder, TextStream
+
+FILE = "tokenizer.json"
+FORMAT = 1
+END_OF_TEXT = "<|endoftext|>"
+
+Ids = np.ndarray  # one-dimensional, of any integer type
+
+
+class Tokenizer(Component, ABC, slot="tokenizer"):
+    """Text to ids and back.
+
+    name: the kind, as it is chosen
+    learns: whether ``build`` takes its vocabulary from a corpus
+    vocab_size: ids run from 0 to vocab_size - 1
+    eos_id: the id that stands between documents, or None where the kind has none
+    """
+
+    name: ClassVar[str] = ""
+    learns: ClassVar[bool] = False
+    vocab_size: int
+    eos_id: int | None = None
+
+    def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
+        cls.name = name
+        super().__init_subclass__(name=name, **kwargs)
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
+        """A new tokenizer; kinds that learn from text read it from ``corpus``."""
+
+    @classmethod
+    @abstractmethod
+    def from_definition(cls, definition: dict[str, Any]) -> Self:
+        """The tokenizer that ``definition()`` describes; needs no network and no other file."""
+
+    @abstractmethod
+    def definition(self) -> dict[str, Any]:
+        """Everything that decides what ``encode`` and ``decode`` do, as plain JSON values."""
+
+    @abstractmethod
+    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each text on its own; special tokens are never read out of the text."""
+
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """The text of ids that are known to lie in the vocabulary."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text.
+
+        Raises:
+            DataError: the text has a character that the tokenizer does not know, or that UTF-8 cannot hold.
+        """
+        return self.encode_many([text])[0].tolist()
+
+    def decode(self, ids: Iterable[int] | Tensor | np.ndarray) -> str:
+        """The text of some ids; bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: an id lies outside the vocabulary.
+        """
+        numbers = [int(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        for number in numbers:
+            if not 0 <= number < self.vocab_size:
+                raise self._foreign(number)
+        return self._decode(numbers)
+
+    def decode_stream(self) -> StreamDecoder:
+        """Decodes ids one by one and never hands out a part of a character."""
+        return TextStream(self.decode)
+
+    def _foreign(self, number: int) -> DataError:
+        return DataError(
+            f"id {number} is not in the vocabulary of this {self.name} tokenizer, which ends at"
+            f" {self.vocab_size - 1}: use the tokenizer that the model was trained with"
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the kind and the definition: equal fingerprints encode equally."""
+        content = json.dumps([self.name, self.definition()], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``tokenizer.json`` into a directory that exists."""
+        content = {
+            "modular_gpt_tokenizer": FORMAT,
+            "kind": self.name,
+            "fingerprint": self.fingerprint,
+            "definition": self.definition(),
+        }
+        (Path(directory) / FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    @staticmethod
+    def load(directory: str | Path) -> "Tokenizer":
+        """The tokenizer that ``save`` wrote into a directory.
+
+        Raises:
+            DataError: the file is missing, damaged or of another program; names it.
+        """
+        path = Path(directory) / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"there is no tokenizer file '{path}': name the directory of a checkpoint") from error
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        if not isinstance(content, dict) or content.get("modular_gpt_tokenizer") != FORMAT:
+            raise DataError(
+                f"'{path}' is not a tokenizer file of this version: if it comes from Hugging Face,"
+                " use tokenizer=hf tokenizer.path=<that file>"
+            )
+        return _from_content(content, path)
+
+
+def _from_content(content: dict[str, Any], path: Path) -> Tokenizer:
+    try:
+        kind = cast(type[Tokenizer], entries("tokenizer")[content["kind"]].component)
+        tokenizer = kind.from_definition(content["definition"])
+        if tokenizer.fingerprint != content["fingerprint"]:
+            raise ValueError("its content does not match its fingerprint")
+    except ConfigError:
+        raise  # a package is missing
+    except Exception as error:  # whatever a library makes of a damaged definition
+        raise _damaged(path, error) from error
+    return tokenizer
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    reason = str(error) or type(error).__name__
+    return DataError(f"the tokenizer file '{path}' is damaged ({reason}): restore it from a copy")
+
+
+def check_text(texts: Iterable[str]) -> None:
+    """Raise a DataError for a lone surrogate: half a character, which UTF-8 cannot hold."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the text is not valid Unicode (U+{ord(text[error.start]):04X} at position {error.start}"
+                " is half a surrogate pair): replace that character"
+            ) from error
+
+
+def needs(corpus: Corpus | None, name: str) -> Corpus:
+    """The corpus that a tokenizer kind learns from, or a ConfigError when there is none."""
+    if corpus is None:
+        raise ConfigError(f"tokenizer={name} learns from a corpus: give one, or use tokenizer=byte")
+    return corpus

@@ -1,0 +1,38 @@
+"""Bytes as tokens: any text, nothing unknown, nothing to learn."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text
+from modular_gpt.data.tokenizers.streaming import ByteStream, StreamDecoder
+
+
+class ByteTokenizer(Tokenizer, name="byte"):
+    """The 256 bytes of UTF-8; any text, nothing unknown."""
+
+    vocab_size = 256
+
+    @classmethod
+    def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
+        return cls()
+
+    @classmethod
+    def from_definition(cls, definition: dict[str, Any]) -> Self:
+        return cls()
+
+    def definition(self) -> dict[str, Any]:
+        return {}
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+        check_text(texts)
+        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+    def _decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def decode_stream(self) -> StreamDecoder:
+        return ByteStream(lambda id: bytes([id]))

@@ -1,0 +1,94 @@
+"""Characters as tokens, with the characters of one corpus as the vocabulary."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from modular_gpt.core.errors import DataError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import one_of
+from modular_gpt.data.corpora.base import SPLITS, Corpus
+from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, needs
+
+UNKNOWN = "<unk>"
+
+
+class CharTokenizer(Tokenizer, name="char"):
+    """The characters that occur in the corpus, in code point order."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """What to do with a character that the corpus does not have.
+
+        unknown: ``error`` names the character; ``unk`` gives it the id of an extra token ``<unk>``
+        """
+
+        unknown: str = "error"
+
+        def __post_init__(self) -> None:
+            one_of(self.unknown, ("error", "unk"), "tokenizer.unknown")
+
+    learns = True
+
+    def __init__(self, characters: str, unknown: str = "error") -> None:
+        assert unknown in ("error", "unk") and list(characters) == sorted(set(characters))
+        self.characters = characters
+        self.unknown = unknown
+        self._tokens = [*characters, UNKNOWN] if unknown == "unk" else list(characters)
+        self.vocab_size = len(self._tokens)
+        codes = _codes(characters)
+        # The id of each code point, -1 where it has none.
+        self._ids = np.full(int(codes.max(initial=0)) + 1, -1, dtype=np.int32)
+        self._ids[codes] = np.arange(len(codes), dtype=np.int32)
+
+    @classmethod
+    def build_vocab(cls, texts: str | Iterable[str], unknown: str = "error") -> Self:
+        """A tokenizer for the characters of a text, or of many."""
+        found: set[str] = set()
+        for text in [texts] if isinstance(texts, str) else texts:
+            found.update(text)
+        return cls("".join(sorted(found)), unknown)
+
+    @classmethod
+    def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
+        assert isinstance(config, CharTokenizer.Config)
+        source = needs(corpus, "char")
+        # Validation text too: it is the alphabet that is taken from there, no statistics.
+        pieces = (piece for split in SPLITS for piece in source.documents(split))
+        return cls.build_vocab((piece.text for piece in pieces), config.unknown)
+
+    @classmethod
+    def from_definition(cls, definition: dict[str, Any]) -> Self:
+        return cls(definition["characters"], definition["unknown"])
+
+    def definition(self) -> dict[str, Any]:
+        return {"characters": self.characters, "unknown": self.unknown}
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+        check_text(texts)
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> Ids:
+        codes = _codes(text)
+        ids = self._ids[np.minimum(codes, len(self._ids) - 1)]
+        ids[codes >= len(self._ids)] = -1
+        if self.unknown == "unk":
+            ids[ids < 0] = self.vocab_size - 1
+        elif len(unknown := np.flatnonzero(ids < 0)):
+            at = int(unknown[0])
+            raise DataError(
+                f"character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the"
+                f" {self.vocab_size} that this char tokenizer knows: leave it out, or train with"
+                " tokenizer.unknown=unk"
+            )
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return "".join(map(self._tokens.__getitem__, ids))
+
+
+def _codes(text: str) -> np.ndarray:
+    """The code points of a text."""
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4")

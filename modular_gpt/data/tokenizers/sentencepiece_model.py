@@ -1,0 +1,104 @@
+"""SentencePiece trained on the corpus, through the package of that name (https://arxiv.org/abs/1808.06226)."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import one_of
+from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, needs
+
+LINE = 4096  # characters
+
+
+def _package() -> Any:
+    try:
+        import sentencepiece
+    except ImportError as error:
+        remedy = "pip install 'modular-gpt[sentencepiece]'"
+        raise ConfigError(f"tokenizer=sentencepiece needs the package 'sentencepiece': {remedy}") from error
+    return sentencepiece
+
+
+class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
+    """SentencePiece (unigram or BPE) trained on the corpus; needs the package 'sentencepiece'.
+
+    Decoding gives back the text, but for U+2581, which the library itself uses for the space.
+    """
+
+    @dataclass
+    class Config(ComponentConfig):
+        """How many ids to learn, and how.
+
+        vocab_size: 256 bytes, 2 special tokens, the corpus's characters, and longer pieces
+        algorithm: ``unigram`` or ``bpe``
+        """
+
+        vocab_size: int = 4096
+        algorithm: str = "unigram"
+
+        def __post_init__(self) -> None:
+            one_of(self.algorithm, ("unigram", "bpe"), "tokenizer.algorithm")
+
+    learns = True
+
+    def __init__(self, model: bytes) -> None:
+        self._model = model
+        self._processor = _package().SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._processor.get_piece_size()
+        self.eos_id = self._processor.eos_id()
+
+    @classmethod
+    def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
+        assert isinstance(config, SentencePieceTokenizer.Config)
+        package, model = _package(), io.BytesIO()
+        try:
+            package.SentencePieceTrainer.train(
+                sentence_iterator=_lines(needs(corpus, "sentencepiece")),
+                model_writer=model,
+                vocab_size=config.vocab_size,
+                model_type=config.algorithm,
+                hard_vocab_limit=False,  # a small corpus may give fewer
+                # So that decoding gives back the text: bytes for what is rare, nothing normalised or added.
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                user_defined_symbols=["\n"],
+                max_sentence_length=4 * LINE,
+                unk_id=0,
+                eos_id=1,
+                bos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise ConfigError(f"tokenizer.vocab_size={config.vocab_size} does not fit the corpus: {error}") from error
+        return cls(model.getvalue())
+
+    @classmethod
+    def from_definition(cls, definition: dict[str, Any]) -> Self:
+        return cls(base64.b64decode(definition["model"], validate=True))
+
+    def definition(self) -> dict[str, Any]:
+        return {"model": base64.b64encode(self._model).decode()}
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+        check_text(texts)
+        return [np.array(ids, dtype=np.int64) for ids in self._processor.encode(list(texts))]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+def _lines(corpus: Corpus) -> Iterator[str]:
+    """The training text line by line, long lines in parts: the library wants sentences."""
+    for piece in corpus.documents("train"):
+        for line in piece.text.splitlines(keepends=True):
+            yield from (line[start : start + LINE] for start in range(0, len(line), LINE))
