@@ -1,0 +1,31 @@
+"""Data: corpus -> tokenizer -> token files -> batches.
+
+corpus = build_corpus("python_stdlib"); tokenizer = build_tokenizer("byte", corpus)
+data = prepare(corpus, tokenizer); x, y = BatchSource(data.train, 256, 16, seed=0).batch(step=0)
+"""
+
+from modular_gpt.data.batches import BatchSource, sequential
+from modular_gpt.data.corpora import SPLITS, Corpus, build_corpus
+from modular_gpt.data.prepare import prepare
+from modular_gpt.data.storage import cache_directory
+from modular_gpt.data.tokenizers import CharTokenizer, StreamDecoder, Tokenizer, build_tokenizer
+from modular_gpt.data.tokens import PreparedData, TokenSplit
+from modular_gpt.data.windows import SlidingWindowDataset, make_dataloader
+
+__all__ = [
+    "SPLITS",
+    "BatchSource",
+    "CharTokenizer",
+    "Corpus",
+    "PreparedData",
+    "SlidingWindowDataset",
+    "StreamDecoder",
+    "TokenSplit",
+    "Tokenizer",
+    "build_corpus",
+    "build_tokenizer",
+    "cache_directory",
+    "make_dataloader",
+    "prepare",
+    "sequential",
+]
