@@ -116,9 +116,11 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
     """Mixes information between tokens: (B, T, D) -> (B, T, D), causally."""
 
     accepts_bias: ClassVar[bool] = True  # False: there is no score matrix that a position could add to
+    position: Position
 
     def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:
         super().__init__()
+        self.__dict__["position"] = position  # no submodule: the model owns it, layers share it, it is saved once
 
     @classmethod
     def check(cls, config: Any, dims: Dims, position: type[Position]) -> None:

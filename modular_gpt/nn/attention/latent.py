@@ -60,7 +60,6 @@ class MultiHeadLatentAttention(Attention, name="mla"):
     def __init__(self, config: Config, dims: Dims, position: Position) -> None:
         super().__init__(config, dims, position)
         self.config = config
-        self.position = position
         self.n_heads = dims.n_heads
         self.widths = latent, nope, rope, value = widths(config, dims, type(position))
         self.scale = 1 / math.sqrt(nope + rope) if config.scale is None else config.scale

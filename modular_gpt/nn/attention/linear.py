@@ -38,7 +38,6 @@ class LinearAttention(Attention, name="linear"):
     def __init__(self, config: Config, dims: Dims, position: Position) -> None:
         super().__init__(config, dims, position)
         self.config = config
-        self.position = position
         self.head_dim = _head_dim(config, dims)
         wide = dims.n_heads * self.head_dim
         qkv_bias = dims.bias if config.qkv_bias is None else config.qkv_bias

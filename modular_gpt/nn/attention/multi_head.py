@@ -62,7 +62,6 @@ class MultiHeadAttention(
     def __init__(self, config: Config, dims: Dims, position: Position) -> None:
         super().__init__(config, dims, position)
         self.config = config
-        self.position = position
         self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
         self.scale = 1 / math.sqrt(self.head_dim) if config.scale is None else config.scale
         self.dropout = dims.dropout if config.dropout is None else config.dropout
