@@ -1,0 +1,138 @@
+"""What a training run is: one plain dataclass that a command line, a notebook or a file can fill.
+
+``data``, ``tokenizer``, ``optim`` and ``schedule`` are slots of the registry like the parts of a model, so
+``entries("optim")`` lists the optimizers with their Config classes and their one-line summaries.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import modular_gpt.data
+import modular_gpt.training.optim
+import modular_gpt.training.schedule  # noqa: F401  these three register what the slots offer
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import decode, encode
+from modular_gpt.core.settings import from_mapping, one_of
+from modular_gpt.vocabularies import read_config
+
+SLOTS = ("data", "tokenizer", "optim", "schedule")
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
+
+
+@dataclass
+class TrainerConfig:
+    """How long, in what portions and where a model is trained.
+
+    max_steps: updates of the weights; batch_size: windows in one update, over all micro-batches and processes
+    gradient_accumulation: micro-batches that an update is computed in; changes the memory needed, not the result
+    gradient_clip: longest norm of the gradient, which is scaled down to it; 0 leaves it alone
+    order: windows start anywhere (``random``), or lie side by side and each comes once an ``epoch``
+    eval_interval: steps between evaluations; eval_batches: fixed batches in one, 0 for the whole validation text
+    sample_tokens: tokens of text generated at each evaluation, 0 for none; sample_prompt: what they continue (null:
+        the beginning of the validation text)
+    log_interval: steps between entries of metrics.jsonl
+    save_interval: steps between checkpoints (null: at each evaluation); keep: how many stay besides the best one
+    device: auto | cpu | cuda | cuda:1 | mps ...; precision: auto | float32 | bf16 | fp16, of the arithmetic (weights
+        and optimizer stay float32); compile: let torch.compile generate code for this machine
+    threads: of the CPU (null: one for each physical core this process may use, or OMP_NUM_THREADS)
+    """
+
+    max_steps: int = 2000
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    gradient_clip: float = 1.0
+    order: str = "random"
+    eval_interval: int = 250
+    eval_batches: int = 32
+    sample_prompt: str | None = None
+    sample_tokens: int = 160
+    log_interval: int = 10
+    save_interval: int | None = None
+    keep: int = 2
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, "trainer", self, "max_steps", "batch_size", "gradient_accumulation", "eval_interval",
+                 "log_interval", "save_interval", "keep", "threads")  # fmt: skip
+        at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip")
+        one_of(self.order, ("random", "epoch"), "trainer.order")
+        one_of(self.precision, PRECISIONS, "trainer.precision")
+        if self.batch_size % self.gradient_accumulation:
+            raise ConfigError(
+                f"trainer.batch_size={self.batch_size} does not divide into"
+                f" trainer.gradient_accumulation={self.gradient_accumulation} micro-batches; change one"
+            )
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides what a run does; ``train(RunConfig(...))`` does it.
+
+    model: settings of GPTConfig; the vocabulary's size comes from the tokenizer
+    data, tokenizer, optim, schedule: a registered name, a mapping with a name, or a Config of that slot
+    seed: of the weights, the order of the data and dropout
+    name: the last part of the run's directory, which is made in ``runs``
+    resume: the directory of a run, or one of its checkpoints, to go on with in the same directory; the settings are
+        those given here (``load_config`` reads the old ones)
+
+    Raises:
+        ConfigError: anything in it that cannot work.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    data: Any = "python_stdlib"
+    tokenizer: Any = "byte"
+    optim: Any = "adamw"
+    schedule: Any = "cosine"
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    seed: int = 0
+    name: str = "gpt"
+    runs: str = "runs"
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        for slot in SLOTS:
+            setattr(self, slot, decode(slot, getattr(self, slot)))
+        if isinstance(self.trainer, Mapping):
+            self.trainer = from_mapping(TrainerConfig, self.trainer, "trainer")
+        given = "vocab_size" in self.model
+        self.model = read_config(self.model).to_dict()
+        if not given:
+            del self.model["vocab_size"]
+        if not self.name or any(character in self.name for character in '/\\:*?"<>|\0'):
+            raise ConfigError(f"name={self.name!r} must be usable as a part of a directory's name")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with every default spelled out, without ``resume``."""
+        return {
+            "model": self.model,
+            **{slot: encode(getattr(self, slot)) for slot in SLOTS},
+            "trainer": asdict(self.trainer),
+            "seed": self.seed,
+            "name": self.name,
+            "runs": self.runs,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """Read what ``to_dict`` wrote, or the same with some settings left out.
+
+        Raises:
+            ConfigError: a setting is unknown, of the wrong type, or cannot work with another.
+        """
+        values = dict(values)
+        if isinstance(values.get("trainer"), Mapping):
+            values["trainer"] = from_mapping(TrainerConfig, values["trainer"], "trainer")
+        return from_mapping(cls, values, "run")
+
+
+def at_least(lowest: int, where: str, settings: object, *names: str) -> None:
+    """Raise a ConfigError for the first of the named settings that is given and below ``lowest``."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < lowest:
+            raise ConfigError(f"{where}.{name} must be at least {lowest}, got {value}")

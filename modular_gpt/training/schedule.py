@@ -1,0 +1,146 @@
+"""Learning-rate schedules: a factor on the peak learning rate as a pure function of the step."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, cast
+
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import Component, ComponentConfig, decode
+
+
+@dataclass
+class ScheduleConfig(ComponentConfig):
+    """Settings that every schedule has.
+
+    warmup: how long the rate rises from 0 in a straight line; below 1 a share of all steps, from 1 a number of steps
+    """
+
+    warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ConfigError(f"schedule.warmup must be 0 or more, got {self.warmup}")
+
+
+@dataclass
+class EndingConfig(ScheduleConfig):
+    """Settings of a schedule that falls until the last step.
+
+    final: the factor at the last step
+    """
+
+    final: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.final <= 1:
+            raise ConfigError(f"schedule.final must lie in [0, 1], got {self.final}")
+
+
+class Schedule(Component, ABC, slot="schedule"):
+    """The factor on the peak learning rate at each step."""
+
+    def __init__(self, config: Any, max_steps: int) -> None:
+        self.config = config
+        self.max_steps = max_steps
+        self.warmup_steps = round(config.warmup * max_steps if config.warmup < 1 else config.warmup)
+
+    def factor(self, step: int) -> float:
+        """The factor, in [0, 1], for the update that takes the model from ``step`` to ``step + 1``."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return self.after_warmup(step)
+
+    @abstractmethod
+    def after_warmup(self, step: int) -> float:
+        """The factor at a step that is past the warmup."""
+
+    def progress(self, step: int) -> float:
+        """From 0 at the end of the warmup to 1 at the last update."""
+        return min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - 1 - self.warmup_steps))
+
+
+class Constant(Schedule, name="constant"):
+    """Stays at the peak after the warmup."""
+
+    @dataclass
+    class Config(ScheduleConfig):
+        """Only the warmup."""
+
+    def after_warmup(self, step: int) -> float:
+        return 1.0
+
+
+class Linear(Schedule, name="linear"):
+    """Falls in a straight line to a share of the peak."""
+
+    @dataclass
+    class Config(EndingConfig):
+        """Warmup and final factor."""
+
+    def after_warmup(self, step: int) -> float:
+        return 1 + (self.config.final - 1) * self.progress(step)
+
+
+class Cosine(Schedule, name="cosine"):
+    """Falls along half a cosine wave to a share of the peak (https://arxiv.org/abs/1608.03983)."""
+
+    @dataclass
+    class Config(EndingConfig):
+        """Warmup and final factor."""
+
+    def after_warmup(self, step: int) -> float:
+        wave = 0.5 * (1 + math.cos(math.pi * self.progress(step)))
+        return self.config.final + (1 - self.config.final) * wave
+
+
+class WarmupStableDecay(Schedule, name="wsd"):
+    """Stays at the peak and falls in a straight line at the end only (https://arxiv.org/abs/2404.06395)."""
+
+    @dataclass
+    class Config(EndingConfig):
+        """Warmup, final factor, and where the fall begins.
+
+        decay: share of all steps that the fall takes
+        """
+
+        final: float = 0.0
+        decay: float = 0.2
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 < self.decay <= 1:
+                raise ConfigError(f"schedule.decay must lie in (0, 1], got {self.decay}")
+
+    def after_warmup(self, step: int) -> float:
+        length = max(1, round(self.config.decay * self.max_steps))
+        left = min(1.0, max(0, self.max_steps - 1 - step) / length)
+        return self.config.final + (1 - self.config.final) * left
+
+
+class InverseSquareRoot(Schedule, name="inverse_sqrt"):
+    """Falls with one over the square root of the step, without an end (https://arxiv.org/abs/1706.03762)."""
+
+    @dataclass
+    class Config(ScheduleConfig):
+        """Only the warmup, after which the fall begins."""
+
+    def after_warmup(self, step: int) -> float:
+        return math.sqrt(max(1, self.warmup_steps) / (step + 1))
+
+
+def build_schedule(config: Any, max_steps: int) -> Schedule:
+    """A schedule over ``max_steps`` updates from its name, a mapping with a name, or a Config.
+
+    Raises:
+        ConfigError: the name or a setting is unknown, or the warmup is longer than the training.
+    """
+    config = decode("schedule", config)
+    schedule = cast(type[Schedule], config.component)(config, max_steps)
+    if schedule.warmup_steps > max_steps:
+        raise ConfigError(
+            f"schedule.warmup={config.warmup:g} steps are more than trainer.max_steps={max_steps}:"
+            " make it shorter, or give it as a share below 1"
+        )
+    return schedule
