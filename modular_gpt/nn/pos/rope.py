@@ -69,6 +69,7 @@ class RoPE(Position, name="rope"):
         self.config = config
         self.scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
         self.original_length = (self.scaling and self.scaling.original_context_length) or dims.context_length
+        self.settings = repr(config)  # written once: torch.compile cannot trace a dataclass's repr
 
     @classmethod
     def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
@@ -85,7 +86,7 @@ class RoPE(Position, name="rope"):
     def rotate(self, x: Tensor, pos: Positions) -> Tensor:
         """(B, heads, T, width) -> the same; the first ``rotary_dim`` dimensions turn, the others stay."""
         dim = self.config.rotary_dim or x.shape[-1]
-        key = ("rope", repr(self.config), self.original_length, dim, x.dtype)
+        key = ("rope", self.settings, self.original_length, dim, x.dtype)
         cos, sin = pos.once(key, lambda: self._angles(pos, dim, x.dtype))
         turning, rest = x[..., :dim], x[..., dim:]
         if self.config.layout == "half":
