@@ -9,11 +9,11 @@ from tests.architecture.source import PACKAGE, imports, modules
 
 FLOORS = (
     {"core"},
-    {"nn", "generation"},
+    {"nn", "generation", "data"},
     {"config"},
     {"init", "summary", "vocabularies"},
     {"model"},
-    {"checkpoint", "data", "pretrained"},
+    {"checkpoint", "pretrained"},
     {"training"},
     {"cli"},
     {"__init__"},
