@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
@@ -72,7 +73,7 @@ class MultiHeadAttention(
         self.key = nn.Linear(dims.d_model, narrow, qkv_bias)
         self.value = nn.Linear(dims.d_model, narrow, qkv_bias)
         self.out = residual_linear(wide, dims.d_model, out_bias)
-        self.sinks = nn.Parameter(Tensor(self.n_heads)) if config.sinks else None
+        self.sinks = nn.Parameter(torch.empty(self.n_heads)) if config.sinks else None
         self.query_norm = _qk_norm(config, self.head_dim, wide)
         self.key_norm = _qk_norm(config, self.head_dim, narrow)
         self.reset_parameters()

@@ -68,13 +68,13 @@ class MixtureOfExperts(FeedForward, name="moe"):
         bias = dims.bias if config.bias is None else config.bias
         experts, d_model = config.n_experts, dims.d_model
         self.router = nn.Linear(d_model, experts, bias=config.router_bias)
-        self.gate = nn.Parameter(Tensor(experts, hidden, d_model)) if config.expert == "glu" else None
-        self.up = nn.Parameter(Tensor(experts, hidden, d_model))
-        self.down = nn.Parameter(Tensor(experts, d_model, hidden))
+        self.gate = nn.Parameter(torch.empty(experts, hidden, d_model)) if config.expert == "glu" else None
+        self.up = nn.Parameter(torch.empty(experts, hidden, d_model))
+        self.down = nn.Parameter(torch.empty(experts, d_model, hidden))
         mark_residual(self, "down")
-        self.gate_bias = nn.Parameter(Tensor(experts, hidden)) if bias and config.expert == "glu" else None
-        self.up_bias = nn.Parameter(Tensor(experts, hidden)) if bias else None
-        self.down_bias = nn.Parameter(Tensor(experts, d_model)) if bias else None
+        self.gate_bias = nn.Parameter(torch.empty(experts, hidden)) if bias and config.expert == "glu" else None
+        self.up_bias = nn.Parameter(torch.empty(experts, hidden)) if bias else None
+        self.down_bias = nn.Parameter(torch.empty(experts, d_model)) if bias else None
         self.shared: FeedForward | None = None
         if config.shared_experts:
             part = _dense(config)

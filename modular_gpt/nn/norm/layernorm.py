@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,8 +26,8 @@ class LayerNorm(Norm, name="layernorm"):
         self.eps = config.eps
         self.width = (width,)
         has_bias = bias if config.bias is None else config.bias
-        self.weight = nn.Parameter(Tensor(width)) if config.affine else None
-        self.bias = nn.Parameter(Tensor(width)) if config.affine and has_bias else None
+        self.weight = nn.Parameter(torch.empty(width)) if config.affine else None
+        self.bias = nn.Parameter(torch.empty(width)) if config.affine and has_bias else None
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:

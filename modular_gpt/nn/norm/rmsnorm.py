@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ class RMSNorm(Norm, name="rmsnorm"):
         self.eps = config.eps
         self.width = (width,)
         self.weight_offset = config.weight_offset
-        self.weight = nn.Parameter(Tensor(width)) if config.affine else None
+        self.weight = nn.Parameter(torch.empty(width)) if config.affine else None
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class ScaleNorm(Norm, name="scalenorm"):
         super().__init__(config, width, bias)
         self.eps = config.eps
         self.first = math.sqrt(width)
-        self.weight = nn.Parameter(Tensor(1)) if config.affine else None
+        self.weight = nn.Parameter(torch.empty(1)) if config.affine else None
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
