@@ -69,15 +69,18 @@ class TransformerBlock(nn.Module):
         attended = self.dropout(self.attention(h, pos, cache))
         if self.topology == "parallel":
             transformed, losses = self.ffn(h)
-            return x + self.multiplier * (attended + self.dropout(transformed)), losses
+            return x + self._scaled(attended + self.dropout(transformed)), losses
         x = self._add(x, attended, self.attention_post_norm)
         transformed, losses = self.ffn(_apply(self.ffn_norm, x))
         return self._add(x, self.dropout(transformed), self.ffn_post_norm), losses
 
     def _add(self, x: Tensor, update: Tensor, norm: nn.Module | None) -> Tensor:
         if self.topology == "post":
-            return _apply(norm, x + self.multiplier * update)
-        return x + self.multiplier * _apply(norm, update)
+            return _apply(norm, x + self._scaled(update))
+        return x + self._scaled(_apply(norm, update))
+
+    def _scaled(self, update: Tensor) -> Tensor:
+        return update if self.multiplier == 1.0 else update * self.multiplier
 
 
 class GPTModel(nn.Module):
@@ -158,7 +161,9 @@ class GPTModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T) ids -> (B, T, D) what the head reads, and the auxiliary losses summed over layers."""
         pos = self._positions(ids, cache, padding)
-        x = self.embedding(ids) * self.config.embed_scale
+        x = self.embedding(ids)
+        if self.config.embed_scale != 1.0:
+            x = x * self.config.embed_scale
         x = _apply(self.embedding_norm, cast(Position, self.positions[0]).embed(x, pos))
         x = self.dropout(x)
         losses: dict[str, Tensor] = {}
@@ -172,8 +177,11 @@ class GPTModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        logits = F.linear(x, weight, self.head_bias) * self.config.logit_scale
+        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        if self.head_bias is not None:
+            logits = logits + self.head_bias
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -196,7 +204,8 @@ class GPTModel(nn.Module):
                     raise ConfigError("padding stands to the left: give it with the first tokens of a cache only")
                 cache.padding = padding
             padding = cache.padding
-        return Positions(start, ids.shape[1], padding, ids.device)
+        window = None if cache is None else cache.window
+        return Positions(start, ids.shape[1], padding, ids.device, window)
 
     def _cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean over targets that count; logits of long batches are made and dropped chunk by chunk."""
@@ -215,12 +224,27 @@ class GPTModel(nn.Module):
             ).sum()
         return total / (targets != IGNORED).sum().clamp(min=1)
 
-    def new_cache(self, batch: int = 1, max_length: int | None = None, dtype: torch.dtype | None = None) -> ModelCache:
-        """An empty cache for ``batch`` rows of up to ``max_length`` tokens; without a length it grows by doubling."""
+    def new_cache(
+        self,
+        batch: int = 1,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        window: int | None = None,
+    ) -> ModelCache:
+        """An empty cache for ``batch`` rows of up to ``max_length`` tokens; without a length it grows by doubling.
+
+        window: no token sees more than the last ``window`` ones, its own included, in any layer; a layer with a
+            score matrix keeps no more than that, one with a constant state is not limited
+        """
         weight = self.embedding.weight
-        specs = [layer.cache_spec(self.config.dims) for layer in self.config.layer_configs]
+        specs = [layer.cache_spec(self.config.dims).within(window) for layer in self.config.layer_configs]
         layers = [spec.allocate(batch, max_length, dtype or weight.dtype, weight.device) for spec in specs]
-        return ModelCache(layers, batch, max_length)
+        return ModelCache(layers, batch, max_length, window)
+
+    @property
+    def slides(self) -> bool:
+        """Whether a text may go on past context_length while each token sees the last context_length ones."""
+        return all(cast(Position, position).slides for position in self.positions)
 
     def _kept_cache(self, batch: int) -> ModelCache:
         if self._own_cache is None:

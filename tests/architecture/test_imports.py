@@ -13,7 +13,7 @@ FLOORS = (
     {"config"},
     {"init", "summary", "vocabularies"},
     {"model"},
-    {"checkpoint", "pretrained"},
+    {"checkpoint", "packing", "pretrained"},
     {"training"},
     {"cli"},
     {"__init__"},

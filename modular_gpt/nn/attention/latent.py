@@ -30,6 +30,10 @@ class Widths(NamedTuple):
     value: int
 
 
+class ReadLinear(nn.Linear):
+    """A linear layer whose weight is also read directly, so that it must stay a plain matrix."""
+
+
 class MultiHeadLatentAttention(Attention, name="mla"):
     """Multi-head latent attention: caches one small latent per token instead of keys and values (DeepSeek)."""
 
@@ -76,8 +80,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         self.query = nn.Linear(rank, dims.n_heads * (nope + rope), bias and self.query_down is None)
         self.latent = nn.Linear(dims.d_model, latent + rope, bias)  # the latent, then the shared rotated key
         self.latent_norm = _latent_norm(config, latent)
-        self.key = nn.Linear(latent, dims.n_heads * nope, bias=False)
-        self.value = nn.Linear(latent, dims.n_heads * value, bias=False)
+        self.key = ReadLinear(latent, dims.n_heads * nope, bias=False)
+        self.value = ReadLinear(latent, dims.n_heads * value, bias=False)
         self.out = residual_linear(dims.n_heads * value, dims.d_model, out_bias)
 
     @classmethod
