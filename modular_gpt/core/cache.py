@@ -9,7 +9,7 @@ Positions are not stored: a row's column follows from its slot (see ``TokenCache
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +36,11 @@ class CacheSpec:
     rows: tuple[tuple[int, int], ...] = ()
     window: int | None = None
     states: tuple[tuple[int, ...], ...] = ()
+
+    def within(self, window: int | None) -> "CacheSpec":
+        """The same, with no more than the last ``window`` tokens kept."""
+        smaller = window is not None and (self.window is None or window < self.window)
+        return replace(self, window=window) if smaller else self
 
     def tokens(self, max_length: int) -> int:
         """Rows kept for a text of ``max_length`` tokens."""
@@ -175,13 +180,17 @@ class ModelCache:
 
     length: columns seen so far, the same for every layer and row
     padding: (B,) left-padding columns of each row, or None
-    max_length: columns it can hold, or None when it grows
+    max_length: columns it can be given, or None when it grows
+    window: no token sees more than the last ``window`` ones in any layer, or None
     """
 
-    def __init__(self, layers: list[LayerCache], batch: int, max_length: int | None) -> None:
+    def __init__(
+        self, layers: list[LayerCache], batch: int, max_length: int | None, window: int | None = None
+    ) -> None:
         self.layers = layers
         self.batch = batch
         self.max_length = max_length
+        self.window = window
         self.length: int | Tensor = 0
         self.padding: Tensor | None = None
 

@@ -42,12 +42,21 @@ class Positions:
     start: columns before the new tokens; a 0-dim tensor where one compiled graph serves every step
     count: T, the number of new tokens
     padding: (B,) left-padding columns of each row, or None when no row is padded
+    window: no query sees more keys than this in any layer, its own included; None when only layers limit them
     """
 
-    def __init__(self, start: int | Tensor, count: int, padding: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        start: int | Tensor,
+        count: int,
+        padding: Tensor | None,
+        device: torch.device,
+        window: int | None = None,
+    ) -> None:
         self.start = start
         self.count = count
         self.padding = padding
+        self.window = window
         self.columns = torch.arange(count, device=device) + start  # (T,)
         self.index = self.columns[None] if padding is None else self.columns[None] - padding[:, None]  # (B or 1, T)
         self._made: dict[Hashable, Any] = {}
@@ -56,6 +65,10 @@ class Positions:
     def from_nothing(self) -> bool:
         """No token stands before the new ones, a fact known without looking at a tensor."""
         return isinstance(self.start, int) and self.start == 0
+
+    def limit(self, window: int | None) -> int | None:
+        """How many keys a query sees in a layer with this window; None for all."""
+        return min((each for each in (window, self.window) if each is not None), default=None)
 
     def valid(self) -> Tensor | None:
         """(B, T) True where a token is text and not padding; None when all are text."""
@@ -88,6 +101,9 @@ class Position(Component, nn.Module, ABC, slot="pos"):
     rotates: ClassVar[bool] = False
     biases: ClassVar[bool] = False
     extrapolates: ClassVar[bool] = True  # False: positions end at context_length
+    # Whether scores depend on distances alone, so that a text may go on past context_length with each token
+    # seeing the last context_length ones, and no distance is new to the model.
+    slides: ClassVar[bool] = True
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
         super().__init__()

@@ -64,6 +64,7 @@ def attend(
     sinks: (H,) logit of an extra key with a zero value; bias: (1, H, T, S) added to the scores
     Returns (B, H, T, M).
     """
+    window = pos.limit(window)
     if backend == "flex":
         return _flex(q, k, v, pos, key_columns, scale, window, softcap, sinks, bias, dropout)
     seen = None

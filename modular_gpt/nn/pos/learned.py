@@ -13,6 +13,7 @@ class LearnedPosition(Position, name="learned"):
 
     embeds = True
     extrapolates = False
+    slides = False
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
         super().__init__(config, dims)

@@ -15,6 +15,7 @@ class SinusoidalPosition(Position, name="sinusoidal"):
     """Fixed sines and cosines of geometric wavelengths, added to the token embeddings."""
 
     embeds = True
+    slides = False
 
     @dataclass
     class Config(ComponentConfig):
