@@ -4,6 +4,7 @@ import numpy as np
 
 ROUNDS = 6  # four of good functions make a Feistel network pseudo-random (Luby and Rackoff 1988)
 MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: steps that fall everywhere
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -17,7 +18,7 @@ def key_of(*numbers: int) -> np.uint64:
     """One 64-bit key from a few whole numbers, in order."""
     key = np.zeros(1, dtype=np.uint64)
     for number in numbers:
-        key = mix(key + np.uint64(0x9E3779B97F4A7C15) + np.array([number & MASK], dtype=np.uint64))
+        key = mix(key + np.array([number + GOLDEN & MASK], dtype=np.uint64))
     return np.uint64(key[0])
 
 
@@ -39,7 +40,7 @@ def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     while len(outside):
         left, right = out[outside] >> half, out[outside] & low
         for number in range(ROUNDS):
-            scrambled = mix(right + keys[outside] + np.uint64(number) * np.uint64(0x9E3779B97F4A7C15))
+            scrambled = mix(right + keys[outside] + np.uint64(number * GOLDEN & MASK))
             left, right = right, left ^ (scrambled & low)
         out[outside] = left << half | right
         outside = outside[out[outside] >= size]

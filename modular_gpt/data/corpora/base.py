@@ -45,9 +45,9 @@ class Corpus(Component, ABC, slot="data"):
 def cut(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
     """The same text in pieces of at most ``limit`` characters, cut where tokenizers cut anyway.
 
-    That is after a line end or before a space that has no other white space beside it: byte-pair encodings
-    with the usual patterns give the same tokens for the pieces as for the whole text. Text without such a
-    place is cut at the limit.
+    That is after a line end, or else before a space, that stands alone before a letter or digit: there the
+    patterns of the usual byte-pair encodings split too, so that the pieces give the same tokens as the whole
+    text. Text without such a place is cut at the limit.
     """
     buffer = ""
     for chunk in chunks:
@@ -64,7 +64,7 @@ def _cut_at(text: str, limit: int) -> int:
     for mark, offset in (("\n", 1), (" ", 0)):
         at = text.rfind(mark, 1, limit)
         while at > 0:
-            if not text[at - 1].isspace() and not text[at + 1].isspace():
+            if not text[at - 1].isspace() and text[at + 1].isalnum():
                 return at + offset
             at = text.rfind(mark, 1, at)
     return limit

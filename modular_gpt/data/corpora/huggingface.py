@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,8 @@ class HuggingFace(Corpus, name="hf"):
             raise ConfigError(f"data=hf needs the package 'datasets': {remedy}") from error
         self._load = datasets.load_dataset
         self.config = config
+        self._is_local = Path(config.path).is_dir()
+        self.revision = self._local_revision() if self._is_local else self._commit()
 
     def documents(self, split: str) -> Iterator[Piece]:
         config, separate = self.config, self.config.validation_split
@@ -88,16 +89,13 @@ class HuggingFace(Corpus, name="hf"):
                 " check data.train_split, data.validation_split and data.subset"
             ) from error
 
-    @property
-    def _is_local(self) -> bool:
-        return Path(self.config.path).is_dir()
+    def _local_revision(self) -> str:
+        """What pins the content of a local directory: a hash of its files."""
+        paths = sorted(path for path in Path(self.config.path).rglob("*") if path.is_file())
+        return hashlib.sha256("".join(map(sha256_file, paths)).encode()).hexdigest()
 
-    @cached_property
-    def revision(self) -> str:
-        """What pins the content: the commit on the hub, or the hash of a local directory's files."""
-        if self._is_local:
-            paths = sorted(path for path in Path(self.config.path).rglob("*") if path.is_file())
-            return hashlib.sha256("".join(map(sha256_file, paths)).encode()).hexdigest()
+    def _commit(self) -> str:
+        """What pins the content on the hub: the commit that the revision names today."""
         from huggingface_hub import HfApi
 
         try:

@@ -1,6 +1,7 @@
 """The running interpreter's own standard library: real text on every machine, read, never redistributed."""
 
 import hashlib
+import os
 import platform
 import sysconfig
 from pathlib import Path
@@ -42,8 +43,12 @@ class PythonStdlib(FileCorpus, name="python_stdlib"):
 
 def sources(root: Path) -> dict[str, Path]:
     """The Python files below ``root`` by their relative path, without the excluded directories."""
-    named = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py") if path.is_file()}
-    return {name: path for name, path in named.items() if not any(map(_excluded, name.split("/")[:-1]))}
+    found = {}
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not _excluded(name)]  # what is left out is not even visited
+        paths = (Path(folder) / name for name in files if name.endswith(".py"))
+        found.update({path.relative_to(root).as_posix(): path for path in paths if path.is_file()})
+    return found
 
 
 def _excluded(directory: str) -> bool:

@@ -71,6 +71,7 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
                 user_defined_symbols=["\n"],
+                allow_whitespace_only_pieces=True,  # indentation
                 max_sentence_length=4 * LINE,
                 unk_id=0,
                 eos_id=1,

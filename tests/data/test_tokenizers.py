@@ -1,0 +1,421 @@
+"""Laws of every tokenizer kind, and what each kind promises besides."""
+
+import argparse
+import hashlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modular_gpt.core.errors import ConfigError, DataError, UserError
+from modular_gpt.core.registry import entries
+from modular_gpt.data import CharTokenizer, Corpus, Tokenizer, build_corpus, build_tokenizer
+from modular_gpt.data.tokenizers.base import END_OF_TEXT
+from modular_gpt.data.tokenizers.huggingface import HuggingFaceTokenizer
+from tests.data.conftest import PLAY
+
+LEARNED = ("bpe", "wordpiece", "sentencepiece")
+KINDS = ("byte", "char", "gpt2", "hf", *LEARNED)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)  # any Unicode, no surrogates
+LOSSLESS = TEXTS.map(lambda text: text.replace("\u2581", ""))  # which sentencepiece itself uses for the space
+
+
+@pytest.fixture(autouse=True)
+def installed(request: pytest.FixtureRequest) -> None:
+    """Skips a kind whose package or files are not on this machine."""
+    kind = getattr(request.node, "callspec", None) and request.node.callspec.params.get("kind")
+    if kind == "sentencepiece":
+        pytest.importorskip("sentencepiece")
+    if kind == "gpt2":
+        request.getfixturevalue("tiktoken_cache")
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tokenizer]:
+    """A tokenizer of each kind, learned from the same short text, made once."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "play.txt").write_text(PLAY, encoding="utf-8")
+    corpus = build_corpus({"name": "text", "path": str(folder / "play.txt")})
+    made: dict[str, Tokenizer] = {}
+
+    def get(kind: str) -> Tokenizer:
+        if kind not in made:
+            settings: dict[str, object] = {"name": kind}
+            if kind in LEARNED:
+                settings["vocab_size"] = 600
+            if kind == "hf":
+                hugging_face_file(folder / "tokenizer.json")
+                settings["path"] = str(folder)
+            made[kind] = build_tokenizer(settings, corpus, folder / "cache")
+        return made[kind]
+
+    return get
+
+
+def hugging_face_file(path: Path) -> None:
+    """A tokenizer.json as published ones are: byte-level BPE with a post-processor and an end of text."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([PLAY], trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.enable_truncation(max_length=8)
+    path.write_text(tokenizer.to_str(), encoding="utf-8")
+    path.with_name("tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
+
+
+def known(kind: str, tokenizer: Tokenizer, text: str) -> str:
+    """The part of a text that a kind can encode: only char has an alphabet."""
+    return "".join(c for c in text if c in PLAY) if kind == "char" else text
+
+
+def test_every_registered_kind_is_tested() -> None:
+    registered = {entry.component.name for entry in entries("tokenizer").values()}
+    assert registered == {{"gpt2": "tiktoken"}.get(kind, kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=LOSSLESS)
+def test_decoding_gives_back_the_text(kind: str, make: Callable[[str], Tokenizer], text: str) -> None:
+    tokenizer = make(kind)
+    text = known(kind, tokenizer, text)
+    ids = tokenizer.encode(text)
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(torch.tensor(ids, dtype=torch.long)) == text
+    assert tokenizer.decode(np.array(ids, dtype=np.int64)) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=LOSSLESS)
+def test_a_stream_shows_whole_characters_and_all_of_them(
+    kind: str, make: Callable[[str], Tokenizer], text: str
+) -> None:
+    tokenizer = make(kind)
+    text = known(kind, tokenizer, text).replace("\ufffd", "")
+    stream = tokenizer.decode_stream()
+    shown = [stream.push(i) for i in tokenizer.encode(text)]
+    assert stream.flush() == ""
+    assert "".join(shown) == text
+    assert not any("\ufffd" in part for part in shown)
+
+
+@pytest.mark.parametrize("kind", ["byte", "gpt2", "bpe", "wordpiece", "hf", "sentencepiece"])
+@given(data=st.data())
+def test_a_stream_of_any_ids_is_what_decode_says(
+    kind: str, make: Callable[[str], Tokenizer], data: st.DataObject
+) -> None:
+    """Ids as an untrained model draws them: mostly bytes that are no UTF-8."""
+    tokenizer = make(kind)
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
+    stream = tokenizer.decode_stream()
+    assert "".join([stream.push(i) for i in ids] + [stream.flush()]) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_travels_as_one_json_file(kind: str, make: Callable[[str], Tokenizer], tmp_path: Path) -> None:
+    tokenizer = make(kind)
+    tokenizer.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    loaded = Tokenizer.load(tmp_path)
+    assert type(loaded) is type(tokenizer)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert (loaded.vocab_size, loaded.eos_id) == (tokenizer.vocab_size, tokenizer.eos_id)
+    assert loaded.encode(PLAY) == tokenizer.encode(PLAY)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_are_encoded_one_by_one(kind: str, make: Callable[[str], Tokenizer]) -> None:
+    tokenizer = make(kind)
+    texts = ["First", "", "All:\n", PLAY]
+    assert [ids.tolist() for ids in tokenizer.encode_many(texts)] == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode("") == [] and tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "char"])
+def test_special_tokens_in_a_text_are_text(kind: str, make: Callable[[str], Tokenizer]) -> None:
+    tokenizer = make(kind)
+    for text in (END_OF_TEXT, "</s>", f"a {END_OF_TEXT} b"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.eos_id not in ids and len(ids) > 1
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("gpt2", END_OF_TEXT), ("bpe", END_OF_TEXT), ("hf", "</s>")])
+def test_the_end_of_text_has_an_id(kind: str, shown: str, make: Callable[[str], Tokenizer]) -> None:
+    tokenizer = make(kind)
+    assert tokenizer.eos_id is not None and tokenizer.decode([tokenizer.eos_id]) == shown
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_beyond_the_vocabulary_are_named(kind: str, make: Callable[[str], Tokenizer]) -> None:
+    tokenizer = make(kind)
+    for wrong in (tokenizer.vocab_size, -1):
+        with pytest.raises(DataError) as caught:
+            tokenizer.decode([0, wrong])
+        assert str(caught.value) == (
+            f"id {wrong} is not in the vocabulary of this {tokenizer.name} tokenizer, which ends at"
+            f" {tokenizer.vocab_size - 1}: use the tokenizer that the model was trained with"
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_a_character_is_refused(kind: str, make: Callable[[str], Tokenizer]) -> None:
+    with pytest.raises(DataError, match=r"U\+D83D at position 2 is half a surrogate pair"):
+        make(kind).encode("ab\ud83d")
+
+
+def test_bytes_are_utf8() -> None:
+    assert build_tokenizer("byte").encode("é🙂") == list("é🙂".encode())
+
+
+def test_gpt2_gives_the_published_ids(tiktoken_cache: Path) -> None:
+    tokenizer = build_tokenizer("gpt2")
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (50257, 50256)
+    assert tokenizer.encode("Hello, I'm a language model,") == [15496, 11, 314, 1101, 257, 3303, 2746, 11]
+
+
+def test_a_tiktoken_checkpoint_needs_no_network(
+    tiktoken_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_tokenizer("gpt2").save(tmp_path)
+
+    def no_network(*_: object) -> bytes:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("tiktoken.load.read_file", no_network)
+    monkeypatch.setattr("tiktoken.get_encoding", no_network)
+    assert Tokenizer.load(tmp_path).encode("Hello world") == [15496, 995]
+
+
+def test_tiktoken_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(_: str) -> bytes:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("tiktoken.load.read_file", no_network)
+    with pytest.raises(DataError) as caught:
+        build_tokenizer("cl100k_base")
+    assert str(caught.value) == (
+        "cannot fetch tiktoken encoding 'cl100k_base' (ConnectionError): run once with network access,"
+        " or set TIKTOKEN_CACHE_DIR to a directory that has its files"
+    )
+
+
+def test_every_tiktoken_preset_is_an_encoding() -> None:
+    import tiktoken
+
+    presets = [entry for entry in entries("tokenizer").values() if entry.component.name == "tiktoken"]
+    assert {entry.default().encoding for entry in presets} <= set(tiktoken.list_encoding_names())  # type: ignore[attr-defined]
+
+
+def test_char_has_the_characters_of_the_text(shakespeare_path: Path) -> None:
+    text = shakespeare_path.read_text(encoding="utf-8")
+    tokenizer = CharTokenizer.build_vocab(text)
+    assert tokenizer.vocab_size == 65
+    assert tokenizer.encode("hii there") == [46, 47, 47, 1, 58, 46, 43, 56, 43]  # as in Karpathy's lecture
+
+
+def test_char_takes_the_alphabet_of_both_splits(text_corpus: Callable[..., Corpus]) -> None:
+    tokenizer = build_tokenizer("char", text_corpus("a" * 95 + "z" * 5))
+    assert isinstance(tokenizer, CharTokenizer) and tokenizer.characters == "az"
+
+
+@pytest.mark.parametrize("character", ["é", "\x00", "🙂", "c"])
+def test_char_names_an_unknown_character(character: str) -> None:
+    tokenizer = CharTokenizer.build_vocab("abdz")
+    with pytest.raises(DataError) as caught:
+        tokenizer.encode(f"ab{character}")
+    assert str(caught.value) == (
+        f"character {character!r} (U+{ord(character):04X}) at position 2 is not among the 4 that this char"
+        " tokenizer knows: leave it out, or train with tokenizer.unknown=unk"
+    )
+
+
+def test_char_can_have_an_unknown_token(play: Corpus, tmp_path: Path) -> None:
+    tokenizer = build_tokenizer({"name": "char", "unknown": "unk"}, play)
+    plain = build_tokenizer("char", play)
+    assert tokenizer.vocab_size == plain.vocab_size + 1
+    assert tokenizer.encode("All") == plain.encode("All")
+    assert tokenizer.encode("Ω") == [plain.vocab_size]
+    assert tokenizer.decode(tokenizer.encode("AΩl")) == "A<unk>l"
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).encode("Ω") == [plain.vocab_size]
+
+
+@pytest.mark.parametrize("kind", LEARNED)
+def test_learning_again_gives_the_same(kind: str, text_corpus: Callable[..., Corpus], tmp_path: Path) -> None:
+    source = inspect.getsource(argparse)
+    corpus, config = text_corpus(source), {"name": kind, "vocab_size": 800}
+    first, second = (build_tokenizer(config, corpus, tmp_path / name) for name in ("one", "two"))
+    assert first.fingerprint == second.fingerprint
+    assert first.vocab_size == 800
+    assert len(first.encode(source)) < len(source) / 2  # it has learned longer pieces
+
+
+def test_what_was_learned_is_kept(play: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build_tokenizer("bpe", play)
+    kept = list((cache / "tokenizers").iterdir())
+    assert len(kept) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(type(first), "build", None)  # would fail if it learned again
+        assert build_tokenizer("bpe", play).fingerprint == first.fingerprint
+    smaller = build_tokenizer({"name": "bpe", "vocab_size": 300}, play)
+    assert smaller.vocab_size == 300 and len(list((cache / "tokenizers").iterdir())) == 2
+    file = kept[0] / "tokenizer.json"
+    file.write_text(file.read_text()[:-100])
+    assert build_tokenizer("bpe", play).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("gtp2", "no tokenizer 'gtp2'; did you mean 'gpt2'?"),
+        ({"name": "bpe", "vocab_sise": 300}, "tokenizer: no setting 'vocab_sise'; did you mean 'vocab_size'?"),
+        ({"name": "bpe", "vocab_size": 200}, "tokenizer.vocab_size of bpe must be at least 257, got 200"),
+        ({"name": "wordpiece", "vocab_size": 512}, "tokenizer.vocab_size of wordpiece must be at least 513, got 512"),
+        ({"name": "bpe", "vocab_size": "many"}, "tokenizer.vocab_size must be a whole number, got 'many'"),
+        ({"name": "char", "unknown": "skip"}, "tokenizer.unknown: no choice 'skip'; there are: error, unk"),
+        ({"name": "tiktoken", "encoding": "gpt-2"}, "no tiktoken encoding 'gpt-2'; did you mean 'gpt2'?"),
+        ("char", "tokenizer=char learns from a corpus: give one, or use tokenizer=byte"),
+        ("bpe", "tokenizer=bpe learns from a corpus: give one, or use tokenizer=byte"),
+        ("hf", "tokenizer=hf needs tokenizer.path=<a tokenizer.json, or a directory with one>"),
+    ],
+)
+def test_wrong_settings_get_one_sentence(settings: str | dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_tokenizer(settings)
+    assert str(caught.value).startswith(message)
+
+
+def test_sentencepiece_missing_says_what_to_install(play: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ConfigError) as caught:
+        build_tokenizer("sentencepiece", play)
+    assert str(caught.value) == (
+        "tokenizer=sentencepiece needs the package 'sentencepiece': pip install 'modular-gpt[sentencepiece]'"
+    )
+
+
+class TestHuggingFaceFile:
+    """Tokenizers that come with a pretrained model."""
+
+    def test_ids_are_those_of_the_library(self, make: Callable[[str], Tokenizer], tmp_path: Path) -> None:
+        hugging_face_file(tmp_path / "tokenizer.json")
+        library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        library.no_truncation()
+        assert make("hf").encode(PLAY) == library.encode(PLAY, add_special_tokens=False).ids
+
+    def test_the_end_of_text_can_be_named(self, tmp_path: Path) -> None:
+        hugging_face_file(tmp_path / "tokenizer.json")
+        assert build_tokenizer({"name": "hf", "path": str(tmp_path), "eos": "<s>"}).eos_id == 0
+        with pytest.raises(ConfigError, match=r"tokenizer.eos: the token '<end>' is not in the vocabulary of '.*json'"):
+            build_tokenizer({"name": "hf", "path": str(tmp_path), "eos": "<end>"})
+        (tmp_path / "tokenizer_config.json").unlink()
+        assert build_tokenizer({"name": "hf", "path": str(tmp_path / "tokenizer.json")}).eos_id is None
+
+    @given(text=st.text("ab é🙂日", max_size=12))
+    def test_sentencepiece_style_files_stream_too(self, text: str) -> None:
+        """As Llama 2's: a mark for the space, one put before the text, bytes for unknown characters."""
+        pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab"]
+        model = tokenizers.models.BPE(
+            {piece: number for number, piece in enumerate(pieces)},
+            [("▁", "a"), ("a", "b")],
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+        library = tokenizers.Tokenizer(model)
+        normalizers, decoders = tokenizers.normalizers, tokenizers.decoders
+        library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        library.decoder = decoders.Sequence(steps)
+        tokenizer = HuggingFaceTokenizer(library, None)
+        ids = tokenizer.encode(text)
+        stream = tokenizer.decode_stream()
+        shown = [stream.push(i) for i in ids]
+        assert "".join([*shown, stream.flush()]) == tokenizer.decode(ids) == text
+        assert not any("\ufffd" in part for part in shown)
+
+    def test_files_that_are_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "tokenizer.json"
+        for content in (None, "{", "{}", "[1]"):
+            if content is not None:
+                path.write_text(content)
+            with pytest.raises(DataError, match=re.escape(f"'{path}'") + ".*correct tokenizer.path"):
+                build_tokenizer({"name": "hf", "path": str(path)})
+
+
+class TestDamage:
+    """A tokenizer file in a checkpoint that is not what was saved."""
+
+    @pytest.fixture
+    def file(self, play: Corpus, tmp_path: Path) -> Path:
+        build_tokenizer("bpe", play).save(tmp_path)
+        return tmp_path / "tokenizer.json"
+
+    def refused(self, file: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            Tokenizer.load(file.parent)
+        message = str(caught.value)
+        assert str(file) in message and "\n" not in message
+        return message
+
+    def test_missing(self, file: Path) -> None:
+        file.unlink()
+        assert "there is no tokenizer file" in self.refused(file)
+
+    def test_truncated_anywhere(self, file: Path) -> None:
+        whole = file.read_bytes()
+        for length in range(0, len(whole), max(1, len(whole) // 25)):
+            file.write_bytes(whole[:length])
+            assert "damaged" in self.refused(file)
+
+    @given(place=st.floats(0, 0.999), bit=st.integers(0, 7))
+    def test_a_flipped_bit_is_never_silent(
+        self, place: float, bit: int, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        folder = tmp_path_factory.mktemp("flip")
+        tokenizer = CharTokenizer.build_vocab(PLAY)
+        tokenizer.save(folder)
+        data = bytearray((folder / "tokenizer.json").read_bytes())
+        data[int(place * len(data))] ^= 1 << bit
+        (folder / "tokenizer.json").write_bytes(data)
+        try:
+            loaded = Tokenizer.load(folder)
+        except DataError as error:
+            assert str(folder) in str(error)
+        else:  # a change of the spacing between values
+            assert loaded.definition() == tokenizer.definition()
+
+    def test_another_program(self, file: Path) -> None:
+        hugging_face_file(file)
+        assert self.refused(file).endswith("use tokenizer=hf tokenizer.path=<that file>")
+
+    def test_a_kind_that_nobody_registered(self, file: Path) -> None:
+        content = json.loads(file.read_text())
+        for kind in ("os.system", "gpt2x", None, ["byte"]):
+            file.write_text(json.dumps({**content, "kind": kind}))
+            self.refused(file)
+
+    @pytest.mark.parametrize("definition", [None, [], {}, {"tokenizer": 3, "eos": None}, {"tokenizer": {}, "eos": 1}])
+    def test_a_definition_of_the_wrong_shape(self, definition: object, file: Path) -> None:
+        content = json.loads(file.read_text())
+        fingerprint = hashlib.sha256(json.dumps(["bpe", definition], sort_keys=True).encode()).hexdigest()
+        file.write_text(json.dumps({**content, "definition": definition, "fingerprint": fingerprint}))
+        assert "damaged" in self.refused(file)
