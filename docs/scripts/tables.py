@@ -1,0 +1,67 @@
+"""Tables in the pages that are made from the code, so that they cannot go stale.
+
+A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. To write all of them anew, from the top of
+the checkout: python docs/scripts/tables.py
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
+
+import kv_cache_table  # noqa: E402
+
+from modular_gpt.vocabularies import NAMES, WORDS  # noqa: E402
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def words() -> str:
+    """Foreign word -> ours."""
+    ours: dict[str, list[str]] = {}
+    for theirs, our in WORDS.items():
+        ours.setdefault(our, []).append(f"`{theirs}`")
+    return markdown(["ours", "theirs"], [(f"`{our}`", ", ".join(theirs)) for our, theirs in ours.items()])
+
+
+def names() -> str:
+    """Foreign names of parts -> ours."""
+    rows = [
+        (slot, f"`{ours}`", ", ".join(f"`{theirs}`" for theirs, our in table.items() if our == ours))
+        for slot, table in NAMES.items()
+        for ours in dict.fromkeys(table.values())
+    ]
+    return markdown(["slot", "ours", "theirs"], rows)
+
+
+def kv_cache() -> str:
+    """Bytes cached by each attention kind."""
+    return markdown(kv_cache_table.HEAD, kv_cache_table.rows())
+
+
+TABLES: dict[str, Callable[[], str]] = {"words": words, "names": names, "kv_cache": kv_cache}
+
+
+def region(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+
+
+def with_tables(text: str) -> str:
+    """A page with each of its tables made anew."""
+    for name in re.findall(r"<!-- begin (\w+) -->", text):
+        table = TABLES[name]()
+        text = region(name).sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        page.write_text(with_tables(page.read_text()))

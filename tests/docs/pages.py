@@ -1,0 +1,95 @@
+"""The Markdown pages as data: their code blocks, their links, and a run of the Python on them.
+
+A block marked ``python`` runs; the blocks of a page share one namespace, from the top down. A block marked
+``text output`` after it is what it prints. To write the printed text into pages: python -m tests.docs.pages FILE...
+"""
+
+import contextlib
+import io
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<kind>[^\n`]*)\n(?P<code>.*?)^(?P=ticks)[ \t]*$\n?", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+HEADING = re.compile(r"^#+ (?P<title>.+)$", re.MULTILINE)
+OUTPUT = "text output"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: what follows the ticks, the code, and the line where the code starts."""
+
+    kind: str
+    code: str
+    line: int
+
+
+def pages() -> list[Path]:
+    """README.md, CHANGELOG.md and everything in docs/."""
+    return [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    return [
+        Block(match["kind"].strip(), match["code"], text.count("\n", 0, match.start("code")) + 1)
+        for match in FENCE.finditer(text)
+    ]
+
+
+def prose(text: str) -> str:
+    """A page without its code."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+
+
+def anchors(text: str) -> set[str]:
+    """What links into a page can name, by the rule that GitHub makes them with."""
+    titles = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", match["title"]) for match in HEADING.finditer(FENCE.sub("", text)))
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+def run(page: Path) -> list[tuple[Block, str]]:
+    """Run the Python blocks of a page in the present directory; returns each with what it printed."""
+    namespace: dict[str, object] = {"__name__": "__page__"}
+    printed = []
+    with torch.enable_grad():  # on leaving, gradients are as they were, whatever the page did
+        for block in blocks(page.read_text()):
+            if block.kind == "python":
+                heard = io.StringIO()
+                # blank lines in front, so that a traceback shows the line of the page
+                code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
+                with contextlib.redirect_stdout(heard):
+                    exec(code, namespace)
+                printed.append((block, heard.getvalue()))
+    return printed
+
+
+def promised(text: str) -> dict[Block, Block]:
+    """Python block -> the block below it with what it prints."""
+    return {code: output for code, output in pairwise(blocks(text)) if (code.kind, output.kind) == ("python", OUTPUT)}
+
+
+def rewrite(page: Path) -> None:
+    """Put what the Python blocks really print into the output blocks below them."""
+    text = page.read_text()
+    expected = promised(text)
+    printed = {expected[block].line: output for block, output in run(page) if block in expected}
+
+    def replace(match: re.Match[str]) -> str:
+        line = text.count("\n", 0, match.start("code")) + 1
+        return f"```{OUTPUT}\n{printed[line]}```\n" if line in printed else match[0]
+
+    page.write_text(FENCE.sub(replace, text))
+
+
+if __name__ == "__main__":
+    for path in [Path(name).resolve() for name in sys.argv[1:]]:
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            rewrite(path)

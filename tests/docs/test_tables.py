@@ -1,0 +1,44 @@
+"""The tables in the pages are what docs/scripts makes of the code today."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.docs.pages import ROOT, pages
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "docs" / "scripts"), *sys.path])
+    import tables
+
+    return tables
+
+
+WITH_TABLES = [page for page in pages() if "<!-- begin" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", WITH_TABLES, ids=lambda page: page.name)
+def test_the_tables_of_a_page_are_fresh(page: Path, tables: ModuleType) -> None:
+    text = page.read_text()
+    assert tables.with_tables(text) == text, "write them anew: python docs/scripts/tables.py"
+
+
+def test_every_table_is_used(tables: ModuleType) -> None:
+    text = "".join(page.read_text() for page in WITH_TABLES)
+    assert [name for name in tables.TABLES if f"<!-- begin {name} -->" not in text] == []
+
+
+def test_a_stale_table_is_seen(tables: ModuleType) -> None:
+    text = (ROOT / "docs" / "vocabularies.md").read_text()
+    assert tables.with_tables(text.replace("`n_embd`", "`n_embed`", 2)) != text.replace("`n_embd`", "`n_embed`", 2)
+
+
+def test_predicted_allocated_and_measured_bytes_agree(tables: ModuleType) -> None:
+    """Not the table against itself: its three columns against each other, and one row against arithmetic."""
+    rows = list(tables.kv_cache_table.rows())
+    assert all(predicted == allocated == measured for *_, predicted, allocated, measured in rows)
+    two_tensors_heads_width_layers_bytes = 2 * 8 * 16 * 4 * 4
+    assert ["mha", "256", f"{256 * two_tensors_heads_width_layers_bytes:,}"] in [row[:3] for row in rows]
