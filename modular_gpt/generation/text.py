@@ -1,0 +1,106 @@
+"""Texts as they grow, and private random numbers for each of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modular_gpt.core.errors import ConfigError
+
+_BLOCK = 256  # uniform numbers made at once for every row
+
+
+class Text:
+    """Token ids of B rows in one preallocated tensor; shorter prompts have padding on their left.
+
+    ids: (B, columns so far); padding: (B,) leading columns that are no text, or None; prompt_length: in columns
+    """
+
+    def __init__(self, prompt: Tensor, room: int, padding: Tensor | None = None) -> None:
+        """prompt: (B, T) ids; room: how many more columns there will be at most"""
+        batch, self.length = prompt.shape
+        self.prompt_length = self.length
+        self.padding = padding
+        self._ids = prompt.new_zeros(batch, self.length + room)
+        self._ids[:, : self.length] = prompt
+
+    @property
+    def ids(self) -> Tensor:
+        return self._ids[:, : self.length]
+
+    @property
+    def generated(self) -> Tensor:
+        """(B, columns since the prompt)"""
+        return self._ids[:, self.prompt_length : self.length]
+
+    def append(self, tokens: Tensor) -> None:
+        """tokens: (B, n)"""
+        end = self.length + tokens.shape[1]
+        self._ids[:, self.length : end] = tokens
+        self.length = end
+
+    def truncate(self, length: int) -> None:
+        """Forget the columns from ``length`` on."""
+        self.length = length
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep the rows ``rows`` (B',), in that order."""
+        self._ids = self._ids.index_select(0, rows)
+        self.padding = None if self.padding is None else self.padding.index_select(0, rows)
+
+
+class Noise:
+    """One uniform number per row and step. Sample s of prompt p draws from a stream of (seed, p, s) alone."""
+
+    def __init__(self, seed: int | None, prompts: int, samples: int, device: torch.device) -> None:
+        """seed: None takes one from PyTorch's global generator"""
+        seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self._streams = [
+            np.random.default_rng([seed, prompt, sample]) for prompt in range(prompts) for sample in range(samples)
+        ]
+        self._device = device
+        self._block = torch.empty(0)
+        self._used = 0
+
+    def uniform(self) -> Tensor:
+        """(B,) in [0, 1), in float64 where the device has it"""
+        if self._used == self._block.shape[0]:
+            dtype = np.float32 if self._device.type == "mps" else np.float64
+            rows = [stream.random(_BLOCK, dtype=dtype) for stream in self._streams]
+            self._block = torch.from_numpy(np.stack(rows, axis=1)).to(self._device)
+            self._used = 0
+        self._used += 1
+        return self._block[self._used - 1]
+
+
+def left_pad(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor | None]:
+    """Token lists of any lengths -> ids (B, T) with zeros on the left, and the padding (B,) or None when none is."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in zip(ids, prompts, strict=True):
+        if len(prompt):
+            row[longest - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts])
+    return ids.to(device), padding.to(device) if bool(padding.any()) else None
+
+
+def check_prompt(ids: Tensor, padding: Tensor | None, vocab_size: int) -> None:
+    """Refuse, by a ConfigError, prompts that are empty or have ids outside the vocabulary."""
+    if ids.ndim != 2:
+        raise ConfigError(f"prompts are token ids of shape (batch, tokens), got shape {tuple(ids.shape)}")
+    if ids.dtype not in (torch.long, torch.int32):
+        raise ConfigError(f"prompts are whole token ids, got {ids.dtype}")
+    if padding is not None and (padding.shape != ids.shape[:1] or bool((padding < 0).any())):
+        raise ConfigError(
+            f"padding gives the leading columns to ignore of each of {len(ids)} rows, got {padding.tolist()}"
+        )
+    if ids.shape[0] == 0 or ids.shape[1] == 0 or (padding is not None and bool((padding >= ids.shape[1]).any())):
+        raise ConfigError("the prompt is empty: give at least one token, such as the one that stands between documents")
+    lowest, highest = ids.aminmax()
+    if lowest < 0 or highest >= vocab_size:
+        wrong = int(lowest if lowest < 0 else highest)
+        raise ConfigError(
+            f"the prompt has token {wrong}, but the model's ids run from 0 to {vocab_size - 1}; "
+            "encode it with the tokenizer that the model was trained with"
+        )
