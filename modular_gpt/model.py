@@ -139,7 +139,7 @@ class GPTModel(nn.Module):
         """Logits of the next token at every position, or the training loss when targets are given.
 
         ids: (B, T) token ids; targets: (B, T) the token that follows each, -100 where none counts
-        cache: of the tokens before these; it is extended by them
+        cache: of the tokens before these; it is extended by them, and nothing is recorded for gradients
         padding: (B,) how many leading tokens of each row are padding
         last_only: logits (B, 1, V) of the last position alone
         use_cache: keep a cache on the model between calls, until ``reset_kv_cache``
@@ -150,11 +150,12 @@ class GPTModel(nn.Module):
         """
         if use_cache:
             cache = self._kept_cache(ids.shape[0])
-        x, losses = self.hidden_states(ids, cache, padding)
-        if targets is None:
-            return self.logits(x[:, -1:] if last_only else x)
-        losses = {"cross_entropy": self._cross_entropy(x, targets), **losses}
-        return LossOutput(torch.stack(list(losses.values())).sum(), losses)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            x, losses = self.hidden_states(ids, cache, padding)
+            if targets is None:
+                return self.logits(x[:, -1:] if last_only else x)
+            losses = {"cross_entropy": self._cross_entropy(x, targets), **losses}
+            return LossOutput(torch.stack(list(losses.values())).sum(), losses)
 
     def hidden_states(
         self, ids: Tensor, cache: ModelCache | None = None, padding: Tensor | None = None

@@ -68,7 +68,9 @@ class Positions:
 
     def limit(self, window: int | None) -> int | None:
         """How many keys a query sees in a layer with this window; None for all."""
-        return min((each for each in (window, self.window) if each is not None), default=None)
+        if window is None or self.window is None:
+            return self.window if window is None else window
+        return min(window, self.window)
 
     def valid(self) -> Tensor | None:
         """(B, T) True where a token is text and not padding; None when all are text."""
