@@ -1,0 +1,149 @@
+"""The cases that every law runs on, made from whatever is registered.
+
+A registered name brings its defaults; a component also brings each of its switches turned, each of its named
+choices, and the settings of EXTRAS. A component that is not in EXTRAS (a plugin's) is covered by the generic cases;
+one inside modular_gpt must have an entry there, and every one of its settings must change in some case
+(``test_coverage.py``).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pytest
+
+from modular_gpt import ConfigError, GPTConfig
+from modular_gpt.core.registry import Component, Entry, entries, slots
+
+TOKENS = 20
+MODEL: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24, pos="rope")
+NO_CHOICE = "no-such-choice"
+KERNELS = ("flash", "flex")  # not for every device and width, or slow to compile: in EXTRAS and test_backends.py
+
+Settings = dict[str, Any]
+PLAIN: Settings = {}
+
+# (slot, name) -> settings of the component, and of the model around it, that the generic cases do not reach
+EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
+    ("attention", "mha"): [
+        ({"n_kv_heads": 2, "head_dim": 6, "qkv_bias": False, "out_bias": True}, {"bias": False}),
+        ({"n_kv_heads": 1, "window": 5, "sinks": True}, {"pos": "alibi"}),
+        ({"window": 5, "softcap": 3.0, "scale": 0.3}, {"pos": "learned"}),
+        ({"window": 1}, PLAIN),
+        ({"backend": "flash"}, PLAIN),
+        ({"backend": "flash", "window": 5, "n_kv_heads": 2}, {"pos": "alibi"}),
+        ({"window": 5, "backend": "math", "n_kv_heads": 2, "sinks": True}, PLAIN),
+        ({"qk_norm": "rmsnorm", "qk_norm_scope": "full", "qk_norm_eps": 0.1, "n_kv_heads": 2}, PLAIN),
+        ({"qk_norm": "rmsnorm", "qk_norm_after_rope": True}, PLAIN),
+        ({"clip_qkv": 0.5, "out_bias": False, "dropout": 0.3}, {"topology": "parallel", "dropout": 0.1}),
+    ],
+    ("attention", "gqa"): [({"window": 7}, {"pos": "alibi"})],
+    ("attention", "mqa"): [(PLAIN, {"pos": "alibi"}), ({"window": 7}, PLAIN)],
+    ("attention", "swa"): [({"window": 5}, PLAIN), ({"window": 5}, {"pos": "alibi"})],
+    ("attention", "mla"): [
+        ({"kv_lora_rank": 12, "q_lora_rank": 10, "qk_rope_head_dim": 2, "out_bias": False}, PLAIN),
+        ({"qk_nope_head_dim": 6, "v_head_dim": 10, "scale": 0.5, "qkv_bias": False}, {"pos": "learned"}),
+        ({"window": 5, "latent_norm_eps": 0.1}, PLAIN),
+        ({"window": 5, "softcap": 3.0}, {"pos": "alibi"}),
+        ({"qk_rope_head_dim": 4}, {"pos": "none"}),
+        ({"backend": "flash"}, {"pos": "learned"}),
+        ({"dropout": 0.3}, {"topology": "sandwich"}),
+    ],
+    ("attention", "linear"): [
+        ({"chunk": 3, "head_dim": 6, "qkv_bias": False}, PLAIN),
+        ({"chunk": 1, "out_bias": False, "eps": 0.1}, {"pos": "learned"}),
+    ],
+    ("ffn", "mlp"): [({"hidden": 20, "bias": False}, PLAIN)],
+    ("ffn", "swiglu"): [({"hidden": 20, "bias": False}, PLAIN)],
+    ("ffn", "geglu"): [(PLAIN, {"topology": "post"})],
+    ("ffn", "reglu"): [(PLAIN, {"topology": "post_residual"})],
+    ("ffn", "moe"): [
+        ({"n_experts": 4, "top_k": 1, "norm_topk": False, "hidden": 12}, PLAIN),
+        ({"n_experts": 4, "top_k": 4, "shared_experts": 2}, {"topology": "parallel"}),
+        ({"score": "sigmoid", "balance": "bias", "bias_step": 0.1, "routed_scale": 2.5}, PLAIN),
+        ({"groups": 4, "top_groups": 2, "group_score": "top2", "shared_experts": 1}, PLAIN),
+        ({"expert": "mlp", "activation": "gelu", "bias": False, "router_bias": True}, PLAIN),
+        ({"balance_weight": 0.5, "z_weight": 0.1}, PLAIN),
+    ],
+    ("norm", "layernorm"): [({"eps": 0.1, "bias": False}, {"embed_norm": True}), (PLAIN, {"bias": False})],
+    ("norm", "rmsnorm"): [({"eps": 0.1}, {"topology": "sandwich"})],
+    ("norm", "scalenorm"): [({"eps": 3.0}, {"topology": "post"})],
+    ("pos", "learned"): [(PLAIN, {"attention": "mla"})],
+    ("pos", "sinusoidal"): [({"theta": 100.0}, PLAIN)],
+    ("pos", "alibi"): [({"max_bias": 4.0}, PLAIN), (PLAIN, {"n_heads": 6, "d_model": 36})],
+    ("pos", "none"): [(PLAIN, {"attention": "linear"})],
+    ("pos", "rope"): [
+        ({"theta": 100.0, "rotary_dim": 4}, PLAIN),
+        ({"rotary_dim": 4, "layout": "interleaved"}, {"attention": "mla", "d_model": 48}),
+        ({"scaling": {"kind": "linear", "factor": 4.0}}, {"attention": "swa"}),
+        ({"scaling": {"kind": "dynamic", "factor": 2.0}}, PLAIN),
+        ({"scaling": {"kind": "llama3", "factor": 8.0, "original_context_length": 8}}, PLAIN),
+        ({"scaling": {"kind": "yarn", "factor": 4.0, "original_context_length": 8}}, {"attention": "linear"}),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One component with some settings, in a model that is otherwise plain."""
+
+    slot: str
+    name: str
+    settings: Settings = field(default_factory=dict)
+    model: Settings = field(default_factory=dict)
+    generic: bool = False  # a single switch or choice: compiled laws leave it out
+
+    def config(self, **changes: Any) -> GPTConfig:
+        return GPTConfig(**{**MODEL, **self.model, self.slot: {"name": self.name, **self.settings}, **changes})
+
+    @property
+    def id(self) -> str:
+        def said(settings: Settings) -> str:
+            return ",".join(f"{key}={value}" for key, value in settings.items()).replace(" ", "")
+
+        return "-".join(filter(None, [self.slot, self.name, said(self.settings), said(self.model)]))
+
+
+def choices(entry: Entry, setting: str) -> list[str]:
+    """What a text setting may be, as the refusal of a wrong one says; empty where anything is accepted."""
+    try:
+        Case(entry.component.slot, entry.name, {setting: NO_CHOICE}).config()
+    except ConfigError as error:
+        return str(error).partition("there are: ")[2].split(", ")
+    return []
+
+
+def text_settings(component: type[Component]) -> list[str]:
+    return [f.name for f in fields(component.Config) if f.name != "name" and "str" in str(f.type)]
+
+
+def switched(entry: Entry) -> Iterator[Case]:
+    """Each switch turned and each other choice taken, one at a time."""
+    default = entry.default()
+    for each in fields(entry.component.Config):
+        value = getattr(default, each.name)
+        if isinstance(value, bool):
+            yield Case(entry.component.slot, entry.name, {each.name: not value}, generic=True)
+    for setting in text_settings(entry.component):
+        for choice in choices(entry, setting):
+            if choice not in (getattr(default, setting), *KERNELS):
+                yield Case(entry.component.slot, entry.name, {setting: choice}, generic=True)
+
+
+def cases(slot: str) -> list[Case]:
+    """All cases of a slot; presets share the switches of their component, which come once, with its own name."""
+    found = []
+    for name, entry in entries(slot).items():
+        found.append(Case(slot, name))
+        if not entry.settings:
+            found += switched(entry)
+        found += [Case(slot, name, settings, model) for settings, model in EXTRAS.get((slot, name), [])]
+    return found
+
+
+ALL = [case for slot in slots() for case in cases(slot)]
+CHOSEN = [case for case in ALL if not case.generic]
+
+
+def parametrize(which: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", which, ids=lambda case: case.id)

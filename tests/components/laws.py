@@ -1,0 +1,298 @@
+"""What holds for every component, as functions of a config: call them on a part of your own.
+
+    for law in LAWS:
+        law(GPTConfig(**MODEL, attention="toy"))
+
+Each raises an AssertionError where the model breaks it. Weights are drawn wide, so that errors show.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Iterable
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.core.cache import ModelCache, TokenCache
+from modular_gpt.init import initialise
+
+STRONG = 0.4  # standard deviation of weights: scores and gates far from zero
+TOLERANCE = 1e-4  # of the standard deviation of the logits, float32
+TOKENS = 20
+
+
+def build(config: GPTConfig, std: float = STRONG, seed: int = 1) -> GPTModel:
+    """The model in evaluation mode; norms, biases and sinks away from their neutral values."""
+    torch.manual_seed(seed)
+    model = GPTModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2 and not parameter.eq(0).all():
+                parameter.mul_(std / config.init_std)
+            else:
+                parameter.add_(torch.randn_like(parameter) * std)
+    return model.eval()
+
+
+def text(config: GPTConfig, rows: int = 3, tokens: int = TOKENS, seed: int = 2) -> Tensor:
+    return torch.randint(config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert got.shape == expected.shape
+    error = (got.float() - expected.float()).abs().max() / expected.float().std()
+    assert error <= tolerance, f"off by {error:.2e} standard deviations"
+
+
+@torch.no_grad()
+def feed(
+    model: GPTModel, ids: Tensor, cache: ModelCache, counts: Iterable[int], padding: Tensor | None = None
+) -> Tensor:
+    """The logits of ids given in pieces of so many tokens, the rest in one piece."""
+    parts, start = [], 0
+    for count in [*counts, ids.shape[1]]:
+        piece = ids[:, start : start + count]
+        if piece.shape[1]:
+            parts.append(model(piece, cache=cache, padding=padding if start == 0 else None))
+        start += count
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def causal(config: GPTConfig) -> None:
+    """A later token changes nothing before it, and something from it on."""
+    model, ids = build(config), text(config)
+    before = model(ids)
+    for place in (1, TOKENS // 2, TOKENS - 1):
+        other = ids.clone()
+        other[:, place] = (other[:, place] + 1) % config.vocab_size
+        after = model(other)
+        close(after[:, :place], before[:, :place], 1e-5)
+        assert (after[:, place] - before[:, place]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def rows_are_independent(config: GPTConfig) -> None:
+    model, ids = build(config), text(config)
+    together = model(ids)
+    for row in range(len(ids)):
+        close(model(ids[row : row + 1]), together[row : row + 1])
+
+
+@torch.no_grad()
+def token_by_token(config: GPTConfig) -> None:
+    model, ids = build(config), text(config)
+    expected = model(ids)
+    for max_length in (TOKENS, None):
+        close(feed(model, ids, model.new_cache(len(ids), max_length), [1] * TOKENS), expected)
+
+
+@torch.no_grad()
+def any_chunking(config: GPTConfig, splits: Iterable[list[int]] = ([3, 1, 7], [6, 6, 1, 1], [1, 13])) -> None:
+    """Also after the cache was reset, which keeps its memory: one cache serves all."""
+    model, ids = build(config), text(config)
+    expected = model(ids)
+    cache = model.new_cache(len(ids), TOKENS)
+    for counts in splits:
+        cache.reset()
+        close(feed(model, ids, cache, counts), expected)
+
+
+@torch.no_grad()
+def ragged_rows(config: GPTConfig) -> None:
+    """Left-padded rows, whole, in pieces (some of them all padding) and token by token, match each row alone."""
+    model, ids = build(config), text(config)
+    pads = [0, 4, 9]
+    padding = torch.tensor(pads)
+    rows = [model(ids[row : row + 1, pad:]) for row, pad in enumerate(pads)]
+
+    def check(got: Tensor) -> None:
+        assert got.isfinite().all()
+        for row, pad in enumerate(pads):
+            close(got[row : row + 1, pad:], rows[row])
+
+    check(model(ids, padding=padding))
+    for counts in ([], [2, 4, 1, 1], [12], [1] * TOKENS):
+        check(feed(model, ids, model.new_cache(len(ids), TOKENS), counts, padding))
+
+
+@torch.no_grad()
+def rows_move(config: GPTConfig) -> None:
+    """After reorder and expand the cache goes on as if its rows had always been so."""
+    model, ids = build(config), text(config)
+    for cut in (3, 12):
+        cache = model.new_cache(len(ids), TOKENS)
+        feed(model, ids[:, :cut], cache, [1, 1])
+        order = torch.tensor([2, 0, 2, 1])
+        cache.reorder(order)
+        cache.expand(2)
+        moved = ids[order.repeat_interleave(2)]
+        moved[:, cut:] = text(config, len(moved), TOKENS - cut, seed=9)
+        close(feed(model, moved[:, cut:], cache, [1, 1, 1]), model(moved)[:, cut:])
+
+
+@torch.no_grad()
+def one_graph_for_all_steps(config: GPTConfig) -> None:
+    """The length may be a tensor, so that one compiled graph serves every decoding step."""
+    model, ids = build(config), text(config)
+    cache = model.new_cache(len(ids), TOKENS)
+    start = feed(model, ids[:, :7], cache, [])
+    cache.length = torch.tensor(cache.length)
+    steps = [model(ids[:, i : i + 1], cache=cache) for i in range(7, TOKENS)]
+    close(torch.cat([start, *steps], dim=1), model(ids))
+
+
+def every_parameter_learns(config: GPTConfig) -> None:
+    model, ids = build(config).train(), text(config, rows=8)
+    output = model(ids[:, :-1], ids[:, 1:])
+    assert torch.equal(output.loss, torch.stack(list(output.parts.values())).sum())
+    output.loss.backward()
+    assert output.loss.isfinite()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
+        assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
+        assert parameter.grad.count_nonzero(), f"the gradient of {name} is zero"
+
+
+def config_round_trips(config: GPTConfig) -> None:
+    written = config.to_dict()
+    assert GPTConfig.from_dict(json.loads(json.dumps(written))) == config
+    assert GPTModel(written).config == config
+    changed = copy.deepcopy(written)
+    for slot in ("attention", "ffn", "norm", "pos"):  # nothing is left to a default that might change
+        assert set(changed[slot]) == set(vars(getattr(config, slot)))
+
+
+@torch.no_grad()
+def saving_is_exact(config: GPTConfig) -> None:
+    model, other, ids = build(config), build(config, seed=8), text(config)
+    assert not torch.equal(model(ids), other(ids))
+    weights = safetensors.torch.load(safetensors.torch.save(model.state_dict()))
+    other.load_state_dict(weights)
+    assert torch.equal(model(ids), other(ids))
+
+
+@torch.no_grad()
+def half_precision(config: GPTConfig) -> None:
+    """bfloat16 stays near float32 with the same (rounded) weights, also through the cache."""
+    model = build(config, std=0.15).bfloat16()
+    ids = text(config)
+    expected = copy.deepcopy(model).float()(ids)
+    cache = model.new_cache(len(ids), TOKENS)
+    for got in (model(ids), feed(model, ids, cache, [5, 1, 1])):
+        assert got.dtype == torch.bfloat16 and got.isfinite().all()
+        error = (got.float() - expected).abs().mean() / expected.std()
+        assert error < 0.05, f"off by {error:.3f} standard deviations"
+    assert cache.nbytes() == config.cache_bytes(len(ids), TOKENS, torch.bfloat16)
+
+
+@torch.no_grad()
+def meta_then_initialised(config: GPTConfig) -> None:
+    """Built without memory, then allocated and initialised: nothing is left out, and the same numbers."""
+    with torch.device("meta"):
+        hollow = GPTModel(config)
+    assert all(tensor.is_meta for tensor in [*hollow.parameters(), *hollow.buffers()])
+    hollow.to_empty(device="cpu")
+    for tensor in [*hollow.parameters(), *hollow.buffers()]:
+        tensor.fill_(torch.nan)
+    usual = GPTModel(config)
+    for model in (hollow, usual):
+        torch.manual_seed(5)
+        initialise(model, config)
+    made = dict([*hollow.named_parameters(), *hollow.named_buffers()])
+    for name, tensor in [*usual.named_parameters(), *usual.named_buffers()]:
+        assert torch.equal(made[name], tensor), name
+    ids = text(config)
+    assert torch.equal(hollow.eval()(ids), usual.eval()(ids))
+
+
+@torch.no_grad()
+def bytes_as_predicted(config: GPTConfig) -> None:
+    """Predicted, reported and allocated bytes agree before and after the cache is filled; no graph is kept."""
+    model, ids = build(config), text(config)
+    for tokens in (1, 4, TOKENS):
+        for dtype in (torch.float32, torch.bfloat16):
+            predicted = config.cache_bytes(len(ids), tokens, dtype)
+            cache = model.new_cache(len(ids), tokens, dtype)
+            assert cache.nbytes() == allocated(cache) == predicted
+    cache = model.new_cache(len(ids), TOKENS)
+    feed(model, ids, cache, [TOKENS - 1])
+    assert cache.nbytes() == allocated(cache) == config.cache_bytes(len(ids), TOKENS)
+
+
+def allocated(cache: ModelCache) -> int:
+    """Bytes of the distinct storages of all tensors found in the layers' attributes."""
+    storages = {}
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            for tensor in value if isinstance(value, list) else [value]:
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def written_in_place(config: GPTConfig) -> None:
+    """Within its capacity a cache never moves."""
+    model, ids = build(config), text(config)
+    cache = model.new_cache(len(ids), TOKENS)
+    places = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
+    for piece in ids.split([4, 1, 1, 9, 1, 1, 1, 1, 1], dim=1):
+        model(piece, cache=cache)
+        assert [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors] == places
+
+
+def no_graph_is_kept(config: GPTConfig) -> None:
+    """Also where the caller forgot ``torch.no_grad``, or each step would hold on to all steps before it."""
+    model, ids = build(config), text(config)
+    cache = model.new_cache(len(ids), TOKENS)
+    for piece in ids.split(7, dim=1):
+        model(piece, cache=cache)
+    for layer in cache.layers:
+        assert not any(tensor.requires_grad for tensor in layer.tensors)
+
+
+@torch.no_grad()
+def growing_at_most_doubles(config: GPTConfig) -> None:
+    model = build(config)
+    cache = model.new_cache(1)
+    if config.pos.component.extrapolates:
+        for _ in range(3):
+            feed(model, text(config, 1, 50), cache, [])
+    for layer in cache.layers:
+        if isinstance(layer, TokenCache):
+            assert layer.capacity <= (layer.window or max(64, 2 * int(cache.length)))
+
+
+@torch.no_grad()
+def compiles_whole(config: GPTConfig, backend: str = "eager") -> None:
+    """torch.compile(fullgraph=True), without and with a cache, says the same."""
+    model, ids = build(config), text(config)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    expected = model(ids)
+    close(compiled(ids), expected)
+
+
+Law = Callable[[GPTConfig], None]
+LAWS: list[Law] = [
+    causal,
+    rows_are_independent,
+    token_by_token,
+    any_chunking,
+    ragged_rows,
+    rows_move,
+    one_graph_for_all_steps,
+    every_parameter_learns,
+    config_round_trips,
+    saving_is_exact,
+    half_precision,
+    meta_then_initialised,
+    bytes_as_predicted,
+    written_in_place,
+    no_graph_is_kept,
+    growing_at_most_doubles,
+]
+SLOW_LAWS: list[Law] = [compiles_whole]

@@ -1,0 +1,54 @@
+"""No registered component and no setting of one goes without a case."""
+
+from dataclasses import fields
+
+import pytest
+
+from modular_gpt.core.registry import Entry, entries, slots
+from tests.components.cases import ALL, EXTRAS, Case, choices, text_settings
+
+OURS = [
+    entry
+    for slot in slots()
+    for entry in entries(slot).values()
+    if entry.component.__module__.startswith("modular_gpt.")
+]
+KERNEL_CHOICE = "flex"  # test_backends.py
+
+
+def of_component(entry: Entry) -> list[Case]:
+    """The cases of a component under all of its names."""
+    slot = entry.component.slot
+    names = [name for name, each in entries(slot).items() if each.component is entry.component]
+    return [case for case in ALL if case.slot == slot and case.name in names]
+
+
+@pytest.mark.parametrize("entry", OURS, ids=lambda entry: f"{entry.component.slot}-{entry.name}")
+def test_every_name_has_settings_of_its_own(entry: Entry) -> None:
+    assert EXTRAS.get((entry.component.slot, entry.name)), "give it settings worth testing in cases.EXTRAS"
+
+
+def test_no_settings_are_left_of_a_name_that_is_gone() -> None:
+    assert set(EXTRAS) <= {(entry.component.slot, entry.name) for entry in OURS}
+
+
+@pytest.mark.parametrize("entry", OURS, ids=lambda entry: f"{entry.component.slot}-{entry.name}")
+def test_every_setting_changes_in_some_case(entry: Entry) -> None:
+    default = entry.component.Config()
+    changed = {
+        name
+        for case in of_component(entry)
+        for name, value in {**entries(case.slot)[case.name].settings, **case.settings}.items()
+        if value != getattr(default, name)
+    }
+    assert {f.name for f in fields(entry.component.Config)} - {"name"} <= changed
+
+
+@pytest.mark.parametrize("entry", OURS, ids=lambda entry: f"{entry.component.slot}-{entry.name}")
+def test_every_choice_is_taken_in_some_case(entry: Entry) -> None:
+    """Text settings name their choices when given a wrong one, and each of these is tried."""
+    for setting in text_settings(entry.component):
+        valid = choices(entry, setting)
+        assert valid, f"{setting} takes anything"
+        taken = {getattr(getattr(case.config(), case.slot), setting) for case in of_component(entry)}
+        assert set(valid) - {KERNEL_CHOICE} <= taken, setting

@@ -1,0 +1,48 @@
+"""Every law on every case of every registered component."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.components.cases import ALL, CHOSEN, Case, parametrize
+from tests.components.laws import LAWS, SLOW_LAWS, TOKENS, Law, build, close, compiles_whole, feed, text
+
+SPLITS = st.lists(st.integers(1, 9), max_size=TOKENS).filter(lambda counts: sum(counts) <= TOKENS)
+DEFAULTS = [case for case in CHOSEN if not case.settings and not case.model]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@parametrize(ALL)
+def test_law(case: Case, law: Law) -> None:
+    law(case.config())
+
+
+@pytest.mark.parametrize("law", SLOW_LAWS, ids=lambda law: law.__name__)
+@parametrize(CHOSEN)
+def test_slow_law(case: Case, law: Law) -> None:
+    law(case.config(n_layers=1))
+
+
+@parametrize(DEFAULTS)
+def test_compiles_with_gradients_in_mind(case: Case) -> None:
+    """Through the ahead-of-time tracer too, which functionalises every operator."""
+    compiles_whole(case.config(n_layers=1), backend="aot_eager")
+
+
+@parametrize([case for case in CHOSEN if case.slot in ("attention", "pos")])
+def test_any_chunks_and_any_padding(case: Case) -> None:
+    model, ids = build(case.config()), text(case.config())
+    with torch.no_grad():
+        whole = model(ids)
+
+    @settings(max_examples=10)
+    @given(counts=SPLITS, pads=st.lists(st.integers(0, TOKENS - 1), min_size=3, max_size=3))
+    def check(counts: list[int], pads: list[int]) -> None:
+        close(feed(model, ids, model.new_cache(3, TOKENS), counts), whole)
+        ragged = feed(model, ids, model.new_cache(3, TOKENS), counts, torch.tensor(pads))
+        for row, pad in enumerate(pads):
+            with torch.no_grad():
+                close(ragged[row : row + 1, pad:], model(ids[row : row + 1, pad:]))
+
+    check()
