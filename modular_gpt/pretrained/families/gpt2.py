@@ -1,0 +1,88 @@
+"""GPT-2: https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf"""
+
+from typing import Any
+
+from modular_gpt.pretrained.family import Family, Settings, activation, must_be
+from modular_gpt.pretrained.rules import COPY, FUSED, Rule, affine, transposed
+
+_LAYER = "transformer.h.{layer}"
+_STORED_IN_OUT = transposed(COPY)
+
+RULES = (
+    Rule("transformer.wte.weight", ("embedding.weight",)),
+    Rule("transformer.wpe.weight", ("positions.0.table.weight",)),
+    Rule("lm_head.weight", ("head.weight",)),
+    *affine("transformer.ln_f", "final_norm"),
+    *affine(f"{_LAYER}.ln_1", "blocks.{layer}.attention_norm"),
+    *affine(f"{_LAYER}.ln_2", "blocks.{layer}.ffn_norm"),
+    *affine(
+        f"{_LAYER}.attn.c_attn",
+        "blocks.{layer}.attention.query",
+        "blocks.{layer}.attention.key",
+        "blocks.{layer}.attention.value",
+        weight=transposed(FUSED),
+        bias=FUSED,
+    ),
+    *affine(f"{_LAYER}.attn.c_proj", "blocks.{layer}.attention.out", weight=_STORED_IN_OUT),
+    *affine(f"{_LAYER}.mlp.c_fc", "blocks.{layer}.ffn.up", weight=_STORED_IN_OUT),
+    *affine(f"{_LAYER}.mlp.c_proj", "blocks.{layer}.ffn.down", weight=_STORED_IN_OUT),
+)
+
+
+def read(settings: Settings) -> dict[str, Any]:
+    must_be(settings, add_cross_attention=False)
+    width, n_heads, n_layers = settings["n_embd"], settings["n_head"], settings["n_layer"]
+    scale = (width // n_heads) ** -0.5 if settings["scale_attn_weights"] else 1.0
+    attention = {"name": "mha", "scale": scale, "dropout": float(settings["attn_pdrop"])}
+    layers: dict[str, Any] = {}
+    if settings["scale_attn_by_inverse_layer_idx"]:
+        names = [f"layer_{index}" for index in range(n_layers)]
+        variants = {name: {"attention": {"scale": scale / (i + 1)}} for i, name in enumerate(names)}
+        layers = {"name": "scale_by_inverse_layer", "variants": variants, "cycle": names}
+    return {
+        "vocab_size": settings["vocab_size"],
+        "d_model": width,
+        "n_heads": n_heads,
+        "n_layers": n_layers,
+        "context_length": settings["n_positions"],
+        "dropout": float(settings["resid_pdrop"]),
+        "attention": attention,
+        "ffn": {
+            "name": "mlp",
+            "hidden": settings["n_inner"],
+            "activation": activation(settings["activation_function"]),
+        },
+        "norm": {"name": "layernorm", "eps": settings["layer_norm_epsilon"]},
+        "pos": "learned",
+        "layers": layers,
+        "tie_embeddings": settings["tie_word_embeddings"],
+        "init_std": settings["initializer_range"],
+    }
+
+
+FAMILY = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    rules=RULES,
+    read=read,
+    prefix="transformer.",
+    ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, as a table
+    defaults={
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+)

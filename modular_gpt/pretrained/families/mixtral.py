@@ -1,0 +1,50 @@
+"""Mixtral: https://arxiv.org/abs/2401.04088"""
+
+from typing import Any
+
+from modular_gpt.pretrained.families import mistral
+from modular_gpt.pretrained.families.shared import ATTENTION, ENDS, LAYER, NORMS
+from modular_gpt.pretrained.family import Family, Settings
+from modular_gpt.pretrained.rules import Rule
+
+_EXPERT = f"{LAYER}.block_sparse_moe.experts.{{expert}}"
+
+
+def read(settings: Settings) -> dict[str, Any]:
+    ours = mistral.read(settings)
+    ours["ffn"] |= {
+        "name": "moe",
+        "n_experts": settings["num_local_experts"],
+        "top_k": settings["num_experts_per_tok"],
+        # theirs counts every choice of a token, and averages over layers where ours sums
+        "balance_weight": settings["router_aux_loss_coef"]
+        * settings["num_experts_per_tok"]
+        / settings["num_hidden_layers"],
+        "z_weight": 0.0,
+    }
+    return ours
+
+
+FAMILY = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    rules=(
+        *ENDS,
+        *NORMS,
+        *ATTENTION,
+        Rule(f"{LAYER}.block_sparse_moe.gate.weight", ("blocks.{layer}.ffn.router.weight",)),
+        Rule(f"{_EXPERT}.w1.weight", ("blocks.{layer}.ffn.gate",)),
+        Rule(f"{_EXPERT}.w2.weight", ("blocks.{layer}.ffn.down",)),
+        Rule(f"{_EXPERT}.w3.weight", ("blocks.{layer}.ffn.up",)),
+    ),
+    read=read,
+    defaults={
+        **mistral.FAMILY.defaults,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.001,
+    },
+)

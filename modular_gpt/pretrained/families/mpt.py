@@ -1,0 +1,75 @@
+"""MPT: https://www.databricks.com/blog/mpt-7b"""
+
+from typing import Any
+
+from modular_gpt.pretrained.family import Family, Settings, must_be
+from modular_gpt.pretrained.rules import FUSED, Rule
+
+_BLOCK = "transformer.blocks.{layer}"
+_ATTENTION_DEFAULTS = {
+    "alibi": True,
+    "alibi_bias_max": 8,
+    "attn_pdrop": 0.0,
+    "clip_qkv": None,
+    "prefix_lm": False,
+    "qk_ln": False,
+    "softmax_scale": None,
+}
+
+
+def read(settings: Settings) -> dict[str, Any]:
+    must_be(settings, no_bias=True, logit_scale=None)
+    attention = {**_ATTENTION_DEFAULTS, **settings["attn_config"]}
+    must_be(attention, alibi=True, prefix_lm=False, qk_ln=False)
+    clip = attention["clip_qkv"]
+    return {
+        "vocab_size": settings["vocab_size"],
+        "d_model": settings["d_model"],
+        "n_heads": settings["n_heads"],
+        "n_layers": settings["n_layers"],
+        "context_length": settings["max_seq_len"],
+        "dropout": float(attention["attn_pdrop"]),
+        "bias": False,
+        "attention": {"name": "mha", "scale": attention["softmax_scale"], "clip_qkv": clip or None},
+        "ffn": {"name": "mlp", "hidden": 4 * settings["d_model"], "activation": "gelu"},
+        "norm": {"name": "layernorm", "eps": settings["layer_norm_epsilon"]},
+        "pos": {"name": "alibi", "max_bias": attention["alibi_bias_max"]},
+        "tie_embeddings": settings["tie_word_embeddings"],
+        "init_std": settings["initializer_range"],
+    }
+
+
+FAMILY = Family(
+    model_type="mpt",
+    architecture="MptForCausalLM",
+    rules=(
+        Rule("transformer.wte.weight", ("embedding.weight",)),
+        Rule("transformer.norm_f.weight", ("final_norm.weight",)),
+        Rule("lm_head.weight", ("head.weight",)),
+        Rule(f"{_BLOCK}.norm_1.weight", ("blocks.{layer}.attention_norm.weight",)),
+        Rule(f"{_BLOCK}.norm_2.weight", ("blocks.{layer}.ffn_norm.weight",)),
+        Rule(
+            f"{_BLOCK}.attn.Wqkv.weight",
+            tuple(f"blocks.{{layer}}.attention.{part}.weight" for part in ("query", "key", "value")),
+            FUSED,
+        ),
+        Rule(f"{_BLOCK}.attn.out_proj.weight", ("blocks.{layer}.attention.out.weight",)),
+        Rule(f"{_BLOCK}.ffn.up_proj.weight", ("blocks.{layer}.ffn.up.weight",)),
+        Rule(f"{_BLOCK}.ffn.down_proj.weight", ("blocks.{layer}.ffn.down.weight",)),
+    ),
+    read=read,
+    prefix="transformer.",
+    defaults={
+        "vocab_size": 50368,
+        "d_model": 2048,
+        "n_heads": 16,
+        "n_layers": 24,
+        "max_seq_len": 2048,
+        "layer_norm_epsilon": 1e-5,
+        "no_bias": True,
+        "logit_scale": None,
+        "initializer_range": 0.02,
+        "attn_config": {},
+        "tie_word_embeddings": True,
+    },
+)

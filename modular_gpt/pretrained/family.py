@@ -1,0 +1,62 @@
+"""What the loader knows about one kind of published model; the kinds themselves are in families/."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modular_gpt.config import GPTConfig
+from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.pretrained.rules import Rule
+
+Settings = Mapping[str, Any]  # of their config.json, with the defaults filled in
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of published model.
+
+    model_type, architecture: as in their config.json
+    rules: which tensor is which
+    read: their settings -> ours, as ``GPTConfig.from_dict`` takes them
+    write: ours -> theirs, for kinds that can be saved; what it writes, ``read`` must read back
+    defaults: what a setting is that their config.json leaves out
+    prefix: of tensor names, absent in files of the bare model without a head
+    ignored: regular expressions of tensor names that hold nothing learned; {n_layers} is filled in
+    """
+
+    model_type: str
+    architecture: str
+    rules: tuple[Rule, ...]
+    read: Callable[[Settings], dict[str, Any]]
+    defaults: Mapping[str, Any]
+    write: Callable[[GPTConfig], dict[str, Any]] | None = None
+    prefix: str = "model."
+    ignored: tuple[str, ...] = field(default=(r".*rotary_emb\.inv_freq",))
+
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation(name: str) -> str:
+    """Our name of their activation function."""
+    if name not in ACTIVATIONS:
+        raise CheckpointError(unknown("activation function", str(name), ACTIVATIONS))
+    return ACTIVATIONS[name]
+
+
+def must_be(settings: Settings, **only: Any) -> None:
+    """Refuse a checkpoint with a setting that has no counterpart here."""
+    for name, value in only.items():
+        if settings[name] != value:
+            raise CheckpointError(
+                f"the checkpoint has {name}={settings[name]!r}, which is not supported: only {value!r} is"
+            )

@@ -1,0 +1,49 @@
+"""A published model beside ours, and a record of how far apart they were.
+
+``PARITY_TABLE=<file> pytest -n 0 tests/reference`` writes the worst number of each comparison as a Markdown table.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+TABLE = "PARITY_TABLE"
+TOLERANCE = 2e-5  # largest difference, in standard deviations of what is compared
+worst: dict[str, tuple[float, int]] = {}  # comparison -> largest difference, how many were compared
+
+Parity = Callable[..., float]
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference in standard deviations of theirs."""
+    assert ours.shape == theirs.shape
+    assert theirs.isfinite().all(), "the reference itself overflows: the test's weights are too strong"
+    return ((ours - theirs).abs().max() / theirs.std()).item()
+
+
+@pytest.fixture
+def parity() -> Parity:
+    """parity(name, ours, theirs): they agree; the difference is recorded under the name."""
+
+    def compare(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> float:
+        apart = difference(ours.detach(), theirs.detach())
+        largest, count = worst.get(name, (0.0, 0))
+        worst[name] = max(largest, apart), count + 1
+        assert apart <= tolerance, f"{name}: apart by {apart:.1e} standard deviations"
+        return apart
+
+    return compare
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = os.environ.get(TABLE)
+    if not path or not worst:
+        return
+    if hasattr(session.config, "workerinput"):
+        raise pytest.UsageError(f"{TABLE} needs one process: add -n 0")
+    rows = [f"| {name} | {count} | {apart:.1e} |" for name, (apart, count) in sorted(worst.items())]
+    head = ["| compared with | cases | largest difference |", "|---|---|---|"]
+    Path(path).write_text("\n".join([*head, *rows]) + "\n")
