@@ -13,7 +13,7 @@ import modular_gpt.training.optim
 import modular_gpt.training.schedule  # noqa: F401  these three register what the slots offer
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.core.settings import from_mapping, one_of
+from modular_gpt.core.settings import from_mapping, one_of, positive
 from modular_gpt.vocabularies import read_config
 
 SLOTS = ("data", "tokenizer", "optim", "schedule")
@@ -30,7 +30,8 @@ class TrainerConfig:
     order: windows start anywhere (``random``), or lie side by side and each comes once an ``epoch``
     eval_interval: steps between evaluations; eval_batches: fixed batches in one, 0 for the whole validation text
     sample_tokens: tokens of text generated at each evaluation, 0 for none; sample_prompt: what they continue (null:
-        the beginning of the validation text)
+        the beginning of the validation text); sample_temperature: how freely they are drawn
+    final_evaluation: at the end, measure the best weights on the whole validation text
     log_interval: steps between entries of metrics.jsonl
     save_interval: steps between checkpoints (null: at each evaluation); keep: how many stay besides the best one
     device: auto | cpu | cuda | cuda:1 | mps ...; precision: auto | float32 | bf16 | fp16, of the arithmetic (weights
@@ -47,6 +48,8 @@ class TrainerConfig:
     eval_batches: int = 32
     sample_prompt: str | None = None
     sample_tokens: int = 160
+    sample_temperature: float = 0.8
+    final_evaluation: bool = True
     log_interval: int = 10
     save_interval: int | None = None
     keep: int = 2
@@ -59,6 +62,7 @@ class TrainerConfig:
         at_least(1, "trainer", self, "max_steps", "batch_size", "gradient_accumulation", "eval_interval",
                  "log_interval", "save_interval", "keep", "threads")  # fmt: skip
         at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip")
+        positive("trainer", sample_temperature=self.sample_temperature)
         one_of(self.order, ("random", "epoch"), "trainer.order")
         one_of(self.precision, PRECISIONS, "trainer.precision")
         if self.batch_size % self.gradient_accumulation:

@@ -1,0 +1,166 @@
+"""What people and programs see of a run while it goes on: a progress bar, metrics.jsonl, metrics.csv, samples.txt."""
+
+import csv
+import io
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from modular_gpt.core.files import write_text
+
+METRICS, TABLE, SAMPLES = "metrics.jsonl", "metrics.csv", "samples.txt"
+HEADING = "=== step "  # in samples.txt; lines of samples are indented
+QUIET = 10.0  # seconds between lines where there is no terminal for a bar
+
+Entry = dict[str, float]
+
+
+class Averages:
+    """Means of named scalars since they were last read, kept on the device so that adding one waits for nothing."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Take one step's values, scalars on the device."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+
+    def read(self) -> Entry:
+        """The mean per step of each name; the sums start again at nothing."""
+        names, steps = list(self.sums), max(1, self.steps)
+        values = torch.stack([self.sums[name] for name in names]).tolist() if names else []
+        self.sums, self.steps = {}, 0
+        return {name: value / steps for name, value in zip(names, values, strict=True)}
+
+
+class Recorder:
+    """Writes a run's figures and samples into its directory and shows them."""
+
+    def __init__(
+        self, directory: Path, max_steps: int, start: int = 0, evaluated: int = 0, quiet: bool = False
+    ) -> None:
+        """Go on after step ``start``, the last evaluation having been at ``evaluated``; later entries are dropped."""
+        self.directory = directory
+        self.quiet = quiet
+        forget_after(directory, start, evaluated)
+        self.file = (directory / METRICS).open("a", encoding="utf-8")
+        hidden = True if quiet else None  # None: hidden where there is no terminal
+        self.bar = tqdm(total=max_steps, initial=start, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
+        self.begun, self.start, self.max_steps = time.perf_counter(), start, max_steps
+        self.last_line = 0.0
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def step(self) -> None:
+        """One more step is done."""
+        self.bar.update()
+
+    def training(self, entry: Entry) -> None:
+        """Figures of the steps since the last entry."""
+        self._write(entry)
+        shown = {
+            "loss": f"{entry['loss']:.3f}",
+            "lr": f"{entry['learning_rate']:.1e}",
+            "grad": f"{entry['gradient_norm']:.2f}",
+            "tok/s": f"{entry['tokens_per_second']:,.0f}",
+        }
+        self.bar.set_postfix(shown, refresh=False)
+        now = time.perf_counter()
+        if self.bar.disable and now - self.last_line > QUIET:
+            self.last_line = now
+            figures = "  ".join(f"{name} {value}" for name, value in shown.items())
+            self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {figures}  {self.remaining(entry['step'])} left")
+
+    def evaluation(self, entry: Entry, text: str | None, best: bool) -> None:
+        """Figures of an evaluation, and the text that was generated at it."""
+        self._write(entry)
+        self.save_table()
+        self.say(
+            f"step {entry['step']:>6.0f}/{self.max_steps}  validation loss {entry['validation_loss']:.4f}"
+            f"  ({entry['bits_per_byte']:.3f} bits per byte){'  best so far' if best else ''}"
+        )
+        if text is not None:
+            quoted = "\n".join(f"    | {line}" for line in text.split("\n"))
+            with (self.directory / SAMPLES).open("a", encoding="utf-8") as file:
+                file.write(f"{HEADING}{entry['step']}\n{quoted}\n\n")
+            self.say(quoted)
+
+    def remaining(self, step: float) -> str:
+        """How long the rest will take at the speed so far, as h:mm:ss."""
+        done = step - self.start
+        seconds = (time.perf_counter() - self.begun) / max(1, done) * (self.max_steps - step)
+        return duration(seconds)
+
+    def save_table(self) -> None:
+        """Write metrics.csv anew: all entries, a column for each figure that any of them has."""
+        entries = read_metrics(self.directory)
+        columns = dict.fromkeys(name for entry in entries for name in entry)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(entries)
+        write_text(self.directory / TABLE, text.getvalue())
+
+    def _write(self, entry: Entry) -> None:
+        self.file.write(json.dumps(entry) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """End the bar and the files."""
+        self.bar.close()
+        self.file.close()
+        self.save_table()
+
+
+def read_metrics(directory: Path) -> list[Entry]:
+    """The entries of metrics.jsonl; a last line that was cut off by a crash is left out."""
+    path = directory / METRICS
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def forget_after(directory: Path, step: int, evaluated: int) -> None:
+    """Drop what an interrupted run wrote past the point from which it goes on: that is computed again."""
+    if (directory / METRICS).is_file():
+        entries = [
+            entry
+            for entry in read_metrics(directory)
+            if entry["step"] <= (evaluated if "validation_loss" in entry else step)
+        ]
+        write_text(directory / METRICS, "".join(json.dumps(entry) + "\n" for entry in entries))
+    path = directory / SAMPLES
+    if path.is_file():
+        kept, keep = [], True
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.startswith(HEADING):
+                keep = int(line.removeprefix(HEADING)) <= evaluated
+            kept += [line] if keep else []
+        write_text(path, "".join(kept))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

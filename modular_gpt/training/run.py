@@ -1,0 +1,231 @@
+"""A whole run: text -> tokens -> model -> training -> report, in a directory of its own."""
+
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_json
+from modular_gpt.checkpoint import META as META_FILE
+from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.files import point, write_text
+from modular_gpt.data import PreparedData, Tokenizer, build_corpus, build_tokenizer, prepare
+from modular_gpt.model import GPTModel
+from modular_gpt.training.config import RunConfig
+from modular_gpt.training.environment import environment
+from modular_gpt.training.hardware import choose_device, choose_precision, describe, prepare_device
+from modular_gpt.training.metrics import Recorder
+from modular_gpt.training.optim import build_optimizer
+from modular_gpt.training.report import Outcome, plot_losses, report_table
+from modular_gpt.training.schedule import build_schedule
+from modular_gpt.training.state import Checkpoints, restore, run_of
+from modular_gpt.training.stop import orderly
+from modular_gpt.training.trainer import Trainer
+from modular_gpt.vocabularies import read_config
+
+CONFIG, FACTS = "config.yaml", "run.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    directory: of the run; signal: that ended it early, so that it can be resumed, or None
+    outcome: what the report says of it; table: that report, as text; None for a run that was ended early
+    """
+
+    directory: Path
+    signal: int | None
+    outcome: Outcome | None
+    table: str | None
+
+
+def train(config: RunConfig, quiet: bool = False) -> RunResult:
+    """Do what ``config`` says, or go on with the run that it names; ``quiet`` prints nothing.
+
+    Ctrl-C and SIGTERM end it early with a checkpoint.
+
+    Raises:
+        ConfigError: a setting does not fit the others or this machine.
+        DataError: the text is missing, too short or no text.
+        CheckpointError: what is to be resumed is missing, damaged or of other settings; or the disk is full.
+    """
+    with orderly():
+        device = choose_device(config.trainer.device)
+        precision = choose_precision(config.trainer.precision, device)
+        prepare_device(device, config.trainer.threads)
+        checkpoint = None if config.resume is None else find_checkpoint(config.resume, prefer=LATEST)
+        corpus = build_corpus(config.data)
+        tokenizer = build_tokenizer(config.tokenizer, corpus)
+        data = prepare(corpus, tokenizer)
+        trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint)
+        directory = (checkpoint and run_of(checkpoint)) or new_run_directory(Path(config.runs), config.name)
+        write_facts(directory, config, data, device, precision, trainer.model)
+        return run(trainer, directory, config, quiet)
+
+
+def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> RunResult:
+    """Train in a directory and report."""
+    progress, settings = trainer.progress, config.trainer
+    checkpoints = Checkpoints(directory, trainer, config.to_dict())
+    recorder = Recorder(directory, settings.max_steps, progress.step, progress.evaluated, quiet)
+    recorder.say(opening(trainer, directory))
+    try:
+        finished = trainer.fit(recorder, checkpoints.save)
+        if not finished:
+            recorder.say(f"Stopped after step {progress.step}, which is saved. To go on: mgpt-train resume={directory}")
+            return RunResult(directory, trainer.stop.signal, None, None)
+        outcome = measure(trainer, directory, recorder)
+    finally:
+        recorder.close()
+    plot_losses(directory)
+    table = report_table(outcome, trainer.data, directory)
+    recorder.say(table)
+    return RunResult(directory, None, outcome, table)
+
+
+def build_trainer(
+    config: RunConfig,
+    data: PreparedData,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    precision: str,
+    checkpoint: Path | None,
+) -> Trainer:
+    """The model and all that trains it, fresh or as a checkpoint left it."""
+    described = read_config({"vocab_size": tokenizer.vocab_size, **config.model})
+    data.check_vocabulary(described.vocab_size)
+    schedule = build_schedule(config.schedule, config.trainer.max_steps)
+    torch.manual_seed(config.seed)
+    model = GPTModel(described) if checkpoint is None else build_model(checkpoint)
+    check_same(described.to_dict(), model.config.to_dict(), checkpoint)
+    model.to(device)
+    optimizer = build_optimizer(config.optim, model)
+    trainer = Trainer(model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision)
+    if config.trainer.sample_tokens:
+        trainer.prompt()  # characters that the tokenizer does not know are better refused now
+    if checkpoint is not None:
+        restore(trainer, checkpoint)
+        if trainer.progress.step >= config.trainer.max_steps:
+            raise ConfigError(
+                f"'{checkpoint}' has done {trainer.progress.step} steps already:"
+                f" to go on, give more than that as trainer.max_steps (it is {config.trainer.max_steps})"
+            )
+    return trainer
+
+
+def check_same(now: dict[str, Any], before: dict[str, Any], checkpoint: Path | None) -> None:
+    """Raise a CheckpointError where the model of a checkpoint is not the one that was asked for."""
+    changed = [name for name, value in before.items() if now.get(name) != value]
+    if changed:
+        raise CheckpointError(
+            f"the model in '{checkpoint}' has other settings ({', '.join(changed)}):"
+            " resume with those it has, or start a new run without resume"
+        )
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """The settings of a run, from its directory or from one of its checkpoints, set to go on from there.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it holds no run.
+    """
+    checkpoint = find_checkpoint(path, prefer=LATEST)
+    settings = read_json(checkpoint / META_FILE).get("run")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"'{checkpoint}' holds a model but no run to go on with")
+    try:
+        return RunConfig.from_dict({**settings, "resume": str(path)})
+    except ConfigError as error:
+        raise CheckpointError(f"the settings in '{checkpoint}' cannot be used here: {error}") from error
+
+
+def new_run_directory(runs: Path, name: str) -> Path:
+    """A directory that no other run has, ``<runs>/<date>-<time>-<name>``, to which ``<runs>/latest`` leads."""
+    while True:
+        directory = runs / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            if runs.is_dir():
+                continue  # another run began within this very microsecond
+            raise ConfigError(f"runs={runs} is a file; give a directory") from None
+        except OSError as error:
+            raise ConfigError(f"no run can be started in '{runs}' ({error.strerror}); set runs=<directory>") from error
+        break
+    try:
+        point(runs / LATEST, directory.name)
+    except OSError as error:
+        log.warning("'%s' could not be set to this run (%s)", runs / LATEST, error.strerror)
+    return directory
+
+
+def write_facts(
+    directory: Path, config: RunConfig, data: PreparedData, device: torch.device, precision: str, model: GPTModel
+) -> None:
+    """Write config.yaml, for people, and run.json: what this run depends on besides its settings."""
+    facts = {
+        "seed": config.seed,
+        "device": describe(device),
+        "precision": precision,
+        "parameters": model.num_parameters()._asdict(),
+        "data": data.manifest,
+        "environment": environment(),
+        "config": config.to_dict(),
+    }
+    try:
+        write_text(directory / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+        write_text(directory / FACTS, json.dumps(facts, indent=1))
+    except OSError as error:
+        raise CheckpointError(f"cannot write to '{directory}' ({error.strerror}): make room on that disk") from error
+
+
+def opening(trainer: Trainer, directory: Path) -> str:
+    """What is said before the first step."""
+    train, validation = trainer.data.train, trainer.data.validation
+    config, step = trainer.config, trainer.progress.step
+    tokens = config.max_steps * config.batch_size * trainer.block
+    return "\n".join(
+        [
+            f"Run       {directory}" + (f", from step {step}" if step else ""),
+            f"Model     {trainer.model.num_parameters().total:,} parameters on {describe(trainer.device)}, "
+            f"{trainer.precision}",
+            f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
+            f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}",
+        ]
+    )
+
+
+def measure(trainer: Trainer, directory: Path, recorder: Recorder) -> Outcome:
+    """What the report says: the best weights, on the whole validation text unless that was not wanted."""
+    progress, config = trainer.progress, trainer.config
+    loss, whole = progress.best_loss, config.eval_batches == 0
+    if config.final_evaluation and not whole:
+        if progress.best_step != progress.step:
+            trainer.model.load_state_dict(build_model(find_checkpoint(directory)).state_dict())
+        recorder.say("Measuring the best weights on the whole validation text ...")
+        with suppress(KeyboardInterrupt), trainer.stop.gentle():
+            final = trainer.evaluate(0)
+        loss, whole = (loss, False) if final is None else (final, True)
+    count = trainer.model.num_parameters()
+    tokens = progress.step * config.batch_size * trainer.block
+    return Outcome(
+        parameters=count.total,
+        active_parameters=count.active,
+        steps=progress.step,
+        tokens=tokens,
+        epochs=tokens / trainer.data.train.count,
+        loss=loss,
+        best_step=progress.best_step,
+        whole=whole,
+        bits_per_byte=trainer.data.validation.bits_per_byte(loss),
+        seconds=progress.seconds,
+    )

@@ -1,0 +1,146 @@
+"""Checkpoints of a training: what is in them, how many stay, and how one goes on from them."""
+
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modular_gpt.checkpoint import BEST, FOLDER, LATEST, STEP, read_json, read_tensors, save_checkpoint
+from modular_gpt.checkpoint import META as META_FILE
+from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.files import follow, point, sweep
+from modular_gpt.training.trainer import Progress, Trainer
+
+FORMAT = 1
+OPTIMIZER, TRAINER = "optimizer", "trainer"  # sets of tensors beside the model's
+RANDOM, AVERAGE = "random", "average/"  # names of tensors in the trainer's set
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``step_00000100`` and so on, ``latest`` and ``best``."""
+
+    def __init__(self, run: Path, trainer: Trainer, settings: dict[str, Any]) -> None:
+        """settings: of the run, as ``RunConfig.to_dict`` gives them; they travel in each checkpoint."""
+        self.folder = run / FOLDER
+        self.trainer, self.settings = trainer, settings
+        self.saved: int | None = None  # the step of the last checkpoint that this run wrote or started from
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder, seconds=0)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless there is one; then drop old ones.
+
+        Raises:
+            CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
+        """
+        progress = self.trainer.progress
+        if progress.step != self.saved:
+            meta, tensors = training_state(self.trainer)
+            save_checkpoint(
+                self.path(progress.step),
+                self.trainer.model,
+                self.trainer.tokenizer,
+                meta={**meta, "run": self.settings},
+                tensors=tensors,
+            )
+            self.saved = progress.step
+        try:
+            point(self.folder / LATEST, self.path(progress.step).name)
+            if progress.best_step == progress.step:
+                point(self.folder / BEST, self.path(progress.step).name)
+        except OSError as error:
+            raise CheckpointError(
+                f"'{self.path(progress.step)}' is saved, but not noted as the latest ({error.strerror})"
+            ) from error
+        self.prune()
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"{STEP}{step:08}"
+
+    def prune(self) -> None:
+        """Keep the newest few and the best; steps past the present one are from a future that was given up."""
+        steps = sorted(step_of(path) for path in self.folder.glob(f"{STEP}*") if path.name[len(STEP) :].isdigit())
+        present = [step for step in steps if step <= self.trainer.progress.step]
+        kept = {*present[-self.trainer.config.keep :], self.trainer.progress.best_step}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name[len(STEP) :])
+
+
+def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    """All that a training is besides the weights: plain values, and sets of tensors."""
+    progress = asdict(trainer.progress)
+    if math.isinf(trainer.progress.best_loss):
+        progress["best_loss"] = None  # JSON has no infinity
+    meta = {
+        "training": FORMAT,
+        "step": trainer.progress.step,
+        "progress": progress,
+        "optimizer": trainer.optimizer.config.name,
+        "data": trainer.data.identity,
+        "order": trainer.order,
+        "averaged_steps": trainer.averages.steps,
+        "scaler": trainer.scaler.state_dict(),
+    }
+    sums = {f"{AVERAGE}{name}": value for name, value in trainer.averages.sums.items()}
+    return meta, {
+        OPTIMIZER: trainer.optimizer.state(),
+        TRAINER: {RANDOM: torch.get_rng_state(), **sums},
+    }
+
+
+def restore(trainer: Trainer, directory: Path) -> None:
+    """Put a training where a verified checkpoint left it; the model has its weights already.
+
+    Raises:
+        CheckpointError: the checkpoint holds no training, or that of other parameters or settings.
+        DataError: the text or the tokenizer has changed.
+    """
+    meta = read_json(directory / META_FILE)
+    if meta.get("training") != FORMAT:
+        raise CheckpointError(f"'{directory}' holds a model but no training to go on with")
+    trainer.data.check_identity(meta["data"])
+    check_settings(trainer, meta, directory)
+    progress = meta["progress"]
+    if progress["best_loss"] is None:
+        progress["best_loss"] = math.inf
+    trainer.progress = Progress(**progress)
+    if not best_is_there(directory, trainer.progress.best_step):
+        trainer.progress.best_loss, trainer.progress.best_step = math.inf, 0
+    trainer.optimizer.load_state(read_tensors(directory, OPTIMIZER))
+    tensors = read_tensors(directory, TRAINER)
+    torch.set_rng_state(tensors.pop(RANDOM))
+    trainer.averages.sums = {key.removeprefix(AVERAGE): t.to(trainer.device) for key, t in tensors.items()}
+    trainer.averages.steps = meta["averaged_steps"]
+    trainer.scaler.load_state_dict(meta["scaler"])
+
+
+def check_settings(trainer: Trainer, meta: dict[str, Any], directory: Path) -> None:
+    """Raise a CheckpointError for a setting that cannot change within a run."""
+    before = {**meta["order"], "optim": meta["optimizer"]}
+    now = {**trainer.order, "optim": trainer.optimizer.config.name}
+    changed = [f"{name}={value}" for name, value in before.items() if now.get(name) != value]
+    if changed:
+        raise CheckpointError(
+            f"'{directory}' was trained with {', '.join(changed)}: go on with that, or start a new run without resume"
+        )
+
+
+def best_is_there(directory: Path, step: int) -> bool:
+    """Whether the best checkpoint that a training remembers still lies beside the one it goes on from."""
+    return step == 0 or (directory.parent / f"{STEP}{step:08}").is_dir()
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run's directory that a checkpoint lies in, or None where it lies on its own."""
+    checkpoint = follow(checkpoint).absolute()
+    return checkpoint.parent.parent if checkpoint.parent.name == FOLDER else None

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM as a wish to stop at the next good moment."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """True once a signal has asked to stop.
+
+    While ``gentle`` is entered, the first signal only sets it, so that a loop can save and end. Elsewhere, and from
+    the second signal on, the signal ends the work at once (KeyboardInterrupt, or SystemExit for SIGTERM).
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @contextmanager
+    def gentle(self) -> Iterator[None]:
+        """Catch signals while the block runs; in threads other than the main one signals stay as they are."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: dict[int, Any] = {number: signal.signal(number, self._wish) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _wish(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            end_at_once(number, frame)
+        self.signal = number
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """A handler under which files being written are cleaned up before the process ends."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, instead of ending the process where it stands."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,268 @@
+"""The training loop. Read ``fit`` first, then ``update`` and ``evaluate``: that is all that happens to a model.
+
+Everything that a step does is a function of the weights, the seed and the step's number: which windows it reads
+(``BatchSource``), its learning rate (``Schedule``) and its dropout (``seed_dropout``). So a run that was interrupted
+anywhere goes on from its last checkpoint to the very same end.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.errors import UserError
+from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
+from modular_gpt.data.batches import IGNORED
+from modular_gpt.data.permutation import key_of
+from modular_gpt.model import GPTModel
+from modular_gpt.training.config import TrainerConfig
+from modular_gpt.training.hardware import autocast
+from modular_gpt.training.metrics import Averages, Entry, Recorder
+from modular_gpt.training.optim import Optimizer
+from modular_gpt.training.schedule import Schedule
+from modular_gpt.training.stop import Stop
+
+EVALUATION_SEED = 0  # the same windows in every run on the same text, whatever the run's own seed
+PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given
+MOST_SKIPPED = 10  # updates left out one after the other before the training gives up
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Progress:
+    """How far a training has come; with weights and optimizer it is all that resuming needs.
+
+    step: updates done; evaluated: the step of the last evaluation; seconds: spent so far, in all sessions together
+    best_loss, best_step: of the best evaluation; skipped: updates left out in a row because of a gradient that was
+    not finite
+    """
+
+    step: int = 0
+    evaluated: int = 0
+    best_loss: float = math.inf
+    best_step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+
+
+class Trainer:
+    """Trains a model on prepared data."""
+
+    def __init__(
+        self,
+        model: GPTModel,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        data: PreparedData,
+        tokenizer: Tokenizer,
+        config: TrainerConfig,
+        seed: int = 0,
+        precision: str = "float32",
+    ) -> None:
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, seed
+        self.precision = precision
+        self.device = next(model.parameters()).device
+        self.block = model.config.context_length
+        self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
+        self.forward = torch.compile(model, dynamic=False) if config.compile else model
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.progress = Progress()
+        self.averages = Averages()
+        self.stop = Stop()
+
+    @property
+    def order(self) -> dict[str, Any]:
+        """Settings on which the order of samples depends, so that they stay the same for a whole run."""
+        config = self.config
+        return {
+            "seed": self.seed,
+            "trainer.batch_size": config.batch_size,
+            "trainer.order": config.order,
+            "model.context_length": self.block,
+        }
+
+    def fit(self, recorder: Recorder, save: Callable[[], None]) -> bool:
+        """Train to the last step -> True, or until ``stop`` is asked -> False; ``save`` has been called either way."""
+        config, progress = self.config, self.progress
+        self.model.train()
+        self.since = time.perf_counter()
+        with self.stop.gentle():
+            while not self.stop:
+                last = progress.step == config.max_steps
+                evaluation_due = progress.step % config.eval_interval == 0 or last
+                if evaluation_due and progress.evaluated != progress.step:
+                    with self.aside():
+                        self.evaluate_and_report(recorder)
+                    if self.stop:
+                        break
+                if self.save_due() or last:
+                    with self.aside():
+                        save()
+                if last:
+                    return True
+                self.update()
+                progress.step += 1
+                recorder.step()
+                if progress.step % config.log_interval == 0 or progress.step == config.max_steps:
+                    recorder.training(self.figures())
+            save()
+        return False
+
+    def save_due(self) -> bool:
+        """Whether a checkpoint is to be written at this step."""
+        progress = self.progress
+        interval = self.config.save_interval or self.config.eval_interval
+        best = progress.best_step == progress.step
+        return progress.step > 0 and (best or progress.step % interval == 0)
+
+    def update(self) -> None:
+        """One step: gradients of the whole batch, micro-batch by micro-batch, then one update of the weights."""
+        ids, targets = self.batches.batch(self.progress.step)
+        micro_batch = len(ids) // self.config.gradient_accumulation
+        counted = int((targets != IGNORED).sum())
+        losses: dict[str, Tensor] = {}
+        for number, (x, y) in enumerate(zip(ids.split(micro_batch), targets.split(micro_batch), strict=True)):
+            share = int((y != IGNORED).sum()) / max(1, counted)  # of the targets: as if it were one batch
+            self.seed_dropout(number)
+            with autocast(self.precision, self.device):
+                output = self.forward(self.to_device(x), self.to_device(y))
+            self.scaler.scale(output.loss * share).backward()
+            for name, value in {"loss": output.loss, **(output.parts if len(output.parts) > 1 else {})}.items():
+                losses[name] = losses.get(name, 0) + value.detach() * share
+        self.apply_gradients(losses)
+
+    def apply_gradients(self, losses: dict[str, Tensor]) -> None:
+        """Clip the gradients and update the weights; leave both alone where a gradient is not finite."""
+        config, parameters = self.config, self.optimizer.parameters()
+        for part in self.optimizer.parts:
+            self.scaler.unscale_(part)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if bool(norm.isfinite()):
+            if config.gradient_clip:
+                torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)
+            self.optimizer.step(self.schedule.factor(self.progress.step))
+            self.model.after_optimizer_step()
+            self.averages.add({**losses, "gradient_norm": norm})
+            self.progress.skipped = 0
+        else:
+            self.skip_update()
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def skip_update(self) -> None:
+        """Leave the weights as they are; give up when that happens again and again."""
+        self.progress.skipped += 1
+        if self.progress.skipped >= MOST_SKIPPED and self.precision != "fp16":  # there the scaler searches its way
+            raise UserError(
+                f"the gradient was not finite in the last {MOST_SKIPPED} steps, up to step {self.progress.step}:"
+                " use a lower optim.learning_rate or a longer schedule.warmup"
+            )
+
+    def seed_dropout(self, micro_batch: int) -> None:
+        """Make the random numbers of a forward pass a function of seed, step and micro-batch."""
+        torch.manual_seed(int(key_of(self.seed, self.progress.step, micro_batch)))
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+    def figures(self) -> Entry:
+        """What is recorded of the steps since it was last asked."""
+        steps = self.averages.steps
+        means = self.averages.read()  # waits for the device, so that the clock below is right
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        self.progress.seconds += seconds
+        per_step = self.config.batch_size * self.block
+        return {
+            "step": self.progress.step,
+            "tokens": self.progress.step * per_step,
+            "seconds": self.progress.seconds,
+            "learning_rate": self.optimizer.groups()[0]["lr"],
+            "tokens_per_second": steps * per_step / seconds,
+            **means,
+        }
+
+    def evaluate_and_report(self, recorder: Recorder) -> None:
+        """Measure the validation loss, generate a sample, and note whether this is the best model so far."""
+        loss = self.evaluate(self.config.eval_batches)
+        progress = self.progress
+        if loss is None:
+            return
+        progress.evaluated = progress.step
+        best = loss < progress.best_loss
+        if best:
+            progress.best_loss, progress.best_step = loss, progress.step
+        text = self.sample() if self.config.sample_tokens else None
+        entry = {
+            "step": progress.step,
+            "validation_loss": loss,
+            "bits_per_byte": self.data.validation.bits_per_byte(loss),
+        }
+        recorder.evaluation(entry, text, best)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Count the block's time as spent, but leave it out of the speed of training."""
+        begun = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - begun
+        self.since += seconds
+        self.progress.seconds += seconds
+
+    @torch.no_grad()
+    def evaluate(self, batches: int) -> float | None:
+        """Mean loss (nats per token) over fixed batches of the validation text, 0 for all of it; None if stopped."""
+        self.model.eval()
+        losses, counts = [], []
+        for x, y in self.validation_batches(batches):
+            if self.stop:
+                break
+            with autocast(self.precision, self.device):
+                output = self.forward(self.to_device(x), self.to_device(y))
+            losses.append(output.parts["cross_entropy"].float())
+            counts.append(int((y != IGNORED).sum()))
+        self.model.train()
+        if self.stop:
+            return None
+        return math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True)) / sum(counts)
+
+    def validation_batches(self, batches: int) -> Iterator[Batch]:
+        """``batches`` random but fixed batches, or the whole text in order."""
+        rows = self.config.batch_size // self.config.gradient_accumulation
+        if not batches:
+            yield from sequential(self.data.validation, self.block, rows)
+            return
+        source = BatchSource(self.data.validation, self.block, rows, EVALUATION_SEED)
+        for number in range(batches):
+            yield source.batch(number)
+
+    def sample(self) -> str:
+        """A text that the model continues now, always from the same random numbers."""
+        config = self.config
+        prompt = self.prompt()
+        ids = torch.tensor([prompt], device=self.device)
+        self.model.eval()
+        with autocast(self.precision, self.device):
+            out = self.model.generate(
+                ids, config.sample_tokens, temperature=config.sample_temperature, seed=self.seed, overflow="window"
+            )
+        self.model.train()
+        return self.tokenizer.decode(out[0])
+
+    def prompt(self) -> list[int]:
+        """Ids of the text that samples continue, no longer than the context."""
+        if self.config.sample_prompt:
+            ids = self.tokenizer.encode(self.config.sample_prompt)
+        else:
+            ids = self.data.validation.array[:PROMPT].tolist()
+        return ids[-self.block :]
