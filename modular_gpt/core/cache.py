@@ -75,6 +75,22 @@ class LayerCache(ABC):
     def reset(self) -> None:
         """Forget everything, keep the memory."""
 
+    @abstractmethod
+    def forgets(self, length: int) -> bool:
+        """Whether reading up to ``length`` columns overwrites what going back would need."""
+
+    @abstractmethod
+    def keeps_part(self, count: int) -> bool:
+        """Whether ``restore`` can undo some of ``count`` tokens and keep those before, or only undo all."""
+
+    @abstractmethod
+    def save(self, start: int, count: int) -> list[Tensor]:
+        """Copies of what ``count`` tokens after ``start`` columns will overwrite."""
+
+    @abstractmethod
+    def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
+        """Undo, of ``count`` tokens read after ``save(start, count)``, those from column ``length`` on."""
+
 
 class StateCache(LayerCache):
     """A constant state, overwritten in place at each step."""
@@ -85,6 +101,19 @@ class StateCache(LayerCache):
     def reset(self) -> None:
         for tensor in self.tensors:
             tensor.zero_()
+
+    def forgets(self, length: int) -> bool:
+        return True
+
+    def keeps_part(self, count: int) -> bool:
+        return False
+
+    def save(self, start: int, count: int) -> list[Tensor]:
+        return [tensor.clone() for tensor in self.tensors]
+
+    def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
+        for tensor, old in zip(self.tensors, saved, strict=True):
+            tensor.copy_(old)
 
 
 class TokenCache(LayerCache):
@@ -106,6 +135,36 @@ class TokenCache(LayerCache):
 
     def reset(self) -> None:
         """Nothing to do: rows past the length are never read."""
+
+    @property
+    def _ring(self) -> int | None:
+        """Columns after which slots are used again; None when they never are."""
+        return self.window if self.window is None or self.grows else self.capacity
+
+    def forgets(self, length: int) -> bool:
+        return self._ring is not None and length > self._ring
+
+    def keeps_part(self, count: int) -> bool:
+        return self._ring is None or count <= self._ring
+
+    def save(self, start: int, count: int) -> list[Tensor]:
+        slots = self._reused(start, start, count)
+        return [] if slots is None else [tensor.index_select(2, slots) for tensor in self.tensors]
+
+    def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
+        slots = self._reused(length, start, count)
+        if slots is not None:
+            for tensor, old in zip(self.tensors, saved, strict=True):
+                tensor.index_copy_(2, slots, old[:, :, -len(slots) :])
+
+    def _reused(self, first: int, start: int, count: int) -> Tensor | None:
+        """Slots that the columns from ``first`` on, of ``count`` after ``start``, take from older ones, in order."""
+        if self._ring is None or start + count <= max(first, self._ring):
+            return None
+        device = self.tensors[0].device
+        if not self.keeps_part(count):
+            return torch.arange(self.capacity, device=device)
+        return torch.arange(max(first, self._ring), start + count, device=device) % self._ring
 
     def append(self, pos: "Positions", *new: Tensor) -> tuple[list[Tensor], Tensor]:
         """Keep the new rows, each (B, heads, T, width).
@@ -175,6 +234,15 @@ class TokenCache(LayerCache):
         self.capacity = capacity
 
 
+@dataclass
+class SavedCache:
+    """What ``count`` tokens after column ``start`` overwrite, layer by layer; see ``ModelCache.save``."""
+
+    start: int
+    count: int
+    layers: list[list[Tensor]]
+
+
 class ModelCache:
     """One LayerCache per layer, and the length and padding they share.
 
@@ -184,9 +252,7 @@ class ModelCache:
     window: no token sees more than the last ``window`` ones in any layer, or None
     """
 
-    def __init__(
-        self, layers: list[LayerCache], batch: int, max_length: int | None, window: int | None = None
-    ) -> None:
+    def __init__(self, layers: list[LayerCache], batch: int, max_length: int | None, window: int | None = None) -> None:
         self.layers = layers
         self.batch = batch
         self.max_length = max_length
@@ -216,15 +282,32 @@ class ModelCache:
         device = self.layers[0].tensors[0].device
         self.reorder(torch.arange(self.batch, device=device).repeat_interleave(n))
 
-    def truncate(self, length: int) -> None:
+    def save(self, count: int) -> SavedCache:
+        """Copies of what the next ``count`` tokens will overwrite, so that ``truncate`` can take them back.
+
+        Nothing where every token has a slot of its own, ``count`` rows of a full window, a whole constant state.
+        """
+        assert isinstance(self.length, int)
+        return SavedCache(self.length, count, [layer.save(self.length, count) for layer in self.layers])
+
+    def truncate(self, length: int, saved: SavedCache | None = None) -> None:
         """Forget the tokens from column ``length`` on.
 
+        saved: from before those tokens were read. With a constant state, or a window smaller than the saved count,
+            all tokens since then are forgotten, and the length is ``saved.start``: read those before ``length`` again.
+
         Raises:
-            ConfigError: a layer keeps a constant state or a ring that has dropped what would come back.
+            ConfigError: nothing was saved and a constant state or a full window has forgotten the past.
         """
         assert isinstance(self.length, int) and length <= self.length
-        for layer in self.layers:
-            wrapped = isinstance(layer, TokenCache) and layer.window is not None and self.length > layer.window
-            if isinstance(layer, StateCache) or wrapped:
-                raise ConfigError("this cache cannot go back: a constant state or a full window has forgotten the past")
+        if length == self.length:
+            return
+        if saved is None and any(layer.forgets(self.length) for layer in self.layers):
+            raise ConfigError("this cache cannot go back: a constant state or a full window has forgotten the past")
+        if saved is not None:
+            assert saved.start <= length and self.length <= saved.start + saved.count
+            if not all(layer.keeps_part(saved.count) for layer in self.layers):
+                length = saved.start
+            for layer, tensors in zip(self.layers, saved.layers, strict=True):
+                layer.restore(tensors, saved.start, saved.count, length)
         self.length = length
