@@ -1,0 +1,1 @@
+"""What everything rests on: contracts, registry, settings, cache, files, errors."""
