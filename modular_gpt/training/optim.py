@@ -135,21 +135,90 @@ class AdamW(Optimizer, name="adamw"):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_betas(self.beta1, self.beta2)
+            check_averages(beta1=self.beta1, beta2=self.beta2)
 
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
         return [adamw(self.config, groups, self.config.learning_rate)]
 
 
+class Muon(Optimizer, name="muon"):
+    """Orthogonalised momentum for matrices, AdamW for the rest (https://arxiv.org/abs/2502.16982)."""
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate of the matrices, and the settings of AdamW for what is none.
+
+        Updates of matrices are scaled to the size of AdamW's, so that its learning rates fit.
+        momentum: of the matrices; nesterov: look ahead by it; ns_steps: of the iteration that orthogonalises
+        adamw_learning_rate: of embeddings, norms and biases (null: the same); beta1, beta2, eps: theirs
+        Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
+        """
+
+        learning_rate: float = 2e-3
+        momentum: float = 0.95
+        nesterov: bool = True
+        ns_steps: int = 5
+        adamw_learning_rate: float | None = None
+        beta1: float = 0.9
+        beta2: float = 0.99
+        eps: float = 1e-8
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            positive("optim", ns_steps=self.ns_steps, adamw_learning_rate=self.adamw_learning_rate)
+            check_averages(momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        config = self.config
+        flat = [p for p in groups["matrices"] if p.ndim == 2]
+        rest = {**groups, "matrices": [p for p in groups["matrices"] if p.ndim != 2]}
+        muon = torch.optim.Muon(
+            flat,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            ns_steps=config.ns_steps,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        return [muon, adamw(config, rest, config.adamw_learning_rate or config.learning_rate)]
+
+
+class Adafactor(Optimizer, name="adafactor"):
+    """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate, which is relative to the size of each weight, weight decay, and clipping.
+
+        beta2_decay: the second average at step t moves by t to this power; clip: largest root mean square of an update
+        """
+
+        learning_rate: float = 1e-2
+        weight_decay: float = 0.0
+        beta2_decay: float = -0.8
+        clip: float = 1.0
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        config = self.config
+        settings = {"lr": config.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
+        return [torch.optim.Adafactor(with_decay(config, groups), **settings)]
+
+
+def with_decay(config: Any, groups: Groups) -> list[dict[str, Any]]:
+    """Groups as PyTorch takes them; only matrices decay."""
+    return [
+        {"params": group, "weight_decay": config.weight_decay if kind == "matrices" else 0.0}
+        for kind, group in groups.items()
+        if group
+    ]
+
+
 def adamw(config: Any, groups: Groups, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW over groups of parameters, of which the matrices decay; one kernel for all where PyTorch has it."""
+    """AdamW over groups of parameters; one kernel for all where PyTorch has it."""
     fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
     return torch.optim.AdamW(
-        [
-            {"params": group, "weight_decay": config.weight_decay if kind == "matrices" else 0.0}
-            for kind, group in groups.items()
-            if group
-        ],
+        with_decay(config, groups),
         lr=learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -157,11 +226,11 @@ def adamw(config: Any, groups: Groups, learning_rate: float) -> torch.optim.Adam
     )
 
 
-def check_betas(*betas: float) -> None:
-    """Raise a ConfigError unless averages move by these."""
-    for number, beta in enumerate(betas, start=1):
-        if not 0 <= beta < 1:
-            raise ConfigError(f"optim.beta{number} must lie in [0, 1), got {beta}")
+def check_averages(**values: float) -> None:
+    """Raise a ConfigError unless averages can move by these."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"optim.{name} must lie in [0, 1), got {value}")
 
 
 def build_optimizer(config: Any, model: nn.Module) -> Optimizer:

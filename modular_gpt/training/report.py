@@ -76,10 +76,10 @@ def plot_losses(directory: Path) -> Path | None:
     if validation:
         axes.plot(*zip(*validation, strict=True), color="C0", marker="o", markersize=4, label="validation")
         best = min(validation, key=lambda point: point[1])
-        axes.annotate(f"{best[1]:.3f}", best, textcoords="offset points", xytext=(0, 7), ha="center", color="C0")
+        axes.annotate(f"{best[1]:.3f}", best, textcoords="offset points", xytext=(0, -13), ha="center", color="C0")
     values = [loss for _, loss in training + validation]
     if values:
-        axes.set_ylim(min(values) - 0.05 * (max(values) - min(values)), max(values))
+        axes.set_ylim(min(values) - 0.1 * (max(values) - min(values)), max(values))
         axes.legend()
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")

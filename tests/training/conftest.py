@@ -1,0 +1,24 @@
+"""A folder with a small text for each test; token files are shared by all tests of a session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token files go to a folder of the session."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("MODULAR_GPT_CACHE", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a test's text and runs are."""
+    return tmp_path

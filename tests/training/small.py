@@ -1,0 +1,137 @@
+"""Runs small enough to repeat hundreds of times, and the functions that other processes run."""
+
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modular_gpt.checkpoint import find_checkpoint, read_json, read_tensors
+from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
+from modular_gpt.training.metrics import read_metrics
+from modular_gpt.training.run import build_trainer
+from modular_gpt.training.trainer import Trainer
+
+MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "context_length": 16}
+TRAINER = {
+    "max_steps": 12,
+    "batch_size": 4,
+    "eval_interval": 4,
+    "eval_batches": 2,
+    "log_interval": 3,
+    "sample_tokens": 4,
+    "final_evaluation": False,
+    "device": "cpu",
+    "threads": 1,
+}
+
+
+def write_text(path: Path, words: int = 1200) -> Path:
+    """Some text with a structure that can be learned."""
+    numbers = random.Random(0)
+    path.write_text(" ".join(numbers.choice(("the cat", "sat on", "a mat;\n", "it was")) for _ in range(words)))
+    return path
+
+
+def config(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
+    """A run in ``folder``, whose text and token cache are made on first use; ``settings`` go to the trainer or run."""
+    text = folder / "text.txt"
+    if not text.exists():
+        write_text(text)
+    trainer = {**TRAINER, **{k: v for k, v in settings.items() if k in TrainerConfig.__dataclass_fields__}}
+    others = {k: v for k, v in settings.items() if k not in TrainerConfig.__dataclass_fields__}
+    return RunConfig(
+        **{
+            "model": {**MODEL, **(model or {})},
+            "data": {"name": "text", "path": str(text)},
+            "trainer": TrainerConfig(**trainer),
+            "runs": str(folder / "runs"),
+            **others,
+        }
+    )
+
+
+def trainer_of(settings: RunConfig) -> Trainer:
+    """The trainer of a run, before its first step."""
+    corpus = build_corpus(settings.data)
+    tokenizer = build_tokenizer(settings.tokenizer, corpus)
+    data = prepare(corpus, tokenizer)
+    return build_trainer(settings, data, tokenizer, torch.device("cpu"), "float32", None)
+
+
+def run(settings: RunConfig) -> RunResult:
+    """Train without printing."""
+    return train(settings, quiet=True)
+
+
+def stop_after(monkeypatch: Any, steps: int) -> None:
+    """Ask every run to stop as soon as it has done so many steps."""
+    update = Trainer.update
+
+    def counted(self: Trainer) -> None:
+        update(self)
+        if self.progress.step + 1 == steps:
+            self.stop.signal = signal.SIGINT
+
+    monkeypatch.setattr(Trainer, "update", counted)
+
+
+def ending(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]:
+    """All tensors of a run's last checkpoint, its progress, and its figures, without those of the clock."""
+    checkpoint = find_checkpoint(directory, prefer="latest")
+    tensors = {
+        f"{name}:{key}": tensor
+        for name in ("model", "optimizer", "trainer")
+        for key, tensor in read_tensors(checkpoint, name).items()
+    }
+    progress = {k: v for k, v in read_json(checkpoint / "meta.json")["progress"].items() if k != "seconds"}
+    clock = {"seconds", "tokens_per_second"}
+    figures = [{k: v for k, v in entry.items() if k not in clock} for entry in read_metrics(directory)]
+    return tensors, progress, figures
+
+
+def assert_same_ending(one: Path, other: Path) -> None:
+    """Equal to the last bit: weights, optimizer, random numbers, progress and all figures."""
+    tensors, progress, figures = ending(one)
+    tensors_, progress_, figures_ = ending(other)
+    assert tensors.keys() == tensors_.keys()
+    different = [name for name in tensors if not torch.equal(tensors[name], tensors_[name])]
+    assert not different
+    assert progress == progress_
+    assert figures == figures_
+
+
+# --- run in other processes -----------------------------------------------------------------------------------------
+
+
+def run_in_process(settings: dict[str, Any]) -> None:
+    """Train; ``settings`` are those of RunConfig, plain."""
+    torch.set_num_threads(1)
+    result = train(RunConfig.from_dict(settings), quiet=True)
+    os._exit(128 + result.signal if result.signal else 0)
+
+
+def run_with_fault(settings: dict[str, Any], module: str, name: str, call: int, number: int) -> None:
+    """Train, and at the given call of ``module.name`` send this process a signal."""
+    from importlib import import_module
+
+    place: Any = import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        place = getattr(place, part)
+    original: Callable[..., Any] = getattr(place, last)
+    calls = 0
+
+    def faulty(*args: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return original(*args, **keywords)
+
+    setattr(place, last, faulty)
+    run_in_process(settings)
