@@ -1,0 +1,88 @@
+"""Hydra at work: schemas into its store, folders into its search path, words into one plain nested dict."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir, version
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from modular_gpt.cli._settings import SCHEMA, Command
+
+HYDRA = "1.3"  # the version whose behaviour is asked for; later ones keep it
+
+
+class _Folders(SearchPathPlugin):
+    """Adds the folders of other packages and of the user behind the package's own."""
+
+    extra: tuple[Path, ...] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.extra:
+            search_path.append(provider="modular_gpt", path=f"file://{folder}")
+
+
+def prepare(command: Command, where: list[Path]) -> None:
+    """Tell Hydra what can be composed; ``where``: folders with yaml files, the package's own first."""
+    store = ConfigStore.instance()
+    plain = OmegaConf.structured(command.plain)
+    with_groups = OmegaConf.merge(plain, {})
+    OmegaConf.set_struct(with_groups, False)
+    for group in command.choices():
+        OmegaConf.update(with_groups, group, MISSING if group in command.groups() else None, force_add=True)
+    store.store(name=f"{command.name}{SCHEMA}", node=with_groups)
+    for group in command.groups():
+        schemas = command.schemas(group)
+        with_yaml = {path.stem for folder in where for path in (folder / group).glob("*.yaml")}
+        for name, schema in schemas.items():
+            store.store(group=group, name=f"{name}{SCHEMA}", node=schema.defaults)
+            if group in command.tables:
+                continue
+            if name in with_yaml:
+                cast(dict, store.repo[group]).pop(f"{name}.yaml", None)  # stored before its yaml was seen
+            else:
+                store.store(group=group, name=name, node=schema.defaults)
+    _Folders.extra = tuple(where[1:])
+    Plugins.instance().register(_Folders)
+
+
+@contextmanager
+def _hydra_of_our_own(conf: Path) -> Iterator[None]:
+    """Hydra on the package's yaml files; whatever a notebook had initialised before is there again afterwards."""
+    before, base = GlobalHydra.instance().hydra, version.getbase()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), version_base=HYDRA):
+            yield
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = before
+        if before is not None:
+            version.setbase(str(base))
+
+
+def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> DictConfig:
+    """What Hydra makes of a command's yaml and some overrides, which are spelled as ``read_overrides`` gives them.
+
+    Raises:
+        HydraException, OmegaConfBaseException: see ``_errors.explained``.
+    """
+    prepare(command, where)
+    with _hydra_of_our_own(where[0]):
+        return compose(command.name, list(spelled))
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Nested dicts and lists, with everything filled in."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def as_yaml(config: DictConfig) -> str:
+    """What a config says, for people."""
+    return OmegaConf.to_yaml(config, resolve=True)

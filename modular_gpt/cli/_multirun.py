@@ -1,0 +1,108 @@
+"""Several runs from one command line, through Hydra's sweepers and launchers, and a table that compares them."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from modular_gpt.cli._app import ENDED_BY_SIGNAL, MISTAKE, Line, hydras_command_line
+from modular_gpt.cli._compose import HYDRA, prepare
+from modular_gpt.cli._errors import explained
+from modular_gpt.cli._names import run_name
+from modular_gpt.cli._overrides import Override, read_overrides
+from modular_gpt.cli._run import TRAIN, run_config
+from modular_gpt.core.errors import UserError
+from modular_gpt.training.config import RunConfig
+
+HEADINGS = ("run", "parameters", "validation loss", "bits per byte", "tokens/s")
+
+
+class _Stopped(Exception):
+    """A signal ended a run, and with it the ones that would have followed."""
+
+
+def multirun(words: Sequence[str], where: list[Path]) -> int:
+    """Train every combination of the values that commas separate, and print a table of the results.
+
+    A combination that cannot work is reported in the table, and the others go on. Returns the exit code.
+
+    Raises:
+        ConfigError: a word is no setting.
+    """
+    _, spelled = read_overrides(TRAIN, words, where, sweep=True)
+    parsed = OverridesParser.create().parse_overrides(spelled)
+    shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
+    rows: list[tuple[str, ...]] = []
+    codes: list[int] = []
+
+    def job(config: DictConfig) -> None:
+        config.name = _name(config.name, HydraConfig.get().overrides.task, shared)
+        blank = "\n" if rows else ""
+        print(f"{blank}--- run {len(rows) + 1}: {config.name}", flush=True)
+        row, code = _trained(config)
+        rows.append(row)
+        codes.append(code)
+        if code > ENDED_BY_SIGNAL:
+            raise _Stopped
+
+    try:
+        _hydra_main(["--multirun", *spelled], where, job)
+    except _Stopped:
+        pass
+    finally:
+        if rows:  # none where a launcher runs the jobs in other processes
+            print(f"\n{_table([HEADINGS, *rows])}")
+    return max(codes, default=0)
+
+
+def hydra_itself(line: Line, where: list[Path]) -> int:
+    """What only Hydra can answer: its own help, its config, where settings come from, tab completion."""
+    _, spelled = read_overrides(TRAIN, line.words, where)
+    _hydra_main([*line.flags, *(["--cfg", line.cfg] if line.cfg else []), *spelled], where, lambda config: None)
+    return 0
+
+
+def _hydra_main(words: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
+    prepare(TRAIN, where)
+    with explained(TRAIN, where), hydras_command_line("mgpt-train", words):
+        hydra.main(version_base=HYDRA, config_path=str(where[0]), config_name=TRAIN.name)(job)()
+
+
+def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:
+    """The name of a job: its own settings, after the name that all jobs share, if one was given."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    own = [Override(each.key_or_group, str(each.value())) for each in parsed if each.key_or_group not in shared]
+    return "-".join(filter(None, ["" if base == RunConfig.name else base, run_name(own, TRAIN.choices())])) or base
+
+
+def _trained(config: DictConfig) -> tuple[tuple[str, ...], int]:
+    """Train one combination -> its row of the table, and an exit code."""
+    from modular_gpt.training.run import train
+
+    try:
+        result = train(run_config(config))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return (config.name, f"refused: {error}"), MISTAKE
+    if result.outcome is None:
+        return (config.name, f"stopped; resume={result.directory}"), ENDED_BY_SIGNAL + (result.signal or 0)
+    end = result.outcome
+    figures = f"{end.parameters:,}", f"{end.loss:.4f}", f"{end.bits_per_byte:.3f}", f"{end.tokens / end.seconds:,.0f}"
+    return (config.name, *figures), 0
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of equal length in columns; a shorter one says in words why it has no figures."""
+    whole = [row for row in rows if len(row) == len(HEADINGS)]
+    first = max(len(row[0]) for row in rows)
+    widths = [max(len(row[column]) for row in whole) for column in range(1, len(HEADINGS))]
+    lines = []
+    for name, *rest in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths, strict=False)] if len(rest) > 1 else rest
+        lines.append(f"{name:<{first}}  {'  '.join(cells)}")
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:]])

@@ -1,0 +1,149 @@
+"""The words of a command line as Hydra's override language spells them.
+
+Hydra's language gives meaning to ``, ' = # { } $`` and to words such as ``null``, so text is quoted before Hydra
+reads it. A setting that exists needs no ``+`` and one that does not exist is refused with or without it, so the plus
+is dropped. What begins with ``hydra`` is Hydra's own business and passes unchanged.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+
+from modular_gpt.cli._settings import Command, options
+from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.registry import slots
+from modular_gpt.vocabularies import WORDS
+
+WORD = re.compile(r"\+{0,2}(?P<key>[^\s=+~]+)=(?P<value>.*)", re.DOTALL)
+BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
+NONE = "null"
+SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting and what it is set to, as typed."""
+
+    key: str
+    value: str
+
+
+def read_overrides(
+    command: Command, words: Sequence[str], where: list[Path], sweep: bool = False
+) -> tuple[list[Override], list[str]]:
+    """What was typed, and how Hydra spells it.
+
+    where: folders with yaml files; sweep: several jobs, so that commas separate values
+
+    Raises:
+        ConfigError: a word is no setting, an option does not exist, or a key names code.
+    """
+    typed, spelled = [], []
+    for word in words:
+        if word.startswith("~"):
+            raise ConfigError(f"{word!r}: nothing can be taken away; set it to {NONE}, or choose another option")
+        match = WORD.fullmatch(word)
+        if match is None:
+            raise ConfigError(f"cannot read {word!r}: settings are written key=value, such as {_example(command)}")
+        key, value = match["key"], match["value"]
+        if "_target_" in key:
+            raise ConfigError(f"{key!r} cannot be set: no setting names code to run")
+        if re.match(r"hydra\b", key):
+            spelled.append(word)
+            continue
+        group, _, setting = key.partition(".")
+        if setting == "name" and group in slots():
+            raise ConfigError(f"{word!r}: choose the option itself, {group}={value}")
+        typed.append(Override(key, value))
+        spelled.append(_spelled(command, key, value, where, sweep))
+    return typed, spelled
+
+
+def _example(command: Command) -> str:
+    return "attention=gqa" if "attention" in command.groups() else "max_new_tokens=100"
+
+
+def _spelled(command: Command, key: str, value: str, where: list[Path], sweep: bool) -> str:
+    if key in command.choices():
+        _check_options(command, key, value, where, sweep)
+        return f"{key}={value}"
+    hints = command.hints(key)
+    if dict in hints:  # an open mapping, which takes new keys
+        return f"++{key}={_quoted_if_needed(key, value)}"
+    if not sweep and any(_holds_text(hint) for hint in hints) and not _is_value(key, value, hints):
+        return f"{key}={quoted(value)}"
+    return f"{key}={_quoted_if_needed(key, value)}"
+
+
+def _check_options(command: Command, group: str, value: str, where: list[Path], sweep: bool) -> None:
+    known = options(command, group, where)
+    if not SELECTS.fullmatch(value):
+        if sweep:
+            return
+        raise ConfigError(unknown(group, value, known))
+    names = value.split(",")
+    if len(names) > 1 and not sweep:
+        raise ConfigError(f"{group}={value} names {len(names)} options: add --multirun to run them one after another")
+    for name in names:
+        if name not in known and name.removesuffix(".yaml") not in known and not _may_be_null(command, group, name):
+            raise ConfigError(unknown(group, name, known))
+
+
+def _may_be_null(command: Command, group: str, name: str) -> bool:
+    return name == NONE and group not in command.groups()
+
+
+def _holds_text(hint: Any) -> bool:
+    return hint is Any or str in (hint, *get_args(hint))
+
+
+def _is_value(key: str, value: str, hints: list[Any]) -> bool:
+    """Whether a value of a setting that holds text is meant as null or as a list."""
+    if value == NONE:
+        return any(hint is Any or type(None) in get_args(hint) for hint in hints)
+    takes_lists = any(hint is Any or list in (hint, *get_args(hint)) for hint in hints)
+    return takes_lists and value.startswith("[") and value.endswith("]") and _parses(key, value)
+
+
+def _quoted_if_needed(key: str, value: str) -> str:
+    return value if _parses(key, value) else quoted(value)
+
+
+def _parses(key: str, value: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException:
+        return False
+    return True
+
+
+def quoted(text: str) -> str:
+    """Text as a quoted string of Hydra's language, which means exactly this text."""
+    literal = BACKSLASHES_BEFORE_INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", text)
+    return QuotedString(text=literal, quote=Quote.single).with_quotes()
+
+
+def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:
+    """The sentence for a key that does not exist, with the closest that does; ``siblings`` exist beside it."""
+    parent, _, name = key.rpartition(".")
+    if command.hints(key):
+        able = [each for each, schema in command.schemas(parent).items() if hasattr(schema.defaults, name)]
+        return f"the chosen {parent} has no setting {name!r}; use it with {parent}={' or '.join(able)}"
+    where = f" of {parent}" if parent else ""
+    valid = sorted(sibling for sibling in siblings if sibling != "hydra")
+    ours = WORDS.get(name, name).removesuffix(".name")
+    everything = [*command.settings(), *command.choices()]
+    same = [each for each in everything if each == ours or each.endswith(f".{ours}")]
+    close = same[:1] or difflib.get_close_matches(name, valid, n=1)
+    if not close:
+        leaves = {each.rpartition(".")[2]: each for each in reversed(everything)}
+        close = [leaves[leaf] for leaf in difflib.get_close_matches(ours, leaves, n=1)]
+    hint = f" did you mean {close[0]!r}?" if close else ""
+    return f"no setting {name!r}{where};{hint} there are: {', '.join(valid)}"

@@ -1,0 +1,145 @@
+"""From words on the command line, or in a notebook, to the RunConfig that training takes."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from modular_gpt.cli._compose import composed, plain
+from modular_gpt.cli._errors import explained
+from modular_gpt.cli._names import about_the_model, run_name
+from modular_gpt.cli._overrides import Override, read_overrides
+from modular_gpt.cli._settings import Command, folders
+from modular_gpt.config import SLOTS, GPTConfig, LayersConfig
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.training.config import SLOTS as RUN_SLOTS
+from modular_gpt.training.config import RunConfig, TrainerConfig
+
+SIZE = ("d_model", "n_heads", "n_layers", "context_length")
+MODEL_GROUPS = (*SLOTS, "layers")  # groups that are settings of the model by the same name
+RESUME = "a run's directory, or a checkpoint, to go on with; what is not set stays as it was there"
+
+
+def _fields(cls: type, names: Iterable[str]) -> list[tuple[str, Any, Any]]:
+    """Some of a dataclass's fields with their types and defaults, for another dataclass."""
+    hints, chosen = typing.get_type_hints(cls), set(names)
+    return [(field.name, hints[field.name], _default(field)) for field in fields(cls) if field.name in chosen]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory)
+    return field.default
+
+
+def _names(cls: type) -> set[str]:
+    return {field.name for field in fields(cls)}
+
+
+def _described(cls: type, further: str = "") -> dict[str, Any]:
+    """The docstring of another dataclass, with words about further fields before it."""
+    return {"__doc__": f"{further}\n\n{inspect.cleandoc(cls.__doc__ or '')}"}
+
+
+_plain_model = _names(GPTConfig) - {"vocab_size", *SIZE, *MODEL_GROUPS}
+_plain_run = _names(RunConfig) - {"model", "trainer", *RUN_SLOTS}
+ModelSize = make_dataclass("ModelSize", _fields(GPTConfig, SIZE), namespace=_described(GPTConfig))
+ModelSettings = make_dataclass(
+    "ModelSettings",
+    [("vocab_size", int | None, None), *_fields(GPTConfig, _plain_model)],
+    namespace=_described(GPTConfig, "vocab_size null: as many ids as the tokenizer has"),
+)
+RunSettings = make_dataclass(
+    "RunSettings",
+    [("model", ModelSettings, dataclasses.field(default_factory=ModelSettings)), *_fields(RunConfig, _plain_run)],
+    namespace=_described(RunConfig, "runs: where each run gets a directory of its own\nresume: " + RESUME),
+)
+TRAIN = Command(
+    name="train",
+    plain=RunSettings,
+    tables={"model_size": ModelSize, "layers": LayersConfig, "trainer": TrainerConfig},
+    slots=True,
+)
+
+
+def run_config(config: DictConfig) -> RunConfig:
+    """A composed config as the plain dataclasses of training.
+
+    Raises:
+        ConfigError: anything in it that cannot work.
+    """
+    return RunConfig.from_dict(run_settings(plain(config)))
+
+
+def run_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The groups of the command line as the fields of a RunConfig."""
+    values = dict(values)
+    model = {**values.pop("model"), **values.pop("model_size"), **{group: values.pop(group) for group in MODEL_GROUPS}}
+    if model["vocab_size"] is None:
+        del model["vocab_size"]
+    for group in TRAIN.choices():
+        if group not in TRAIN.groups():
+            values.pop(group, None)
+    return {**values, "model": model}
+
+
+def compose(*overrides: str, config_dir: str | None = None) -> RunConfig:
+    """See ``modular_gpt.compose``."""
+    return composed_run(overrides, folders(config_dir))[0]
+
+
+def composed_run(words: Sequence[str], where: list[Path]) -> tuple[RunConfig, DictConfig]:
+    """The RunConfig of some words, and the config that it was read from.
+
+    A run that no name is given to is named after what was set; one that is resumed keeps what was not set.
+    """
+    typed, spelled = read_overrides(TRAIN, words, where)
+    with explained(TRAIN, where):
+        config = composed(TRAIN, spelled, where)
+        if config.resume is not None:
+            return _resumed(config.resume, typed, spelled, where)
+        if config.name == RunConfig.name:
+            telling = [each for each in typed if about_the_model(each.key)]
+            config.name = run_name(telling, TRAIN.choices()) or config.name
+        return run_config(config), config
+
+
+def _resumed(
+    resume: str, typed: Sequence[Override], spelled: list[str], where: list[Path]
+) -> tuple[RunConfig, DictConfig]:
+    """The settings of the run to go on with, but for those that were typed."""
+    from modular_gpt.training.run import load_config
+
+    if any(each.key == "experiment" for each in typed):
+        raise ConfigError("resume keeps the settings of its run: set what is to differ one by one, not by experiment=")
+    before = load_config(resume).to_dict()
+    chosen = {each.key for each in typed}
+    parts = {**before["model"], **before}
+    same = [f"{slot}={parts[slot]['name']}" for slot in (*SLOTS, *RUN_SLOTS) if slot not in chosen]
+    config = composed(TRAIN, [*same, *spelled], where)
+    now = run_config(config).to_dict()
+    for each in typed:
+        for path in _paths(each.key):
+            _copy(now, before, path)
+    return RunConfig.from_dict({**before, "resume": resume}), config
+
+
+def _paths(key: str) -> list[list[str]]:
+    """Where a setting of the command line is in a RunConfig."""
+    first, *rest = key.split(".")
+    if first == "model_size":
+        return [["model", name] for name in rest or SIZE]
+    return [["model", first, *rest] if first in MODEL_GROUPS else [first, *rest]]
+
+
+def _copy(source: dict[str, Any], target: dict[str, Any], path: list[str]) -> None:
+    *parents, name = path
+    for parent in parents:
+        source, target = source[parent], target[parent]
+    if name in source:
+        target[name] = source[name]

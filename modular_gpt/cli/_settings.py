@@ -1,0 +1,145 @@
+"""What the command line can set: groups of options, the dataclass behind each option, and plain settings.
+
+Groups are the slots of the registry and the few below. An option is a yaml file in a group's folder, or a
+registered name without one. Defaults live in the dataclasses; a yaml holds what differs.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.cli._conf_dir import conf_dir
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import entries, slots
+
+SCHEMA = "_schema"  # `defaults: [gqa_schema]` in a yaml takes up the settings of gqa, with their types
+CHOICE = re.compile(r"\s*- (?P<group>\w+): (?P<default>[\w./-]+)\s*(# (?P<about>.*))?")  # a line of a defaults list
+CONFIGS = "modular_gpt.configs"  # entry points: packages whose folder holds more yaml files
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The settings of an option: a dataclass with its defaults, and a line about it."""
+
+    summary: str
+    defaults: Any
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A group in the defaults list of a command: the option it starts with, and what it is about."""
+
+    default: str
+    about: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command can set.
+
+    name: of the command and of its yaml; plain: dataclass of the settings outside groups
+    tables: groups that are no slots of the registry, with the dataclass of their options
+    slots: whether the slots of the registry are groups too
+    """
+
+    name: str
+    plain: type
+    tables: dict[str, type] = dataclasses.field(default_factory=dict)
+    slots: bool = False
+
+    def schemas(self, group: str) -> dict[str, Schema]:
+        """The schemas of a group, by name."""
+        if group in self.tables:
+            return {group: Schema("", self.tables[group]())}
+        return {name: Schema(entry.summary, entry.default()) for name, entry in entries(group).items()}
+
+    def groups(self) -> list[str]:
+        """The names of all groups that have a schema."""
+        return [*(slots() if self.slots else []), *self.tables]
+
+    def choices(self) -> "dict[str, Choice]":
+        """What is chosen by option, in the order of the command's yaml; some, as experiments, have no schema."""
+        lines = (conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8").splitlines()
+        found = (match for line in lines if (match := CHOICE.fullmatch(line)))
+        return {match["group"]: Choice(match["default"], match["about"] or "") for match in found}
+
+    def hints(self, key: str) -> list[Any]:
+        """The declared types of a dotted setting, over all options that have it."""
+        first, *rest = key.split(".")
+        if first in self.groups():
+            roots: list[Any] = [type(schema.defaults) for schema in self.schemas(first).values()]
+        else:
+            roots, rest = [self.plain], [first, *rest]
+        for name in rest:
+            known = [typing.get_type_hints(root) for root in roots if dataclasses.is_dataclass(root)]
+            roots = [hints[name] for hints in known if name in hints] or [root for root in roots if root is dict]
+        return roots
+
+    def settings(self) -> Iterator[str]:
+        """Every dotted setting."""
+        yield from _dotted(self.plain, "")
+        for group in self.groups():
+            for schema in self.schemas(group).values():
+                yield from _dotted(type(schema.defaults), f"{group}.")
+
+
+def _dotted(cls: Any, prefix: str) -> Iterator[str]:
+    hints = typing.get_type_hints(cls)
+    for field in fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _dotted(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"
+
+
+def folders(config_dir: str | None = None) -> list[Path]:
+    """Where yaml files are looked for: the package's own, those of other packages, and the user's.
+
+    Raises:
+        ConfigError: a folder does not exist.
+    """
+    found = [conf_dir(), *_installed()]
+    if config_dir is not None:
+        found.append(Path(config_dir).expanduser().absolute())
+        if not found[-1].is_dir():
+            raise ConfigError(f"--config-dir {config_dir!r} is not a folder (looked for {found[-1]})")
+    return found
+
+
+@cache
+def _installed() -> list[Path]:
+    """The folders that other packages give in the entry-point group of configs."""
+    found = []
+    for point in entry_points(group=CONFIGS):
+        try:
+            found.append(Path(str(files(point.value))))
+        except ImportError as error:
+            raise ConfigError(f"the entry point {point.name!r} of {CONFIGS} cannot be found: {error}") from error
+    return found
+
+
+def options(command: Command, group: str, where: list[Path]) -> dict[str, str]:
+    """The options of a group with a line about each: in the order of registration, then other yaml files."""
+    yamls: dict[str, str] = {}
+    for folder in where:
+        for path in sorted((folder / group).rglob("*.yaml")):
+            yamls.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), headline(path))
+    known = command.schemas(group) if group in command.groups() else {}
+    registered = {name: yamls.get(name) or known[name].summary for name in known if group not in command.tables}
+    return {**registered, **{name: line for name, line in yamls.items() if name not in registered}}
+
+
+def headline(path: Path) -> str:
+    """The first comment line of a yaml file, or nothing."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("#") and not line.startswith("# @"):
+                return line.lstrip("# ").strip()
+    return ""

@@ -1,0 +1,51 @@
+"""mgpt-train: compose a model from parts, train it, and say what to do next."""
+
+import sys
+from collections.abc import Sequence
+
+from modular_gpt.cli._app import ENDED_BY_SIGNAL, Line, answer, topic, where_to_look
+
+ABOUT = "train a GPT that you compose from parts"
+EXAMPLES = (
+    ("mgpt-train", "learn Python's standard library; minutes on a laptop, no download"),
+    ("mgpt-train attention=gqa ffn=moe", "choose parts"),
+    ("mgpt-train attention=swa attention.window=32", "and their settings"),
+    ("mgpt-train model_size=baby trainer.max_steps=500 name=try", "size, length of training, name of the run"),
+    ("mgpt-train data=text data.path='corpus/**/*.txt'", "learn your own files"),
+    ("mgpt-train --multirun attention=mha,gqa,mla pos=rope", "train several and compare them"),
+    ("mgpt-train resume=runs/latest trainer.max_steps=4000", "go on where a run stopped"),
+    ("mgpt-generate checkpoint=runs/latest prompt='def '", "let the last run write"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    return answer(_execute, arguments)
+
+
+def _execute(line: Line) -> int:
+    from modular_gpt.cli import _help, _multirun
+    from modular_gpt.cli._compose import as_yaml
+    from modular_gpt.cli._run import TRAIN, composed_run
+
+    where = where_to_look(line)
+    if line.help:
+        group = topic(line, list(TRAIN.choices()))
+        print(_help.details(TRAIN, group, where) if group else _help.overview(TRAIN, ABOUT, EXAMPLES, where))
+        return 0
+    if line.flags or line.cfg in ("hydra", "all"):
+        return _multirun.hydra_itself(line, where)
+    if line.multirun:
+        return _multirun.multirun(line.words, where)
+    config, source = composed_run(line.words, where)
+    if line.cfg:
+        print(as_yaml(source), end="")
+        return 0
+    from modular_gpt.training.run import train
+
+    signal = train(config).signal
+    return 0 if signal is None else ENDED_BY_SIGNAL + signal
+
+
+if __name__ == "__main__":
+    sys.exit(main())
