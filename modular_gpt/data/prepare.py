@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from modular_gpt.core.errors import DataError
+from modular_gpt.core.files import sha256_file
 from modular_gpt.data.corpora.base import SPLITS, Corpus, Piece
-from modular_gpt.data.storage import cache_directory, new_directory, sha256_file
+from modular_gpt.data.storage import cache_directory, new_in_cache
 from modular_gpt.data.tokenizers.base import Tokenizer
 from modular_gpt.data.tokens import PreparedData, TokenSplit
 
@@ -99,7 +100,7 @@ def _file(split: str) -> str:
 def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     start = perf_counter()
     dtype = smallest_dtype(tokenizer.vocab_size)
-    with new_directory(directory, _is_whole) as new:
+    with new_in_cache(directory, _is_whole) as new:
         splits = {split: _write(new / _file(split), corpus, split, tokenizer, dtype) for split in SPLITS}
         manifest = {
             "format": FORMAT,

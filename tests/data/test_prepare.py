@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modular_gpt.core import files
 from modular_gpt.core.errors import DataError
-from modular_gpt.data import SPLITS, Corpus, PreparedData, build_corpus, build_tokenizer, prepare, storage
+from modular_gpt.data import SPLITS, Corpus, PreparedData, build_corpus, build_tokenizer, prepare
 from modular_gpt.data.prepare import smallest_dtype
 from modular_gpt.data.storage import ABANDONED, cache_directory
 from tests.data.conftest import PLAY
@@ -260,7 +261,7 @@ class TestProcesses:
     def test_all_build_the_same_at_once(self, damaged: bool, play: Corpus, cache: Path, tmp_path: Path) -> None:
         if damaged:
             os.truncate(prepare(play, build_tokenizer("byte")).train.path, 7)
-        replace, count = storage._replace, 6
+        replace, count = files._put, 6
 
         def work(number: int) -> None:
             def together(target: Path, new: Path, valid: Callable[[Path], bool]) -> None:
@@ -269,7 +270,7 @@ class TestProcesses:
                     time.sleep(0.001)
                 replace(target, new, valid)
 
-            storage._replace = together
+            files._put = together
             data = prepare(play, build_tokenizer("byte"))
             assert bytes(data.train.array) == text_of(play, "train").encode()
             (tmp_path / f"done{number}").write_text(data.train.fingerprint)
@@ -386,6 +387,7 @@ class TestIdentity:
         )
 
 
+@settings(max_examples=30)  # each writes to the disk
 @given(texts=st.lists(st.text("aé🙂 \n", max_size=40), min_size=1, max_size=4), batch=st.integers(1, 50))
 def test_how_texts_are_batched_changes_nothing(
     texts: list[str], batch: int, tmp_path_factory: pytest.TempPathFactory

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modular_gpt.core.errors import DataError
+from modular_gpt.core.files import sha256_file
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.data.corpora.files import FileCorpus, check_fraction, scan, split_end
-from modular_gpt.data.storage import cache_directory, new_directory, sha256_file
+from modular_gpt.data.storage import cache_directory, new_in_cache
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -55,7 +56,7 @@ def cached() -> Path:
     path = cache_directory() / "shakespeare" / FILE
     if not path.is_file():
         content = _download(path)
-        with new_directory(path.parent, valid=lambda directory: _is_right(directory / FILE)) as directory:
+        with new_in_cache(path.parent, lambda directory: _is_right(directory / FILE)) as directory:
             (directory / FILE).write_bytes(content)
     return path
 

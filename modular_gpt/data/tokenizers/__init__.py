@@ -10,7 +10,7 @@ from typing import Any, cast
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.registry import ComponentConfig, decode, encode
 from modular_gpt.data.corpora.base import Corpus
-from modular_gpt.data.storage import cache_directory, new_directory
+from modular_gpt.data.storage import cache_directory, new_in_cache
 from modular_gpt.data.tokenizers import byte, char, huggingface, sentencepiece_model, tiktoken_encoding, trained
 from modular_gpt.data.tokenizers.base import Tokenizer
 from modular_gpt.data.tokenizers.char import CharTokenizer
@@ -56,7 +56,7 @@ def build_tokenizer(
         except DataError as error:
             log.warning("%s: learning the tokenizer again", error)
     built = kind.build(config, corpus)
-    with new_directory(directory, _valid) as new:
+    with new_in_cache(directory, _valid) as new:
         built.save(new)
     return Tokenizer.load(directory)  # perhaps another process's, which came first
 
