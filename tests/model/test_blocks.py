@@ -1,0 +1,188 @@
+"""The block and what stands around it, against a few naive lines."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.config import TOPOLOGIES
+from modular_gpt.core.contracts import Positions
+from tests.components.cases import MODEL
+from tests.components.laws import build, close, text
+
+
+def config(**changes: object) -> GPTConfig:
+    return GPTConfig(**{**MODEL, "pos": "learned", **changes})
+
+
+def naive_block(block: nn.Module, x: Tensor, pos: Positions, topology: str, m: float) -> Tensor:
+    """The five lines of the docstring."""
+
+    def attend(y: Tensor) -> Tensor:
+        return block.attention(y, pos)
+
+    def ffn(y: Tensor) -> Tensor:
+        return block.ffn(y)[0]
+
+    match topology:
+        case "pre":
+            x = x + m * attend(block.attention_norm(x))
+            return x + m * ffn(block.ffn_norm(x))
+        case "post":
+            x = block.attention_post_norm(x + m * attend(x))
+            return block.ffn_post_norm(x + m * ffn(x))
+        case "sandwich":
+            x = x + m * block.attention_post_norm(attend(block.attention_norm(x)))
+            return x + m * block.ffn_post_norm(ffn(block.ffn_norm(x)))
+        case "post_residual":
+            x = x + m * block.attention_post_norm(attend(x))
+            return x + m * block.ffn_post_norm(ffn(x))
+        case _:
+            normed = block.attention_norm(x)
+            return x + m * attend(normed) + m * ffn(normed)
+
+
+def naive_model(model: GPTModel, ids: Tensor) -> Tensor:
+    made = model.config
+    pos = Positions(0, ids.shape[1], None, ids.device)
+    x = torch.stack([torch.stack([model.embedding.weight[i] * made.embed_scale for i in row]) for row in ids])
+    x = x + model.positions[0].table.weight[: ids.shape[1]]
+    x = model.embedding_norm(x) if made.embed_norm else x
+    for block in model.blocks:
+        x = naive_block(block, x, pos, made.topology, made.residual_multiplier)
+    x = model.final_norm(x) if model.final_norm is not None else x
+    weight = model.embedding.weight if made.tie_embeddings else model.head.weight
+    logits = x @ weight.T + (model.head_bias if made.head_bias else 0)
+    logits = logits * made.logit_scale
+    return made.logit_softcap * torch.tanh(logits / made.logit_softcap) if made.logit_softcap else logits
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"residual_multiplier": 0.3, "embed_scale": 5.0},
+        {"embed_norm": True, "final_norm": False},
+        {"final_norm": True, "tie_embeddings": False, "head_bias": True, "logit_scale": 0.2},
+        {"logit_softcap": 2.0, "logit_scale": 3.0, "head_bias": True},
+    ],
+    ids=lambda changes: ",".join(changes) or "plain",
+)
+@torch.no_grad()
+def test_model(topology: str, changes: dict) -> None:
+    made = config(topology=topology, **changes)
+    model, ids = build(made), text(made)
+    close(model(ids), naive_model(model, ids), 1e-5)
+
+
+@pytest.mark.parametrize(("topology", "norms"), [("pre", 2), ("post", 2), ("sandwich", 4), ("post_residual", 2),
+                                                 ("parallel", 1)])  # fmt: skip
+def test_norms_of_a_block(topology: str, norms: int) -> None:
+    block = GPTModel(config(topology=topology)).blocks[0]
+    assert sum(isinstance(child, nn.LayerNorm) or "norm" in name for name, child in block.named_children()) == norms
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_final_norm_is_left_out_only_after_post_norm(topology: str) -> None:
+    assert (GPTModel(config(topology=topology)).final_norm is None) == (topology == "post")
+    assert GPTModel(config(topology=topology, final_norm=True)).final_norm is not None
+    assert GPTModel(config(topology=topology, final_norm=False)).final_norm is None
+
+
+def test_each_layer_has_its_own_weights_and_one_position_module_serves_equal_settings() -> None:
+    model = GPTModel(
+        config(pos="rope", layers={"variants": {"none": {"pos": "none"}}, "cycle": ["none", "base"]}, n_layers=4)
+    )
+    assert len({id(block.attention.query) for block in model.blocks}) == 4
+    assert [type(block.attention.position).__name__ for block in model.blocks] == ["NoPosition", "RoPE"] * 2
+    assert len(model.positions) == 2
+
+
+def test_nothing_is_saved_twice() -> None:
+    """Neither a tied head nor a position table that all layers share."""
+    for tied in (True, False):
+        state = GPTModel(config(tie_embeddings=tied)).state_dict()
+        places = [tensor.data_ptr() for tensor in state.values()]
+        assert len(places) == len(set(places)) and ("head.weight" in state) != tied
+        assert [name for name in state if "position" in name] == ["positions.0.table.weight"]
+    assert not [name for name in GPTModel(config(pos="rope")).state_dict() if "position" in name]
+
+
+def test_a_tied_embedding_learns_from_both_ends() -> None:
+    made = config()
+    model, ids = build(made).train(), text(made)
+    model(ids[:, :-1], ids[:, 1:]).loss.backward()
+    unseen = [token for token in range(made.vocab_size) if token not in ids]
+    model2 = build(config(tie_embeddings=False)).train()
+    model2(ids[:, :-1], ids[:, 1:]).loss.backward()
+    assert unseen and model.embedding.weight.grad[unseen].abs().sum() > 0
+    assert model2.embedding.weight.grad[unseen].abs().sum() == 0 and model2.head.weight.grad[unseen].abs().sum() > 0
+
+
+def dropouts(model: GPTModel, ids: Tensor) -> list[tuple[float, bool]]:
+    """(p, in training) of every dropout of one pass in the order it happens, by watching the functions."""
+    seen: list[tuple[float, bool]] = []
+    plain, fused = F.dropout, F.scaled_dot_product_attention
+
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        seen.append((p, training))
+        return plain(x, p, training, inplace)
+
+    def attention(*args: object, dropout_p: float = 0.0, **more: object) -> Tensor:
+        seen.append((dropout_p, dropout_p > 0))
+        return fused(*args, dropout_p=dropout_p, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "dropout", dropout)
+        patch.setattr(F, "scaled_dot_product_attention", attention)
+        model(ids)
+    return seen
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_dropout_after_embeddings_attention_and_ffn_and_of_weights(topology: str) -> None:
+    made = config(topology=topology, dropout=0.1, attention={"name": "mha", "dropout": 0.4})
+    model, ids = GPTModel(made).train(), text(made)
+    assert dropouts(model, ids) == [(0.1, True), *[(0.4, True), (0.1, True), (0.1, True)] * made.n_layers]
+    assert not any(training for _, training in dropouts(model.eval(), ids))
+    inherited = GPTModel(config(dropout=0.2)).train()
+    assert set(dropouts(inherited, ids)) == {(0.2, True)}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_dropout_drops_its_share_and_keeps_the_mean(topology: str) -> None:
+    """Each of the three places by itself, the others being silenced."""
+    made = config(topology=topology, dropout=0.9, attention={"name": "mha", "dropout": 0.0})
+    model, ids = build(made).train(), text(made)
+    seen: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(lambda _, given, out: seen.append((given[0], out)))
+    model(ids)
+    assert len(seen) == 1 + 2 * made.n_layers
+    for before, after in seen:
+        kept = after != 0
+        assert 0.05 < kept.float().mean() < 0.15
+        torch.testing.assert_close(after[kept], before[kept] / 0.1, rtol=1e-4, atol=1e-5)
+
+
+def test_training_draws_anew_and_evaluation_does_not() -> None:
+    made = config(dropout=0.5)
+    model, ids = build(made), text(made)
+    assert torch.equal(model(ids), model(ids))
+    model.train()
+    assert not torch.equal(model(ids), model(ids))
+    torch.manual_seed(3)
+    first = model(ids)
+    torch.manual_seed(3)
+    assert torch.equal(model(ids), first)
+
+
+def test_gpt2_scale_of_the_loss_at_the_start() -> None:
+    made = config(vocab_size=500)
+    model, ids = GPTModel(made), text(made, rows=16)
+    assert model(ids[:, :-1], ids[:, 1:]).loss.item() == pytest.approx(math.log(500), abs=0.1)

@@ -1,0 +1,116 @@
+"""The training loss: the mean over targets that count, chunked without a trace of the chunks."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import modular_gpt.model
+from modular_gpt import GPTConfig, GPTModel, LossOutput
+from tests.components.cases import MODEL
+from tests.components.laws import build, text
+
+CONFIG = GPTConfig(**{**MODEL, "vocab_size": 211, "head_bias": True, "logit_softcap": 5.0, "logit_scale": 0.5})
+
+
+def pair(rows: int = 5) -> tuple[Tensor, Tensor]:
+    ids = text(CONFIG, rows=rows, tokens=21)
+    return ids[:, :-1], ids[:, 1:].clone()
+
+
+def loss_and_gradients(model: GPTModel, ids: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad()
+    loss = model(ids, targets).loss
+    loss.backward()
+    return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 50, 99, 100, 101])
+def test_chunks_change_neither_loss_nor_gradient(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (ids, targets) = build(CONFIG).train(), pair()
+    targets[2, 3:9] = -100
+    expected, gradients = loss_and_gradients(model, ids, targets)
+    monkeypatch.setattr(modular_gpt.model, "_LOSS_CHUNK", rows_at_once * CONFIG.vocab_size)
+    got, chunked = loss_and_gradients(model, ids, targets)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(chunked, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor made under it has, parameters' gradients left out."""
+
+    def __init__(self, ignored: set[torch.Size]) -> None:
+        super().__init__()
+        self.ignored, self.most = ignored, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.shape not in self.ignored:
+                self.most = max(self.most, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_logits_of_a_long_batch_never_stand_in_memory_at_once(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GPTConfig(**{**MODEL, "vocab_size": 2003})
+    model, ids = GPTModel(config).train(), text(config, rows=16, tokens=21)
+    if chunked:
+        monkeypatch.setattr(modular_gpt.model, "_LOSS_CHUNK", 20 * config.vocab_size)
+    weights = {shape for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
+    with Largest(weights) as largest:
+        model(ids[:, :-1], ids[:, 1:]).loss.backward()
+    everything = 16 * 20 * config.vocab_size
+    assert largest.most == (20 * config.vocab_size if chunked else everything)
+
+
+@torch.no_grad()
+def test_ignored_targets_do_not_count() -> None:
+    model, (ids, targets) = build(CONFIG), pair()
+    targets[:, :7] = -100
+    kept = targets != -100
+    expected = F.cross_entropy(model(ids)[kept], targets[kept])
+    torch.testing.assert_close(model(ids, targets).loss, expected)
+
+
+def test_no_target_at_all_is_a_loss_of_zero() -> None:
+    model, (ids, targets) = build(CONFIG).train(), pair()
+    loss, gradients = loss_and_gradients(model, ids, torch.full_like(targets, -100))
+    assert loss == 0 and all(gradient.isfinite().all() for gradient in gradients)
+
+
+@torch.no_grad()
+def test_padding_and_targets() -> None:
+    """The loss of left-padded rows is that of the rows alone."""
+    model, (ids, targets) = build(CONFIG), pair(rows=3)
+    padding = torch.tensor([0, 5, 11])
+    total = sum(
+        model(ids[i : i + 1, pad:], targets[i : i + 1, pad:]).loss * (20 - pad) for i, pad in enumerate([0, 5, 11])
+    )
+    for row, pad in enumerate(padding.tolist()):
+        targets[row, :pad] = -100
+    torch.testing.assert_close(model(ids, targets, padding=padding).loss, total / (20 + 15 + 9))
+
+
+def test_the_parts_of_the_loss() -> None:
+    config = GPTConfig(**{**MODEL, "ffn": {"name": "moe", "balance_weight": 0.5, "z_weight": 0.1}, "n_layers": 3})
+    model, ids = build(config).train(), text(config)
+    output = model(ids[:, :-1], ids[:, 1:])
+    assert isinstance(output, LossOutput) and list(output.parts) == ["cross_entropy", "load_balancing", "router_z"]
+    torch.testing.assert_close(output.loss, sum(output.parts.values()))
+    torch.testing.assert_close(
+        output.parts["cross_entropy"], F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    )
+    assert output.parts["load_balancing"] > 3 * 0.5 * 0.9  # every layer adds its own, each about one when even
+    assert list(model.eval()(ids[:, :-1], ids[:, 1:]).parts) == ["cross_entropy"]
+
+
+def test_the_loss_is_float32_in_a_half_precision_model() -> None:
+    model, (ids, targets) = build(CONFIG, std=0.1), pair()
+    expected = model(ids, targets).loss
+    got = model.bfloat16()(ids, targets).loss
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0)
