@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
 
+import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
 
 from modular_gpt.vocabularies import NAMES, WORDS  # noqa: E402
@@ -47,7 +48,12 @@ def kv_cache() -> str:
     return markdown(kv_cache_table.HEAD, kv_cache_table.rows())
 
 
-TABLES: dict[str, Callable[[], str]] = {"words": words, "names": names, "kv_cache": kv_cache}
+def rooms() -> str:
+    """The rooms of the package by floor."""
+    return markdown(imports_table.HEAD, imports_table.rows())
+
+
+TABLES: dict[str, Callable[[], str]] = {"words": words, "names": names, "kv_cache": kv_cache, "rooms": rooms}
 
 
 def region(name: str) -> re.Pattern[str]:

@@ -76,6 +76,20 @@ def promised(text: str) -> dict[Block, Block]:
     return {code: output for code, output in pairwise(blocks(text)) if (code.kind, output.kind) == ("python", OUTPUT)}
 
 
+def check(page: Path) -> None:
+    """Run a page; whatever stands below a block as its output is what it prints."""
+    expected = promised(page.read_text())
+    for block, printed in run(page):
+        if block in expected:
+            assert printed == expected[block].code, f"{page.name}, line {block.line}, prints something else"
+
+
+def files(text: str) -> dict[str, str]:
+    """The blocks with a file name after their language: path -> content."""
+    named = (block for block in blocks(text) if len(block.kind.split()) == 2)
+    return {block.kind.split()[1]: block.code for block in named if "." in block.kind}
+
+
 def rewrite(page: Path) -> None:
     """Put what the Python blocks really print into the output blocks below them."""
     text = page.read_text()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import LINK, OUTPUT, ROOT, anchors, blocks, pages, promised, prose, run
+from tests.docs.pages import LINK, OUTPUT, ROOT, anchors, blocks, check, pages, promised, prose, run
 
 APART = {"add_a_component.md"}  # registers components of its own: test_tutorial.py runs it in other processes
 
@@ -19,10 +19,7 @@ def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     if page.name in APART:
         pytest.skip("run by test_tutorial.py")
     monkeypatch.chdir(tmp_path)
-    expected = promised(page.read_text())
-    for block, printed in run(page):
-        if block in expected:
-            assert printed == expected[block].code, f"{page.name}, line {block.line}, prints something else"
+    check(page)
 
 
 def test_every_output_stands_below_python(page: Path) -> None:
@@ -59,6 +56,8 @@ def test_a_page_that_is_wrong_is_seen(tmp_path: Path) -> None:
     page.write_text("# A b\n\n```python\nx = 2\n```\n\n```python\nprint(x)\n```\n\n```text output\n3\n```\n")
     assert [(code.line, output.code) for code, output in promised(page.read_text()).items()] == [(8, "3\n")]
     assert [printed for _, printed in run(page)] == ["", "2\n"]
+    with pytest.raises(AssertionError, match="line 8"):
+        check(page)
     page.write_text("```bash\nnot python\n```\n\n```python\n\nraise ValueError\n```\n")
     with pytest.raises(ValueError) as caught:
         run(page)

@@ -1,0 +1,110 @@
+"""docs/add_a_component.md, step by step as a reader would: its files, its commands, its laws; then in the package."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, blocks, files
+
+PAGE = ROOT / "docs" / "add_a_component.md"
+TEXT = PAGE.read_text()
+FILES = files(TEXT)
+PLUGIN = "shared_qk"
+SUMMARY = "One matrix makes both queries and keys (Reformer)."
+
+
+def commands(kind: str) -> str:
+    """The code of the one block of a kind."""
+    (found,) = [block.code for block in blocks(TEXT) if block.kind == kind]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reader's own folder, with the files of the page."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name, content in FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a shell has where the package is installed: its commands, this Python, one thread."""
+    programs = tmp_path_factory.mktemp("bin")
+    for name in ("train", "generate"):
+        program = programs / f"mgpt-{name}"
+        run = f"import sys; from modular_gpt.cli.{name} import main; sys.exit(main())"
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(run)} "$@"\n')
+        program.chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), kept["PATH"]])
+    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
+    """What a script prints; it fails at the first command that does."""
+    result = subprocess.run(["bash", "-e", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def test_the_python_of_the_page(folder: Path, environment: dict[str, str]) -> None:
+    run = f"from pathlib import Path; from tests.docs.pages import check; check(Path({str(PAGE)!r}))"
+    shell(f"python -c {shlex.quote(run)}", folder, environment)
+
+
+def test_its_commands(folder: Path, environment: dict[str, str]) -> None:
+    printed = shell(commands("bash"), folder, environment)
+    assert SUMMARY in printed
+    assert "in a window of 32 tokens" in printed
+    assert "window: 16" in printed
+    assert (folder / "runs" / "latest").exists()
+
+
+def test_help_lists_it(folder: Path, environment: dict[str, str]) -> None:
+    plugin = {**environment, "MODULAR_GPT_PLUGINS": PLUGIN}
+    assert PLUGIN in shell("mgpt-train --help", folder, plugin)
+    assert PLUGIN not in shell("mgpt-train --help", folder, environment)
+
+
+def test_a_module_that_is_not_there(folder: Path, environment: dict[str, str]) -> None:
+    wrong = {**environment, "MODULAR_GPT_PLUGINS": "shared_kq"}
+    result = subprocess.run(["mgpt-train", "--help"], cwd=folder, env=wrong, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "'shared_kq', which cannot be imported" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def laws_passed(script: str, folder: Path, environment: dict[str, str]) -> str:
+    printed = shell(f"{script.strip()} -n 0 -p no:cacheprovider", folder, environment)
+    assert " passed" in printed
+    return printed
+
+
+def test_the_laws_run_on_it(folder: Path, environment: dict[str, str]) -> None:
+    plugin = {**environment, "MODULAR_GPT_PLUGINS": PLUGIN, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    laws_passed(commands("bash laws"), ROOT, plugin)
+
+
+def test_in_the_package(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The same two files in a copy of the checkout: listed and under the laws with no other edit."""
+    for name in ("modular_gpt", "conf", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, content in FILES.items():
+        in_package = name if name.startswith("conf/") else f"modular_gpt/nn/attention/{name}"
+        (tmp_path / in_package).write_text(content)
+    there = {**environment, "PYTHONPATH": str(tmp_path)}
+    printed = shell("mgpt-train --help attention", tmp_path, there)
+    assert SUMMARY in printed
+    assert "in a window of 32 tokens" in printed
+    some = f"{commands('bash laws').strip()}' and (causal or token_by_token or bytes_as)'"
+    laws_passed(some, tmp_path, there)
