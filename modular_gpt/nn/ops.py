@@ -5,6 +5,8 @@ key is no padding. From it follow causal masks, sliding windows, ring caches, ch
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modular_gpt.core.contracts import Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.settings import one_of, positive
 
 BACKENDS = ("auto", "flash", "math", "flex")
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -41,87 +44,100 @@ def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
     return not (pos.from_nothing and n_keys == pos.count) and pos.count > 1
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are made and turned into weights, the same at every call of one attention layer.
+
+    scale: factor on the scores; window: keys a query sees, its own included
+    softcap c: scores become c * tanh(scores / c); dropout: of the weights, while training
+    backend: auto | flash (fused kernels or an error) | math (written out) | flex (FlexAttention,
+        for more than one query at a time)
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+    backend: str = "auto"
+
+    def check(self) -> None:
+        """Raise a ConfigError for what cannot work."""
+        positive("attention", window=self.window, softcap=self.softcap)
+        one_of(self.backend, BACKENDS, "attention.backend")
+        if self.backend == "flash" and self.softcap is not None:
+            raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")
+
+
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     pos: Positions,
     key_columns: Tensor,
+    scoring: Scoring,
     *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
+    training: bool = False,
     sinks: Tensor | None = None,
     bias: Tensor | None = None,
-    dropout: float = 0.0,
-    backend: str = "auto",
 ) -> Tensor:
     """Softmax attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
     key_columns: (S,) the column of each key
-    scale: factor on the scores; softcap c: scores become c * tanh(scores / c)
     sinks: (H,) logit of an extra key with a zero value; bias: (1, H, T, S) added to the scores
     Returns (B, H, T, M).
     """
-    window = pos.limit(window)
-    if backend == "flex":
-        return _flex(q, k, v, pos, key_columns, scale, window, softcap, sinks, bias, dropout)
-    seen = None
-    if needs_mask(pos, k.shape[2], window):
-        key = ("visible", window, k.shape[2], key_columns.shape[0])
-        seen = pos.once(key, lambda: visible(pos, key_columns, window))
-    if backend == "math" or softcap is not None:
-        causal = seen is None and pos.count > 1
-        seen = pos.once("causal", lambda: visible(pos, key_columns, None)) if causal else seen
-        return _written_out(q, k, v, scale, seen, softcap, sinks, bias, dropout)
-    return _fused(q, k, v, scale, seen, sinks, bias, dropout, pos, key_columns, backend)
+    window, n_keys = pos.limit(scoring.window), k.shape[2]
+    seen, causal = None, False
+    if needs_mask(pos, n_keys, window):
+        seen = pos.once(("visible", window, n_keys), lambda: visible(pos, key_columns, window))
+    elif pos.count > 1:
+        causal = True
+    dropout = scoring.dropout if training else 0.0
+    plain = scoring.backend in ("auto", "flash") and scoring.softcap is None
+    if causal and not (plain and bias is None and sinks is None):
+        seen = pos.once("causal", lambda: visible(pos, key_columns, None))
+    if scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: nothing for single tokens
+        return _flex(q, k, v, scoring, seen, sinks, bias, dropout)
+    if scoring.backend == "math" or scoring.softcap is not None:
+        return _written_out(q, k, v, scoring, seen, sinks, bias, dropout)
+    return _fused(q, k, v, scoring, seen, sinks, bias, dropout, causal and seen is None)
 
 
 def _fused(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scale: float,
+    scoring: Scoring,
     seen: Tensor | None,
     sinks: Tensor | None,
     bias: Tensor | None,
     dropout: float,
-    pos: Positions,
-    key_columns: Tensor,
-    backend: str,
+    causal: bool,
 ) -> Tensor:
     """PyTorch's scaled_dot_product_attention, which picks a flash or memory-efficient kernel."""
-    causal = seen is None and pos.count > 1
-    if causal and (bias is not None or sinks is not None):
-        seen, causal = pos.once("causal", lambda: visible(pos, key_columns, None)), False
     mask = seen
     if bias is not None:
         mask = bias.to(q.dtype) if seen is None else bias.to(q.dtype).masked_fill(~seen, -torch.inf)
     if sinks is not None:
         k, v, mask = _with_sink(q, k, v, mask, sinks)
-    batch, heads, count, _ = q.shape
-    fold = count == 1 and heads != k.shape[1] and mask is None
+    batch, heads, count, width = q.shape
+    groups = k.shape[1]
+    fold = count == 1 and heads != groups and mask is None
     if fold:  # the queries that share a key stand side by side, as if they were tokens
-        q = q.reshape(batch, k.shape[1], -1, q.shape[-1])
-    shared = not fold and heads != k.shape[1]
-
-    def kernel() -> Tensor:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
-        )
-
-    if backend == "auto":
-        out = kernel()
-    else:
-        try:
-            with sdpa_kernel(_FUSED):
-                out = kernel()
-        except RuntimeError as error:
-            raise ConfigError(
-                "backend=flash has no kernel for this device, dtype and mask; use backend=auto"
-            ) from error
-    return out.reshape(batch, heads, 1, -1) if fold else out
+        q = q.reshape(batch, groups, -1, width)
+    shared = not fold and heads != groups
+    only_fused = sdpa_kernel(_FUSED) if scoring.backend == "flash" else nullcontext()
+    try:
+        with only_fused:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scoring.scale, enable_gqa=shared
+            )
+    except RuntimeError as error:
+        if scoring.backend != "flash" or "kernel" not in str(error):
+            raise
+        raise ConfigError("backend=flash has no kernel for this device, dtype and mask; use backend=auto") from error
+    return out.reshape(batch, heads, count, -1)
 
 
 def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,9 +157,8 @@ def _written_out(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scale: float,
+    scoring: Scoring,
     seen: Tensor | None,
-    softcap: float | None,
     sinks: Tensor | None,
     bias: Tensor | None,
     dropout: float,
@@ -151,10 +166,10 @@ def _written_out(
     """The definition, step by step: matmul, softcap, bias, mask, softmax in float32, matmul."""
     batch, heads, count, width = q.shape
     groups = k.shape[1]
-    folded = (q * scale).reshape(batch, groups, -1, width)  # queries that share a key stand side by side
+    folded = (q * scoring.scale).reshape(batch, groups, -1, width)  # queries that share a key stand side by side
     scores = (folded @ k.transpose(-1, -2)).reshape(batch, heads, count, -1)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
     if bias is not None:
         scores = scores + bias
     if seen is not None:
@@ -172,18 +187,15 @@ def _written_out(
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def _flex(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    pos: Positions,
-    key_columns: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    scoring: Scoring,
+    seen: Tensor | None,
     sinks: Tensor | None,
     bias: Tensor | None,
     dropout: float,
@@ -193,19 +205,21 @@ def _flex(
         raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         raise ConfigError("backend=flex does not train on a CPU; use backend=auto")
-    seen = pos.once(("visible", window, k.shape[2], key_columns.shape[0]), lambda: visible(pos, key_columns, window))
-    rows = torch.zeros(q.shape[0], dtype=torch.long, device=q.device) if seen.shape[0] == 1 else None
+    softcap, n_keys = scoring.softcap, k.shape[2]
+    rows = None if seen is None else seen.expand(q.shape[0], -1, -1, -1)
+    if sinks is not None:  # one more key, whose score the sink replaces
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        rows = None if rows is None else F.pad(rows, (0, 1), value=True)
+        bias = None if bias is None else F.pad(bias, (0, 1))
 
     def score(value: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if softcap is not None:
             value = softcap * torch.tanh(value / softcap)
         if bias is not None:
             value = value + bias[0, h, i, j]
-        return torch.where(seen[b if rows is None else rows[b], 0, i, j], value, -torch.inf)
+        if rows is not None:
+            value = torch.where(rows[b, 0, i, j], value, -torch.inf)
+        return value if sinks is None else torch.where(j == n_keys, sinks[h], value)
 
-    flex = _compiled_flex()
     shared = q.shape[1] != k.shape[1]
-    if sinks is None:
-        return flex(q, k, v, score_mod=score, scale=scale, enable_gqa=shared)
-    out, total = flex(q, k, v, score_mod=score, scale=scale, enable_gqa=shared, return_lse=True)
-    return out * torch.sigmoid(total - sinks[None, :, None]).to(out.dtype)[..., None]
+    return _compiled_flex()(q, k, v, score_mod=score, scale=scoring.scale, enable_gqa=shared)

@@ -16,8 +16,8 @@ from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
 from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, decode
-from modular_gpt.core.settings import one_of, positive
-from modular_gpt.nn.ops import BACKENDS, attend
+from modular_gpt.core.settings import positive
+from modular_gpt.nn.ops import Scoring, attend
 from modular_gpt.nn.residual import residual_linear
 
 
@@ -66,8 +66,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         self.config = config
         self.n_heads = dims.n_heads
         self.widths = latent, nope, rope, value = widths(config, dims, type(position))
-        self.scale = 1 / math.sqrt(nope + rope) if config.scale is None else config.scale
-        self.dropout = dims.dropout if config.dropout is None else config.dropout
+        self.scoring = _scoring(config, dims, self.widths)
         bias = dims.bias if config.qkv_bias is None else config.qkv_bias
         out_bias = dims.bias if config.out_bias is None else config.out_bias
         rank = dims.d_model
@@ -93,8 +92,6 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             q_lora_rank=config.q_lora_rank,
             qk_nope_head_dim=config.qk_nope_head_dim,
             v_head_dim=config.v_head_dim,
-            window=config.window,
-            softcap=config.softcap,
         )
         if dims.d_model % dims.n_heads and (config.qk_nope_head_dim is None or config.v_head_dim is None):
             raise ConfigError(
@@ -103,9 +100,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             )
         if widths(config, dims, position).latent < 1:
             raise ConfigError(f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank")
-        one_of(config.backend, BACKENDS, "attention.backend")
-        if config.backend == "flash" and config.softcap is not None:
-            raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")
+        _scoring(config, dims, widths(config, dims, position)).check()
         rope = widths(config, dims, position).rope
         if rope % 2 or rope < 0 or (position.rotates and rope == 0):
             raise ConfigError(
@@ -172,12 +167,9 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             v,
             pos,
             columns,
-            scale=self.scale,
-            window=self.config.window,
-            softcap=self.config.softcap,
+            self.scoring,
+            training=self.training,
             bias=self.position.bias(pos, columns, self.n_heads),
-            dropout=self.dropout if self.training else 0.0,
-            backend=self.config.backend,
         )
 
 
@@ -192,6 +184,16 @@ def widths(config: MultiHeadLatentAttention.Config, dims: Dims, position: type[P
         nope=head if config.qk_nope_head_dim is None else config.qk_nope_head_dim,
         rope=rope,
         value=head if config.v_head_dim is None else config.v_head_dim,
+    )
+
+
+def _scoring(config: MultiHeadLatentAttention.Config, dims: Dims, widths: Widths) -> Scoring:
+    return Scoring(
+        scale=1 / math.sqrt(max(widths.nope + widths.rope, 1)) if config.scale is None else config.scale,
+        window=config.window,
+        softcap=config.softcap,
+        dropout=dims.dropout if config.dropout is None else config.dropout,
+        backend=config.backend,
     )
 
 

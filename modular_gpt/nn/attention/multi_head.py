@@ -18,7 +18,7 @@ from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Position
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, Preset, decode
 from modular_gpt.core.settings import one_of, positive
-from modular_gpt.nn.ops import BACKENDS, attend
+from modular_gpt.nn.ops import Scoring, attend
 from modular_gpt.nn.residual import residual_linear
 
 
@@ -64,8 +64,7 @@ class MultiHeadAttention(
         super().__init__(config, dims, position)
         self.config = config
         self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
-        self.scale = 1 / math.sqrt(self.head_dim) if config.scale is None else config.scale
-        self.dropout = dims.dropout if config.dropout is None else config.dropout
+        self.scoring = _scoring(config, dims)
         qkv_bias = dims.bias if config.qkv_bias is None else config.qkv_bias
         out_bias = dims.bias if config.out_bias is None else config.out_bias
         wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
@@ -82,14 +81,8 @@ class MultiHeadAttention(
     def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
         super().check(config, dims, position)
         n_heads, n_kv_heads, _ = heads(config, dims)
-        positive(
-            "attention",
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            window=config.window,
-            softcap=config.softcap,
-            clip_qkv=config.clip_qkv,
-        )
+        positive("attention", n_kv_heads=config.n_kv_heads, head_dim=config.head_dim, clip_qkv=config.clip_qkv)
+        _scoring(config, dims).check()
         if config.head_dim is None and dims.d_model % n_heads:
             raise ConfigError(
                 f"d_model={dims.d_model} does not divide into n_heads={n_heads}; change one, or set attention.head_dim"
@@ -100,10 +93,7 @@ class MultiHeadAttention(
                 f"n_heads={n_heads} does not divide into attention.n_kv_heads={n_kv_heads}; "
                 f"choose one of {', '.join(divisors)}"
             )
-        one_of(config.backend, BACKENDS, "attention.backend")
         one_of(config.qk_norm_scope, ("head", "full"), "attention.qk_norm_scope")
-        if config.backend == "flash" and config.softcap is not None:
-            raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")
         _qk_norm(config, 1, 1)
 
     @classmethod
@@ -131,13 +121,10 @@ class MultiHeadAttention(
             v,
             pos,
             columns,
-            scale=self.scale,
-            window=self.config.window,
-            softcap=self.config.softcap,
+            self.scoring,
+            training=self.training,
             sinks=self.sinks,
             bias=self.position.bias(pos, columns, self.n_heads),
-            dropout=self.dropout if self.training else 0.0,
-            backend=self.config.backend,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -165,6 +152,17 @@ def heads(config: MultiHeadAttention.Config, dims: Dims) -> tuple[int, int, int]
     n_kv_heads = dims.n_heads if config.n_kv_heads is None else config.n_kv_heads
     head_dim = dims.d_model // dims.n_heads if config.head_dim is None else config.head_dim
     return dims.n_heads, n_kv_heads, head_dim
+
+
+def _scoring(config: MultiHeadAttention.Config, dims: Dims) -> Scoring:
+    head_dim = heads(config, dims)[2]
+    return Scoring(
+        scale=1 / math.sqrt(max(head_dim, 1)) if config.scale is None else config.scale,
+        window=config.window,
+        softcap=config.softcap,
+        dropout=dims.dropout if config.dropout is None else config.dropout,
+        backend=config.backend,
+    )
 
 
 def _qk_norm(config: MultiHeadAttention.Config, head_dim: int, full: int) -> nn.Module | None:
