@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
 
 import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
+import options_tables  # noqa: E402
 
 from modular_gpt.vocabularies import NAMES, WORDS  # noqa: E402
 
@@ -53,7 +54,18 @@ def rooms() -> str:
     return markdown(imports_table.HEAD, imports_table.rows())
 
 
-TABLES: dict[str, Callable[[], str]] = {"words": words, "names": names, "kv_cache": kv_cache, "rooms": rooms}
+def group(name: str) -> Callable[[], str]:
+    """The options of a group of the command line."""
+    return lambda: markdown(options_tables.HEAD, options_tables.rows(name))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "words": words,
+    "names": names,
+    "kv_cache": kv_cache,
+    "rooms": rooms,
+    **{name: group(name) for name in options_tables.GROUPS},
+}
 
 
 def region(name: str) -> re.Pattern[str]:

@@ -6,6 +6,7 @@ A block marked ``python`` runs; the blocks of a page share one namespace, from t
 
 import contextlib
 import io
+import os
 import re
 import sys
 import tempfile
@@ -106,4 +107,5 @@ def rewrite(page: Path) -> None:
 if __name__ == "__main__":
     for path in [Path(name).resolve() for name in sys.argv[1:]]:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            os.environ["MODULAR_GPT_CACHE"] = folder
             rewrite(path)

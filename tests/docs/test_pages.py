@@ -19,6 +19,7 @@ def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     if page.name in APART:
         pytest.skip("run by test_tutorial.py")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODULAR_GPT_CACHE", str(tmp_path / "cache"))
     check(page)
 
 

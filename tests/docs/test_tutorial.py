@@ -46,7 +46,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), kept["PATH"]])
-    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    own = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MODULAR_GPT_CACHE": str(programs / "cache")}
+    return {**kept, **own}
 
 
 def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
