@@ -174,9 +174,14 @@ def verify(directory: Path) -> None:
         raise CheckpointError(
             f"'{path}' has format {manifest.get('format')!r}, this version reads {FORMAT}; update modular_gpt"
         )
-    for name, facts in files.items():
-        if Path(name).name != name:
+    for name in files:
+        if Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"'{path}' names the file {name!r}, which lies elsewhere: it is not to be trusted")
+    if not {CONFIG, MODEL, META} <= files.keys():
+        raise _damaged(path, f"it does not list {CONFIG}, {MODEL} and {META}")
+    for name, facts in files.items():
+        if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
+            raise _damaged(path, f"it has no size for {name}")
         _verify_file(directory / name, facts)
 
 
@@ -185,7 +190,7 @@ def _verify_file(path: Path, facts: Mapping[str, Any]) -> None:
         size = path.stat().st_size
         if size != facts["size"]:
             raise _damaged(path, f"it has {size:,} bytes instead of {facts['size']:,}")
-        if sha256_file(path) != facts["sha256"]:
+        if sha256_file(path) != facts.get("sha256"):
             raise _damaged(path, "its content is not what was written")
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from error
@@ -193,14 +198,14 @@ def _verify_file(path: Path, facts: Mapping[str, Any]) -> None:
 
 def build_model(directory: Path) -> GPTModel:
     """The model of a verified checkpoint; draws no random numbers that others would miss."""
-    config = _read_config(directory)
     path = directory / MODEL
     weights = read_tensors(directory, "model")
-    blocks = sum(name.startswith("blocks.") for name in weights)
-    if config.n_layers > blocks:  # before anything of that size is built
-        raise CheckpointError(f"'{path}' has not the {config.n_layers} layers that {CONFIG} beside it describes")
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in GPTModel(config).state_dict().items()}
+    config = _read_config(directory, most_layers=sum(name.startswith("blocks.") for name in weights))
+    try:
+        with torch.device("meta"):  # takes no memory, whatever sizes are asked for
+            expected = {name: tensor.shape for name, tensor in GPTModel(config).state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise CheckpointError(f"'{directory / CONFIG}' describes a model of impossible size") from error
     _compare(path, expected, {name: tensor.shape for name, tensor in weights.items()})
     with torch.random.fork_rng():
         model = GPTModel(config)
@@ -211,10 +216,14 @@ def build_model(directory: Path) -> GPTModel:
     return model
 
 
-def _read_config(directory: Path) -> GPTConfig:
+def _read_config(directory: Path, most_layers: int) -> GPTConfig:
     path = directory / CONFIG
+    values = read_json(path)
+    layers = values.get("n_layers")
+    if isinstance(layers, int) and layers > most_layers:  # before a list of so many is made
+        raise CheckpointError(f"'{path}' describes {layers} layers, of which {MODEL} beside it has not as many")
     try:
-        return GPTConfig.from_dict(read_json(path))
+        return GPTConfig.from_dict(values)
     except ConfigError as error:
         raise CheckpointError(f"'{path}' does not describe a model that this program has: {error}") from error
 

@@ -1,0 +1,159 @@
+"""What is saved comes back the same; what is not one of our checkpoints is refused in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modular_gpt import GPTModel
+from modular_gpt.checkpoint import (
+    FOLDER,
+    build_model,
+    find_checkpoint,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+)
+from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.files import point
+from modular_gpt.data import CharTokenizer, build_tokenizer
+from tests.checkpoint.conftest import SMALL
+
+MODELS: list[dict[str, Any]] = [
+    {},
+    {"attention": "mla", "norm": "rmsnorm", "pos": "rope", "tie_embeddings": False, "head_bias": True},
+    {"attention": {"name": "gqa", "sinks": True, "qk_norm": "rmsnorm", "n_kv_heads": 1}, "ffn": "swiglu"},
+    {"ffn": {"name": "moe", "balance": "bias", "shared_experts": 1}, "attention": "linear", "pos": "none"},
+    {"layers": {"variants": {"local": {"attention": {"name": "swa", "window": 4}}}, "cycle": ["local", "base"]}},
+]
+
+
+@pytest.mark.parametrize("settings", MODELS, ids=str)
+def test_a_model_comes_back_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = GPTModel({**SMALL, **settings}).eval()
+    for buffer in model.buffers():
+        buffer.add_(torch.randn_like(buffer))
+    state = torch.get_rng_state()
+    loaded, tokenizer, meta = load_checkpoint(save_checkpoint(tmp_path / "model", model, meta={"loss": 1.5}))
+    assert torch.equal(torch.get_rng_state(), state), "loading must not change what a program draws next"
+    assert tokenizer is None
+    assert meta == {"loss": 1.5}
+    assert loaded.config == model.config
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    ids = torch.randint(256, (2, 16))
+    assert torch.equal(loaded(ids), model(ids))
+
+
+def test_a_bf16_model_comes_back_as_bf16(tmp_path: Path) -> None:
+    model = GPTModel(SMALL).to(torch.bfloat16)
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "model", model)).model
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+def test_a_tokenizer_travels_with_the_model(tmp_path: Path, model: GPTModel) -> None:
+    tokenizer = CharTokenizer.build_vocab("hé!")
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "model", model, tokenizer)).tokenizer
+    assert loaded is not None
+    assert loaded.fingerprint == tokenizer.fingerprint
+
+
+def test_further_tensors_come_back(saved: Path) -> None:
+    (tensor,) = read_tensors(saved, "optimizer").values()
+    torch.manual_seed(0)
+    assert tensor.shape == (64, 64)
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path, model: GPTModel) -> None:
+    with torch.no_grad():
+        model.embedding.weight.add_(1)
+    save_checkpoint(saved, model)
+    loaded, tokenizer, meta = load_checkpoint(saved)
+    assert torch.equal(loaded.embedding.weight, model.embedding.weight)
+    assert (tokenizer, meta) == (None, {})
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: GPTModel) -> Path:
+    """A run's directory with checkpoints of steps 1, 2 and 3, of which 2 is the best."""
+    folder = tmp_path / "runs" / "one" / FOLDER
+    for step in (1, 2, 3):
+        save_checkpoint(folder / f"step_{step:08}", model, build_tokenizer("byte"), meta={"step": step})
+    point(folder / "latest", "step_00000003")
+    point(folder / "best", "step_00000002")
+    point(folder.parent.parent / "latest", "one")
+    return folder.parent
+
+
+@pytest.mark.parametrize(
+    ("path", "prefer", "step"),
+    [
+        ("one", "best", 2),
+        ("one", "latest", 3),
+        ("latest", "best", 2),
+        ("one/checkpoints", "best", 2),
+        ("one/checkpoints/best", "latest", 2),
+        ("one/checkpoints/latest", "best", 3),
+        ("one/checkpoints/step_00000001", "best", 1),
+    ],
+)
+def test_what_a_path_stands_for(run: Path, path: str, prefer: str, step: int) -> None:
+    assert find_checkpoint(run.parent / path, prefer).resolve().name == f"step_{step:08}"
+
+
+def test_a_damaged_one_of_a_run_is_left_for_the_newest_whole_one(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (run / FOLDER / "step_00000002" / "config.json").unlink()
+    assert load_checkpoint(run).meta["step"] == 3
+    assert "config.json" in caplog.text
+    assert "step_00000003' instead" in caplog.text
+
+
+def test_the_pointers_may_be_lost(run: Path) -> None:
+    (run / FOLDER / "best").unlink()
+    (run / FOLDER / "latest").unlink()
+    assert load_checkpoint(run).meta["step"] == 3
+
+
+def test_no_checkpoint_of_a_run_is_whole(run: Path) -> None:
+    for step in (1, 2, 3):
+        (run / FOLDER / f"step_{step:08}" / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"step_00000002.*model\.safetensors"):
+        load_checkpoint(run)
+
+
+def test_one_that_is_named_itself_is_not_replaced_by_another(run: Path) -> None:
+    (run / FOLDER / "step_00000002" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_checkpoint(run / FOLDER / "step_00000002")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_checkpoint(run / FOLDER / "best")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("runs/two", "there is no checkpoint at .*two.*there are: .*one"),
+        ("nowhere/at/all", "train a model first"),
+        ("runs/one/checkpoints/step_00000001/model.safetensors", "is a file, and a checkpoint is a directory"),
+        ("weights.pt", "is a pickle"),
+        ("foreign", "is not a checkpoint of this program: it has no manifest.json"),
+        ("started", "is not a checkpoint"),
+    ],
+)
+def test_what_is_no_checkpoint(run: Path, tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x02}q\x00.")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "started" / FOLDER).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_checkpoint(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_build_model_needs_no_tokenizer(saved: Path) -> None:
+    assert build_model(saved).config.n_layers == 2
