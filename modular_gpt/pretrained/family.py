@@ -1,5 +1,6 @@
 """What the loader knows about one kind of published model; the kinds themselves are in families/."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,18 @@ def activation(name: str) -> str:
     if name not in ACTIVATIONS:
         raise CheckpointError(unknown("activation function", str(name), ACTIVATIONS))
     return ACTIVATIONS[name]
+
+
+def dropout(settings: Settings, name: str, embeddings: str | None = None) -> float:
+    """The rate after attention and ffn; with a warning where that of the ``embeddings``, which get it too, differs."""
+    rate, theirs = float(settings[name]), float(settings[embeddings]) if embeddings else 0.0
+    if rate != theirs:
+        has = f"{embeddings}={theirs}" if embeddings else "none"
+        warnings.warn(
+            f"while training, the embeddings get the dropout {name}={rate}, where the checkpoint has {has}",
+            stacklevel=2,
+        )
+    return rate
 
 
 def must_be(settings: Settings, **only: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import CheckpointError
-from modular_gpt.pretrained.source import Source
+from modular_gpt.pretrained.source import Source, Unreachable
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,21 +92,25 @@ class Tensors:
             raise
 
     def _open(self, source: Source) -> None:
-        for weights, index in ((WEIGHTS, INDEX), (OLD_WEIGHTS, OLD_INDEX)):
-            path = source.file(weights)
+        unreachable = None
+        for name in (WEIGHTS, INDEX, OLD_WEIGHTS, OLD_INDEX):
+            try:
+                path = source.file(name)
+            except Unreachable as error:  # another of the names may be in the cache
+                unreachable = unreachable or error
+                continue
             if path is not None:
-                return self._add(path)
-            shards = source.json(index)
-            if shards is not None:
-                return self._add_shards(source, index, shards)
-        raise CheckpointError(f"{source.name!r} has neither {WEIGHTS} nor {OLD_WEIGHTS}; give the folder of a model")
+                return self._add_shards(source, name) if path.suffix == ".json" else self._add(path)
+        raise unreachable or CheckpointError(
+            f"{source.name!r} has neither {WEIGHTS} nor {OLD_WEIGHTS}; give the folder of a model"
+        )
 
     def _add(self, path: Path) -> None:
         file = SafeTensors(path, self._stack) if path.suffix == ".safetensors" else OldFile(path)
         self._files |= dict.fromkeys(file.keys(), cast(TensorFile, file))
 
-    def _add_shards(self, source: Source, index: str, content: dict[str, Any]) -> None:
-        where = content.get("weight_map")
+    def _add_shards(self, source: Source, index: str) -> None:
+        where = (source.json(index) or {}).get("weight_map")
         if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
             raise CheckpointError(f"{index} of {source.name!r} has no weight_map; copy or download it again")
         for name in sorted(set(where.values())):

@@ -52,6 +52,10 @@ def read_config(source: Source) -> tuple[Family, GPTConfig]:
         raise CheckpointError(f"{source.name!r} has no {CONFIG}; give the folder of a model")
     kind = given.get("model_type")
     if kind not in FAMILIES:
+        if "format" in given:
+            raise CheckpointError(
+                f"{source.name!r} is a checkpoint of this program, which modular_gpt.checkpoint reads"
+            )
         if kind is None:
             raise CheckpointError(
                 f"{CONFIG} of {source.name!r} has no model_type; there are: {listed(sorted(FAMILIES))}"

@@ -1,6 +1,7 @@
 """Where the files of a published model are: a folder, the local Hugging Face cache, or the hub."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ SHORT_NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
+
+
+class Unreachable(CheckpointError):
+    """A file is not in the local cache, and the hub cannot be asked whether it exists."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class Source:
         """The path of a file, downloaded where needed; None where the model has no such file.
 
         Raises:
-            CheckpointError: the file is not here and the hub cannot be reached.
+            Unreachable: the file is not here and the hub cannot be reached.
+            CheckpointError: the hub has no such model, or does not give it.
         """
         if self.folder is not None:
             path = self.folder / name
@@ -83,7 +89,8 @@ def tokenizer_file(name_or_path: str | Path) -> Path | None:
         CheckpointError: there is no such model, or the hub cannot be reached.
     """
     source = locate(name_or_path)
-    source.file("tokenizer_config.json")  # names the end-of-text token; looked up beside the other
+    with suppress(Unreachable):  # names the end-of-text token, and is looked for beside the other
+        source.file("tokenizer_config.json")
     return source.file(TOKENIZER)
 
 
@@ -116,7 +123,7 @@ def _from_hub(source: Source, name: str) -> Path | None:
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"there is no model {source.name!r}, neither here nor on the Hugging Face hub") from error
     except Exception as error:  # no network, no access, no space: as many classes as transports
-        raise CheckpointError(
+        raise Unreachable(
             f"{name} of {source.name!r} is not in the local cache, and the Hugging Face hub cannot be reached "
             f"({type(error).__name__}); connect once, or give the folder of a copy"
         ) from error

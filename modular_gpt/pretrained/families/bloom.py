@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.family import Family, Settings, must_be
+from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
 from modular_gpt.pretrained.rules import FUSED_PER_HEAD, Rule, affine
 
 _LAYER = "transformer.h.{layer}"
@@ -17,7 +17,7 @@ def read(settings: Settings) -> dict[str, Any]:
         "n_heads": settings["n_head"],
         "n_layers": settings["n_layer"],
         "context_length": _ANY_LENGTH,
-        "dropout": float(settings["hidden_dropout"]),
+        "dropout": dropout(settings, "hidden_dropout"),
         "attention": {"name": "mha", "dropout": float(settings["attention_dropout"])},
         "ffn": {"name": "mlp", "activation": "gelu_tanh"},
         "norm": {"name": "layernorm", "eps": settings["layer_norm_epsilon"]},

@@ -41,6 +41,10 @@ def latent_decoder(settings: Settings) -> dict[str, Any]:
     """Our settings of a decoder with latent attention, and of its experts as far as all versions agree."""
     if settings["attention_bias"] and settings["q_lora_rank"] is None:
         raise CheckpointError("the checkpoint has attention_bias=true without q_lora_rank, which is not supported")
+    if settings["num_key_value_heads"] not in (None, settings["num_attention_heads"]):
+        raise CheckpointError(
+            "the checkpoint has fewer key/value heads than query heads, which latent attention has not"
+        )
     nope, turning = settings["qk_nope_head_dim"], settings["qk_rope_head_dim"]
     ours = decoder({**settings, "head_dim": turning})
     given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.family import Family, Settings, activation, must_be
+from modular_gpt.pretrained.family import Family, Settings, activation, dropout, must_be
 from modular_gpt.pretrained.rules import COPY, FUSED, Rule, affine, transposed
 
 _LAYER = "transformer.h.{layer}"
@@ -32,10 +32,11 @@ RULES = (
 def read(settings: Settings) -> dict[str, Any]:
     must_be(settings, add_cross_attention=False)
     width, n_heads, n_layers = settings["n_embd"], settings["n_head"], settings["n_layer"]
-    scale = (width // n_heads) ** -0.5 if settings["scale_attn_weights"] else 1.0
+    scale = None if settings["scale_attn_weights"] else 1.0
     attention = {"name": "mha", "scale": scale, "dropout": float(settings["attn_pdrop"])}
     layers: dict[str, Any] = {}
     if settings["scale_attn_by_inverse_layer_idx"]:
+        scale = scale or (width // n_heads) ** -0.5
         names = [f"layer_{index}" for index in range(n_layers)]
         variants = {name: {"attention": {"scale": scale / (i + 1)}} for i, name in enumerate(names)}
         layers = {"name": "scale_by_inverse_layer", "variants": variants, "cycle": names}
@@ -45,7 +46,7 @@ def read(settings: Settings) -> dict[str, Any]:
         "n_heads": n_heads,
         "n_layers": n_layers,
         "context_length": settings["n_positions"],
-        "dropout": float(settings["resid_pdrop"]),
+        "dropout": dropout(settings, "resid_pdrop", "embd_pdrop"),
         "attention": attention,
         "ffn": {
             "name": "mlp",

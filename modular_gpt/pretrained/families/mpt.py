@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.family import Family, Settings, must_be
+from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
 from modular_gpt.pretrained.rules import FUSED, Rule
 
 _BLOCK = "transformer.blocks.{layer}"
@@ -28,7 +28,7 @@ def read(settings: Settings) -> dict[str, Any]:
         "n_heads": settings["n_heads"],
         "n_layers": settings["n_layers"],
         "context_length": settings["max_seq_len"],
-        "dropout": float(attention["attn_pdrop"]),
+        "dropout": dropout(attention, "attn_pdrop"),
         "bias": False,
         "attention": {"name": "mha", "scale": attention["softmax_scale"], "clip_qkv": clip or None},
         "ffn": {"name": "mlp", "hidden": 4 * settings["d_model"], "activation": "gelu"},

@@ -1,7 +1,7 @@
 """What the families that descend from Llama have in common: names of tensors, rotary positions, windows per layer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
@@ -82,6 +82,8 @@ def decoder(settings: Settings) -> dict[str, Any]:
 def rope(settings: Settings) -> dict[str, Any]:
     """Rotary positions, written as ``rope_parameters`` or, before that, as ``rope_theta`` and ``rope_scaling``."""
     given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise CheckpointError("the checkpoint has rotary positions per layer type, which are not supported")
     kind = given.get("rope_type", given.get("type", "default"))
     theta = given["rope_theta"] if "rope_theta" in given else settings["rope_theta"]
     partial = given.get("partial_rotary_factor", settings.get("partial_rotary_factor"))

@@ -1,0 +1,66 @@
+"""Rules between tensor names go both ways, and each is needed."""
+
+import pytest
+import torch
+
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.pretrained import FAMILIES
+from modular_gpt.pretrained.loading import own_tensors
+from modular_gpt.pretrained.rules import (
+    COPY,
+    FUSED,
+    FUSED_PER_HEAD,
+    INTERLEAVED,
+    Transform,
+    expand,
+    transposed,
+)
+from tests.reference.cases import CASES
+
+HEADS = 4
+TRANSFORMS: dict[str, tuple[Transform, list[tuple[int, ...]], tuple[int, ...]]] = {
+    "copy": (COPY, [(8, 3)], (8, 3)),
+    "transposed": (transposed(COPY), [(8, 3)], (3, 8)),
+    "transposed experts": (transposed(COPY), [(5, 8, 3)], (5, 3, 8)),
+    "fused": (FUSED, [(8, 3), (4, 3), (4, 3)], (16, 3)),
+    "fused bias": (FUSED, [(8,), (4,), (4,)], (16,)),
+    "fused, transposed": (transposed(FUSED), [(8, 3), (4, 3), (4, 3)], (3, 16)),
+    "fused per head": (FUSED_PER_HEAD, [(8, 3), (12, 3)], (20, 3)),
+    "fused per head, bias": (FUSED_PER_HEAD, [(8,), (8,), (8,)], (24,)),
+    "interleaved": (INTERLEAVED, [(5, 6, 3), (5, 6, 3)], (5, 12, 3)),
+    "interleaved, transposed": (transposed(INTERLEAVED), [(5, 6, 3), (5, 6, 3)], (5, 3, 12)),
+    "interleaved bias": (INTERLEAVED, [(5, 6), (5, 6)], (5, 12)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_there_and_back(name: str) -> None:
+    transform, shapes, theirs = TRANSFORMS[name]
+    ours = [torch.randn(shape) for shape in shapes]
+    joined = transform.join(ours, HEADS)
+    assert joined.shape == theirs
+    back = transform.split(joined, [each.shape for each in ours], HEADS)
+    assert all(torch.equal(a, b) for a, b in zip(ours, back, strict=True))
+
+
+def test_fused_per_head_by_hand() -> None:
+    query, key = torch.tensor([0.0, 1, 2, 3]), torch.tensor([10.0, 11, 12, 13])
+    assert FUSED_PER_HEAD.join([query, key], 2).tolist() == [0, 1, 10, 11, 2, 3, 12, 13]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_rule_is_used_by_some_model(kind: str) -> None:
+    """And no tensor of theirs or ours has two rules in one model."""
+    family, used = FAMILIES[kind], set()
+    for settings in CASES[kind].values():
+        config = GPTConfig.from_dict(family.read({**family.defaults, **settings}))
+        with torch.device("meta"):
+            tensors = own_tensors(GPTModel(config))
+        links = list(expand(family.rules, tensors, config.n_layers, config.n_heads))
+        theirs = [link.theirs for link in links]
+        ours = [(name, link.expert) for link in links for name in link.ours]
+        assert len(theirs) == len(set(theirs)) and len(ours) == len(set(ours))
+        used |= {rule for rule in family.rules if any(rule.applies(tensors, i) for i in range(config.n_layers))}
+    # biases of parts that no published model of the family has stand in the shared lists
+    unused = {rule.theirs for rule in family.rules if rule not in used}
+    assert all(name.endswith((".bias", "lm_head.weight", "e_score_correction_bias")) for name in unused)

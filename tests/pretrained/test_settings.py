@@ -1,0 +1,179 @@
+"""Settings of published models: what matters is read, defaults are theirs, what has no counterpart is refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modular_gpt import CheckpointError, GPTConfig
+from modular_gpt.core.errors import UserError
+from modular_gpt.pretrained import FAMILIES
+from modular_gpt.pretrained.family import Family
+from modular_gpt.pretrained.loading import read_config
+from modular_gpt.pretrained.source import locate
+from tests.reference.cases import BLOOM, GPT2, LATENT, MPT, SIZES, YARN
+
+# Settings of transformers that do not change what a model computes: names, tokens, outputs, other tasks, training.
+INERT = {
+    "transformers_version", "architectures", "model_type", "_name_or_path", "dtype", "is_encoder_decoder",
+    "output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward",
+    "id2label", "label2id", "problem_type", "bos_token_id", "eos_token_id", "pad_token_id",
+    "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+    "output_router_logits",  # adds the loss that router_aux_loss_coef weighs
+}  # fmt: skip
+# Settings that a family's code in transformers has, but does not use, or that repeat another one.
+UNUSED = {
+    "gpt2": {"reorder_and_upcast_attn"},  # the order of two multiplications
+    "llama": {"pretraining_tp"},
+    "mixtral": {"router_jitter_noise"},  # noise while training
+    "deepseek_v2": {"pretraining_tp", "head_dim", "qk_head_dim"},
+    "deepseek_v3": {"pretraining_tp", "head_dim", "qk_head_dim", "num_nextn_predict_layers"},
+    "qwen2": {"max_window_layers"},  # layer_types says the same, where it is written
+    "qwen3": {"max_window_layers"},
+    "bloom": {"pretraining_tp", "slow_but_exact"},
+    "mpt": {"expansion_ratio", "resid_pdrop", "emb_pdrop", "learned_pos_emb", "init_device", "embedding_fraction",
+            "norm_type"},
+}  # fmt: skip
+NEEDED = {"deepseek_v2": {"num_experts_per_tok": 6}}  # no default there
+# Settings that give others a meaning.
+SWITCHED_ON = {
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 2},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 2},
+    "deepseek_v2": {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+}
+SMALL = {"gpt2": GPT2, "bloom": BLOOM, "mpt": MPT, "deepseek_v2": LATENT, "deepseek_v3": LATENT}
+
+
+def written_by_transformers(kind: str, **settings: Any) -> dict[str, Any]:
+    """The config.json of a model with these settings."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, **{**NEEDED.get(kind, {}), **settings})
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def ours(family: Family, settings: Mapping[str, Any]) -> GPTConfig:
+    return GPTConfig.from_dict(family.read({**family.defaults, **settings}))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_defaults_are_those_of_transformers(kind: str) -> None:
+    family = FAMILIES[kind]
+    assert ours(family, NEEDED.get(kind, {})) == ours(family, written_by_transformers(kind))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_setting_is_read(kind: str) -> None:
+    settings = written_by_transformers(kind, **SWITCHED_ON.get(kind, {}))
+    matter = set(settings) - INERT - UNUSED.get(kind, set())
+    unread = {key for key in matter if not _is_read(FAMILIES[kind], settings, key)}
+    assert not unread
+
+
+def _is_read(family: Family, settings: Mapping[str, Any], key: str) -> bool:
+    """Whether a strange value under a key makes a difference, or an error."""
+    before = ours(family, settings)
+    for strange in (None, not settings[key], 7, 0.31, "strange", {"rope_type": "strange", "alibi": False}):
+        try:
+            if ours(family, {**settings, key: strange}) != before:
+                return True
+        except (UserError, TypeError, AttributeError, ZeroDivisionError, KeyError):
+            return True
+    return False
+
+
+def test_old_names_of_rotary_settings() -> None:
+    """As config.json files were written before ``rope_parameters``."""
+    for kind in ("llama", "qwen2"):
+        family = FAMILIES[kind]
+        old = {key: value for key, value in SIZES.items()}
+        new = {**old, "rope_parameters": YARN}
+        scaling = {key: value for key, value in YARN.items() if key not in ("rope_theta", "rope_type")}
+        old |= {"rope_theta": YARN["rope_theta"], "rope_scaling": {"type": "yarn", **scaling}}
+        assert ours(family, old) == ours(family, new)
+        assert ours(family, {**SIZES, "rope_theta": 5e5, "rope_scaling": None}).pos.theta == 5e5
+
+
+def test_yarn_factor_from_the_lengths() -> None:
+    settings = {**SIZES, "rope_parameters": {**YARN, "factor": None}}
+    assert ours(FAMILIES["llama"], settings).pos.scaling["factor"] == 64 / 16
+
+
+def test_windows_of_layers() -> None:
+    """As config.json files were written before ``layer_types``."""
+    qwen = {**SIZES, "sliding_window": 5, "use_sliding_window": True, "max_window_layers": 2}
+    windows = [layer.attention.window for layer in ours(FAMILIES["qwen2"], qwen).layer_configs]
+    assert windows == [None, None, 5]
+    windows = [
+        layer.attention.window for layer in ours(FAMILIES["gemma2"], {**SIZES, "sliding_window": 5}).layer_configs
+    ]
+    assert windows == [5, None, 5]
+    every = ours(FAMILIES["gemma2"], {**SIZES, "layer_types": ["sliding_attention"] * 3})
+    assert every.attention.window == 4096 and every.layers.name == "uniform"
+
+
+REFUSED = [
+    ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+    ("gpt2", {"activation_function": "gelu_neww"}, "did you mean 'gelu_new'"),
+    ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope scaling 'longrope'"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "per layer type"),
+    ("llama", {"hidden_size": "wide"}, "wrong type"),
+    ("llama", {"num_attention_heads": 0}, "wrong type or size"),
+    ("llama", {"vocab_size": 1.5}, "model.vocab_size must be a whole number"),
+    ("llama", {"num_key_value_heads": 3}, "does not divide"),
+    ("llama", {"quantization_config": {"bits": 4}}, "quantised"),
+    ("qwen2", {"layer_types": ["linear_attention"] * 3}, "layer type 'linear_attention'"),
+    ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob"),
+    ("deepseek_v2", {"mlp_bias": True}, "mlp_bias"),
+    ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method"),
+    ("deepseek_v2", {"num_experts_per_tok": ...}, "lacks the setting 'num_experts_per_tok'"),
+    ("deepseek_v3", {"num_key_value_heads": 2}, "fewer key/value heads"),
+    ("deepseek_v3", {"attention_bias": True, "q_lora_rank": None}, "without q_lora_rank"),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
+    ("mpt", {"no_bias": False}, "no_bias"),
+    ("mpt", {"logit_scale": 2.0}, "logit_scale"),
+    ("mpt", {"attn_config": {"alibi": False}}, "alibi"),
+    ("mpt", {"attn_config": {"qk_ln": True}}, "qk_ln"),
+    ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit"),
+    ("gpt_oss", {"swiglu_alpha": 1.5}, "swiglu_alpha"),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "words"), REFUSED)
+def test_what_has_no_counterpart_is_refused(kind: str, change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    settings = {"model_type": kind, **SMALL.get(kind, SIZES), **change}
+    kept = {key: value for key, value in settings.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError) as refusal:
+        read_config(locate(tmp_path))
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_dropout_that_is_applied_elsewhere_is_said(recwarn: pytest.WarningsRecorder) -> None:
+    """One rate serves embeddings and residual branches here; where theirs differ, training would differ."""
+    ours(FAMILIES["gpt2"], GPT2)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="embd_pdrop=0.3"):
+        config = ours(FAMILIES["gpt2"], {**GPT2, "embd_pdrop": 0.3})
+    assert config.dropout == 0.1
+    with pytest.warns(UserWarning, match="hidden_dropout=0.2"):
+        ours(FAMILIES["bloom"], {**BLOOM, "hidden_dropout": 0.2})
+
+
+def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
+    for content, words in (({"model_type": "lama"}, "did you mean 'llama'"), ({"hidden_size": 3}, "no model_type")):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError) as refusal:
+            read_config(locate(tmp_path))
+        assert words in str(refusal.value) and all(kind in str(refusal.value) for kind in FAMILIES)
+
+
+def test_a_checkpoint_of_our_own_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GPTConfig().to_dict()))
+    with pytest.raises(CheckpointError, match="a checkpoint of this program"):
+        read_config(locate(tmp_path))
