@@ -17,7 +17,7 @@ from modular_gpt.core.settings import from_mapping, one_of, positive
 from modular_gpt.vocabularies import read_config
 
 SLOTS = ("data", "tokenizer", "optim", "schedule")
-PRECISIONS = ("auto", "float32", "bf16", "fp16")
+PRECISIONS = ("auto", "float32", "bf16_products", "bf16", "fp16")
 
 
 @dataclass
@@ -34,8 +34,10 @@ class TrainerConfig:
     final_evaluation: at the end, measure the best weights on the whole validation text
     log_interval: steps between entries of metrics.jsonl
     save_interval: steps between checkpoints (null: at each evaluation); keep: how many stay besides the best one
-    device: auto | cpu | cuda | cuda:1 | mps ...; precision: auto | float32 | bf16 | fp16, of the arithmetic (weights
-        and optimizer stay float32); compile: let torch.compile generate code for this machine
+    device: auto | cpu | cuda | cuda:1 | mps ...; precision: auto | float32 | bf16_products | bf16 | fp16, of the
+        arithmetic (weights and optimizer stay float32; bf16_products: all is float32, but matrix products round their
+        inputs to bf16, which is twice as fast on CPUs with bf16 units); compile: let torch.compile generate code for
+        this machine
     threads: of the CPU (null: one for each physical core this process may use, or OMP_NUM_THREADS)
     """
 

@@ -1,7 +1,8 @@
 """Where a run computes: device, threads, and the precision of its arithmetic."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -31,15 +32,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """float32, bf16 or fp16; ``auto`` is bf16 on GPUs that compute in it and float32 elsewhere.
+    """One of ``PRECISIONS``; ``auto`` is bf16 on GPUs and bf16_products on CPUs that have units for it, else float32.
 
     Raises:
         ConfigError: the device does not compute in it.
     """
     if name == "auto":
-        return (
-            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        )
+        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "bf16_products" if device.type == "cpu" and cpu_has_bf16() else "float32"
     if name == "fp16" and device.type == "mps":
         raise ConfigError("trainer.precision=fp16 needs a scaler that mps has not; use bf16 or float32")
     return name
@@ -47,19 +48,34 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """The context in which a forward pass runs."""
-    if precision == "float32":
+    if precision not in AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, AUTOCAST[precision])
 
 
-def prepare_device(device: torch.device, threads: int | None) -> None:
-    """Use the CPU's threads as told and the GPU's fast float32 matrix units."""
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN multiplies in bf16 on this CPU, faster than in float32."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@contextmanager
+def float32_products(precision: str, device: torch.device) -> Iterator[None]:
+    """How products of float32 matrices are computed inside; as it was before, after."""
+    before = torch.get_float32_matmul_precision()
+    fast = "high" if device.type == "cuda" else "highest"  # TF32, with its ten bits, where the GPU has it
+    torch.set_float32_matmul_precision("medium" if precision == "bf16_products" else fast)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def prepare_device(threads: int | None) -> None:
+    """Use the CPU's threads as told."""
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         threads = min(physical_cores(), torch.get_num_threads())
     if threads is not None:
         torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
 
 
 def physical_cores() -> int:

@@ -19,7 +19,7 @@ from modular_gpt.data import PreparedData, Tokenizer, build_corpus, build_tokeni
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.environment import environment
-from modular_gpt.training.hardware import choose_device, choose_precision, describe, prepare_device
+from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
 from modular_gpt.training.metrics import Recorder
 from modular_gpt.training.optim import build_optimizer
 from modular_gpt.training.report import Outcome, plot_losses, report_table
@@ -61,7 +61,7 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
     with orderly():
         device = choose_device(config.trainer.device)
         precision = choose_precision(config.trainer.precision, device)
-        prepare_device(device, config.trainer.threads)
+        prepare_device(config.trainer.threads)
         checkpoint = None if config.resume is None else find_checkpoint(config.resume, prefer=LATEST)
         corpus = build_corpus(config.data)
         tokenizer = build_tokenizer(config.tokenizer, corpus)
@@ -69,7 +69,8 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint)
         directory = (checkpoint and run_of(checkpoint)) or new_run_directory(Path(config.runs), config.name)
         write_facts(directory, config, data, device, precision, trainer.model)
-        return run(trainer, directory, config, quiet)
+        with float32_products(precision, device):
+            return run(trainer, directory, config, quiet)
 
 
 def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> RunResult:
