@@ -7,15 +7,23 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Token files go to a folder of the session."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("MODULAR_GPT_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of many runs that end in order: no picture, and no waiting for the disk."""
+    monkeypatch.setattr("modular_gpt.training.run.plot_losses", lambda directory: None)
+    monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 @pytest.fixture

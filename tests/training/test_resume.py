@@ -1,25 +1,29 @@
 """A run that was stopped anywhere ends like one that was not, to the last bit."""
 
-from itertools import pairwise
+import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modular_gpt.checkpoint import FOLDER, STEP
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
-from modular_gpt.training import load_config
-from tests.training.small import assert_same_ending, config, run, stop_after, trainer_of
+from modular_gpt.training import RunConfig, load_config
+from tests.training.small import assert_same_ending, config, ending, run, stop_after, trainer_of, write_text
+
+pytestmark = pytest.mark.usefixtures("fast")
 
 STEPS = 12
-KINDS = {
-    "plain": ({}, {}),
-    "accumulation": ({}, {"gradient_accumulation": 4}),
-    "dropout": ({"dropout": 0.1}, {"gradient_accumulation": 2}),
-    "epochs": ({}, {"order": "epoch", "batch_size": 32}),
-    "moe": ({"ffn": {"name": "moe", "balance": "bias", "n_experts": 4}}, {}),
-    "muon": ({}, {"optim": "muon"}),
-    "adafactor": ({}, {"optim": "adafactor"}),
-}
+GRID = [
+    ({"dropout": dropout}, {"gradient_accumulation": accumulation, "optim": optim})
+    for optim, accumulation, dropout in product(("adamw", "muon"), (1, 4), (0.0, 0.1))
+]
+MORE = [
+    ({}, {"order": "epoch", "batch_size": 32, "save_interval": 5}),
+    ({"ffn": {"name": "moe", "balance": "bias", "n_experts": 4}}, {"schedule": "wsd"}),
+    ({}, {"optim": "adafactor", "precision": "bf16"}),
+]
 
 
 def stop_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int], **settings: Any) -> Path:
@@ -35,9 +39,135 @@ def stop_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int],
     return result.directory
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_stopped_at_any_step(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, settings = KINDS[kind]
+@pytest.mark.parametrize(("model", "settings"), GRID + MORE, ids=str)
+def test_stopped_after_any_step(
+    model: dict[str, Any], settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run(config(folder, model, **settings)).directory
     for step in range(1, STEPS):
-        assert_same_ending(whole, stop_and_go(folder, monkeypatch, [step], model=model, **settings))
+        directory = stop_and_go(folder, monkeypatch, [step], model=model, **settings)
+        assert_same_ending(whole, directory)
+        shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("stops", "order"),
+    [([3, 5, 7], "random"), ([2, 3, 4], "epoch"), ([4, 8, 11], "epoch"), ([1, 2, 3], "random"), ([5, 6, 10], "epoch")],
+    ids=str,
+)
+def test_stopped_again_and_again(stops: list[int], order: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of the short text is between 4 and 5 steps, so stops lie within one and on both sides of its end."""
+    write_text(folder / "text.txt", words=320)
+    settings = {"order": order, "batch_size": 32}
+    whole = run(config(folder, **settings)).directory
+    assert_same_ending(whole, stop_and_go(folder, monkeypatch, stops, **settings))
+
+
+def test_each_sample_comes_once_an_epoch_across_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(folder / "text.txt", words=320)
+    settings = config(folder, order="epoch", batch_size=32)
+    windows = trainer_of(settings).batches.windows
+    seen: list[int] = []
+    batch = type(trainer_of(settings).batches).batch
+
+    def noted(self: Any, step: int, *args: Any) -> Any:
+        if self.mode == "epoch":
+            seen.extend((self.starts(step) // self.block).tolist())
+        return batch(self, step, *args)
+
+    monkeypatch.setattr("modular_gpt.data.BatchSource.batch", noted)
+    stop_and_go(folder, monkeypatch, [2, 3, 7], order="epoch", batch_size=32)
+    assert len(seen) == STEPS * 32
+    for epoch in range(len(seen) // windows):
+        assert sorted(seen[epoch * windows : (epoch + 1) * windows]) == list(range(windows))
+
+
+def test_a_stop_while_evaluating_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(config(folder)).directory
+    with monkeypatch.context() as patch:
+        from modular_gpt.training.trainer import Trainer
+
+        batches = Trainer.validation_batches
+
+        def stopping(self: Trainer, number: int) -> Any:
+            self.stop.signal = 2
+            return batches(self, number)
+
+        patch.setattr(Trainer, "validation_batches", stopping)
+        stopped = run(config(folder))
+        assert stopped.signal == 2
+        assert ending(stopped.directory)[1]["evaluated"] == 0
+    resumed = run(config(folder, resume=str(stopped.directory)))
+    assert_same_ending(whole, resumed.directory)
+
+
+def test_a_damaged_latest_checkpoint_is_left_for_the_one_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(config(folder)).directory
+    stopped = stop_and_go(folder, monkeypatch, [])
+    latest = stopped / FOLDER / f"{STEP}00000012"
+    (latest / "model.safetensors").write_bytes(b"")
+    resumed = run(config(folder, resume=str(stopped)))
+    assert_same_ending(whole, resumed.directory)
+    assert "model.safetensors" in caplog.text
+    assert "step_00000008' instead" in caplog.text
+
+
+def test_settings_come_back_from_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(folder, {"attention": "gqa"}, optim={"name": "adamw", "beta2": 0.9}, seed=3)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        directory = run(settings).directory
+    again = load_config(directory)
+    assert again.resume == str(directory)
+    assert {**vars(again), "resume": None} == vars(settings)
+    assert run(again).outcome is not None
+
+
+def resumed(folder: Path, directory: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
+    return config(folder, model, **{"max_steps": 20, **settings}, resume=str(directory))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"model": {"d_model": 32}}, CheckpointError, "d_model"),
+        ({"seed": 1}, CheckpointError, "seed=0"),
+        ({"batch_size": 8}, CheckpointError, "trainer.batch_size=4"),
+        ({"order": "epoch"}, CheckpointError, "trainer.order=random"),
+        ({"optim": "muon"}, CheckpointError, "optim=adamw"),
+        ({"max_steps": 12}, ConfigError, "done 12 steps already"),
+        ({"tokenizer": "char", "model": {"vocab_size": 256}}, DataError, "tokenizer"),
+    ],
+    ids=str,
+)
+def test_what_cannot_change_in_a_run(change: dict[str, Any], error: type[Exception], words: str, folder: Path) -> None:
+    directory = run(config(folder)).directory
+    before = ending(directory)[1]
+    with pytest.raises(error, match=words):
+        run(resumed(folder, directory, **change))
+    assert ending(directory)[1] == before
+
+
+def test_a_changed_text_is_refused(folder: Path) -> None:
+    directory = run(config(folder)).directory
+    write_text(folder / "text.txt", words=1201)
+    with pytest.raises(DataError, match="corpus is not the one of the checkpoint"):
+        run(resumed(folder, directory))
+
+
+def test_more_steps_go_on_where_the_run_ended(folder: Path) -> None:
+    directory = run(config(folder, schedule="constant")).directory
+    longer = run(resumed(folder, directory, schedule="constant")).directory
+    assert longer == directory.absolute()
+    assert_same_ending(run(config(folder, schedule="constant", max_steps=20)).directory, longer)
+
+
+def test_a_model_without_a_training_cannot_be_resumed(folder: Path) -> None:
+    from modular_gpt.checkpoint import save_checkpoint
+
+    trainer = trainer_of(config(folder))
+    save_checkpoint(folder / "model", trainer.model, trainer.tokenizer)
+    with pytest.raises(CheckpointError, match="holds a model but no training"):
+        run(config(folder, resume=str(folder / "model")))
