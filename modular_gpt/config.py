@@ -9,7 +9,7 @@ import torch
 
 import modular_gpt.nn  # noqa: F401  registers the components
 from modular_gpt.core.cache import CacheSpec
-from modular_gpt.core.contracts import Attention, Dims, FeedForward, Position
+from modular_gpt.core.contracts import Attention, Dims, FeedForward, Norm, Position
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
 from modular_gpt.core.settings import from_mapping, one_of, positive
@@ -64,8 +64,22 @@ class LayerConfig(NamedTuple):
     def position_class(self) -> type[Position]:
         return cast(type[Position], self.pos.component)
 
+    @property
+    def attention_class(self) -> type[Attention]:
+        return cast(type[Attention], self.attention.component)
+
     def cache_spec(self, dims: Dims) -> CacheSpec:
-        return cast(type[Attention], self.attention.component).cache_spec(self.attention, dims, self.position_class)
+        return self.attention_class.cache_spec(self.attention, dims, self.position_class)
+
+    def resolved(self, dims: Dims) -> "LayerConfig":
+        """The same with every null that stands for something else replaced by it."""
+        rotary_width = self.attention_class.rotary_width(self.attention, dims, self.position_class)
+        return LayerConfig(
+            self.attention_class.resolved(self.attention, dims, self.position_class),
+            cast(type[FeedForward], self.ffn.component).resolved(self.ffn, dims),
+            cast(type[Norm], self.norm.component).resolved(self.norm, dims.bias),
+            self.position_class.resolved(self.pos, dims, rotary_width),
+        )
 
 
 @dataclass
@@ -163,7 +177,7 @@ class GPTConfig:
     def _check(self, layer: LayerConfig) -> None:
         """Let every part refuse what it cannot do, when the config is read."""
         dims, position = self.dims, layer.position_class
-        attention = cast(type[Attention], layer.attention.component)
+        attention = layer.attention_class
         attention.check(layer.attention, dims, position)
         position.check(layer.pos, dims, attention.rotary_width(layer.attention, dims, position))
         cast(type[FeedForward], layer.ffn.component).check(layer.ffn, dims)

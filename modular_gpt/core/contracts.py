@@ -32,6 +32,10 @@ class Dims:
     dropout: float
     bias: bool
 
+    def biased(self, own: bool | None) -> bool:
+        """Whether a part has biases: what it says itself, or where it says nothing, what the model says."""
+        return self.bias if own is None else own
+
 
 class Positions:
     """Where the new tokens of one forward pass stand. Masks, rotations and biases all derive from it.
@@ -89,6 +93,11 @@ class Norm(Component, nn.Module, ABC, slot="norm"):
     def __init__(self, config: ComponentConfig, width: int, bias: bool) -> None:
         super().__init__()
 
+    @classmethod
+    def resolved(cls, config: Any, bias: bool) -> Any:
+        """The same settings with every null that stands for something else replaced by it."""
+        return config
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
@@ -113,6 +122,11 @@ class Position(Component, nn.Module, ABC, slot="pos"):
     @classmethod
     def check(cls, config: Any, dims: Dims, rotary_width: int) -> None:
         """Refuse, by a ConfigError, settings that cannot work; rotary_width is what attention offers to rotate."""
+
+    @classmethod
+    def resolved(cls, config: Any, dims: Dims, rotary_width: int) -> Any:
+        """The same settings with every null that stands for something else replaced by it."""
+        return config
 
     def embed(self, x: Tensor, pos: Positions) -> Tensor:
         """Add positions to token embeddings: (B, T, D) -> (B, T, D)."""
@@ -150,6 +164,11 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
             )
 
     @classmethod
+    def resolved(cls, config: Any, dims: Dims, position: type[Position]) -> Any:
+        """The same settings with every null that stands for something else replaced by it."""
+        return config
+
+    @classmethod
     @abstractmethod
     def rotary_width(cls, config: Any, dims: Dims, position: type[Position]) -> int:
         """Width of the vectors this attention offers to ``Position.rotate``; 0 for none."""
@@ -176,6 +195,11 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
     @classmethod
     def check(cls, config: Any, dims: Dims) -> None:
         """Refuse, by a ConfigError, settings that cannot work."""
+
+    @classmethod
+    def resolved(cls, config: Any, dims: Dims) -> Any:
+        """The same settings with every null that stands for something else replaced by it."""
+        return config
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

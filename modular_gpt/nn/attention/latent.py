@@ -6,7 +6,7 @@ is absorbed into the query, and the one that would expand it to values is applie
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -67,8 +67,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         self.n_heads = dims.n_heads
         self.widths = latent, nope, rope, value = widths(config, dims, type(position))
         self.scoring = _scoring(config, dims, self.widths)
-        bias = dims.bias if config.qkv_bias is None else config.qkv_bias
-        out_bias = dims.bias if config.out_bias is None else config.out_bias
+        bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
         rank = dims.d_model
         self.query_down: nn.Linear | None = None
         self.query_norm: nn.Module | None = None
@@ -107,6 +106,22 @@ class MultiHeadLatentAttention(Attention, name="mla"):
                 f"attention.qk_rope_head_dim must be even, and above 0 where the position rotates, got {rope}"
             )
         _latent_norm(config, 1)
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
+        latent, nope, rope, value = sizes = widths(config, dims, position)
+        scoring = _scoring(config, dims, sizes)
+        return replace(
+            config,
+            kv_lora_rank=latent,
+            qk_nope_head_dim=nope,
+            qk_rope_head_dim=rope,
+            v_head_dim=value,
+            qkv_bias=dims.biased(config.qkv_bias),
+            out_bias=dims.biased(config.out_bias),
+            scale=scoring.scale,
+            dropout=scoring.dropout,
+        )
 
     @classmethod
     def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:

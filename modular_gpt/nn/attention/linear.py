@@ -4,7 +4,7 @@ The softmax is replaced by a product of positive features, phi(x) = elu(x) + 1, 
 one matrix per head whatever the length of the text: linear time to train, constant memory to decode.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -40,11 +40,11 @@ class LinearAttention(Attention, name="linear"):
         self.config = config
         self.head_dim = _head_dim(config, dims)
         wide = dims.n_heads * self.head_dim
-        qkv_bias = dims.bias if config.qkv_bias is None else config.qkv_bias
+        qkv_bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
         self.query = nn.Linear(dims.d_model, wide, qkv_bias)
         self.key = nn.Linear(dims.d_model, wide, qkv_bias)
         self.value = nn.Linear(dims.d_model, wide, qkv_bias)
-        self.out = residual_linear(wide, dims.d_model, dims.bias if config.out_bias is None else config.out_bias)
+        self.out = residual_linear(wide, dims.d_model, out_bias)
 
     @classmethod
     def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
@@ -55,6 +55,15 @@ class LinearAttention(Attention, name="linear"):
                 f"d_model={dims.d_model} does not divide into n_heads={dims.n_heads}; "
                 "change one, or set attention.head_dim"
             )
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
+        return replace(
+            config,
+            head_dim=_head_dim(config, dims),
+            qkv_bias=dims.biased(config.qkv_bias),
+            out_bias=dims.biased(config.out_bias),
+        )
 
     @classmethod
     def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:

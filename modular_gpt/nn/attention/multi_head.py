@@ -7,7 +7,7 @@ https://arxiv.org/abs/2408.00118, sinks https://arxiv.org/abs/2508.10925.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -65,8 +65,7 @@ class MultiHeadAttention(
         self.config = config
         self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
         self.scoring = _scoring(config, dims)
-        qkv_bias = dims.bias if config.qkv_bias is None else config.qkv_bias
-        out_bias = dims.bias if config.out_bias is None else config.out_bias
+        qkv_bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
         wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.query = nn.Linear(dims.d_model, wide, qkv_bias)
         self.key = nn.Linear(dims.d_model, narrow, qkv_bias)
@@ -95,6 +94,20 @@ class MultiHeadAttention(
             )
         one_of(config.qk_norm_scope, ("head", "full"), "attention.qk_norm_scope")
         _qk_norm(config, 1, 1)
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
+        _, n_kv_heads, head_dim = heads(config, dims)
+        scoring = _scoring(config, dims)
+        return replace(
+            config,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            qkv_bias=dims.biased(config.qkv_bias),
+            out_bias=dims.biased(config.out_bias),
+            scale=scoring.scale,
+            dropout=scoring.dropout,
+        )
 
     @classmethod
     def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:

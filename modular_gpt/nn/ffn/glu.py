@@ -1,6 +1,6 @@
 """Gated linear units: https://arxiv.org/abs/2002.05202"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ class GatedLinearUnit(
         super().__init__(config, dims)
         self.activation = config.activation
         hidden = hidden_size(config, dims)
-        bias = dims.bias if config.bias is None else config.bias
+        bias = dims.biased(config.bias)
         self.gate = nn.Linear(dims.d_model, hidden, bias)
         self.up = nn.Linear(dims.d_model, hidden, bias)
         self.down = residual_linear(hidden, dims.d_model, bias)
@@ -43,6 +43,10 @@ class GatedLinearUnit(
     def check(cls, config: Config, dims: Dims) -> None:
         positive("ffn", hidden=config.hidden)
         one_of(config.activation, GATES, "ffn.activation")
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims) -> Config:
+        return replace(config, hidden=hidden_size(config, dims), bias=dims.biased(config.bias))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""

@@ -1,6 +1,6 @@
 """Two linear layers with an activation between: https://arxiv.org/abs/1706.03762, section 3.3"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ class MLP(FeedForward, name="mlp"):
         self.activation = config.activation
         self.activate = ACTIVATIONS[config.activation]
         hidden = hidden_size(config, dims)
-        bias = dims.bias if config.bias is None else config.bias
+        bias = dims.biased(config.bias)
         self.up = nn.Linear(dims.d_model, hidden, bias)
         self.down = residual_linear(hidden, dims.d_model, bias)
 
@@ -35,6 +35,10 @@ class MLP(FeedForward, name="mlp"):
     def check(cls, config: Config, dims: Dims) -> None:
         positive("ffn", hidden=config.hidden)
         one_of(config.activation, tuple(ACTIVATIONS), "ffn.activation")
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims) -> Config:
+        return replace(config, hidden=hidden_size(config, dims), bias=dims.biased(config.bias))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""

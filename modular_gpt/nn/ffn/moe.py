@@ -65,7 +65,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
         super().__init__(config, dims)
         self.config = config
         hidden = hidden_size(config, dims)
-        bias = dims.bias if config.bias is None else config.bias
+        bias = dims.biased(config.bias)
         experts, d_model = config.n_experts, dims.d_model
         self.router = nn.Linear(d_model, experts, bias=config.router_bias)
         self.gate = nn.Parameter(torch.empty(experts, hidden, d_model)) if config.expert == "glu" else None
@@ -102,6 +102,10 @@ class MixtureOfExperts(FeedForward, name="moe"):
         available = config.n_experts // config.groups * config.top_groups
         if config.top_k > available:
             raise ConfigError(f"ffn.top_k={config.top_k} is more than the {available} experts a token can choose from")
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims) -> Config:
+        return replace(config, hidden=hidden_size(config, dims), bias=dims.biased(config.bias))
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), weighted losses ``load_balancing`` and ``router_z`` while training"""

@@ -1,6 +1,6 @@
 """Layer normalisation: https://arxiv.org/abs/1607.06450"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,10 @@ class LayerNorm(Norm, name="layernorm"):
         self.weight = nn.Parameter(torch.empty(width)) if config.affine else None
         self.bias = nn.Parameter(torch.empty(width)) if config.affine and has_bias else None
         self.reset_parameters()
+
+    @classmethod
+    def resolved(cls, config: Config, bias: bool) -> Config:
+        return replace(config, bias=bias if config.bias is None else config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""

@@ -8,7 +8,7 @@ No table is stored: angles come from the positions of each forward pass, in floa
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,15 @@ class RoPE(Position, name="rope"):
             raise ConfigError(f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head")
         if turning % 2:
             raise ConfigError(f"pos=rope turns pairs of dimensions: {turning} is odd; set an even pos.rotary_dim")
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims, rotary_width: int) -> Config:
+        scaling = {}
+        if config.scaling:
+            given = from_mapping(Scaling, config.scaling, "pos.scaling")
+            length = given.original_context_length or dims.context_length
+            scaling = asdict(replace(given, original_context_length=length))
+        return replace(config, rotary_dim=config.rotary_dim or rotary_width, scaling=scaling)
 
     def rotate(self, x: Tensor, pos: Positions) -> Tensor:
         """(B, heads, T, width) -> the same; the first ``rotary_dim`` dimensions turn, the others stay."""
