@@ -1,7 +1,19 @@
-"""Generation: sampling, search and streaming with any language model that has a cache."""
+"""Generation with any language model that has a cache: sampling, search, speculation and streaming."""
 
-from modular_gpt.generation.engine import Step, generate, steps
+from modular_gpt.generation.api import complete, generate, stream
+from modular_gpt.generation.engine import Continuation, Generation, Step, steps
 from modular_gpt.generation.settings import GenerationSettings, SamplingSettings
 from modular_gpt.generation.text import left_pad
 
-__all__ = ["GenerationSettings", "SamplingSettings", "Step", "generate", "left_pad", "steps"]
+__all__ = [
+    "Continuation",
+    "Generation",
+    "GenerationSettings",
+    "SamplingSettings",
+    "Step",
+    "complete",
+    "generate",
+    "left_pad",
+    "steps",
+    "stream",
+]

@@ -1,104 +1,249 @@
-"""The loop: read, choose, append, until everything has stopped."""
+"""The loop of all strategies: advance, append, hand out, until everything has stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.generation.beam import BeamSearch, Pool
+from modular_gpt.generation.compiled import compiled_step
+from modular_gpt.generation.contrastive import ContrastiveSearch
 from modular_gpt.generation.decoder import Decoder
 from modular_gpt.generation.protocol import LanguageModel
 from modular_gpt.generation.sampling import Sampler
 from modular_gpt.generation.settings import GenerationSettings
+from modular_gpt.generation.speculative import DraftCounts, Drafter, LookupDrafter, ModelDrafter, Speculation
+from modular_gpt.generation.stopping import Stops, StreamDecoder, Transcript
+from modular_gpt.generation.strategies import Sampling, Strategy
 from modular_gpt.generation.text import Noise, Text, check_prompt
-
-_STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, where asking makes the host wait for the device
 
 
 @dataclass
 class Step:
     """One new token of every row.
 
-    tokens: (B,); a row that has stopped repeats the token that stopped it
-    log_probabilities: (B,) of the tokens by the model itself, before temperature, filters and penalties
-    stopped: (B,) whether the row is complete with this token or was before
+    tokens: (B,); a row that has stopped repeats its last token
+    log_probabilities: (B,) of the tokens by the model itself, where they were asked for
+    stopped: (B,) whether the row is complete, with this token or before
+    pieces: the text of each row that became certain, where a decoder was given
     """
 
     tokens: Tensor
     log_probabilities: Tensor | None
     stopped: Tensor
+    pieces: list[str]
 
 
-def generate(
-    model: LanguageModel, ids: Tensor, max_new_tokens: int, *, padding: Tensor | None = None, **settings: Any
-) -> Tensor:
-    """Continue prompts: ids (B, T) -> (B * samples, T + new), new being at most max_new_tokens.
+@dataclass
+class Continuation:
+    """What followed a prompt.
 
-    padding: (B,) leading columns of ids that are no text, for prompts of different lengths (see ``left_pad``)
-    settings: the fields of ``GenerationSettings``. Rows that stop early are filled with the token that stopped them.
-
-    Raises:
-        ConfigError: settings that cannot work, an empty prompt, ids outside the vocabulary, or a text longer than
-            the context where positions do not allow it.
+    ids: new tokens, with the one that stopped the text; log_probabilities: one for each, where asked for
+    reason: ``length``, ``token`` or ``text``: what ended it
+    text: the new text before any stop token or string, where a decoder was given
+    score: of beam search
     """
-    asked = GenerationSettings.read(max_new_tokens, settings)
-    prompt = ids.repeat_interleave(asked.samples, dim=0)
-    new = [step.tokens for step in steps(model, ids, asked, padding=padding)]
-    return torch.cat([prompt, torch.stack(new, dim=1)], dim=1) if new else prompt
+
+    ids: list[int]
+    log_probabilities: list[float] | None
+    reason: str
+    text: str | None = None
+    score: float | None = None
 
 
-@torch.no_grad()
+class Generation:
+    """One run over a batch of prompts. Iterate over it for its steps, or let ``finish`` do so.
+
+    Tokens stay on the device. The host waits for it only to see whether all rows have stopped: at every step on a CPU,
+    where that is free, and at every 16th elsewhere; never where nothing is to stop at. A decoder for text reads
+    every token on the host, speculation waits once per round.
+
+    draft_counts: how many drafted tokens were kept, with ``speculative`` and ``lookup``
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        ids: Tensor,
+        settings: GenerationSettings,
+        *,
+        padding: Tensor | None = None,
+        draft: LanguageModel | None = None,
+        decode_stream: Callable[[], StreamDecoder] | None = None,
+    ) -> None:
+        """ids: (B, T) prompts; padding: (B,) leading columns that are no text; draft: model for ``speculative``;
+        decode_stream: makes a decoder of ids to text, for pieces of text and stop strings
+
+        Raises:
+            ConfigError: settings that cannot work, an empty prompt, ids outside the vocabulary, or a text longer than
+                the context where positions or settings do not allow it.
+        """
+        vocab_size = model.config.vocab_size
+        settings.check(vocab_size)
+        check_prompt(ids, padding, vocab_size)
+        self.model, self.settings, self.draft = model, settings, draft
+        self._decode_stream = decode_stream
+        self._check()
+        self.prompts = len(ids)
+        self.text = Text(ids, settings.max_new_tokens, padding)
+        self.stops = Stops(settings.stop_tokens, self.prompts * settings.samples, ids.device)
+        self.draft_counts = DraftCounts()
+        self._sampler = Sampler(settings, vocab_size, ids.device)
+        self._readers = self._make_readers()
+        self._scores: list[Tensor] = []
+        self._steps = self._run()
+
+    def _check(self) -> None:
+        strategy, draft = self.settings.strategy, self.draft
+        if strategy == "speculative" and draft is None:
+            raise ConfigError(
+                "strategy=speculative needs a draft model: a smaller one with the same tokenizer; "
+                "without one use strategy=lookup"
+            )
+        if strategy != "speculative" and draft is not None:
+            raise ConfigError(f"strategy={strategy} has no use for a draft model; use strategy=speculative")
+        if draft is not None and draft.config.vocab_size != self.model.config.vocab_size:
+            raise ConfigError(
+                f"the draft model has {draft.config.vocab_size} tokens and the model {self.model.config.vocab_size}; "
+                "both must have the same tokenizer"
+            )
+        if self.settings.stop and self._decode_stream is None:
+            raise ConfigError("stop strings need a tokenizer that decodes the text; without one use stop_tokens")
+
+    def _make_readers(self) -> list[Decoder]:
+        """The model's decoder, and the draft model's."""
+        strategy = self.settings.strategy
+        most = self.text.length + self.settings.max_new_tokens
+        if strategy != "contrastive":
+            most -= self.settings.max_new_tokens > 0  # the last token is never read
+        searches = strategy in ("beam", "contrastive")  # they read more than becomes text
+        step = compiled_step() if self.settings.compile else None
+        text = self.text.clone() if searches else self.text
+        readers = [Decoder(self.model, text, most, self.settings.overflow, step)]
+        if self.draft is not None:
+            overflow = "slide" if self.draft.slides else "window"
+            readers.append(Decoder(self.draft, self.text, most, overflow))
+        return readers
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps that are still to come; leaving a loop over them and going on later is fine."""
+        if self.settings.strategy == "beam":
+            raise ConfigError("strategy=beam knows its texts at the end only; it cannot be streamed")
+        return self._steps
+
+    @torch.no_grad()
+    def _run(self) -> Iterator[Step]:
+        settings, text, stops = self.settings, self.text, self.stops
+        if settings.max_new_tokens == 0:
+            return
+        if self._decode_stream is not None:
+            stops.transcripts = [
+                self._transcript(prompt) for prompt in range(self.prompts) for _ in range(settings.samples)
+            ]
+        with evaluating(self.model, self.draft):
+            strategy = self._start()
+            while (most := settings.max_new_tokens - text.generated.shape[1]) > 0:
+                tokens, logits = strategy.advance(most, stops.stopped)
+                for index, token in enumerate(tokens.unbind(1)):
+                    token = torch.where(stops.stopped, text.ids[:, -1], token)
+                    text.append(token[:, None])
+                    pieces = stops.update(token, last=index + 1 == most)
+                    scores = None
+                    if settings.log_probabilities:
+                        scores = logits[:, index].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+                        self._scores.append(scores)
+                    yield Step(token, scores, stops.stopped, pieces)
+                if stops.all():
+                    return
+
+    def _transcript(self, prompt: int) -> Transcript:
+        assert self._decode_stream is not None
+        start = 0 if self.text.padding is None else int(self.text.padding[prompt])
+        ids = self.text.ids[prompt, start : self.text.prompt_length].tolist()
+        return Transcript(self._decode_stream(), self.settings.stop, ids)
+
+    def _start(self) -> Strategy:
+        """Make the strategy; several samples of a prompt share one reading of it."""
+        settings, readers, sampler = self.settings, self._readers, self._sampler
+        if settings.strategy == "contrastive":
+            candidates, alpha = settings.contrastive_candidates, settings.contrastive_alpha
+            return ContrastiveSearch(readers[0], self.text, sampler, candidates, alpha)
+        if settings.samples > 1 or settings.strategy != "sample":
+            for reader in readers:
+                reader.read_ahead()
+                reader.cache.expand(settings.samples)
+            self.text.expand(settings.samples)
+        noise = Noise(settings.seed, self.prompts, settings.samples, self.text.ids.device)
+        if settings.strategy == "sample":
+            return Sampling(readers[0], sampler, noise)
+        drafter: Drafter = LookupDrafter(self.text, settings.lookup_ngram)
+        if self.draft is not None:
+            drafter = ModelDrafter(readers[1], sampler, noise)
+        return Speculation(readers[0], drafter, sampler, noise, settings.draft_tokens, self.draft_counts)
+
+    def finish(self) -> list[list[Continuation]]:
+        """Run to the end; for each prompt its continuations."""
+        return self._search() if self.settings.strategy == "beam" else self._collect()
+
+    def _collect(self) -> list[list[Continuation]]:
+        for _ in self._steps:
+            pass
+        stops, samples = self.stops, self.settings.samples
+        lengths, by_token, stopped = stops.lengths.tolist(), stops.by_token.tolist(), stops.stopped.tolist()
+        ids = self.text.generated.tolist() if self.settings.max_new_tokens else [[]] * len(lengths)
+        scores = torch.stack(self._scores, dim=1).tolist() if self._scores else None
+        found = []
+        for row, length in enumerate(lengths):
+            reason = "token" if by_token[row] else "text" if stopped[row] else "length"
+            text = stops.transcripts[row].text if stops.transcripts else None
+            found.append(Continuation(ids[row][:length], scores and scores[row][:length], reason, text))
+        return [found[i : i + samples] for i in range(0, len(found), samples)]
+
+    @torch.no_grad()
+    def _search(self) -> list[list[Continuation]]:
+        with evaluating(self.model):
+            pool = BeamSearch(self._readers[0], self._sampler, self.settings).search()
+        return [self._best(prompt, pool) for prompt in range(self.prompts)]
+
+    def _best(self, prompt: int, pool: Pool) -> list[Continuation]:
+        """The best texts of a prompt; fewer than asked for where fewer texts exist."""
+        found = []
+        for ids, score, per_token in pool.texts(prompt)[: self.settings.samples]:
+            reason = "token" if ids and ids[-1] in self.settings.stop_tokens else "length"
+            text = None
+            if self._decode_stream is not None:
+                transcript = self._transcript(prompt)
+                for id in ids[:-1] if reason == "token" else ids:
+                    transcript.push(id)
+                transcript.finish()
+                text = transcript.text
+            scores = per_token if self.settings.log_probabilities else None
+            found.append(Continuation(ids, scores, reason, text, score))
+        return found
+
+    def cache_bytes(self) -> int:
+        """Bytes of all caches really allocated."""
+        return sum(reader.cache.nbytes() for reader in self._readers)
+
+
 def steps(
-    model: LanguageModel,
-    ids: Tensor,
-    settings: GenerationSettings,
-    *,
-    padding: Tensor | None = None,
-    log_probabilities: bool = False,
+    model: LanguageModel, ids: Tensor, settings: GenerationSettings, *, padding: Tensor | None = None
 ) -> Iterator[Step]:
-    """The new tokens one step after the other; see ``generate``. Ends when every row has stopped.
-
-    Tokens stay on the device. The host waits for it only to see whether all rows have stopped: at every step on a
-    CPU, where that is free, and at every 16th elsewhere (up to 15 steps are then computed in vain and not returned
-    by ``generate``); never when there are no stop tokens.
-    """
-    vocab_size, device = model.config.vocab_size, ids.device
-    check_prompt(ids, padding, vocab_size)
-    sampler = Sampler(settings, vocab_size, device)
-    text = Text(ids, settings.max_new_tokens, padding)
-    decoder = Decoder(model, text, ids.shape[1] + max(settings.max_new_tokens - 1, 0), settings.overflow)
-    noise = None if settings.greedy else Noise(settings.seed, len(ids), settings.samples, device)
-    stops = torch.tensor(settings.stop_tokens, device=device, dtype=ids.dtype)
-    stopped = torch.zeros(len(ids) * settings.samples, dtype=torch.bool, device=device)
-    every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
-    with evaluating(model):
-        for index in range(settings.max_new_tokens):
-            logits = decoder.logits()[:, 0]
-            if index == 0 and settings.samples > 1:
-                decoder.expand(settings.samples)
-                logits = logits.repeat_interleave(settings.samples, dim=0)
-            uniform = None if noise is None else noise.uniform()
-            tokens = sampler.choose(logits, text.ids, text.prompt_length, text.padding, uniform)
-            tokens = torch.where(stopped, text.ids[:, -1], tokens)
-            text.append(tokens[:, None])
-            if len(stops):
-                stopped = stopped | torch.isin(tokens, stops)
-            scores = None
-            if log_probabilities:
-                scores = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-            yield Step(tokens, scores, stopped)
-            if len(stops) and (index + 1) % every == 0 and bool(stopped.all()):
-                return
+    """The steps of a ``Generation`` without a draft model or text."""
+    return iter(Generation(model, ids, settings, padding=padding))
 
 
 @contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
+def evaluating(*models: LanguageModel | None) -> Iterator[None]:
     """Dropout off inside, and as it was after."""
-    was = model.training
-    model.train(False)
+    were = [(model, model.training) for model in models if model is not None]
+    for model, _ in were:
+        model.train(False)
     try:
         yield
     finally:
-        model.train(was)
+        for model, was in were:
+            model.train(was)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.generation.settings import SamplingSettings
+from modular_gpt.generation.text import Noise, Text
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -91,7 +92,6 @@ class Sampler:
     """The functions above, in order, with one set of settings for a vocabulary of ``vocab_size``."""
 
     def __init__(self, settings: SamplingSettings, vocab_size: int, device: torch.device) -> None:
-        settings.check(vocab_size)
         self.settings = settings
         self.bias: Tensor | None = None
         if settings.logit_bias:
@@ -99,23 +99,23 @@ class Sampler:
             for token, value in settings.logit_bias.items():
                 self.bias[int(token)] = value
 
-    def adjust(self, logits: Tensor, ids: Tensor, prompt_length: int, padding: Tensor | None) -> Tensor:
-        """Bias and penalties, which look at the text so far, ids (B, T) -> (B, V) in float32.
+    def adjust(self, logits: Tensor, text: Text) -> Tensor:
+        """Bias and penalties, which look at the text so far: (B, V) -> (B, V) in float32.
 
-        Frequency and presence count what was generated, from column prompt_length on; the others all of the text.
-        Where everything would be forbidden, nothing is.
+        Frequency and presence count what was generated, the others all of the text. Where everything would be
+        forbidden, nothing is.
         """
-        settings, adjusted = self.settings, logits.float()
+        settings, adjusted, vocab_size = self.settings, logits.float(), logits.shape[-1]
         if self.bias is not None:
             adjusted = adjusted + self.bias
         if settings.repetition_penalty != 1:
-            counts = token_counts(ids, logits.shape[-1], padding)
+            counts = token_counts(text.ids, vocab_size, text.padding)
             adjusted = penalise_repetition(adjusted, counts, settings.repetition_penalty)
         if settings.frequency_penalty or settings.presence_penalty:
-            counts = token_counts(ids[:, prompt_length:], logits.shape[-1])
+            counts = token_counts(text.generated, vocab_size)
             adjusted = penalise_counts(adjusted, counts, settings.frequency_penalty, settings.presence_penalty)
         if settings.no_repeat_ngram is not None:
-            allowed = forbid_repeated_ngrams(adjusted, ids, settings.no_repeat_ngram, padding)
+            allowed = forbid_repeated_ngrams(adjusted, text.ids, settings.no_repeat_ngram, text.padding)
             adjusted = torch.where(allowed.isneginf().all(-1, keepdim=True), adjusted, allowed)
         return adjusted
 
@@ -133,18 +133,19 @@ class Sampler:
             logits = keep_typical(logits, settings.typical_p)
         return logits
 
-    def distribution(self, logits: Tensor, ids: Tensor, prompt_length: int, padding: Tensor | None) -> Tensor:
-        """(B, V) probabilities of the next token after ids (B, T); greedy puts all on one."""
-        adjusted = self.adjust(logits, ids, prompt_length, padding)
+    def distribution(self, logits: Tensor, text: Text) -> Tensor:
+        """(B, V) probabilities of the token after ``text``, from the model's logits (B, V); greedy: all on one."""
+        adjusted = self.adjust(logits, text)
         if self.settings.greedy:
             return torch.zeros_like(adjusted).scatter_(1, adjusted.argmax(-1, keepdim=True), 1.0)
         return self.filter(adjusted).softmax(-1)
 
-    def choose(
-        self, logits: Tensor, ids: Tensor, prompt_length: int, padding: Tensor | None, uniform: Tensor | None
-    ) -> Tensor:
-        """(B,) the next token after ids (B, T); ``uniform`` (B,) is not needed where greedy."""
+    def choose(self, logits: Tensor, text: Text, noise: Noise) -> Tensor:
+        """(B,) the token after ``text``."""
         if self.settings.greedy:
-            return self.adjust(logits, ids, prompt_length, padding).argmax(-1)
-        assert uniform is not None
-        return draw(self.distribution(logits, ids, prompt_length, padding), uniform)
+            return self.adjust(logits, text).argmax(-1)
+        return self.draw(self.distribution(logits, text), noise)
+
+    def draw(self, weights: Tensor, noise: Noise) -> Tensor:
+        """(B,) a token of each row with probabilities in proportion to ``weights`` (B, V), which need not sum to 1."""
+        return weights.argmax(-1) if self.settings.greedy else draw(weights, noise.uniform())

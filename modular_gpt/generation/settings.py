@@ -9,6 +9,17 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.settings import from_mapping, one_of
 
 OVERFLOWS = ("slide", "window", "error")
+STRATEGIES = ("sample", "beam", "contrastive", "speculative", "lookup")
+# settings that one kind of strategy alone uses; given to another they are refused
+_ONLY = {
+    "beams": ("beam",),
+    "length_penalty": ("beam",),
+    "contrastive_alpha": ("contrastive",),
+    "contrastive_candidates": ("contrastive",),
+    "draft_tokens": ("speculative", "lookup"),
+    "lookup_ngram": ("lookup",),
+}
+_RANDOM = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "greedy")
 
 
 @dataclass
@@ -66,18 +77,38 @@ class SamplingSettings:
 
 @dataclass
 class GenerationSettings(SamplingSettings):
-    """Everything that ``generate`` can be asked.
+    """Everything that generation can be asked.
 
-    max_new_tokens: at most so many per text; samples: continuations of each prompt
-    stop_tokens: ids that end a text (and belong to it)
+    max_new_tokens: at most so many per text; samples: continuations of each prompt (of beam search the best ones)
+    stop_tokens: ids that end a text (and belong to it); stop: strings that end it (and do not)
+    log_probabilities: of every new token, by the model itself: before temperature, filters and penalties
     overflow: past the context, ``slide`` lets every token see the last context_length ones (positions permitting),
         ``window`` starts anew from the last half of the context whenever it is full, ``error`` refuses
+    compile: one compiled graph for all single steps
+    strategy: ``sample`` draws one token after the other, or takes the likeliest where greedy
+        ``beam`` looks for the likeliest text, with ``beams`` rows per prompt, scored by the sum of its log
+        probabilities divided by its number of new tokens to the power of ``length_penalty``
+        ``contrastive`` takes, of the ``contrastive_candidates`` likeliest tokens, the one best in probability
+        minus ``contrastive_alpha`` parts of its likeness to the text
+        ``speculative`` has a smaller model draft ``draft_tokens`` at a time, which the model checks at once;
+        ``lookup`` drafts what followed the last ``lookup_ngram`` tokens (or fewer) earlier in the text; both give
+        the distribution of ``sample``
     """
 
     max_new_tokens: int = 64
     samples: int = 1
     stop_tokens: list[int] = field(default_factory=list)
+    stop: list[str] = field(default_factory=list)
+    log_probabilities: bool = False
     overflow: str = "slide"
+    compile: bool = False
+    strategy: str = "sample"
+    beams: int = 4
+    length_penalty: float = 1.0
+    contrastive_alpha: float = 0.6
+    contrastive_candidates: int = 4
+    draft_tokens: int = 5
+    lookup_ngram: int = 3
 
     @classmethod
     def read(cls, max_new_tokens: int, settings: Mapping[str, Any]) -> "GenerationSettings":
@@ -88,11 +119,36 @@ class GenerationSettings(SamplingSettings):
         super().check(vocab_size)
         if self.max_new_tokens < 0:
             raise ConfigError(f"max_new_tokens must be 0 or more, got {self.max_new_tokens}")
-        if self.samples < 1:
-            raise ConfigError(f"samples must be 1 or more, got {self.samples}")
+        for name in ("samples", "beams", "contrastive_candidates", "draft_tokens", "lookup_ngram"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.contrastive_alpha <= 1:
+            raise ConfigError(f"contrastive_alpha must lie in [0, 1], got {self.contrastive_alpha}")
         one_of(self.overflow, OVERFLOWS, "overflow")
+        one_of(self.strategy, STRATEGIES, "strategy")
         for token in self.stop_tokens:
             _check_token("stop_tokens", token, vocab_size)
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise ConfigError(f"stop names texts of at least one character, got {list(self.stop)!r}")
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        """Refuse what the strategy would not heed."""
+        unheeded = [name for name, users in _ONLY.items() if self.strategy not in users]
+        if self.strategy in ("beam", "contrastive"):
+            unheeded += _RANDOM
+        if self.strategy == "beam":
+            unheeded.append("stop")
+        if self.strategy not in ("sample", "beam"):
+            unheeded.append("compile")
+        defaults = GenerationSettings()
+        for name in unheeded:
+            if getattr(self, name) != getattr(defaults, name):
+                raise ConfigError(f"strategy={self.strategy} has no use for {name}; leave {name} out")
+        if self.strategy == "beam" and self.samples > self.beams:
+            raise ConfigError(f"samples={self.samples} best texts need as many beams, got beams={self.beams}")
+        if self.samples > 1 and (self.greedy or self.strategy == "contrastive"):
+            raise ConfigError(f"samples={self.samples} would all be the same text: nothing is drawn; use samples=1")
 
 
 def _check_token(name: str, token: Any, vocab_size: int) -> None:

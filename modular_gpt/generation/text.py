@@ -1,6 +1,7 @@
 """Texts as they grow, and private random numbers for each of them."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
 
+_EMPTY = "the prompt is empty: give at least one token, such as the one that stands between documents"
 _BLOCK = 256  # uniform numbers made at once for every row
 
 
@@ -43,6 +45,22 @@ class Text:
     def truncate(self, length: int) -> None:
         """Forget the columns from ``length`` on."""
         self.length = length
+
+    def until(self, length: int) -> "Text":
+        """The first ``length`` columns, seen without a copy."""
+        text = copy(self)
+        text.length = length
+        return text
+
+    def clone(self) -> "Text":
+        """A copy that grows by itself."""
+        text = copy(self)
+        text._ids = self._ids.clone()
+        return text
+
+    def expand(self, n: int) -> None:
+        """Repeat each row ``n`` times."""
+        self.reorder(torch.arange(len(self._ids), device=self._ids.device).repeat_interleave(n))
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` (B',), in that order."""
@@ -85,6 +103,21 @@ def left_pad(prompts: Sequence[Sequence[int]], device: torch.device | None = Non
     return ids.to(device), padding.to(device) if bool(padding.any()) else None
 
 
+def prompt_batch(
+    prompts: Sequence[Sequence[int]], start_token: int | None, device: torch.device | None
+) -> tuple[Tensor, Tensor | None]:
+    """``left_pad`` with every empty prompt replaced by ``start_token``.
+
+    Raises:
+        ConfigError: there is no prompt, or an empty one and no start_token.
+    """
+    if start_token is not None:
+        prompts = [prompt if len(prompt) else [start_token] for prompt in prompts]
+    if not all(len(prompt) for prompt in prompts) or not prompts:
+        raise ConfigError(_EMPTY)
+    return left_pad(prompts, device)
+
+
 def check_prompt(ids: Tensor, padding: Tensor | None, vocab_size: int) -> None:
     """Refuse, by a ConfigError, prompts that are empty or have ids outside the vocabulary."""
     if ids.ndim != 2:
@@ -96,7 +129,7 @@ def check_prompt(ids: Tensor, padding: Tensor | None, vocab_size: int) -> None:
             f"padding gives the leading columns to ignore of each of {len(ids)} rows, got {padding.tolist()}"
         )
     if ids.shape[0] == 0 or ids.shape[1] == 0 or (padding is not None and bool((padding >= ids.shape[1]).any())):
-        raise ConfigError("the prompt is empty: give at least one token, such as the one that stands between documents")
+        raise ConfigError(_EMPTY)
     lowest, highest = ids.aminmax()
     if lowest < 0 or highest >= vocab_size:
         wrong = int(lowest if lowest < 0 else highest)

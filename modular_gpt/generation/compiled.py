@@ -1,0 +1,40 @@
+"""One compiled graph for all single steps: the cache has a fixed size and its length is a tensor."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.cache import ModelCache
+from modular_gpt.generation.protocol import LanguageModel
+
+StepFunction = Callable[[LanguageModel, Tensor, ModelCache], Tensor]
+
+_GRAPHS = 256  # of models, batch sizes and cache sizes that one process may compile before PyTorch gives up
+_SMALLEST = 128
+
+
+def capacity(tokens: int, context: int) -> int:
+    """Columns of a compiled cache: a power of two, so that texts of similar length share a graph."""
+    return min(max(_SMALLEST, 1 << (tokens - 1).bit_length()), context)
+
+
+@cache
+def compiled_step(backend: str | Callable[..., Any] = "inductor") -> StepFunction:
+    """``(model, ids (B, 1), cache) -> logits (B, 1, V)`` as one graph per model, batch size and cache size.
+
+    The graph attends to the whole storage under a mask, whatever the length, so that every step is the same one.
+    """
+    compiled = torch.compile(_step, fullgraph=True, dynamic=False, backend=backend)
+
+    def step(model: LanguageModel, ids: Tensor, cache: ModelCache) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
+            return compiled(model, ids, cache)
+
+    return step
+
+
+def _step(model: LanguageModel, ids: Tensor, cache: ModelCache) -> Tensor:
+    return model(ids, cache=cache)

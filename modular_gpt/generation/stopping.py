@@ -1,0 +1,105 @@
+"""When a text ends: stop tokens, seen on the device, and stop strings, seen in the text as it becomes certain."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, where asking makes the host wait for the device
+
+
+class StreamDecoder(Protocol):
+    """Text as it becomes complete: never a part of a character; tokenizers' ``decode_stream()`` makes one."""
+
+    def push(self, id: int) -> str:
+        """The characters that this id completes; may be empty."""
+
+    def flush(self) -> str:
+        """What is left when no more ids come."""
+
+
+class Transcript:
+    """The text of one row, handed out once it is certain that it comes before any stop string."""
+
+    def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
+        """prompt: ids before the text, which may begin a character that the text completes"""
+        self._decoder = decoder
+        self._stops = stops
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+        for id in prompt:
+            decoder.push(id)
+
+    def push(self, id: int) -> str:
+        """The certain text after one more token."""
+        return "" if self.stopped else self._release(self._decoder.push(id), last=False)
+
+    def finish(self) -> str:
+        """What was held back, when no more tokens come."""
+        return "" if self.stopped else self._release(self._decoder.flush(), last=True)
+
+    def _release(self, new: str, last: bool) -> str:
+        self._held += new
+        ends = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
+        self.stopped = bool(ends) or last
+        until = min(ends) if ends else len(self._held) - (0 if last else self._beginning_of_a_stop())
+        certain, self._held = self._held[:until], self._held[until:]
+        self.text += certain
+        return certain
+
+    def _beginning_of_a_stop(self) -> int:
+        """How many of the last characters held may be the beginning of a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+
+class Stops:
+    """Which rows have stopped, how long each is, and by what.
+
+    stopped: (B,) on the device; lengths: (B,) new tokens of each row, the one that stopped it included
+    by_token: (B,) stopped by a stop token
+    """
+
+    def __init__(self, tokens: Sequence[int], rows: int, device: torch.device) -> None:
+        self._tokens = torch.tensor(list(tokens), dtype=torch.long, device=device)
+        self._every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
+        self._steps = 0
+        self.transcripts: list[Transcript] = []
+        self.stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.by_token = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def update(self, tokens: Tensor, last: bool) -> list[str]:
+        """Take in one new token (B,) of every row; ``last``: there will be no more. Returns each row's new text."""
+        self._steps += 1
+        self.lengths = self.lengths + ~self.stopped
+        if len(self._tokens):
+            self.by_token = self.by_token | (torch.isin(tokens, self._tokens) & ~self.stopped)
+            self.stopped = self.stopped | self.by_token
+        if not self.transcripts:
+            return []
+        ended = self.by_token.tolist()
+        pieces = []
+        for transcript, token, end in zip(self.transcripts, tokens.tolist(), ended, strict=True):
+            piece = "" if end else transcript.push(token)
+            pieces.append(piece + (transcript.finish() if end or last else ""))
+        if not last:
+            by_text = torch.tensor([transcript.stopped for transcript in self.transcripts])
+            self.stopped = self.stopped | by_text.to(self.stopped.device)
+        return pieces
+
+    def all(self) -> bool:
+        """Whether every row has stopped. Elsewhere than on a CPU it is looked up at every 16th step only.
+
+        With transcripts, which read every token anyway, at every step.
+        """
+        if not len(self._tokens) and not self.transcripts:
+            return False
+        if not self.transcripts and self._steps % self._every:
+            return False
+        return bool(self.stopped.all())
