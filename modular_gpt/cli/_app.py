@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from modular_gpt import __version__
 from modular_gpt.core.errors import ConfigError, UserError
 from modular_gpt.core.registry import PLUGINS
 
@@ -74,7 +73,7 @@ def answer(run: Callable[[Line], int], arguments: Sequence[str] | None) -> int:
     try:
         line = read_line(arguments)
         if line.version:
-            print(f"modular-gpt {__version__}")
+            print(f"modular-gpt {version()}")
             return 0
         code = run(line)
         sys.stdout.flush()
@@ -104,6 +103,11 @@ def hydras_command_line(program: str, words: Sequence[str]) -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def version() -> str:
+    """The package's version, from its ``__init__``, which has run before any module of it."""
+    return str(sys.modules[__name__.partition(".")[0]].__dict__["__version__"])
 
 
 def topic(line: Line, choices: Sequence[str]) -> str | None:

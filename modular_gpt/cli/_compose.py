@@ -11,11 +11,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from modular_gpt.cli._settings import SCHEMA, Command
+from modular_gpt.cli._settings import SCHEMA, TARGET, Command
+from modular_gpt.core.errors import ConfigError
 
 HYDRA = "1.3"  # the version whose behaviour is asked for; later ones keep it
+PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and sweepers are made of
 
 
 class _Folders(SearchPathPlugin):
@@ -75,7 +77,27 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
     """
     prepare(command, where)
     with _hydra_of_our_own(where[0]):
-        return compose(command.name, list(spelled))
+        config = compose(command.name, list(spelled), return_hydra_config=True)
+    _refuse_code(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def _refuse_code(config: DictConfig) -> None:
+    """Raise a ConfigError where a yaml names code; Hydra's own launchers and sweepers are named so."""
+    for path, target in _targets(OmegaConf.to_container(config), ""):
+        if not (path.startswith("hydra.") and str(target).startswith(PLUGINS)):
+            raise ConfigError(f"{path}={target} in a yaml file: no setting names code to run; take it out")
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        here = f"{path}.{key}" if path else str(key)
+        if key == TARGET:
+            yield here, value
+        yield from _targets(value, here)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

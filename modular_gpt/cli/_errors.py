@@ -34,7 +34,7 @@ def _sentence(command: Command, where: list[Path], error: Exception) -> str:
         group, _, name = error.missing_cfg_file.partition("/")
         known = options(command, group, where) if group in command.choices() else {}
         return unknown(group, name, known) if known else _first_line(error)
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         return _in_file(error) + unknown_setting(command, cause.full_key, _siblings(cause))
     if isinstance(cause, ValidationError) and cause.full_key:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from modular_gpt import __version__
+from modular_gpt.cli._app import version
 from modular_gpt.cli._settings import Command, options
 
 EXAMPLE = 58  # columns of an example before what it does
@@ -26,7 +26,7 @@ Examples = Iterable[tuple[str, str]]
 def overview(command: Command, about: str, examples: Examples, where: list[Path]) -> str:
     """The whole help text of a command."""
     program = f"mgpt-{command.name}"
-    parts = [f"{program} {__version__}: {about}", _table("Examples", examples)]
+    parts = [f"{program} {version()}: {about}", _table("Examples", examples)]
     choices = command.choices()
     if choices:
         parts.append("Groups: choose an option with group=option; the one marked * is taken otherwise.")
@@ -88,7 +88,7 @@ def _about_fields(kind: type) -> dict[str, str]:
     """What the docstrings of a dataclass and its bases say about fields, where they say ``field: words``."""
     found: dict[str, str] = {}
     for base in kind.__mro__:
-        documentation = inspect.cleandoc(base.__doc__ or "").partition("\n\nRaises")[0]
+        documentation = inspect.cleandoc(base.__doc__ or "")
         matches = list(ABOUT_FIELD.finditer(documentation))
         for match, end in zip(matches, [each.start() for each in matches[1:]] + [len(documentation)], strict=False):
             words = " ".join(documentation[match.end() : end].partition("\n\n")[0].split())

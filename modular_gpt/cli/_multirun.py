@@ -10,10 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from modular_gpt.cli._app import ENDED_BY_SIGNAL, MISTAKE, Line, hydras_command_line
-from modular_gpt.cli._compose import HYDRA, prepare
+from modular_gpt.cli._compose import HYDRA, composed, prepare
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._names import run_name
-from modular_gpt.cli._overrides import Override, read_overrides
+from modular_gpt.cli._overrides import Override, one_of_each, read_overrides
 from modular_gpt.cli._run import TRAIN, run_config
 from modular_gpt.core.errors import UserError
 from modular_gpt.training.config import RunConfig
@@ -36,6 +36,8 @@ def multirun(words: Sequence[str], where: list[Path]) -> int:
     _, spelled = read_overrides(TRAIN, words, where, sweep=True)
     parsed = OverridesParser.create().parse_overrides(spelled)
     shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
+    with explained(TRAIN, where):
+        composed(TRAIN, one_of_each(spelled), where)  # before a directory is made
     rows: list[tuple[str, ...]] = []
     codes: list[int] = []
 

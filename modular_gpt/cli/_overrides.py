@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from modular_gpt.cli._settings import Command, options
+from modular_gpt.cli._settings import TARGET, Command, names_of, options
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import slots
 from modular_gpt.vocabularies import WORDS
@@ -53,11 +53,13 @@ def read_overrides(
         if match is None:
             raise ConfigError(f"cannot read {word!r}: settings are written key=value, such as {_example(command)}")
         key, value = match["key"], match["value"]
-        if "_target_" in key:
+        if TARGET in key:
             raise ConfigError(f"{key!r} cannot be set: no setting names code to run")
         if re.match(r"hydra\b", key):
             spelled.append(word)
             continue
+        if "/" in key or "@" in key:  # Hydra's ways to name groups, of which there are none but the listed ones
+            raise ConfigError(unknown_setting(command, key, [*command.choices(), *names_of(command.plain)]))
         group, _, setting = key.partition(".")
         if setting == "name" and group in slots():
             raise ConfigError(f"{word!r}: choose the option itself, {group}={value}")
@@ -147,3 +149,15 @@ def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:
         close = [leaves[leaf] for leaf in difflib.get_close_matches(ours, leaves, n=1)]
     hint = f" did you mean {close[0]!r}?" if close else ""
     return f"no setting {name!r}{where};{hint} there are: {', '.join(valid)}"
+
+
+def one_of_each(spelled: Sequence[str]) -> list[str]:
+    """The overrides of one of the jobs that a sweep consists of; what only a sweeper can expand is left out."""
+    chosen = []
+    for override in OverridesParser.create().parse_overrides(list(spelled)):
+        if not override.is_sweep_override():
+            chosen.append(str(override.input_line))
+        elif override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
+            first = next(iter(override.sweep_string_iterator()))
+            chosen.append(f"{str(override.input_line).partition('=')[0]}={first}")
+    return chosen

@@ -1,10 +1,8 @@
 """From words on the command line, or in a notebook, to the RunConfig that training takes."""
 
 import dataclasses
-import inspect
-import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, make_dataclass
+from collections.abc import Sequence
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from modular_gpt.cli._compose import composed, plain
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._names import about_the_model, run_name
 from modular_gpt.cli._overrides import Override, read_overrides
-from modular_gpt.cli._settings import Command, folders
+from modular_gpt.cli._settings import Command, described, fields_of, folders, names_of
 from modular_gpt.config import SLOTS, GPTConfig, LayersConfig
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.training.config import SLOTS as RUN_SLOTS
@@ -25,39 +23,18 @@ MODEL_GROUPS = (*SLOTS, "layers")  # groups that are settings of the model by th
 RESUME = "a run's directory, or a checkpoint, to go on with; what is not set stays as it was there"
 
 
-def _fields(cls: type, names: Iterable[str]) -> list[tuple[str, Any, Any]]:
-    """Some of a dataclass's fields with their types and defaults, for another dataclass."""
-    hints, chosen = typing.get_type_hints(cls), set(names)
-    return [(field.name, hints[field.name], _default(field)) for field in fields(cls) if field.name in chosen]
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=field.default_factory)
-    return field.default
-
-
-def _names(cls: type) -> set[str]:
-    return {field.name for field in fields(cls)}
-
-
-def _described(cls: type, further: str = "") -> dict[str, Any]:
-    """The docstring of another dataclass, with words about further fields before it."""
-    return {"__doc__": f"{further}\n\n{inspect.cleandoc(cls.__doc__ or '')}"}
-
-
-_plain_model = _names(GPTConfig) - {"vocab_size", *SIZE, *MODEL_GROUPS}
-_plain_run = _names(RunConfig) - {"model", "trainer", *RUN_SLOTS}
-ModelSize = make_dataclass("ModelSize", _fields(GPTConfig, SIZE), namespace=_described(GPTConfig))
+_plain_model = names_of(GPTConfig) - {"vocab_size", *SIZE, *MODEL_GROUPS}
+_plain_run = names_of(RunConfig) - {"model", "trainer", *RUN_SLOTS}
+ModelSize = make_dataclass("ModelSize", fields_of(GPTConfig, SIZE), namespace=described(GPTConfig))
 ModelSettings = make_dataclass(
     "ModelSettings",
-    [("vocab_size", int | None, None), *_fields(GPTConfig, _plain_model)],
-    namespace=_described(GPTConfig, "vocab_size null: as many ids as the tokenizer has"),
+    [("vocab_size", int | None, None), *fields_of(GPTConfig, _plain_model)],
+    namespace=described(GPTConfig, first="vocab_size null: as many ids as the tokenizer has"),
 )
 RunSettings = make_dataclass(
     "RunSettings",
-    [("model", ModelSettings, dataclasses.field(default_factory=ModelSettings)), *_fields(RunConfig, _plain_run)],
-    namespace=_described(RunConfig, "runs: where each run gets a directory of its own\nresume: " + RESUME),
+    [("model", ModelSettings, dataclasses.field(default_factory=ModelSettings)), *fields_of(RunConfig, _plain_run)],
+    namespace=described(RunConfig, first="runs: where each run gets a directory of its own\nresume: " + RESUME),
 )
 TRAIN = Command(
     name="train",

@@ -5,9 +5,10 @@ registered name without one. Defaults live in the dataclasses; a yaml holds what
 """
 
 import dataclasses
+import inspect
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
@@ -20,6 +21,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries, slots
 
 SCHEMA = "_schema"  # `defaults: [gqa_schema]` in a yaml takes up the settings of gqa, with their types
+TARGET = "_target_"  # by which Hydra's yaml files name code; never ours
 CHOICE = re.compile(r"\s*- (?P<group>\w+): (?P<default>[\w./-]+)\s*(# (?P<about>.*))?")  # a line of a defaults list
 CONFIGS = "modular_gpt.configs"  # entry points: packages whose folder holds more yaml files
 
@@ -97,6 +99,29 @@ def _dotted(cls: Any, prefix: str) -> Iterator[str]:
             yield from _dotted(hints[field.name], f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}"
+
+
+def fields_of(cls: type, names: Iterable[str]) -> list[tuple[str, Any, Any]]:
+    """Some of a dataclass's fields with their types and defaults, for ``make_dataclass``."""
+    hints, chosen = typing.get_type_hints(cls), set(names)
+    return [(field.name, hints[field.name], _default(field)) for field in fields(cls) if field.name in chosen]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return dataclasses.field(default_factory=field.default_factory)
+    return field.default
+
+
+def described(*classes: type, first: str = "") -> dict[str, str]:
+    """A namespace for ``make_dataclass`` with the docstrings of the classes whose fields were taken."""
+    documentation = [first, *(inspect.cleandoc(cls.__doc__ or "") for cls in classes)]
+    return {"__doc__": "\n\n".join(documentation)}
+
+
+def names_of(cls: type) -> set[str]:
+    """The names of a dataclass's fields."""
+    return {field.name for field in fields(cls)}
 
 
 def folders(config_dir: str | None = None) -> list[Path]:

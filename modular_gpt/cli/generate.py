@@ -1,0 +1,57 @@
+"""mgpt-generate: let a model continue prompts."""
+
+import sys
+from collections.abc import Sequence
+
+from modular_gpt.cli._app import Line, answer, where_to_look
+from modular_gpt.core.errors import ConfigError
+
+ABOUT = "let a model continue a text"
+EXAMPLES = (
+    ("mgpt-generate", "what the last run writes after a few short prompts"),
+    ("mgpt-generate prompt='def '", "or after this one"),
+    ("mgpt-generate checkpoint=runs/20260101-120000-000000-gqa", "a certain run, or one of its checkpoints"),
+    ("mgpt-generate checkpoint=gpt2 prompt='Once upon a time'", "a published model, or a folder in its format"),
+    ("mgpt-generate prompt='def ' num_samples=3 temperature=0.5", "several texts, less daring"),
+    ("mgpt-generate prompts=lines.txt json=true > texts.jsonl", "a prompt from each line of a file"),
+    ("mgpt-generate interactive=true", "a conversation"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    return answer(_execute, arguments)
+
+
+def _execute(line: Line) -> int:
+    from modular_gpt.cli._writing import GENERATE, converse, read_task, write_texts
+
+    where = where_to_look(line)
+    if line.help:
+        from modular_gpt.cli._help import overview
+
+        print(overview(GENERATE, ABOUT, EXAMPLES, where))
+        return 0
+    if line.flags or line.multirun or line.cfg in ("hydra", "all"):
+        raise ConfigError("mgpt-generate has the flags --help, --version, --cfg job and --config-dir only")
+    task, settings, listing = read_task(line.words, where)
+    if line.cfg:
+        print(listing, end="")
+        return 0
+    from modular_gpt.cli._sources import load_model
+    from modular_gpt.cli._writer import Writer
+    from modular_gpt.training.hardware import choose_device, prepare_device
+
+    device = choose_device(task.device)
+    prepare_device(None)
+    writer = Writer(load_model(task.checkpoint, device))
+    settings.check(writer.model.config.vocab_size)
+    if task.interactive:
+        converse(line.words, where, settings, writer)
+    else:
+        write_texts(task, settings, writer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

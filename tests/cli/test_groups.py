@@ -1,0 +1,107 @@
+"""Yaml files: all compose, each registered part has one, and none says what its dataclass says already."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from modular_gpt import GPTModel, compose
+from modular_gpt.cli._conf_dir import conf_dir
+from modular_gpt.cli._run import TRAIN
+from modular_gpt.cli._settings import SCHEMA, options
+from modular_gpt.config import GPTConfig
+from modular_gpt.core.registry import entries, slots
+from modular_gpt.training.config import RunConfig
+
+YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/**/*.yaml"))
+
+
+def words(path: Path) -> list[str]:
+    """How the option of a yaml is chosen."""
+    return [f"{path.parts[0]}={Path(*path.parts[1:]).with_suffix('').as_posix()}"]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=str)
+def test_every_yaml_composes(path: Path) -> None:
+    config = compose(*words(path))
+    assert isinstance(config, RunConfig)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=str)
+def test_every_yaml_is_an_option_of_a_group_with_a_line_about_it(path: Path) -> None:
+    listed = options(TRAIN, path.parts[0], [conf_dir()])
+    assert listed[words(path)[0].partition("=")[2]]
+
+
+def test_every_group_has_a_folder_and_every_folder_is_a_group() -> None:
+    assert {path.parts[0] for path in YAMLS} == set(TRAIN.choices())
+
+
+@pytest.mark.parametrize("slot", slots())
+def test_every_registered_part_has_a_yaml(slot: str) -> None:
+    assert {path.stem for path in YAMLS if path.parts[0] == slot} >= set(entries(slot))
+
+
+def test_the_composed_default_is_the_dataclass_default() -> None:
+    assert compose("trainer=default").to_dict() == RunConfig().to_dict()
+    assert compose().model == {k: v for k, v in GPTConfig().to_dict().items() if k != "vocab_size"}
+
+
+# A named size stays what it is when the default changes; an experiment spells out what was once measured.
+@pytest.mark.parametrize("path", [path for path in YAMLS if path.parts[0] not in ("experiment", "model_size")], ids=str)
+def test_no_yaml_repeats_a_default(path: Path) -> None:
+    content = yaml.safe_load((conf_dir() / path).read_text())
+    (schema,) = content.pop("defaults")
+    defaults = TRAIN.schemas(path.parts[0])[schema.removesuffix(SCHEMA)].defaults
+    repeated = [key for key, value in content.items() if value == getattr(defaults, key)]
+    assert not repeated
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_published_sizes_have_the_published_parameters(size: str, parameters: int) -> None:
+    model = {**compose(f"model_size={size}").model, "vocab_size": 50257}
+    with torch.device("meta"):
+        assert GPTModel(model).num_parameters().total == parameters
+
+
+@pytest.mark.parametrize(
+    ("size", "dims"),
+    [("nano", (4, 4, 128, 128)), ("baby", (6, 6, 384, 256)), ("small", (6, 8, 256, 256))],
+)
+def test_small_sizes(size: str, dims: tuple[int, ...]) -> None:
+    model = compose(f"model_size={size}").model
+    assert tuple(model[key] for key in ("n_layers", "n_heads", "d_model", "context_length")) == dims
+
+
+def test_layer_patterns() -> None:
+    def windows(*extra: str) -> list[int | None]:
+        return [layer.attention.window for layer in GPTConfig.from_dict(compose(*extra).model).layer_configs]
+
+    assert windows() == [None] * 6
+    assert windows("layers=local_global_5to1") == [128] * 5 + [None]
+    assert windows("layers=alternating") == [128, None] * 3
+    moe = GPTConfig.from_dict(compose("layers=dense_first_1", "ffn=moe").model)
+    assert [layer.ffn.name for layer in moe.layer_configs] == ["swiglu"] + ["moe"] * 5
+
+
+def test_the_experiment_is_the_well_known_baseline() -> None:
+    config = compose("experiment=shakespeare_char")
+    assert (config.data.name, config.tokenizer.name) == ("shakespeare", "char")
+    assert [config.model[k] for k in ("n_layers", "n_heads", "d_model", "context_length", "dropout")] == [
+        4,
+        4,
+        128,
+        64,
+        0,
+    ]
+    assert (config.trainer.batch_size, config.trainer.max_steps, config.trainer.eval_batches) == (12, 2000, 0)
+    assert compose("experiment=shakespeare_char", "data=text", "data.path=x").data.name == "text"

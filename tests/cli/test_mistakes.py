@@ -1,0 +1,146 @@
+"""What a user gets wrong is answered with one sentence that helps, exit code 2, and nothing on the disk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+# What is typed, and what the sentence must say.
+MISTAKES = [
+    ("attention=gqq", ["no attention 'gqq'", "did you mean 'gqa'?", "linear, mha, mla, mqa, swa"]),
+    ("ffn=moee", ["no ffn 'moee'", "did you mean 'moe'?"]),
+    ("experiment=foo", ["no experiment 'foo'", "shakespeare_char"]),
+    ("attention=null", ["no attention 'null'"]),
+    ("attention=[mha]", ["no attention '[mha]'"]),
+    ("attention=mha,gqa", ["2 options", "--multirun"]),
+    ("attn=gqa", ["no setting 'attn'", "did you mean 'attention'?"]),
+    ("attention.n_kv_headz=1", ["no setting 'n_kv_headz' of attention", "did you mean 'n_kv_heads'?", "backend"]),
+    ("+attention.n_kv_headz=1", ["no setting 'n_kv_headz' of attention"]),
+    ("++trainer.max_step=1", ["no setting 'max_step' of trainer", "did you mean 'max_steps'?"]),
+    ("+lr=1", ["no setting 'lr'"]),
+    ("n_layers=2", ["did you mean 'model_size.n_layers'?"]),
+    ("n_embd=64", ["did you mean 'model_size.d_model'?"]),
+    ("window=3", ["did you mean 'attention.window'?"]),
+    ("data.val_fraction=0.2", ["the chosen data has no setting 'val_fraction'", "shakespeare or text"]),
+    ("~attention", ["nothing can be taken away"]),
+    ("attention.name=mla", ["attention=mla"]),
+    ("foo", ["cannot read 'foo'", "key=value"]),
+    ("=3", ["cannot read '=3'"]),
+    ("attention/x=3", ["no setting 'attention/x'"]),
+    ("attention@x=gqa", ["no setting 'attention@x'"]),
+    ("attention=gqa attention.n_kv_heads=abc", ["attention.n_kv_heads must be a whole number or null, got 'abc'"]),
+    ("attention.n_kv_heads=1.5", ["attention.n_kv_heads must be a whole number or null, got 1.5"]),
+    ("trainer.max_steps=many", ["trainer.max_steps must be a whole number, got 'many'"]),
+    ("trainer.max_steps=[1,2]", ["trainer.max_steps must be a whole number"]),
+    ("optim.learning_rate=fast", ["optim.learning_rate must be a number, got 'fast'"]),
+    ("model.bias=maybe", ["model.bias must be true or false, got 'maybe'"]),
+    ("seed=null", ["seed must be a whole number"]),
+    ("seed.x=1", ["seed must be a whole number"]),
+    ("model.topology=sandwhich", ["no choice 'sandwhich'", "did you mean 'sandwich'?"]),
+    ("ffn.activation=gelo", ["no choice 'gelo'", "did you mean 'gelu'?"]),
+    ("model_size.n_heads=3", ["d_model=256 does not divide into n_heads=3"]),
+    ("attention=gqa attention.n_kv_heads=3", ["does not divide into attention.n_kv_heads=3", "1, 2, 4, 8"]),
+    ("pos=rope attention.head_dim=5", ["5 is odd"]),
+    ("pos=rope pos.rotary_dim=3", ["3 is odd"]),
+    ("pos=rope pos.scaling.kynd=yarn", ["no setting 'kynd'", "did you mean 'kind'?"]),
+    ("pos=rope pos.scaling.kind=yearn", ["did you mean 'yarn'?"]),
+    ("attention=swa attention.window=0", ["attention.window must be above 0, got 0"]),
+    ("attention=linear pos=alibi", ["no score matrix", "use pos=rope"]),
+    ("ffn=moe ffn.top_k=9", ["ffn.top_k=9 is more than the 8 experts"]),
+    ("model.dropout=1", ["dropout must lie in [0, 1)"]),
+    ("layers=alternating layers.cycle=[globl]", ["no variant 'globl'"]),
+    ("trainer.max_steps=0", ["trainer.max_steps must be at least 1"]),
+    ("trainer.batch_size=3 trainer.gradient_accumulation=2", ["does not divide"]),
+    ("trainer.device=tpu", ["trainer.device=tpu cannot be used here"]),
+    ("name=a/b", ["name='a/b'"]),
+    ("attention._target_=os.system", ["no setting names code"]),
+    ("+_target_=os.system", ["no setting names code"]),
+    ("hydra.callbacks.x._target_=os.system", ["no setting names code"]),
+    ("pos=rope pos.scaling._target_=os.system", ["no setting names code"]),
+    ("--attention=gqa", ["no flag '--attention=gqa'", "without dashes: attention=gqa"]),
+    ("--helpp", ["no flag '--helpp'"]),
+    ("--cfg", ["expected one argument"]),
+    ("--config-dir nowhere", ["'nowhere' is not a folder"]),
+    ("--multirun attention=mha,gqq", ["no attention 'gqq'"]),
+    ("--multirun trainer.max_step=1,2", ["no setting 'max_step' of trainer"]),
+    ("data=text", ["data.path="]),
+    ("data=text data.path=none.txt", ["'none.txt'"]),
+    ("data=text data.path=**/*.none", ["no file matches '**/*.none'"]),
+    ("data=text data.path=latin.txt", ["'latin.txt' is not UTF-8", "offset 3"]),
+    ("data=text data.path=binary.txt", ["'binary.txt' has a NUL byte at offset 1"]),
+    ("data=text data.path=empty.txt", ["'empty.txt'", "too few"]),
+    ("data=text data.path=short.txt tokenizer=byte", ["context_length"]),
+    ("model.vocab_size=10", ["the tokenizer has 256 ids but the model only 10"]),
+    ("resume=runs/none", ["there is no checkpoint at 'runs/none'"]),
+    ("resume=short.txt", ["'short.txt'"]),
+]
+
+
+@pytest.fixture
+def texts(folder: Path) -> None:
+    """Files that are no good to train on."""
+    (folder / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 40)
+    (folder / "binary.txt").write_bytes(b"a\0b" * 40)
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "short.txt").write_text("short text " * 10)
+
+
+@pytest.mark.parametrize(("words", "parts"), MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_a_mistake_gets_one_sentence(run: Run, folder: Path, texts: None, words: str, parts: list[str]) -> None:
+    answer = run("train", *words.split())
+    assert answer.code == 2
+    assert answer.out == ""
+    assert answer.err.startswith("error: ") and answer.err.count("\n") == 1, answer.err
+    for part in parts:
+        assert part in answer.err
+    assert "Traceback" not in answer.err and "+" not in answer.err.partition("; did")[2]
+    assert not (folder / "runs").exists() and not (folder / "outputs").exists()
+
+
+def test_settings_of_hydra_are_not_offered(run: Run) -> None:
+    assert "hydra" not in run("train", "seeed=1").err
+
+
+def test_a_mistake_in_a_yaml_of_ones_own_names_the_file(run: Run, folder: Path) -> None:
+    mine = folder / "conf" / "attention" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("defaults: [gqa_schema]\nn_kv_headz: 3\n")
+    answer = run("train", "--config-dir", "conf", "attention=mine")
+    assert answer.code == 2 and answer.err.count("\n") == 1
+    assert "attention/mine" in answer.err and "did you mean 'n_kv_heads'?" in answer.err
+    mine.write_text("defaults: [gqa_schema]\nn_kv_heads: many\n")
+    answer = run("train", "--config-dir", "conf", "attention=mine")
+    assert answer.code == 2 and "whole number" in answer.err and "attention/mine" in answer.err
+    mine.write_text("defaults: [gqa_schema\n")
+    answer = run("train", "--config-dir", "conf", "attention=mine")
+    assert answer.code == 2 and answer.err.count("\n") == 1
+
+
+def test_a_yaml_cannot_name_code(run: Run, folder: Path) -> None:
+    for group, text in {
+        "attention": "defaults: [gqa_schema]\n_target_: pathlib.Path.touch\n",
+        "experiment": "# @package _global_\nhydra: {callbacks: {x: {_target_: pathlib.Path.touch, self: touched}}}\n",
+    }.items():
+        (folder / "conf" / group).mkdir(parents=True)
+        (folder / "conf" / group / "evil.yaml").write_text(text)
+    for words in (["attention=evil"], ["experiment=evil"], ["--multirun", "experiment=evil", "seed=1,2"]):
+        answer = run("train", "--config-dir", "conf", "model_size=nano", "trainer.device=none", *words)
+        assert answer.code == 2, words
+        assert "_target_" in answer.err
+        assert not (folder / "touched").exists()
+
+
+@pytest.mark.parametrize("words", ["attention=gqq", "trainer.max_steps=x", "data=text data.path=none.txt"])
+def test_a_mistake_in_a_real_process(root: Path, folder: Path, words: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "modular_gpt.cli.train", *words.split()],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stdout == "" and result.stderr.count("\n") == 1, result.stderr
