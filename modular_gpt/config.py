@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import torch
 
@@ -12,7 +12,7 @@ from modular_gpt.core.cache import CacheSpec
 from modular_gpt.core.contracts import Attention, Dims, FeedForward, Norm, Position
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
-from modular_gpt.core.settings import from_mapping, one_of, positive
+from modular_gpt.core.settings import checked, fraction, from_mapping, one_of, positive
 
 FORMAT = 1  # of the dict that to_dict writes
 TOPOLOGIES = ("pre", "post", "sandwich", "post_residual", "parallel")
@@ -127,6 +127,8 @@ class GPTConfig:
     init_residual: str = "scaled"
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            setattr(self, name, checked(getattr(self, name), hint, f"model.{name}"))
         positive(
             "model",
             vocab_size=self.vocab_size,
@@ -135,9 +137,9 @@ class GPTConfig:
             n_layers=self.n_layers,
             context_length=self.context_length,
             logit_softcap=self.logit_softcap,
+            init_std=self.init_std,
         )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+        fraction("model", dropout=self.dropout)
         one_of(self.topology, TOPOLOGIES, "topology")
         one_of(self.init, ("normal", "fan_in", "xavier", "orthogonal"), "init")
         one_of(self.init_residual, ("scaled", "plain", "zero"), "init_residual")
@@ -145,6 +147,8 @@ class GPTConfig:
             setattr(self, slot, decode(slot, getattr(self, slot)))
         if isinstance(self.layers, Mapping):
             self.layers = from_mapping(LayersConfig, self.layers, "layers")
+        if not isinstance(self.layers, LayersConfig):
+            raise ConfigError(f"layers must be a mapping with variants, prefix, cycle and suffix, got {self.layers!r}")
         for layer in self.layer_configs:
             self._check(layer)
 
@@ -160,11 +164,20 @@ class GPTConfig:
             bias=self.bias,
         )
 
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm stands before the head: where null, unless a norm ends every block anyway."""
+        return self.topology != "post" if self.final_norm is None else self.final_norm
+
     @cached_property
     def layer_configs(self) -> list[LayerConfig]:
         """The components of each layer, with the overrides of its variant."""
         made = {BASE: LayerConfig(self.attention, self.ffn, self.norm, self.pos)}
         for name, overrides in self.layers.variants.items():
+            if not isinstance(overrides, Mapping):
+                raise ConfigError(f"layers.variants.{name} must be a mapping of slots to settings, got {overrides!r}")
+            if name == BASE:
+                raise ConfigError(f"layers.variants cannot name {BASE!r}, which stands for a layer without changes")
             for slot in overrides:
                 if slot not in SLOTS:
                     raise ConfigError(f"layers.variants.{name}: {unknown('slot', str(slot), SLOTS)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from modular_gpt.config import SLOTS, GPTConfig
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig, decode, encode, entries
+from modular_gpt.core.registry import decode, encode, entries
 
 # Their word -> ours; a dot leads into a component.
 WORDS = {
@@ -86,9 +86,11 @@ def translate(words: Mapping[str, Any]) -> dict[str, Any]:
         if setting:
             _put(parts.setdefault(slot, {}), setting, value, word)
         elif slot in SLOTS:
-            known = encode(value) if isinstance(value, ComponentConfig) else value
-            settings = {"name": known} if isinstance(known, str) else known
-            for key, each in dict(settings).items():
+            if isinstance(value, str):
+                settings: Mapping[str, Any] = {"name": value}
+            else:
+                settings = value if isinstance(value, Mapping) else encode(decode(slot, value))
+            for key, each in settings.items():
                 _put(parts.setdefault(slot, {}), key, each, word)
         else:
             _put(values, target, value, word)

@@ -73,7 +73,8 @@ class Component:
         if not name:
             return
         if "Config" not in cls.__dict__:
-            cls.Config = dataclass(type("Config", (ComponentConfig,), {}))
+            place = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}  # for pickle
+            cls.Config = dataclass(type("Config", (ComponentConfig,), place))
         cls.Config.component = cls
         _add(Entry(name, cls, (cls.__doc__ or name).strip().splitlines()[0]))
         for preset_name, preset in (presets or {}).items():
@@ -83,10 +84,17 @@ class Component:
 def _add(entry: Entry) -> None:
     known = _entries[entry.component.slot]
     old = known.get(entry.name)
-    same = old is not None and old.component.__qualname__ == entry.component.__qualname__
+    same = old is not None and _place(old) == _place(entry)
     if old is not None and not same:  # the same class again is a notebook cell run twice
-        raise ConfigError(f"the {entry.component.slot} name {entry.name!r} is taken by {old.component.__qualname__}")
+        raise ConfigError(
+            f"the {entry.component.slot} name {entry.name!r} is taken by {_place(old)}; "
+            f"give {_place(entry)} another name"
+        )
     known[entry.name] = entry
+
+
+def _place(entry: Entry) -> str:
+    return f"{entry.component.__module__}.{entry.component.__qualname__}"
 
 
 @cache
@@ -124,10 +132,11 @@ def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> Compo
     if isinstance(value, ComponentConfig):
         if getattr(value, "component", None) is None or value.component.slot != slot:
             raise ConfigError(f"{slot} cannot be a {type(value).__qualname__}")
-        if value.name:
-            return value
-        name = next(name for name, entry in _entries[slot].items() if entry.component is value.component)
-        return type(value)(**{**{f.name: getattr(value, f.name) for f in fields(value)}, "name": name})
+        settings = {f.name: getattr(value, f.name) for f in fields(value)}
+        names = [name for name, entry in entries(slot).items() if entry.component is value.component]
+        if not value.name and not names:
+            raise ConfigError(f"{slot}: {type(value).__qualname__} belongs to no registered component any more")
+        return from_mapping(type(value), {**settings, "name": value.name or names[0]}, slot)
     settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = settings.pop("name", None)
     if not isinstance(name, str):
@@ -146,7 +155,9 @@ def encode(config: ComponentConfig) -> dict[str, Any]:
 
 def merge(slot: str, base: ComponentConfig, override: Mapping[str, Any] | str) -> ComponentConfig:
     """``base`` with some settings changed; another ``name`` starts from that component's own defaults."""
-    override = {"name": override} if isinstance(override, str) else dict(override)
+    if not isinstance(override, (str, Mapping)):
+        raise ConfigError(f"what differs in the {slot} of a layer must be a name or a mapping, got {override!r}")
+    override = {"name": override} if isinstance(override, str) else override
     if override.get("name", base.name) != base.name:
         return decode(slot, override)
     return decode(slot, {**encode(base), **override})

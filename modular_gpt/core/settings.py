@@ -27,7 +27,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 def checked(value: Any, hint: Any, where: str) -> Any:
     """``value`` if it is a ``hint``; whole numbers become floats where a float is declared."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         base = typing.get_origin(option) or option
         if base is Any or (base is type(None) and value is None):
@@ -53,6 +53,13 @@ def one_of(value: str, valid: tuple[str, ...], setting: str) -> None:
     """Raise a ConfigError unless ``value`` is among the ``valid`` choices of ``setting``."""
     if value not in valid:
         raise ConfigError(f"{setting}: {unknown('choice', str(value), valid)}")
+
+
+def fraction(where: str, **values: float | None) -> None:
+    """Raise a ConfigError for the first value that is given and not in [0, 1)."""
+    for name, value in values.items():
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(f"{where}.{name} must lie in [0, 1), got {value}")
 
 
 def positive(where: str, **values: int | float | None) -> None:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modular_gpt.core.contracts import Positions
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.settings import one_of, positive
+from modular_gpt.core.settings import fraction, one_of, positive
 
 BACKENDS = ("auto", "flash", "math", "flex")
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
@@ -63,6 +63,7 @@ class Scoring:
     def check(self) -> None:
         """Raise a ConfigError for what cannot work."""
         positive("attention", window=self.window, softcap=self.softcap)
+        fraction("attention", dropout=self.dropout)
         one_of(self.backend, BACKENDS, "attention.backend")
         if self.backend == "flash" and self.softcap is not None:
             raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")

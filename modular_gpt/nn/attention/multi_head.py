@@ -93,6 +93,10 @@ class MultiHeadAttention(
                 f"choose one of {', '.join(divisors)}"
             )
         one_of(config.qk_norm_scope, ("head", "full"), "attention.qk_norm_scope")
+        if config.qk_norm_scope == "full" and config.qk_norm_after_rope:
+            raise ConfigError(
+                "attention.qk_norm_after_rope=true normalises rotated heads; it does not go with qk_norm_scope=full"
+            )
         _qk_norm(config, 1, 1)
 
     @classmethod
@@ -128,6 +132,7 @@ class MultiHeadAttention(
         columns = pos.columns
         if cache is not None:
             (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
+            k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be of another type than the model
         mixed = attend(
             q,
             k,

@@ -46,6 +46,11 @@ class Scaling:
     def __post_init__(self) -> None:
         one_of(self.kind, ("linear", "dynamic", "llama3", "yarn"), "pos.scaling.kind")
         positive("pos.scaling", factor=self.factor, original_context_length=self.original_context_length)
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ConfigError(
+                f"pos.scaling.low_frequency_factor={self.low_frequency_factor} must be below "
+                f"high_frequency_factor={self.high_frequency_factor}"
+            )
 
 
 class RoPE(Position, name="rope"):
@@ -75,13 +80,14 @@ class RoPE(Position, name="rope"):
     def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
         one_of(config.layout, ("half", "interleaved"), "pos.layout")
         positive("pos", theta=config.theta, rotary_dim=config.rotary_dim)
-        if config.scaling:
-            from_mapping(Scaling, config.scaling, "pos.scaling")
+        scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
         turning = rotary_width if config.rotary_dim is None else config.rotary_dim
         if turning > rotary_width:
             raise ConfigError(f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head")
         if turning % 2:
             raise ConfigError(f"pos=rope turns pairs of dimensions: {turning} is odd; set an even pos.rotary_dim")
+        if scaling is not None and scaling.kind == "dynamic" and turning == 2:
+            raise ConfigError("pos.scaling.kind=dynamic needs more than one pair of dimensions that turn; use linear")
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims, rotary_width: int) -> Config:

@@ -9,6 +9,7 @@ from torch import Tensor
 from modular_gpt.core.contracts import Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import positive
 
 
 class SinusoidalPosition(Position, name="sinusoidal"):
@@ -29,6 +30,7 @@ class SinusoidalPosition(Position, name="sinusoidal"):
 
     @classmethod
     def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
+        positive("pos", theta=config.theta)
         if dims.d_model % 2:
             raise ConfigError(f"pos=sinusoidal pairs a sine with a cosine: d_model must be even, got {dims.d_model}")
 
