@@ -1,0 +1,47 @@
+"""The attention kernels agree; flex compiles its own, which takes seconds."""
+
+import warnings
+
+import pytest
+import torch
+
+from modular_gpt import ConfigError, GPTConfig
+from tests.components.cases import MODEL
+from tests.components.laws import build, close, feed, text
+
+SETTINGS = {"name": "mha", "n_kv_heads": 2, "window": 7, "softcap": 3.0, "sinks": True}
+
+
+def model_with(backend: str, **settings: object):
+    return build(GPTConfig(**{**MODEL, "pos": "alibi", "attention": {**settings, "backend": backend}}))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_flex_says_what_the_definition_says() -> None:
+    flex, plain = model_with("flex", **SETTINGS), model_with("math", **SETTINGS)
+    ids = text(plain.config)
+    expected = plain(ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        close(flex(ids), expected)
+        close(flex(ids, padding=torch.tensor([0, 3, 9])), plain(ids, padding=torch.tensor([0, 3, 9])))
+        close(feed(flex, ids, flex.new_cache(3, 20), [9, 1]), expected)
+
+
+def test_flex_refuses_what_it_cannot_do() -> None:
+    model = model_with("flex", **SETTINGS)
+    with pytest.raises(ConfigError, match="backend=flex does not train on a CPU; use backend=auto"):
+        model(text(model.config))
+    model = model_with("flex", **SETTINGS, dropout=0.1).train()
+    with pytest.raises(ConfigError, match=r"set attention\.dropout=0 or backend=auto"):
+        model(text(model.config))
+
+
+def test_flash_refuses_what_no_kernel_does() -> None:
+    """On a CPU the flash kernel wants values as wide as keys."""
+    settings = {"name": "mla", "v_head_dim": 6, "backend": "flash"}
+    model = build(GPTConfig(**{**MODEL, "attention": settings}))
+    with warnings.catch_warnings(), pytest.raises(ConfigError, match="use backend=auto"):
+        warnings.simplefilter("ignore")
+        model(text(model.config))

@@ -1,0 +1,74 @@
+"""What a person reads: summary() and print(model)."""
+
+import re
+
+from modular_gpt import GPTConfig, GPTModel
+from tests.components.cases import ALL, MODEL, Case, parametrize
+
+LLAMA = GPTConfig(
+    vocab_size=100, d_model=32, n_heads=4, n_layers=4, context_length=64, bias=False, tie_embeddings=False, pos="rope",
+    norm="rmsnorm", attention="gqa", ffn={"name": "swiglu", "hidden": 40}, head_bias=True,
+    layers={"variants": {"light": {"ffn": {"hidden": 8}, "attention": {"n_kv_heads": 1}}}, "prefix": ["light"]},
+)  # fmt: skip
+TABLE = """\
+part                       kind                parameters   share  cache/token
+------------------------------------------------------------------------------
+embedding                  Embedding                3,200   11.7%
+positions                  RoPE                         0    0.0%
+block 0 attention          MultiHeadAttention       2,560    9.4%         64 B
+block 0 ffn                GatedLinearUnit            768    2.8%
+block 0 attention_norm     RMSNorm                     32    0.1%
+block 0 ffn_norm           RMSNorm                     32    0.1%
+blocks 1-3 attention       MultiHeadAttention       9,216   33.6%        384 B
+blocks 1-3 ffn             GatedLinearUnit         11,520   42.0%
+"""
+
+
+def numbers(column: str, table: str) -> list[int]:
+    place = table.splitlines()[0].index(column) + len(column)
+    found = [re.search(r"([\d,]+)( B)?$", line[:place].rstrip()) for line in table.splitlines()[2:]]
+    return [int(match[1].replace(",", "")) for match in found if match]
+
+
+def test_summary_reads_well() -> None:
+    table = GPTModel(LLAMA).summary()
+    rows = TABLE.splitlines()
+    assert [line.split() for line in table.splitlines()[:2]] == [line.split() for line in rows[:2]]
+    for row in rows[2:]:
+        name, kind, parameters = re.split(r"\s{2,}", row)[:3]
+        assert re.search(rf"^{re.escape(name)}\s+{kind}\s+{parameters}\b", table, re.MULTILINE), row
+    assert all(len(line) <= 100 and line == line.rstrip() for line in table.splitlines())
+
+
+@parametrize(ALL)
+def test_summary_adds_up(case: Case) -> None:
+    """Every parameter stands in exactly one line, and the cache of the layers adds up to the model's."""
+    model = GPTModel(case.config())
+    *parts, total = numbers("parameters", model.summary())
+    assert sum(parts) == total == model.num_parameters().total
+
+
+def test_summary_of_the_cache() -> None:
+    lines = GPTModel(LLAMA).summary().splitlines()
+    cached = [int(match[1]) for line in lines if (match := re.search(r"(\d+) B$", line))]
+    assert cached == [64, 384, 448]
+    assert LLAMA.cache_bytes(1, 10) == 10 * 448
+
+
+def test_print_names_every_part_with_its_shape() -> None:
+    printed = repr(GPTModel(LLAMA))
+    for said in (
+        "(embedding): Embedding(100, 32)",
+        "(positions): ModuleList",
+        "(1-3): 3 x TransformerBlock",
+        "(attention): MultiHeadAttention",
+        "(query): Linear(in_features=32, out_features=32, bias=False)",
+        "(key): Linear(in_features=32, out_features=16, bias=False)",
+        "(ffn): GatedLinearUnit",
+        "activation=silu",
+        "RMSNorm(32, eps=1e-05)",
+        "(head): Linear(in_features=32, out_features=100, bias=False)",
+    ):
+        assert said in printed, said
+    assert len(printed.splitlines()) < 60
+    assert "8 experts (glu, hidden 88), top_k=2" in repr(GPTModel(**{**MODEL, "ffn": "moe"}))
