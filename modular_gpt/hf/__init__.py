@@ -1,0 +1,19 @@
+"""Any GPTModel as a model of the transformers library: ``generate``, ``Trainer``, ``save_pretrained``, PEFT.
+
+Importing this registers the model type, after which ``AutoModelForCausalLM.from_pretrained(path)`` knows it::
+
+    import modular_gpt.hf
+    model = AutoModelForCausalLM.from_pretrained("my-model")
+"""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from modular_gpt.hf.cache import GenerationCache
+from modular_gpt.hf.configuration import ModularGPTConfig
+from modular_gpt.hf.model import ModularGPTForCausalLM
+from modular_gpt.hf.tokenizer import to_transformers
+
+__all__ = ["GenerationCache", "ModularGPTConfig", "ModularGPTForCausalLM", "to_transformers"]
+
+AutoConfig.register(ModularGPTConfig.model_type, ModularGPTConfig, exist_ok=True)
+AutoModelForCausalLM.register(ModularGPTConfig, ModularGPTForCausalLM, exist_ok=True)

@@ -1,0 +1,130 @@
+"""A ModelCache as transformers' ``generate`` handles caches."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache
+
+from modular_gpt.core.cache import ModelCache, SavedCache
+from modular_gpt.core.errors import ConfigError
+
+
+class GenerationCache(Cache):
+    """What ``generate`` sees of a ModelCache, which stays as small as it is: ``cache.own`` is it."""
+
+    def __init__(self, own: ModelCache) -> None:
+        super().__init__(layers=[])
+        self.own = own
+        self._recording = False
+        self._saved: list[SavedCache] = []  # since tokens were last taken back
+
+    def nbytes(self) -> int:
+        """Bytes of all storages really allocated."""
+        return self.own.nbytes()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        assert isinstance(self.own.length, int)
+        return self.own.length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1 if self.own.max_length is None else self.own.max_length
+
+    @property
+    def batch_size(self) -> int:
+        return self.own.batch
+
+    @property
+    def is_initialized(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self.own.layers)
+
+    def reset(self) -> None:
+        self.own.reset()
+        self._saved.clear()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.own.reorder(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.own.reorder(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.own.expand(repeats)
+
+    # Drafted tokens that turn out wrong are taken back: assisted generation and prompt lookup.
+
+    @property
+    def is_croppable(self) -> bool:
+        return all(layer.keeps_part(1) for layer in self.own.layers)
+
+    def activate_past_recording(self) -> None:
+        """From now on every forward pass can be taken back.
+
+        Raises:
+            ConfigError: a constant state cannot give a part of what it read back.
+        """
+        if not self.is_croppable:
+            raise ConfigError(
+                "assisted generation takes drafted tokens back, which a constant state (attention=linear) cannot; "
+                "generate without an assistant and without prompt lookup"
+            )
+        self._recording = True
+
+    def portion(self, count: int) -> int:
+        """How many of ``count`` tokens to read at once, so that any of them can be taken back."""
+        while self._recording and not all(layer.keeps_part(count) for layer in self.own.layers):
+            count -= 1
+        return count
+
+    def before_reading(self, count: int) -> None:
+        """To be called before ``count`` tokens are read into ``own``."""
+        if self._recording:
+            self._saved.append(self.own.save(count))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back: minus as many; a positive number is the length to keep.
+
+        Raises:
+            ConfigError: they were not recorded, and a full sliding window has forgotten what stood before.
+        """
+        wanted = tokens_to_remove if tokens_to_remove > 0 else self.get_seq_length() + tokens_to_remove
+        while self._saved and self.get_seq_length() > wanted:
+            saved = self._saved.pop()
+            self.own.truncate(max(saved.start, wanted), saved)
+        if self.get_seq_length() > wanted:
+            self.own.truncate(wanted)
+        self._saved.clear()
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        raise AssertionError("layers of this model write to cache.own")
+
+
+def padding_of(mask: Tensor, ids: Tensor, cached: int | None) -> Tensor | None:
+    """(B,) padding on the left of each row, or None where no row has any, from an attention mask of 0 and 1.
+
+    mask: (B, S) over cached and new tokens; ids: (B, T); cached: tokens in the cache, or None where there is none.
+    Padding on the right changes nothing for the tokens before it, so without a cache it is left alone.
+
+    Raises:
+        ConfigError: the mask has another shape, a hole, or padding on the right of tokens to be continued.
+    """
+    if mask.ndim != 2 or mask.shape != (ids.shape[0], (cached or 0) + ids.shape[1]):
+        raise ConfigError(
+            f"attention_mask must be 0 or 1 for each of {ids.shape[0]} rows of {(cached or 0) + ids.shape[1]} tokens, "
+            f"got shape {tuple(mask.shape)}"
+        )
+    text = mask.bool()
+    if cached:  # what stands before is known to the cache
+        if not bool(text[:, -ids.shape[1] :].all()):
+            raise ConfigError("attention_mask hides tokens after cached ones; only padding on the left can be hidden")
+        return None
+    count, width = text.sum(dim=1), mask.shape[1]
+    padding = (text.cumsum(dim=1) == 0).sum(dim=1)
+    last = width - (text.flip(1).cumsum(dim=1) == 0).sum(dim=1)
+    if bool((last - padding > count).any()):
+        raise ConfigError("attention_mask hides tokens between others; only padding at the ends can be hidden")
+    if cached is not None and bool((last < width).any()):
+        raise ConfigError("the prompts are padded on the right; pad them on the left: tokenizer.padding_side = 'left'")
+    return padding if bool((padding > 0).any()) else None

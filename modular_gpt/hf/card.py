@@ -1,0 +1,90 @@
+"""The model card: what a model is made of, for people who find it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.config import GPTConfig
+from modular_gpt.core.errors import CheckpointError
+from modular_gpt.model import GPTModel
+
+CARD = "README.md"
+MARK = "<!-- written by modular_gpt; a card without this line is never overwritten -->"
+_TOKENS = 1024  # for which the card names the size of the cache
+
+
+def write_card(directory: Path, model: GPTModel, training: Mapping[str, Any]) -> None:
+    """Write README.md, unless there is one that somebody else wrote.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    path = directory / CARD
+    try:
+        if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(card(model, training), encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot write '{path}' ({error}); give another directory") from error
+
+
+def card(model: GPTModel, training: Mapping[str, Any]) -> str:
+    """The text of the card, in Markdown with the hub's header."""
+    config = model.config
+    parts = [config.attention.name, config.ffn.name, config.norm.name, config.pos.name]
+    count = model.num_parameters()
+    tags = "".join(f"\n- {name}" for name in dict.fromkeys(["modular-gpt", *parts]))
+    return f"""---
+library_name: modular_gpt
+pipeline_tag: text-generation
+tags:{tags}
+---
+{MARK}
+
+# A GPT with {count.total:,} parameters
+
+{_facts(config, count.active if count.active != count.total else None)}
+
+```
+{model.summary()}
+```
+
+## Use
+
+```python
+import modular_gpt.hf
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("<this folder>")
+```
+
+## Training
+
+{_training(training)}
+"""
+
+
+def _facts(config: GPTConfig, active: int | None) -> str:
+    rows = {
+        "attention": config.attention.name,
+        "feed-forward": config.ffn.name,
+        "norm": f"{config.norm.name}, {config.topology}",
+        "positions": config.pos.name,
+        "layers": f"{config.n_layers} ({config.layers.name})",
+        "width, heads": f"{config.d_model}, {config.n_heads}",
+        "vocabulary": f"{config.vocab_size:,}",
+        "context": f"{config.context_length:,} tokens",
+        "embeddings and head": "one matrix" if config.tie_embeddings else "two matrices",
+        f"cache of {_TOKENS:,} tokens": f"{config.cache_bytes(1, _TOKENS):,} bytes in float32",
+    }
+    if active is not None:
+        rows["parameters used for one token"] = f"{active:,}"
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def _training(training: Mapping[str, Any]) -> str:
+    if not training:
+        return "Nothing is recorded about it."
+    return f"```json\n{json.dumps(training, indent=1, sort_keys=True, ensure_ascii=False)}\n```"

@@ -1,0 +1,230 @@
+"""A GPTModel as a causal language model of the transformers library."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.generation import GenerationMode
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from modular_gpt.core.cache import LayerCache
+from modular_gpt.core.contracts import Positions
+from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.hf.cache import GenerationCache, padding_of
+from modular_gpt.hf.card import write_card
+from modular_gpt.hf.configuration import ModularGPTConfig
+from modular_gpt.model import GPTModel
+
+_ASSISTED = GenerationMode.ASSISTED_GENERATION
+
+
+class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
+    """``ModularGPTForCausalLM(config)``, ``.from_gpt(model)`` or ``.from_pretrained(path)``.
+
+    ``.model`` is the GPTModel. ``generate`` keeps our caches, of ``GPTConfig.cache_bytes`` bytes whatever the parts.
+    Where a MoE balances its experts by a bias, other training loops must call ``model.model.after_optimizer_step()``.
+    """
+
+    config_class = ModularGPTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # num_items_in_batch, of the Trainer
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _no_split_modules = ["TransformerBlock"]  # noqa: RUF012  as the base class declares it
+
+    def __init__(self, config: ModularGPTConfig, model: GPTModel | None = None) -> None:
+        """model: taken instead of a new one; it must be what ``config`` describes."""
+        super().__init__(config)
+        self.model = GPTModel(config.gpt_config()) if model is None else model
+        self.post_init()
+
+    @classmethod
+    def from_gpt(
+        cls, model: GPTModel, training: dict[str, Any] | None = None, **config: Any
+    ) -> "ModularGPTForCausalLM":
+        """Around an existing model, which is not copied; further keywords go to ModularGPTConfig."""
+        described = ModularGPTConfig(model.config, training, **config)
+        described.dtype = model.embedding.weight.dtype
+        return cls(described, model).train(model.training)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: GenerationCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+        inputs_embeds: None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """(B, T) ids -> logits (B, T, V), and the loss where labels are given.
+
+        attention_mask: (B, cached + T), 0 for padding, which stands on the left
+        labels: (B, T), the ids themselves, -100 where none counts; the shift by one happens here
+        past_key_values: extended by these tokens; without one, ``use_cache=True`` makes one that grows
+        logits_to_keep: logits of the last so many positions, or of those in a tensor; 0 for all
+        num_items_in_batch: tokens that the loss is divided by, where not by those of this batch
+
+        Raises:
+            ConfigError: a mask that is no padding on the left, a foreign cache, or what this model does not give.
+        """
+        _refuse(
+            inputs_embeds=inputs_embeds, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+        )
+        cache = self._cache(input_ids, past_key_values, use_cache)
+        cached = None if cache is None else cache.get_seq_length()
+        padding = None if attention_mask is None else padding_of(attention_mask, input_ids, cached)
+        hidden, losses = self._read(input_ids, cache, padding)
+        loss = None
+        if labels is None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.model.logits(hidden[:, kept])
+        else:
+            logits = self.model.logits(hidden)
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+            for value in losses.values():
+                loss = loss + value
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        return output.to_tuple() if return_dict is False else output
+
+    def _read(
+        self, ids: Tensor, cache: GenerationCache | None, padding: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T) ids -> (B, T, D), and auxiliary losses."""
+        if cache is None:
+            return self.model.hidden_states(ids, None, padding)
+        hidden = []
+        with torch.no_grad():  # a cache keeps no graph
+            for piece in ids.split(cache.portion(ids.shape[1]), dim=1):
+                cache.before_reading(piece.shape[1])
+                hidden.append(self.model.hidden_states(piece, cache.own, padding)[0])
+                padding = None  # the cache knows it now
+        return torch.cat(hidden, dim=1) if len(hidden) > 1 else hidden[0], {}
+
+    def _cache(self, ids: Tensor, given: Any, use_cache: bool | None) -> GenerationCache | None:
+        if given is not None and not isinstance(given, GenerationCache):
+            raise ConfigError(
+                f"past_key_values is a {type(given).__name__}; leave it out, and the model makes its own cache"
+            )
+        if given is None and use_cache:
+            return GenerationCache(self.model.new_cache(ids.shape[0]))
+        return given
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> Any:
+        """Called by ``generate`` before its first step: a cache of just the size that the longest text takes."""
+        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+            return
+        if generation_config.cache_implementation is not None:
+            raise ConfigError(
+                f"cache_implementation={generation_config.cache_implementation!r} is for models of transformers; "
+                "leave it out: this model has its own cache, allocated once and as small as its attention allows"
+            )
+        rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        grows = generation_config.is_assistant or generation_mode == _ASSISTED  # drafts may reach past the end
+        cache = GenerationCache(self.model.new_cache(rows, None if grows else max_cache_length))
+        if generation_config.is_assistant:
+            cache.activate_past_recording()
+        model_kwargs["past_key_values"] = cache
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        """Called by ``gradient_checkpointing_enable``: blocks keep their input alone and compute the rest again."""
+        self.gradient_checkpointing = enable
+        for index, block in enumerate(self.model.blocks):
+            block.__dict__.pop("forward", None)  # back to that of the class
+            if enable and index % every_n_layers == 0:
+                block.__dict__["forward"] = _computed_again(block.forward, gradient_checkpointing_func)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head's own matrix; None where it is the embedding."""
+        return self.model.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.model.head = new_embeddings
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        if new_num_tokens is not None and self.model.head_bias is not None:
+            raise ConfigError("the vocabulary of a model with head_bias=true cannot be resized")
+        embedding = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.model.config.vocab_size = self.config.vocab_size
+        return embedding
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The GPTModel has initialised itself, and loading fills all but the buffers that no file holds."""
+        passing = module._non_persistent_buffers_set
+        if not passing:
+            return
+        kept = {name: tensor.clone() for name, tensor in module.named_parameters(recurse=False)}
+        kept |= {name: tensor.clone() for name, tensor in module.named_buffers(recurse=False) if name not in passing}
+        for name in passing:
+            buffer = getattr(module, name)
+            if buffer is not None:
+                buffer.zero_()
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        for name, tensor in kept.items():
+            getattr(module, name).data.copy_(tensor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a file that does not hold every parameter, and no other, is refused.
+
+        Raises:
+            CheckpointError: parameters are missing, unknown or of another shape; names them.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        faults = {
+            kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")
+        }
+        if any(faults.values()):
+            said = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in faults.items() if names)
+            raise CheckpointError(f"'{pretrained_model_name_or_path}' does not fit its config.json ({said})")
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, and a model card: README.md, unless somebody wrote one there."""
+        if kwargs.get("is_main_process", True):
+            write_card(Path(save_directory), self.model, self.config.training)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _computed_again(forward: Callable[..., Any], checkpointed: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward that stores no activations where gradients will be asked for."""
+
+    def run(x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Any:
+        return checkpointed(forward, x, pos) if cache is None and torch.is_grad_enabled() else forward(x, pos, cache)
+
+    return run
+
+
+def _refuse(**asked: Any) -> None:
+    for name, value in asked.items():
+        if value is not None and value is not False:
+            raise ConfigError(f"{name} is not supported by this model; leave it out")

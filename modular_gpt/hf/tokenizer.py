@@ -1,0 +1,96 @@
+"""Our tokenizers as tokenizers of the transformers library, for the folders that it loads."""
+
+import base64
+import json
+from itertools import pairwise
+from typing import Any
+
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.data.tokenizers import Tokenizer
+
+_SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level vocabularies write as themselves
+_HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
+_LETTERS = {**{b: chr(b) for b in _SHOWN}, **{b: chr(256 + i) for i, b in enumerate(_HIDDEN)}}
+
+
+def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> Any:
+    """A ``PreTrainedTokenizerFast`` that gives the same ids; it pads on the left, as ``generate`` needs.
+
+    context_length: becomes its model_max_length, past which it warns
+
+    Raises:
+        ConfigError: the kind has no counterpart there.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = {"byte": _bytes, "char": _characters, "tiktoken": _ranks}.get(tokenizer.name)
+    definition = tokenizer.definition()
+    if made is not None:
+        inner = made(definition)
+    elif "tokenizer" in definition:  # it is one of that library already
+        inner = tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
+    else:
+        raise ConfigError(f"a {tokenizer.name} tokenizer cannot be written for transformers; others can")
+    end = None if tokenizer.eos_id is None else inner.id_to_token(tokenizer.eos_id)
+    known = {} if end is None else {"eos_token": end, "bos_token": end, "pad_token": end}
+    limit = {} if context_length is None else {"model_max_length": context_length}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, padding_side="left", clean_up_tokenization_spaces=False, **known, **limit
+    )
+
+
+def _bytes(definition: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in _LETTERS.items()}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _characters(definition: dict[str, Any]) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    from modular_gpt.data.tokenizers.char import UNKNOWN
+
+    tokens = [*definition["characters"], *([UNKNOWN] if definition["unknown"] == "unk" else [])]
+    unknown = {"unk_token": UNKNOWN} if definition["unknown"] == "unk" else {}
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, **unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _ranks(definition: dict[str, Any]) -> Any:
+    """A byte-pair encoding that is given by the rank of each token instead of by its merges."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    ranks = {base64.b64decode(token): rank for token, rank in definition["ranks"].items()}
+    spelled = {token: "".join(_LETTERS[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        if len(token) > 1:
+            parts = _last_two(token, ranks)
+            if len(parts) == 2:
+                merges.append((spelled[parts[0]], spelled[parts[1]]))
+    vocab = {**{spelled[token]: rank for token, rank in ranks.items()}, **definition["special"]}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(definition["pattern"]), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(definition["special"]))
+    return tokenizer
+
+
+def _last_two(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """What the merges of lower rank make of a token: the two parts that its own merge joins."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
+        rank, i = min(pairs, default=(None, 0))
+        if rank is None or rank >= ranks[token]:
+            break
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts

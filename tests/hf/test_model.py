@@ -1,0 +1,187 @@
+"""The model class: saved and read back exactly, losses and gradients, resizing, the model card."""
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from modular_gpt import CheckpointError, ConfigError, GPTModel
+from modular_gpt.hf import ModularGPTConfig, ModularGPTForCausalLM
+from tests.hf.conftest import attentions, named
+
+MODELS: list[dict[str, Any]] = [
+    *({"attention": attention} for attention in attentions()),
+    {"tie_embeddings": False, "head_bias": True, "pos": "learned"},
+    {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2, "balance": "bias"}},
+    {"layers": {"variants": {"local": {"attention": {"window": 3}}}, "cycle": ["local", "base"]}, "pos": "alibi"},
+]
+Make = Callable[..., GPTModel]
+
+
+def some_ids(rows: int = 2, count: int = 9) -> Tensor:
+    return torch.randint(0, 31, (rows, count), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("settings", MODELS, ids=lambda s: "-".join(map(str, s)) + str(named(s.get("attention", ""))))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_and_read_back(
+    small: Make, tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpt = small(**settings).to(dtype)
+    for name, buffer in gpt.named_buffers():
+        if name in gpt.state_dict():
+            buffer.uniform_()  # what training would have put there
+    model = ModularGPTForCausalLM.from_gpt(gpt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not caplog.records
+    assert type(again) is ModularGPTForCausalLM and not again.training
+    before, after = model.state_dict(), again.state_dict()
+    assert list(before) == list(after)
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
+    assert all(tensor.isfinite().all() for tensor in again.buffers())
+    assert torch.equal(model(some_ids()).logits, again(some_ids()).logits)
+    assert again.model.config == gpt.config
+
+
+def test_one_tensor_for_tied_heads(small: Make, tmp_path: Path) -> None:
+    ModularGPTForCausalLM.from_gpt(small()).save_pretrained(tmp_path)
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "head" in name]
+
+
+def test_defaults_are_spelled_out(tmp_path: Path) -> None:
+    ModularGPTConfig().save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert again.gpt == ModularGPTConfig().gpt and "eps" in again.gpt["norm"]
+    assert (again.vocab_size, again.hidden_size) == (again.gpt["vocab_size"], again.gpt["d_model"])
+
+
+@pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
+def test_a_file_that_does_not_fit_is_refused(small: Make, tmp_path: Path, fault: str) -> None:
+    ModularGPTForCausalLM.from_gpt(small()).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors, name = load_file(path), "model.blocks.1.ffn.up.weight"
+    if fault == "missing":
+        del tensors[name]
+    elif fault == "unknown":
+        tensors["model.extra"] = torch.zeros(1)
+    else:
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="model.extra" if fault == "unknown" else name):
+        AutoModelForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}}], ids=["dense", "moe"])
+def test_the_loss_is_ours(small: Make, settings: dict[str, Any]) -> None:
+    gpt = small(**settings).train()
+    model, ids = ModularGPTForCausalLM.from_gpt(gpt), some_ids()
+    labels = ids.clone()
+    labels[0, :4] = -100
+    out = model(ids, labels=labels)
+    ours = gpt(ids, F.pad(labels[:, 1:], (0, 1), value=-100))
+    torch.testing.assert_close(out.loss, ours.loss)
+    assert out.past_key_values is None and out.logits.requires_grad
+    counted = (labels[:, 1:] != -100).sum()
+    halved = model(ids, labels=labels, num_items_in_batch=2 * counted).loss
+    extra = sum(value for name, value in ours.parts.items() if name != "cross_entropy")
+    torch.testing.assert_close(halved - extra, ours.parts["cross_entropy"] / 2)
+
+
+@pytest.mark.parametrize("attention", attentions(), ids=named)
+def test_a_training_step_without_a_trainer(small: Make, attention: Any) -> None:
+    model = ModularGPTForCausalLM.from_gpt(small(attention=attention).train())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(3):
+        loss = model(some_ids(), labels=some_ids()).loss
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[2] < losses[0]
+
+
+def test_padding_on_either_side_leaves_the_text_alone(small: Make) -> None:
+    model, ids = ModularGPTForCausalLM.from_gpt(small()), some_ids(1)
+    alone = model(ids[:, 2:7]).logits
+    mask = torch.zeros_like(ids)
+    mask[:, 2:7] = 1
+    torch.testing.assert_close(model(ids, attention_mask=mask).logits[:, 2:7], alone)
+
+
+def test_gradient_checkpointing(small: Make) -> None:
+    model = ModularGPTForCausalLM.from_gpt(small(dropout=0.2).train())
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(5)
+        model.zero_grad()
+        model(some_ids(), labels=some_ids()).loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    def activations() -> int:
+        """Numbers that are kept for the backward pass."""
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            model(some_ids(), labels=some_ids())
+        return sum(kept)
+
+    plain, much = gradients(), activations()
+    model.activation_checkpointing_enable()
+    for one, other in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert activations() < much / 2
+    model._set_gradient_checkpointing(enable=False)
+    assert activations() == much
+
+
+def test_more_tokens(small: Make, tmp_path: Path) -> None:
+    for tied in (True, False):
+        model = ModularGPTForCausalLM.from_gpt(small(tie_embeddings=tied))
+        model.resize_token_embeddings(40, mean_resizing=False)
+        assert model(some_ids()).logits.shape[-1] == 40
+        model.save_pretrained(tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert again.model.config.vocab_size == 40
+        assert torch.equal(model(some_ids()).logits, again(some_ids()).logits)
+    with pytest.raises(ConfigError, match="head_bias"):
+        ModularGPTForCausalLM.from_gpt(small(head_bias=True)).resize_token_embeddings(40)
+
+
+def test_the_card(small: Make, tmp_path: Path) -> None:
+    gpt = small(attention="mla")
+    ModularGPTForCausalLM.from_gpt(gpt, training={"step": 7, "data": {"corpus": "abc123"}}).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    for said in ("mla", f"{gpt.num_parameters().total:,} parameters", "abc123", "AutoModelForCausalLM"):
+        assert said in card
+    ModularGPTForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path)  # reads its training from config.json
+    assert (tmp_path / "README.md").read_text() == card
+    (tmp_path / "README.md").write_text("mine")
+    ModularGPTForCausalLM.from_gpt(gpt).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_logits_to_keep_and_tuples(small: Make) -> None:
+    model, ids = ModularGPTForCausalLM.from_gpt(small()), some_ids()
+    every = model(ids).logits
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, every[:, -2:])
+    torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([1, 4])).logits, every[:, [1, 4]])
+    assert torch.equal(model(ids, return_dict=False)[0], every)
+
+
+def test_the_package_does_not_import_transformers(root: Path) -> None:
+    code = "import sys, modular_gpt; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

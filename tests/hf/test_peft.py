@@ -1,0 +1,37 @@
+"""LoRA by the peft library: only adapters are trained, merging is exact, adapters are saved and read back."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from modular_gpt import GPTModel
+from modular_gpt.hf import ModularGPTForCausalLM
+
+peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
+
+
+@pytest.mark.parametrize("attention", ["mha", "mla"])
+def test_lora(small: Callable[..., GPTModel], tmp_path: Path, attention: str) -> None:
+    ids = torch.randint(0, 31, (2, 9))
+    targets = ["query", "value"] if attention == "mha" else ["query", "latent"]
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets)
+    model = peft.get_peft_model(ModularGPTForCausalLM.from_gpt(small(attention=attention)), config)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    first = model(input_ids=ids, labels=ids).loss
+    for _ in range(5):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert model(input_ids=ids, labels=ids).loss < first
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+    model.eval()
+    text, logits = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False), model(input_ids=ids).logits
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(ModularGPTForCausalLM.from_gpt(small(attention=attention)), tmp_path).eval()
+    torch.testing.assert_close(again(input_ids=ids).logits, logits)
+    merged = again.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(merged.generate(ids, max_new_tokens=5, do_sample=False), text)
