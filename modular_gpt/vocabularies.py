@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from modular_gpt.config import SLOTS, GPTConfig
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import decode, encode, entries
 
 # Their word -> ours; a dot leads into a component.
@@ -78,7 +78,10 @@ def translate(words: Mapping[str, Any]) -> dict[str, Any]:
     """Our words for theirs; words that are ours already pass through."""
     values: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
+    ours = ["format", *GPTConfig.__dataclass_fields__]
     for word, value in words.items():
+        if word not in WORDS and word not in ours:
+            raise ConfigError(unknown("setting", str(word), [*ours, *WORDS]))
         target = WORDS.get(word, word)
         slot, _, setting = target.partition(".")
         if setting and value is None:

@@ -132,11 +132,11 @@ def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> Compo
     if isinstance(value, ComponentConfig):
         if getattr(value, "component", None) is None or value.component.slot != slot:
             raise ConfigError(f"{slot} cannot be a {type(value).__qualname__}")
-        settings = {f.name: getattr(value, f.name) for f in fields(value)}
+        given = {f.name: getattr(value, f.name) for f in fields(value)}
         names = [name for name, entry in entries(slot).items() if entry.component is value.component]
         if not value.name and not names:
             raise ConfigError(f"{slot}: {type(value).__qualname__} belongs to no registered component any more")
-        return from_mapping(type(value), {**settings, "name": value.name or names[0]}, slot)
+        return from_mapping(type(value), {**given, "name": value.name or names[0]}, slot)
     settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = settings.pop("name", None)
     if not isinstance(name, str):
