@@ -40,7 +40,8 @@ def test_llama_by_hand(bias: bool) -> None:
     body = layers * (attention + ffn + 2 * d) + d
     got = count(
         vocab_size=vocab, d_model=d, n_heads=4, n_layers=layers, bias=bias, tie_embeddings=False,
-        pos="rope", norm="rmsnorm", attention={"name": "gqa", "n_kv_heads": 2}, ffn={"name": "swiglu", "hidden": hidden},
+        pos="rope", norm="rmsnorm", attention={"name": "gqa", "n_kv_heads": 2},
+        ffn={"name": "swiglu", "hidden": hidden},
     )  # fmt: skip
     assert got == (body + 2 * vocab * d, body + vocab * d, body + 2 * vocab * d)
 
