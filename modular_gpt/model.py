@@ -1,6 +1,7 @@
 """The decoder: embeddings, a stack of blocks, a head. Shapes by the letters of core/contracts.py."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
 
 import torch
@@ -104,8 +105,7 @@ class GPTModel(nn.Module):
                 self.positions.append(modules[repr(each)])
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(layer, config, modules[repr(layer.pos)]) for layer in layers)
-        with_norm = config.topology != "post" if config.final_norm is None else config.final_norm
-        self.final_norm = build_norm(config.norm, config) if with_norm else None
+        self.final_norm = build_norm(config.norm, config) if config.has_final_norm else None
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         self._own_cache: ModelCache | None = None
@@ -261,6 +261,21 @@ class GPTModel(nn.Module):
         from modular_gpt.generation import generate
 
         return generate(self, ids, max_new_tokens, **settings)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "GPTModel":
+        """A published model, in evaluation mode; see ``modular_gpt.pretrained.load_pretrained``."""
+        from modular_gpt.pretrained import load_pretrained
+
+        return load_pretrained(name_or_path, dtype, device)
+
+    def save_pretrained(self, path: str | Path, format: str = "hf", eos_token_id: int | None = None) -> None:
+        """Write a folder that other programs read; see ``modular_gpt.pretrained.save_pretrained``."""
+        from modular_gpt.pretrained import save_pretrained
+
+        save_pretrained(self, path, format, eos_token_id)
 
     def after_optimizer_step(self) -> None:
         """To be called after each update; parts adjust what gradients do not reach."""

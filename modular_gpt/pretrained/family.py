@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modular_gpt.config import GPTConfig
+from modular_gpt.config import GPTConfig, LayerConfig
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.pretrained.rules import Rule
 
@@ -19,7 +19,9 @@ class Family:
     model_type, architecture: as in their config.json
     rules: which tensor is which
     read: their settings -> ours, as ``GPTConfig.from_dict`` takes them
-    write: ours -> theirs, for kinds that can be saved; what it writes, ``read`` must read back
+    write: ours and its layers with nulls resolved -> theirs, for kinds that can be saved; as near as it can come,
+        since what ``read`` makes of it is compared with ours
+    parts: the component of each slot, by name, where ``write`` is given
     defaults: what a setting is that their config.json leaves out
     prefix: of tensor names, absent in files of the bare model without a head
     ignored: regular expressions of tensor names that hold nothing learned; {n_layers} is filled in
@@ -30,7 +32,8 @@ class Family:
     rules: tuple[Rule, ...]
     read: Callable[[Settings], dict[str, Any]]
     defaults: Mapping[str, Any]
-    write: Callable[[GPTConfig], dict[str, Any]] | None = None
+    write: Callable[[GPTConfig, list[LayerConfig]], dict[str, Any]] | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
     prefix: str = "model."
     ignored: tuple[str, ...] = field(default=(r".*rotary_emb\.inv_freq",))
 
@@ -52,6 +55,16 @@ def activation(name: str) -> str:
     if name not in ACTIVATIONS:
         raise CheckpointError(unknown("activation function", str(name), ACTIVATIONS))
     return ACTIVATIONS[name]
+
+
+def parts(layer: LayerConfig) -> tuple[Any, Any, Any, Any]:
+    """The settings of attention, ffn, norm and pos, for a family that knows which settings its parts have."""
+    return layer.attention, layer.ffn, layer.norm, layer.pos
+
+
+def their_activation(name: str) -> str:
+    """Their name of our activation function; ours, which they do not know, where they have none."""
+    return next((theirs for theirs, ours in ACTIVATIONS.items() if ours == name), name)
 
 
 def dropout(settings: Settings, name: str, embeddings: str | None = None) -> float:

@@ -8,7 +8,7 @@ import torch
 
 from modular_gpt import GPTModel
 from modular_gpt.pretrained import FAMILIES, load_pretrained
-from tests.reference.cases import CASES, ids, reference
+from tests.reference.cases import CASES, TOKENS, ids, reference
 from tests.reference.conftest import TOLERANCE, Parity, difference
 
 INITS = {"own init": False, "strong init": True}
@@ -29,6 +29,20 @@ def test_logits(kind: str, case: str, init: str, tmp_path: Path, parity: Parity)
     tokens = ids(ours.config.vocab_size)
     with torch.no_grad():
         parity(f"{kind}, {init}", ours(tokens), theirs(tokens).logits)
+
+
+@pytest.mark.parametrize(("kind", "case"), [(k, c) for k in ("gpt2", "llama", "gemma2") for c in CASES[k]])
+@torch.no_grad()
+def test_bfloat16(kind: str, case: str, tmp_path: Path) -> None:
+    """In bfloat16 ours is as near to the float32 model as theirs is."""
+    exact = reference(kind, CASES[kind][case], strong=False)
+    exact.save_pretrained(tmp_path)
+    tokens = ids(exact.config.vocab_size, 200 if kind == "llama" else TOKENS)
+    ours = load_pretrained(tmp_path, dtype=torch.bfloat16)(tokens).float()
+    right = exact(tokens).logits
+    theirs = exact.bfloat16()(tokens).logits.float()
+    error, their_error = (ours - right).square().mean().sqrt(), (theirs - right).square().mean().sqrt()
+    assert error <= 1.25 * their_error, (error, their_error)
 
 
 # (kind, case) -> what our config would be if a setting of theirs were misread

@@ -3,7 +3,8 @@
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError
-from modular_gpt.pretrained.families.shared import DEFAULTS, ENDS, GATED, LAYER, NORMS, decoder, yarn_magnitude
+from modular_gpt.pretrained.families.rotary import yarn_magnitude
+from modular_gpt.pretrained.families.shared import DEFAULTS, ENDS, GATED, LAYER, NORMS, decoder
 from modular_gpt.pretrained.family import Family, Settings, must_be
 from modular_gpt.pretrained.rules import FUSED_PER_HEAD, Rule, affine
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.family import Family, Settings, activation, dropout, must_be
+from modular_gpt.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.family import Family, Settings, activation, dropout, must_be, parts, their_activation
 from modular_gpt.pretrained.rules import COPY, FUSED, Rule, affine, transposed
 
 _LAYER = "transformer.h.{layer}"
@@ -61,11 +62,34 @@ def read(settings: Settings) -> dict[str, Any]:
     }
 
 
+def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    attention, ffn, norm, _ = parts(layers[0])
+    return {
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "n_inner": ffn.hidden,
+        "activation_function": their_activation(ffn.activation),
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": attention.dropout,
+        "layer_norm_epsilon": norm.eps,
+        "initializer_range": config.init_std,
+        "scale_attn_weights": attention.scale != 1.0,
+        "scale_attn_by_inverse_layer_idx": parts(layers[-1])[0].scale != attention.scale,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
 FAMILY = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     rules=RULES,
     read=read,
+    write=write,
+    parts={"attention": "mha", "ffn": "mlp", "norm": "layernorm", "pos": "learned"},
     prefix="transformer.",
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, as a table
     defaults={

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.families.shared import DEFAULTS, LLAMA_RULES, decoder
-from modular_gpt.pretrained.family import Family, Settings
+from modular_gpt.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.families.shared import DEFAULTS, LLAMA_PARTS, LLAMA_RULES, decoder, decoder_written
+from modular_gpt.pretrained.family import Family, Settings, parts
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -12,11 +13,17 @@ def read(settings: Settings) -> dict[str, Any]:
     return ours
 
 
+def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    return {**decoder_written(config, layers), "sliding_window": parts(layers[0])[0].window}
+
+
 FAMILY = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
     rules=LLAMA_RULES,
     read=read,
+    write=write,
+    parts=LLAMA_PARTS,
     defaults={
         **DEFAULTS,
         "intermediate_size": 14336,

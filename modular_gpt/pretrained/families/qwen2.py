@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.families.shared import DEFAULTS, LLAMA_RULES, decoder, windows
+from modular_gpt.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.families.shared import (
+    DEFAULTS,
+    LLAMA_PARTS,
+    LLAMA_RULES,
+    decoder,
+    decoder_written,
+    windows,
+    windows_written,
+)
 from modular_gpt.pretrained.family import Family, Settings
 
 
@@ -24,6 +33,10 @@ def layer_types(settings: Settings) -> list[str]:
     ]
 
 
+def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    return {**decoder_written(config, layers), **windows_written(layers)}
+
+
 QWEN_DEFAULTS = {
     **DEFAULTS,
     "vocab_size": 151936,
@@ -36,5 +49,11 @@ QWEN_DEFAULTS = {
     "layer_types": None,
 }
 FAMILY = Family(
-    model_type="qwen2", architecture="Qwen2ForCausalLM", rules=LLAMA_RULES, read=read, defaults=QWEN_DEFAULTS
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    rules=LLAMA_RULES,
+    read=read,
+    write=write,
+    parts=LLAMA_PARTS,
+    defaults=QWEN_DEFAULTS,
 )

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from modular_gpt.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.families import qwen2
-from modular_gpt.pretrained.families.shared import LAYER, LLAMA_RULES
-from modular_gpt.pretrained.family import Family, Settings
+from modular_gpt.pretrained.families.shared import LAYER, LLAMA_PARTS, LLAMA_RULES
+from modular_gpt.pretrained.family import Family, Settings, parts
 from modular_gpt.pretrained.rules import Rule
 
 
@@ -20,6 +21,10 @@ def read(settings: Settings) -> dict[str, Any]:
     return ours
 
 
+def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    return {**qwen2.write(config, layers), "attention_bias": parts(layers[0])[0].qkv_bias}
+
+
 FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
@@ -29,5 +34,7 @@ FAMILY = Family(
         Rule(f"{LAYER}.self_attn.k_norm.weight", ("blocks.{layer}.attention.key_norm.weight",)),
     ),
     read=read,
+    write=write,
+    parts=LLAMA_PARTS,
     defaults={**qwen2.QWEN_DEFAULTS, "head_dim": 128, "attention_bias": False},
 )

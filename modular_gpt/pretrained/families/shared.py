@@ -1,11 +1,12 @@
-"""What the families that descend from Llama have in common: names of tensors, rotary positions, windows per layer."""
+"""What the families that descend from Llama have in common: names of tensors, sizes, windows per layer."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from modular_gpt.config import GPTConfig, LayerConfig
 from modular_gpt.core.errors import CheckpointError, unknown
-from modular_gpt.pretrained.family import Settings, activation
+from modular_gpt.pretrained.families.rotary import rope, rope_written
+from modular_gpt.pretrained.family import Settings, activation, parts, their_activation
 from modular_gpt.pretrained.rules import Rule, affine
 
 LAYER = "model.layers.{layer}"
@@ -79,60 +80,28 @@ def decoder(settings: Settings) -> dict[str, Any]:
     }
 
 
-def rope(settings: Settings) -> dict[str, Any]:
-    """Rotary positions, written as ``rope_parameters`` or, before that, as ``rope_theta`` and ``rope_scaling``."""
-    given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
-    if any(isinstance(value, Mapping) for value in given.values()):
-        raise CheckpointError("the checkpoint has rotary positions per layer type, which are not supported")
-    kind = given.get("rope_type", given.get("type", "default"))
-    theta = given["rope_theta"] if "rope_theta" in given else settings["rope_theta"]
-    partial = given.get("partial_rotary_factor", settings.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise CheckpointError(f"the checkpoint has partial_rotary_factor={partial}, which is not supported: only 1 is")
-    position = {"name": "rope", "theta": float(theta)}
-    if kind == "default":
-        return position
-    if kind not in SCALINGS:
-        raise CheckpointError(unknown("rope scaling", str(kind), ["default", *SCALINGS]))
-    return {**position, "scaling": {"kind": kind, **SCALINGS[kind](given, settings["max_position_embeddings"])}}
+LLAMA_PARTS = {"attention": "mha", "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
 
 
-def _original_length(given: Settings, length: int) -> int:
-    return given.get("original_max_position_embeddings") or length
-
-
-def _yarn(given: Settings, length: int) -> dict[str, Any]:
-    original = _original_length(given, length)
-    factor = given.get("factor") or length / original
-    magnitude = given.get("attention_factor")
-    if magnitude is None and given.get("mscale") and given.get("mscale_all_dim"):
-        magnitude = yarn_magnitude(factor, given["mscale"]) / yarn_magnitude(factor, given["mscale_all_dim"])
+def decoder_written(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    """Theirs from ours; the reverse of ``decoder``."""
+    attention, ffn, norm, pos = parts(layers[0])
     return {
-        "factor": factor,
-        "original_context_length": original,
-        "beta_fast": given.get("beta_fast") or 32,
-        "beta_slow": given.get("beta_slow") or 1,
-        "truncate": given.get("truncate", True),
-        "attention_factor": magnitude,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": ffn.hidden,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": attention.n_kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": their_activation(ffn.activation),
+        "max_position_embeddings": config.context_length,
+        "initializer_range": config.init_std,
+        "rms_norm_eps": norm.eps,
+        "rope_parameters": rope_written(pos),
+        "attention_dropout": attention.dropout,
+        "tie_word_embeddings": config.tie_embeddings,
     }
-
-
-def yarn_magnitude(factor: float, weight: float) -> float:
-    """What queries and keys are multiplied by, with DeepSeek's ``weight`` on the logarithm."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-SCALINGS = {
-    "linear": lambda given, length: {"factor": given["factor"]},
-    "dynamic": lambda given, length: {"factor": given["factor"], "original_context_length": length},
-    "llama3": lambda given, length: {
-        "factor": given["factor"],
-        "original_context_length": _original_length(given, length),
-        "low_frequency_factor": given["low_freq_factor"],
-        "high_frequency_factor": given["high_freq_factor"],
-    },
-    "yarn": _yarn,
-}
 
 
 def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[str, Any]]:
@@ -147,6 +116,14 @@ def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[
     names = ["sliding" if kind == "sliding_attention" else "base" for kind in types]
     variants = {"sliding": {"attention": {"window": window}}}
     return None, {"name": "windows", "variants": variants, "cycle": shortest_cycle(names)}
+
+
+def windows_written(layers: list[LayerConfig]) -> dict[str, Any]:
+    """The kind of each layer and their window; the reverse of ``windows``."""
+    widths = [parts(layer)[0].window for layer in layers]
+    types = ["full_attention" if width is None else "sliding_attention" for width in widths]
+    window = next((width for width in widths if width is not None), None)
+    return {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
 
 
 def shortest_cycle(names: list[str]) -> list[str]:

@@ -1,0 +1,184 @@
+"""What we write, transformers loads as the same model, to the last bit; what it has no model for is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from modular_gpt import CheckpointError, ConfigError, GPTModel
+from modular_gpt.pretrained import FAMILIES, load_pretrained, save_pretrained
+from tests.reference.cases import CASES, ids, reference
+from tests.reference.conftest import difference
+
+WRITTEN = [kind for kind, family in FAMILIES.items() if family.write is not None]
+ROUND_TRIPS = [(kind, case) for kind in WRITTEN for case in CASES[kind]]
+
+
+def loaded_by_transformers(folder: Path, **how: Any) -> Any:
+    """The model, with every weight taken from the folder."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True, **how
+    )
+    assert not any(report[fault] for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+def test_these_are_written() -> None:
+    assert WRITTEN == ["gpt2", "llama", "mistral", "qwen2", "qwen3"]
+
+
+@pytest.mark.parametrize(("kind", "case"), ROUND_TRIPS)
+@torch.no_grad()
+def test_there_and_back(kind: str, case: str, tmp_path: Path) -> None:
+    """A model of theirs, through ours, is the same again: its logits do not change in a single bit."""
+    theirs = reference(kind, CASES[kind][case], strong=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    load_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    back = loaded_by_transformers(tmp_path / "ours")
+    tokens = ids(61)
+    if not CASES[kind][case].get("reorder_and_upcast_attn"):  # another order of the same multiplications
+        assert torch.equal(back(tokens).logits, theirs(tokens).logits)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    if back.config.model_type == kind:  # otherwise a kind that says the same with fewer words
+        assert type(back) is type(theirs)
+
+
+def test_a_kind_that_says_the_same_is_taken(tmp_path: Path) -> None:
+    reference("mistral", CASES["mistral"]["no window"], strong=True).save_pretrained(tmp_path)
+    load_pretrained(tmp_path).save_pretrained(tmp_path)  # over itself
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
+
+
+SIZES = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 3, "context_length": 32}
+LLAMA = {**SIZES, "bias": False, "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
+YARN = {"name": "rope", "scaling": {"kind": "yarn", "factor": 4, "original_context_length": 8}}
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "the default": ("gpt2", SIZES),
+    "gpt2 with dropout and relu": ("gpt2", {**SIZES, "dropout": 0.2, "ffn": {"name": "mlp", "activation": "relu"}}),
+    "gpt2, untied, narrow": ("gpt2", {**SIZES, "tie_embeddings": False, "ffn": {"name": "mlp", "hidden": 50}}),
+    "llama": ("llama", LLAMA),
+    "llama, mqa, linear scaling": (
+        "llama",
+        {**LLAMA, "attention": "mqa", "pos": {"name": "rope", "scaling": {"kind": "linear", "factor": 2}}},
+    ),
+    "llama, biases, yarn": ("llama", {**LLAMA, "bias": True, "pos": YARN}),
+    "llama, geglu, dynamic": (
+        "llama",
+        {**LLAMA, "ffn": "geglu", "pos": {"name": "rope", "scaling": {"kind": "dynamic", "factor": 2}}},
+    ),
+    "llama, attention biases, llama3": (
+        "llama",
+        {
+            **LLAMA,
+            "attention": {"name": "gqa", "n_kv_heads": 2, "qkv_bias": True, "out_bias": True, "head_dim": 6},
+            "pos": {"name": "rope", "scaling": {"kind": "llama3", "factor": 8, "original_context_length": 16}},
+        },
+    ),
+    "mistral": ("mistral", {**LLAMA, "attention": {"name": "swa", "window": 5}}),
+    "qwen2": ("qwen2", {**LLAMA, "attention": {"name": "gqa", "n_kv_heads": 2, "qkv_bias": True}}),
+    "qwen3": (
+        "qwen3",
+        {
+            **LLAMA,
+            "attention": {"name": "mha", "qk_norm": "rmsnorm"},
+            "norm": {"name": "rmsnorm", "eps": 1e-6},
+            "layers": {"variants": {"local": {"attention": {"window": 5}}}, "cycle": ["local", "base"]},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@torch.no_grad()
+def test_our_own(name: str, tmp_path: Path) -> None:
+    """A model of ours gives the same logits in transformers, and exactly the same ones when it comes back."""
+    kind, settings = OWN[name]
+    model = GPTModel(**settings, init_std=0.3).eval()
+    save_pretrained(model, tmp_path, eos_token_id=7)
+    theirs = loaded_by_transformers(tmp_path)
+    assert theirs.config.model_type == kind and theirs.config.eos_token_id == 7
+    tokens = ids(61)
+    assert difference(model(tokens), theirs(tokens).logits) < 2e-5
+    assert torch.equal(load_pretrained(tmp_path)(tokens), model(tokens))
+
+
+def test_dtype(tmp_path: Path) -> None:
+    GPTModel(**SIZES).bfloat16().save_pretrained(tmp_path)
+    assert loaded_by_transformers(tmp_path).dtype == torch.bfloat16
+    assert load_pretrained(tmp_path).embedding.weight.dtype == torch.bfloat16
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"attention": "mla"}, "the nearest kind, gpt2, is without attention=mla;"),
+    ({**LLAMA, "attention": "linear"}, "attention=linear"),
+    ({"ffn": "moe"}, "ffn=moe"),
+    ({"pos": "alibi"}, "pos=alibi"),
+    ({**LLAMA, "norm": "scalenorm"}, "without norm=scalenorm;"),
+    ({"bias": False}, "attention.qkv_bias=False"),
+    ({"attention": {"name": "swa", "window": 5}}, "the nearest kind, gpt2, is without attention.window=5;"),
+    ({"attention": {"name": "gqa", "n_kv_heads": 2}}, "attention.n_kv_heads=2"),
+    ({**LLAMA, "attention": {"name": "mha", "softcap": 20.0}}, "attention.softcap=20.0"),
+    ({**LLAMA, "attention": {"name": "mha", "sinks": True}}, "attention.sinks=True"),
+    ({**LLAMA, "topology": "parallel"}, "topology=parallel"),
+    ({**LLAMA, "topology": "post", "final_norm": True}, "topology=post"),
+    ({**LLAMA, "final_norm": False}, "final_norm=False"),
+    ({**LLAMA, "logit_softcap": 5.0}, "the nearest kind, llama, is without logit_softcap=5.0;"),
+    ({**LLAMA, "embed_scale": 2.0}, "embed_scale=2.0"),
+    ({**LLAMA, "head_bias": True}, "head_bias=True"),
+    ({**LLAMA, "embed_norm": True}, "embed_norm=True"),
+    ({**LLAMA, "pos": {"name": "rope", "rotary_dim": 4}}, "pos.rotary_dim=4"),
+    ({**LLAMA, "pos": {"name": "rope", "layout": "interleaved"}}, "pos.layout=interleaved"),
+    ({**LLAMA, "norm": {"name": "rmsnorm", "weight_offset": True}}, "norm.weight_offset=True"),
+    ({**LLAMA, "ffn": {"name": "swiglu", "activation": "clamped_swish"}}, "clamped_swish"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), REFUSED, ids=[words for _, words in REFUSED])
+def test_what_no_published_model_has_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+    model = GPTModel(**{**SIZES, **settings})
+    with pytest.raises(CheckpointError) as refusal:
+        model.save_pretrained(tmp_path / "new")
+    assert "is without" in str(refusal.value) and words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_unknown_format(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="format"):
+        GPTModel(**SIZES).save_pretrained(tmp_path, format="gguf")
+
+
+def test_other_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    GPTModel(**SIZES).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = GPTModel(**SIZES).eval()
+    model.save_pretrained(tmp_path)
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("modular_gpt.pretrained.saving.save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device.*it needs [0-9,]+ bytes"):
+        GPTModel(**SIZES).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert torch.equal(load_pretrained(tmp_path).embedding.weight, model.embedding.weight)
+
+
+def test_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write the model"):
+        GPTModel(**SIZES).save_pretrained(tmp_path / "file" / "model")
