@@ -51,7 +51,7 @@ def feed(
     model: GPTModel, ids: Tensor, cache: ModelCache, counts: Iterable[int], padding: Tensor | None = None
 ) -> Tensor:
     """The logits of ids given in pieces of so many tokens, the rest in one piece."""
-    parts, start = [], 0
+    parts, start = [torch.empty(len(ids), 0, model.config.vocab_size, dtype=model.embedding.weight.dtype)], 0
     for count in [*counts, ids.shape[1]]:
         piece = ids[:, start : start + count]
         if piece.shape[1]:

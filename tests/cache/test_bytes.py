@@ -1,0 +1,156 @@
+"""What a cache costs: predicted from the config, allocated, and the figures that theory gives."""
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor
+
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.core.registry import entries
+from tests.components.cases import MODEL
+from tests.components.laws import allocated, feed, text
+
+# 8 heads of 16, 2 layers, 128 tokens, latent 16, window 16, float32: the figures published for other libraries
+PUBLISHED = dict(vocab_size=50, d_model=128, n_heads=8, n_layers=2, context_length=128)
+FIGURES = [
+    ({"name": "mla", "kv_lora_rank": 16}, "learned", 16_384),  # theirs: 16,384 / 327,680 / 24,768
+    ({"name": "mla", "kv_lora_rank": 16, "qk_rope_head_dim": 8}, "rope", 24_576),
+    ({"name": "swa", "window": 16}, "learned", 32_768),  # theirs: 262,144 / 32,768 / 32,768
+    ("mha", "learned", 262_144),
+    ({"name": "gqa", "n_kv_heads": 2}, "rope", 65_536),
+    ("mqa", "alibi", 32_768),
+    ("linear", "none", 2 * 8 * (16 * 16 + 16) * 4),
+]
+PATTERNS = {
+    "uniform": {},
+    "local_global": {"variants": {"local": {"attention": {"window": 5}}}, "cycle": ["local", "local", "base"]},
+    "first_is_other": {"variants": {"light": {"attention": {"name": "mla"}}}, "prefix": ["light"]},
+    "constant_and_growing": {"variants": {"state": {"attention": "linear"}}, "cycle": ["state", "base"]},
+    "last_two": {"variants": {"one": {"attention": "mqa"}, "two": {"attention": "swa"}}, "suffix": ["one", "two"]},
+}
+
+
+@pytest.mark.parametrize(("attention", "pos", "expected"), FIGURES, ids=str)
+def test_figures(attention: object, pos: str, expected: int) -> None:
+    config = GPTConfig(**PUBLISHED, attention=attention, pos=pos)
+    assert config.cache_bytes(1, 128) == expected
+    assert config.cache_bytes(3, 128) == 3 * expected
+    model = GPTModel(config)
+    cache = model.new_cache(1, 128)
+    for pieces in ([128], [1] * 128, [100, 28]):
+        cache.reset()
+        feed(model, text(config, 1, 128), cache, pieces)
+        assert cache.nbytes() == allocated(cache) == expected
+
+
+@pytest.mark.parametrize("layers", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("attention", entries("attention"))
+def test_every_kind_in_every_pattern(attention: str, layers: dict) -> None:
+    if "window" in str(layers) and "window" not in vars(entries("attention")[attention].default()):
+        layers = PATTERNS["last_two"]  # linear attention has no window to override
+    config = GPTConfig(**{**MODEL, "n_layers": 5, "attention": attention, "layers": layers})
+    model = GPTModel(config)
+    for tokens in (1, 4, 5, 6, 24, 100):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            cache = model.new_cache(2, tokens, dtype)
+            assert cache.nbytes() == allocated(cache) == config.cache_bytes(2, tokens, dtype)
+    by_layer = [layer.cache_spec(config.dims).nbytes(2, 24, torch.float32) for layer in config.layer_configs]
+    assert [layer.nbytes() for layer in model.new_cache(2, 24).layers] == by_layer
+
+
+@pytest.mark.parametrize("window", [3, 8, 300])
+@pytest.mark.parametrize("attention", entries("attention"))
+def test_a_window_over_the_whole_model(attention: str, window: int) -> None:
+    """No layer with rows keeps more than the window, and each its own smaller one still."""
+    config = GPTConfig(**{**MODEL, "attention": attention})
+    model = GPTModel(config)
+    cache = model.new_cache(1, 24, window=window)
+    assert cache.nbytes() == allocated(cache) == config.cache_bytes(1, min(24, window))
+
+
+def by_hand(config: GPTConfig, tokens: int) -> int:
+    """Bytes of one float32 text from the definitions, without the package's own arithmetic."""
+    total = 0
+    for layer in config.layer_configs:
+        part = layer.attention
+        head = config.d_model // config.n_heads
+        kept = min(tokens, getattr(part, "window", None) or tokens)
+        if part.name == "mla":
+            rope = (part.qk_rope_head_dim or max(2, head // 4 * 2)) if layer.pos.name == "rope" else 0
+            total += kept * ((part.kv_lora_rank or config.d_model // 8) + rope) * 4
+        elif part.name == "linear":
+            total += config.n_heads * (head * head + head) * 4
+        else:
+            total += kept * 2 * (part.n_kv_heads or config.n_heads) * (part.head_dim or head) * 4
+    return total
+
+
+@pytest.mark.parametrize("pos", ["rope", "none"])
+@pytest.mark.parametrize("attention", entries("attention"))
+def test_against_the_definitions(attention: str, pos: str) -> None:
+    layers = PATTERNS["last_two"]
+    config = GPTConfig(**{**MODEL, "n_layers": 4, "attention": attention, "pos": pos, "layers": layers})
+    for tokens in (1, 63, 64, 65, 200):
+        assert config.cache_bytes(1, tokens) == by_hand(config, tokens)
+
+
+def live_bytes() -> int:
+    """Bytes of the distinct storages of all tensors that Python can reach."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) in (Tensor, torch.nn.Parameter):
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("attention", entries("attention"))
+@torch.no_grad()
+def test_nothing_else_of_a_prompt_stays_alive(attention: str) -> None:
+    """After a prompt longer than the window only the cache is left in memory: no view holds on to the prompt."""
+    settings = {"name": attention}
+    if "window" in entries("attention")[attention].settings:
+        settings["window"] = 5
+    config = GPTConfig(**{**MODEL, "attention": settings})
+    model, ids = GPTModel(config), text(config)
+    before = live_bytes()
+    cache = model.new_cache(len(ids), ids.shape[1])
+    model(ids, cache=cache)
+    assert live_bytes() - before == config.cache_bytes(len(ids), ids.shape[1])
+    model(ids[:, :1], use_cache=True)  # the convenience keeps a growing cache and nothing else
+    kept = model._own_cache
+    assert kept is not None
+    assert live_bytes() - before == cache.nbytes() + kept.nbytes()
+
+
+@pytest.mark.parametrize("attention", entries("attention"))
+@torch.no_grad()
+def test_decoding_allocates_nothing_that_grows(attention: str) -> None:
+    """The largest tensor that one step makes does not depend on how much is cached, scores and mask aside."""
+    from tests.model.test_loss import Largest
+
+    most = []
+    for tokens in (40, 400):
+        config = GPTConfig(**{**MODEL, "attention": attention, "pos": "none", "context_length": 512})
+        model = GPTModel(config)
+        cache = model.new_cache(1, 512)
+        model(text(config, 1, tokens), cache=cache)
+        model(text(config, 1, 1), cache=cache)
+        with Largest(ignored_views(cache)) as largest:
+            model(text(config, 1, 1), cache=cache)
+        most.append(largest.most)
+    assert most[1] <= most[0] + config.n_heads * 400
+
+
+def ignored_views(cache: object) -> set[torch.Size]:
+    """Shapes that a view of the whole cache, or of its used part, has."""
+    shapes = set()
+    for layer in cache.layers:  # type: ignore[attr-defined]
+        for tensor in layer.tensors:
+            if tensor.ndim == 4:
+                b, h, s, n = tensor.shape
+                used = min(s, cache.length + 1)  # type: ignore[attr-defined]
+                for rows in (s, used):
+                    shapes |= {torch.Size((b, h, rows, n)), torch.Size((b, h, n, rows)), torch.Size((b * h, rows, n))}
+    return shapes

@@ -1,0 +1,219 @@
+"""A cache's own doings: growing, filling up, moving rows, going back."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modular_gpt import ConfigError, GPTConfig, GPTModel
+from modular_gpt.core.cache import TokenCache
+from modular_gpt.core.registry import entries
+from tests.components.cases import MODEL
+from tests.components.laws import build, close, feed, text
+
+KINDS = {
+    **{name: {"name": name} for name in entries("attention")},
+    "swa": {"name": "swa", "window": 5},
+    "mla in a window": {"name": "mla", "window": 5},
+}
+MIXED = {
+    "variants": {"local": {"attention": {"name": "swa", "window": 5}}, "state": {"attention": "linear"}},
+    "cycle": ["local", "base", "state"],
+}
+
+
+def config(kind: str = "mha", **changes: object) -> GPTConfig:
+    return GPTConfig(**{**MODEL, "context_length": 256, "attention": KINDS[kind], **changes})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_growing_keeps_what_it_has(kind: str) -> None:
+    model = build(config(kind), std=0.2)
+    ids = text(model.config, 2, 200)
+    expected = model(ids)
+    for counts in ([1, 62, 1, 1, 1, 63], [60, 100], [130, 1, 1]):
+        cache = model.new_cache(2)
+        close(feed(model, ids, cache, counts), expected)
+        for layer in cache.layers:
+            if isinstance(layer, TokenCache):
+                assert layer.capacity <= (layer.window or 2 * 200)
+
+
+@torch.no_grad()
+def test_storage_moves_only_when_it_doubles() -> None:
+    model = GPTModel(config())
+    cache = model.new_cache(1)
+    places = []
+    for token in text(model.config, 1, 200).split(1, dim=1):
+        model(token, cache=cache)
+        places.append(cache.layers[0].tensors[0].data_ptr())
+    moved = [i for i in range(1, 200) if places[i] != places[i - 1]]
+    assert set(moved) <= {64, 128} and cache.layers[0].capacity == 256
+
+
+@torch.no_grad()
+def test_a_window_larger_than_the_first_storage() -> None:
+    """A growing ring reaches its window by doubling, also in the middle of a chunk."""
+    model = build(config(attention={"name": "swa", "window": 100}), std=0.2)
+    ids = text(model.config, 1, 230)
+    for counts in ([1] * 230, [63, 2, 50, 1, 1], [99, 1, 1], [150, 1]):
+        cache = model.new_cache(1)
+        close(feed(model, ids, cache, counts), model(ids))
+        assert cache.nbytes() == model.config.cache_bytes(1, 230)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_cache_says_so_and_stays_as_it_was(kind: str) -> None:
+    model = build(config(kind))
+    ids = text(model.config, 2, 12)
+    cache = model.new_cache(2, 11)
+    feed(model, ids[:, :10], cache, [])
+    with pytest.raises(ConfigError) as error:
+        model(ids[:, 10:], cache=cache)
+    assert str(error.value) == "the cache holds 11 tokens and cannot take 12; make a longer one"
+    close(model(ids[:, 10:11], cache=cache), model(ids)[:, 10:11])
+
+
+def test_a_learned_table_ends() -> None:
+    model = build(config(pos="learned", context_length=8))
+    ids = text(model.config, 1, 9)
+    sentence = "9 tokens do not fit pos=learned, which has 8 positions"
+    with pytest.raises(ConfigError, match=sentence) as error:
+        model(ids)
+    assert "\n" not in str(error.value)
+    cache = model.new_cache(1, 20)
+    feed(model, ids[:, :8], cache, [3])
+    with pytest.raises(ConfigError, match=sentence):
+        model(ids[:, 8:], cache=cache)
+    assert cache.length == 8
+
+
+def test_other_misuse_is_named() -> None:
+    model = build(config())
+    ids = text(model.config, 2, 6)
+    with pytest.raises(ConfigError, match="the cache was made for 3 rows, got 2"):
+        model(ids, cache=model.new_cache(3, 10))
+    cache = model.new_cache(2, 10)
+    model(ids[:, :3], cache=cache)
+    with pytest.raises(ConfigError, match="give it with the first tokens of a cache only"):
+        model(ids[:, 3:], cache=cache, padding=torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_cache_of_another_type_than_the_model(kind: str, dtype: torch.dtype) -> None:
+    """Whole, in pieces and after the ring went round: logits of the model's type, near those without a cache."""
+    model = build(config(kind), std=0.15)
+    ids = text(model.config)
+    expected = model(ids)
+    for counts in ([], [1] * 20, [7, 1, 6]):
+        got = feed(model, ids, model.new_cache(3, 20, dtype), counts)
+        assert got.dtype == torch.float32
+        assert (got - expected).abs().mean() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_shared_prompt_is_computed_once(kind: str) -> None:
+    model = build(config(kind))
+    prompt, tails = text(model.config, 2, 9), text(model.config, 6, 7, seed=4)
+    cache = model.new_cache(2, 16)
+    model(prompt, cache=cache)
+    cache.expand(3)
+    assert cache.batch == 6 and cache.nbytes() == model.config.cache_bytes(6, 16)
+    whole = torch.cat([prompt.repeat_interleave(3, dim=0), tails], dim=1)
+    close(feed(model, tails, cache, [1, 1]), model(whole)[:, 9:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_ragged_rows_move_with_their_padding(kind: str) -> None:
+    model = build(config(kind))
+    ids, padding = text(model.config), torch.tensor([0, 4, 9])
+    cache = model.new_cache(3, 20)
+    model(ids[:, :12], cache=cache, padding=padding)
+    order = torch.tensor([2, 0, 0])
+    cache.reorder(order)
+    got = feed(model, ids[order, 12:], cache, [1, 3])
+    for row, origin in enumerate(order.tolist()):
+        pad = int(padding[origin])
+        close(got[row : row + 1], model(ids[origin : origin + 1, pad:])[:, 12 - pad :])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_reset_forgets_everything_but_the_memory(kind: str) -> None:
+    model = build(config(kind))
+    ids = text(model.config)
+    cache = model.new_cache(3, 20)
+    model(ids, cache=cache, padding=torch.tensor([0, 4, 9]))
+    places = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
+    cache.reset()
+    assert cache.length == 0 and cache.padding is None
+    assert places == [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
+    close(feed(model, ids.flip(1), cache, [1, 8]), model(ids.flip(1)))
+
+
+@pytest.mark.parametrize("layers", [{}, MIXED], ids=["uniform", "mixed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_going_back(kind: str, layers: dict) -> None:
+    """Tokens that were saved before can be taken back, all or some; then the text goes on otherwise."""
+    model = build(config(kind, layers=layers, n_layers=3), std=0.2)
+    ids, other = text(model.config, 2, 30), text(model.config, 2, 30, seed=7)
+
+    @settings(max_examples=25)
+    @given(start=st.integers(0, 14), count=st.integers(1, 12), kept=st.integers(0, 12), grows=st.booleans())
+    @torch.no_grad()
+    def check(start: int, count: int, kept: int, grows: bool) -> None:
+        kept = min(kept, count)
+        cache = model.new_cache(2, None if grows else 30)
+        feed(model, ids[:, :start], cache, [])
+        saved = cache.save(count)
+        feed(model, ids[:, start : start + count], cache, [])
+        cache.truncate(start + kept, saved)
+        assert start <= cache.length <= start + kept
+        text_now = torch.cat([ids[:, : start + kept], other[:, start + kept :]], dim=1)
+        begin = int(cache.length)
+        close(feed(model, text_now[:, begin:], cache, [1, 1]), model(text_now)[:, begin:])
+
+    check()
+
+
+@torch.no_grad()
+def test_going_back_before_a_growing_window_was_full() -> None:
+    model = build(config(attention={"name": "swa", "window": 100}), std=0.2)
+    ids = text(model.config, 1, 200)
+    cache = model.new_cache(1)
+    feed(model, ids[:, :10], cache, [])
+    saved = cache.save(120)
+    feed(model, ids[:, 10:130], cache, [])
+    cache.truncate(50, saved)
+    begin = int(cache.length)
+    close(feed(model, ids[:, begin:], cache, [1]), model(ids)[:, begin:])
+
+
+def test_going_back_without_a_copy() -> None:
+    for kind in KINDS:
+        model = build(config(kind))
+        cache = model.new_cache(1, 20)
+        feed(model, text(model.config, 1, 12), cache, [])
+        if any(layer.forgets(12) for layer in cache.layers):
+            with pytest.raises(ConfigError, match="this cache cannot go back") as error:
+                cache.truncate(7)
+            assert "\n" not in str(error.value) and cache.length == 12
+        else:
+            cache.truncate(7)
+            assert cache.length == 7
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "linear"])
+@torch.no_grad()
+def test_a_window_over_the_model_is_a_window_in_every_layer(kind: str) -> None:
+    model = build(config(kind))
+    ids = text(model.config)
+    narrow = {**vars(model.config.attention), "window": min(7, model.config.attention.window or 7)}
+    twin = build(config(attention=narrow))
+    for counts in ([], [3, 1, 1, 9], [1] * 20):
+        close(feed(model, ids, model.new_cache(3, 20, window=7), counts), twin(ids))
