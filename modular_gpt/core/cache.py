@@ -155,6 +155,7 @@ class TokenCache(LayerCache):
         slots = self._reused(length, start, count)
         if slots is not None:
             for tensor, old in zip(self.tensors, saved, strict=True):
+                slots = slots[: old.shape[2]]  # the storage may have grown since
                 tensor.index_copy_(2, slots, old[:, :, -len(slots) :])
 
     def _reused(self, first: int, start: int, count: int) -> Tensor | None:
