@@ -182,7 +182,7 @@ class TokenCache(LayerCache):
         for tensor, rows in zip(self.tensors, new, strict=True):
             tensor[:, :, pos.start : end] = rows
         device = pos.columns.device
-        columns = pos.once(("columns", end), lambda: torch.arange(end, device=device))
+        columns = pos.once("columns", lambda: torch.arange(end, device=device))
         return [tensor[:, :, :end] for tensor in self.tensors], columns
 
     def _columns(self, end: int | Tensor, pos: "Positions") -> Tensor:

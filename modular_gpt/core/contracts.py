@@ -82,7 +82,11 @@ class Positions:
 
     def once(self, key: Hashable, make: Callable[[], R]) -> R:
         """What ``make`` returns, computed by the first layer that asks and shared with the later ones."""
-        if key not in self._made:
+        try:
+            known = key in self._made
+        except TypeError:  # while a program is exported, a size may be a symbol, which cannot be looked up
+            return make()
+        if not known:
             self._made[key] = make()
         return cast(R, self._made[key])
 
