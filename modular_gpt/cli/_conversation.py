@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from modular_gpt.cli._writer import Writer
+from modular_gpt.cli._help import spelled
+from modular_gpt.cli._writer import Show, Writer
 from modular_gpt.core.errors import DataError, UserError
 from modular_gpt.generation import GenerationSettings
 
@@ -14,6 +15,16 @@ Write a text and the model goes on with it; what was written before stays in its
   quit, or Ctrl-D    leave; Ctrl-C stops a text that is being written"""
 
 Change = Callable[[str], GenerationSettings | None]
+
+
+def shown_after(prompt: str) -> Show:
+    """Prints the prompt, and then what follows it as it comes."""
+    waiting = [prompt]
+
+    def show(piece: str) -> None:
+        print(waiting.pop() if waiting else "", piece, sep="", end="", flush=True)
+
+    return show
 
 
 class Conversation:
@@ -61,7 +72,7 @@ class Conversation:
             self.ids = []
             print("(forgotten)")
         elif command == "settings":
-            print("  ".join(f"{name}={value}" for name, value in vars(self.settings).items()))
+            print("  ".join(f"{name}={spelled(value)}" for name, value in vars(self.settings).items()))
         elif (changed := self.change(command)) is not None:
             self.settings = changed
         elif line or self.ids:
@@ -69,8 +80,7 @@ class Conversation:
 
     def _go_on(self, line: str) -> None:
         ids = self._cut([*self.ids, *(self.writer.encode(line) if line else [])])
-        print(line, end="", flush=True)
-        text = self.writer.write([ids], self.settings, lambda new: print(new, end="", flush=True))[0]
+        text = self.writer.write([ids], self.settings, shown_after(line))[0][0]
         print()
         self.ids = [*ids, *text.ids, *self._line_end()]
 

@@ -41,7 +41,8 @@ def _sentence(command: Command, where: list[Path], error: Exception) -> str:
         return _in_file(error) + _wrong_value(cause)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {_first_line(error)}"
-    return _first_line(error)
+    why = f" ({_first_line(cause)})" if isinstance(cause, OmegaConfBaseException) and cause is not error else ""
+    return _first_line(error) + why
 
 
 def _siblings(cause: OmegaConfBaseException) -> list[str]:

@@ -5,12 +5,12 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from modular_gpt.cli._app import version
-from modular_gpt.cli._settings import Command, options
+from modular_gpt.cli._settings import Command, options, read_yaml, yaml_file
 
 EXAMPLE = 58  # columns of an example before what it does
 NAME = 22  # columns of an option's name
@@ -36,52 +36,66 @@ def overview(command: Command, about: str, examples: Examples, where: list[Path]
         names = [*first, *(name for name in lines if name not in first)]
         marked = [(f"{'*' if name in first else ' '} {name}", lines[name]) for name in names]
         parts.append(_table(f"{group} - {choice.about}" if choice.about else group, marked, NAME))
-    parts.append(_table("Settings, with what they are otherwise", _settings(command.plain()), SETTING))
-    more = [
-        (f"{program} --help GROUP", "the settings of each option of a group, such as group.setting=value"),
-        (f"{program} --cfg job", "what would be run, with every setting, without running it"),
-        (
-            f"{program} --config-dir FOLDER",
-            "use yaml files of your own too, such as FOLDER/GROUP/mine.yaml for GROUP=mine",
-        ),
-        (f"{program} --version", "the version"),
-    ]
-    if choices:
-        more.insert(2, (f"{program} --multirun GROUP=A,B", "one run after another, and a table that compares them"))
-        more.append((f"{program} --hydra-help", "what else Hydra can do: launchers, sweepers, tab completion"))
-    parts.append(_table("More", more))
+    parts.append(_table("Settings, with what they are otherwise", _settings(command.starts(where[0])), SETTING))
+    parts.append(_table("More", _more(command)))
     return "\n\n".join(parts)
+
+
+def _more(command: Command) -> Examples:
+    program = f"mgpt-{command.name}"
+    if command.choices():
+        yield f"{program} --help GROUP", "the settings of each option of a group, such as group.setting=value"
+        yield f"{program} --multirun GROUP=A,B", "one run after another, and a table that compares them"
+        yield f"{program} --config-dir FOLDER", "more options, as yaml files such as FOLDER/GROUP/mine.yaml"
+    yield f"{program} --cfg job", "every setting as it would be used, without running anything"
+    yield f"{program} --version", "the version"
+    if command.choices():
+        yield f"{program} --hydra-help", "what else Hydra can do: launchers, sweepers, tab completion"
 
 
 def details(command: Command, group: str, where: list[Path]) -> str:
     """The options of a group, and every setting of each with its default."""
-    choice = command.choices()[group]
-    parts = [_table(f"{group} - {choice.about}", list(options(command, group, where).items()), NAME)]
+    named = options(command, group, where)
+    files = {name: path for name in named if (path := yaml_file(where, group, name))}
+    parts = [_table(f"{group} - {command.choices()[group].about}", list(named.items()), NAME)]
     if group not in command.groups():
-        return parts[0]
+        parts += [
+            f"{name} is\n{textwrap.indent(path.read_text(encoding='utf-8'), '    ')}" for name, path in files.items()
+        ]
+        return "\n\n".join(parts)
     by_class: dict[type, list[str]] = {}
     schemas = command.schemas(group)
     for name, schema in schemas.items():
         by_class.setdefault(type(schema.defaults), []).append(name)
     for kind, names in by_class.items():
-        first = schemas[names[0]].defaults
-        rows = _settings(first, f"{group}.")
-        title = "Settings" if group in command.tables else f"Settings of {', '.join(names)}"
-        if not rows:
-            parts.append(f"{title}: none")
-            continue
-        parts.append(_table(title, rows, SETTING))
-        if not all(words for _, words in rows):  # said in another form than a line for each
-            parts.append(textwrap.indent(inspect.cleandoc(kind.__doc__ or ""), "    "))
-        for name in names[1:]:
-            differs = _differences(first, schemas[name].defaults)
-            parts.append(f"  {name} starts from {', '.join(f'{key}={value}' for key, value in differs.items())}")
-    return "\n\n".join(parts)
+        parts.append(_one_kind(command, group, kind, {name: schemas[name].defaults for name in names}))
+    starts = [f"  {name} sets {_listed(values)}" for name, path in files.items() if (values := read_yaml(path))]
+    return "\n\n".join([*parts, *filter(None, ["\n".join(starts)])])
 
 
-def _differences(first: Any, other: Any) -> dict[str, str]:
+def _one_kind(command: Command, group: str, kind: type, defaults: dict[str, Any]) -> str:
+    """The settings that some options share, and where each starts from other values than the first."""
+    title = "Settings" if group in command.tables else f"Settings of {', '.join(defaults)}"
+    first, *others = defaults
+    rows = _settings(defaults[first], f"{group}.")
+    if not rows:
+        return f"{title}: none"
+    parts = [_table(title, rows, SETTING)]
+    if group not in command.tables and not all(words for _, words in rows):  # said otherwise than a line for each
+        parts.append(textwrap.indent(inspect.cleandoc(kind.__doc__ or ""), "    "))
+    starts = [(name, differences(defaults[first], defaults[name])) for name in others]
+    lines = [f"  {name} starts from {_listed(differs)}" for name, differs in starts if differs]
+    return "\n\n".join([*parts, *filter(None, ["\n".join(lines)])])
+
+
+def differences(first: Any, other: Any) -> dict[str, Any]:
+    """The settings in which a dataclass differs from another of its kind, but for the name."""
     values = {field.name: getattr(other, field.name) for field in dataclasses.fields(other) if field.name != "name"}
-    return {key: _spelled(value) for key, value in values.items() if value != getattr(first, key)}
+    return {key: value for key, value in values.items() if value != getattr(first, key)}
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={spelled(value)}" for key, value in values.items() if key != "name")
 
 
 def _about_fields(kind: type) -> dict[str, str]:
@@ -107,11 +121,11 @@ def _settings(defaults: Any, prefix: str = "") -> list[tuple[str, str]]:
         if dataclasses.is_dataclass(value):
             rows += _settings(value, f"{prefix}{field.name}.")
         elif not (prefix and field.name == "name"):
-            rows.append((f"{prefix}{field.name}={_spelled(value)}", about.get(field.name, "")))
+            rows.append((f"{prefix}{field.name}={spelled(value)}", about.get(field.name, "")))
     return rows
 
 
-def _spelled(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A value as it is written on the command line."""
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else str(value)

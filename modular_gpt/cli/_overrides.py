@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
@@ -77,8 +77,10 @@ def _spelled(command: Command, key: str, value: str, where: list[Path], sweep: b
         _check_options(command, key, value, where, sweep)
         return f"{key}={value}"
     hints = command.hints(key)
-    if dict in hints:  # an open mapping, which takes new keys
+    if any(dict in (hint, get_origin(hint)) for hint in hints):  # an open mapping, which takes new keys
         return f"++{key}={_quoted_if_needed(key, value)}"
+    if any(get_origin(hint) is list and _holds_text(hint) for hint in hints) and not _is_list(key, value):
+        return f"{key}=[{quoted(value)}]"
     if not sweep and any(_holds_text(hint) for hint in hints) and not _is_value(key, value, hints):
         return f"{key}={quoted(value)}"
     return f"{key}={_quoted_if_needed(key, value)}"
@@ -110,8 +112,11 @@ def _is_value(key: str, value: str, hints: list[Any]) -> bool:
     """Whether a value of a setting that holds text is meant as null or as a list."""
     if value == NONE:
         return any(hint is Any or type(None) in get_args(hint) for hint in hints)
-    takes_lists = any(hint is Any or list in (hint, *get_args(hint)) for hint in hints)
-    return takes_lists and value.startswith("[") and value.endswith("]") and _parses(key, value)
+    return any(hint is Any or list in (hint, get_origin(hint)) for hint in hints) and _is_list(key, value)
+
+
+def _is_list(key: str, value: str) -> bool:
+    return value.startswith("[") and value.endswith("]") and _parses(key, value)
 
 
 def _quoted_if_needed(key: str, value: str) -> str:

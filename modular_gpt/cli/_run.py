@@ -25,7 +25,11 @@ RESUME = "a run's directory, or a checkpoint, to go on with; what is not set sta
 
 _plain_model = names_of(GPTConfig) - {"vocab_size", *SIZE, *MODEL_GROUPS}
 _plain_run = names_of(RunConfig) - {"model", "trainer", *RUN_SLOTS}
-ModelSize = make_dataclass("ModelSize", fields_of(GPTConfig, SIZE), namespace=described(GPTConfig))
+ModelSize = make_dataclass(
+    "ModelSize",
+    fields_of(GPTConfig, SIZE),
+    namespace=described(GPTConfig, first="n_layers: blocks, one after the other; n_heads: of attention, in each"),
+)
 ModelSettings = make_dataclass(
     "ModelSettings",
     [("vocab_size", int | None, None), *fields_of(GPTConfig, _plain_model)],

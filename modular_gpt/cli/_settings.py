@@ -16,6 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from modular_gpt.cli._conf_dir import conf_dir
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries, slots
@@ -71,6 +73,11 @@ class Command:
         lines = (conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8").splitlines()
         found = (match for line in lines if (match := CHOICE.fullmatch(line)))
         return {match["group"]: Choice(match["default"], match["about"] or "") for match in found}
+
+    def starts(self, conf: Path) -> Any:
+        """The settings outside groups as the command's yaml starts with them."""
+        given = read_yaml(conf / f"{self.name}.yaml")
+        return _filled(self.plain, {name: value for name, value in given.items() if name in names_of(self.plain)})
 
     def hints(self, key: str) -> list[Any]:
         """The declared types of a dotted setting, over all options that have it."""
@@ -159,6 +166,25 @@ def options(command: Command, group: str, where: list[Path]) -> dict[str, str]:
     known = command.schemas(group) if group in command.groups() else {}
     registered = {name: yamls.get(name) or known[name].summary for name in known if group not in command.tables}
     return {**registered, **{name: line for name, line in yamls.items() if name not in registered}}
+
+
+def _filled(cls: Any, values: dict[str, Any]) -> Any:
+    """A dataclass, and those inside it, with some values given."""
+    hints = typing.get_type_hints(cls)
+    nested = {name: hints[name] for name in values if dataclasses.is_dataclass(hints[name])}
+    return cls(**{**values, **{name: _filled(kind, values[name]) for name, kind in nested.items()}})
+
+
+def yaml_file(where: list[Path], group: str, option: str) -> Path | None:
+    """The yaml file of an option, or None where it has none."""
+    found = (folder / group / f"{option}.yaml" for folder in where)
+    return next((path for path in found if path.is_file()), None)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a yaml file says, without its defaults list."""
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in values.items() if key not in ("defaults", "hydra")} if values else {}
 
 
 def headline(path: Path) -> str:

@@ -6,11 +6,12 @@ from typing import NamedTuple
 import torch
 
 from modular_gpt.checkpoint import FOLDER, MANIFEST, load_checkpoint
-from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer
 from modular_gpt.model import GPTModel
 
 CONFIG = "config.json"
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Loaded(NamedTuple):
@@ -20,7 +21,7 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load_model(name: str, device: torch.device) -> Loaded:
+def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Loaded:
     """The model and the tokenizer of a run, a checkpoint, a folder in Hugging Face's format, or a published name.
 
     Raises:
@@ -28,11 +29,11 @@ def load_model(name: str, device: torch.device) -> Loaded:
     """
     path = Path(name).expanduser()
     if _is_published(name, path):
-        return _published(name, device)
+        return _published(name, device, dtype)
     checkpoint = load_checkpoint(path, device)
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"the checkpoint at '{path}' has no tokenizer, so it cannot read a prompt")
-    return Loaded(checkpoint.model, checkpoint.tokenizer)
+    return Loaded(checkpoint.model.to(dtype=dtype), checkpoint.tokenizer)
 
 
 def _is_published(name: str, path: Path) -> bool:
@@ -44,10 +45,14 @@ def _is_published(name: str, path: Path) -> bool:
     return not (path.exists() or path.is_symlink() or looks_like_path or in_a_folder or name.startswith("runs/"))
 
 
-def _published(name: str, device: torch.device) -> Loaded:
+def _published(name: str, device: torch.device, dtype: torch.dtype | None) -> Loaded:
     from modular_gpt.pretrained import load_pretrained, tokenizer_file
+    from modular_gpt.pretrained.source import SHORT_NAMES
 
-    model = load_pretrained(name, device=device)
+    if "/" not in name and name not in SHORT_NAMES and not Path(name).expanduser().exists():
+        known = unknown("published model", name, SHORT_NAMES)
+        raise CheckpointError(f"there is no checkpoint at {name!r}, and {known}, or owner/name of the Hugging Face hub")
+    model = load_pretrained(name, dtype, device)
     file = tokenizer_file(name)
     if file is None:
         raise CheckpointError(f"{name!r} has no tokenizer.json, so it cannot read a prompt; save one beside it")

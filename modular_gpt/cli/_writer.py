@@ -1,34 +1,23 @@
-"""Prompts to texts: encoding, generating, streaming, and the figures at the end."""
+"""Prompts to texts with one model: encoding, generating, streaming, and the figures at the end."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from typing import Any, cast
 
 from modular_gpt.cli._sources import Loaded
-from modular_gpt.core.cache import ModelCache
-from modular_gpt.core.errors import ConfigError
-from modular_gpt.data.tokenizers import Tokenizer
-from modular_gpt.generation import GenerationSettings, left_pad, steps
+from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.generation import Continuation, Generation, GenerationSettings, Step, left_pad
 from modular_gpt.model import GPTModel
 
 Show = Callable[[str], Any]
-
-
-@dataclass
-class Text:
-    """A continuation: its text, its token ids, and why there are no more (end, length or interrupted)."""
-
-    text: str
-    ids: list[int]
-    stopped: str
+INTERRUPTED = "interrupted"  # besides the reasons that generation knows for the end of a text
 
 
 @dataclass
 class Figures:
-    """What generating took: new tokens of all texts, seconds, and bytes of the largest cache in use."""
+    """What generating took: new tokens of all texts, seconds, and bytes of the largest cache."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -36,20 +25,20 @@ class Figures:
 
     def __str__(self) -> str:
         speed = self.tokens / self.seconds if self.seconds else 0.0
-        return f"{self.tokens:,} tokens in {self.seconds:.2f} s: {speed:,.1f} tokens/s, cache {size(self.cache_bytes)}"
+        return f"{self.tokens:,} tokens in {self.seconds:.2f} s: {speed:,.1f} tokens/s, cache {_size(self.cache_bytes)}"
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
+def _size(count: int) -> str:
     return f"{count:,} bytes" if count < 2**20 else f"{count / 2**20:,.1f} MiB"
 
 
 class Writer:
-    """Continues texts with one model, and adds up what that takes."""
+    """Continues texts with one model, and adds up what that takes; ``draft`` is for strategy=speculative."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, draft: GPTModel | None = None) -> None:
         self.model, self.tokenizer = loaded
-        self.device = next(self.model.parameters()).device
+        self.draft = draft
+        self.device = self.model.embedding.weight.device
         self.figures = Figures()
 
     def encode(self, prompt: str) -> list[int]:
@@ -63,87 +52,59 @@ class Writer:
         if ids:
             return ids
         if self.tokenizer.eos_id is None:
-            raise ConfigError(f"the prompt is empty, and a {self.tokenizer.name} tokenizer has no token to begin with")
+            raise ConfigError(
+                f"the prompt is empty, and a {self.tokenizer.name} tokenizer has no token to begin with: give some text"
+            )
         return [self.tokenizer.eos_id]
+
+    def reads(self, prompt: str) -> bool:
+        """Whether the tokenizer knows all characters of a prompt."""
+        with suppress(DataError):
+            return bool(self.encode(prompt))
+        return False
 
     def write(
         self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, show: Show | None = None
-    ) -> list[Text]:
-        """The continuations, ``settings.samples`` of each prompt in turn; ``show`` is given the first one as it grows.
+    ) -> list[list[Continuation]]:
+        """For each prompt its continuations, which Ctrl-C ends early, with what they have so far.
 
-        Ctrl-C ends them early, with what they have so far.
+        show: is given nothing when all is well to begin, then the first text piece by piece as it becomes certain
+
+        Raises:
+            ConfigError: settings that do not fit the model or the prompts.
         """
         end = self.tokenizer.eos_id
-        settings = replace(settings, stop_tokens=[] if end is None else [end])
+        if end is not None:
+            settings = replace(settings, stop_tokens=[*settings.stop_tokens, end])
         ids, padding = left_pad(prompts, self.device)
-        growing = [_Growing(self.tokenizer, end) for _ in range(len(prompts) * settings.samples)]
-        model = _Watched(self.model)
+        run = Generation(
+            self.model, ids, settings, padding=padding, draft=self.draft, decode_stream=self.tokenizer.decode_stream
+        )
+        if show is not None:
+            show("")
         begun = time.perf_counter()
-        interrupted = False
-        try:
-            for step in steps(model, ids, settings, padding=padding):
-                for row, token in enumerate(step.tokens.tolist()):
-                    new = growing[row].push(token)
-                    if row == 0 and show is not None:
-                        show(new)
-        except KeyboardInterrupt:
-            interrupted = True
+        interrupted = settings.strategy != "beam" and _follow(run, show)
+        found = run.finish()
+        if settings.strategy == "beam" and show is not None:
+            show(found[0][0].text or "")
+        texts = [text for each in found for text in each]
         self.figures.seconds += time.perf_counter() - begun
-        self.figures.cache_bytes = max(self.figures.cache_bytes, model.cache_bytes())
-        for row, text in enumerate(growing):
-            rest = text.finish(interrupted)
-            if row == 0 and show is not None:
-                show(rest)
-            self.figures.tokens += len(text.ids)
-        return [Text(each.text, each.ids, each.stopped) for each in growing]
+        self.figures.tokens += sum(len(text.ids) for text in texts)
+        self.figures.cache_bytes = max(self.figures.cache_bytes, run.cache_bytes())
+        if interrupted:
+            for text in texts:
+                text.reason = INTERRUPTED if text.reason == "length" else text.reason
+        return found
 
 
-class _Growing:
-    """One continuation, token by token."""
-
-    def __init__(self, tokenizer: Tokenizer, end: int | None) -> None:
-        self.decoder, self.end = tokenizer.decode_stream(), end
-        self.text, self.stopped = "", ""
-        self.ids: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The characters that this token completes."""
-        if self.stopped:
-            return ""
-        self.ids.append(token)
-        if token == self.end:
-            self.stopped = "end"
-            return self._add(self.decoder.flush())
-        return self._add(self.decoder.push(token))
-
-    def finish(self, interrupted: bool) -> str:
-        """What is left when no more tokens come."""
-        if self.stopped:
-            return ""
-        self.stopped = "interrupted" if interrupted else "length"
-        return self._add(self.decoder.flush())
-
-    def _add(self, new: str) -> str:
-        self.text += new
-        return new
-
-
-class _Watched:
-    """A model that remembers the cache it made, to say how large it was."""
-
-    def __init__(self, model: GPTModel) -> None:
-        self._model = model
-        self._cache: ModelCache | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, *args: Any, **keywords: Any) -> Tensor:
-        return self._model(*args, **keywords)
-
-    def new_cache(self, *args: Any, **keywords: Any) -> ModelCache:
-        self._cache = self._model.new_cache(*args, **keywords)
-        return self._cache
-
-    def cache_bytes(self) -> int:
-        return 0 if self._cache is None else self._cache.nbytes()
+def _follow(run: Generation, show: Show | None) -> bool:
+    """Generate to the end -> False, or until Ctrl-C -> True."""
+    steps = cast(Generator[Step, None, None], iter(run))
+    try:
+        for step in steps:
+            if show is not None:
+                show(step.pieces[0])
+    except KeyboardInterrupt:
+        steps.close()
+        return True
+    return False

@@ -1,23 +1,29 @@
 """What mgpt-generate can be told, and what it does with prompts: one, a file of them, or a small suite."""
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
 from modular_gpt.cli._compose import as_yaml, composed, plain
-from modular_gpt.cli._conversation import Conversation
+from modular_gpt.cli._conversation import Conversation, shown_after
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._overrides import read_overrides
 from modular_gpt.cli._settings import Command, described, fields_of, names_of
-from modular_gpt.cli._writer import Text, Writer
+from modular_gpt.cli._sources import DTYPES, load_model
+from modular_gpt.cli._writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.core.settings import from_mapping
-from modular_gpt.generation import GenerationSettings, SamplingSettings
+from modular_gpt.core.settings import from_mapping, one_of
+from modular_gpt.generation import Continuation, GenerationSettings, SamplingSettings
+from modular_gpt.packing import can_pack, pack
+from modular_gpt.training.hardware import choose_device, prepare_device
 
 SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read
+SEARCHES = ("beam", "contrastive")  # draw nothing: the temperature of generate.yaml is not for them
 
 
 @dataclass
@@ -30,7 +36,10 @@ class Task:
     num_samples: continuations of each prompt
     json: a JSON object on each line instead of text
     interactive: prompt after prompt from the keyboard
+    draft: a smaller model with the same tokenizer, for strategy=speculative
     device: auto | cpu | cuda | cuda:1 | mps ...
+    dtype: float32 | bf16, of the weights (null: as they were saved)
+    pack: reorder the weights for faster arithmetic on this CPU (null: where that is possible and compile is off)
     """
 
     checkpoint: str = "runs/latest"
@@ -39,7 +48,10 @@ class Task:
     num_samples: int = 1
     json: bool = False
     interactive: bool = False
+    draft: str | None = None
     device: str = "auto"
+    dtype: str | None = None
+    pack: bool | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("prompt", "prompts", "interactive") if getattr(self, name) not in (None, False)]
@@ -49,6 +61,8 @@ class Task:
             raise ConfigError("json=true has no conversation: leave out interactive=true")
         if self.num_samples < 1:
             raise ConfigError(f"num_samples must be 1 or more, got {self.num_samples}")
+        if self.dtype is not None:
+            one_of(self.dtype, tuple(DTYPES), "dtype")
 
 
 _sampling = names_of(GenerationSettings) - {"samples", "stop_tokens"}  # num_samples; the tokenizer knows its end
@@ -66,14 +80,43 @@ def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, Generation
     Raises:
         ConfigError: a word is no setting, or a value cannot be.
     """
-    _, spelled = read_overrides(GENERATE, words, where)
+    typed, spelled = read_overrides(GENERATE, words, where)
     with explained(GENERATE, where):
         config = composed(GENERATE, spelled, where)
         values = plain(config)
     task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, GENERATE.name)
     sampling = {name: values[name] for name in _sampling}
+    if sampling["strategy"] in SEARCHES and not any(each.key == "temperature" for each in typed):
+        del sampling["temperature"]
     settings = from_mapping(GenerationSettings, {**sampling, "samples": task.num_samples}, GENERATE.name)
     return task, settings, as_yaml(config)
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Name settings as this command does, in what the rooms below have to say about them."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"\bsamples\b", "num_samples", str(error).replace("trainer.", ""))) from error
+
+
+def open_writer(task: Task, settings: GenerationSettings) -> Writer:
+    """Load the models of a task.
+
+    Raises:
+        UserError: one is missing or damaged, or settings do not fit it.
+    """
+    device = choose_device(task.device)
+    prepare_device(threads=None)
+    dtype = None if task.dtype is None else DTYPES[task.dtype]
+    loaded = load_model(task.checkpoint, device, dtype)
+    draft = None if task.draft is None else load_model(task.draft, device, dtype).model
+    for model in filter(None, (loaded.model, draft)):
+        if task.pack or (task.pack is None and can_pack(model) and not settings.compile):
+            pack(model)
+    settings.check(loaded.model.config.vocab_size)
+    return Writer(loaded, draft)
 
 
 def write_texts(task: Task, settings: GenerationSettings, writer: Writer) -> None:
@@ -81,13 +124,12 @@ def write_texts(task: Task, settings: GenerationSettings, writer: Writer) -> Non
     prompts = _prompts(task, writer)
     ids = [writer.encode(prompt) for prompt in prompts]
     if task.json:
-        _print_json(prompts, writer.write(ids, settings), settings.samples)
+        _print_json(prompts, writer.write(ids, settings))
     elif len(ids) * settings.samples == 1:
-        print(prompts[0], end="", flush=True)
-        writer.write(ids, settings, lambda new: print(new, end="", flush=True))
+        writer.write(ids, settings, shown_after(prompts[0]))
         print()
     else:
-        _print_texts(prompts, writer.write(ids, settings), settings.samples)
+        _print_texts(prompts, writer.write(ids, settings))
     print(f"[{writer.figures}]", file=sys.stderr if task.json else sys.stdout)
 
 
@@ -111,18 +153,10 @@ def _prompts(task: Task, writer: Writer) -> list[str]:
         return [task.prompt]
     if task.prompts is not None:
         return read_prompts(Path(task.prompts).expanduser())
-    known = [prompt for prompt in SUITE if _readable(writer, prompt)]
+    known = [prompt for prompt in SUITE if writer.reads(prompt)]
     if not known:
         raise ConfigError("this model's tokenizer reads none of the prompts that are there for a try: give prompt=...")
     return known
-
-
-def _readable(writer: Writer, prompt: str) -> bool:
-    try:
-        writer.encode(prompt)
-    except DataError:
-        return False
-    return True
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -155,20 +189,17 @@ def _json_prompt(line: str, where: str) -> str:
     return value["prompt"]
 
 
-def _print_json(prompts: Sequence[str], texts: Sequence[Text], samples: int) -> None:
-    for index, text in enumerate(texts):
-        line = {
-            "prompt": prompts[index // samples],
-            "sample": index % samples,
-            "text": text.text,
-            "tokens": len(text.ids),
-            "stopped": text.stopped,
-        }
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+def _print_json(prompts: Sequence[str], found: Sequence[Sequence[Continuation]]) -> None:
+    for prompt, texts in zip(prompts, found, strict=True):
+        for sample, text in enumerate(texts):
+            line = {"prompt": prompt, "sample": sample, "text": text.text, "tokens": len(text.ids), "end": text.reason}
+            more = {"log_probabilities": text.log_probabilities, "score": text.score}
+            line |= {name: value for name, value in more.items() if value is not None}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
-def _print_texts(prompts: Sequence[str], texts: Sequence[Text], samples: int) -> None:
-    for index, text in enumerate(texts):
-        number = f", sample {index % samples + 1} of {samples}" if samples > 1 else ""
-        prompt = prompts[index // samples]
-        print(f"--- {prompt!r}{number}\n{prompt}{text.text}\n")
+def _print_texts(prompts: Sequence[str], found: Sequence[Sequence[Continuation]]) -> None:
+    for prompt, texts in zip(prompts, found, strict=True):
+        for sample, text in enumerate(texts, 1):
+            number = f", {sample} of {len(texts)}" if len(texts) > 1 else ""
+            print(f"--- {prompt!r}{number}\n{prompt}{text.text}\n")

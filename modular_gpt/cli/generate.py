@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(line: Line) -> int:
-    from modular_gpt.cli._writing import GENERATE, converse, read_task, write_texts
+    from modular_gpt.cli._writing import GENERATE, converse, open_writer, own_words, read_task, write_texts
 
     where = where_to_look(line)
     if line.help:
@@ -38,18 +38,12 @@ def _execute(line: Line) -> int:
     if line.cfg:
         print(listing, end="")
         return 0
-    from modular_gpt.cli._sources import load_model
-    from modular_gpt.cli._writer import Writer
-    from modular_gpt.training.hardware import choose_device, prepare_device
-
-    device = choose_device(task.device)
-    prepare_device(None)
-    writer = Writer(load_model(task.checkpoint, device))
-    settings.check(writer.model.config.vocab_size)
-    if task.interactive:
-        converse(line.words, where, settings, writer)
-    else:
-        write_texts(task, settings, writer)
+    with own_words():
+        writer = open_writer(task, settings)
+        if task.interactive:
+            converse(line.words, where, settings, writer)
+        else:
+            write_texts(task, settings, writer)
     return 0
 
 
