@@ -78,7 +78,7 @@ class Decoder:
             if isinstance(self.cache.length, int):
                 self.cache.length = torch.tensor(self._cached, device=new.device)
             self._cached += 1
-            return self._compiled(self.model, new, self.cache)
+            return self._compiled(self.model, new.contiguous(), self.cache)  # one stride, one graph
         padding = self._prepare(new)
         return self.model(new, cache=self.cache, padding=padding, last_only=count == 1)[:, -count:]
 

@@ -28,22 +28,24 @@ class Transcript:
         self._stops = stops
         self._held = ""
         self.text = ""
-        self.stopped = False
+        self.stopped = False  # by a stop string
+        self._over = False
         for id in prompt:
             decoder.push(id)
 
     def push(self, id: int) -> str:
         """The certain text after one more token."""
-        return "" if self.stopped else self._release(self._decoder.push(id), last=False)
+        return "" if self._over else self._release(self._decoder.push(id), last=False)
 
     def finish(self) -> str:
         """What was held back, when no more tokens come."""
-        return "" if self.stopped else self._release(self._decoder.flush(), last=True)
+        return "" if self._over else self._release(self._decoder.flush(), last=True)
 
     def _release(self, new: str, last: bool) -> str:
         self._held += new
         ends = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
-        self.stopped = bool(ends) or last
+        self.stopped = bool(ends)
+        self._over = self.stopped or last
         until = min(ends) if ends else len(self._held) - (0 if last else self._beginning_of_a_stop())
         certain, self._held = self._held[:until], self._held[until:]
         self.text += certain
@@ -88,9 +90,8 @@ class Stops:
         for transcript, token, end in zip(self.transcripts, tokens.tolist(), ended, strict=True):
             piece = "" if end else transcript.push(token)
             pieces.append(piece + (transcript.finish() if end or last else ""))
-        if not last:
-            by_text = torch.tensor([transcript.stopped for transcript in self.transcripts])
-            self.stopped = self.stopped | by_text.to(self.stopped.device)
+        by_text = torch.tensor([transcript.stopped for transcript in self.transcripts])
+        self.stopped = self.stopped | by_text.to(self.stopped.device)
         return pieces
 
     def all(self) -> bool:

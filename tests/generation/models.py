@@ -1,0 +1,51 @@
+"""Small models for these tests, with weights strong enough that what they say depends on what they read."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modular_gpt import GPTModel
+
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "mha": {"name": "mha"},
+    "mqa": {"name": "mqa"},
+    "swa": {"name": "swa", "window": 3},
+    "mla": {"name": "mla", "kv_lora_rank": 8},
+    "mla-window": {"name": "mla", "kv_lora_rank": 8, "window": 5},
+    "linear": {"name": "linear"},
+}
+POSITIONS = ("rope", "alibi", "none", "learned", "sinusoidal")
+PAIRS = [(a, p) for a in ATTENTIONS for p in POSITIONS if (a, p) != ("linear", "alibi")]
+SLIDING = [(a, p) for a, p in PAIRS if p in ("rope", "alibi", "none")]
+
+
+def tiny(attention: str = "mha", pos: str = "rope", seed: int = 0, **settings: Any) -> GPTModel:
+    torch.manual_seed(seed)
+    model = GPTModel(
+        **{
+            "vocab_size": 13,
+            "d_model": 24,
+            "n_heads": 4,
+            "n_layers": 2,
+            "context_length": 48,
+            "attention": ATTENTIONS[attention],
+            "pos": pos,
+            "init_std": 0.4,
+            "tie_embeddings": False,
+            **settings,
+        }
+    )
+    return model.eval()
+
+
+def prompts(batch: int = 2, length: int = 6, vocab_size: int = 13) -> Tensor:
+    return torch.randint(0, vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def naive_greedy(model: GPTModel, ids: Tensor, count: int) -> Tensor:
+    """The whole text through the model for every token, without a cache."""
+    for _ in range(count):
+        ids = torch.cat([ids, model(ids)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    return ids
