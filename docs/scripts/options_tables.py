@@ -1,11 +1,12 @@
-"""What the command line offers, group by group; tables.py writes it into pages.
+"""What the command line offers, group by group, as --help tells it; tables.py writes it into pages."""
 
-Options and their lines are those of --help: yaml files and registered names, the default one first.
-"""
+import os
 
+from modular_gpt.cli import _help, _writing
 from modular_gpt.cli._conf_dir import conf_dir
 from modular_gpt.cli._run import TRAIN
 from modular_gpt.cli._settings import options
+from modular_gpt.cli.generate import ABOUT, EXAMPLES
 
 FOLDERS = [conf_dir()]  # the package's own, whatever else is installed
 GROUPS = TRAIN.choices()
@@ -13,8 +14,20 @@ HEAD = ["option", "what it is"]
 
 
 def rows(group: str) -> list[list[str]]:
-    """The options of a group."""
+    """The options of a group, the default one first."""
     lines = options(TRAIN, group, FOLDERS)
     first = GROUPS[group].default
     names = sorted(lines, key=lambda name: name != first)
     return [[f"`{name}`" + (" (default)" if name == first else ""), lines[name]] for name in names]
+
+
+def reference() -> str:
+    """Every group with its options and their settings, as `mgpt-train --help GROUP` prints them."""
+    os.environ["COLUMNS"] = "116"
+    return "\n\n".join(f"### {group}\n\n```text\n{_help.details(TRAIN, group, FOLDERS)}\n```" for group in GROUPS)
+
+
+def generate() -> str:
+    """What `mgpt-generate --help` prints."""
+    os.environ["COLUMNS"] = "116"
+    return f"```text\n{_help.overview(_writing.GENERATE, ABOUT, EXAMPLES, FOLDERS)}\n```"

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
 
+import families_table  # noqa: E402
 import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
 import options_tables  # noqa: E402
@@ -54,6 +55,11 @@ def rooms() -> str:
     return markdown(imports_table.HEAD, imports_table.rows())
 
 
+def families() -> str:
+    """Published kinds of model."""
+    return markdown(families_table.HEAD, families_table.rows())
+
+
 def group(name: str) -> Callable[[], str]:
     """The options of a group of the command line."""
     return lambda: markdown(options_tables.HEAD, options_tables.rows(name))
@@ -64,7 +70,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "names": names,
     "kv_cache": kv_cache,
     "rooms": rooms,
-    **{name: group(name) for name in options_tables.GROUPS},
+    "families": families,
+    "reference": options_tables.reference,
+    "generate": options_tables.generate,
+    **{name: group(name) for name in ("data", "tokenizer", "optim", "schedule", "layers", "model_size")},
 }
 
 
