@@ -1,5 +1,6 @@
 """Runs small enough to repeat hundreds of times, and the functions that other processes run."""
 
+import importlib
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from modular_gpt.data import build_corpus, build_tokenizer, prepare
 from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
 from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.run import build_trainer
+from modular_gpt.training.state import Checkpoints
 from modular_gpt.training.trainer import Trainer
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "context_length": 16}
@@ -109,29 +111,47 @@ def assert_same_ending(one: Path, other: Path) -> None:
 
 
 def run_in_process(settings: dict[str, Any]) -> None:
-    """Train; ``settings`` are those of RunConfig, plain."""
+    """Train; ``settings`` are those of RunConfig, plain.
+
+    What a process has written survives its being killed, so there is no need to wait for the disk.
+    """
     torch.set_num_threads(1)
+    if os.fsync.__module__ == "posix":
+        os.fsync = lambda handle: None
     result = train(RunConfig.from_dict(settings), quiet=True)
     os._exit(128 + result.signal if result.signal else 0)
 
 
-def run_with_fault(settings: dict[str, Any], module: str, name: str, call: int, number: int) -> None:
-    """Train, and at the given call of ``module.name`` send this process a signal."""
-    from importlib import import_module
+def run_with_fault(
+    settings: dict[str, Any], module: str, name: str, call: int, number: int, during: str | None = None
+) -> None:
+    """Train, and at the given call of ``module.name`` send this process a signal.
 
-    place: Any = import_module(module)
+    With ``during``, only calls while the checkpoint of that name is saved count.
+    """
+    place: Any = importlib.import_module(module)
     *path, last = name.split(".")
     for part in path:
         place = getattr(place, part)
     original: Callable[..., Any] = getattr(place, last)
     calls = 0
+    saving = during is None
 
     def faulty(*args: Any, **keywords: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == call:
+        calls += saving
+        if saving and calls == call:
             os.kill(os.getpid(), number)
         return original(*args, **keywords)
 
+    save = Checkpoints.save
+
+    def noted(self: Checkpoints) -> None:
+        nonlocal saving
+        saving = during is None or self.path(self.trainer.progress.step).name == during
+        save(self)
+        saving = during is None
+
     setattr(place, last, faulty)
+    Checkpoints.save = noted  # type: ignore[method-assign]
     run_in_process(settings)

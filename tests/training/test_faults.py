@@ -1,0 +1,199 @@
+"""Real signals to real processes, wherever they hit: what was saved stays, and going on ends in the very same place."""
+
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modular_gpt.checkpoint import FOLDER, find_checkpoint, verify
+from modular_gpt.core.files import MARK
+from tests.training.small import assert_same_ending, config, ending, run, run_in_process, run_with_fault
+
+KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
+
+
+@pytest.fixture(scope="module")
+def server() -> ForkServerContext:
+    """Starts processes from one that has imported all that is needed, in milliseconds instead of seconds."""
+    context = multiprocessing.get_context("forkserver")
+    lazily = ["modular_gpt.generation", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+    context.set_forkserver_preload(["modular_gpt.training", "tests.training.small", *lazily])
+    return context
+
+
+@pytest.fixture
+def start(server: ForkServerContext) -> Callable[..., Any]:
+    def started(target: Callable[..., None], *args: Any) -> Any:
+        process = server.Process(target=target, args=args)
+        process.start()
+        return process
+
+    return started
+
+
+def plain(folder: Path, resume: Path | None = None, **settings: Any) -> dict[str, Any]:
+    """Settings that can be sent to another process."""
+    values = config(folder, **settings).to_dict()
+    return {**values, "resume": None if resume is None else str(resume)}
+
+
+def the_run(folder: Path) -> Path | None:
+    """The only run below ``folder``, once it has a checkpoint."""
+    runs = [path for path in (folder / "runs").glob("*-gpt") if list((path / FOLDER).glob("step_????????"))]
+    return runs[-1] if runs else None
+
+
+def steps_saved(folder: Path) -> set[str]:
+    """The names of its checkpoints."""
+    directory = the_run(folder)
+    return {path.name for path in (directory / FOLDER).glob("step_????????")} if directory else set()
+
+
+LONG = {"max_steps": 30, "save_interval": 1, "eval_interval": 10, "sample_tokens": 1}
+
+
+@pytest.fixture
+def whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Trains without a fault, and without waiting for the disk, to compare with."""
+
+    def trained(**settings: Any) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", lambda handle: None)
+            patch.setattr("modular_gpt.training.run.plot_losses", lambda directory: None)
+            return run(config(folder, **{"runs": str(folder / "whole"), **settings})).directory
+
+    return trained
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_times(seed: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path) -> None:
+    """Every step is saved, so that most kills hit a save."""
+    settings = {**LONG, "keep": 1 + seed % 2, "optim": ("adamw", "muon")[seed // 2], "model": {"dropout": 0.1}}
+    expected = whole(**settings)
+    numbers, kills = random.Random(seed), 0
+    while True:
+        before = steps_saved(folder)
+        process = start(run_in_process, plain(folder, the_run(folder), **settings))
+        while steps_saved(folder) == before and process.is_alive():
+            time.sleep(0.001)
+        process.join(numbers.uniform(0, 0.03) if kills < 5 else None)  # a step with its save takes about 0.01 s
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert process.exitcode == 0
+    assert kills > 1
+    directory = the_run(folder)
+    assert directory is not None
+    assert_same_ending(expected, directory)
+    assert not list((directory / FOLDER).glob(f"*{MARK}*"))
+
+
+SAVE_CALLS = {
+    "os.fsync": 9,  # 5 files, the directory, its parent, then that of each pointer
+    "os.rename": 1,
+    "os.replace": 2,
+    "os.symlink": 2,
+    "shutil.rmtree": 2,
+}
+
+
+@pytest.mark.parametrize("name", SAVE_CALLS)
+def test_killed_at_every_call_that_writes(
+    name: str, start: Callable[..., Any], whole: Callable[..., Path], folder: Path
+) -> None:
+    """Killed before the k-th fsync, rename, link and removal of the second save; one checkpoint always loads."""
+    settings = {"max_steps": 2, "save_interval": 1, "eval_interval": 2, "keep": 1, "sample_tokens": 0}
+    expected = whole(**settings)
+    module, _, function = name.rpartition(".")
+    survived = 0
+    for call in range(1, SAVE_CALLS[name] + 1):
+        place = folder / f"{name}{call}"
+        place.mkdir()
+        (place / "text.txt").write_bytes((folder / "text.txt").read_bytes())
+        process = start(
+            run_with_fault, plain(folder, runs=str(place / "runs"), **settings), module, function, call, KILL,
+            f"step_{2:08}",
+        )  # fmt: skip
+        process.join(30)
+        assert process.exitcode == -KILL, f"call {call}"
+        directory = the_run(place)
+        assert directory is not None, f"call {call}"
+        verify(find_checkpoint(directory, prefer="latest"))
+        step = ending(directory)[1]["step"]
+        survived += step == 1
+        if step < 2:
+            assert_same_ending(expected, whole(**settings, resume=str(directory)))
+    assert name in ("os.replace", "os.symlink", "shutil.rmtree") or survived
+
+
+STAGES = {
+    "training": ("modular_gpt.training.trainer", "Trainer.update", 3),
+    "evaluation": ("modular_gpt.training.trainer", "Trainer.evaluate", 1),
+    "sampling": ("modular_gpt.training.trainer", "Trainer.sample", 1),
+    "save": ("modular_gpt.training.state", "save_checkpoint", 1),
+}
+
+
+@pytest.mark.parametrize("number", [TERM, INT], ids=lambda number: number.name)
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_in_order(
+    stage: str, number: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path
+) -> None:
+    expected = whole()
+    begun = time.perf_counter()
+    process = start(run_with_fault, plain(folder), *STAGES[stage], number)
+    process.join(30)
+    assert time.perf_counter() - begun < 10
+    assert process.exitcode == 128 + number
+    directory = the_run(folder)
+    assert directory is not None
+    assert ending(directory)[1]["step"] < 12
+    assert_same_ending(expected, whole(resume=str(directory)))
+
+
+EARLY = {
+    "start-up": ("modular_gpt.training.run", "choose_device"),
+    "data preparation": ("modular_gpt.training.run", "prepare"),
+    "the model": ("modular_gpt.training.run", "build_trainer"),
+}
+
+
+@pytest.mark.parametrize("number", [TERM, INT], ids=lambda number: number.name)
+@pytest.mark.parametrize("stage", EARLY)
+def test_ended_before_the_first_step(
+    stage: str, number: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path, cache: Path
+) -> None:
+    begun = time.perf_counter()
+    process = start(run_with_fault, plain(folder), *EARLY[stage], 1, number)
+    process.join(30)
+    assert time.perf_counter() - begun < 10
+    assert process.exitcode not in (0, None)
+    assert the_run(folder) is None
+    assert not list(cache.rglob(f"*{MARK}*"))
+    whole()
+
+
+def test_a_second_signal_ends_at_once(start: Callable[..., Any], folder: Path) -> None:
+    """The first asks for an orderly end, which here would take long; the checkpoint before stays."""
+    settings = {**LONG, "max_steps": 100_000}
+    process = start(run_in_process, plain(folder, **settings))
+    deadline = time.perf_counter() + 30
+    while the_run(folder) is None and time.perf_counter() < deadline:
+        time.sleep(0.02)
+    for _ in range(200):
+        if process.is_alive():
+            process.terminate()
+            time.sleep(0.001)
+    process.join(10)
+    assert process.exitcode is not None
+    directory = the_run(folder)
+    assert directory is not None
+    verify(find_checkpoint(directory, prefer="latest"))
