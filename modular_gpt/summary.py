@@ -32,23 +32,34 @@ def summary_table(model: nn.Module, config: GPTConfig) -> str:
 
 
 def _block_rows(blocks: nn.ModuleList, config: GPTConfig, total: int) -> list[tuple[str, str, str, str, str]]:
-    """Equal neighbouring blocks share their lines, one for each part."""
+    """Equal blocks share their lines, one for each part."""
+    alike: dict[str, list[int]] = {}
+    for index, block in enumerate(blocks):
+        alike.setdefault(repr(block), []).append(index)
     rows = []
-    first = 0
-    while first < len(blocks):
-        last = first
-        while last + 1 < len(blocks) and repr(blocks[last + 1]) == repr(blocks[first]):
-            last += 1
-        label = f"blocks {first}-{last}" if last > first else f"block {first}"
-        spec = config.layer_configs[first].cache_spec(config.dims)
-        for name, child in blocks[first].named_children():
-            count = sum(p.numel() for p in child.parameters()) * (last - first + 1)
+    for indices in alike.values():
+        spec = config.layer_configs[indices[0]].cache_spec(config.dims)
+        for name, child in blocks[indices[0]].named_children():
+            count = sum(p.numel() for p in child.parameters()) * len(indices)
             if count:
-                per_token = sum(heads * width for heads, width in spec.rows) * 4 * (last - first + 1)
+                per_token = sum(heads * width for heads, width in spec.rows) * 4 * len(indices)
                 cached = f"{per_token:,} B" if name == "attention" else ""
-                rows.append((f"{label} {name}", type(child).__name__, *_numbers(count, total), cached))
-        first = last + 1
+                rows.append((f"{_label(indices)} {name}", type(child).__name__, *_numbers(count, total), cached))
     return rows
+
+
+def _label(indices: list[int]) -> str:
+    """``block 3``, ``blocks 0-4, 6-10``, or where that gets long ``12 blocks 0, 2, 4, ...``."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    said = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    if len(said) > 3:
+        return f"{len(indices)} blocks {', '.join(said[:3])}, ..."
+    return f"{'blocks' if len(indices) > 1 else 'block'} {', '.join(said)}"
 
 
 def _numbers(count: int, total: int) -> tuple[str, str]:

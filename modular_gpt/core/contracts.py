@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import Component, ComponentConfig
+from modular_gpt.core.registry import Component, ComponentConfig, described
 
 R = TypeVar("R")
 
@@ -122,6 +122,7 @@ class Position(Component, nn.Module, ABC, slot="pos"):
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
         super().__init__()
+        self.described = described(config)
 
     @classmethod
     def check(cls, config: Any, dims: Dims, rotary_width: int) -> None:
@@ -147,6 +148,9 @@ class Position(Component, nn.Module, ABC, slot="pos"):
     def reset_parameters(self) -> None:
         """Set whatever is no matrix; the initialisation pass sets matrices."""
 
+    def extra_repr(self) -> str:
+        return self.described
+
 
 class Attention(Component, nn.Module, ABC, slot="attention"):
     """Mixes information between tokens: (B, T, D) -> (B, T, D), causally."""
@@ -156,6 +160,7 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
 
     def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:
         super().__init__()
+        self.described = f"{described(config)}; pos {position.described}"
         self.__dict__["position"] = position  # no submodule: the model owns it, layers share it, it is saved once
 
     @classmethod
@@ -188,6 +193,9 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
 
     def reset_parameters(self) -> None:
         """Set whatever is no matrix; the initialisation pass sets matrices."""
+
+    def extra_repr(self) -> str:
+        return self.described
 
 
 class FeedForward(Component, nn.Module, ABC, slot="ffn"):

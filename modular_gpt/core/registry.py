@@ -153,6 +153,14 @@ def encode(config: ComponentConfig) -> dict[str, Any]:
     return asdict(config)
 
 
+def described(config: ComponentConfig) -> str:
+    """The name and the settings that differ from the component's defaults, for people: ``gqa, n_kv_heads=2``."""
+    default = type(config)()
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
+    changed = [f"{name}={value}" for name, value in values.items() if value != getattr(default, name)]
+    return ", ".join([config.name, *changed])
+
+
 def merge(slot: str, base: ComponentConfig, override: Mapping[str, Any] | str) -> ComponentConfig:
     """``base`` with some settings changed; another ``name`` starts from that component's own defaults."""
     if not isinstance(override, (str, Mapping)):

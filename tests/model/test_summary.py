@@ -55,6 +55,33 @@ def test_summary_of_the_cache() -> None:
     assert LLAMA.cache_bytes(1, 10) == 10 * 448
 
 
+def test_equal_blocks_share_their_lines_wherever_they_stand() -> None:
+    def labels(n_layers: int, cycle: list[str]) -> list[str]:
+        variants = {"local": {"attention": {"window": 5}}}
+        layers = {"variants": variants, "cycle": cycle}
+        table = GPTModel(**{**MODEL, "n_layers": n_layers}, layers=layers).summary()
+        return [line.partition(" attention ")[0] for line in table.splitlines() if " attention " in line]
+
+    assert labels(3, ["base"]) == ["blocks 0-2"]
+    assert labels(3, ["local", "base"]) == ["blocks 0, 2", "block 1"]
+    assert labels(6, ["local", "local", "base"]) == ["blocks 0-1, 3-4", "blocks 2, 5"]
+    assert labels(12, ["local", "base"]) == ["6 blocks 0, 2, 4, ...", "6 blocks 1, 3, 5, ..."]
+
+
+def test_print_tells_layers_apart() -> None:
+    settings = {"n_layers": 3, "pos": {"name": "rope", "theta": 50.0}}
+    layers = {"variants": {"local": {"attention": {"name": "swa", "window": 5}, "pos": "none"}}, "prefix": ["local"]}
+    printed = repr(GPTModel(**{**MODEL, **settings}, layers=layers))
+    for said in (
+        "(0): RoPE(rope, theta=50.0)",
+        "(1): NoPosition(none)",
+        "swa, window=5; pos none",
+        "mha; pos rope, theta",
+    ):
+        assert said in printed, said
+    assert "(1-2): 2 x TransformerBlock" in printed
+
+
 def test_print_names_every_part_with_its_shape() -> None:
     printed = repr(GPTModel(LLAMA))
     for said in (
