@@ -72,10 +72,11 @@ class Recorder:
     def training(self, entry: Entry) -> None:
         """Figures of the steps since the last entry."""
         self._write(entry)
+        nothing = math.nan  # where every update since the last entry was left out
         shown = {
-            "loss": f"{entry['loss']:.3f}",
+            "loss": f"{entry.get('loss', nothing):.3f}",
             "lr": f"{entry['learning_rate']:.1e}",
-            "grad": f"{entry['gradient_norm']:.2f}",
+            "grad": f"{entry.get('gradient_norm', nothing):.2f}",
             "tok/s": f"{entry['tokens_per_second']:,.0f}",
         }
         self.bar.set_postfix(shown, refresh=False)

@@ -5,6 +5,7 @@ Everything that a step does is a function of the weights, the seed and the step'
 anywhere goes on from its last checkpoint to the very same end.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from modular_gpt.data.batches import IGNORED
 from modular_gpt.data.permutation import key_of
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import TrainerConfig
+from modular_gpt.training.diagnosis import first_not_finite
 from modular_gpt.training.hardware import autocast
 from modular_gpt.training.metrics import Averages, Entry, Recorder
 from modular_gpt.training.optim import Optimizer
@@ -33,14 +35,16 @@ MOST_SKIPPED = 10  # updates left out one after the other before the training gi
 
 Batch = tuple[Tensor, Tensor]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Progress:
     """How far a training has come; with weights and optimizer it is all that resuming needs.
 
     step: updates done; evaluated: the step of the last evaluation; seconds: spent so far, in all sessions together
-    best_loss, best_step: of the best evaluation; skipped: updates left out in a row because of a gradient that was
-    not finite
+    best_loss, best_step: of the best evaluation
+    skipped: updates left out, up to this one in a row, because the gradient was not finite; skipped_in_all: ever
     """
 
     step: int = 0
@@ -49,6 +53,7 @@ class Progress:
     best_step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    skipped_in_all: int = 0
 
 
 class Trainer:
@@ -75,6 +80,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()
+        self.cause = ""  # of the last update that was left out
         self.stop = Stop()
 
     @property
@@ -92,7 +98,7 @@ class Trainer:
         """Train to the last step -> True, or until ``stop`` is asked -> False; ``save`` has been called either way."""
         config, progress = self.config, self.progress
         self.model.train()
-        self.since = time.perf_counter()
+        self.since, self.logged = time.perf_counter(), progress.step
         with self.stop.gentle():
             while not self.stop:
                 last = progress.step == config.max_steps
@@ -158,13 +164,29 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def skip_update(self) -> None:
-        """Leave the weights as they are; give up when that happens again and again."""
-        self.progress.skipped += 1
-        if self.progress.skipped >= MOST_SKIPPED and self.precision != "fp16":  # there the scaler searches its way
+        """Leave the weights as they are and say why; give up when that happens again and again."""
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_all += 1
+        if self.scaler.is_enabled():
+            return  # fp16: the scaler is looking for a factor that fits
+        if progress.skipped == 1:
+            self.cause = first_not_finite(self.model, self.repeat_forward)
+            log.warning("step %s: %s, so this update is left out", progress.step, self.cause)
+        if progress.skipped == MOST_SKIPPED:
             raise UserError(
-                f"the gradient was not finite in the last {MOST_SKIPPED} steps, up to step {self.progress.step}:"
-                " use a lower optim.learning_rate or a longer schedule.warmup"
+                f"training broke down: no finite gradient in the last {MOST_SKIPPED} steps, up to step {progress.step}"
+                f" ({self.cause}); use a lower optim.learning_rate or a longer schedule.warmup"
             )
+
+    def repeat_forward(self) -> None:
+        """The forward passes of this step once more."""
+        ids, targets = self.batches.batch(self.progress.step)
+        size = len(ids) // self.config.gradient_accumulation
+        for number, (x, y) in enumerate(zip(ids.split(size), targets.split(size), strict=True)):
+            self.seed_dropout(number)
+            with autocast(self.precision, self.device):
+                self.model(self.to_device(x), self.to_device(y))
 
     def seed_dropout(self, micro_batch: int) -> None:
         """Make the random numbers of a forward pass a function of seed, step and micro-batch."""
@@ -177,7 +199,8 @@ class Trainer:
 
     def figures(self) -> Entry:
         """What is recorded of the steps since it was last asked."""
-        steps = self.averages.steps
+        steps = self.progress.step - self.logged
+        self.logged = self.progress.step
         means = self.averages.read()  # waits for the device, so that the clock below is right
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
@@ -189,6 +212,7 @@ class Trainer:
             "seconds": self.progress.seconds,
             "learning_rate": self.optimizer.groups()[0]["lr"],
             "tokens_per_second": steps * per_step / seconds,
+            "skipped": self.progress.skipped_in_all,
             **means,
         }
 

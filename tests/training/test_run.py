@@ -1,0 +1,280 @@
+"""What a run leaves behind, what it says, and what it refuses."""
+
+import csv
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from modular_gpt.checkpoint import FOLDER, load_checkpoint
+from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
+from modular_gpt.core.files import MARK
+from modular_gpt.training import RunConfig, TrainerConfig, train
+from modular_gpt.training.metrics import duration, read_metrics
+from modular_gpt.training.report import plot_losses
+from modular_gpt.training.run import new_run_directory
+from modular_gpt.training.state import Checkpoints
+from tests.training.small import assert_same_ending, config, ending, run, stop_after, trainer_of
+
+
+def test_a_run_leaves_everything_behind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config(folder, final_evaluation=True, sample_prompt="the cat", name="first")
+    result = train(settings)
+    directory, outcome = result.directory, result.outcome
+    assert outcome is not None
+    assert (folder / "runs" / "latest").resolve() == directory.resolve()
+    assert directory.name.endswith("-first")
+
+    entries = read_metrics(directory)
+    training = [entry for entry in entries if "loss" in entry]
+    validation = [entry for entry in entries if "validation_loss" in entry]
+    assert [entry["step"] for entry in training] == [3, 6, 9, 12]
+    assert [entry["step"] for entry in validation] == [4, 8, 12]
+    assert training[-1]["tokens"] == 12 * 4 * 16
+    assert {"loss", "learning_rate", "gradient_norm", "tokens_per_second", "seconds"} <= training[0].keys()
+    with (directory / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["step"]) for row in rows] == [entry["step"] for entry in entries]
+
+    assert RunConfig.from_dict(yaml.safe_load((directory / "config.yaml").read_text())) == settings
+    facts = json.loads((directory / "run.json").read_text())
+    assert facts["config"] == settings.to_dict()
+    assert facts["data"]["corpus"]["fingerprint"]
+    assert facts["environment"]["libraries"]["torch"]
+    assert (directory / "samples.txt").read_text().count("=== step ") == 3
+    assert "    | the cat" in (directory / "samples.txt").read_text()
+    assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    model, tokenizer, meta = load_checkpoint(directory)
+    assert meta["step"] == outcome.best_step == min(validation, key=lambda entry: entry["validation_loss"])["step"]
+    assert tokenizer is not None
+    assert outcome.parameters == model.num_parameters().total
+    assert outcome.perplexity == pytest.approx(math.exp(outcome.loss))
+    printed = capsys.readouterr().out
+    assert result.table and result.table in printed
+    for words in (f"{outcome.parameters:,}", f"{outcome.loss:.4f}", "zlib -9", f"mgpt-generate checkpoint={directory}"):
+        assert words in result.table
+
+
+def test_the_report_is_on_the_best_weights_and_the_whole_text(folder: Path) -> None:
+    settings = config(folder, final_evaluation=True, optim={"name": "adamw", "learning_rate": 0.05}, max_steps=24)
+    result = run(settings)
+    assert result.outcome is not None
+    trainer = trainer_of(settings)
+    trainer.model.load_state_dict(load_checkpoint(result.directory).model.state_dict())
+    assert result.outcome.whole
+    assert result.outcome.loss == pytest.approx(trainer.evaluate(0), abs=1e-6)
+    bits = result.outcome.loss / math.log(2) * trainer.data.validation.count / trainer.data.validation.bytes
+    assert result.outcome.bits_per_byte == pytest.approx(bits)
+
+
+def test_an_early_end_says_how_to_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_after(monkeypatch, 5)
+    result = train(config(folder))
+    assert result.outcome is None
+    assert (
+        f"Stopped after step 5, which is saved. To go on: mgpt-train resume={result.directory}"
+        in capsys.readouterr().out
+    )
+
+
+def test_twenty_runs_begun_at_once_have_twenty_directories(folder: Path) -> None:
+    assert len({new_run_directory(folder / "runs", "gpt") for _ in range(20)}) == 20
+
+
+def test_latest_may_not_be_a_link(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no symbolic links, a text file leads the way."""
+
+    def refuse(*args: Any, **keywords: Any) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    directory = run(config(folder)).directory
+    assert (folder / "runs" / "latest").read_text() == directory.name
+    assert load_checkpoint(folder / "runs" / "latest").meta["step"] > 0
+    assert run(config(folder, resume=str(folder / "runs" / "latest"), max_steps=14)).directory == directory.absolute()
+
+
+def test_a_directory_named_latest_is_left_alone(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "runs" / "latest" / "mine").mkdir(parents=True)
+    assert run(config(folder)).outcome is not None
+    assert (folder / "runs" / "latest" / "mine").is_dir()
+    assert "could not be set to this run" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"batch_size": 6, "gradient_accumulation": 4}, ConfigError, "batch_size=6 does not divide"),
+        ({"max_steps": 0}, ConfigError, "trainer.max_steps must be at least 1, got 0"),
+        ({"gradient_clip": -1.0}, ConfigError, "trainer.gradient_clip must be at least 0"),
+        ({"precision": "float16"}, ConfigError, "trainer.precision: no choice 'float16'"),
+        ({"device": "cuda:77"}, ConfigError, "trainer.device=cuda:77 cannot be used here"),
+        ({"device": "gpu"}, ConfigError, "trainer.device=gpu cannot be used here"),
+        ({"order": "shuffled"}, ConfigError, "trainer.order"),
+        ({"sample_temperature": 0.0}, ConfigError, "trainer.sample_temperature must be above 0"),
+        ({"optim": "adam"}, ConfigError, "did you mean 'adamw'"),
+        ({"optim": {"name": "adamw", "lr": 1}}, ConfigError, "no setting 'lr'"),
+        ({"optim": {"name": "adamw", "learning_rate": 0.0}}, ConfigError, "optim.learning_rate must be above 0"),
+        ({"optim": {"name": "adamw", "beta1": 1.0}}, ConfigError, "optim.beta1 must lie in"),
+        ({"optim": {"name": "muon", "momentum": -0.1}}, ConfigError, "optim.momentum must lie in"),
+        ({"name": "a/b"}, ConfigError, "name='a/b'"),
+        ({"resume": "runs/nothing"}, CheckpointError, "there is no checkpoint at 'runs/nothing'"),
+        ({"tokenizer": "char", "sample_prompt": "日"}, DataError, "日"),
+        ({"model": {"vocab_size": 100}}, DataError, "the tokenizer has 256 ids but the model only 100"),
+        ({"model": {"context_length": 10**6}}, DataError, "context_length"),
+        ({"model": {"n_heads": 3}}, ConfigError, "n_heads=3"),
+        ({"model": {"n_head": 4, "n_heads": 2}}, ConfigError, "contradicts"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_the_first_step(
+    settings: dict[str, Any], error: type[UserError], words: str, folder: Path
+) -> None:
+    with pytest.raises(error, match=words) as caught:
+        run(config(folder, **settings))
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "runs").glob("*-gpt")), "a run that cannot start leaves no directory"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "0 characters"),
+        (b"abc\x00def" * 100, "NUL|binary"),
+        (("text " * 200).encode("utf-16"), "UTF-8|binary|NUL"),
+        (("é" * 500).encode("latin-1"), "UTF-8"),
+        (b"a", "1 character"),
+        (b"a" * 17, "context_length|validation"),
+    ],
+    ids=str,
+)
+def test_bad_text_is_refused_before_the_first_step(content: bytes, words: str, folder: Path) -> None:
+    settings = config(folder)
+    (folder / "text.txt").write_bytes(content)
+    with pytest.raises(DataError, match=words) as caught:
+        run(settings)
+    assert "\n" not in str(caught.value)
+    assert not list((folder / "runs").glob("*-gpt"))
+
+
+def test_a_directory_in_place_of_the_text(folder: Path) -> None:
+    settings = config(folder, data={"name": "text", "path": str(folder)})
+    with pytest.raises(DataError, match=str(folder.name)):
+        run(settings)
+
+
+@pytest.mark.usefixtures("fast")
+class TestDeterminism:
+    def test_the_same_settings_give_the_same_run(self, folder: Path) -> None:
+        model = {"dropout": 0.1}
+        assert_same_ending(run(config(folder, model)).directory, run(config(folder, model)).directory)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"eval_interval": 5},
+            {"eval_batches": 0},
+            {"sample_tokens": 0},
+            {"sample_prompt": "it was"},
+            {"save_interval": 1, "keep": 1},
+            {"final_evaluation": True},
+        ],
+        ids=str,
+    )
+    def test_watching_changes_nothing(self, settings: dict[str, Any], folder: Path) -> None:
+        """Losses, weights and optimizer are the same however often one evaluates, samples and saves."""
+        model = {"dropout": 0.1}
+        one, other = (ending(run(config(folder, model, **s)).directory) for s in ({}, settings))
+        assert one[0].keys() == other[0].keys()
+        assert all((one[0][name] == other[0][name]).all() for name in one[0])
+        losses = [[entry for entry in figures if "loss" in entry] for _, _, figures in (one, other)]
+        assert losses[0] == losses[1]
+
+    def test_seeds_differ(self, folder: Path) -> None:
+        one, other = (ending(run(config(folder, seed=seed)).directory)[2] for seed in (0, 1))
+        assert one != other
+
+
+@pytest.mark.usefixtures("fast")
+class TestRotation:
+    def steps(self, directory: Path) -> list[int]:
+        return sorted(int(path.name[5:]) for path in (directory / FOLDER).glob("step_*"))
+
+    @pytest.mark.parametrize("keep", [1, 2, 3])
+    def test_the_newest_few_and_the_best_stay(self, keep: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
+        monkeypatch.setattr("modular_gpt.training.trainer.Trainer.evaluate", lambda self, batches: next(losses))
+        directory = run(config(folder, eval_interval=2, keep=keep)).directory
+        assert self.steps(directory) == sorted({4, *range(14 - 2 * keep, 13, 2)})
+        assert (directory / FOLDER / "best").resolve().name == "step_00000004"
+        assert (directory / FOLDER / "latest").resolve().name == "step_00000012"
+        assert load_checkpoint(directory).meta["step"] == 4
+
+    @pytest.mark.parametrize("keep", [1, 2, 3])
+    @pytest.mark.parametrize("back", [2, 4, 6])
+    def test_going_back_gives_up_the_later_ones_after_the_first_save(
+        self, keep: int, back: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = run(config(folder, eval_interval=2, keep=9)).directory
+        with monkeypatch.context() as patch:
+            stop_after(patch, back + 1)
+            again = config(folder, eval_interval=2, keep=keep, resume=str(whole / FOLDER / f"step_{back:08}"))
+            assert run(again).directory == whole.absolute()
+        assert max(self.steps(whole)) == back + 1
+        assert back + 1 in self.steps(whole)
+        assert len(self.steps(whole)) <= keep + 1
+        assert load_checkpoint(whole / FOLDER / "latest").meta["step"] == back + 1
+
+    def test_a_failed_save_removes_nothing(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        saves = 0
+        save = Checkpoints.save
+
+        def failing(self: Checkpoints) -> None:
+            nonlocal saves
+            saves += 1
+            if saves == 3:
+                monkeypatch.setattr("safetensors.torch.serialize_file", full)
+            save(self)
+
+        def full(*args: Any, **keywords: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Checkpoints, "save", failing)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            run(config(folder, eval_interval=2, keep=1))
+        (directory,) = (folder / "runs").glob("*-gpt")
+        assert 4 in self.steps(directory)
+        assert not list((directory / FOLDER).glob(f"*{MARK}*"))
+        assert load_checkpoint(directory).meta["step"] in (2, 4)
+
+
+def test_a_plot_of_nothing_is_a_plot(folder: Path) -> None:
+    assert plot_losses(folder).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01"), (math.inf, "?")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_warnings_reach_the_user(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = run(config(folder)).directory
+    (directory / FOLDER / "step_00000012" / "meta.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        run(config(folder, resume=str(directory)))
+    assert "meta.json' is damaged" in caplog.text
+
+
+def test_defaults_are_those_of_the_dataclass() -> None:
+    assert RunConfig().trainer == TrainerConfig()
+    assert RunConfig.from_dict({}) == RunConfig()
