@@ -144,6 +144,6 @@ def follow(path: Path) -> Path:
     if path.is_file() and path.stat().st_size < 1000:
         with suppress(UnicodeDecodeError):
             name = path.read_text(encoding="utf-8").strip()
-            if name and Path(name).name == name and (path.parent / name).is_dir():
+            if name not in ("", "..") and Path(name).name == name and (path.parent / name).is_dir():
                 return path.parent / name
     return path

@@ -1,0 +1,135 @@
+"""Files and directories appear whole or not at all."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modular_gpt.core.files import MARK, follow, new_directory, point, sha256_file, sweep, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_new_directory_replaces_the_old_one(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with new_directory(tmp_path / "a") as new:
+            (new / "file").write_text(content)
+            assert (tmp_path / "a").exists() == (content == "new")
+    assert (tmp_path / "a" / "file").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_error_leaves_the_old_one(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "a") as new:
+        (new / "file").write_text("old")
+    for error in (ValueError, KeyboardInterrupt, SystemExit):
+        with pytest.raises(error), new_directory(tmp_path / "a") as new:
+            (new / "file").write_text("new")
+            raise error
+    assert (tmp_path / "a" / "file").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_one_that_is_to_be_kept_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("theirs")
+    with new_directory(tmp_path / "a", keep=lambda path: (path / "file").exists()) as new:
+        (new / "file").write_text("ours")
+    assert (tmp_path / "a" / "file").read_text() == "theirs"
+    assert names(tmp_path) == ["a"]
+
+
+def test_others_may_read_it(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "a"):
+        pass
+    (tmp_path / "usual").mkdir()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_threads_that_replace_each_other(tmp_path: Path) -> None:
+    """Whoever looks sees a whole directory, of one writer."""
+    errors: list[Exception] = []
+
+    def write(number: int) -> None:
+        try:
+            for _ in range(10):
+                with new_directory(tmp_path / "a", keep=lambda path: (path / "b").is_file()) as new:
+                    for name in "ab":
+                        (new / name).write_text(str(number))
+        except Exception as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not errors
+    assert (tmp_path / "a" / "a").read_text() == (tmp_path / "a" / "b").read_text()
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_was_left_behind_long_ago_is_removed(tmp_path: Path) -> None:
+    old, young = tmp_path / f"a{MARK}1", tmp_path / f"b{MARK}2"
+    (old / "deep").mkdir(parents=True)
+    young.write_text("")
+    (tmp_path / "kept").mkdir()
+    os.utime(old, (time.time() - 100, time.time() - 100))
+    sweep(tmp_path, seconds=50)
+    assert names(tmp_path) == [young.name, "kept"]
+    sweep(tmp_path, seconds=0)
+    assert names(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_pointer_leads_to_what_it_was_set_to_last(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **keywords: Any) -> None:
+        raise OSError
+
+    if not links:
+        monkeypatch.setattr(os, "symlink", refuse)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        point(tmp_path / "latest", name)
+        assert follow(tmp_path / "latest") == tmp_path / name
+    assert names(tmp_path) == ["latest", "one", "two"]
+    assert (tmp_path / "latest").is_symlink() == links
+
+
+def test_a_pointer_of_text_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    for content in ("../", "..", "/etc", "inside/../..", "", "missing"):
+        (tmp_path / "inside" / "latest").write_text(content)
+        assert follow(tmp_path / "inside" / "latest") == tmp_path / "inside" / "latest"
+
+
+def test_other_paths_are_followed_to_themselves(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(range(256)))
+    for path in (tmp_path, tmp_path / "weights", tmp_path / "missing"):
+        assert follow(path) == path
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a", "old é")
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "old é"
+
+    def fail(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "old é"
+    assert names(tmp_path) == ["a"]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
+    assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
