@@ -44,7 +44,9 @@ def test_a_model_is_explained() -> None:
     assert [f.name for f in fields(GPTConfig) if f"`{f.name}`" not in page] == []
     settings = {f.name: f for f in fields(GPTConfig)}
     told = {match["name"]: match["default"] for match in ROW.finditer(page) if match["name"] in settings}
-    numbers = {name: default for name, default in told.items() if default not in ("uniform", "formula") and "," not in default}
+    numbers = {
+        name: default for name, default in told.items() if default not in ("uniform", "formula") and "," not in default
+    }
     assert len(numbers) > 10
     assert [name for name, default in numbers.items() if default not in spelled(settings[name])] == []
 
