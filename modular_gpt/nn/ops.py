@@ -100,7 +100,9 @@ def attend(
         seen = pos.once("causal", lambda: visible(pos, key_columns, None))
     if scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: nothing for single tokens
         return _flex(q, k, v, scoring, seen, sinks, bias, dropout)
-    if scoring.backend == "math" or scoring.softcap is not None:
+    # for one query PyTorch would copy all keys and values, to add the sink or where their widths differ
+    copies = pos.count == 1 and (sinks is not None or k.shape[-1] != v.shape[-1])
+    if scoring.backend == "math" or scoring.softcap is not None or (copies and scoring.backend == "auto"):
         return _written_out(q, k, v, scoring, seen, sinks, bias, dropout)
     return _fused(q, k, v, scoring, seen, sinks, bias, dropout, causal and seen is None)
 
@@ -124,9 +126,11 @@ def _fused(
         k, v, mask = _with_sink(q, k, v, mask, sinks)
     batch, heads, count, width = q.shape
     groups = k.shape[1]
-    fold = count == 1 and heads != groups and mask is None
+    fold = count == 1 and heads != groups
     if fold:  # the queries that share a key stand side by side, as if they were tokens
         q = q.reshape(batch, groups, -1, width)
+        if mask is not None and mask.shape[1] == heads:
+            mask = mask.reshape(mask.shape[0], groups, -1, mask.shape[-1])
     shared = not fold and heads != groups
     only_fused = sdpa_kernel(_FUSED) if scoring.backend == "flash" else nullcontext()
     try:
