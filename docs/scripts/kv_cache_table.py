@@ -3,7 +3,7 @@
 All four layers' caches together, one text, float32. tables.py writes the table into docs/kv_cache.md.
 """
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,18 +34,21 @@ def figures(settings: dict[str, Any], length: int) -> tuple[int, int, int]:
     config = GPTConfig(**SIZES, pos="rope", **settings)
     model = GPTModel(config).eval()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        cache = model.new_cache(batch=1, max_length=length)
+        kept = model.new_cache(batch=1, max_length=length)
     measured = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
-    with torch.no_grad():  # a prompt and a step: nothing may be allocated beside
-        model(torch.zeros(1, length - 1, dtype=torch.long), cache=cache, last_only=True)
-        model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
-    return config.cache_bytes(batch=1, tokens=length), cache.nbytes(), measured
+    with torch.no_grad():  # filled by a prompt and a step, it is as large as it was
+        model(torch.zeros(1, length - 1, dtype=torch.long), cache=kept, last_only=True)
+        model(torch.zeros(1, 1, dtype=torch.long), cache=kept)
+    return config.cache_bytes(batch=1, tokens=length), kept.nbytes(), measured
 
 
-def rows() -> Iterator[list[str]]:
-    for name, settings in KINDS.items():
-        for length in LENGTHS:
-            yield [name, f"{length:,}", *(f"{number:,}" for number in figures(settings, length))]
+@cache
+def rows() -> list[list[str]]:
+    return [
+        [name, f"{length:,}", *(f"{number:,}" for number in figures(settings, length))]
+        for name, settings in KINDS.items()
+        for length in LENGTHS
+    ]
 
 
 HEAD = ["attention", "tokens", "predicted", "allocated", "measured"]
