@@ -1,0 +1,122 @@
+"""Exported programs give what the model gives: prompts, steps, wrapped windows, other batch sizes, read back, ONNX."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from modular_gpt import ConfigError, GPTConfig, GPTModel
+from modular_gpt.core.registry import entries
+from modular_gpt.export import ExportedModel, export_model, export_onnx
+
+LENGTH, WINDOW = 14, 5
+LOCAL = {"variants": {"local": {"attention": {"window": WINDOW}}}, "cycle": ["local", "base"]}
+OTHERS: list[dict[str, Any]] = [
+    {"attention": "gqa", "pos": "alibi"},
+    {"attention": "mla", "pos": "learned"},
+    {"attention": {"name": "swa", "window": 1}},
+    {"layers": LOCAL, "n_layers": 2, "ffn": "swiglu", "norm": "rmsnorm"},
+    {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}},
+]
+
+
+def settings() -> list[dict[str, Any]]:
+    """Every registered attention kind, and other parts."""
+    kinds = [{"name": name, "window": WINDOW} if name == "swa" else name for name in entries("attention")]
+    return [*({"attention": kind} for kind in kinds), *OTHERS]
+
+
+def small(**changes: Any) -> GPTModel:
+    torch.manual_seed(0)
+    plain: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=1, context_length=LENGTH, pos="rope")
+    return GPTModel(GPTConfig(**{**plain, "init_std": 0.3, **changes}))
+
+
+def logits_of(exported: ExportedModel, ids: Tensor, prefilled: int) -> Tensor:
+    """(B, T - prefilled + 1, V) by the programs: of a prompt at once, then token by token."""
+    if prefilled:
+        logits, cache = exported.prefill.module()(ids[:, :prefilled])
+        found = [logits]
+    else:
+        found, cache = [], exported.empty_cache(len(ids))
+    step = exported.step.module()
+    for at in range(prefilled, ids.shape[1]):
+        logits, cache = step(ids[:, at : at + 1], torch.tensor(at), cache)
+        found.append(logits)
+    return torch.stack(found, dim=1)
+
+
+@pytest.mark.parametrize("changes", settings(), ids=lambda c: str(c).replace(" ", ""))
+def test_programs_equal_the_model(changes: dict[str, Any]) -> None:
+    model = small(**changes)
+    model.train()
+    exported = export_model(model)
+    assert model.training
+    assert exported.longest_prompt > exported.shortest_prompt
+    model.eval()
+    for batch, prefilled in ((1, 0), (3, exported.shortest_prompt), (2, exported.longest_prompt)):
+        ids = torch.randint(0, 31, (batch, LENGTH))
+        with torch.no_grad():
+            expected = model(ids)[:, max(prefilled - 1, 0) :]
+        torch.testing.assert_close(logits_of(exported, ids, prefilled), expected, atol=1e-4, rtol=1e-4)
+    check_cache(exported, model.config)
+
+
+def check_cache(exported: ExportedModel, config: GPTConfig) -> None:
+    """The cache is of our size, and a step leaves the one that it was given as it was."""
+    empty = exported.empty_cache(2)
+    assert sum(tensor.nbytes for tensor in empty) == config.cache_bytes(2, LENGTH)
+    _, cache = exported.step.module()(torch.zeros(2, 1, dtype=torch.long), torch.tensor(0), empty)
+    assert all(not tensor.any() for tensor in empty)
+    assert [tensor.shape for tensor in cache] == [tensor.shape for tensor in empty]
+    assert all(tensor.any() for tensor in cache)
+
+
+def test_saved_and_read_back(tmp_path: Path) -> None:
+    model, ids = small().eval(), torch.randint(0, 31, (2, 7))
+    exported = export_model(model, max_length=9)
+    assert exported.longest_prompt == 8
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        exported.save(tmp_path / "file")
+    prefill, _ = exported.save(tmp_path / "new")
+    logits, _ = torch.export.load(prefill).module()(ids)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(ids)[:, -1])
+
+
+def test_what_cannot_be_exported_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"export\.max_length must be above 0"):
+        export_model(small(), max_length=0)
+    plain = GPTModel.logits
+    monkeypatch.setattr(GPTModel, "logits", lambda self, x: plain(self, x) if x.sum() > 0 else x)  # depends on data
+    with pytest.raises(ConfigError, match="this model cannot be exported"):
+        export_model(small())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [*settings()[:6], {"layers": LOCAL, "n_layers": 2, "pos": "alibi"}],
+    ids=lambda c: str(c).replace(" ", ""),
+)
+def test_onnx(tmp_path: Path, changes: dict[str, Any]) -> None:
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model, ids = small(**changes).eval(), torch.randint(0, 31, (3, 12))
+    prefill, step = (runtime.InferenceSession(path) for path in export_onnx(model, tmp_path))
+    with torch.no_grad():
+        expected = model(ids)
+    logits, *cache = prefill.run(None, {"ids": ids[:, :3].numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected[:, 2], atol=1e-4, rtol=1e-4)
+    for at in range(3, ids.shape[1]):
+        inputs = {"ids": ids[:, at : at + 1].numpy(), "start": torch.tensor(at).numpy()}
+        logits, *cache = step.run(None, {**inputs, **{f"cache_{i}": tensor for i, tensor in enumerate(cache)}})
+        torch.testing.assert_close(torch.from_numpy(logits), expected[:, at], atol=1e-4, rtol=1e-4)
+
+
+def test_onnx_of_a_moe_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    with pytest.raises(ConfigError, match="this model cannot be exported"):
+        export_onnx(small(ffn={"name": "moe", "n_experts": 4, "top_k": 2}), tmp_path)
