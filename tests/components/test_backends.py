@@ -7,7 +7,7 @@ import torch
 
 from modular_gpt import ConfigError, GPTConfig
 from tests.components.cases import MODEL
-from tests.components.laws import build, close, feed, text
+from tests.components.laws import build, close, compiles_whole, feed, text
 
 SETTINGS = {"name": "mha", "n_kv_heads": 2, "window": 7, "softcap": 3.0, "sinks": True}
 
@@ -17,6 +17,7 @@ def model_with(backend: str, **settings: object):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a C++ compiler runs, on a machine that may be busy
 @torch.no_grad()
 def test_flex_says_what_the_definition_says() -> None:
     flex, plain = model_with("flex", **SETTINGS), model_with("math", **SETTINGS)
@@ -45,3 +46,11 @@ def test_flash_refuses_what_no_kernel_does() -> None:
     with warnings.catch_warnings(), pytest.raises(ConfigError, match="use backend=auto"):
         warnings.simplefilter("ignore")
         model(text(model.config))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a C++ compiler runs, on a machine that may be busy
+def test_inductor_says_the_same() -> None:
+    """The default backend of torch.compile, which makes its own kernels, on one block."""
+    attention = {"name": "swa", "window": 7, "n_kv_heads": 2, "qk_norm": "rmsnorm"}
+    compiles_whole(GPTConfig(**{**MODEL, "n_layers": 1, "attention": attention, "ffn": "swiglu"}), backend="inductor")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.components.laws import LAWS, SLOW_LAWS
 
 TOY = Path(__file__).with_name("toy.py")
@@ -18,11 +20,13 @@ def pytest_on_toy(checkout: Path, **environment: str) -> str:
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "toy",
          "tests/components/test_laws.py", "tests/components/test_coverage.py"],
         cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout), **environment}, capture_output=True, text=True,
-        timeout=110,
+        timeout=500,
     )  # fmt: skip
     return done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_dropped_into_the_package(tmp_path: Path, root: Path) -> None:
     """It is also asked for settings of its own, since it stands inside the package now."""
     ignore = shutil.ignore_patterns("__pycache__")
@@ -40,6 +44,8 @@ def test_dropped_into_the_package(tmp_path: Path, root: Path) -> None:
     assert passed >= 2 * len(LAWS) + len(SLOW_LAWS), said  # its defaults, and its switch turned
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_named_as_a_plugin(tmp_path: Path, root: Path) -> None:
     shutil.copy(TOY, tmp_path / "my_attention.py")
     path = f"{tmp_path}{os.pathsep}{root}"
