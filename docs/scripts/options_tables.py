@@ -1,6 +1,7 @@
 """What the command line offers, group by group, as --help tells it; tables.py writes it into pages."""
 
 import os
+from unittest.mock import patch
 
 from modular_gpt.cli import _help, _writing
 from modular_gpt.cli._conf_dir import conf_dir
@@ -11,6 +12,7 @@ from modular_gpt.cli.generate import ABOUT, EXAMPLES
 FOLDERS = [conf_dir()]  # the package's own, whatever else is installed
 GROUPS = TRAIN.choices()
 HEAD = ["option", "what it is"]
+WIDTH = {"COLUMNS": "116"}  # of the text that --help prints
 
 
 def rows(group: str) -> list[list[str]]:
@@ -23,11 +25,11 @@ def rows(group: str) -> list[list[str]]:
 
 def reference() -> str:
     """Every group with its options and their settings, as `mgpt-train --help GROUP` prints them."""
-    os.environ["COLUMNS"] = "116"
-    return "\n\n".join(f"### {group}\n\n```text\n{_help.details(TRAIN, group, FOLDERS)}\n```" for group in GROUPS)
+    with patch.dict(os.environ, WIDTH):
+        return "\n\n".join(f"### {group}\n\n```text\n{_help.details(TRAIN, group, FOLDERS)}\n```" for group in GROUPS)
 
 
 def generate() -> str:
     """What `mgpt-generate --help` prints."""
-    os.environ["COLUMNS"] = "116"
-    return f"```text\n{_help.overview(_writing.GENERATE, ABOUT, EXAMPLES, FOLDERS)}\n```"
+    with patch.dict(os.environ, WIDTH):
+        return f"```text\n{_help.overview(_writing.GENERATE, ABOUT, EXAMPLES, FOLDERS)}\n```"
