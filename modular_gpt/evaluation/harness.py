@@ -1,0 +1,195 @@
+"""lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness) on any of our models; extra ``eval``."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from modular_gpt.core.errors import ConfigError, DataError, unknown
+from modular_gpt.data.tokenizers import Tokenizer
+from modular_gpt.generation import Generation, GenerationSettings, left_pad
+from modular_gpt.model import GPTModel
+
+Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation), and the ids of each
+_NEW_TOKENS = 256  # of generate_until, where a task does not say
+_SAMPLING = ("temperature", "top_p", "top_k")
+_ASKED = ("until", "max_gen_toks", "do_sample", *_SAMPLING)
+
+
+class HarnessModel(TemplateLM):
+    """A GPTModel and its tokenizer as the harness asks them.
+
+    Texts longer than the context lose their beginning, as with the harness's own models.
+    """
+
+    def __init__(self, model: GPTModel, tokenizer: Tokenizer, batch_size: int = 8) -> None:
+        super().__init__()
+        self.gpt = model.eval()
+        self.texts = tokenizer
+        self.batch_size = batch_size
+        self.max_length = model.config.context_length
+        self._device = model.embedding.weight.device
+
+    @property
+    def eot_token_id(self) -> int:
+        """What a text without a context is predicted from: the token between documents, or else a line end."""
+        if self.texts.eos_id is not None:
+            return self.texts.eos_id
+        try:
+            return self.texts.encode("\n")[0]
+        except (DataError, IndexError):
+            return 0
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.texts.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Of each continuation, given its context: the log-probability, and whether greedy decoding would give it."""
+        found: dict[int, tuple[float, bool]] = {}
+        for batch in self._batches([len(context) + len(text) for _, context, text in requests]):
+            for index, result in zip(batch, self._score([requests[index] for index in batch]), strict=True):
+                found[index] = result
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], result)
+        return [found[index] for index in range(len(requests))]
+
+    @torch.no_grad()
+    def _score(self, requests: Sequence[Request]) -> Iterator[tuple[float, bool]]:
+        for (_, text), _, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise DataError(
+                    f"the continuation {text[:30]!r} has {len(continuation)} tokens, "
+                    f"more than the model's context of {self.max_length}"
+                )
+        rows = [(context + text)[-(self.max_length + 1) :] for _, context, text in requests]
+        ids, padding = left_pad([row[:-1] for row in rows], self._device)
+        hidden, _ = self.gpt.hidden_states(ids, padding=padding)
+        for row, (_, _, continuation) in zip(hidden, requests, strict=True):
+            target = torch.tensor(continuation, device=self._device)
+            scores = self.gpt.logits(row[-len(continuation) :]).float().log_softmax(-1)
+            value = scores.gather(1, target[:, None]).double().sum().item()
+            yield value, bool((scores.argmax(-1) == target).all())
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of texts that are about equally long, the longest first."""
+        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, in windows of the context that predict each token once."""
+        totals = []
+        for (text,) in (request.args for request in requests):
+            pieces = get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.eot_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            pairs: list[Request] = [(("", text), *make_disjoint_window(piece)) for piece in pieces]
+            totals.append(sum(value for value, _ in self._loglikelihood_tokens(pairs)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """What follows each context, up to a stop string, the end of the text or so many tokens."""
+        found: dict[int, str] = {}
+        asked = [(index, *request.args) for index, request in enumerate(requests)]
+        for _, alike in groupby(sorted(asked, key=lambda each: str(each[2])), key=lambda each: str(each[2])):
+            same = list(alike)
+            settings = self._settings(same[0][2])
+            room = max(self.max_length - settings.max_new_tokens, self.max_length // 2, 1)
+            prompts = [(self.texts.encode(context) or [self.eot_token_id])[-room:] for _, context, _ in same]
+            for batch in self._batches([len(prompt) for prompt in prompts]):
+                ids, padding = left_pad([prompts[each] for each in batch], self._device)
+                run = Generation(self.gpt, ids, settings, padding=padding, decode_stream=self.texts.decode_stream)
+                for each, continuations in zip(batch, run.finish(), strict=True):
+                    index, context, wishes = same[each]
+                    found[index] = continuations[0].text or ""
+                    self.cache_hook.add_partial("generate_until", (context, wishes), found[index])
+        return [found[index] for index in range(len(requests))]
+
+    def _settings(self, wishes: Mapping[str, Any]) -> GenerationSettings:
+        """What a task wishes, as ours.
+
+        Raises:
+            ConfigError: it wishes what we do not have.
+        """
+        for name in wishes:
+            if name not in _ASKED:
+                raise ConfigError(f"the task's generation_kwargs: {unknown('setting', name, _ASKED)}")
+        until = wishes.get("until") or []
+        sampled = bool(wishes.get("do_sample")) and wishes.get("temperature") != 0
+        return GenerationSettings(
+            max_new_tokens=int(wishes.get("max_gen_toks", _NEW_TOKENS)),
+            stop=[until] if isinstance(until, str) else [each for each in until if each],
+            stop_tokens=[] if self.texts.eos_id is None else [self.texts.eos_id],
+            greedy=not sampled,
+            overflow="slide" if self.gpt.slides else "window",
+            **({name: wishes[name] for name in _SAMPLING if name in wishes} if sampled else {}),
+        )
+
+
+def run_tasks(
+    model: GPTModel,
+    tokenizer: Tokenizer,
+    tasks: Sequence[str],
+    *,
+    include: str | Path | None = None,
+    fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> dict[str, dict[str, Any]]:
+    """The figures of some tasks, by task and by the harness's name of the figure, such as ``acc,none``.
+
+    tasks: names that the harness knows, or paths of yaml files that describe a task
+    include: a folder with more such files; fewshot: solved examples before each question; limit: questions of a task
+
+    Raises:
+        ConfigError: there is no such task, or it wishes what we do not have.
+        DataError: a task's data cannot be had.
+    """
+    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
+    names = [_name_in(Path(task)) if Path(task) in files else task for task in tasks]
+    folders = [str(path.parent) for path in files] + ([] if include is None else [str(include)])
+    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
+    for name in names:
+        if name not in manager.all_tasks:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ConfigError(f"the harness has no task {name!r}{hint} (a path of a yaml file may be given too)")
+    try:
+        results = simple_evaluate(
+            HarnessModel(model, tokenizer, batch_size),
+            tasks=names,
+            num_fewshot=fewshot,
+            limit=limit,
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=1000,
+        )
+    except (OSError, ConnectionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"the data of {', '.join(names)} cannot be had ({reason}); connect once to fetch it") from error
+    assert results is not None, "only other ranks of a distributed run get nothing"
+    return {name: dict(figures) for name, figures in results["results"].items()}
+
+
+def _name_in(path: Path) -> str:
+    """The name that a task's yaml file gives it, read without running what the file may name."""
+    try:
+        match = re.search(r"^task:\s*[\"']?([^\s\"'#]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the task '{path}' ({error})") from error
+    if match is None:
+        raise ConfigError(f"'{path}' has no line 'task: <name>', so it describes no task")
+    return match[1]
