@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.offers import Adopted, AttentionOffer, FeedForwardOffer, NormOffer
 from modular_gpt.core.registry import Component, ComponentConfig, described
 
 R = TypeVar("R")
@@ -105,6 +106,14 @@ class Norm(Component, nn.Module, ABC, slot="norm"):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
+    def offer(self) -> NormOffer | None:
+        """What another kind that takes this one's place can start from; None where there is nothing."""
+        return None
+
+    def adopt(self, offer: NormOffer) -> Adopted:
+        """Start from what another kind offers; what is not in the answer stays new."""
+        return {}
+
     def reset_parameters(self) -> None:
         """Set weights to what leaves the normalised input as it is."""
 
@@ -191,6 +200,14 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, appends the new tokens to it."""
 
+    def offer(self) -> AttentionOffer | None:
+        """What another kind that takes this one's place can start from; None where there is nothing."""
+        return None
+
+    def adopt(self, offer: AttentionOffer) -> Adopted:
+        """Start from what another kind offers; what is not in the answer stays new."""
+        return {}
+
     def reset_parameters(self) -> None:
         """Set whatever is no matrix; the initialisation pass sets matrices."""
 
@@ -216,6 +233,14 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D) and auxiliary losses by name, already weighted; dense parts return {}."""
+
+    def offer(self) -> FeedForwardOffer | None:
+        """What another kind that takes this one's place can start from; None where there is nothing."""
+        return None
+
+    def adopt(self, offer: FeedForwardOffer) -> Adopted:
+        """Start from what another kind offers; what is not in the answer stays new."""
+        return {}
 
     def inactive_parameters(self) -> int:
         """How many parameters a token does not use (experts it is not routed to)."""

@@ -4,5 +4,15 @@ from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.loading import load_pretrained
 from modular_gpt.pretrained.saving import save_pretrained
 from modular_gpt.pretrained.source import tokenizer_file
+from modular_gpt.pretrained.surgery import Transplant, text_loss, transplant, with_parts
 
-__all__ = ["FAMILIES", "load_pretrained", "save_pretrained", "tokenizer_file"]
+__all__ = [
+    "FAMILIES",
+    "Transplant",
+    "load_pretrained",
+    "save_pretrained",
+    "text_loss",
+    "tokenizer_file",
+    "transplant",
+    "with_parts",
+]

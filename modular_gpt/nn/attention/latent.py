@@ -10,13 +10,16 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
 from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.offers import Adopted, AttentionOffer
 from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.core.settings import positive
+from modular_gpt.nn.adopting import CARRIED, carry_past, fill, fill_out, low_rank, regroup
 from modular_gpt.nn.ops import Scoring, attend
 from modular_gpt.nn.residual import residual_linear
 
@@ -43,7 +46,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         d_model / n_heads, qk_rope_head_dim half of that where the position rotates and 0 where it does not,
         scale 1 / sqrt(qk_nope_head_dim + qk_rope_head_dim), biases and dropout as the model's, no window.
 
-        latent_norm: name of the norm of the latents, with latent_norm_eps; backend: auto | flash | math | flex.
+        latent_norm: name of the norm of the latents (null: none), with latent_norm_eps;
+        backend: auto | flash | math | flex.
         """
 
         kv_lora_rank: int | None = None
@@ -56,7 +60,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         out_bias: bool | None = None
         scale: float | None = None
         softcap: float | None = None
-        latent_norm: str = "rmsnorm"
+        latent_norm: str | None = "rmsnorm"
         latent_norm_eps: float = 1e-6
         dropout: float | None = None
         backend: str = "auto"
@@ -131,6 +135,51 @@ class MultiHeadLatentAttention(Attention, name="mla"):
     def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
         latent, _, rope, _ = widths(config, dims, position)
         return CacheSpec(rows=((1, latent + rope),), window=config.window)
+
+    @torch.no_grad()
+    def adopt(self, offer: AttentionOffer) -> Adopted:
+        """The latent is the best one of its rank for keys and values together, by SVD, where heads have these widths.
+
+        A bias of the keys shifts all scores of a query alike and is left out; one of the values moves into that of
+        the output. What rotates starts without effect: its queries are zero.
+        """
+        latent, nope, _, value = self.widths
+        width, d_model = self.n_heads * nope, self.latent.in_features
+        if offer.query.shape != (self.n_heads, nope, d_model) or offer.out.shape[1:] != (self.n_heads, value):
+            return {}
+        keys, values = (regroup(each, self.n_heads).flatten(0, 1) for each in (offer.key, offer.value))
+        room = carry_past(self.latent_norm, self.latent, latent)
+        up, down = low_rank(torch.cat([keys, values]), room)
+        self.latent.weight[: len(down)] = down
+        for part, rows in ((self.key, up[:width]), (self.value, up[width:])):
+            part.weight.zero_()
+            part.weight[:, : len(down)] = rows
+        made = dict.fromkeys(("latent.weight", "key.weight", "value.weight"), f"rank {len(down)} by SVD")
+        if room < latent:
+            made |= {"latent.bias": CARRIED, "latent_norm.weight": CARRIED}
+        return {**self._adopt_query(offer), **made, **fill_out(self, offer, moved=True)}
+
+    def _adopt_query(self, offer: AttentionOffer) -> Adopted:
+        scale, rotated = offer.scale / self.scoring.scale, self.widths.rope
+        weight = F.pad(offer.query * scale, (0, 0, 0, rotated)).flatten(0, 1)
+        bias = None if offer.query_bias is None else F.pad(offer.query_bias * scale, (0, rotated)).flatten()
+        down = self.query_down
+        if down is None or self.query_norm is None:
+            return fill(self, "query", weight, bias, f"times {scale:.4g}" if scale != 1 else "")
+        room = carry_past(self.query_norm, down, down.out_features)
+        with_bias = bias is not None and down.bias is not None
+        matrix = torch.cat([weight, cast(Tensor, bias)[:, None]], dim=1) if with_bias else weight
+        up, rows = low_rank(matrix, room)
+        self.query.weight.zero_()
+        self.query.weight[:, : len(rows)] = up
+        down.weight[: len(rows)] = rows[:, : down.in_features]
+        if with_bias:
+            down.bias[: len(rows)] = rows[:, -1]
+        made = dict.fromkeys(("query.weight", "query_down.weight"), f"rank {len(rows)} by SVD")
+        made |= {"query_down.bias": made["query.weight"]} if with_bias else {}
+        if room < down.out_features:
+            made |= {"query_down.bias": CARRIED, "query_norm.weight": CARRIED}
+        return made
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
@@ -213,5 +262,7 @@ def _scoring(config: MultiHeadLatentAttention.Config, dims: Dims, widths: Widths
 
 
 def _latent_norm(config: MultiHeadLatentAttention.Config, width: int) -> nn.Module:
+    if config.latent_norm is None:
+        return nn.Identity()
     norm = decode("norm", {"name": config.latent_norm, "eps": config.latent_norm_eps})
     return cast(type[Norm], norm.component)(norm, width, bias=False)

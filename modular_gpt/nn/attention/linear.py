@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
 from modular_gpt.core.contracts import Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.offers import Adopted, AttentionOffer
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.settings import positive
+from modular_gpt.nn.adopting import adopt_heads, offer_of
 from modular_gpt.nn.residual import residual_linear
 
 
@@ -95,6 +97,14 @@ class LinearAttention(Attention, name="linear"):
             memory.copy_(last_memory)
             sums.copy_(key_sums[:, :, -1])
         return self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
+
+    def offer(self) -> AttentionOffer:
+        return offer_of(self, self.head_dim, scale=1.0)
+
+    @torch.no_grad()
+    def adopt(self, offer: AttentionOffer) -> Adopted:
+        """The same projections; what is made of them is another thing, which only training can mend."""
+        return adopt_heads(self, replace(offer, scale=1.0), self.offer())
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H * N) -> (B, H, T, N)"""

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
 from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.offers import Adopted, AttentionOffer
 from modular_gpt.core.registry import ComponentConfig, Preset, decode
 from modular_gpt.core.settings import one_of, positive
+from modular_gpt.nn.adopting import adopt_heads, offer_of
 from modular_gpt.nn.ops import Scoring, attend
 from modular_gpt.nn.residual import residual_linear
 
@@ -159,6 +161,14 @@ class MultiHeadAttention(
         if self.config.qk_norm_after_rope:
             return norm(self.position.rotate(self._split(x), pos))
         return self.position.rotate(norm(self._split(x)), pos)
+
+    def offer(self) -> AttentionOffer:
+        return offer_of(self, self.head_dim, self.scoring.scale)
+
+    @torch.no_grad()
+    def adopt(self, offer: AttentionOffer) -> Adopted:
+        """Key and value heads that more query heads come to share are the means of those these had."""
+        return adopt_heads(self, offer, self.offer())
 
     def reset_parameters(self) -> None:
         if self.sinks is not None:

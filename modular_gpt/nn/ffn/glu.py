@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Dims, FeedForward
+from modular_gpt.core.offers import Adopted, FeedForwardOffer
 from modular_gpt.core.registry import ComponentConfig, Preset
 from modular_gpt.core.settings import one_of, positive
 from modular_gpt.nn.activations import GATES, gated
+from modular_gpt.nn.adopting import adopt_dense, offer_of_dense
 from modular_gpt.nn.residual import residual_linear
 
 
@@ -51,6 +54,13 @@ class GatedLinearUnit(
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""
         return self.down(gated(self.activation, self.gate(x), self.up(x))), {}
+
+    def offer(self) -> FeedForwardOffer:
+        return offer_of_dense(self)
+
+    @torch.no_grad()
+    def adopt(self, offer: FeedForwardOffer) -> Adopted:
+        return adopt_dense(self, offer)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.offers import Adopted, FeedForwardOffer
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.settings import one_of, positive
 from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
@@ -185,6 +186,21 @@ class MixtureOfExperts(FeedForward, name="moe"):
         if self.select_bias is not None and self.load is not None:
             self.select_bias.zero_()
             self.load.zero_()
+
+    @torch.no_grad()
+    def adopt(self, offer: FeedForwardOffer) -> Adopted:
+        """Every expert starts as the dense part, and the router new: https://arxiv.org/abs/2212.05055"""
+        if offer.up.shape != self.up.shape[1:] or (offer.gate is None) != (self.gate is None):
+            return {}
+        made: Adopted = {}
+        for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"):
+            mine, theirs = getattr(self, name), getattr(offer, name)
+            if mine is None or theirs is None:
+                continue
+            factor = 1 / self.config.routed_scale if name.startswith("down") else 1.0
+            mine.copy_((theirs * factor).expand_as(mine))
+            made[name] = "for every expert" + (f", times {factor:.4g}" if factor != 1 else "")
+        return made
 
     def extra_repr(self) -> str:
         kind = "mlp" if self.gate is None else "glu"

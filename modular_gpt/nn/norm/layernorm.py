@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
+from modular_gpt.core.offers import Adopted, NormOffer
 from modular_gpt.core.registry import ComponentConfig
 
 
@@ -37,6 +38,19 @@ class LayerNorm(Norm, name="layernorm"):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
         return F.layer_norm(x, self.width, self.weight, self.bias, self.eps)
+
+    def offer(self) -> NormOffer | None:
+        return None if self.weight is None else NormOffer(self.weight.detach(), self.bias)
+
+    @torch.no_grad()
+    def adopt(self, offer: NormOffer) -> Adopted:
+        if self.weight is None or offer.scale.shape != self.weight.shape:
+            return {}
+        self.weight.copy_(offer.scale)
+        if self.bias is None or offer.shift is None:
+            return {"weight": ""}
+        self.bias.copy_(offer.shift)
+        return {"weight": "", "bias": ""}
 
     def reset_parameters(self) -> None:
         if self.weight is not None:

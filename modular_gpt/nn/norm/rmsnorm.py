@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
+from modular_gpt.core.offers import Adopted, NormOffer
 from modular_gpt.core.registry import ComponentConfig
 
 
@@ -35,6 +36,16 @@ class RMSNorm(Norm, name="rmsnorm"):
             scaled = F.rms_norm(x.float(), self.width, 1.0 + self.weight.float(), self.eps)
             return scaled.to(x.dtype)
         return F.rms_norm(x, self.width, self.weight, self.eps)
+
+    def offer(self) -> NormOffer | None:
+        return None if self.weight is None else NormOffer(self.weight.detach() + float(self.weight_offset))
+
+    @torch.no_grad()
+    def adopt(self, offer: NormOffer) -> Adopted:
+        if self.weight is None or offer.scale.shape != self.weight.shape:
+            return {}
+        self.weight.copy_(offer.scale - float(self.weight_offset))
+        return {"weight": "less 1" if self.weight_offset else ""}
 
     def reset_parameters(self) -> None:
         if self.weight is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
+from modular_gpt.core.offers import Adopted, NormOffer
 from modular_gpt.core.registry import ComponentConfig
 
 
@@ -23,6 +24,7 @@ class ScaleNorm(Norm, name="scalenorm"):
     def __init__(self, config: Config, width: int, bias: bool = False) -> None:
         super().__init__(config, width, bias)
         self.eps = config.eps
+        self.width = width
         self.first = math.sqrt(width)
         self.weight = nn.Parameter(torch.empty(1)) if config.affine else None
         self.reset_parameters()
@@ -32,6 +34,16 @@ class ScaleNorm(Norm, name="scalenorm"):
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=self.eps)
         scale = self.first if self.weight is None else self.weight
         return x * (scale / length).to(x.dtype)
+
+    def offer(self) -> NormOffer | None:
+        return None if self.weight is None else NormOffer((self.weight.detach() / self.first).expand(self.width))
+
+    @torch.no_grad()
+    def adopt(self, offer: NormOffer) -> Adopted:
+        if self.weight is None or offer.scale.shape != (self.width,):
+            return {}
+        self.weight.fill_(self.first * offer.scale.mean())
+        return {"weight": "the mean"}
 
     def reset_parameters(self) -> None:
         if self.weight is not None:
