@@ -15,23 +15,29 @@ from modular_gpt.core.registry import PLUGINS
 
 MISTAKE = 2  # exit codes
 ENDED_BY_SIGNAL = 128  # and the signal's number, so that Ctrl-C gives 130
-HYDRAS = ("--hydra-help", "--info", "-i", "--shell-completion", "-sc", "--package", "-p", "--resolve")
+INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
 
 @dataclass
 class Line:
-    """A command line, read.
-
-    words: settings; topics: words after --help; flags: for Hydra itself; cfg: print the config, do not run
-    """
+    """A command line, read: settings as ``words``, and flags."""
 
     words: list[str] = field(default_factory=list)
-    flags: list[str] = field(default_factory=list)
     help: bool = False
     version: bool = False
     cfg: str | None = None
     multirun: bool = False
     config_dir: str | None = None
+    hydra_help: bool = False
+    info: str | None = None
+    shell_completion: bool = False
+
+    def for_hydra(self) -> list[str]:
+        """The flags that Hydra itself answers."""
+        flags = [("--hydra-help", self.hydra_help), ("--shell-completion", self.shell_completion)]
+        given = [flag for flag, is_given in flags if is_given]
+        info = [] if self.info is None else ["--info", self.info]
+        return [*given, *info, *([] if self.cfg in (None, "job") else ["--cfg", str(self.cfg)])]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,13 +57,14 @@ def read_line(arguments: Sequence[str]) -> Line:
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--multirun", "-m", action="store_true")
     parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--hydra-help", action="store_true")
+    parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFO)
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
     line = Line()
     _, rest = parser.parse_known_args(list(arguments), namespace=line)
     for word in rest:
         if not word.startswith("-"):
             line.words.append(word)
-        elif word.partition("=")[0] in HYDRAS:
-            line.flags.append(word)
         else:
             bare = word.lstrip("-")
             hint = f"settings are written without dashes: {bare}" if "=" in bare else "see --help"

@@ -21,8 +21,8 @@ from modular_gpt.training.config import RunConfig
 HEADINGS = ("run", "parameters", "validation loss", "bits per byte", "tokens/s")
 
 
-class _Stopped(Exception):
-    """A signal ended a run, and with it the ones that would have followed."""
+class _Stopped(BaseException):
+    """A signal ended a run, and with it those that would follow; as KeyboardInterrupt, it is no job's failure."""
 
 
 def multirun(words: Sequence[str], where: list[Path]) -> int:
@@ -63,8 +63,12 @@ def multirun(words: Sequence[str], where: list[Path]) -> int:
 
 def hydra_itself(line: Line, where: list[Path]) -> int:
     """What only Hydra can answer: its own help, its config, where settings come from, tab completion."""
-    _, spelled = read_overrides(TRAIN, line.words, where)
-    _hydra_main([*line.flags, *(["--cfg", line.cfg] if line.cfg else []), *spelled], where, lambda config: None)
+    # tab completion has words of its own, and unfinished ones
+    words = line.words if line.shell_completion else read_overrides(TRAIN, line.words, where)[1]
+    try:
+        _hydra_main([*line.for_hydra(), *words], where, lambda config: None)
+    except SystemExit as end:  # Hydra's way to end after its help
+        return int(end.code or 0)
     return 0
 
 

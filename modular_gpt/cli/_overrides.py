@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from hydra.errors import HydraException
+from omegaconf import MISSING
 
 from modular_gpt.cli._settings import TARGET, Command, names_of, options
 from modular_gpt.core.errors import ConfigError, unknown
@@ -132,7 +133,13 @@ def _parses(key: str, value: str) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Text as a quoted string of Hydra's language, which means exactly this text."""
+    """Text as a quoted string of Hydra's language, which means exactly this text.
+
+    Raises:
+        ConfigError: it is the one text that OmegaConf reads as a missing value, however it is quoted.
+    """
+    if text == MISSING:
+        raise ConfigError(f"the text {text!r} cannot be given here: it is the sign of a value that is missing")
     literal = BACKSLASHES_BEFORE_INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", text)
     return QuotedString(text=literal, quote=Quote.single).with_quotes()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,15 @@ def folders(config_dir: str | None = None) -> list[Path]:
 @cache
 def _installed() -> list[Path]:
     """The folders that other packages give in the entry-point group of configs."""
-    found = []
+    found: list[Path] = []
     for point in entry_points(group=CONFIGS):
         try:
-            found.append(Path(str(files(point.value))))
-        except ImportError as error:
-            raise ConfigError(f"the entry point {point.name!r} of {CONFIGS} cannot be found: {error}") from error
+            package = find_spec(point.value)
+        except ImportError:
+            package = None
+        if package is None or not package.submodule_search_locations:
+            raise ConfigError(f"the entry point {point.name!r} of {CONFIGS} names {point.value!r}, which is no package")
+        found += [Path(place) for place in package.submodule_search_locations]
     return found
 
 

@@ -28,7 +28,7 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None
         CheckpointError: there is none, it is damaged, or it has no tokenizer.
     """
     path = Path(name).expanduser()
-    if _is_published(name, path):
+    if is_published(name, path):
         return _published(name, device, dtype)
     checkpoint = load_checkpoint(path, device)
     if checkpoint.tokenizer is None:
@@ -36,7 +36,7 @@ def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None
     return Loaded(checkpoint.model.to(dtype=dtype), checkpoint.tokenizer)
 
 
-def _is_published(name: str, path: Path) -> bool:
+def is_published(name: str, path: Path) -> bool:
     """Whether a name is a folder in Hugging Face's format, or no path at all."""
     if path.is_dir():
         return (path / CONFIG).is_file() and not (path / MANIFEST).exists() and not (path / FOLDER).exists()

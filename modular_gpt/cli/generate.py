@@ -32,7 +32,7 @@ def _execute(line: Line) -> int:
 
         print(overview(GENERATE, ABOUT, EXAMPLES, where))
         return 0
-    if line.flags or line.multirun or line.cfg in ("hydra", "all"):
+    if line.for_hydra() or line.multirun:
         raise ConfigError("mgpt-generate has the flags --help, --version, --cfg job and --config-dir only")
     task, settings, listing = read_task(line.words, where)
     if line.cfg:

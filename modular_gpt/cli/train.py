@@ -33,7 +33,7 @@ def _execute(line: Line) -> int:
         group = topic(line, list(TRAIN.choices()))
         print(_help.details(TRAIN, group, where) if group else _help.overview(TRAIN, ABOUT, EXAMPLES, where))
         return 0
-    if line.flags or line.cfg in ("hydra", "all"):
+    if line.for_hydra():
         return _multirun.hydra_itself(line, where)
     if line.multirun:
         return _multirun.multirun(line.words, where)

@@ -1,0 +1,118 @@
+"""--help is the map of the program: everything that can be chosen, with a line about it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modular_gpt import __version__
+from modular_gpt.cli._conf_dir import conf_dir
+from modular_gpt.cli._run import TRAIN
+from modular_gpt.cli._settings import options
+from modular_gpt.cli._writing import GENERATE
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_option_with_a_line_about_it(run: Run, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    answer = run("train", flag)
+    assert answer.code == 0 and answer.err == ""
+    section = ""
+    listed: dict[str, dict[str, str]] = {}
+    for line in answer.out.splitlines():
+        if " - " in line and not line.startswith(" "):
+            section = line.partition(" - ")[0]
+        elif line.startswith(("    ", "  * ")) and line[4:5].strip() and section:
+            name, _, about = line[4:].partition(" ")
+            listed.setdefault(section, {})[name] = about.strip()
+    for group in TRAIN.choices():
+        for name in options(TRAIN, group, [conf_dir()]):
+            assert len(listed[group][name]) > 10, f"{group}={name}"
+
+
+def test_help_marks_what_is_taken_otherwise(run: Run) -> None:
+    out = run("train", "--help").out
+    for group, choice in TRAIN.choices().items():
+        if choice.default != "null":
+            assert f"* {choice.default} " in out, group
+
+
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_help_lists_the_settings_outside_groups(run: Run, command: str) -> None:
+    out = run(command, "--help").out
+    dotted = [key for key in {"train": TRAIN, "generate": GENERATE}[command].settings() if key.count(".") == 0]
+    assert dotted
+    for key in dotted:
+        assert f"  {key}=" in out
+
+
+@pytest.mark.parametrize("group", list(TRAIN.choices()))
+def test_help_on_a_group_lists_its_settings(run: Run, group: str) -> None:
+    answer = run("train", "--help", group)
+    assert answer.code == 0
+    known = [key for key in TRAIN.settings() if key.startswith(f"{group}.") and key != f"{group}.name"]
+    for key in known:
+        assert f"  {key}=" in answer.out
+
+
+def test_help_on_a_group_says_what_options_start_from(run: Run) -> None:
+    assert "swa starts from window=64" in run("train", "--help", "attention").out
+    assert "d_model=1600" in run("train", "--help", "model_size").out
+    assert "override /tokenizer: char" in run("train", "--help", "experiment").out
+
+
+def test_the_examples_of_the_help_are_right(run: Run) -> None:
+    lines = run("train", "--help").out.splitlines()
+    examples = [line.split("  ")[1] for line in lines if line.startswith("  mgpt-train")]
+    tried = 0
+    for example in examples:
+        words = [word.strip("'") for word in example.split()[1:]]
+        if not words or words[0].startswith("-") or words[0].startswith("resume="):
+            continue
+        tried += 1
+        assert run("train", *words, "--cfg", "job").code == 0, example
+    assert tried >= 4
+
+
+def test_the_version(run: Run) -> None:
+    for command in ("train", "generate"):
+        assert run(command, "--version").out == f"modular-gpt {__version__}\n"
+
+
+def test_cfg_shows_every_setting_and_runs_nothing(run: Run, folder: Path) -> None:
+    answer = run("train", "--cfg", "job", "attention=gqa", "attention.n_kv_heads=4")
+    assert answer.code == 0
+    assert "n_kv_heads: 4" in answer.out and "learning_rate:" in answer.out and "hydra" not in answer.out
+    assert list(folder.iterdir()) == []
+    assert run("train", "--cfg", "job", "model_size.n_heads=3").code == 2
+
+
+def process(root: Path, code: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_hydras_own_flags_still_work(root: Path) -> None:
+    lines = [["--hydra-help"], ["--cfg", "hydra"], ["--info", "defaults"], ["--shell-completion", "install=bash"]]
+    code = f"from modular_gpt.cli.train import main\nfor line in {lines}: print('exit', main(line))"
+    result = process(root, code)  # Hydra leaves its logging behind
+    assert result.stdout.count("exit 0") == 4, result.stderr
+    for part in ("hydra/launcher: basic", "job_logging", "attention/mha", "COMPREPLY"):
+        assert part in result.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_help_is_fast_and_brings_no_heavy_library(root: Path, command: str) -> None:
+    code = (
+        f"import sys; from modular_gpt.cli.{command} import main; main(['--help'])\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    begun = time.perf_counter()
+    result = process(root, code)
+    assert result.returncode == 0
+    assert not set(result.stderr.split()) & {"transformers", "tiktoken", "tokenizers", "datasets", "matplotlib"}
+    assert time.perf_counter() - begun < 30  # about 1.3 on an idle machine

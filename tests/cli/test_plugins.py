@@ -1,0 +1,100 @@
+"""One .py and one .yaml of one's own are an option like any other, in a fresh process and with no other edit."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from modular_gpt.cli import _settings
+from tests.cli.conftest import TINY
+
+PART = '''
+from dataclasses import dataclass
+import torch
+from modular_gpt.core.contracts import FeedForward
+from modular_gpt.core.registry import ComponentConfig
+
+
+class Toy(FeedForward, name="toy"):
+    """One matrix and a sine."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """factor: on the angle"""
+
+        factor: float = 1.0
+
+    def __init__(self, config, dims):
+        super().__init__(config, dims)
+        self.factor = config.factor
+        self.linear = torch.nn.Linear(dims.d_model, dims.d_model)
+
+    def forward(self, x):
+        return torch.sin(self.factor * self.linear(x)), {}
+'''
+
+
+@pytest.fixture
+def plugin(folder: Path, corpus: str) -> Path:
+    """A folder with a part of one's own."""
+    (folder / "my_parts.py").write_text(PART)
+    return folder
+
+
+def train(root: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "modular_gpt.cli.train", *words],
+        env={**os.environ, "PYTHONPATH": str(root), "MODULAR_GPT_PLUGINS": "my_parts", "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_part_with_a_yaml(root: Path, plugin: Path, corpus: str) -> None:
+    (plugin / "conf" / "ffn").mkdir(parents=True)
+    (plugin / "conf" / "ffn" / "toy_fast.yaml").write_text(
+        "# A toy that turns faster\ndefaults: [toy_schema]\nfactor: 3.0\n"
+    )
+    words = ["--config-dir", "conf"]
+    listed = train(root, plugin, *words, "--help").stdout
+    assert "toy                  One matrix and a sine." in listed
+    assert "toy_fast             A toy that turns faster" in listed
+    ran = train(root, plugin, *words, "ffn=toy_fast", *corpus.split(), *TINY)
+    assert ran.returncode == 0, ran.stderr
+    saved = (plugin / "runs" / "latest" / "config.yaml").read_text()
+    assert "name: toy" in saved and "factor: 3.0" in saved
+
+
+def test_a_part_without_a_yaml(root: Path, plugin: Path) -> None:
+    wrong = train(root, plugin, "ffn=toy", "ffn.factr=2")
+    assert wrong.returncode == 2 and "did you mean 'factor'?" in wrong.stderr
+
+
+def test_a_plugin_that_is_not_there(root: Path, folder: Path) -> None:
+    answer = train(root, folder, "--help")
+    assert answer.returncode == 2 and "'my_parts', which cannot be imported" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+
+
+def test_another_packages_yaml_files(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plugin / "their_package" / "conf" / "model_size").mkdir(parents=True)
+    (plugin / "their_package" / "__init__.py").touch()
+    file = plugin / "their_package" / "conf" / "model_size" / "theirs.yaml"
+    file.write_text("# Theirs\ndefaults: [model_size_schema]\nd_model: 48\n")
+    points = [EntryPoint("theirs", "their_package.conf", _settings.CONFIGS)]
+    monkeypatch.setattr(_settings, "entry_points", lambda group: points if group == _settings.CONFIGS else [])
+    monkeypatch.syspath_prepend(str(plugin))
+    _settings._installed.cache_clear()
+    try:
+        from modular_gpt import compose
+        from modular_gpt.cli._run import TRAIN
+
+        assert _settings.options(TRAIN, "model_size", _settings.folders())["theirs"] == "Theirs"
+        assert compose("model_size=theirs").model["d_model"] == 48
+    finally:
+        monkeypatch.undo()
+        _settings._installed.cache_clear()

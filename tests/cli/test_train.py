@@ -1,0 +1,158 @@
+"""mgpt-train: what a run leaves, names, resuming, several runs, and how it ends."""
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+from modular_gpt import compose
+from modular_gpt.training import run as training
+from modular_gpt.training.run import RunResult
+from tests.cli.conftest import TINY, Answer, Run
+
+
+def runs(folder: Path) -> list[str]:
+    """The names of the runs, without date and time."""
+    names = sorted(path.name for path in (folder / "runs").iterdir() if not path.is_symlink())
+    return [re.sub(r"^\d{8}-\d{6}-\d{6}-", "", name) for name in names]
+
+
+def test_a_run_makes_its_directory_and_nothing_else(trained: Answer, folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {"runs", "cache", "text.txt"}
+    assert "mgpt-generate" in trained.out
+    config = yaml.safe_load((folder / "runs" / "latest" / "config.yaml").read_text())
+    assert config["model"]["d_model"] == 16 and config["trainer"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ((), "gpt"),
+        (("attention=gqa", "ffn=moe"), "gqa-moe"),
+        (("attention=gqa", "attention.n_kv_heads=1", "trainer.max_steps=9"), "gqa-n_kv_heads=1"),
+        (("name=mine", "attention=gqa"), "mine"),
+        (("experiment=shakespeare_char",), "shakespeare_char"),
+        (("data=text", "data.path=some/where.txt"), "text"),
+        (("model.topology=post", "seed=3"), "topology=post-seed=3"),
+    ],
+)
+def test_a_run_is_named_after_what_it_is(words: tuple[str, ...], name: str) -> None:
+    assert compose(*words).name == name
+
+
+def test_a_long_name_stays_a_name() -> None:
+    name = compose(*(f"model.init_std=0.{'1' * 30}", "model.embed_scale=0.333333333333333333333", "seed=77777")).name
+    assert 40 < len(name) <= 60
+
+
+def test_resume_keeps_what_is_not_set(run: Run, corpus: str, folder: Path) -> None:
+    first = run("train", *corpus.split(), *TINY, "attention=gqa", "attention.n_kv_heads=1", "optim=muon", "ffn=swiglu")
+    assert first.code == 0, first.err
+    more = run("train", "resume=runs/latest", "trainer.max_steps=4")
+    assert more.code == 0, more.err
+    assert "from step 2" in more.out and len(runs(folder)) == 1
+    config = yaml.safe_load((folder / "runs" / "latest" / "config.yaml").read_text())
+    assert (config["trainer"]["max_steps"], config["trainer"]["batch_size"]) == (4, 2)
+    assert config["model"]["attention"]["name"] == "gqa" and config["optim"]["name"] == "muon"
+    again = run("train", "resume=runs/latest")
+    assert again.code == 2 and "4 steps already" in again.err
+    other = run("train", "resume=runs/latest", "trainer.max_steps=6", "attention=mha")
+    assert other.code == 2 and "attention" in other.err
+    assert run("train", "resume=runs/latest", "experiment=shakespeare_char").code == 2
+
+
+def test_several_runs_and_their_table(run: Run, corpus: str, folder: Path) -> None:
+    answer = run("train", "--multirun", *corpus.split(), *TINY, "attention=mha,linear", "pos=learned,alibi", "seed=1")
+    assert answer.code == 2  # one of the four cannot be
+    assert runs(folder) == ["multirun", "mha-learned", "mha-alibi", "linear-learned"]
+    assert {path.name for path in folder.iterdir()} == {"runs", "cache", "text.txt"}
+    table = answer.out[answer.out.rindex("\nrun ") :].splitlines()
+    rows = {line.split()[0]: line for line in table[3:]}
+    assert list(rows) == ["mha-learned", "mha-alibi", "linear-learned", "linear-alibi"]
+    for name in ("mha-learned", "mha-alibi", "linear-learned"):
+        parameters, loss, bits, speed = rows[name].split()[1:]
+        assert int(parameters.replace(",", "")) > 3000 and 1 < float(loss) < 6
+        assert float(bits) == pytest.approx(float(loss) / 0.6931, rel=1e-2)  # characters of one byte each
+        assert float(speed.replace(",", "")) > 0
+    assert "refused: attention=linear has no score matrix" in rows["linear-alibi"]
+
+
+def test_several_runs_with_a_name_for_all(run: Run, corpus: str, folder: Path) -> None:
+    answer = run("train", "-m", *corpus.split(), *TINY, "trainer.sample_tokens=0", "name=try", "seed=range(1,3)")
+    assert answer.code == 0, answer.err
+    assert runs(folder) == ["multirun", "try-seed=1", "try-seed=2"]
+
+
+def test_a_text_in_several_runs(run: Run, corpus: str, folder: Path) -> None:
+    (folder / "text #2.txt").write_text((folder / "text.txt").read_text())
+    words = ["tokenizer=char", *TINY, "trainer.max_steps=1", "seed=1,2", "data=text", "data.path=text #2.txt"]
+    assert run("train", "-m", *words).code == 0
+    assert len(runs(folder)) == 3
+
+
+def result(ended_by: int | None) -> RunResult:
+    return RunResult(Path("runs/x"), ended_by, None, None)
+
+
+def test_ctrl_c_that_training_has_dealt_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "train", lambda config: result(signal.SIGINT))
+    assert run("train").code == 130
+    monkeypatch.setattr(training, "train", lambda config: result(signal.SIGTERM))
+    assert run("train").code == 143
+
+
+def test_ctrl_c_at_any_other_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    for words in ([], ["--multirun", "seed=1,2"]):
+        answer = run("train", *words)
+        assert answer.code == 130 and answer.err == "interrupted\n"
+
+
+def test_ctrl_c_ends_the_runs_that_would_follow(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def stopped(config: Any) -> RunResult:
+        seeds.append(config.seed)
+        return result(signal.SIGINT)
+
+    monkeypatch.setattr(training, "train", stopped)
+    answer = run("train", "--multirun", "seed=1,2,3")
+    assert answer.code == 130 and seeds == [1]
+    assert "seed=1  stopped; resume=runs/x" in answer.out and "Traceback" not in answer.err
+
+
+def test_our_own_mistakes_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(training, "train", broken)
+    for words in ([], ["--multirun", "seed=1,2"]):
+        with pytest.raises(ZeroDivisionError):
+            run("train", *words)
+
+
+def test_compose_beside_a_hydra_of_ones_own(folder: Path) -> None:
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "app.yaml").write_text("a: 1\n")
+    with hydra.initialize_config_dir(str(folder / "theirs"), version_base="1.2"):
+        assert compose("attention=mla").model["attention"]["name"] == "mla"
+        assert GlobalHydra.instance().is_initialized()
+        assert hydra.compose("app").a == 1
+        assert hydra.version.getbase().minor == 2  # type: ignore[union-attr]
+    assert compose("pos=rope").model["pos"]["name"] == "rope"
+    assert not HydraConfig.initialized()
+
+
+def test_compose_takes_a_folder_of_ones_own(folder: Path) -> None:
+    (folder / "mine" / "attention").mkdir(parents=True)
+    (folder / "mine" / "attention" / "near.yaml").write_text("defaults: [swa_schema]\nwindow: 7\n")
+    assert compose("attention=near", config_dir="mine").model["attention"]["window"] == 7
