@@ -176,7 +176,8 @@ class Generation:
                 reader.read_ahead()
                 reader.cache.expand(settings.samples)
             self.text.expand(settings.samples)
-        noise = Noise(settings.seed, self.prompts, settings.samples, self.text.ids.device)
+        seed = 0 if settings.greedy else settings.seed  # nothing is drawn: leave the global generator alone
+        noise = Noise(seed, self.prompts, settings.samples, self.text.ids.device)
         if settings.strategy == "sample":
             return Sampling(readers[0], sampler, noise)
         drafter: Drafter = LookupDrafter(self.text, settings.lookup_ngram)

@@ -14,6 +14,8 @@ from torch import Tensor
 from modular_gpt.generation.settings import SamplingSettings
 from modular_gpt.generation.text import Noise, Text
 
+_FEW = 1024  # tokens that usually hold the probability asked for
+
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """The k largest logits of each row (and what equals the k-th)."""
@@ -23,10 +25,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """The smallest set of most likely tokens that hold at least p of the probability."""
-    ascending, order = logits.sort(dim=-1)
-    dropped = ascending.softmax(-1).cumsum(-1) <= 1 - p
-    dropped[..., -1] = False
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
+    return _keep_first(logits, -logits, p)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -38,13 +37,23 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 def keep_typical(logits: Tensor, p: float) -> Tensor:
     """Tokens whose surprise is closest to the entropy, until they hold p of the probability."""
     log_probabilities = logits.log_softmax(-1)
-    probabilities = log_probabilities.exp()
-    entropy = -(log_probabilities * probabilities).nansum(-1, keepdim=True)
-    distance, order = (-log_probabilities - entropy).abs().sort(dim=-1)
-    below = (probabilities.gather(-1, order).cumsum(-1) < p).sum(-1, keepdim=True)
-    farthest = distance.gather(-1, below.clamp(max=logits.shape[-1] - 1))
-    dropped = distance > farthest
-    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -torch.inf)
+    entropy = -(log_probabilities * log_probabilities.exp()).nansum(-1, keepdim=True)
+    return _keep_first(logits, (-log_probabilities - entropy).abs(), p)
+
+
+def _keep_first(logits: Tensor, rank: Tensor, p: float) -> Tensor:
+    """Tokens in the order of ``rank``, lowest first, until they hold p of the probability."""
+    probabilities, order = logits.softmax(-1), None
+    if logits.device.type == "cpu" and logits.shape[-1] > _FEW:  # to sort a vocabulary takes as long as a small model
+        order = rank.topk(_FEW, largest=False).indices
+        if not bool((probabilities.gather(-1, order).sum(-1) >= p).all()):
+            order = None
+    if order is None:
+        order = rank.argsort(dim=-1)
+    held = probabilities.gather(-1, order)
+    kept = held.cumsum(-1) - held < p  # what comes before does not hold p yet
+    first = logits.gather(-1, order).masked_fill(~kept, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, first)
 
 
 def token_counts(ids: Tensor, vocab_size: int, padding: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ PAIRS = [(a, p) for a in ATTENTIONS for p in POSITIONS if (a, p) != ("linear", "
 SLIDING = [(a, p) for a, p in PAIRS if p in ("rope", "alibi", "none")]
 
 
-def tiny(attention: str = "mha", pos: str = "rope", seed: int = 0, **settings: Any) -> GPTModel:
+def tiny(attention: str | dict[str, Any] = "mha", pos: str = "rope", seed: int = 0, **settings: Any) -> GPTModel:
     torch.manual_seed(seed)
     model = GPTModel(
         **{
@@ -29,7 +29,7 @@ def tiny(attention: str = "mha", pos: str = "rope", seed: int = 0, **settings: A
             "n_heads": 4,
             "n_layers": 2,
             "context_length": 48,
-            "attention": ATTENTIONS[attention],
+            "attention": ATTENTIONS[attention] if isinstance(attention, str) else attention,
             "pos": pos,
             "init_std": 0.4,
             "tie_embeddings": False,

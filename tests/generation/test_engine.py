@@ -52,6 +52,7 @@ def test_without_a_seed_the_global_generator_decides_and_a_seed_leaves_it_alone(
     assert not torch.equal(first, second)
     before = torch.get_rng_state()
     generate(model, ids, 5, seed=1)
+    generate(model, ids, 5, greedy=True)
     assert torch.equal(torch.get_rng_state(), before)
 
 

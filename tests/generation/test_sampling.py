@@ -1,5 +1,7 @@
 """The sampling functions against transformers' processors on the same logits, and laws of their own."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -48,11 +50,20 @@ def test_top_k(k: int) -> None:
     ],
 )
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
-def test_filters_by_probability(ours, name: str, p: float, spread: float) -> None:
+@pytest.mark.parametrize("few", [1, 10, 1024])  # where sorting a few tokens is tried first
+def test_filters_by_probability(
+    ours: Callable[[Tensor, float], Tensor],
+    name: str,
+    p: float,
+    spread: float,
+    few: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "_FEW", few)
     logits = some_logits(16, spread)
     torch.testing.assert_close(ours(logits, p), theirs(name, p)(None, logits))
-    few = sampling.keep_top_k(logits, 7)  # and after another filter
-    torch.testing.assert_close(ours(few, p), theirs(name, p)(None, few))
+    filtered = sampling.keep_top_k(logits, 7)  # and after another filter
+    torch.testing.assert_close(ours(filtered, p), theirs(name, p)(None, filtered))
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.3, 5.0])

@@ -94,7 +94,7 @@ def test_a_search_cannot_be_streamed() -> None:
 @pytest.mark.parametrize("pos", ["learned", "sinusoidal"])
 @pytest.mark.parametrize("length", [5, 9])
 def test_positions_that_end_refuse_longer_texts_before_anything_is_computed(pos: str, length: int) -> None:
-    with pytest.raises(ConfigError, match="context of 8, and its positions cannot slide past that.*overflow=window"):
+    with pytest.raises(ConfigError, match=r"context of 8, and its positions cannot slide .*overflow=window"):
         generate(tiny(pos=pos, context_length=8), prompts(1, length), 5)
     assert generate(tiny(pos=pos, context_length=8), prompts(1, 4), 5).shape == (1, 9)  # the last is never read
 

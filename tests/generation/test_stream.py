@@ -34,10 +34,10 @@ class Reciting:
     def train(self, mode: bool = True) -> None:
         pass
 
-    def new_cache(self, batch: int = 1, max_length=None, dtype=None, window=None) -> ModelCache:  # noqa: ANN001
+    def new_cache(self, batch: int = 1, max_length=None, dtype=None, window=None) -> ModelCache:
         return ModelCache([], batch, max_length, window)
 
-    def __call__(self, ids: Tensor, *, cache: ModelCache, padding=None, last_only: bool = False) -> Tensor:  # noqa: ANN001
+    def __call__(self, ids: Tensor, *, cache: ModelCache, padding=None, last_only: bool = False) -> Tensor:
         assert isinstance(cache.length, int)
         self.prompt_length = self.prompt_length or ids.shape[1]
         cache.length += ids.shape[1]
