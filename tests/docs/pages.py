@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -104,8 +105,22 @@ def rewrite(page: Path) -> None:
     page.write_text(FENCE.sub(replace, text))
 
 
+def lay_out(text: str, folder: Path) -> None:
+    """Write the files of a page into a folder, as its reader would."""
+    for name, content in files(text).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
 if __name__ == "__main__":
-    for path in [Path(name).resolve() for name in sys.argv[1:]]:
+    if len(sys.argv) > 2:  # a process for each, so that what one page registers is unknown to the next
+        for name in sys.argv[1:]:
+            subprocess.run([sys.executable, "-m", "tests.docs.pages", name], check=True)
+    else:
+        path = Path(sys.argv[1]).resolve()
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             os.environ["MODULAR_GPT_CACHE"] = folder
+            lay_out(path.read_text(), Path(folder))
+            sys.path.insert(0, folder)
             rewrite(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, blocks, files
+from tests.docs.pages import ROOT, blocks, files, lay_out
 
 PAGE = ROOT / "docs" / "add_a_component.md"
 TEXT = PAGE.read_text()
@@ -28,10 +28,7 @@ def commands(kind: str) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reader's own folder, with the files of the page."""
     folder = tmp_path_factory.mktemp("reader")
-    for name, content in FILES.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
+    lay_out(TEXT, folder)
     return folder
 
 
