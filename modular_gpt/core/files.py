@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 
 MARK = ".tmp-"
+ASIDE = "-old"  # ends the temporary name of a directory that is being replaced
 
 
 def sha256_file(path: Path) -> str:
@@ -92,7 +93,7 @@ def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
                 raise
         if keep(target):
             return
-        aside = new.with_name(f"{new.name}-old{attempt}")
+        aside = new.with_name(f"{new.name}{ASIDE}{attempt}")
         try:
             os.rename(target, aside)
         except FileNotFoundError:
@@ -110,12 +111,18 @@ def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
 
 
 def sweep(parent: Path, seconds: float) -> None:
-    """Remove temporaries in a directory that were left behind at least ``seconds`` ago."""
+    """Remove temporaries in a directory that were left behind at least ``seconds`` ago.
+
+    A directory that was moved aside, by a process that was killed before the new one took its place, goes back there.
+    """
     for path in parent.glob(f"*{MARK}*"):
         with suppress(FileNotFoundError):  # its owner has just finished
             if time.time() - path.lstat().st_mtime < seconds:
                 continue
-            if path.is_dir() and not path.is_symlink():
+            target = path.with_name(path.name.partition(MARK)[0])
+            if ASIDE in path.name.partition(MARK)[2] and not target.exists():
+                os.rename(path, target)
+            elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()

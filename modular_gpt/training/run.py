@@ -115,10 +115,11 @@ def build_trainer(
         trainer.prompt()  # characters that the tokenizer does not know are better refused now
     if checkpoint is not None:
         restore(trainer, checkpoint)
-        if trainer.progress.step >= config.trainer.max_steps:
+        done, wanted = trainer.progress, config.trainer.max_steps
+        if done.step > wanted or done.step == done.evaluated == wanted:
             raise ConfigError(
-                f"'{checkpoint}' has done {trainer.progress.step} steps already:"
-                f" to go on, give more than that as trainer.max_steps (it is {config.trainer.max_steps})"
+                f"'{checkpoint}' has done {done.step} steps already:"
+                f" to go on, give more than that as trainer.max_steps (it is {wanted})"
             )
     return trainer
 

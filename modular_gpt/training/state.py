@@ -26,7 +26,8 @@ class Checkpoints:
         """settings: of the run, as ``RunConfig.to_dict`` gives them; they travel in each checkpoint."""
         self.folder = run / FOLDER
         self.trainer, self.settings = trainer, settings
-        self.saved: int | None = None  # the step of the last checkpoint that this run wrote or started from
+        progress = trainer.progress
+        self.saved = (progress.step, progress.evaluated) if progress.step else None  # it was resumed from there
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder, seconds=0)
 
@@ -37,7 +38,7 @@ class Checkpoints:
             CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
         """
         progress = self.trainer.progress
-        if progress.step != self.saved:
+        if (progress.step, progress.evaluated) != self.saved:
             meta, tensors = training_state(self.trainer)
             save_checkpoint(
                 self.path(progress.step),
@@ -46,7 +47,7 @@ class Checkpoints:
                 meta={**meta, "run": self.settings},
                 tensors=tensors,
             )
-            self.saved = progress.step
+            self.saved = (progress.step, progress.evaluated)
         try:
             point(self.folder / LATEST, self.path(progress.step).name)
             if progress.best_step == progress.step:

@@ -86,6 +86,29 @@ def test_what_was_left_behind_long_ago_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["kept"]
 
 
+def test_a_directory_that_was_moved_aside_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two renames of a replacement, of which nothing can clean up."""
+    with new_directory(tmp_path / "a") as new:
+        (new / "file").write_text("old")
+    rename, calls = os.rename, []
+
+    def killed(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise SystemExit
+        rename(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        patch.setattr("shutil.rmtree", lambda *args, **keywords: None)
+        with pytest.raises(SystemExit), new_directory(tmp_path / "a") as new:
+            (new / "file").write_text("new")
+    assert not (tmp_path / "a").exists()
+    sweep(tmp_path, seconds=0)
+    assert (tmp_path / "a" / "file").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_pointer_leads_to_what_it_was_set_to_last(
     links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

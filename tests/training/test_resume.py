@@ -82,8 +82,10 @@ def test_each_sample_comes_once_an_epoch_across_resumes(folder: Path, monkeypatc
         assert sorted(seen[epoch * windows : (epoch + 1) * windows]) == list(range(windows))
 
 
-def test_a_stop_while_evaluating_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run(config(folder)).directory
+@pytest.mark.parametrize("interval", [4, 12])
+def test_a_stop_while_evaluating_changes_nothing(interval: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluation; with an interval of 12 it is also the last, and all steps are done."""
+    whole = run(config(folder, eval_interval=interval)).directory
     with monkeypatch.context() as patch:
         from modular_gpt.training.trainer import Trainer
 
@@ -94,10 +96,10 @@ def test_a_stop_while_evaluating_changes_nothing(folder: Path, monkeypatch: pyte
             return batches(self, number)
 
         patch.setattr(Trainer, "validation_batches", stopping)
-        stopped = run(config(folder))
+        stopped = run(config(folder, eval_interval=interval))
         assert stopped.signal == 2
         assert ending(stopped.directory)[1]["evaluated"] == 0
-    resumed = run(config(folder, resume=str(stopped.directory)))
+    resumed = run(config(folder, resume=str(stopped.directory), eval_interval=interval))
     assert_same_ending(whole, resumed.directory)
 
 
