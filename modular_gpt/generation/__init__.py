@@ -1,7 +1,7 @@
 """Generation with any language model that has a cache: sampling, search, speculation and streaming."""
 
 from modular_gpt.generation.api import complete, generate, stream
-from modular_gpt.generation.engine import Continuation, Generation, Step, steps
+from modular_gpt.generation.engine import Continuation, Generation, Step
 from modular_gpt.generation.settings import GenerationSettings, SamplingSettings
 from modular_gpt.generation.text import left_pad
 
@@ -14,6 +14,5 @@ __all__ = [
     "complete",
     "generate",
     "left_pad",
-    "steps",
     "stream",
 ]

@@ -230,13 +230,6 @@ class Generation:
         return sum(reader.cache.nbytes() for reader in self._readers)
 
 
-def steps(
-    model: LanguageModel, ids: Tensor, settings: GenerationSettings, *, padding: Tensor | None = None
-) -> Iterator[Step]:
-    """The steps of a ``Generation`` without a draft model or text."""
-    return iter(Generation(model, ids, settings, padding=padding))
-
-
 @contextmanager
 def evaluating(*models: LanguageModel | None) -> Iterator[None]:
     """Dropout off inside, and as it was after."""
