@@ -11,6 +11,7 @@ from modular_gpt.core.contracts import Norm
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig, decode
 from modular_gpt.core.settings import positive
+from modular_gpt.model import GPTModel
 
 Groups = dict[str, list[nn.Parameter]]
 
@@ -41,11 +42,12 @@ def parameter_groups(model: nn.Module) -> Groups:
 class OptimizerConfig(ComponentConfig):
     """Settings that every optimizer has.
 
-    learning_rate: the peak, which the schedule scales
+    learning_rate: the peak, which the schedule scales; null means 0.5 / d_model, since wider models want smaller steps
+        (0.004 at a width of 128, 0.00065 at GPT-2's 768)
     weight_decay: of matrices only; embeddings, norms and biases have none
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
@@ -57,9 +59,10 @@ class OptimizerConfig(ComponentConfig):
 class Optimizer(Component, ABC, slot="optim"):
     """One or more of PyTorch's optimizers that share a model's parameters between them."""
 
-    def __init__(self, config: Any, model: nn.Module) -> None:
+    def __init__(self, config: Any, model: GPTModel) -> None:
         """Take the parameters of ``model`` that require a gradient."""
         self.config = config
+        self.learning_rate: float = config.learning_rate or 0.5 / model.config.d_model
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.parts = self.build(parameter_groups(model))
         for group in self.groups():
@@ -138,7 +141,7 @@ class AdamW(Optimizer, name="adamw"):
             check_averages(beta1=self.beta1, beta2=self.beta2)
 
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
-        return [adamw(self.config, groups, self.config.learning_rate)]
+        return [adamw(self.config, groups, self.learning_rate)]
 
 
 class Muon(Optimizer, name="muon"):
@@ -154,7 +157,6 @@ class Muon(Optimizer, name="muon"):
         Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
         """
 
-        learning_rate: float = 2e-3
         momentum: float = 0.95
         nesterov: bool = True
         ns_steps: int = 5
@@ -174,14 +176,14 @@ class Muon(Optimizer, name="muon"):
         rest = {**groups, "matrices": [p for p in groups["matrices"] if p.ndim != 2]}
         muon = torch.optim.Muon(
             flat,
-            lr=config.learning_rate,
+            lr=self.learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             nesterov=config.nesterov,
             ns_steps=config.ns_steps,
             adjust_lr_fn="match_rms_adamw",
         )
-        return [muon, adamw(config, rest, config.adamw_learning_rate or config.learning_rate)]
+        return [muon, adamw(config, rest, config.adamw_learning_rate or self.learning_rate)]
 
 
 class Adafactor(Optimizer, name="adafactor"):
@@ -194,14 +196,14 @@ class Adafactor(Optimizer, name="adafactor"):
         beta2_decay: the second average at step t moves by t to this power; clip: largest root mean square of an update
         """
 
-        learning_rate: float = 1e-2
+        learning_rate: float | None = 1e-2
         weight_decay: float = 0.0
         beta2_decay: float = -0.8
         clip: float = 1.0
 
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
         config = self.config
-        settings = {"lr": config.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
+        settings = {"lr": self.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
         return [torch.optim.Adafactor(with_decay(config, groups), **settings)]
 
 
@@ -233,7 +235,7 @@ def check_averages(**values: float) -> None:
             raise ConfigError(f"optim.{name} must lie in [0, 1), got {value}")
 
 
-def build_optimizer(config: Any, model: nn.Module) -> Optimizer:
+def build_optimizer(config: Any, model: GPTModel) -> Optimizer:
     """An optimizer of a model's parameters from its name, a mapping with a name, or a Config.
 
     Raises:
