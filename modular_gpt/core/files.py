@@ -7,6 +7,7 @@ most a temporary (its name has ``.tmp-`` and the process id in it), never half o
 import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -126,6 +127,33 @@ def sweep(parent: Path, seconds: float) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool]:
+    """Hold a lock while the block runs: True if it is ours, False if another process has it.
+
+    The system takes it back when its holder ends, in whatever way, so a lock is never stale. The file stays.
+    """
+    with path.open("a+b") as file:
+        try:
+            _lock(file.fileno())
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _lock(handle: int) -> None:
+    """Lock an open file until it is closed; OSError if it is locked already."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def point(pointer: Path, name: str) -> None:

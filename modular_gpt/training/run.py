@@ -2,7 +2,8 @@
 
 import json
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml  # type: ignore[import-untyped]
 from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_json
 from modular_gpt.checkpoint import META as META_FILE
 from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.core.files import point, write_text
+from modular_gpt.core.files import exclusive, point, write_text
 from modular_gpt.data import PreparedData, Tokenizer, build_corpus, build_tokenizer, prepare
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import RunConfig
@@ -29,7 +30,7 @@ from modular_gpt.training.stop import orderly
 from modular_gpt.training.trainer import Trainer
 from modular_gpt.vocabularies import read_config
 
-CONFIG, FACTS = "config.yaml", "run.json"
+CONFIG, FACTS, LOCK = "config.yaml", "run.json", "lock"
 
 log = logging.getLogger(__name__)
 
@@ -58,19 +59,39 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         DataError: the text is missing, too short or no text.
         CheckpointError: what is to be resumed is missing, damaged or of other settings; or the disk is full.
     """
-    with orderly():
+    with orderly(), ExitStack() as held:
         device = choose_device(config.trainer.device)
         precision = choose_precision(config.trainer.precision, device)
         prepare_device(config.trainer.threads)
-        checkpoint = None if config.resume is None else find_checkpoint(config.resume, prefer=LATEST)
+        directory = checkpoint = None
+        if config.resume is not None:
+            directory = run_of(Path(config.resume))
+            held.enter_context(only_here(directory))
+            checkpoint = find_checkpoint(config.resume, prefer=LATEST)
         corpus = build_corpus(config.data)
         tokenizer = build_tokenizer(config.tokenizer, corpus)
         data = prepare(corpus, tokenizer)
         trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint)
-        directory = (checkpoint and run_of(checkpoint)) or new_run_directory(Path(config.runs), config.name)
+        if directory is None:
+            directory = new_run_directory(Path(config.runs), config.name)
+            held.enter_context(only_here(directory))
         write_facts(directory, config, data, device, precision, trainer.model)
-        with float32_products(precision, device):
-            return run(trainer, directory, config, quiet)
+        held.enter_context(float32_products(precision, device))
+        return run(trainer, directory, config, quiet)
+
+
+@contextmanager
+def only_here(directory: Path | None) -> Iterator[None]:
+    """Keep other processes from training in a run's directory meanwhile; ConfigError where one already does."""
+    if directory is None:
+        yield
+        return
+    with exclusive(directory / LOCK) as ours:
+        if not ours:
+            raise ConfigError(
+                f"another process trains in '{directory}': wait for it, or start a new run without resume"
+            )
+        yield
 
 
 def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> RunResult:

@@ -141,7 +141,13 @@ def best_is_there(directory: Path, step: int) -> bool:
     return step == 0 or (directory.parent / f"{STEP}{step:08}").is_dir()
 
 
-def run_of(checkpoint: Path) -> Path | None:
-    """The run's directory that a checkpoint lies in, or None where it lies on its own."""
-    checkpoint = follow(checkpoint).absolute()
-    return checkpoint.parent.parent if checkpoint.parent.name == FOLDER else None
+def run_of(path: Path) -> Path | None:
+    """The run's directory that a path names, or in which a checkpoint lies; None for a checkpoint on its own."""
+    path = follow(path).absolute()
+    if (path / FOLDER).is_dir():
+        run = path
+    elif FOLDER in (path.name, path.parent.name):
+        run = path.parent if path.name == FOLDER else path.parent.parent
+    else:
+        return None
+    return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run

@@ -4,6 +4,7 @@ import importlib
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,9 @@ def assert_same_ending(one: Path, other: Path) -> None:
     assert figures == figures_
 
 
+SIGNALLED = "signalled"  # a file with the time at which a process sent itself a signal
+
+
 # --- run in other processes -----------------------------------------------------------------------------------------
 
 
@@ -141,6 +145,7 @@ def run_with_fault(
         nonlocal calls
         calls += saving
         if saving and calls == call:
+            (Path(settings["runs"]).parent / SIGNALLED).write_text(str(time.time()))
             os.kill(os.getpid(), number)
         return original(*args, **keywords)
 
