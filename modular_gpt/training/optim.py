@@ -42,8 +42,8 @@ def parameter_groups(model: nn.Module) -> Groups:
 class OptimizerConfig(ComponentConfig):
     """Settings that every optimizer has.
 
-    learning_rate: the peak, which the schedule scales; null means 0.5 / d_model, since wider models want smaller steps
-        (0.004 at a width of 128, 0.00065 at GPT-2's 768)
+    learning_rate: the peak, which the schedule scales; null means 0.5 / d_model and at most 0.004, since wider models
+        want smaller steps (0.004 at a width of 128, 0.00065 at GPT-2's 768)
     weight_decay: of matrices only; embeddings, norms and biases have none
     """
 
@@ -62,7 +62,7 @@ class Optimizer(Component, ABC, slot="optim"):
     def __init__(self, config: Any, model: GPTModel) -> None:
         """Take the parameters of ``model`` that require a gradient."""
         self.config = config
-        self.learning_rate: float = config.learning_rate or 0.5 / model.config.d_model
+        self.learning_rate: float = config.learning_rate or min(0.5 / model.config.d_model, 0.004)
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.parts = self.build(parameter_groups(model))
         for group in self.groups():
