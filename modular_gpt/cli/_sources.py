@@ -1,13 +1,14 @@
 """Models by what a user calls them: a run, a checkpoint, a folder of Hugging Face's, or a published name."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from modular_gpt.checkpoint import FOLDER, MANIFEST, load_checkpoint
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer
+from modular_gpt.exchange import is_ours, read_model, read_notes
 from modular_gpt.model import GPTModel
 
 CONFIG = "config.json"
@@ -21,19 +22,36 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
 
 
+class Opened(NamedTuple):
+    """A model, its tokenizer if it has one, and what its writer noted."""
+
+    model: GPTModel
+    tokenizer: Tokenizer | None
+    meta: dict[str, Any]
+
+
 def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Loaded:
     """The model and the tokenizer of a run, a checkpoint, a folder in Hugging Face's format, or a published name.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it has no tokenizer.
     """
+    model, tokenizer, _ = open_model(name, device, dtype)
+    if tokenizer is not None:
+        return Loaded(model, tokenizer)
     path = Path(name).expanduser()
     if is_published(name, path):
-        return _published(name, device, dtype)
+        raise CheckpointError(f"{name!r} has no tokenizer.json, so it cannot read a prompt; save one beside it")
+    raise CheckpointError(f"the checkpoint at '{path}' has no tokenizer, so it cannot read a prompt")
+
+
+def open_model(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Opened:
+    """As ``load_model``, also without a tokenizer."""
+    path = Path(name).expanduser()
+    if is_published(name, path):
+        return _published(name, path, device, dtype)
     checkpoint = load_checkpoint(path, device)
-    if checkpoint.tokenizer is None:
-        raise CheckpointError(f"the checkpoint at '{path}' has no tokenizer, so it cannot read a prompt")
-    return Loaded(checkpoint.model.to(dtype=dtype), checkpoint.tokenizer)
+    return Opened(checkpoint.model.to(dtype=dtype), checkpoint.tokenizer, checkpoint.meta)
 
 
 def is_published(name: str, path: Path) -> bool:
@@ -45,15 +63,16 @@ def is_published(name: str, path: Path) -> bool:
     return not (path.exists() or path.is_symlink() or looks_like_path or in_a_folder or name.startswith("runs/"))
 
 
-def _published(name: str, device: torch.device, dtype: torch.dtype | None) -> Loaded:
+def _published(name: str, path: Path, device: torch.device, dtype: torch.dtype | None) -> Opened:
     from modular_gpt.pretrained import load_pretrained, tokenizer_file
     from modular_gpt.pretrained.source import SHORT_NAMES
 
-    if "/" not in name and name not in SHORT_NAMES and not Path(name).expanduser().exists():
+    if "/" not in name and name not in SHORT_NAMES and not path.exists():
         known = unknown("published model", name, SHORT_NAMES)
         raise CheckpointError(f"there is no checkpoint at {name!r}, and {known}, or owner/name of the Hugging Face hub")
-    model = load_pretrained(name, dtype, device)
-    file = tokenizer_file(name)
-    if file is None:
-        raise CheckpointError(f"{name!r} has no tokenizer.json, so it cannot read a prompt; save one beside it")
-    return Loaded(model, build_tokenizer({"name": "hf", "path": str(file)}))
+    model = read_model(path, dtype).to(device) if is_ours(path) else load_pretrained(name, dtype, device)
+    tokenizer, meta = read_notes(path)
+    if tokenizer is None:
+        file = tokenizer_file(name)
+        tokenizer = None if file is None else build_tokenizer({"name": "hf", "path": str(file)})
+    return Opened(model, tokenizer, meta)

@@ -14,8 +14,10 @@ MARK = "<!-- written by modular_gpt; a card without this line is never overwritt
 _TOKENS = 1024  # for which the card names the size of the cache
 
 
-def write_card(directory: Path, model: GPTModel, training: Mapping[str, Any]) -> None:
+def write_card(directory: Path, model: GPTModel, training: Mapping[str, Any], importing: bool = True) -> None:
     """Write README.md, unless there is one that somebody else wrote.
+
+    training: what is known of how the weights came about; importing: whether this package is needed to load it
 
     Raises:
         CheckpointError: the place cannot be written.
@@ -25,19 +27,19 @@ def write_card(directory: Path, model: GPTModel, training: Mapping[str, Any]) ->
         if path.is_file() and MARK not in path.read_text(encoding="utf-8"):
             return
         directory.mkdir(parents=True, exist_ok=True)
-        path.write_text(card(model, training), encoding="utf-8")
+        path.write_text(card(model, training, importing), encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot write '{path}' ({error}); give another directory") from error
 
 
-def card(model: GPTModel, training: Mapping[str, Any]) -> str:
+def card(model: GPTModel, training: Mapping[str, Any], importing: bool = True) -> str:
     """The text of the card, in Markdown with the hub's header."""
     config = model.config
     parts = [config.attention.name, config.ffn.name, config.norm.name, config.pos.name]
     count = model.num_parameters()
     tags = "".join(f"\n- {name}" for name in dict.fromkeys(["modular-gpt", *parts]))
     return f"""---
-library_name: modular_gpt
+library_name: {"modular_gpt" if importing else "transformers"}
 pipeline_tag: text-generation
 tags:{tags}
 ---
@@ -54,8 +56,7 @@ tags:{tags}
 ## Use
 
 ```python
-import modular_gpt.hf
-from transformers import AutoModelForCausalLM
+{"import modular_gpt.hf" + chr(10) if importing else ""}from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("<this folder>")
 ```

@@ -31,7 +31,7 @@ def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> 
     elif "tokenizer" in definition:  # it is one of that library already
         inner = tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
     else:
-        raise ConfigError(f"a {tokenizer.name} tokenizer cannot be written for transformers; others can")
+        raise ConfigError(f"tokenizer={tokenizer.name} cannot be written for transformers, which has no such kind")
     end = None if tokenizer.eos_id is None else inner.id_to_token(tokenizer.eos_id)
     known = {} if end is None else {"eos_token": end, "bos_token": end, "pad_token": end}
     limit = {} if context_length is None else {"model_max_length": context_length}

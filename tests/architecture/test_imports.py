@@ -15,7 +15,7 @@ FLOORS = (
     {"model"},
     {"checkpoint", "packing", "pretrained"},
     {"training", "hf", "evaluation", "export"},
-    {"convert"},
+    {"exchange"},
     {"cli"},
     {"__init__"},
 )

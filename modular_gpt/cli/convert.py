@@ -1,0 +1,44 @@
+"""mgpt-convert: checkpoints of this program into folders that transformers loads, and back."""
+
+import sys
+from collections.abc import Sequence
+
+from modular_gpt.cli._app import Line, answer, where_to_look
+from modular_gpt.core.errors import ConfigError
+
+ABOUT = "write a checkpoint as a folder that transformers loads, or such a folder as a checkpoint"
+EXAMPLES = (
+    ("mgpt-convert path=my-model", "the last run, for AutoModelForCausalLM"),
+    ("mgpt-convert checkpoint=runs/latest path=my-model format=family", "only if it is a published kind of model"),
+    ("mgpt-convert checkpoint=gpt2 to=checkpoint path=gpt2-here", "a published model as a checkpoint"),
+    ("mgpt-convert checkpoint=my-model to=checkpoint path=again", "and back"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    return answer(_execute, arguments)
+
+
+def _execute(line: Line) -> int:
+    from modular_gpt.cli._converting import CONVERT, convert
+    from modular_gpt.cli._plain import read_plain
+
+    where = where_to_look(line)
+    if line.help:
+        from modular_gpt.cli._help import overview
+
+        print(overview(CONVERT, ABOUT, EXAMPLES, where))
+        return 0
+    if line.for_hydra() or line.multirun:
+        raise ConfigError("mgpt-convert has the flags --help, --version, --cfg job and --config-dir only")
+    settings, listing = read_plain(CONVERT, line.words, where)
+    if line.cfg:
+        print(listing, end="")
+        return 0
+    print(convert(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

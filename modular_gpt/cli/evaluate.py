@@ -1,0 +1,46 @@
+"""mgpt-eval: how well a model predicts a text, and how it does at tasks."""
+
+import sys
+from collections.abc import Sequence
+
+from modular_gpt.cli._app import Line, answer, where_to_look
+from modular_gpt.core.errors import ConfigError
+
+ABOUT = "measure how well a model predicts a text, or how it does at tasks"
+EXAMPLES = (
+    ("mgpt-eval", "the last run, on the text that it was validated on"),
+    ("mgpt-eval checkpoint=runs/latest text=book.txt", "on a file of your own"),
+    ("mgpt-eval text=book.txt stride=64", "each token with more of the text before it; slower"),
+    ("mgpt-eval checkpoint=gpt2 corpus=python_stdlib", "a published model, on the validation part of a corpus"),
+    ("mgpt-eval checkpoint=gpt2 tasks=lambada_openai,piqa", "tasks of lm-evaluation-harness (needs the extra eval)"),
+    ("mgpt-eval tasks=mine.yaml limit=100 json=true", "a task of your own, as JSON"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    return answer(_execute, arguments)
+
+
+def _execute(line: Line) -> int:
+    from modular_gpt.cli._evaluating import EVAL, measure, print_results
+    from modular_gpt.cli._plain import read_plain
+
+    where = where_to_look(line)
+    if line.help:
+        from modular_gpt.cli._help import overview
+
+        print(overview(EVAL, ABOUT, EXAMPLES, where))
+        return 0
+    if line.for_hydra() or line.multirun:
+        raise ConfigError("mgpt-eval has the flags --help, --version, --cfg job and --config-dir only")
+    settings, listing = read_plain(EVAL, line.words, where)
+    if line.cfg:
+        print(listing, end="")
+        return 0
+    print_results(settings, measure(settings))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
