@@ -71,8 +71,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "kv_cache": kv_cache,
     "rooms": rooms,
     "families": families,
-    "reference": options_tables.reference,
-    "generate": options_tables.generate,
+    "reference": options_tables.train_groups,
+    "generate": options_tables.generate_help,
     **{name: group(name) for name in ("data", "tokenizer", "optim", "schedule", "layers", "model_size")},
 }
 
