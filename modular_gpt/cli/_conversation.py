@@ -34,14 +34,14 @@ class Conversation:
         self.writer, self.settings, self.change = writer, settings, change
         self.ids: list[int] = []  # what was written so far, by both
 
-    def run(self, read: Callable[[str], str] = input) -> None:
+    def run(self) -> None:
         """Answer lines until there are no more, and print what it took."""
         with suppress(ImportError):
             import readline  # noqa: F401  arrow keys edit the line and bring back earlier ones
         print(HELP)
         while True:
             try:
-                line = read("> ")
+                line = input("> ")
             except EOFError:
                 print()
                 break

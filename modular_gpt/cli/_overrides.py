@@ -59,8 +59,8 @@ def read_overrides(
         if re.match(r"hydra\b", key):
             spelled.append(word)
             continue
-        if "/" in key or "@" in key:  # Hydra's ways to name groups, of which there are none but the listed ones
-            raise ConfigError(unknown_setting(command, key, [*command.choices(), *names_of(command.plain)]))
+        if "." not in key and key not in (first := {*command.choices(), *names_of(command.plain)}):
+            raise ConfigError(unknown_setting(command, key, list(first)))
         group, _, setting = key.partition(".")
         if setting == "name" and group in slots():
             raise ConfigError(f"{word!r}: choose the option itself, {group}={value}")

@@ -75,7 +75,7 @@ def test_published_sizes_have_the_published_parameters(size: str, parameters: in
 
 @pytest.mark.parametrize(
     ("size", "dims"),
-    [("nano", (4, 4, 128, 128)), ("baby", (6, 6, 384, 256)), ("small", (6, 8, 256, 256))],
+    [("nano", (4, 4, 128, 256)), ("baby", (6, 6, 384, 256)), ("small", (6, 8, 256, 256))],
 )
 def test_small_sizes(size: str, dims: tuple[int, ...]) -> None:
     model = compose(f"model_size={size}").model

@@ -1,0 +1,306 @@
+"""mgpt-generate: prompts in, texts and figures out, conversations, and models by every kind of name."""
+
+import builtins
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
+from modular_gpt.cli import _writer
+from modular_gpt.config import GPTConfig
+from modular_gpt.data import build_tokenizer
+from modular_gpt.generation import Step, generate
+from modular_gpt.model import GPTModel
+from tests.cli.conftest import Answer, Run
+
+FIGURES = re.compile(r"\[(\d+) tokens in [\d.]+ s: [\d,.]+ tokens/s, cache ([\d,]+) bytes\]")
+CPU = "device=cpu"
+
+
+@pytest.fixture
+def model(folder: Path) -> Path:
+    """A checkpoint of a small model of bytes whose positions slide."""
+    torch.manual_seed(1)
+    config = GPTConfig(vocab_size=256, d_model=16, n_heads=2, n_layers=2, context_length=24, pos="rope")
+    return save_checkpoint(folder / "model", GPTModel(config), build_tokenizer("byte"))
+
+
+@pytest.fixture
+def write(run: Run, model: Path) -> Callable[..., Answer]:
+    """Generate with the small model."""
+    return lambda *words: run("generate", f"checkpoint={model}", CPU, *words)
+
+
+def test_after_a_run_nothing_has_to_be_named(run: Run, trained: Answer) -> None:
+    answer = run("generate", "prompt=the c", "max_new_tokens=8", CPU)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("the c") and FIGURES.search(answer.out)
+
+
+def test_the_text_is_what_the_library_generates(write: Callable[..., Answer], model: Path) -> None:
+    loaded = load_checkpoint(model)
+    prompt = torch.tensor([list(b"def ")])
+    settings = {"temperature": 0.7, "top_k": 20, "seed": 5}
+    expected = generate(loaded.model, prompt, 12, **settings)[0].tolist()
+    answer = write(
+        "prompt=def ", "max_new_tokens=12", *(f"{key}={value}" for key, value in settings.items()), "pack=false"
+    )
+    assert answer.code == 0, answer.err
+    text, figures = answer.out.rsplit("\n[", 1)
+    assert text == bytes(expected).decode(errors="replace")
+    tokens, cache = FIGURES.search(f"[{figures}").groups()  # type: ignore[union-attr]
+    assert int(tokens) == 12
+    assert int(cache.replace(",", "")) == loaded.model.config.cache_bytes(1, 15)
+
+
+def test_greedy_is_the_same_packed_and_plain(write: Callable[..., Answer]) -> None:
+    words = ("prompt=x", "greedy=true", "max_new_tokens=8")
+    plain = write(*words, "pack=false")
+    if torch.backends.mkldnn.is_available():
+        assert write(*words, "pack=true").out.rsplit("[", 1)[0] == plain.out.rsplit("[", 1)[0]
+
+
+def test_the_text_is_shown_as_it_grows(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(builtins, "print", lambda *parts, **how: shown.append("".join(map(str, parts))))
+    write("prompt=ab", "max_new_tokens=6", "seed=1")
+    assert shown[0] == "ab" and len(shown) == 1 + 6 + 2  # one piece a step, what ends the line, the figures
+
+
+def test_json_lines(write: Callable[..., Answer], folder: Path) -> None:
+    (folder / "prompts.txt").write_text("def f(\n\nimport é\n", encoding="utf-8")
+    answer = write("prompts=prompts.txt", "json=true", "num_samples=2", "max_new_tokens=5", "log_probabilities=true")
+    lines = [json.loads(line) for line in answer.out.splitlines()]
+    assert [(line["prompt"], line["sample"]) for line in lines] == [
+        ("def f(", 0), ("def f(", 1), ("import é", 0), ("import é", 1)
+    ]  # fmt: skip
+    assert all(line["tokens"] == 5 == len(line["log_probabilities"]) and line["end"] == "length" for line in lines)
+    assert FIGURES.search(answer.err)
+
+
+def test_prompts_as_json_lines(write: Callable[..., Answer], folder: Path) -> None:
+    (folder / "prompts.jsonl").write_text('{"prompt": "two\\nlines"}\n{"prompt": "x"}\n')
+    answer = write("prompts=prompts.jsonl", "json=true", "max_new_tokens=1")
+    assert [json.loads(line)["prompt"] for line in answer.out.splitlines()] == ["two\nlines", "x"]
+
+
+def test_several_texts_are_told_apart(write: Callable[..., Answer]) -> None:
+    out = write("prompt=ab", "num_samples=3", "max_new_tokens=2", "seed=3").out
+    assert [line for line in out.splitlines() if line.startswith("---")] == [f"--- 'ab', {n} of 3" for n in (1, 2, 3)]
+
+
+def test_without_a_prompt_there_are_a_few(write: Callable[..., Answer], run: Run, trained: Answer) -> None:
+    assert write("max_new_tokens=2").out.count("---") == 5
+    answer = run("generate", CPU, "max_new_tokens=2")  # its characters are those of "the cat sat on the mat. "
+    assert answer.code == 2 and "none of the prompts" in answer.err
+
+
+@pytest.mark.parametrize("strategy", ["beam", "contrastive", "lookup", "speculative"])
+def test_strategies(write: Callable[..., Answer], model: Path, strategy: str) -> None:
+    draft = [f"draft={model}"] if strategy == "speculative" else []
+    answer = write("prompt=ab", f"strategy={strategy}", "max_new_tokens=4", *draft)
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("ab") and "[4 tokens" in answer.out
+
+
+def test_stop_strings_and_zero_tokens(write: Callable[..., Answer]) -> None:
+    assert write("prompt=ab", "max_new_tokens=0").out.startswith("ab\n[0 tokens")
+    whole = write("prompt=ab", "max_new_tokens=9", "seed=1").out.rsplit("\n[", 1)[0]
+    stop = whole[5]
+    cut = write("prompt=ab", "max_new_tokens=9", "seed=1", f"stop={stop}").out.rsplit("\n[", 1)[0]
+    assert cut == whole[: whole.index(stop, 2)]
+
+
+def test_past_the_context(write: Callable[..., Answer], run: Run, trained: Answer) -> None:
+    assert "[40 tokens" in write("prompt=ab", "max_new_tokens=40").out
+    learned = run("generate", "prompt=the cat", "max_new_tokens=40", CPU)
+    assert learned.code == 2 and "context of 16" in learned.err and learned.out == ""
+    assert run("generate", "prompt=the cat", "max_new_tokens=40", "overflow=window", CPU).code == 0
+
+
+MISTAKES = [
+    ("temperature=0", ["temperature must be above 0", "greedy=true"]),
+    ("top_k=0", ["top_k must be 1 or more"]),
+    ("top_p=2", ["top_p must lie in (0, 1]"]),
+    ("max_new_tokens=-1", ["max_new_tokens must be 0 or more"]),
+    ("max_new_tokens=abc", ["max_new_tokens must be a whole number, got 'abc'"]),
+    ("num_samples=0", ["num_samples must be 1 or more"]),
+    ("greedy=true num_samples=2", ["num_samples=2 would all be the same text"]),
+    ("promt=x", ["no setting 'promt'", "did you mean 'prompt'?"]),
+    ("attention=gqa", ["no setting 'attention'"]),
+    ("prompt=", ["the prompt is empty"]),
+    ("prompt=x prompts=y", ["prompt and prompts exclude each other"]),
+    ("json=true interactive=true", ["json=true has no conversation"]),
+    ("prompts=none.txt", ["cannot read the prompts in 'none.txt'"]),
+    ("prompts=latin.txt", ["'latin.txt' is not UTF-8 (at byte 3)"]),
+    ("prompts=empty.txt", ["'empty.txt' has no prompts"]),
+    ("prompts=bad.jsonl", ["'bad.jsonl', line 2"]),
+    ("device=tpu", ["device=tpu cannot be used here"]),
+    ("dtype=int8", ["no choice 'int8'"]),
+    ("strategy=speculative", ["needs a draft model"]),
+    ("strategy=beem", ["did you mean 'beam'?"]),
+    ("logit_bias={300: 1}", ["ids run from 0 to 255"]),
+    ("logit_bias.x=1", ["logit_bias.x=1"]),
+    ("checkpoint=nowhere", ["there is no checkpoint at 'nowhere'", "gpt2-medium"]),
+    ("checkpoint=gpt3", ["did you mean 'gpt2'?"]),
+    ("checkpoint=./none", ["there is no"]),
+    ("checkpoint=runs/none", ["there is no checkpoint at 'runs/none'"]),
+    ("checkpoint=empty.txt", ["'empty.txt' is a file"]),
+    ("checkpoint=broken", ["is damaged"]),
+    ("checkpoint=no_tokenizer", ["has no tokenizer"]),
+    ("--multirun seed=1,2", ["mgpt-generate has the flags"]),
+    ("prompt=héllo checkpoint=runs/latest", ["'é'", "char tokenizer"]),
+]
+
+
+@pytest.mark.parametrize(("words", "parts"), MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_a_mistake_gets_one_sentence(
+    write: Callable[..., Answer], trained: Answer, folder: Path, model: Path, words: str, parts: list[str]
+) -> None:
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "empty.txt").write_text("\n\n")
+    (folder / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    save_checkpoint(folder / "no_tokenizer", load_checkpoint(model).model)
+    save_checkpoint(folder / "broken", load_checkpoint(model).model)
+    (folder / "broken" / "model.safetensors").write_bytes(b"x" * 100)
+    answer = write("prompt=ab", "max_new_tokens=2", *([words] if "{" in words else words.split()))
+    if "prompts=" in words or "interactive" in words:
+        answer = write(*words.split())
+    assert answer.code == 2
+    assert answer.err.startswith("error: ") and answer.err.count("\n") == 1, answer.err
+    for part in parts:
+        assert part in answer.err
+    assert answer.out == ""
+
+
+def test_a_published_model_in_its_own_format(run: Run, folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
+    theirs.save_pretrained(folder / "theirs")
+    tokenizer.save(str(folder / "theirs" / "tokenizer.json"))
+    answer = run("generate", "checkpoint=theirs", "prompt=ab c", "greedy=true", "max_new_tokens=6", CPU)
+    assert answer.code == 0, answer.err
+    ids = torch.tensor([tokenizer.encode("ab c").ids])
+    expected = theirs.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert answer.out.rsplit("\n[", 1)[0] == tokenizer.decode(expected[0].tolist())
+    (folder / "theirs" / "tokenizer.json").unlink()
+    answer = run("generate", "checkpoint=theirs", "prompt=x", CPU)
+    assert answer.code == 2 and "no tokenizer.json" in answer.err
+
+
+def test_weights_in_bf16(write: Callable[..., Answer]) -> None:
+    whole = FIGURES.search(write("prompt=ab", "max_new_tokens=4").out).group(2)  # type: ignore[union-attr]
+    half = FIGURES.search(write("prompt=ab", "max_new_tokens=4", "dtype=bf16").out).group(2)  # type: ignore[union-attr]
+    assert int(whole.replace(",", "")) == 2 * int(half.replace(",", ""))
+
+
+# Conversations: what is typed, line by line; an exception stands for a key such as Ctrl-C.
+
+
+@pytest.fixture
+def talk(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    def say(*lines: str | BaseException, words: tuple[str, ...] = ()) -> Answer:
+        waiting = iter(lines)
+
+        def read(prompt: str) -> str:
+            line = next(waiting, EOFError())
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        monkeypatch.setattr(builtins, "input", read)
+        return write("interactive=true", "max_new_tokens=4", "greedy=true", *words)
+
+    return say
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the model was given to continue, each time."""
+    given: list[bytes] = []
+    original = _writer.Writer.write
+
+    def write(self: _writer.Writer, ids: list[list[int]], *rest: object) -> object:
+        given.append(bytes(ids[0]))
+        return original(self, ids, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_writer.Writer, "write", write)
+    return given
+
+
+def test_a_conversation_goes_on_from_what_was_written(talk: Callable[..., Answer], prompts: list[bytes]) -> None:
+    answer = talk("ab", "cd", "clear", "ef", "quit", "never read")
+    assert answer.code == 0
+    assert prompts[0] == b"ab" and prompts[2] == b"ef" and len(prompts) == 3
+    assert prompts[1].startswith(b"ab") and prompts[1].endswith(b"\ncd") and len(prompts[1]) == 2 + 4 + 1 + 2
+    assert "[12 tokens" in answer.out
+
+
+def test_a_conversation_ends_with_its_input(talk: Callable[..., Answer]) -> None:
+    answer = talk()
+    assert answer.code == 0 and "[0 tokens" in answer.out
+
+
+def test_settings_change_in_a_conversation(talk: Callable[..., Answer]) -> None:
+    answer = talk("max_new_tokens=2", "ab", "settings", "temperature=0", "top_q=3", "ab", "top_k=x", "help")
+    assert answer.code == 0
+    assert "[4 tokens" not in answer.out and "[6 tokens" in answer.out  # "top_q=3" is a text, and so written on
+    assert "max_new_tokens=2" in answer.out and "greedy=true" in answer.out
+    assert "error: temperature must be above 0" in answer.out
+    assert "error: top_k must be a whole number" in answer.out
+
+
+def test_ctrl_c_and_bytes_that_are_no_text_lose_nothing(talk: Callable[..., Answer], prompts: list[bytes]) -> None:
+    answer = talk("ab", KeyboardInterrupt(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), "", "quit")
+    assert answer.code == 0 and "not UTF-8" in answer.out
+    assert len(prompts) == 2 and prompts[1].startswith(b"ab")
+
+
+def test_ctrl_c_stops_a_text_and_not_the_conversation(
+    talk: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = _writer.Generation.__iter__
+
+    def interrupted(self: _writer.Generation) -> Iterator[Step]:
+        steps = original(self)
+
+        def two() -> Iterator[Step]:
+            yield next(steps)
+            yield next(steps)
+            steps.close()  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+        return two()
+
+    monkeypatch.setattr(_writer.Generation, "__iter__", interrupted)
+    answer = talk("ab", "cd", "quit")
+    assert answer.code == 0 and "[4 tokens" in answer.out
+
+
+def test_a_long_conversation_stays_within_learned_positions(
+    run: Run, trained: Answer, talk: Callable[..., Answer]
+) -> None:
+    answer = talk(*["the cat"] * 4, "quit", words=("checkpoint=runs/latest",))
+    assert answer.code == 0 and "error" not in answer.out and "[16 tokens" in answer.out
+
+
+def test_what_the_tokenizer_does_not_know_is_said_in_a_conversation(
+    trained: Answer, talk: Callable[..., Answer]
+) -> None:
+    answer = talk("the é", "the cat", words=("checkpoint=runs/latest",))
+    assert "error: character 'é'" in answer.out and "[4 tokens" in answer.out
+
+
+def test_nothing_is_written_to_the_folder(write: Callable[..., Answer], folder: Path) -> None:
+    write("prompt=ab", "max_new_tokens=1")
+    assert {path.name for path in folder.iterdir()} == {"model"}
