@@ -102,9 +102,9 @@ class GPTConfig:
     """
 
     vocab_size: int = 256
-    d_model: int = 256
-    n_heads: int = 8
-    n_layers: int = 6
+    d_model: int = 128
+    n_heads: int = 4
+    n_layers: int = 4
     context_length: int = 256
     dropout: float = 0.0
     bias: bool = True

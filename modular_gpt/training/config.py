@@ -42,7 +42,7 @@ class TrainerConfig:
     """
 
     max_steps: int = 2000
-    batch_size: int = 16
+    batch_size: int = 8
     gradient_accumulation: int = 1
     gradient_clip: float = 1.0
     order: str = "random"
@@ -84,6 +84,7 @@ class RunConfig:
     name: the last part of the run's directory, which is made in ``runs``
     resume: the directory of a run, or one of its checkpoints, to go on with in the same directory; the settings are
         those given here (``load_config`` reads the old ones)
+    dry_run: say what the training would need, and whether it fits, instead of doing it
 
     Raises:
         ConfigError: anything in it that cannot work.
@@ -99,6 +100,7 @@ class RunConfig:
     name: str = "gpt"
     runs: str = "runs"
     resume: str | None = None
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
         for slot in SLOTS:
@@ -113,7 +115,7 @@ class RunConfig:
             raise ConfigError(f"name={self.name!r} must be usable as a part of a directory's name")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with every default spelled out, without ``resume``."""
+        """Plain values with every default spelled out, without ``resume`` and ``dry_run``."""
         return {
             "model": self.model,
             **{slot: encode(getattr(self, slot)) for slot in SLOTS},
