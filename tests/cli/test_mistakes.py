@@ -43,8 +43,11 @@ MISTAKES = [
     ("seed.x=1", ["seed must be a whole number"]),
     ("model.topology=sandwhich", ["no choice 'sandwhich'", "did you mean 'sandwich'?"]),
     ("ffn.activation=gelo", ["no choice 'gelo'", "did you mean 'gelu'?"]),
-    ("model_size.n_heads=3", ["d_model=256 does not divide into n_heads=3"]),
-    ("attention=gqa attention.n_kv_heads=3", ["does not divide into attention.n_kv_heads=3", "1, 2, 4, 8"]),
+    ("model_size=small model_size.n_heads=3", ["d_model=256 does not divide into n_heads=3"]),
+    (
+        "model_size=small attention=gqa attention.n_kv_heads=3",
+        ["does not divide into attention.n_kv_heads=3", "1, 2, 4, 8"],
+    ),
     ("pos=rope attention.head_dim=5", ["5 is odd"]),
     ("pos=rope pos.rotary_dim=3", ["3 is odd"]),
     ("pos=rope pos.scaling.kynd=yarn", ["no setting 'kynd'", "did you mean 'kind'?"]),
