@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from unittest.mock import patch
 
-from modular_gpt.cli import generate, train
+from modular_gpt.cli import convert, evaluate, generate, train
 from modular_gpt.cli._conf_dir import conf_dir
 from modular_gpt.cli._run import TRAIN
 from modular_gpt.cli._settings import options
@@ -35,6 +35,12 @@ def train_groups() -> str:
     return "\n\n".join(f"### {group}\n\n{printed(train.main, '--help', group)}" for group in GROUPS)
 
 
-def generate_help() -> str:
-    """All that mgpt-generate can be told."""
-    return printed(generate.main, "--help")
+def help_of(main: Callable[[list[str]], int]) -> Callable[[], str]:
+    """All that a command can be told."""
+    return lambda: printed(main, "--help")
+
+
+HELP = {
+    name: help_of(command.main)
+    for name, command in (("generate", generate), ("evaluate", evaluate), ("convert", convert))
+}

@@ -72,7 +72,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rooms": rooms,
     "families": families,
     "reference": options_tables.train_groups,
-    "generate": options_tables.generate_help,
+    **options_tables.HELP,
     **{name: group(name) for name in ("data", "tokenizer", "optim", "schedule", "layers", "model_size")},
 }
 

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from modular_gpt.cli import generate, train
+from modular_gpt.cli import convert, evaluate, generate, train
 from tests.docs.pages import ROOT, blocks, pages
 
-PROGRAMS = {"mgpt-train": train.main, "mgpt-generate": generate.main}
-COMMAND = re.compile(r"^\s*(?P<words>mgpt-(?:train|generate)\b.*)$", re.MULTILINE)
+PROGRAMS = {
+    "mgpt-train": train.main,
+    "mgpt-generate": generate.main,
+    "mgpt-eval": evaluate.main,
+    "mgpt-convert": convert.main,
+}
+COMMAND = re.compile(r"^\s*(?P<words>mgpt-\w+\b.*)$", re.MULTILINE)
 OWN = {"add_a_component.md"}  # names options of the reader's own; test_tutorial.py runs its commands
 
 
