@@ -92,6 +92,13 @@ class Optimizer(Component, ABC, slot="optim"):
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def state_bytes(self) -> int:
+        """Bytes of ``state`` after a step, which is taken: for parameters that are shapes without content."""
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.step(0.0)
+        return sum(tensor.nbytes for tensor in self.state().values())
+
     def state(self) -> dict[str, Tensor]:
         """What the optimizer remembers, as tensors named ``<parameter>/<quantity>``."""
         return {
@@ -205,6 +212,14 @@ class Adafactor(Optimizer, name="adafactor"):
         config = self.config
         settings = {"lr": self.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
         return [torch.optim.Adafactor(with_decay(config, groups), **settings)]
+
+    def state_bytes(self) -> int:
+        """A row and a column of each matrix, and all of a vector, besides the number of the step; its own step needs
+        the parameters' content."""
+        count = 0
+        for p in self.parameters():
+            count += p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel()
+        return 4 * (count + len(self.parameters()))
 
 
 def with_decay(config: Any, groups: Groups) -> list[dict[str, Any]]:

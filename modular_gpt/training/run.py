@@ -14,12 +14,14 @@ import yaml  # type: ignore[import-untyped]
 
 from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_json
 from modular_gpt.checkpoint import META as META_FILE
+from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.files import exclusive, point, write_text
 from modular_gpt.data import PreparedData, Tokenizer, build_corpus, build_tokenizer, prepare
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.environment import environment
+from modular_gpt.training.estimate import check_memory, estimate, smaller
 from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
 from modular_gpt.training.metrics import Recorder
 from modular_gpt.training.optim import build_optimizer
@@ -39,8 +41,9 @@ log = logging.getLogger(__name__)
 class RunResult:
     """How a run ended.
 
-    directory: of the run; signal: that ended it early, so that it can be resumed, or None
-    outcome: what the report says of it; table: that report, as text; None for a run that was ended early
+    directory: of the run, of all runs after a dry run; signal: that ended it early, so that it can be resumed, or None
+    outcome: what the report says of it; table: that report, as text; None for a run that was ended early,
+        the estimate for a dry run
     """
 
     directory: Path
@@ -70,6 +73,8 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
             checkpoint = find_checkpoint(config.resume, prefer=LATEST)
         corpus = build_corpus(config.data)
         tokenizer = build_tokenizer(config.tokenizer, corpus)
+        if config.dry_run:
+            return dry_run(config, tokenizer, device, quiet)
         data = prepare(corpus, tokenizer)
         trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint)
         if directory is None:
@@ -94,6 +99,41 @@ def only_here(directory: Path | None) -> Iterator[None]:
         yield
 
 
+def described_model(config: RunConfig, tokenizer: Tokenizer) -> GPTConfig:
+    """The model's config; its vocabulary is the tokenizer's unless told otherwise."""
+    return read_config({"vocab_size": tokenizer.vocab_size, **config.model})
+
+
+def dry_run(config: RunConfig, tokenizer: Tokenizer, device: torch.device, quiet: bool) -> RunResult:
+    """Say what a training needs; a ConfigError where that is more than there is."""
+    described = described_model(config, tokenizer)
+    settings = config.trainer
+    said = estimate(described, config.optim, settings.batch_size // settings.gradient_accumulation)
+    with torch.device("meta"):
+        count = GPTModel(described).num_parameters()
+    table = f"parameters: {count.total:,} ({count.active:,} active)\n{said.table()}"
+    if not quiet:
+        print(table)
+    check_memory(said, described, settings, device)
+    return RunResult(Path(config.runs), None, None, table)
+
+
+@contextmanager
+def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
+    """Turn running out of memory into a sentence that says what takes how much and what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
+            raise
+        described, settings = trainer.model.config, config.trainer
+        said = estimate(described, config.optim, settings.batch_size // settings.gradient_accumulation)
+        raise ConfigError(
+            f"out of memory after step {trainer.progress.step}: a step takes about {said.in_words()};"
+            f" try {smaller(described, settings)}"
+        ) from error
+
+
 def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> RunResult:
     """Train in a directory and report."""
     progress, settings = trainer.progress, config.trainer
@@ -101,7 +141,8 @@ def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> Ru
     recorder = Recorder(directory, settings.max_steps, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
     try:
-        finished = trainer.fit(recorder, checkpoints.save)
+        with explained(config, trainer):
+            finished = trainer.fit(recorder, checkpoints.save)
         if not finished:
             recorder.say(f"Stopped after step {progress.step}, which is saved. To go on: mgpt-train resume={directory}")
             return RunResult(directory, trainer.stop.signal, None, None)
@@ -123,7 +164,7 @@ def build_trainer(
     checkpoint: Path | None,
 ) -> Trainer:
     """The model and all that trains it, fresh or as a checkpoint left it."""
-    described = read_config({"vocab_size": tokenizer.vocab_size, **config.model})
+    described = described_model(config, tokenizer)
     data.check_vocabulary(described.vocab_size)
     schedule = build_schedule(config.schedule, config.trainer.max_steps)
     torch.manual_seed(config.seed)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from modular_gpt.checkpoint import find_checkpoint, read_json, read_tensors
+from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import build_corpus, build_tokenizer, prepare
 from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
 from modular_gpt.training.metrics import read_metrics
@@ -160,3 +161,25 @@ def run_with_fault(
     setattr(place, last, faulty)
     Checkpoints.save = noted  # type: ignore[method-assign]
     run_in_process(settings)
+
+
+EXPLAINED = 42  # the exit code of a process that ran out of memory and said what to do
+
+
+def run_with_little_memory(settings: dict[str, Any]) -> None:
+    """Train while the system gives this process hardly more memory than it has when the first step begins."""
+    import resource
+
+    update = Trainer.update
+
+    def limited(self: Trainer) -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20, used + 64 * 2**20))
+        update(self)
+
+    Trainer.update = limited  # type: ignore[method-assign]
+    try:
+        run(RunConfig.from_dict(settings))
+    except ConfigError as error:
+        assert "out of memory after step 0" in str(error)
+        os._exit(EXPLAINED)

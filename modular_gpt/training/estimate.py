@@ -1,0 +1,152 @@
+"""What a training will need, computed on tensors without content: arithmetic, and memory by part."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from modular_gpt.config import GPTConfig
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.model import GPTModel
+from modular_gpt.training.config import TrainerConfig
+from modular_gpt.training.optim import build_optimizer
+
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """flops_per_token: floating-point operations of a forward and backward pass, as PyTorch's FlopCounterMode counts
+    them; the others are bytes, in float32: of activations those that one micro-batch keeps for its backward pass, of
+    the cache those of generating a full context."""
+
+    flops_per_token: float
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    cache: int
+
+    @property
+    def training_bytes(self) -> int:
+        """All that training holds at once."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def in_words(self) -> str:
+        """The sum and its parts, in a phrase."""
+        names = ("weights", "gradients", "optimizer", "activations")
+        listed = ", ".join(f"{name} {size(getattr(self, name))}" for name in names)
+        return f"{size(self.training_bytes)} ({listed})"
+
+    def table(self) -> str:
+        """The parts, one a line."""
+        parts = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("flops_per_token", "cache")]
+        rows = [(name, size(count)) for name, count in [*parts, ("together", self.training_bytes)]]
+        rows += [("cache, generating", size(self.cache)), ("FLOPs per token", f"{self.flops_per_token:,.0f}")]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def estimate(config: GPTConfig, optim: Any, rows: int) -> Estimate:
+    """What training with micro-batches of ``rows`` windows takes; nothing is computed and no memory is used."""
+    with FakeTensorMode():
+        model = GPTModel(config)
+        ids = torch.zeros(rows, config.context_length, dtype=torch.long)
+        with keeping() as kept:
+            model(ids, ids)
+        optimizer = build_optimizer(optim, model).state_bytes()
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return Estimate(
+        flops_per_token=flops_per_token(config),
+        weights=weights,
+        gradients=weights,
+        optimizer=optimizer,
+        activations=sum(count for storage, count in storages.items() if storage not in own),
+        cache=config.cache_bytes(1, config.context_length),
+    )
+
+
+def flops_per_token(config: GPTConfig) -> float:
+    """Floating-point operations of the forward and backward pass of one token in a full context.
+
+    Tensors on the meta device take PyTorch's plain path through attention, of which every product is counted once.
+    """
+    with torch.device("meta"):
+        model = GPTModel(config)
+        ids = torch.zeros(1, config.context_length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(ids, ids).loss.backward()
+    return counter.get_total_flops() / config.context_length
+
+
+@register_flop_formula([torch.ops.modular_gpt.grouped_matmul, torch.ops.modular_gpt.grouped_outer])
+def _grouped_flops(x: Any, y: Any, ends: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """A product of x (M, A) with y, whose last dimension is C: 2 M A C, however the rows are grouped."""
+    return 2 * x[0] * x[1] * y[-1]
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that this process can still get on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    facts = Path("/proc/meminfo")
+    if device.type != "cpu" or not facts.is_file():
+        return None
+    free = next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)
+    for limit, used in CGROUPS:  # of a container
+        with suppress(OSError, ValueError):
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, free)
+
+
+def smaller(config: GPTConfig, trainer: TrainerConfig) -> str:
+    """What to give to need less memory, ready to be typed."""
+    rows = trainer.batch_size // trainer.gradient_accumulation
+    if rows > 1:
+        divisor = next(d for d in range(2, rows + 1) if rows % d == 0)
+        return f"trainer.gradient_accumulation={trainer.gradient_accumulation * divisor}"
+    if config.context_length > 128:
+        return f"model_size.context_length={config.context_length // 2}"
+    return "model_size=nano"
+
+
+def check_memory(said: Estimate, config: GPTConfig, trainer: TrainerConfig, device: torch.device) -> None:
+    """Raise a ConfigError, which says what to change, for a training that cannot fit."""
+    available = available_bytes(device)
+    if available is not None and said.training_bytes > available:
+        raise ConfigError(
+            f"this needs {said.in_words()}, and {size(available)} are available: try {smaller(config, trainer)}"
+        )
+
+
+@contextmanager
+def keeping() -> Iterator[list[Tensor]]:
+    """Collects every tensor that a forward pass keeps for the backward pass."""
+    kept: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept

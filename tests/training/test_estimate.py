@@ -1,0 +1,183 @@
+"""What is estimated before a training is what PyTorch counts and holds in one."""
+
+import multiprocessing
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.checkpoint import load_checkpoint
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import entries
+from modular_gpt.training import TrainerConfig, train
+from modular_gpt.training.estimate import estimate, flops_per_token, keeping, size, smaller
+from modular_gpt.training.optim import build_optimizer
+from modular_gpt.training.trainer import Trainer
+from tests.training.small import EXPLAINED, config, run, run_with_little_memory
+
+SMALL: dict[str, Any] = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "context_length": 24}
+PARTS = [(slot, name) for slot in ("attention", "ffn", "norm", "pos") for name in entries(slot)]
+
+
+def described(slot: str, name: str, **settings: Any) -> GPTConfig:
+    return GPTConfig(**{**SMALL, **({slot: name} if slot else {}), **settings})
+
+
+@pytest.mark.parametrize(("slot", "name"), PARTS)
+def test_operations_are_those_that_pytorch_counts(slot: str, name: str) -> None:
+    """Real tensors, and attention by its plain path, whose products PyTorch sees (it has no formula for the CPU's
+    fused kernel)."""
+    config = described(slot, name)
+    for layer in config.layer_configs:
+        if hasattr(layer.attention, "backend"):
+            layer.attention.backend = "math"
+    model = GPTModel(config)
+    ids = torch.randint(61, (3, 24))
+    with FlopCounterMode(display=False) as counter:
+        model(ids, ids).loss.backward()
+    assert flops_per_token(described(slot, name)) == counter.get_total_flops() / ids.numel()
+
+
+def test_operations_of_a_plain_model_by_hand() -> None:
+    """Six for each weight of a matrix (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361), and attention's own."""
+    config = described("pos", "none", tie_embeddings=False)
+    model = GPTModel(config)
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and n != "embedding.weight")
+    attention = 2 * 2 * 24 * 32 * 2  # scores and their product with values, over all keys, in two layers
+    assert flops_per_token(config) == 6 * matrices + 3 * attention
+
+
+def test_operations_of_a_mixture_follow_the_experts_a_token_uses() -> None:
+    one, two = (flops_per_token(described("", "", ffn={"name": "moe", "top_k": k, "n_experts": 8})) for k in (1, 2))
+    more = flops_per_token(described("", "", ffn={"name": "moe", "top_k": 1, "n_experts": 16}))
+    hidden = GPTModel(described("", "", ffn={"name": "moe"})).blocks[0].ffn.up.shape[1]
+    assert two - one == 2 * 6 * 3 * 32 * hidden  # layers, operations, matrices of an expert
+    assert more - one == 2 * 6 * 32 * 8  # eight more rows of each router
+
+
+@pytest.mark.parametrize(("slot", "name"), PARTS)
+def test_activations_are_those_that_are_kept(slot: str, name: str) -> None:
+    config = described(slot, name)
+    model = GPTModel(config)
+    ids = torch.randint(61, (3, 24))
+    with keeping() as kept:
+        model(ids, ids)
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    measured = sum(count for storage, count in held.items() if storage not in own)
+    assert estimate(config, "adamw", 3).activations == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("optim", entries("optim"))
+@pytest.mark.parametrize("ffn", ["mlp", "moe"])
+def test_the_optimizer_holds_what_was_said(optim: str, ffn: str) -> None:
+    config = described("ffn", ffn)
+    model = GPTModel(config)
+    optimizer = build_optimizer(optim, model)
+    ids = torch.randint(61, (3, 24))
+    model(ids, ids).loss.backward()
+    optimizer.step(1.0)
+    said = estimate(config, optim, 3)
+    assert said.optimizer == sum(tensor.nbytes for tensor in optimizer.state().values())
+    assert said.weights == said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+
+
+def test_a_huge_model_is_estimated_without_its_memory() -> None:
+    config = GPTConfig(
+        vocab_size=50257, d_model=12288, n_heads=96, n_layers=4, context_length=2048, tie_embeddings=False
+    )
+    said = estimate(config, "adamw", 1)
+    assert said.weights > 30 * 2**30
+    assert said.optimizer == pytest.approx(2 * said.weights, rel=1e-6)
+    assert "GiB" in said.table()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**30, "3.0 GiB"), (2**50, "1024.0 TiB")]
+)
+def test_sizes(count: int, words: str) -> None:
+    assert size(count) == words
+
+
+def test_a_dry_run_says_what_is_needed_and_makes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(config(folder, dry_run=True))
+    printed = capsys.readouterr().out
+    assert result.table is not None
+    assert result.table in printed
+    for words in ("parameters: 10,", "weights", "gradients", "optimizer", "activations", "FLOPs per token"):
+        assert words in printed
+    assert not (folder / "runs").exists()
+
+
+def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
+    huge = {"d_model": 65536, "n_layers": 8, "context_length": 512}
+    with pytest.raises(ConfigError, match=r"activations .*available: try trainer.gradient_accumulation=2") as caught:
+        run(config(folder, huge, dry_run=True))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts", "context", "words"),
+    [
+        (12, 1, 256, "trainer.gradient_accumulation=2"),
+        (12, 4, 256, "trainer.gradient_accumulation=12"),
+        (4, 4, 256, "model_size.context_length=128"),
+        (4, 4, 64, "model_size=nano"),
+    ],
+)
+def test_what_to_change(rows: int, parts: int, context: int, words: str) -> None:
+    trainer = TrainerConfig(batch_size=rows, gradient_accumulation=parts)
+    assert smaller(described("", "", context_length=context), trainer) == words
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_is_explained_and_the_checkpoint_kept(
+    error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Trainer.update
+
+    def failing(self: Trainer) -> None:
+        if self.progress.step == 6:
+            raise error
+        update(self)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    with pytest.raises(
+        ConfigError, match=r"out of memory after step 6: .*weights .* try trainer.gradient_accumulation=2"
+    ):
+        run(config(folder))
+    monkeypatch.undo()
+    (directory,) = (folder / "runs").glob("*-gpt")
+    assert load_checkpoint(directory / "checkpoints" / "latest").meta["step"] == 4
+
+
+def test_another_error_stays_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: Trainer) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        run(config(folder))
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="this system does not limit a process's memory")
+def test_a_process_that_runs_out_of_memory(folder: Path) -> None:
+    """The system refuses more memory in the middle of a training."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=run_with_little_memory, args=(config(folder, {"d_model": 256}, batch_size=2048).to_dict(),)
+    )
+    process.start()
+    process.join(100)
+    assert process.exitcode == EXPLAINED
