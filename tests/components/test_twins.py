@@ -62,13 +62,14 @@ def test_norm(name: str, eps: float) -> None:
     assert_same(norm(x), expected)
 
 
+@pytest.mark.parametrize("eps", [1e-5, 0.3])
 @torch.no_grad()
-def test_rmsnorm_around_one() -> None:
-    settings = decode("norm", {"name": "rmsnorm", "weight_offset": True})
+def test_rmsnorm_around_one(eps: float) -> None:
+    settings = decode("norm", {"name": "rmsnorm", "weight_offset": True, "eps": eps})
     norm, x = settings.component(settings, WIDTH, True), inputs()
     assert torch.equal(norm.weight, torch.zeros(WIDTH))
     norm.weight.normal_()
-    assert_same(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + norm.weight))
+    assert_same(norm(x), x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * (1 + norm.weight))
 
 
 @torch.no_grad()
@@ -371,6 +372,34 @@ def test_mixture_of_experts(settings: dict) -> None:
     assert_same(module(x)[0], torch.stack([torch.stack([one(token) for token in row]) for row in x]))
     if module.shared is not None:
         assert module.shared.up.out_features == 12 * settings["shared_experts"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"expert": "mlp", "activation": "relu"}, {"top_k": 3, "shared_experts": 1}], ids=str
+)
+def test_gradients_through_experts(settings: dict) -> None:
+    """Of the input and every parameter, against all experts computing all tokens."""
+    module = part("ffn", {"name": "moe", "hidden": 12, **settings}).double()
+    x = inputs().double().flatten(0, 1).requires_grad_()
+
+    def everywhere(tokens: Tensor) -> Tensor:
+        weights, chosen, _ = module._route(module.router(tokens))
+        share = torch.zeros(len(tokens), 8, dtype=tokens.dtype).scatter(1, chosen, weights)
+        up = torch.einsum("md,ehd->meh", tokens, module.up) + module.up_bias
+        if module.gate is None:
+            hidden = F.relu(up)
+        else:
+            hidden = F.silu(torch.einsum("md,ehd->meh", tokens, module.gate) + module.gate_bias) * up
+        out = torch.einsum("meh,edh->med", hidden, module.down) + module.down_bias
+        mixed = (share[..., None] * out).sum(1)
+        return mixed if module.shared is None else mixed + module.shared(tokens)[0]
+
+    direction = torch.randn_like(x)
+    wanted = [x, *module.parameters()]
+    ours = torch.autograd.grad((module(x)[0] * direction).sum(), wanted)
+    theirs = torch.autograd.grad((everywhere(x) * direction).sum(), wanted)
+    for got, expected in zip(ours, theirs, strict=True):
+        assert_same(got, expected)
 
 
 def moe_losses(settings: dict) -> tuple[dict[str, Tensor], Tensor]:

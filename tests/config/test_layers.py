@@ -97,6 +97,8 @@ def refused(**layers: object) -> str:
 def test_an_unknown_variant_is_named_with_the_closest() -> None:
     said = refused(variants=LOCAL, cycle=["lokal", "base"])
     assert said == "layers: no variant 'lokal'; did you mean 'local'? there are: base, dense, local"
+    for place in ({"suffix": ["dnse"]}, {"prefix": ["dnse"]}, {"cycle": ["base", "dnse"]}):
+        assert "no variant 'dnse'; did you mean 'dense'?" in refused(variants=LOCAL, **place)
 
 
 def test_more_named_layers_than_there_are() -> None:
