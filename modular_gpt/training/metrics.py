@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ class Recorder:
         self.quiet = quiet
         forget_after(directory, start, evaluated)
         self.file = (directory / METRICS).open("a", encoding="utf-8")
-        hidden = True if quiet else None  # None: hidden where there is no terminal
+        hidden = quiet or not has_terminal()  # then lines take the bar's place
         self.bar = tqdm(total=max_steps, initial=start, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
         self.begun, self.start, self.max_steps = time.perf_counter(), start, max_steps
         self.last_line = 0.0
@@ -95,7 +96,7 @@ class Recorder:
             f"  ({entry['bits_per_byte']:.3f} bits per byte){'  best so far' if best else ''}"
         )
         if text is not None:
-            quoted = "\n".join(f"    | {line}" for line in text.split("\n"))
+            quoted = "\n".join(f"    | {harmless(line)}" for line in text.split("\n"))
             with (self.directory / SAMPLES).open("a", encoding="utf-8") as file:
                 file.write(f"{HEADING}{entry['step']}\n{quoted}\n\n")
             self.say(quoted)
@@ -125,6 +126,19 @@ class Recorder:
         self.bar.close()
         self.file.close()
         self.save_table()
+
+
+def has_terminal() -> bool:
+    """Whether there is a terminal, of a known width, for a bar to be drawn on."""
+    try:
+        return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
+
+
+def harmless(text: str) -> str:
+    """The text with U+FFFD for control characters, which untrained models write and terminals obey."""
+    return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
 
 def read_metrics(directory: Path) -> list[Entry]:

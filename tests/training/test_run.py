@@ -278,3 +278,20 @@ def test_warnings_reach_the_user(folder: Path, caplog: pytest.LogCaptureFixture)
 def test_defaults_are_those_of_the_dataclass() -> None:
     assert RunConfig().trainer == TrainerConfig()
     assert RunConfig.from_dict({}) == RunConfig()
+
+
+def test_samples_cannot_command_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modular_gpt.training.trainer.Trainer.sample", lambda self: "a\x1b[2Jb\rc\x00\n\td é")
+    text = (run(config(folder)).directory / "samples.txt").read_text(encoding="utf-8")
+    assert "    | a\ufffd[2Jb\ufffdc\ufffd\n    | \td é\n" in text
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modular_gpt.training.metrics.QUIET", 0.0)
+    train(config(folder))
+    captured = capsys.readouterr()
+    lines = [line for line in captured.out.splitlines() if line.startswith("step ") and "tok/s" in line]
+    assert [line.split()[1] for line in lines] == ["3/12", "6/12", "9/12", "12/12"]
+    assert captured.err == ""
