@@ -32,26 +32,28 @@ class _Folders(SearchPathPlugin):
 
 def prepare(command: Command, where: list[Path]) -> None:
     """Tell Hydra what can be composed; ``where``: folders with yaml files, the package's own first."""
-    store = ConfigStore.instance()
-    plain = OmegaConf.structured(command.plain)
-    with_groups = OmegaConf.merge(plain, {})
+    with_groups = OmegaConf.merge(OmegaConf.structured(command.plain), {})
     OmegaConf.set_struct(with_groups, False)
     for group in command.choices():
         OmegaConf.update(with_groups, group, MISSING if group in command.groups() else None, force_add=True)
-    store.store(name=f"{command.name}{SCHEMA}", node=with_groups)
+    _store(None, f"{command.name}{SCHEMA}", with_groups)
     for group in command.groups():
-        schemas = command.schemas(group)
         with_yaml = {path.stem for folder in where for path in (folder / group).glob("*.yaml")}
-        for name, schema in schemas.items():
-            store.store(group=group, name=f"{name}{SCHEMA}", node=schema.defaults)
-            if group in command.tables:
-                continue
-            if name in with_yaml:
-                cast(dict, store.repo[group]).pop(f"{name}.yaml", None)  # stored before its yaml was seen
-            else:
-                store.store(group=group, name=name, node=schema.defaults)
+        for name, schema in command.schemas(group).items():
+            _store(group, f"{name}{SCHEMA}", schema.defaults)
+            if group not in command.tables:
+                _store(group, name, None if name in with_yaml else schema.defaults)
     _Folders.extra = tuple(where[1:])
     Plugins.instance().register(_Folders)
+
+
+def _store(group: str | None, name: str, node: Any) -> None:
+    """Put a config into Hydra's store in place of an earlier one; None takes that one out."""
+    store = ConfigStore.instance()
+    folder = store.repo if group is None else store.repo.get(group, {})
+    folder.pop(f"{name}.yaml", None)
+    if node is not None:
+        store.store(group=group, name=name, node=node)
 
 
 @contextmanager
