@@ -120,10 +120,13 @@ def dry_run(config: RunConfig, tokenizer: Tokenizer, device: torch.device, quiet
 
 @contextmanager
 def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
-    """Turn running out of memory into a sentence that says what takes how much and what to change."""
+    """Turn running out of memory, or a compiler that fails, into a sentence that says what to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if config.trainer.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"torch.compile does not work here ({reason}); use trainer.compile=false") from error
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         described, settings = trainer.model.config, config.trainer

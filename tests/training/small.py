@@ -163,7 +163,7 @@ def run_with_fault(
     run_in_process(settings)
 
 
-EXPLAINED = 42  # the exit code of a process that ran out of memory and said what to do
+EXPLAINED = 42  # the exit code of a process that failed as it was to, and said what to do
 
 
 def run_with_little_memory(settings: dict[str, Any]) -> None:
@@ -182,4 +182,17 @@ def run_with_little_memory(settings: dict[str, Any]) -> None:
         run(RunConfig.from_dict(settings))
     except ConfigError as error:
         assert "out of memory after step 0" in str(error)
+        os._exit(EXPLAINED)
+
+
+def run_without_compiler(settings: dict[str, Any]) -> None:
+    """Compile the model on a machine that has no compiler."""
+    import torch._inductor.config as inductor
+
+    inductor.cpp.cxx = ("no-such-compiler",)
+    try:
+        run(RunConfig.from_dict(settings))
+    except ConfigError as error:
+        assert "torch.compile does not work here (" in str(error)
+        assert "use trainer.compile=false" in str(error)
         os._exit(EXPLAINED)

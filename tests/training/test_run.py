@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from modular_gpt.training.metrics import duration, read_metrics
 from modular_gpt.training.report import plot_losses
 from modular_gpt.training.run import new_run_directory
 from modular_gpt.training.state import Checkpoints
-from tests.training.small import assert_same_ending, config, ending, run, stop_after, trainer_of
+from tests.training.small import (
+    EXPLAINED,
+    assert_same_ending,
+    config,
+    ending,
+    run,
+    run_without_compiler,
+    stop_after,
+    trainer_of,
+)
 
 
 def test_a_run_leaves_everything_behind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,3 +305,22 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     lines = [line for line in captured.out.splitlines() if line.startswith("step ") and "tok/s" in line]
     assert [line.split()[1] for line in lines] == ["3/12", "6/12", "9/12", "12/12"]
     assert captured.err == ""
+
+
+@pytest.mark.slow
+def test_without_a_compiler_compiling_is_refused(folder: Path) -> None:
+    """In a process of its own: PyTorch remembers for good that it found no compiler."""
+    settings = config(folder, compile=True, device="cpu").to_dict()
+    process = multiprocessing.get_context("spawn").Process(target=run_without_compiler, args=(settings,))
+    process.start()
+    process.join(100)
+    assert process.exitcode == EXPLAINED
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(folder: Path) -> None:
+    settings = {"precision": "float32", "max_steps": 6, "sample_tokens": 0, "eval_interval": 6}
+    plain, compiled = (ending(run(config(folder, compile=c, **settings)).directory) for c in (False, True))
+    losses = [[entry["loss"] for entry in figures if "loss" in entry] for _, _, figures in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert plain[0].keys() == compiled[0].keys(), "a checkpoint does not show that its model was compiled"
