@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import hydra
 from hydra import compose, initialize_config_dir, version
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -16,7 +17,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from modular_gpt.cli._settings import SCHEMA, TARGET, Command
 from modular_gpt.core.errors import ConfigError
 
-HYDRA = "1.3"  # the version whose behaviour is asked for; later ones keep it
+# Hydra 1.3 asks whose behaviour it is to show; 1.4 shows its own, and warns where that is asked for.
+HYDRA: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and sweepers are made of
 
 
@@ -62,7 +64,7 @@ def _hydra_of_our_own(conf: Path) -> Iterator[None]:
     before, base = GlobalHydra.instance().hydra, version.getbase()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf), version_base=HYDRA):
+        with initialize_config_dir(str(conf), **HYDRA):
             yield
     finally:
         GlobalHydra.instance().clear()

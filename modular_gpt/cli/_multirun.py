@@ -75,7 +75,7 @@ def hydra_itself(line: Line, where: list[Path]) -> int:
 def _hydra_main(words: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
     prepare(TRAIN, where)
     with explained(TRAIN, where), hydras_command_line("mgpt-train", words):
-        hydra.main(version_base=HYDRA, config_path=str(where[0]), config_name=TRAIN.name)(job)()
+        hydra.main(**HYDRA, config_path=str(where[0]), config_name=TRAIN.name)(job)()
 
 
 def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:
