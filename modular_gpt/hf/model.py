@@ -26,6 +26,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
     """``ModularGPTForCausalLM(config)``, ``.from_gpt(model)`` or ``.from_pretrained(path)``.
 
     ``.model`` is the GPTModel. ``generate`` keeps our caches, of ``GPTConfig.cache_bytes`` bytes whatever the parts.
+    LoRA is for layers that are called: ``key`` and ``value`` of attention=mla are also read as matrices, past adapters.
     Where a MoE balances its experts by a bias, other training loops must call ``model.model.after_optimizer_step()``.
     """
 
@@ -66,6 +67,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         inputs_embeds: None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache_position: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """(B, T) ids -> logits (B, T, V), and the loss where labels are given.
 
@@ -74,6 +76,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: extended by these tokens; without one, ``use_cache=True`` makes one that grows
         logits_to_keep: logits of the last so many positions, or of those in a tensor; 0 for all
         num_items_in_batch: tokens that the loss is divided by, where not by those of this batch
+        cache_position: what transformers 5.0 says of the cache, which knows it itself
 
         Raises:
             ConfigError: a mask that is no padding on the left, a foreign cache, or what this model does not give.

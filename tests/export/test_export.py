@@ -98,7 +98,11 @@ def test_what_cannot_be_exported_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     "changes",
-    [*settings()[:6], {"layers": LOCAL, "n_layers": 2, "pos": "alibi"}],
+    [
+        {"attention": "mla"},
+        {"attention": "linear"},
+        {"layers": LOCAL, "n_layers": 2, "attention": "gqa", "pos": "alibi"},
+    ],
     ids=lambda c: str(c).replace(" ", ""),
 )
 def test_onnx(tmp_path: Path, changes: dict[str, Any]) -> None:
