@@ -31,6 +31,7 @@ class TrainerConfig:
     eval_interval: steps between evaluations; eval_batches: fixed batches in one, 0 for the whole validation text
     sample_tokens: tokens of text generated at each evaluation, 0 for none; sample_prompt: what they continue (null:
         the beginning of the validation text); sample_temperature: how freely they are drawn
+    patience: evaluations without a better loss after which training ends early (null: it goes on to the last step)
     final_evaluation: at the end, measure the best weights on the whole validation text
     log_interval: steps between entries of metrics.jsonl
     save_interval: steps between checkpoints (null: at each evaluation); keep: how many stay besides the best one
@@ -48,6 +49,7 @@ class TrainerConfig:
     order: str = "random"
     eval_interval: int = 250
     eval_batches: int = 32
+    patience: int | None = None
     sample_prompt: str | None = None
     sample_tokens: int = 160
     sample_temperature: float = 0.8
@@ -62,7 +64,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         at_least(1, "trainer", self, "max_steps", "batch_size", "gradient_accumulation", "eval_interval",
-                 "log_interval", "save_interval", "keep", "threads")  # fmt: skip
+                 "patience", "log_interval", "save_interval", "keep", "threads")  # fmt: skip
         at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip")
         positive("trainer", sample_temperature=self.sample_temperature)
         one_of(self.order, ("random", "epoch"), "trainer.order")

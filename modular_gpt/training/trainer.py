@@ -95,7 +95,10 @@ class Trainer:
         }
 
     def fit(self, recorder: Recorder, save: Callable[[], None]) -> bool:
-        """Train to the last step -> True, or until ``stop`` is asked -> False; ``save`` has been called either way."""
+        """Train to the last step, or while there is patience -> True; or until ``stop`` is asked -> False.
+
+        Either way ``save`` has been called at the end.
+        """
         config, progress = self.config, self.progress
         self.model.train()
         self.since, self.logged = time.perf_counter(), progress.step
@@ -108,10 +111,11 @@ class Trainer:
                         self.evaluate_and_report(recorder)
                     if self.stop:
                         break
-                if self.save_due() or last:
+                finished = last or self.out_of_patience()
+                if self.save_due() or finished:
                     with self.aside():
                         save()
-                if last:
+                if finished:
                     return True
                 self.update()
                 progress.step += 1
@@ -120,6 +124,12 @@ class Trainer:
                     recorder.training(self.figures())
             save()
         return False
+
+    def out_of_patience(self) -> bool:
+        """Whether the last evaluations, as many as ``patience`` says, were no better than one before them."""
+        patience, progress = self.config.patience, self.progress
+        waited = progress.evaluated - progress.best_step
+        return patience is not None and progress.best_step > 0 and waited >= patience * self.config.eval_interval
 
     def save_due(self) -> bool:
         """Whether a checkpoint is to be written at this step."""

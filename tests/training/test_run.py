@@ -266,6 +266,24 @@ class TestRotation:
         assert load_checkpoint(directory).meta["step"] in (2, 4)
 
 
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(("patience", "steps"), [(1, 6), (2, 12), (3, 14), (None, 16)])
+def test_training_ends_when_patience_does(
+    patience: int | None, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses at steps 2, 4, ... of which 4, 8 and no later one are the best so far."""
+    losses = dict(zip(range(2, 18, 2), [3.0, 2.0, 2.5, 1.0, 1.5, 1.5, 1.2, 1.1], strict=True))
+    monkeypatch.setattr(
+        "modular_gpt.training.trainer.Trainer.evaluate", lambda self, batches: losses[self.progress.step]
+    )
+    settings = {"eval_interval": 2, "max_steps": 16, "patience": patience}
+    result = run(config(folder, **settings))
+    assert result.outcome is not None
+    assert result.outcome.steps == steps
+    assert load_checkpoint(result.directory).meta["step"] == (4 if patience == 1 else 8)
+    assert read_metrics(result.directory)[-1]["step"] == steps
+
+
 def test_a_plot_of_nothing_is_a_plot(folder: Path) -> None:
     assert plot_losses(folder).stat().st_size > 0
 
