@@ -18,7 +18,7 @@ NASTY = "\\'\"${}[](),=#: \t\n~+*?%@|!é中🙂"
 texts = st.text(st.one_of(st.sampled_from(NASTY), st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(texts)
 @example("a,b'c=d#e ${f} {g: h} $HOME \\${i} \\\\${j}")
 @example("true")
@@ -34,7 +34,7 @@ def test_a_prompt_is_what_was_typed(text: str) -> None:
         assert read_task([f"prompt={text}"], [conf_dir()])[0].prompt == text
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(texts)
 def test_a_path_is_what_was_typed(text: str) -> None:
     if text not in ("null", "???") and not (text.startswith("[") and text.endswith("]")):
