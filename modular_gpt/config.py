@@ -111,7 +111,7 @@ class GPTConfig:
     attention: Any = "mha"
     ffn: Any = "mlp"
     norm: Any = "layernorm"
-    pos: Any = "learned"
+    pos: Any = "rope"
     layers: Any = field(default_factory=LayersConfig)
     topology: str = "pre"
     residual_multiplier: float = 1.0

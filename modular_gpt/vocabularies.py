@@ -53,6 +53,9 @@ NAMES = {
     "pos": {"rotary": "rope", "learnedpositional": "learned", "sinusoidalpositional": "sinusoidal"},
 }
 
+# What a model in other words has where it says nothing of positions: they describe GPT-2 and its descendants.
+THEIR_POSITIONS = "learned"
+
 # A setting that only one kind of part has names that part, where nothing else does.
 IMPLIED = {"kv_lora_rank": "mla"}
 
@@ -97,6 +100,8 @@ def translate(words: Mapping[str, Any]) -> dict[str, Any]:
                 _put(parts.setdefault(slot, {}), key, each, word)
         else:
             _put(values, target, value, word)
+    if "pos" not in parts and any(word in WORDS for word in words):
+        parts["pos"] = {"name": THEIR_POSITIONS}
     for slot, settings in parts.items():
         implied = next((name for setting, name in IMPLIED.items() if settings.get(setting) is not None), None)
         default = GPTConfig.__dataclass_fields__[slot].default

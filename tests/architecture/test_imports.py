@@ -54,10 +54,7 @@ def test_every_room_has_a_floor() -> None:
 
 def test_imports_go_down() -> None:
     wrong = [
-        sentence
-        for path, tree in modules().items()
-        if room(path) in FLOOR
-        for sentence in wrong_imports(path, tree)
+        sentence for path, tree in modules().items() if room(path) in FLOOR for sentence in wrong_imports(path, tree)
     ]
     assert not wrong, "\n".join(wrong)
 

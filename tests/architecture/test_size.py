@@ -33,9 +33,7 @@ def test_files_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
-    lengths = {
-        f"{path}:{name}": lines for path, tree in modules().items() for name, lines in functions(tree).items()
-    }
+    lengths = {f"{path}:{name}": lines for path, tree in modules().items() for name, lines in functions(tree).items()}
     print(longest(lengths))
     assert max(lengths.values()) <= FUNCTION_LINES
 

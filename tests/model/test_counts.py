@@ -22,7 +22,8 @@ def count(**settings: object) -> tuple[int, int, int]:
     ],
 )
 def test_gpt2(n_layers: int, d_model: int, n_heads: int, total: int) -> None:
-    got = count(vocab_size=50257, context_length=1024, n_layers=n_layers, d_model=d_model, n_heads=n_heads)
+    size = {"n_layers": n_layers, "d_model": d_model, "n_heads": n_heads}
+    got = count(vocab_size=50257, context_length=1024, pos="learned", **size)
     assert got == (total, total - (50257 + 1024) * d_model, total)
 
 

@@ -33,9 +33,7 @@ def asked(root: Path) -> list[Requirement]:
     return found
 
 
-def test_direct_requirements_are_pinned_within_their_range(
-    pins: dict[str, Version], asked: list[Requirement]
-) -> None:
+def test_direct_requirements_are_pinned_within_their_range(pins: dict[str, Version], asked: list[Requirement]) -> None:
     for requirement in asked:
         pin = pins[canonicalize_name(requirement.name)]
         assert pin in requirement.specifier, f"{requirement} does not allow the pinned {pin}"
@@ -50,9 +48,7 @@ def pulled_in(requirement: Requirement) -> list[Requirement]:
     extras = requirement.extras or {""}
     needs = [Requirement(line) for line in lines]
     return [
-        need
-        for need in needs
-        if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras)
+        need for need in needs if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras)
     ]
 
 

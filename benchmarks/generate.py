@@ -1,0 +1,174 @@
+"""Decoding and prefill at the shape of GPT-2 124M against transformers, and litgpt where it is installed.
+
+    python benchmarks/generate.py [--dtype bfloat16] [--batch 1 8] [--rounds 5] [--quick]
+
+Random weights, the same ones in every GPT-2; greedy; all variants interleaved in one run. ``bound`` is the fraction of
+the bandwidth bound: bytes of weights that a step reads, times steps per second, over the measured copy bandwidth.
+"""
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable
+
+import torch
+from measure import Variant, copy_bandwidth, interleave, machine, table
+from torch import Tensor
+
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.packing import can_pack, pack
+from modular_gpt.pretrained import load_pretrained
+
+ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
+
+
+def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, dict[str, Callable[[Tensor, int], Tensor]]]:
+    """Our GPT-2, and transformers' generate with the same weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config()).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        theirs.save_pretrained(directory)
+        ours = load_pretrained(directory).to(device, dtype).eval()
+    theirs = theirs.to(device, dtype)
+    theirs.generation_config.pad_token_id = 0
+    theirs.generation_config.eos_token_id = None
+
+    def generate(ids: Tensor, new: int, cache: str) -> Tensor:
+        return theirs.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=new,
+            max_new_tokens=new,
+            do_sample=False,
+            cache_implementation=cache,
+        )
+
+    return ours, {
+        "transformers, dynamic cache": lambda ids, new: generate(ids, new, "dynamic"),
+        "transformers, static cache": lambda ids, new: generate(ids, new, "static"),
+    }
+
+
+def litgpt_peer(dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, int], Tensor] | None:
+    """litgpt's model of the same shape with its cache, in a plain greedy loop; None where it is not installed."""
+    try:
+        from litgpt import GPT, Config
+    except ImportError:
+        return None
+    config = Config(
+        block_size=1024, vocab_size=50257, padded_vocab_size=50257, n_layer=12, n_head=12, n_embd=768,
+        rotary_percentage=1.0, bias=True, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP",
+    )  # fmt: skip
+    model = GPT(config).to(device, dtype).eval()
+
+    def generate(ids: Tensor, new: int) -> Tensor:
+        batch, count = ids.shape
+        with torch.device(device):
+            model.set_kv_cache(batch_size=batch, max_seq_length=count + new, dtype=dtype)
+        where = torch.arange(count, device=device)
+        for _ in range(new):
+            token = model(ids[:, where], where)[:, -1:].argmax(-1)
+            ids = torch.cat([ids, token], dim=1)
+            where = where[-1:] + 1
+        return ids
+
+    return generate
+
+
+def our_models(base: GPTModel, dtype: torch.dtype, quick: bool) -> dict[str, GPTModel]:
+    """GPT-2 as it is and packed, and one packed model of each other attention kind."""
+    models = {"modular_gpt mha, not packed": base}
+    if can_pack(base):
+        models["modular_gpt mha"] = pack(copy.deepcopy(base))
+    for attention in () if quick else ATTENTIONS:
+        pos = "rope" if attention == "mla" else "learned"
+        config = GPTConfig.from_dict({**base.config.to_dict(), "attention": attention, "pos": pos})
+        model = GPTModel(config).to(base.embedding.weight).eval()
+        models[f"modular_gpt {attention}"] = pack(model) if can_pack(model) else model
+    return models
+
+
+def weight_bytes(model: GPTModel, dtype: torch.dtype) -> int:
+    """Bytes of weights that one decoding step reads: all but the tables of which it reads single rows."""
+    count = model.num_parameters()
+    head = model.config.vocab_size * model.config.d_model if model.config.tie_embeddings else 0
+    return (count.non_embedding + head) * dtype.itemsize
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--prompt", type=int, default=32)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--prefill", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="GPT-2 only, no other attention kinds")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    bandwidth = copy_bandwidth(device)
+    print(f"{machine(device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
+    for name in options.dtype:
+        dtype = getattr(torch, name)
+        base, others = peers(dtype, device)
+        litgpt = litgpt_peer(dtype, device)
+        if litgpt is not None:
+            others["litgpt"] = litgpt
+        models = our_models(base, dtype, options.quick)
+        for batch in options.batch:
+            ids = torch.randint(50257, (batch, options.prompt), generator=torch.Generator().manual_seed(1)).to(device)
+            variants = compare(models, others, ids, options.new)
+            interleave(variants, options.rounds)
+            print(f"{name}, batch {batch}, prompt {options.prompt}, {options.new} new tokens\n")
+            print(report(variants, models, dtype, batch, bandwidth) + "\n")
+            if name == "float32":
+                same = others["transformers, dynamic cache"](ids, options.new).equal(
+                    models["modular_gpt mha"].generate(ids, options.new, greedy=True)
+                )
+                print(f"same greedy tokens as transformers: {same}\n")
+        ids = torch.randint(50257, (1, options.prefill)).to(device)
+        variants = compare(models, others, ids, 1)
+        interleave(variants, options.rounds)
+        print(f"{name}, prefill of {options.prefill} tokens\n")
+        print(report(variants, models, dtype, 1, None) + "\n")
+
+
+def compare(
+    models: dict[str, GPTModel], others: dict[str, Callable[[Tensor, int], Tensor]], ids: Tensor, new: int
+) -> list[Variant]:
+    """One variant for each model: ``new`` tokens after ``ids``; the work of a single one is the prompt."""
+    work = ids.numel() if new == 1 else ids.shape[0] * new
+    ours = [
+        Variant(name, lambda model=model: model.generate(ids, new, greedy=True), work) for name, model in models.items()
+    ]
+    return [Variant(name, lambda run=run: run(ids, new), work, peer=True) for name, run in others.items()] + ours
+
+
+def report(
+    variants: list[Variant], models: dict[str, GPTModel], dtype: torch.dtype, batch: int, bandwidth: float | None
+) -> str:
+    best = min(variant.median for variant in variants if variant.peer)
+    rows = []
+    for variant in variants:
+        speed = variant.work / variant.median
+        row = [
+            variant.name,
+            f"{variant.median:.3f}",
+            f"{variant.spread:.0%}",
+            f"{speed:,.0f}",
+            f"{best / variant.median:.2f}",
+        ]
+        if bandwidth is not None:
+            model = models.get(variant.name, models["modular_gpt mha, not packed"])
+            row.append(f"{weight_bytes(model, dtype) * speed / batch / bandwidth:.0%}")
+        rows.append(row)
+    header = ["", "seconds", "spread", "tokens/s", "vs best peer"] + (["bound"] if bandwidth is not None else [])
+    return table(header, rows)
+
+
+if __name__ == "__main__":
+    main()
