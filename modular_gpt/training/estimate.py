@@ -119,13 +119,14 @@ def available_bytes(device: torch.device) -> int | None:
     return max(0, free)
 
 
-def smaller(config: GPTConfig, trainer: TrainerConfig) -> str:
-    """What to give to need less memory, ready to be typed."""
-    rows = trainer.batch_size // trainer.gradient_accumulation
-    if rows > 1:
-        divisor = next(d for d in range(2, rows + 1) if rows % d == 0)
-        return f"trainer.gradient_accumulation={trainer.gradient_accumulation * divisor}"
-    if config.context_length > 128:
+def smaller(config: GPTConfig, trainer: TrainerConfig, said: Estimate | None = None, available: int = 0) -> str:
+    """What to give to need less memory, ready to be typed; with an estimate, what makes it fit."""
+    parts = trainer.gradient_accumulation
+    rows = trainer.batch_size // parts
+    for divisor in (d for d in range(2, rows + 1) if rows % d == 0):
+        if said is None or said.training_bytes - said.activations * (1 - 1 / divisor) <= available:
+            return f"trainer.gradient_accumulation={parts * divisor}"
+    if config.context_length > 128 and (said is None or said.training_bytes - said.activations <= available):
         return f"model_size.context_length={config.context_length // 2}"
     return "model_size=nano"
 
@@ -134,9 +135,8 @@ def check_memory(said: Estimate, config: GPTConfig, trainer: TrainerConfig, devi
     """Raise a ConfigError, which says what to change, for a training that cannot fit."""
     available = available_bytes(device)
     if available is not None and said.training_bytes > available:
-        raise ConfigError(
-            f"this needs {said.in_words()}, and {size(available)} are available: try {smaller(config, trainer)}"
-        )
+        change = smaller(config, trainer, said, available)
+        raise ConfigError(f"this needs {said.in_words()}, and {size(available)} are available: try {change}")
 
 
 @contextmanager

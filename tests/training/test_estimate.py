@@ -115,7 +115,7 @@ def test_a_dry_run_says_what_is_needed_and_makes_nothing(folder: Path, capsys: p
 
 def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
     huge = {"d_model": 65536, "n_layers": 8, "context_length": 512}
-    with pytest.raises(ConfigError, match=r"activations .*available: try trainer.gradient_accumulation=2") as caught:
+    with pytest.raises(ConfigError, match=r"activations .*available: try model_size=nano") as caught:
         run(config(folder, huge, dry_run=True))
     assert "\n" not in str(caught.value)
 
@@ -132,6 +132,16 @@ def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
 def test_what_to_change(rows: int, parts: int, context: int, words: str) -> None:
     trainer = TrainerConfig(batch_size=rows, gradient_accumulation=parts)
     assert smaller(described("", "", context_length=context), trainer) == words
+
+
+def test_what_to_change_makes_it_fit() -> None:
+    model = described("", "")
+    trainer = TrainerConfig(batch_size=16)
+    said = estimate(model, "adamw", 16)
+    for divisor in (2, 4, 8, 16):
+        available = estimate(model, "adamw", 16 // divisor).training_bytes
+        assert smaller(model, trainer, said, available * 101 // 100) == f"trainer.gradient_accumulation={divisor}"
+    assert smaller(model, trainer, said, said.weights) == "model_size=nano"
 
 
 @pytest.mark.parametrize(
