@@ -58,7 +58,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
 
 @pytest.fixture
 def trained(run: Run, corpus: str) -> Answer:
-    """A run of two steps in ``runs``."""
-    answer = run("train", *corpus.split(), *TINY)
+    """A run of two steps in ``runs``, of a model whose positions end with its context of 16."""
+    answer = run("train", *corpus.split(), *TINY, "pos=learned")
     assert answer.code == 0, answer.err
     return answer
