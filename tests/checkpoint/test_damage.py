@@ -118,7 +118,7 @@ TARGET = {"_target_": "os.system", "command": "touch ran"}
         {"n_layers": 3},
         {"n_layers": 1},
         {"layers": {"prefix": ["base"] * 3}},
-        {"context_length": 10**12},
+        {"pos": "learned", "context_length": 10**12},
         {"vocab_size": 10**12},
         {"n_heads": 0},
         {"d_model": -16},

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from modular_gpt import ConfigError, GPTConfig
-from modular_gpt.core.registry import Component, Entry, entries, slots
+from modular_gpt.config import SLOTS
+from modular_gpt.core.registry import Component, Entry, entries
 
 TOKENS = 20
 MODEL: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24, pos="rope")
@@ -141,7 +142,7 @@ def cases(slot: str) -> list[Case]:
     return found
 
 
-ALL = [case for slot in slots() for case in cases(slot)]
+ALL = [case for slot in SLOTS for case in cases(slot)]
 CHOSEN = [case for case in ALL if not case.generic]
 
 

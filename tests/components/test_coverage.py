@@ -4,14 +4,12 @@ from dataclasses import fields
 
 import pytest
 
-from modular_gpt.core.registry import Entry, entries, slots
+from modular_gpt.config import SLOTS
+from modular_gpt.core.registry import Entry, entries
 from tests.components.cases import ALL, EXTRAS, Case, choices, text_settings
 
 OURS = [
-    entry
-    for slot in slots()
-    for entry in entries(slot).values()
-    if entry.component.__module__.startswith("modular_gpt.")
+    entry for slot in SLOTS for entry in entries(slot).values() if entry.component.__module__.startswith("modular_gpt.")
 ]
 KERNEL_CHOICE = "flex"  # test_backends.py
 

@@ -25,7 +25,13 @@ KINDS: dict[str, dict[str, Any]] = {
 def checkpoint(path: Path, kind: str = "modular_gpt", dtype: torch.dtype = torch.float32) -> Path:
     torch.manual_seed(0)
     config = GPTConfig(
-        vocab_size=256, d_model=32, n_heads=4, n_layers=2, context_length=40, init_std=0.3, **KINDS[kind]
+        vocab_size=256,
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        context_length=40,
+        init_std=0.3,
+        **{"pos": "learned", **KINDS[kind]},
     )
     return save_checkpoint(path / "ours", GPTModel(config).to(dtype), build_tokenizer("byte"), meta=META)
 

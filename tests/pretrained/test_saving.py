@@ -58,7 +58,7 @@ def test_a_kind_that_says_the_same_is_taken(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
 
 
-SIZES = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 3, "context_length": 32}
+SIZES = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 3, "context_length": 32, "pos": "learned"}
 LLAMA = {**SIZES, "bias": False, "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
 YARN = {"name": "rope", "scaling": {"kind": "yarn", "factor": 4, "original_context_length": 8}}
 OWN: dict[str, tuple[str, dict[str, Any]]] = {

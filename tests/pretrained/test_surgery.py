@@ -12,7 +12,8 @@ from modular_gpt.pretrained.surgery import CONVERTED, LOADED, NEW, SKIPPED
 from tests.reference.cases import ids
 from tests.reference.conftest import TOLERANCE, difference
 
-SIZES = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 3, "context_length": 32, "init_std": 0.3}
+SIZES = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 3, "context_length": 32}
+SIZES |= {"pos": "learned", "init_std": 0.3}
 LLAMA = {**SIZES, "bias": False, "ffn": "swiglu", "norm": "rmsnorm"}
 
 
