@@ -42,16 +42,16 @@ class TrainerConfig:
     threads: of the CPU (null: one for each physical core this process may use, or OMP_NUM_THREADS)
     """
 
-    max_steps: int = 2000
+    max_steps: int = 1600
     batch_size: int = 8
     gradient_accumulation: int = 1
     gradient_clip: float = 1.0
     order: str = "random"
-    eval_interval: int = 250
+    eval_interval: int = 200
     eval_batches: int = 32
     patience: int | None = None
     sample_prompt: str | None = None
-    sample_tokens: int = 160
+    sample_tokens: int = 240
     sample_temperature: float = 0.8
     final_evaluation: bool = True
     log_interval: int = 10

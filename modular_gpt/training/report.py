@@ -57,7 +57,7 @@ def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
     width = max(len(name) for name, _ in rows)
     rule = "-" * (width + 50)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join([rule, *lines, rule, f"Next: mgpt-generate checkpoint={directory} prompt='...'"])
+    return "\n".join([rule, *lines, rule, f"Next: mgpt-generate checkpoint={directory}"])
 
 
 def plot_losses(directory: Path) -> Path | None:
