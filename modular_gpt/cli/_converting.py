@@ -7,11 +7,11 @@ import torch
 
 from modular_gpt.checkpoint import save_checkpoint
 from modular_gpt.cli._settings import Command
-from modular_gpt.cli._sources import DTYPES, Opened, open_model
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.files import new_directory
 from modular_gpt.core.settings import one_of
 from modular_gpt.exchange import FORMATS, OWN, write_folder
+from modular_gpt.sources import DTYPES, Opened, open_model
 
 TARGETS = ("hf", "checkpoint")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from modular_gpt.cli._settings import Command
-from modular_gpt.cli._sources import DTYPES, Loaded, load_model
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.core.settings import one_of
 from modular_gpt.data import SPLITS, build_corpus, prepare
 from modular_gpt.evaluation import Evaluation, evaluate_text, evaluate_tokens
+from modular_gpt.sources import DTYPES, Loaded, load_model
 from modular_gpt.training.hardware import choose_device, prepare_device
 from modular_gpt.training.run import load_config
 

@@ -14,7 +14,7 @@ from modular_gpt.cli._compose import HYDRA, composed, prepare
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._names import run_name
 from modular_gpt.cli._overrides import Override, one_of_each, read_overrides
-from modular_gpt.cli._run import TRAIN, run_config
+from modular_gpt.cli._run import TRAIN, run_config, started_from
 from modular_gpt.core.errors import UserError
 from modular_gpt.training.config import RunConfig
 
@@ -42,10 +42,11 @@ def multirun(words: Sequence[str], where: list[Path]) -> int:
     codes: list[int] = []
 
     def job(config: DictConfig) -> None:
-        config.name = _name(config.name, HydraConfig.get().overrides.task, shared)
+        words = list(HydraConfig.get().overrides.task)
+        config.name = _name(config.name, words, shared)
         blank = "\n" if rows else ""
         print(f"{blank}--- run {len(rows) + 1}: {config.name}", flush=True)
-        row, code = _trained(config)
+        row, code = _trained(config, words, where)
         rows.append(row)
         codes.append(code)
         if code > ENDED_BY_SIGNAL:
@@ -85,11 +86,16 @@ def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:
     return "-".join(filter(None, ["" if base == RunConfig.name else base, run_name(own, TRAIN.choices())])) or base
 
 
-def _trained(config: DictConfig) -> tuple[tuple[str, ...], int]:
-    """Train one combination -> its row of the table, and an exit code."""
+def _trained(config: DictConfig, words: list[str], where: list[Path]) -> tuple[tuple[str, ...], int]:
+    """Train one combination, which these words set -> its row of the table, and an exit code."""
     from modular_gpt.training.run import train
 
     try:
+        if config.init_from is not None and config.resume is None:
+            parsed = OverridesParser.create().parse_overrides(words)
+            typed = [Override(each.key_or_group, str(each.value())) for each in parsed]
+            name, config = config.name, started_from(config.init_from, typed, words, where)
+            config.name = name
         result = train(run_config(config))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

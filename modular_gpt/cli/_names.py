@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from modular_gpt.cli._overrides import Override
 
 LONGEST = 60  # characters; a path has other parts too
-SILENT = ("name", "runs", "resume", "experiment", "trainer", "data.path")  # say little about what is trained
+SILENT = ("name", "runs", "resume", "init_from", "experiment", "trainer", "data.path")  # say little of what is trained
 
 
 def about_the_model(key: str) -> bool:

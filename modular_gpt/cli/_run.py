@@ -1,20 +1,23 @@
 """From words on the command line, or in a notebook, to the RunConfig that training takes."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from modular_gpt.cli._compose import composed, plain
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._names import about_the_model, run_name
-from modular_gpt.cli._overrides import Override, read_overrides
+from modular_gpt.cli._overrides import NONE, Override, read_overrides
 from modular_gpt.cli._settings import Command, described, fields_of, folders, names_of
 from modular_gpt.config import SLOTS, GPTConfig, LayersConfig
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.files import follow
+from modular_gpt.sources import tokenizer_settings
 from modular_gpt.training.config import SLOTS as RUN_SLOTS
 from modular_gpt.training.config import RunConfig, TrainerConfig
 
@@ -81,13 +84,59 @@ def composed_run(words: Sequence[str], where: list[Path]) -> tuple[RunConfig, Di
     """
     typed, spelled = read_overrides(TRAIN, words, where)
     with explained(TRAIN, where):
-        config = composed(TRAIN, spelled, where)
+        # a setting of a part that the other model has, and the default one has not, is composed with that part
+        source = _typed("init_from", typed) if _typed("resume", typed) is None else None
+        config = composed(TRAIN, spelled, where) if source is None else started_from(source, typed, spelled, where)
         if config.resume is not None:
             return _resumed(config.resume, typed, spelled, where)
+        if source is None and config.init_from is not None:  # an experiment says so
+            config = started_from(config.init_from, typed, spelled, where)
         if config.name == RunConfig.name:
             telling = [each for each in typed if about_the_model(each.key)]
             config.name = run_name(telling, TRAIN.choices()) or config.name
         return run_config(config), config
+
+
+def _typed(key: str, typed: Sequence[Override]) -> str | None:
+    """What a setting was set to last; None for nothing and for null."""
+    values = [each.value for each in typed if each.key == key]
+    return values[-1] if values and values[-1] != NONE else None
+
+
+def started_from(source: str, typed: Sequence[Override], spelled: list[str], where: list[Path]) -> DictConfig:
+    """The config of a run that starts from another model: the model's settings and tokenizer, but for what was typed.
+
+    Raises:
+        CheckpointError: there is no such model, or its tokenizer is not known and none was typed.
+        ConfigError: an experiment was chosen, which would set parts of the model at once.
+    """
+    from modular_gpt.training.start import open_source
+
+    if any(each.key == "experiment" for each in typed):
+        raise ConfigError("init_from keeps the model's settings: set what is to differ one by one, not by experiment=")
+    opened = open_source(source)
+    model = opened.model.config.to_dict()
+    parts = {slot: model[slot] for slot in MODEL_GROUPS}
+    chosen = {each.key for each in typed}
+    if "tokenizer" not in chosen:
+        parts["tokenizer"] = tokenizer_settings(source, opened)
+    parts = {slot: settings for slot, settings in parts.items() if slot not in chosen}
+    same = [f"{slot}={settings['name']}" for slot, settings in parts.items()]
+    now = composed(TRAIN, [*same, *spelled], where)
+    kept = ["vocab_size"] if "tokenizer" in parts else []
+    values = {
+        **({} if "model_size" in chosen else {f"model_size.{name}": model[name] for name in SIZE}),
+        **{f"model.{name}": model[name] for name in [*kept, *sorted(_plain_model)]},
+        **{f"{slot}.{name}": value for slot, each in parts.items() for name, value in each.items() if name != "name"},
+    }
+    config = copy.deepcopy(now)
+    for key, value in values.items():
+        OmegaConf.update(config, key, value, merge=False)
+    for key in chosen - set(TRAIN.choices()):
+        OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
+    leads = follow(Path(source).expanduser())  # runs/latest will lead to the new run
+    config.init_from = source if leads == Path(source) else str(leads)
+    return config
 
 
 def _resumed(

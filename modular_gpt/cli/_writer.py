@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from modular_gpt.cli._sources import Loaded
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.generation import Continuation, Generation, GenerationSettings, Step, left_pad
 from modular_gpt.model import GPTModel
+from modular_gpt.sources import Loaded
 
 Show = Callable[[str], Any]
 INTERRUPTED = "interrupted"  # besides the reasons that generation knows for the end of a text

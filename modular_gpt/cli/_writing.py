@@ -14,12 +14,12 @@ from modular_gpt.cli._conversation import Conversation, shown_after
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._overrides import read_overrides
 from modular_gpt.cli._settings import Command, described, fields_of, names_of
-from modular_gpt.cli._sources import DTYPES, load_model
 from modular_gpt.cli._writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.settings import from_mapping, one_of
 from modular_gpt.generation import Continuation, GenerationSettings, SamplingSettings
 from modular_gpt.packing import can_pack, pack
+from modular_gpt.sources import DTYPES, load_model
 from modular_gpt.training.hardware import choose_device, prepare_device
 
 SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read

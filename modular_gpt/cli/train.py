@@ -14,6 +14,7 @@ EXAMPLES = (
     ("mgpt-train data=text data.path='corpus/**/*.txt'", "learn your own files"),
     ("mgpt-train --multirun attention=mha,gqa,mla pos=rope", "train several and compare them"),
     ("mgpt-train resume=runs/latest trainer.max_steps=4000", "go on where a run stopped"),
+    ("mgpt-train init_from=gpt2 attention=gqa", "start from trained weights, with other parts"),
     ("mgpt-generate checkpoint=runs/latest prompt='def '", "let the last run write"),
 )
 

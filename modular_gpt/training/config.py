@@ -86,6 +86,8 @@ class RunConfig:
     name: the last part of the run's directory, which is made in ``runs``
     resume: the directory of a run, or one of its checkpoints, to go on with in the same directory; the settings are
         those given here (``load_config`` reads the old ones)
+    init_from: a run, a checkpoint, a folder in Hugging Face's format or a published name whose weights the model
+        starts from; ``model`` says the parts that it shall have
     dry_run: say what the training would need, and whether it fits, instead of doing it
 
     Raises:
@@ -102,6 +104,7 @@ class RunConfig:
     name: str = "gpt"
     runs: str = "runs"
     resume: str | None = None
+    init_from: str | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -125,6 +128,7 @@ class RunConfig:
             "seed": self.seed,
             "name": self.name,
             "runs": self.runs,
+            "init_from": self.init_from,
         }
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +17,9 @@ from modular_gpt.checkpoint import META as META_FILE
 from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.files import exclusive, point, write_text
-from modular_gpt.data import PreparedData, Tokenizer, build_corpus, build_tokenizer, prepare
+from modular_gpt.data import PreparedData, Tokenizer, build_corpus, prepare
 from modular_gpt.model import GPTModel
+from modular_gpt.sources import Opened
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.environment import environment
 from modular_gpt.training.estimate import check_memory, estimate, smaller
@@ -27,6 +28,7 @@ from modular_gpt.training.metrics import Recorder
 from modular_gpt.training.optim import build_optimizer
 from modular_gpt.training.report import Outcome, plot_losses, report_table
 from modular_gpt.training.schedule import build_schedule
+from modular_gpt.training.start import open_source, started, tokenizer_of
 from modular_gpt.training.state import Checkpoints, restore, run_of
 from modular_gpt.training.stop import orderly
 from modular_gpt.training.trainer import Trainer
@@ -66,17 +68,20 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         device = choose_device(config.trainer.device)
         precision = choose_precision(config.trainer.precision, device)
         prepare_device(config.trainer.threads)
-        directory = checkpoint = None
+        directory = checkpoint = source = None
         if config.resume is not None:
             directory = run_of(Path(config.resume))
             held.enter_context(only_here(directory))
             checkpoint = find_checkpoint(config.resume, prefer=LATEST)
-        corpus = build_corpus(config.data)
-        tokenizer = build_tokenizer(config.tokenizer, corpus)
+        elif config.init_from is not None:
+            source = open_source(config.init_from)
+        tokenizer = tokenizer_of(config, corpus := build_corpus(config.data), source, checkpoint)
         if config.dry_run:
             return dry_run(config, tokenizer, device, quiet)
         data = prepare(corpus, tokenizer)
-        trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint)
+        say: Callable[[str], None] = (lambda text: None) if quiet else print
+        trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint, source, say)
+        source = None  # gives its memory back
         if directory is None:
             directory = new_run_directory(Path(config.runs), config.name)
             held.enter_context(only_here(directory))
@@ -165,13 +170,23 @@ def build_trainer(
     device: torch.device,
     precision: str,
     checkpoint: Path | None,
+    source: Opened | None = None,
+    say: Callable[[str], None] = print,
 ) -> Trainer:
-    """The model and all that trains it, fresh or as a checkpoint left it."""
+    """The model and all that trains it, fresh or as a checkpoint left it, or with the weights of a source.
+
+    source: the opened ``init_from``; say: takes what became of its weights
+    """
     described = described_model(config, tokenizer)
     data.check_vocabulary(described.vocab_size)
     schedule = build_schedule(config.schedule, config.trainer.max_steps)
     torch.manual_seed(config.seed)
-    model = GPTModel(described) if checkpoint is None else build_model(checkpoint)
+    if checkpoint is not None:
+        model = build_model(checkpoint)
+    elif config.init_from is not None:
+        model = started(config.init_from, source or open_source(config.init_from), described, data, tokenizer, say)
+    else:
+        model = GPTModel(described)
     check_same(described.to_dict(), model.config.to_dict(), checkpoint)
     model.to(device)
     optimizer = build_optimizer(config.optim, model)

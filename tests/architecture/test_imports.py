@@ -14,8 +14,10 @@ FLOORS = (
     {"init", "summary", "vocabularies"},
     {"model"},
     {"checkpoint", "packing", "pretrained"},
-    {"training", "hf", "evaluation", "export"},
+    {"hf", "evaluation", "export"},
     {"exchange"},
+    {"sources"},
+    {"training"},
     {"cli"},
     {"__init__"},
 )

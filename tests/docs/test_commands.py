@@ -35,7 +35,7 @@ def to_look_at(words: list[str]) -> Iterator[list[str]]:
     if "--help" in words:
         yield words
         return
-    settings = [word for word in words if not word.startswith("resume=") and word != "--multirun"]
+    settings = [word for word in words if not word.startswith(("resume=", "init_from=")) and word != "--multirun"]
     if "--multirun" not in words:
         yield [*settings, "--cfg", "job"]
         return

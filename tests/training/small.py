@@ -67,6 +67,25 @@ def trainer_of(settings: RunConfig) -> Trainer:
     return build_trainer(settings, data, tokenizer, torch.device("cpu"), "float32", None)
 
 
+def gpt2_folder(folder: Path, text: Path, dtype: torch.dtype = torch.float32) -> int:
+    """Save a tiny GPT-2 of transformers, with a tokenizer.json that learned from a text; returns its number of ids."""
+    import tokenizers
+    import transformers
+
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=262, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train([str(text)], trainer)
+    count = tokenizer.get_vocab_size()
+    size = {"n_embd": 16, "n_head": 4, "n_layer": 2, "n_positions": 16, "bos_token_id": None, "eos_token_id": None}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=count, **size))
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return count
+
+
 def run(settings: RunConfig) -> RunResult:
     """Train without printing."""
     return train(settings, quiet=True)

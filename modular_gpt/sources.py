@@ -1,5 +1,6 @@
 """Models by what a user calls them: a run, a checkpoint, a folder of Hugging Face's, or a published name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +53,34 @@ def open_model(name: str, device: torch.device, dtype: torch.dtype | None = None
         return _published(name, path, device, dtype)
     checkpoint = load_checkpoint(path, device)
     return Opened(checkpoint.model.to(dtype=dtype), checkpoint.tokenizer, checkpoint.meta)
+
+
+def tokenizer_settings(name: str, opened: Opened) -> dict[str, Any]:
+    """The settings that build the tokenizer of a model, which ``open_model`` has opened by this name.
+
+    Raises:
+        CheckpointError: they are not known.
+    """
+    path = Path(name).expanduser()
+    recorded = recorded_tokenizer(opened.meta)
+    if recorded is not None:
+        return recorded
+    if is_published(name, path) and not is_ours(path):
+        from modular_gpt.pretrained import tokenizer_file
+        from modular_gpt.pretrained.source import SHORT_NAMES
+
+        file = tokenizer_file(name)
+        if file is not None:
+            return {"name": "hf", "path": str(file)}
+        if name in SHORT_NAMES and not path.exists():
+            return {"name": "gpt2"}
+    raise CheckpointError(f"{name!r} does not say which tokenizer it was trained with: choose it, tokenizer=<name>")
+
+
+def recorded_tokenizer(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The tokenizer's settings of the run that a checkpoint comes from, as its notes have them."""
+    run = meta.get("run")
+    return run.get("tokenizer") if isinstance(run, dict) else None
 
 
 def is_published(name: str, path: Path) -> bool:
