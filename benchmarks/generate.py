@@ -90,10 +90,11 @@ def our_models(base: GPTModel, dtype: torch.dtype, quick: bool) -> dict[str, GPT
     return models
 
 
-def weight_bytes(model: GPTModel, dtype: torch.dtype) -> int:
+def weight_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
     """Bytes of weights that one decoding step reads: all but the tables of which it reads single rows."""
-    count = model.num_parameters()
-    head = model.config.vocab_size * model.config.d_model if model.config.tie_embeddings else 0
+    with torch.device("meta"):
+        count = GPTModel(config).num_parameters()
+    head = config.vocab_size * config.d_model if config.tie_embeddings else 0
     return (count.non_embedding + head) * dtype.itemsize
 
 
@@ -164,7 +165,7 @@ def report(
         ]
         if bandwidth is not None:
             model = models.get(variant.name, models["modular_gpt mha, not packed"])
-            row.append(f"{weight_bytes(model, dtype) * speed / batch / bandwidth:.0%}")
+            row.append(f"{weight_bytes(model.config, dtype) * speed / batch / bandwidth:.0%}")
         rows.append(row)
     header = ["", "seconds", "spread", "tokens/s", "vs best peer"] + (["bound"] if bandwidth is not None else [])
     return table(header, rows)
