@@ -71,7 +71,7 @@ def test_the_examples_of_the_help_are_right(run: Run) -> None:
     tried = 0
     for example in examples:
         words = [word.strip("'") for word in example.split()[1:]]
-        if not words or words[0].startswith("-") or words[0].startswith("resume="):
+        if not words or words[0].startswith("-") or words[0].startswith(("resume=", "init_from=")):
             continue
         tried += 1
         assert run("train", *words, "--cfg", "job").code == 0, example
