@@ -4,6 +4,7 @@ Who sees whom is one rule on columns: a query sees a key when 0 <= query column 
 key is no padding. From it follow causal masks, sliding windows, ring caches, chunked prefill and ragged batches.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from modular_gpt.core.contracts import Positions
+from modular_gpt.core.contracts import Dims, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.settings import fraction, one_of, positive
 
@@ -59,6 +60,17 @@ class Scoring:
     softcap: float | None = None
     dropout: float = 0.0
     backend: str = "auto"
+
+    @classmethod
+    def read(cls, config: Any, dims: Dims, width: int) -> "Scoring":
+        """From an attention's Config, for queries and keys of ``width``; the scale is 1 / sqrt(width) unless given."""
+        return cls(
+            scale=1 / math.sqrt(max(width, 1)) if config.scale is None else config.scale,
+            window=config.window,
+            softcap=config.softcap,
+            dropout=dims.dropout if config.dropout is None else config.dropout,
+            backend=config.backend,
+        )
 
     def check(self) -> None:
         """Raise a ConfigError for what cannot work."""

@@ -5,7 +5,6 @@ key that all heads share. While decoding, the latent itself is attended to: the 
 is absorbed into the query, and the one that would expand it to values is applied after the mixing.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -70,7 +69,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         self.config = config
         self.n_heads = dims.n_heads
         self.widths = latent, nope, rope, value = widths(config, dims, type(position))
-        self.scoring = _scoring(config, dims, self.widths)
+        self.scoring = Scoring.read(config, dims, nope + rope)
         bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
         rank = dims.d_model
         self.query_down: nn.Linear | None = None
@@ -103,8 +102,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             )
         if widths(config, dims, position).latent < 1:
             raise ConfigError(f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank")
-        _scoring(config, dims, widths(config, dims, position)).check()
-        rope = widths(config, dims, position).rope
+        _, nope, rope, _ = widths(config, dims, position)
+        Scoring.read(config, dims, nope + rope).check()
         if rope % 2 or rope < 0 or (position.rotates and rope == 0):
             raise ConfigError(
                 f"attention.qk_rope_head_dim must be even, and above 0 where the position rotates, got {rope}"
@@ -113,8 +112,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
-        latent, nope, rope, value = sizes = widths(config, dims, position)
-        scoring = _scoring(config, dims, sizes)
+        latent, nope, rope, value = widths(config, dims, position)
+        scoring = Scoring.read(config, dims, nope + rope)
         return replace(
             config,
             kv_lora_rank=latent,
@@ -248,16 +247,6 @@ def widths(config: MultiHeadLatentAttention.Config, dims: Dims, position: type[P
         nope=head if config.qk_nope_head_dim is None else config.qk_nope_head_dim,
         rope=rope,
         value=head if config.v_head_dim is None else config.v_head_dim,
-    )
-
-
-def _scoring(config: MultiHeadLatentAttention.Config, dims: Dims, widths: Widths) -> Scoring:
-    return Scoring(
-        scale=1 / math.sqrt(max(widths.nope + widths.rope, 1)) if config.scale is None else config.scale,
-        window=config.window,
-        softcap=config.softcap,
-        dropout=dims.dropout if config.dropout is None else config.dropout,
-        backend=config.backend,
     )
 
 

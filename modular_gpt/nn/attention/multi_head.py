@@ -6,7 +6,6 @@ https://arxiv.org/abs/2310.06825), query-key norm https://arxiv.org/abs/2010.042
 https://arxiv.org/abs/2408.00118, sinks https://arxiv.org/abs/2508.10925.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -66,7 +65,7 @@ class MultiHeadAttention(
         super().__init__(config, dims, position)
         self.config = config
         self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
-        self.scoring = _scoring(config, dims)
+        self.scoring = Scoring.read(config, dims, self.head_dim)
         qkv_bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
         wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.query = nn.Linear(dims.d_model, wide, qkv_bias)
@@ -83,7 +82,7 @@ class MultiHeadAttention(
         super().check(config, dims, position)
         n_heads, n_kv_heads, _ = heads(config, dims)
         positive("attention", n_kv_heads=config.n_kv_heads, head_dim=config.head_dim, clip_qkv=config.clip_qkv)
-        _scoring(config, dims).check()
+        Scoring.read(config, dims, heads(config, dims)[2]).check()
         if config.head_dim is None and dims.d_model % n_heads:
             raise ConfigError(
                 f"d_model={dims.d_model} does not divide into n_heads={n_heads}; change one, or set attention.head_dim"
@@ -104,7 +103,7 @@ class MultiHeadAttention(
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
         _, n_kv_heads, head_dim = heads(config, dims)
-        scoring = _scoring(config, dims)
+        scoring = Scoring.read(config, dims, heads(config, dims)[2])
         return replace(
             config,
             n_kv_heads=n_kv_heads,
@@ -180,17 +179,6 @@ def heads(config: MultiHeadAttention.Config, dims: Dims) -> tuple[int, int, int]
     n_kv_heads = dims.n_heads if config.n_kv_heads is None else config.n_kv_heads
     head_dim = dims.d_model // dims.n_heads if config.head_dim is None else config.head_dim
     return dims.n_heads, n_kv_heads, head_dim
-
-
-def _scoring(config: MultiHeadAttention.Config, dims: Dims) -> Scoring:
-    head_dim = heads(config, dims)[2]
-    return Scoring(
-        scale=1 / math.sqrt(max(head_dim, 1)) if config.scale is None else config.scale,
-        window=config.window,
-        softcap=config.softcap,
-        dropout=dims.dropout if config.dropout is None else config.dropout,
-        backend=config.backend,
-    )
 
 
 def _qk_norm(config: MultiHeadAttention.Config, head_dim: int, full: int) -> nn.Module | None:
