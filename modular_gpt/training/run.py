@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -134,11 +135,15 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
             raise ConfigError(f"torch.compile does not work here ({reason}); use trainer.compile=false") from error
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
+        traceback.clear_frames(error.__traceback__)  # and with them the activations, or no memory is left to say so
+        trainer.optimizer.zero_grad()
         described, settings = trainer.model.config, config.trainer
-        said = estimate(described, config.optim, settings.batch_size // settings.gradient_accumulation)
+        needed = ""
+        with suppress(MemoryError, RuntimeError):  # so little may be left that even this fails
+            said = estimate(described, config.optim, settings.batch_size // settings.gradient_accumulation)
+            needed = f": a step takes about {said.in_words()}"
         raise ConfigError(
-            f"out of memory after step {trainer.progress.step}: a step takes about {said.in_words()};"
-            f" try {smaller(described, settings)}"
+            f"out of memory after step {trainer.progress.step}{needed}; try {smaller(described, settings)}"
         ) from error
 
 
