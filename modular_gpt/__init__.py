@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from modular_gpt.config import GPTConfig, LayersConfig
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
-from modular_gpt.model import GPTModel, LossOutput
+from modular_gpt.loss import LossOutput, LossSettings
+from modular_gpt.model import GPTModel
 
 if TYPE_CHECKING:
     from modular_gpt.training.config import RunConfig
@@ -19,6 +20,7 @@ __all__ = [
     "GPTModel",
     "LayersConfig",
     "LossOutput",
+    "LossSettings",
     "UserError",
     "__version__",
     "compose",

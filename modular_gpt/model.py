@@ -1,13 +1,11 @@
 """The decoder: embeddings, a stack of blocks, a head. Shapes by the letters of core/contracts.py."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from modular_gpt.config import GPTConfig, LayerConfig
 from modular_gpt.core.cache import LayerCache, ModelCache
@@ -15,19 +13,9 @@ from modular_gpt.core.contracts import Attention, FeedForward, Norm, Position, P
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.init import initialise
+from modular_gpt.loss import PLAIN, LossOutput, LossSettings, token_losses
 from modular_gpt.summary import summary_table
 from modular_gpt.vocabularies import read_config
-
-IGNORED = -100  # a target that does not count
-_LOSS_CHUNK = 2**24  # logits held at once while training; 64 MiB in float32
-
-
-@dataclass
-class LossOutput:
-    """loss: what to minimise, a scalar; parts: its summands by name, ``cross_entropy`` and auxiliary losses."""
-
-    loss: Tensor
-    parts: dict[str, Tensor]
 
 
 class ParameterCount(NamedTuple):
@@ -112,7 +100,9 @@ class GPTModel(nn.Module):
         initialise(self, config)
 
     @overload
-    def forward(self, ids: Tensor, targets: Tensor, *, padding: Tensor | None = None) -> LossOutput: ...
+    def forward(
+        self, ids: Tensor, targets: Tensor, *, padding: Tensor | None = None, loss: LossSettings = PLAIN
+    ) -> LossOutput: ...
 
     @overload
     def forward(
@@ -135,6 +125,7 @@ class GPTModel(nn.Module):
         padding: Tensor | None = None,
         last_only: bool = False,
         use_cache: bool = False,
+        loss: LossSettings = PLAIN,
     ) -> Tensor | LossOutput:
         """Logits of the next token at every position, or the training loss when targets are given.
 
@@ -143,6 +134,7 @@ class GPTModel(nn.Module):
         padding: (B,) how many leading tokens of each row are padding
         last_only: logits (B, 1, V) of the last position alone
         use_cache: keep a cache on the model between calls, until ``reset_kv_cache``
+        loss: what is added to the cross-entropy of the targets
         Returns (B, T, V), or a LossOutput.
 
         Raises:
@@ -154,7 +146,7 @@ class GPTModel(nn.Module):
             x, losses = self.hidden_states(ids, cache, padding)
             if targets is None:
                 return self.logits(x[:, -1:] if last_only else x)
-            losses = {"cross_entropy": self._cross_entropy(x, targets), **losses}
+            losses = {**token_losses(x, targets, self.logits, self.config.vocab_size, loss), **losses}
             return LossOutput(torch.stack(list(losses.values())).sum(), losses)
 
     def hidden_states(
@@ -207,23 +199,6 @@ class GPTModel(nn.Module):
             padding = cache.padding
         window = None if cache is None else cache.window
         return Positions(start, ids.shape[1], padding, ids.device, window)
-
-    def _cross_entropy(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean over targets that count; logits of long batches are made and dropped chunk by chunk."""
-        x, targets = x.flatten(0, 1), targets.flatten()
-        rows = max(1, _LOSS_CHUNK // self.config.vocab_size)
-
-        def chunk_loss(x: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(self.logits(x).float(), targets, ignore_index=IGNORED, reduction="sum")
-
-        if x.shape[0] <= rows:
-            total = chunk_loss(x, targets)
-        else:
-            chunks = zip(x.split(rows), targets.split(rows), strict=True)
-            total = torch.stack(
-                [cast(Tensor, checkpoint(chunk_loss, a, b, use_reentrant=False)) for a, b in chunks]
-            ).sum()
-        return total / (targets != IGNORED).sum().clamp(min=1)
 
     def new_cache(
         self,

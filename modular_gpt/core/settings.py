@@ -67,3 +67,10 @@ def positive(where: str, **values: int | float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{where}.{name} must be above 0, got {value}")
+
+
+def not_negative(where: str, **values: int | float | None) -> None:
+    """Raise a ConfigError for the first value that is given and below zero."""
+    for name, value in values.items():
+        if value is not None and value < 0:
+            raise ConfigError(f"{where}.{name} must be 0 or more, got {value}")

@@ -17,7 +17,8 @@ from modular_gpt.config import SLOTS, GPTConfig
 from modular_gpt.core.contracts import Attention, FeedForward, Norm
 from modular_gpt.core.offers import Adopted
 from modular_gpt.core.registry import ComponentConfig, encode, merge
-from modular_gpt.model import IGNORED, GPTModel
+from modular_gpt.loss import IGNORED
+from modular_gpt.model import GPTModel
 from modular_gpt.pretrained.loading import own_tensors
 
 LOADED, CONVERTED, NEW, SKIPPED = "loaded", "converted", "new", "skipped"

@@ -13,7 +13,8 @@ import modular_gpt.training.optim
 import modular_gpt.training.schedule  # noqa: F401  these three register what the slots offer
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.core.settings import from_mapping, one_of, positive
+from modular_gpt.core.settings import fraction, from_mapping, not_negative, one_of, positive
+from modular_gpt.loss import LossSettings
 from modular_gpt.vocabularies import read_config
 
 SLOTS = ("data", "tokenizer", "optim", "schedule")
@@ -27,6 +28,8 @@ class TrainerConfig:
     max_steps: updates of the weights; batch_size: windows in one update, over all micro-batches and processes
     gradient_accumulation: micro-batches that an update is computed in; changes the memory needed, not the result
     gradient_clip: longest norm of the gradient, which is scaled down to it; 0 leaves it alone
+    label_smoothing: share of each target that is spread evenly over the vocabulary; z_loss: weight of the squared
+        logarithm of the softmax's denominator, which keeps logits from drifting (1e-4 is usual)
     order: windows start anywhere (``random``), or lie side by side and each comes once an ``epoch``
     eval_interval: steps between evaluations; eval_batches: fixed batches in one, 0 for the whole validation text
     sample_tokens: tokens of text generated at each evaluation, 0 for none; sample_prompt: what they continue (null:
@@ -46,6 +49,8 @@ class TrainerConfig:
     batch_size: int = 8
     gradient_accumulation: int = 1
     gradient_clip: float = 1.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
     order: str = "random"
     eval_interval: int = 200
     eval_batches: int = 32
@@ -67,6 +72,8 @@ class TrainerConfig:
                  "patience", "log_interval", "save_interval", "keep", "threads")  # fmt: skip
         at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip")
         positive("trainer", sample_temperature=self.sample_temperature)
+        fraction("trainer", label_smoothing=self.label_smoothing)
+        not_negative("trainer", z_loss=self.z_loss)
         one_of(self.order, ("random", "epoch"), "trainer.order")
         one_of(self.precision, PRECISIONS, "trainer.precision")
         if self.batch_size % self.gradient_accumulation:
@@ -74,6 +81,11 @@ class TrainerConfig:
                 f"trainer.batch_size={self.batch_size} does not divide into"
                 f" trainer.gradient_accumulation={self.gradient_accumulation} micro-batches; change one"
             )
+
+    @property
+    def loss(self) -> LossSettings:
+        """What is added to the cross-entropy."""
+        return LossSettings(self.label_smoothing, self.z_loss)
 
 
 @dataclass

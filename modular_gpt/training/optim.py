@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig, decode
-from modular_gpt.core.settings import positive
+from modular_gpt.core.settings import not_negative, positive
 from modular_gpt.model import GPTModel
 
 Groups = dict[str, list[nn.Parameter]]
@@ -52,8 +52,7 @@ class OptimizerConfig(ComponentConfig):
 
     def __post_init__(self) -> None:
         positive("optim", learning_rate=self.learning_rate)
-        if self.weight_decay < 0:
-            raise ConfigError(f"optim.weight_decay must be 0 or more, got {self.weight_decay}")
+        not_negative("optim", weight_decay=self.weight_decay)
 
 
 class Optimizer(Component, ABC, slot="optim"):

@@ -72,7 +72,7 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, seed
-        self.precision = precision
+        self.precision, self.loss = precision, config.loss
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
         self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
@@ -148,7 +148,7 @@ class Trainer:
             share = int((y != IGNORED).sum()) / max(1, counted)  # of the targets: as if it were one batch
             self.seed_dropout(number)
             with autocast(self.precision, self.device):
-                output = self.forward(self.to_device(x), self.to_device(y))
+                output = self.forward(self.to_device(x), self.to_device(y), loss=self.loss)
             self.scaler.scale(output.loss * share).backward()
             for name, value in {"loss": output.loss, **(output.parts if len(output.parts) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share

@@ -11,7 +11,7 @@ FLOORS = (
     {"core"},
     {"nn", "generation", "data"},
     {"config"},
-    {"init", "summary", "vocabularies"},
+    {"init", "loss", "summary", "vocabularies"},
     {"model"},
     {"checkpoint", "packing", "pretrained"},
     {"hf", "evaluation", "export"},

@@ -7,12 +7,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import modular_gpt.model
-from modular_gpt import GPTConfig, GPTModel, LossOutput
+import modular_gpt.loss
+from modular_gpt import ConfigError, GPTConfig, GPTModel, LossOutput, LossSettings
+from modular_gpt.loss import PLAIN
 from tests.components.cases import MODEL
 from tests.components.laws import build, text
 
 CONFIG = GPTConfig(**{**MODEL, "vocab_size": 211, "head_bias": True, "logit_softcap": 5.0, "logit_scale": 0.5})
+
+BOTH = LossSettings(label_smoothing=0.2, z_loss=0.03)
 
 
 def pair(rows: int = 5) -> tuple[Tensor, Tensor]:
@@ -20,20 +23,25 @@ def pair(rows: int = 5) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:].clone()
 
 
-def loss_and_gradients(model: GPTModel, ids: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+def loss_and_gradients(
+    model: GPTModel, ids: Tensor, targets: Tensor, settings: LossSettings = PLAIN
+) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
-    loss = model(ids, targets).loss
+    loss = model(ids, targets, loss=settings).loss
     loss.backward()
     return loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
 
+@pytest.mark.parametrize("settings", [PLAIN, BOTH], ids=str)
 @pytest.mark.parametrize("rows_at_once", [1, 7, 50, 99, 100, 101])
-def test_chunks_change_neither_loss_nor_gradient(rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_neither_loss_nor_gradient(
+    rows_at_once: int, settings: LossSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, (ids, targets) = build(CONFIG).train(), pair()
     targets[2, 3:9] = -100
-    expected, gradients = loss_and_gradients(model, ids, targets)
-    monkeypatch.setattr(modular_gpt.model, "_LOSS_CHUNK", rows_at_once * CONFIG.vocab_size)
-    got, chunked = loss_and_gradients(model, ids, targets)
+    expected, gradients = loss_and_gradients(model, ids, targets, settings)
+    monkeypatch.setattr(modular_gpt.loss, "_CHUNK", rows_at_once * CONFIG.vocab_size)
+    got, chunked = loss_and_gradients(model, ids, targets, settings)
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(chunked, gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -54,15 +62,18 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("settings", [PLAIN, BOTH], ids=str)
 @pytest.mark.parametrize("chunked", [True, False])
-def test_logits_of_a_long_batch_never_stand_in_memory_at_once(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_a_long_batch_never_stand_in_memory_at_once(
+    chunked: bool, settings: LossSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = GPTConfig(**{**MODEL, "vocab_size": 2003})
     model, ids = GPTModel(config).train(), text(config, rows=16, tokens=21)
     if chunked:
-        monkeypatch.setattr(modular_gpt.model, "_LOSS_CHUNK", 40 * config.vocab_size)
+        monkeypatch.setattr(modular_gpt.loss, "_CHUNK", 40 * config.vocab_size)
     weights = {shape for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
     with Largest(weights) as largest:
-        model(ids[:, :-1], ids[:, 1:]).loss.backward()
+        model(ids[:, :-1], ids[:, 1:], loss=settings).loss.backward()
     everything = 16 * 20 * config.vocab_size
     assert largest.most == (40 * config.vocab_size if chunked else everything)
 
@@ -78,7 +89,7 @@ def test_ignored_targets_do_not_count() -> None:
 
 def test_no_target_at_all_is_a_loss_of_zero() -> None:
     model, (ids, targets) = build(CONFIG).train(), pair()
-    loss, gradients = loss_and_gradients(model, ids, torch.full_like(targets, -100))
+    loss, gradients = loss_and_gradients(model, ids, torch.full_like(targets, -100), BOTH)
     assert loss == 0 and all(gradient.isfinite().all() for gradient in gradients)
 
 
@@ -114,3 +125,36 @@ def test_the_loss_is_float32_in_a_half_precision_model() -> None:
     got = model.bfloat16()(ids, targets).loss
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, rtol=0.02, atol=0)
+
+
+def gradients_of(loss: Tensor, model: GPTModel) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
+
+
+@pytest.mark.parametrize("ignored", [0, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("weight", [0.0, 1e-4, 0.5])
+def test_label_smoothing_and_z_loss(smoothing: float, weight: float, ignored: int) -> None:
+    """PyTorch's own smoothing, and the square of logsumexp; with gradients."""
+    model, (ids, targets) = build(CONFIG).train(), pair()
+    targets[:, :ignored] = -100
+    output = model(ids, targets, loss=LossSettings(smoothing, weight))
+    logits, kept = model(ids).flatten(0, 1), targets.flatten() != -100
+    smooth = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing)
+    z_loss = weight * logits[kept].logsumexp(-1).square().mean()
+    torch.testing.assert_close(output.loss, smooth + z_loss)
+    torch.testing.assert_close(output.loss, sum(output.parts.values()))
+    torch.testing.assert_close(output.parts["cross_entropy"], F.cross_entropy(logits, targets.flatten()))
+    if smoothing:
+        torch.testing.assert_close(output.parts["label_smoothing"] + output.parts["cross_entropy"], smooth)
+    if weight:
+        torch.testing.assert_close(output.parts["z_loss"], z_loss)
+    assert len(output.parts) == 1 + bool(smoothing) + bool(weight)
+    for ours, theirs in zip(gradients_of(output.loss, model), gradients_of(smooth + z_loss, model), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}], ids=str)
+def test_what_cannot_be_added(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"loss.{next(iter(settings))} must "):
+        LossSettings(**settings)

@@ -72,6 +72,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int, optim: s
     assert losses_of(in_parts, 12) == pytest.approx(losses_of(whole, 12), abs=EXACT)
 
 
+def test_what_is_added_to_the_loss_is_trained_and_not_validated(folder: Path) -> None:
+    plain, added = trainer_of(config(folder)), trainer_of(config(folder, label_smoothing=0.2, z_loss=0.01))
+    assert added.evaluate(2) == plain.evaluate(2)
+    x, y = added.batches.batch(0)
+    logits = added.model(x).flatten(0, 1)
+    smooth = F.cross_entropy(logits, y.flatten(), label_smoothing=0.2).item()
+    z_loss = 0.01 * logits.logsumexp(-1).square().mean().item()
+    added.update()
+    figures = added.averages.read()
+    assert figures["loss"] == pytest.approx(smooth + z_loss, abs=EXACT)
+    assert figures["z_loss"] == pytest.approx(z_loss, abs=EXACT)
+    assert figures["cross_entropy"] == pytest.approx(losses_of(plain, 1)[0], abs=EXACT)
+    assert not torch.equal(added.model.embedding.weight, plain.model.embedding.weight)
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_every_target_counts_the_same_in_ragged_batches(
     parts: int, folder: Path, monkeypatch: pytest.MonkeyPatch
