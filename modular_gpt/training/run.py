@@ -197,7 +197,7 @@ def build_trainer(
     optimizer = build_optimizer(config.optim, model)
     trainer = Trainer(model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision)
     if config.trainer.sample_tokens:
-        trainer.prompt()  # characters that the tokenizer does not know are better refused now
+        trainer.validation.prompt()  # characters that the tokenizer does not know are better refused now
     if checkpoint is not None:
         restore(trainer, checkpoint)
         done, wanted = trainer.progress, config.trainer.max_steps
@@ -300,7 +300,7 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder) -> Outcome:
             trainer.model.load_state_dict(build_model(find_checkpoint(directory)).state_dict())
         recorder.say("Measuring the best weights on the whole validation text ...")
         with suppress(KeyboardInterrupt), trainer.stop.gentle():
-            final = trainer.evaluate(0)
+            final = trainer.validation.loss(0)
         loss, whole = (loss, False) if final is None else (final, True)
     count = trainer.model.num_parameters()
     tokens = progress.step * config.batch_size * trainer.block

@@ -1,7 +1,7 @@
-"""The training loop. Read ``fit`` first, then ``update`` and ``evaluate``: that is all that happens to a model.
+"""The training loop. Read ``fit`` first, then ``update``: that is all that happens to a model.
 
 Everything that a step does is a function of the weights, the seed and the step's number: which windows it reads
-(``BatchSource``), its learning rate (``Schedule``) and its dropout (``seed_dropout``). So a run that was interrupted
+(``BatchSource``), its learning rate (``Schedule``) and its dropout (``micro_batches``). So a run that was interrupted
 anywhere goes on from its last checkpoint to the very same end.
 """
 
@@ -17,23 +17,20 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import UserError
-from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
+from modular_gpt.data import BatchSource, PreparedData, Tokenizer
 from modular_gpt.data.batches import IGNORED
 from modular_gpt.data.permutation import key_of
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.diagnosis import first_not_finite
-from modular_gpt.training.hardware import autocast
+from modular_gpt.training.forward import Forward
 from modular_gpt.training.metrics import Averages, Entry, Recorder
 from modular_gpt.training.optim import Optimizer
 from modular_gpt.training.schedule import Schedule
 from modular_gpt.training.stop import Stop
+from modular_gpt.training.validation import Validation
 
-EVALUATION_SEED = 0  # the same windows in every run on the same text, whatever the run's own seed
-PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given
 MOST_SKIPPED = 10  # updates left out one after the other before the training gives up
-
-Batch = tuple[Tensor, Tensor]
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +73,13 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
         self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
-        self.forward = torch.compile(model, dynamic=False) if config.compile else model
+        self.forward = Forward(model, precision, config.compile)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()
         self.cause = ""  # of the last update that was left out
         self.stop = Stop()
+        self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop)
 
     @property
     def order(self) -> dict[str, Any]:
@@ -140,19 +138,25 @@ class Trainer:
 
     def update(self) -> None:
         """One step: gradients of the whole batch, micro-batch by micro-batch, then one update of the weights."""
-        ids, targets = self.batches.batch(self.progress.step)
-        micro_batch = len(ids) // self.config.gradient_accumulation
-        counted = int((targets != IGNORED).sum())
         losses: dict[str, Tensor] = {}
-        for number, (x, y) in enumerate(zip(ids.split(micro_batch), targets.split(micro_batch), strict=True)):
-            share = int((y != IGNORED).sum()) / max(1, counted)  # of the targets: as if it were one batch
-            self.seed_dropout(number)
-            with autocast(self.precision, self.device):
-                output = self.forward(self.to_device(x), self.to_device(y), loss=self.loss)
+        for x, y, share in self.micro_batches():
+            output = self.forward(x, y, self.loss)
             self.scaler.scale(output.loss * share).backward()
             for name, value in {"loss": output.loss, **(output.parts if len(output.parts) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
         self.apply_gradients(losses)
+
+    def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Inputs, targets and the share of the batch's targets that are in each micro-batch of this step.
+
+        With each come its own random numbers for dropout, a function of seed, step and micro-batch.
+        """
+        ids, targets = self.batches.batch(self.progress.step)
+        rows = len(ids) // self.config.gradient_accumulation
+        counted = int((targets != IGNORED).sum())
+        for number, (x, y) in enumerate(zip(ids.split(rows), targets.split(rows), strict=True)):
+            torch.manual_seed(int(key_of(self.seed, self.progress.step, number)))
+            yield x, y, int((y != IGNORED).sum()) / max(1, counted)
 
     def apply_gradients(self, losses: dict[str, Tensor]) -> None:
         """Clip the gradients and update the weights; leave both alone where a gradient is not finite."""
@@ -191,21 +195,8 @@ class Trainer:
 
     def repeat_forward(self) -> None:
         """The forward passes of this step once more."""
-        ids, targets = self.batches.batch(self.progress.step)
-        size = len(ids) // self.config.gradient_accumulation
-        for number, (x, y) in enumerate(zip(ids.split(size), targets.split(size), strict=True)):
-            self.seed_dropout(number)
-            with autocast(self.precision, self.device):
-                self.model(self.to_device(x), self.to_device(y))
-
-    def seed_dropout(self, micro_batch: int) -> None:
-        """Make the random numbers of a forward pass a function of seed, step and micro-batch."""
-        torch.manual_seed(int(key_of(self.seed, self.progress.step, micro_batch)))
-
-    def to_device(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        for x, y, _ in self.micro_batches():
+            self.forward.plain(x, y)
 
     def figures(self) -> Entry:
         """What is recorded of the steps since it was last asked."""
@@ -228,7 +219,7 @@ class Trainer:
 
     def evaluate_and_report(self, recorder: Recorder) -> None:
         """Measure the validation loss, generate a sample, and note whether this is the best model so far."""
-        loss = self.evaluate(self.config.eval_batches)
+        loss = self.validation.loss(self.config.eval_batches)
         progress = self.progress
         if loss is None:
             return
@@ -236,7 +227,7 @@ class Trainer:
         best = loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_step = loss, progress.step
-        text = self.sample() if self.config.sample_tokens else None
+        text = self.validation.sample() if self.config.sample_tokens else None
         entry = {
             "step": progress.step,
             "validation_loss": loss,
@@ -252,51 +243,3 @@ class Trainer:
         seconds = time.perf_counter() - begun
         self.since += seconds
         self.progress.seconds += seconds
-
-    @torch.no_grad()
-    def evaluate(self, batches: int) -> float | None:
-        """Mean loss (nats per token) over fixed batches of the validation text, 0 for all of it; None if stopped."""
-        self.model.eval()
-        losses, counts = [], []
-        for x, y in self.validation_batches(batches):
-            if self.stop:
-                break
-            with autocast(self.precision, self.device):
-                output = self.forward(self.to_device(x), self.to_device(y))
-            losses.append(output.parts["cross_entropy"].float())
-            counts.append(int((y != IGNORED).sum()))
-        self.model.train()
-        if self.stop:
-            return None
-        return math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True)) / sum(counts)
-
-    def validation_batches(self, batches: int) -> Iterator[Batch]:
-        """``batches`` random but fixed batches, or the whole text in order."""
-        rows = self.config.batch_size // self.config.gradient_accumulation
-        if not batches:
-            yield from sequential(self.data.validation, self.block, rows)
-            return
-        source = BatchSource(self.data.validation, self.block, rows, EVALUATION_SEED)
-        for number in range(batches):
-            yield source.batch(number)
-
-    def sample(self) -> str:
-        """A text that the model continues now, always from the same random numbers."""
-        config = self.config
-        prompt = self.prompt()
-        ids = torch.tensor([prompt], device=self.device)
-        self.model.eval()
-        with autocast(self.precision, self.device):
-            out = self.model.generate(
-                ids, config.sample_tokens, temperature=config.sample_temperature, seed=self.seed, overflow="window"
-            )
-        self.model.train()
-        return self.tokenizer.decode(out[0])
-
-    def prompt(self) -> list[int]:
-        """Ids of the text that samples continue, no longer than the context."""
-        if self.config.sample_prompt:
-            ids = self.tokenizer.encode(self.config.sample_prompt)
-        else:
-            ids = self.data.validation.array[:PROMPT].tolist()
-        return ids[-self.block :]

@@ -151,8 +151,8 @@ def test_killed_at_every_call_that_writes(
 
 STAGES = {
     "training": ("modular_gpt.training.trainer", "Trainer.update", 3),
-    "evaluation": ("modular_gpt.training.trainer", "Trainer.evaluate", 1),
-    "sampling": ("modular_gpt.training.trainer", "Trainer.sample", 1),
+    "evaluation": ("modular_gpt.training.validation", "Validation.loss", 1),
+    "sampling": ("modular_gpt.training.validation", "Validation.sample", 1),
     "save": ("modular_gpt.training.state", "save_checkpoint", 1),
 }
 

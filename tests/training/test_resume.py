@@ -88,15 +88,15 @@ def test_a_stop_while_evaluating_changes_nothing(interval: int, folder: Path, mo
     """The first evaluation; with an interval of 12 it is also the last, and all steps are done."""
     whole = run(config(folder, eval_interval=interval)).directory
     with monkeypatch.context() as patch:
-        from modular_gpt.training.trainer import Trainer
+        from modular_gpt.training.validation import Validation
 
-        batches = Trainer.validation_batches
+        batches = Validation.batches
 
-        def stopping(self: Trainer, number: int) -> Any:
+        def stopping(self: Validation, number: int) -> Any:
             self.stop.signal = 2
             return batches(self, number)
 
-        patch.setattr(Trainer, "validation_batches", stopping)
+        patch.setattr(Validation, "batches", stopping)
         stopped = run(config(folder, eval_interval=interval))
         assert stopped.signal == 2
         assert ending(stopped.directory)[1]["evaluated"] == 0

@@ -78,7 +78,7 @@ def test_the_report_is_on_the_best_weights_and_the_whole_text(folder: Path) -> N
     trainer = trainer_of(settings)
     trainer.model.load_state_dict(load_checkpoint(result.directory).model.state_dict())
     assert result.outcome.whole
-    assert result.outcome.loss == pytest.approx(trainer.evaluate(0), abs=1e-6)
+    assert result.outcome.loss == pytest.approx(trainer.validation.loss(0), abs=1e-6)
     bits = result.outcome.loss / math.log(2) * trainer.data.validation.count / trainer.data.validation.bytes
     assert result.outcome.bits_per_byte == pytest.approx(bits)
 
@@ -221,7 +221,7 @@ class TestRotation:
     @pytest.mark.parametrize("keep", [1, 2, 3])
     def test_the_newest_few_and_the_best_stay(self, keep: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
-        monkeypatch.setattr("modular_gpt.training.trainer.Trainer.evaluate", lambda self, batches: next(losses))
+        monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda self, batches: next(losses))
         directory = run(config(folder, eval_interval=2, keep=keep)).directory
         assert self.steps(directory) == sorted({4, *range(14 - 2 * keep, 13, 2)})
         assert (directory / FOLDER / "best").resolve().name == "step_00000004"
@@ -272,10 +272,8 @@ def test_training_ends_when_patience_does(
     patience: int | None, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses at steps 2, 4, ... of which 4, 8 and no later one are the best so far."""
-    losses = dict(zip(range(2, 18, 2), [3.0, 2.0, 2.5, 1.0, 1.5, 1.5, 1.2, 1.1], strict=True))
-    monkeypatch.setattr(
-        "modular_gpt.training.trainer.Trainer.evaluate", lambda self, batches: losses[self.progress.step]
-    )
+    losses = iter([3.0, 2.0, 2.5, 1.0, 1.5, 1.5, 1.2, 1.1])
+    monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda self, batches: next(losses))
     settings = {"eval_interval": 2, "max_steps": 16, "patience": patience}
     result = run(config(folder, **settings))
     assert result.outcome is not None
@@ -309,7 +307,7 @@ def test_defaults_are_those_of_the_dataclass() -> None:
 
 
 def test_samples_cannot_command_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modular_gpt.training.trainer.Trainer.sample", lambda self: "a\x1b[2Jb\rc\x00\n\td é")
+    monkeypatch.setattr("modular_gpt.training.validation.Validation.sample", lambda self: "a\x1b[2Jb\rc\x00\n\td é")
     text = (run(config(folder)).directory / "samples.txt").read_text(encoding="utf-8")
     assert "    | a\ufffd[2Jb\ufffdc\ufffd\n    | \td é\n" in text
 

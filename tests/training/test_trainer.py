@@ -122,7 +122,7 @@ def test_the_validation_loss_is_the_mean_over_tokens(batches: int, folder: Path)
         for number in range(batches):
             x, y = source.batch(number)
             expected += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").tolist()
-    assert trainer.evaluate(batches) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    assert trainer.validation.loss(batches) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     assert trainer.model.training
 
 
@@ -213,9 +213,9 @@ def test_a_training_that_broke_down_gives_up(folder: Path) -> None:
 def test_a_sample_is_the_same_each_time_and_disturbs_nothing(folder: Path) -> None:
     trainer = trainer_of(config(folder, {"dropout": 0.5}, sample_prompt="the cat", sample_tokens=40))
     state = torch.get_rng_state()
-    text = trainer.sample()
+    text = trainer.validation.sample()
     assert text.startswith("the cat")
-    assert trainer.sample() == text
+    assert trainer.validation.sample() == text
     assert torch.equal(torch.get_rng_state(), state)
     assert trainer.model.training
 

@@ -1,0 +1,84 @@
+"""What is asked of a model between steps: its loss on the validation text, and a text of its own."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
+from modular_gpt.data.batches import IGNORED
+from modular_gpt.training.config import TrainerConfig
+from modular_gpt.training.forward import Forward
+from modular_gpt.training.hardware import autocast
+from modular_gpt.training.stop import Stop
+
+SEED = 0  # the same windows in every run on the same text, whatever the run's own seed
+PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given
+
+
+class Validation:
+    """Measures a model that is being trained, and leaves it in training mode."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        data: PreparedData,
+        tokenizer: Tokenizer,
+        config: TrainerConfig,
+        seed: int,
+        stop: Stop,
+    ) -> None:
+        """seed: of the samples; stop: ends a measurement early"""
+        self.forward, self.tokens, self.tokenizer, self.config = forward, data.validation, tokenizer, config
+        self.seed, self.stop = seed, stop
+        self.block = forward.model.config.context_length
+
+    @torch.no_grad()
+    def loss(self, batches: int) -> float | None:
+        """Mean loss (nats per token) over fixed batches of the validation text, 0 for all of it; None if stopped."""
+        losses, counts = [], []
+        with self._evaluating():
+            for x, y in self.batches(batches):
+                if self.stop:
+                    return None
+                losses.append(self.forward(x, y).parts["cross_entropy"].float())
+                counts.append(int((y != IGNORED).sum()))
+        return math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True)) / sum(counts)
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """``count`` random but fixed batches, or the whole text in order."""
+        rows = self.config.batch_size // self.config.gradient_accumulation
+        if not count:
+            yield from sequential(self.tokens, self.block, rows)
+            return
+        source = BatchSource(self.tokens, self.block, rows, SEED)
+        for number in range(count):
+            yield source.batch(number)
+
+    def sample(self) -> str:
+        """A text that the model continues now, always from the same random numbers."""
+        forward, config = self.forward, self.config
+        ids = torch.tensor([self.prompt()], device=forward.device)
+        with self._evaluating(), autocast(forward.precision, forward.device):
+            out = forward.model.generate(
+                ids, config.sample_tokens, temperature=config.sample_temperature, seed=self.seed, overflow="window"
+            )
+        return self.tokenizer.decode(out[0])
+
+    def prompt(self) -> list[int]:
+        """Ids of the text that samples continue, no longer than the context."""
+        if self.config.sample_prompt:
+            ids = self.tokenizer.encode(self.config.sample_prompt)
+        else:
+            ids = self.tokens.array[:PROMPT].tolist()
+        return ids[-self.block :]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self.forward.model.eval()
+        try:
+            yield
+        finally:
+            self.forward.model.train()
