@@ -74,7 +74,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int, optim: s
 
 def test_what_is_added_to_the_loss_is_trained_and_not_validated(folder: Path) -> None:
     plain, added = trainer_of(config(folder)), trainer_of(config(folder, label_smoothing=0.2, z_loss=0.01))
-    assert added.evaluate(2) == plain.evaluate(2)
+    assert added.validation.loss(2) == plain.validation.loss(2)
     x, y = added.batches.batch(0)
     logits = added.model(x).flatten(0, 1)
     smooth = F.cross_entropy(logits, y.flatten(), label_smoothing=0.2).item()
