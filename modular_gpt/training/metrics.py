@@ -14,10 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modular_gpt.core.files import write_text
+from modular_gpt.training.estimate import size
+from modular_gpt.training.meter import Meter
 
 METRICS, TABLE, SAMPLES = "metrics.jsonl", "metrics.csv", "samples.txt"
 HEADING = "=== step "  # in samples.txt; lines of samples are indented
 QUIET = 10.0  # seconds between lines where there is no terminal for a bar
+
+BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}"
 
 Entry = dict[str, float]
 
@@ -48,15 +52,15 @@ class Recorder:
     """Writes a run's figures and samples into its directory and shows them."""
 
     def __init__(
-        self, directory: Path, max_steps: int, start: int = 0, evaluated: int = 0, quiet: bool = False
+        self, directory: Path, max_steps: int, meter: Meter, start: int = 0, evaluated: int = 0, quiet: bool = False
     ) -> None:
         """Go on after step ``start``, the last evaluation having been at ``evaluated``; later entries are dropped."""
-        self.directory = directory
+        self.directory, self.meter = directory, meter
         self.quiet = quiet
         forget_after(directory, start, evaluated)
         self.file = (directory / METRICS).open("a", encoding="utf-8")
         hidden = quiet or not has_terminal()  # then lines take the bar's place
-        self.bar = tqdm(total=max_steps, initial=start, unit="step", disable=hidden, dynamic_ncols=True, leave=False)
+        self.bar = tqdm(total=max_steps, initial=start, disable=hidden, dynamic_ncols=True, leave=False, bar_format=BAR)
         self.begun, self.start, self.max_steps = time.perf_counter(), start, max_steps
         self.last_line = 0.0
 
@@ -71,21 +75,15 @@ class Recorder:
         self.bar.update()
 
     def training(self, entry: Entry) -> None:
-        """Figures of the steps since the last entry."""
+        """Figures of the steps since the last entry; how much of the device they used is added."""
+        entry = {**entry, **self.meter.read(entry["tokens_per_second"])}
         self._write(entry)
-        nothing = math.nan  # where every update since the last entry was left out
-        shown = {
-            "loss": f"{entry.get('loss', nothing):.3f}",
-            "lr": f"{entry['learning_rate']:.1e}",
-            "grad": f"{entry.get('gradient_norm', nothing):.2f}",
-            "tok/s": f"{entry['tokens_per_second']:,.0f}",
-        }
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.set_postfix_str(shown(entry), refresh=False)
         now = time.perf_counter()
         if self.bar.disable and now - self.last_line > QUIET:
             self.last_line = now
-            figures = "  ".join(f"{name} {value}" for name, value in shown.items())
-            self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {figures}  {self.remaining(entry['step'])} left")
+            left = self.remaining(entry["step"])
+            self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {left} left  {shown(entry)}")
 
     def evaluation(self, entry: Entry, text: str | None, best: bool) -> None:
         """Figures of an evaluation, and the text that was generated at it."""
@@ -126,6 +124,20 @@ class Recorder:
         self.bar.close()
         self.file.close()
         self.save_table()
+
+
+def shown(entry: Entry) -> str:
+    """The figures of a training entry in a line for people."""
+    nothing = math.nan  # where every update since the last entry was left out
+    figures = [
+        f"loss {entry.get('loss', nothing):.3f}",
+        f"lr {entry['learning_rate']:.1e}",
+        f"grad {entry.get('gradient_norm', nothing):.2f}",
+        f"{entry['tokens_per_second']:,.0f} tok/s",
+    ]
+    figures += [f"mfu {entry['mfu']:.0%}"] if "mfu" in entry else []
+    figures += [size(entry["memory_bytes"])] if "memory_bytes" in entry else []
+    return "  ".join(figures)
 
 
 def has_terminal() -> bool:

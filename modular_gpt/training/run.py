@@ -25,6 +25,7 @@ from modular_gpt.training.config import RunConfig
 from modular_gpt.training.environment import environment
 from modular_gpt.training.estimate import check_memory, estimate, smaller
 from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
+from modular_gpt.training.meter import Meter, build_meter
 from modular_gpt.training.metrics import Recorder
 from modular_gpt.training.optim import build_optimizer
 from modular_gpt.training.report import Outcome, plot_losses, report_table
@@ -86,7 +87,6 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         if directory is None:
             directory = new_run_directory(Path(config.runs), config.name)
             held.enter_context(only_here(directory))
-        write_facts(directory, config, data, device, precision, trainer.model)
         held.enter_context(float32_products(precision, device))
         return run(trainer, directory, config, quiet)
 
@@ -150,8 +150,10 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
 def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> RunResult:
     """Train in a directory and report."""
     progress, settings = trainer.progress, config.trainer
+    meter = meter_of(trainer)
+    write_facts(directory, config, trainer, meter)
     checkpoints = Checkpoints(directory, trainer, config.to_dict())
-    recorder = Recorder(directory, settings.max_steps, progress.step, progress.evaluated, quiet)
+    recorder = Recorder(directory, settings.max_steps, meter, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
     try:
         with explained(config, trainer):
@@ -255,16 +257,24 @@ def new_run_directory(runs: Path, name: str) -> Path:
     return directory
 
 
-def write_facts(
-    directory: Path, config: RunConfig, data: PreparedData, device: torch.device, precision: str, model: GPTModel
-) -> None:
+def meter_of(trainer: Trainer) -> Meter:
+    """What reads how much of the device this training uses."""
+    active = trainer.model.num_parameters().active
+    tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
+    return build_meter(trainer.model.config, active, tokens, trainer.device, trainer.precision)
+
+
+def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Meter) -> None:
     """Write config.yaml, for people, and run.json: what this run depends on besides its settings."""
     facts = {
         "seed": config.seed,
-        "device": describe(device),
-        "precision": precision,
-        "parameters": model.num_parameters()._asdict(),
-        "data": data.manifest,
+        "device": describe(trainer.device),
+        "precision": trainer.precision,
+        "parameters": trainer.model.num_parameters()._asdict(),
+        "flops_per_token": meter.flops,
+        "peak_flops": meter.peak,
+        "peak_source": meter.source,
+        "data": trainer.data.manifest,
         "environment": environment(),
         "config": config.to_dict(),
     }

@@ -112,7 +112,7 @@ def ending(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], li
         for key, tensor in read_tensors(checkpoint, name).items()
     }
     progress = {k: v for k, v in read_json(checkpoint / "meta.json")["progress"].items() if k != "seconds"}
-    clock = {"seconds", "tokens_per_second"}
+    clock = {"seconds", "tokens_per_second", "mfu", "memory_bytes"}
     figures = [{k: v for k, v in entry.items() if k not in clock} for entry in read_metrics(directory)]
     return tensors, progress, figures
 

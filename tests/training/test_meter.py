@@ -1,0 +1,100 @@
+"""Utilisation and memory: published peaks by name, a CPU's measured, and no figure where nothing is known."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from modular_gpt.config import GPTConfig
+from modular_gpt.training import meter
+from modular_gpt.training.estimate import flops_per_token
+from modular_gpt.training.meter import Meter, build_meter, measured_peak, memory_bytes, published_peak
+from modular_gpt.training.metrics import read_metrics, shown
+from tests.training.small import MODEL, config, run
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TINY = GPTConfig(vocab_size=32, **MODEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.5),
+        ("NVIDIA H100 PCIe", "bf16", 756.5),
+        ("NVIDIA H100 NVL", "float32", 417.5),
+        ("NVIDIA H200", "fp16", 989.5),
+        ("NVIDIA GH200 480GB", "bf16", 989.5),
+        ("NVIDIA A100-SXM4-80GB", "float32", 156),
+        ("NVIDIA A100-PCIE-40GB", "bf16", 312),
+        ("NVIDIA A10G", "bf16", 70),
+        ("NVIDIA A10", "bf16", 125),
+        ("NVIDIA L4", "bf16", 121),
+        ("NVIDIA L40S", "bf16", 362),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("Tesla T4", "fp16", 65),
+        ("Tesla T4", "bf16", None),
+        ("Tesla V100-SXM2-16GB", "float32", 15.7),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 D", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
+        ("NVIDIA H100 80GB HBM3", "int8", None),
+        ("NVIDIA H800", "bf16", None),
+        ("Something New", "bf16", None),
+    ],
+)
+def test_published_peaks(name: str, precision: str, tera: float | None) -> None:
+    assert published_peak(name, precision) == (None if tera is None else pytest.approx(tera * 1e12))
+
+
+def test_measuring_leaves_the_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    assert 1e8 < measured_peak(torch.float32) < 1e15
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_utilisation_is_arithmetic_over_the_peak() -> None:
+    assert Meter(CPU, flops=2e6, peak=1e11).read(10_000)["mfu"] == pytest.approx(0.2)
+    assert "mfu" not in Meter(CPU).read(10_000)
+
+
+def test_a_long_run_on_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "measured_peak", lambda dtype: 3e11)
+    built = build_meter(TINY, parameters=10**8, tokens=10**6, device=CPU, precision="float32", devices=2)
+    assert (built.flops, built.peak, built.source) == (flops_per_token(TINY), 6e11, "measured")
+
+
+def test_a_short_run_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "measured_peak", lambda dtype: pytest.fail("measured"))
+    built = build_meter(TINY, parameters=10**4, tokens=10**6, device=CPU, precision="float32")
+    assert built == Meter(CPU)
+
+
+@pytest.mark.parametrize(("name", "peak"), [("NVIDIA L4", 2 * 121e12), ("Something New", None)])
+def test_gpus_are_looked_up(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    built = build_meter(TINY, parameters=10**9, tokens=10**9, device=CUDA, precision="bf16", devices=2)
+    assert built.peak == (None if peak is None else pytest.approx(peak))
+    assert built.source == (None if peak is None else "published")
+
+
+def test_memory_follows_what_the_process_holds() -> None:
+    before = memory_bytes(CPU)
+    held = torch.ones(2**25)  # 128 MiB
+    after = memory_bytes(CPU)
+    assert before and after and after - before > 0.9 * held.nbytes
+
+
+def test_a_run_records_both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "WORTH", 0.0)
+    monkeypatch.setattr(meter, "MEASURE", 0.0)
+    settings = config(folder)
+    directory = run(settings).directory
+    facts = json.loads((directory / "run.json").read_text())
+    assert facts["peak_source"] == "measured" and facts["peak_flops"] > 0
+    entries = [entry for entry in read_metrics(directory) if "loss" in entry]
+    for entry in entries:
+        used = facts["flops_per_token"] * entry["tokens_per_second"]
+        assert entry["mfu"] == pytest.approx(used / facts["peak_flops"])
+        assert entry["memory_bytes"] > 2**20
+    assert "tok/s  mfu " in shown(entries[0]) and shown(entries[0]).endswith("MiB")
