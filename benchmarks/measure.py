@@ -1,10 +1,12 @@
 """Interleaved measurements: every variant once a round, so that whatever else the machine does hits all alike."""
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -84,3 +86,16 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         + " |"
         for line in lines
     )
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace what stands in a page between ``<!-- measured NAME -->`` and ``<!-- end measured NAME -->``.
+
+    Raises:
+        SystemExit: the page has no such section.
+    """
+    old = page.read_text()
+    section = re.compile(rf"(<!-- measured {re.escape(name)} -->\n).*?(<!-- end measured {re.escape(name)} -->)", re.S)
+    if not section.search(old):
+        raise SystemExit(f"{page} has no line '<!-- measured {name} -->'")
+    page.write_text(section.sub(lambda match: f"{match[1]}\n{text.strip()}\n\n{match[2]}", old))

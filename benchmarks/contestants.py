@@ -1,0 +1,267 @@
+"""What benchmarks/train.py compares: the training step of each, as its users would write it.
+
+All take the same batches of the same size and do the same work in a step: loss, gradients, clipping to norm 1, AdamW.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt import GPTConfig
+from modular_gpt.data import BatchSource, PreparedData, TokenSplit
+
+LEARNING_RATE = 1e-4
+
+Step = Callable[[], object]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of the model and of a batch; ``steps`` are timed at once."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    context: int
+    batch: int
+    vocabulary: int
+    steps: int
+
+    @property
+    def tokens(self) -> int:
+        """Of one step."""
+        return self.batch * self.context
+
+    @property
+    def title(self) -> str:
+        """For a heading."""
+        return (
+            f"{self.name}: {self.layers} layers, {self.width} wide, context {self.context}, batch {self.batch}, "
+            f"{self.vocabulary:,} ids"
+        )
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size("small", layers=4, width=128, heads=4, context=64, batch=12, vocabulary=65, steps=20),
+        Size("medium", layers=6, width=384, heads=6, context=256, batch=16, vocabulary=65, steps=2),
+        Size("124M", layers=12, width=768, heads=12, context=256, batch=2, vocabulary=50257, steps=1),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the table.
+
+    library: one of ``LIBRARIES``; precision: of our trainer, or float32 | bf16 (autocast) of a peer
+    compile: of our trainer, or torch.compile around a peer's loss; model: settings that differ from GPT-2's
+    """
+
+    library: str
+    precision: str
+    compile: Any = False
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def peer(self) -> bool:
+        """Whether it is somebody else's."""
+        return self.library != "modular_gpt"
+
+    @property
+    def name(self) -> str:
+        """For its row."""
+        parts = [f"{key}={value}" for key, value in self.model.items()]
+        compiled = {"auto": "compile=auto", True: "compiled", False: ""}[self.compile]
+        precision = "precision=auto" if self.precision == "auto" else self.precision
+        return ", ".join([" ".join([self.library, *parts]), *filter(None, [precision, compiled])])
+
+    def build(self, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+        """The step, ready to be called again and again."""
+        return LIBRARIES[self.library](self, size, tokens, device)
+
+
+def described(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
+    """Our model's settings at a size: GPT-2 as published, but for the changes."""
+    plain = {"n_layers": size.layers, "d_model": size.width, "n_heads": size.heads, "context_length": size.context}
+    plain |= {"vocab_size": size.vocabulary, "attention": "mha", "ffn": "mlp", "norm": "layernorm", "pos": "learned"}
+    if changes.get("attention") == "mla":
+        plain["pos"] = "rope"
+    return GPTConfig.from_dict({**GPTConfig(**plain, bias=True, dropout=0.0).to_dict(), **changes}).to_dict()
+
+
+def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+    """``Trainer.update`` of a run with these settings: everything that one of its steps does."""
+    from modular_gpt.training import RunConfig, TrainerConfig
+    from modular_gpt.training.hardware import choose_precision, float32_products, prepare_device
+    from modular_gpt.training.run import build_trainer
+
+    config = RunConfig(
+        model=described(size, contestant.model),
+        optim={"name": "adamw", "learning_rate": LEARNING_RATE},
+        schedule="constant",
+        trainer=TrainerConfig(
+            max_steps=10**6, batch_size=size.batch, compile=contestant.compile, sample_tokens=0, device=device.type
+        ),
+    )
+    precision = choose_precision(contestant.precision, device)
+    prepare_device(None)
+    float32_products(precision, device).__enter__()
+    data = PreparedData(tokens, tokens, {"tokenizer": {"vocab_size": size.vocabulary}})
+    tokenizer: Any = SimpleNamespace(vocab_size=size.vocabulary)
+    trainer = build_trainer(config, data, tokenizer, device, precision, None)
+    trainer.model.train()
+
+    def step() -> None:
+        trainer.update()
+        trainer.progress.step += 1
+
+    return step
+
+
+def peer(loss: Loss, model: nn.Module, contestant: Contestant, size: Size, tokens: TokenSplit, device: Any) -> Step:
+    """The usual loop around a peer's loss of ids and targets (B, T), with PyTorch's fused AdamW."""
+    model.to(device).train()
+    run = torch.compile(loss, dynamic=False) if contestant.compile else loss
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
+    batches = endless(size, tokens)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+    def step() -> None:
+        ids, targets = (each.to(device) for each in next(batches))
+        with torch.autocast(device.type, torch.bfloat16, enabled=contestant.precision == "bf16"):
+            value = run(ids, targets)
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def endless(size: Size, tokens: TokenSplit) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches that our trainer reads, drawn beforehand."""
+    source = BatchSource(tokens, size.context, size.batch, seed=0)
+    drawn = [source.batch(number) for number in range(16)]
+    while True:
+        yield from drawn
+
+
+def transformers_gpt2(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+    """transformers' GPT2LMHeadModel, which shifts the targets itself."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=size.vocabulary, n_positions=size.context, n_embd=size.width, n_layer=size.layers,
+        n_head=size.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    return peer(lambda ids, _: model(ids, labels=ids).loss, model, contestant, size, tokens, device)
+
+
+def litgpt(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+    """litgpt's GPT with biases, LayerNorm and a GELU MLP, as in GPT-2, but rotary and with a head of its own."""
+    from litgpt import GPT, Config
+    from litgpt.utils import chunked_cross_entropy
+
+    model = GPT(
+        Config(
+            block_size=size.context, vocab_size=size.vocabulary, padded_vocab_size=size.vocabulary,
+            n_layer=size.layers, n_head=size.heads, n_embd=size.width, rotary_percentage=1.0, bias=True,
+            norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP",
+        )
+    )  # fmt: skip
+    return peer(
+        lambda ids, targets: chunked_cross_entropy(model(ids), targets, chunk_size=0),
+        model, contestant, size, tokens, device,
+    )  # fmt: skip
+
+
+def x_transformers(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+    """x-transformers' decoder with its defaults, flash attention on, and tied embeddings."""
+    from x_transformers import Decoder, TransformerWrapper
+
+    layers = Decoder(dim=size.width, depth=size.layers, heads=size.heads, attn_flash=True,
+                     attn_dim_head=size.width // size.heads)  # fmt: skip
+    model = TransformerWrapper(
+        num_tokens=size.vocabulary, max_seq_len=size.context, attn_layers=layers, tie_embedding=True
+    )
+    return peer(
+        lambda ids, targets: F.cross_entropy(model(ids).flatten(0, 1).float(), targets.flatten()),
+        model, contestant, size, tokens, device,
+    )  # fmt: skip
+
+
+class PlainBlock(nn.Module):
+    """Pre-norm attention and MLP with one matrix for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        q, k, v = (
+            each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.qkv(self.norms[0](x)).chunk(3, -1)
+        )
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norms[1](x)), approximate="tanh"))
+
+
+class PlainGPT(nn.Module):
+    """GPT-2 in as few lines as it takes."""
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(size.vocabulary, size.width)
+        self.places = nn.Embedding(size.context, size.width)
+        self.blocks = nn.Sequential(*(PlainBlock(size.width, size.heads) for _ in range(size.layers)))
+        self.norm = nn.LayerNorm(size.width)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * size.layers))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, V)"""
+        x = self.tokens(ids) + self.places.weight
+        return F.linear(self.norm(self.blocks(x)), self.tokens.weight)
+
+
+def plain(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+    """A plain GPT in a plain loop."""
+    model = PlainGPT(size)
+    return peer(
+        lambda ids, targets: F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()),
+        model, contestant, size, tokens, device,
+    )  # fmt: skip
+
+
+LIBRARIES: dict[str, Callable[[Contestant, Size, TokenSplit, torch.device], Step]] = {
+    "modular_gpt": ours,
+    "transformers": transformers_gpt2,
+    "litgpt": litgpt,
+    "x-transformers": x_transformers,
+    "plain loop": plain,
+}
+
+
+def write_tokens(path: Any, size: Size, count: int = 2**18) -> TokenSplit:
+    """A file of random ids."""
+    ids = np.random.default_rng(0).integers(size.vocabulary, size=count).astype(np.uint16)
+    ids.tofile(path)
+    return TokenSplit("random", path, ids.dtype, count, bytes=count, fingerprint="", zlib_bits_per_byte=None)

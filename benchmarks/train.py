@@ -1,0 +1,250 @@
+"""A training step of ours against transformers, litgpt, x-transformers (where installed) and a plain loop.
+
+    python benchmarks/train.py [--size small medium 124M] [--quick] [--rounds 9] [--write docs/benchmarks.md]
+
+Each contestant is a process of its own, so that the settings of one (allocator, precision of products, compiled code)
+do not touch the others. They run in heats, one after the other in every round, and each heat has the same reference in
+it, our default: speeds are compared within a round, so that whatever else the machine does hits all alike.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from contestants import SIZES, Contestant, Size, described, write_tokens
+from measure import MIB, machine, synchronise, table, write_section
+
+from modular_gpt import GPTConfig
+from modular_gpt.data import TokenSplit
+from modular_gpt.training.estimate import flops_per_token
+
+ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
+FEED_FORWARDS = ("swiglu", "geglu", "reglu", "moe")
+PEERS = ("transformers", "litgpt", "x-transformers", "plain loop")
+WAYS = (("float32", False), ("float32", True), ("bf16", False), ("bf16", True))
+REFERENCE = Contestant("modular_gpt", "auto", "auto")
+MATRIX = 2048  # rows of the products that show what the machine can do
+
+
+@dataclass
+class Runner:
+    """A contestant's process, and what it measured.
+
+    seconds: of a step, in each round; relative: the reference's seconds in the same round over these
+    """
+
+    contestant: Contestant
+    process: Any
+    pipe: Connection
+    memory: int = 0
+    failure: str = ""
+    seconds: list[float] = field(default_factory=list)
+    relative: list[float] = field(default_factory=list)
+
+    def ask(self, steps: int) -> float:
+        """Let it do so many steps, and return the seconds of one."""
+        self.pipe.send(steps)
+        return self.pipe.recv() / steps
+
+
+def work(contestant: Contestant, size: Size, tokens: TokenSplit, device: str, threads: int, pipe: Connection) -> None:
+    """What a contestant's process does: get ready, then steps whenever asked, until asked for none."""
+    try:
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        step = contestant.build(size, tokens, torch.device(device))
+        for _ in range(3):
+            step()
+        forget_peak()
+        step()
+        pipe.send(peak_memory())
+        while steps := pipe.recv():
+            synchronise()
+            begun = time.perf_counter()
+            for _ in range(steps):
+                step()
+            synchronise()
+            pipe.send(time.perf_counter() - begun)
+    except Exception as error:  # of whatever kind: the others go on without it
+        pipe.send(f"{type(error).__name__}: {error}".strip().splitlines()[0])
+
+
+def forget_peak() -> None:
+    """Let the peak of memory count from now on, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Most bytes used at once: of the GPU, or by the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextmanager
+def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, device: str) -> Iterator[list[Runner]]:
+    """Processes of the contestants, made ready one after the other."""
+    context = multiprocessing.get_context("spawn")
+    runners = []
+    try:
+        for contestant in contestants:
+            pipe, theirs = context.Pipe()
+            process = context.Process(
+                target=work, args=(contestant, size, tokens, device, torch.get_num_threads(), theirs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            runner = Runner(contestant, process, pipe)
+            try:
+                answer = pipe.recv()
+            except EOFError:
+                answer = "its process ended"
+            runner.memory, runner.failure = (0, answer) if isinstance(answer, str) else (answer, "")
+            print(f"  {contestant.name}: {runner.failure or 'ready'}", flush=True)
+            runners.append(runner)
+        yield runners
+    finally:
+        for runner in runners:
+            with suppress(OSError):
+                runner.pipe.send(0)
+            runner.process.join(10)
+
+
+def heat(contestants: list[Contestant], size: Size, tokens: TokenSplit, options: Any, peaks: "Peaks") -> list[Runner]:
+    """Some contestants beside the reference, in rounds."""
+    with started([REFERENCE, *contestants], size, tokens, options.device) as runners:
+        going = [runner for runner in runners if not runner.failure]
+        if runners[0] not in going:
+            raise SystemExit(f"the reference fails: {runners[0].failure}")
+        if options.wait:
+            input("ready; Enter starts the clock ")
+        for _ in range(options.rounds):
+            peaks.measure()
+            for runner in going:
+                runner.seconds.append(runner.ask(size.steps))
+            for runner in going:
+                runner.relative.append(runners[0].seconds[-1] / runner.seconds[-1])
+        return runners
+
+
+class Peaks:
+    """Operations per second of large matrix products, by the type of their elements: the best seen."""
+
+    def __init__(self, device: str) -> None:
+        self.best = {"float32": 0.0, "bf16": 0.0}
+        types = {"float32": torch.float32, "bf16": torch.bfloat16}
+        self.matrices = {name: torch.randn(MATRIX, MATRIX, device=device).to(dtype) for name, dtype in types.items()}
+
+    def measure(self) -> None:
+        """Look once more."""
+        for name, matrix in self.matrices.items():
+            for _ in range(2):
+                synchronise()
+                begun = time.perf_counter()
+                matrix @ matrix
+                synchronise()
+                self.best[name] = max(self.best[name], 2 * MATRIX**3 / (time.perf_counter() - begun))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {speed / 1e9:,.0f} GFLOP/s" for name, speed in self.best.items())
+
+
+def contestants(quick: bool) -> list[Contestant]:
+    """Everything to be measured besides the reference: peers first, then ours."""
+    peers = [name for name in PEERS if " " in name or importlib.util.find_spec(name.replace("-", "_"))]
+    if quick:
+        peers = [name for name in peers if name in ("transformers", "plain loop")]
+    entries = [Contestant(name, *way) for name in peers for way in WAYS]
+    entries += [Contestant("modular_gpt", *way) for way in (*WAYS, ("bf16_products", False), ("bf16_products", True))]
+    if not quick:
+        entries += [Contestant("modular_gpt", "auto", "auto", {"attention": name}) for name in ATTENTIONS]
+        entries += [Contestant("modular_gpt", "auto", "auto", {"ffn": name}) for name in FEED_FORWARDS]
+    return entries
+
+
+def compare(size: Size, options: Any) -> str:
+    """All contestants at one size, as text for the page."""
+    peaks, runners = Peaks(options.device), []
+    waiting = [each for each in contestants(options.quick) if options.only in each.name or each.peer]
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = write_tokens(Path(folder) / "tokens.bin", size)
+        print(size.title, flush=True)
+        for first in range(0, len(waiting), options.heat):
+            runners.append(heat(waiting[first : first + options.heat], size, tokens, options, peaks))
+    reference = runners[0][0]
+    for others in runners[1:]:  # it ran in every heat
+        reference.seconds += others[0].seconds
+        reference.relative += others[0].relative
+    every = [reference, *(runner for one in runners for runner in one[1:])]
+    return report(size, every, peaks, torch.device(options.device))
+
+
+def report(size: Size, runners: list[Runner], peaks: Peaks, device: torch.device) -> str:
+    """The table, the quickest of each library's ways marked by its place."""
+    going = [runner for runner in runners if not runner.failure]
+    speed = {id(runner): statistics.median(runner.relative) for runner in going}
+    best = max(speed[id(runner)] for runner in going if runner.contestant.peer)
+    rows = []
+    for runner in sorted(going, key=lambda runner: -speed[id(runner)]):
+        seconds = statistics.median(runner.seconds)
+        quarters = statistics.quantiles(runner.seconds, n=4) if len(runner.seconds) > 1 else [seconds] * 3
+        config = GPTConfig.from_dict(described(size, runner.contestant.model))
+        work = flops_per_token(config) * size.tokens / seconds
+        rows.append(
+            [
+                runner.contestant.name,
+                f"{seconds * 1e3:,.1f}",
+                f"{(quarters[2] - quarters[0]) / 2 / seconds:.0%}",
+                f"{size.tokens / seconds:,.0f}",
+                f"{speed[id(runner)] / best:.2f}",
+                f"{work / max(peaks.best.values()):.0%}",
+                f"{runner.memory / MIB:,.0f}",
+            ]
+        )
+    header = ["", "ms a step", "spread", "tokens/s", "vs best peer", "of the peak", "MiB"]
+    failed = [f"{runner.contestant.name} did not run: {runner.failure}" for runner in runners if runner.failure]
+    measured = f"{machine(device)}, {time.strftime('%Y-%m-%d')}. Matrix products reach {peaks}."
+    return "\n\n".join([f"{size.title}.", measured, table(header, rows), *failed])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--heat", type=int, default=4, help="contestants beside the reference at a time: memory")
+    parser.add_argument("--only", default="", help="of ours, those whose name holds this")
+    parser.add_argument("--quick", action="store_true", help="fewer peers, and no other attentions and ffns")
+    parser.add_argument("--wait", action="store_true", help="ask before the clock starts, so that others can be quiet")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their sections of a page")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    for name in options.size:
+        text = compare(SIZES[name], options)
+        print(f"\n{text}\n", flush=True)
+        if options.write:
+            write_section(options.write, f"train-{name}", text)
+
+
+if __name__ == "__main__":
+    main()
