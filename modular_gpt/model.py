@@ -11,11 +11,14 @@ from modular_gpt.config import GPTConfig, LayerConfig
 from modular_gpt.core.cache import LayerCache, ModelCache
 from modular_gpt.core.contracts import Attention, FeedForward, Norm, Position, Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.recomputation import recomputed
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.init import initialise
 from modular_gpt.loss import PLAIN, LossOutput, LossSettings, token_losses
 from modular_gpt.summary import summary_table
 from modular_gpt.vocabularies import read_config
+
+Transformed = tuple[Tensor, dict[str, Tensor]]
 
 
 class ParameterCount(NamedTuple):
@@ -41,6 +44,7 @@ class TransformerBlock(nn.Module):
         dims = config.dims
         self.topology = config.topology
         self.multiplier = config.residual_multiplier
+        self.recomputes = False  # set by GPTModel.checkpoint_activations
         self.attention = cast(type[Attention], layer.attention.component)(layer.attention, dims, position)
         self.ffn = cast(type[FeedForward], layer.ffn.component)(layer.ffn, dims)
         before = config.topology in ("pre", "sandwich", "parallel")
@@ -52,8 +56,14 @@ class TransformerBlock(nn.Module):
         self.ffn_post_norm = build_norm(layer.norm, config) if after else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
         """(B, T, D) -> (B, T, D), auxiliary losses by name"""
+        if self.recomputes and cache is None and torch.is_grad_enabled():
+            return cast(Transformed, recomputed(lambda x: self.transform(x, pos.alone()), x))
+        return self.transform(x, pos, cache)
+
+    def transform(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
+        """``forward`` itself, which keeps all that its backward pass needs."""
         h = _apply(self.attention_norm, x)
         attended = self.dropout(self.attention(h, pos, cache))
         if self.topology == "parallel":
@@ -251,6 +261,12 @@ class GPTModel(nn.Module):
         from modular_gpt.pretrained import save_pretrained
 
         save_pretrained(self, path, format, eos_token_id)
+
+    def checkpoint_activations(self, every: int = 1) -> None:
+        """Let every so-many-th block, from the first on, keep its input alone and compute the rest again in the
+        backward pass, which saves memory and costs time; 0: none does."""
+        for index, block in enumerate(self.blocks):
+            cast(TransformerBlock, block).recomputes = every > 0 and index % every == 0
 
     def after_optimizer_step(self) -> None:
         """To be called after each update; parts adjust what gradients do not reach."""

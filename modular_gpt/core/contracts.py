@@ -7,6 +7,7 @@ Shape letters, the same everywhere:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -80,6 +81,12 @@ class Positions:
     def valid(self) -> Tensor | None:
         """(B, T) True where a token is text and not padding; None when all are text."""
         return None if self.padding is None else self.index >= 0
+
+    def alone(self) -> "Positions":
+        """The same positions for one layer that shares nothing with others, so that it can be computed again."""
+        same = copy(self)
+        same._made = {}
+        return same
 
     def once(self, key: Hashable, make: Callable[[], R]) -> R:
         """What ``make`` returns, computed by the first layer that asks and shared with the later ones."""

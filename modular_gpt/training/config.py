@@ -27,6 +27,8 @@ class TrainerConfig:
 
     max_steps: updates of the weights; batch_size: windows in one update, over all micro-batches and processes
     gradient_accumulation: micro-batches that an update is computed in; changes the memory needed, not the result
+    activation_checkpointing: every so-many-th block keeps only its input and computes the rest again in the backward
+        pass, which takes less memory and more time (1: every block; 0: none); the result is the same
     gradient_clip: longest norm of the gradient, which is scaled down to it; 0 leaves it alone
     label_smoothing: share of each target that is spread evenly over the vocabulary; z_loss: weight of the squared
         logarithm of the softmax's denominator, which keeps logits from drifting (1e-4 is usual)
@@ -48,6 +50,7 @@ class TrainerConfig:
     max_steps: int = 1600
     batch_size: int = 8
     gradient_accumulation: int = 1
+    activation_checkpointing: int = 0
     gradient_clip: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -70,7 +73,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         at_least(1, "trainer", self, "max_steps", "batch_size", "gradient_accumulation", "eval_interval",
                  "patience", "log_interval", "save_interval", "keep", "threads")  # fmt: skip
-        at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip")
+        at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip", "activation_checkpointing")
         positive("trainer", sample_temperature=self.sample_temperature)
         fraction("trainer", label_smoothing=self.label_smoothing)
         not_negative("trainer", z_loss=self.z_loss)

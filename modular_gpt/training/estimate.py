@@ -26,8 +26,9 @@ CGROUPS = (
 @dataclass(frozen=True)
 class Estimate:
     """flops_per_token: floating-point operations of a forward and backward pass, as PyTorch's FlopCounterMode counts
-    them; the others are bytes, in float32: of activations those that one micro-batch keeps for its backward pass, of
-    the cache those of generating a full context."""
+    them, without what activation checkpointing computes again; the others are bytes, in float32: of activations those
+    that one micro-batch keeps for its backward pass, and those of one block that are made again in it; of the cache
+    those of generating a full context."""
 
     flops_per_token: float
     weights: int
@@ -65,25 +66,44 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def estimate(config: GPTConfig, optim: Any, rows: int) -> Estimate:
-    """What training with micro-batches of ``rows`` windows takes; nothing is computed and no memory is used."""
+def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig) -> Estimate:
+    """What training takes; nothing is computed and no memory is used."""
     with FakeTensorMode():
         model = GPTModel(config)
-        ids = torch.zeros(rows, config.context_length, dtype=torch.long)
-        with keeping() as kept:
-            model(ids, ids)
         optimizer = build_optimizer(optim, model).state_bytes()
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
     weights = sum(parameter.nbytes for parameter in model.parameters())
+    rows = trainer.batch_size // trainer.gradient_accumulation
     return Estimate(
         flops_per_token=flops_per_token(config),
         weights=weights,
         gradients=weights,
         optimizer=optimizer,
-        activations=sum(count for storage, count in storages.items() if storage not in own),
+        activations=activation_bytes(config, rows, trainer.activation_checkpointing),
         cache=config.cache_bytes(1, config.context_length),
     )
+
+
+def activation_bytes(config: GPTConfig, rows: int, checkpointing: int) -> int:
+    """Of one micro-batch of ``rows`` windows, at the moment when most are held."""
+    whole = kept_bytes(config, rows, 0)
+    if not checkpointing:
+        return whole
+    kept = kept_bytes(config, rows, checkpointing)
+    again = -(-config.n_layers // checkpointing)  # blocks that are computed again, one after the other
+    return kept + (whole - kept) // again
+
+
+def kept_bytes(config: GPTConfig, rows: int, checkpointing: int) -> int:
+    """What a forward pass keeps for the backward pass."""
+    with FakeTensorMode():
+        model = GPTModel(config)
+        model.checkpoint_activations(checkpointing)
+        ids = torch.zeros(rows, config.context_length, dtype=torch.long)
+        with keeping() as kept:
+            model(ids, ids)
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(count for storage, count in storages.items() if storage not in own)
 
 
 def flops_per_token(config: GPTConfig) -> float:
@@ -126,7 +146,11 @@ def smaller(config: GPTConfig, trainer: TrainerConfig, said: Estimate | None = N
     for divisor in (d for d in range(2, rows + 1) if rows % d == 0):
         if said is None or said.training_bytes - said.activations * (1 - 1 / divisor) <= available:
             return f"trainer.gradient_accumulation={parts * divisor}"
-    if config.context_length > 128 and (said is None or said.training_bytes - said.activations <= available):
+    others = 0 if said is None else said.training_bytes - said.activations
+    if trainer.activation_checkpointing != 1 and (said is None or others + activation_bytes(config, 1, 1) <= available):
+        split = f"trainer.gradient_accumulation={trainer.batch_size} " if rows > 1 else ""
+        return f"{split}trainer.activation_checkpointing=1"
+    if config.context_length > 128 and others <= available:
         return f"model_size.context_length={config.context_length // 2}"
     return "model_size=nano"
 

@@ -114,7 +114,7 @@ def dry_run(config: RunConfig, tokenizer: Tokenizer, device: torch.device, quiet
     """Say what a training needs; a ConfigError where that is more than there is."""
     described = described_model(config, tokenizer)
     settings = config.trainer
-    said = estimate(described, config.optim, settings.batch_size // settings.gradient_accumulation)
+    said = estimate(described, config.optim, settings)
     with torch.device("meta"):
         count = GPTModel(described).num_parameters()
     table = f"parameters: {count.total:,} ({count.active:,} active)\n{said.table()}"
@@ -140,7 +140,7 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
         described, settings = trainer.model.config, config.trainer
         needed = ""
         with suppress(MemoryError, RuntimeError):  # so little may be left that even this fails
-            said = estimate(described, config.optim, settings.batch_size // settings.gradient_accumulation)
+            said = estimate(described, config.optim, settings)
             needed = f": a step takes about {said.in_words()}"
         raise ConfigError(
             f"out of memory after step {trainer.progress.step}{needed}; try {smaller(described, settings)}"

@@ -73,6 +73,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
         self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
+        model.checkpoint_activations(config.activation_checkpointing)
         self.forward = Forward(model, precision, config.compile)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.progress = Progress()

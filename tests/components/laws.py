@@ -156,6 +156,23 @@ def every_parameter_learns(config: GPTConfig) -> None:
         assert parameter.grad.count_nonzero(), f"the gradient of {name} is zero"
 
 
+def recomputing_changes_nothing(config: GPTConfig) -> None:
+    """Activation checkpointing: the same loss, gradients and counts to the last bit, dropout included."""
+    ids, found = text(config, rows=4), []
+    for every in (0, 1, 2):
+        model = build(config).train()
+        model.checkpoint_activations(every)
+        torch.manual_seed(3)
+        model(ids[:, :-1], ids[:, 1:]).loss.backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        counted = [buffer.clone() for buffer in model.buffers()]
+        model.after_optimizer_step()
+        found.append([*gradients, *counted, *model.buffers()])
+    for again in found[1:]:
+        for one, other in zip(again, found[0], strict=True):
+            assert torch.equal(one, other)
+
+
 def config_round_trips(config: GPTConfig) -> None:
     written = config.to_dict()
     assert GPTConfig.from_dict(json.loads(json.dumps(written))) == config
@@ -286,6 +303,7 @@ LAWS: list[Law] = [
     rows_move,
     one_graph_for_all_steps,
     every_parameter_learns,
+    recomputing_changes_nothing,
     config_round_trips,
     saving_is_exact,
     half_precision,

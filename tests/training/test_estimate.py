@@ -2,11 +2,14 @@
 
 import multiprocessing
 import resource
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from modular_gpt import GPTConfig, GPTModel
@@ -21,6 +24,10 @@ from tests.training.small import EXPLAINED, config, run, run_with_little_memory
 
 SMALL: dict[str, Any] = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "context_length": 24}
 PARTS = [(slot, name) for slot in ("attention", "ffn", "norm", "pos") for name in entries(slot)]
+
+
+def rows(count: int, **settings: Any) -> TrainerConfig:
+    return TrainerConfig(batch_size=count, **settings)
 
 
 def described(slot: str, name: str, **settings: Any) -> GPTConfig:
@@ -69,7 +76,44 @@ def test_activations_are_those_that_are_kept(slot: str, name: str) -> None:
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     measured = sum(count for storage, count in held.items() if storage not in own)
-    assert estimate(config, "adamw", 3).activations == pytest.approx(measured, rel=0.01)
+    assert estimate(config, "adamw", rows(3)).activations == pytest.approx(measured, rel=0.01)
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors made under it, as they come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[int, int] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.held:
+                self.held[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.held.pop, storage._cdata)
+        self.most = max(self.most, sum(self.held.values()))
+        return out
+
+
+@pytest.mark.parametrize("settings", [{}, {"attention": "mla", "dropout": 0.1}], ids=str)
+def test_memory_falls_by_what_is_computed_again(settings: dict[str, Any]) -> None:
+    config = GPTConfig(**{**SMALL, **settings, "n_layers": 6})
+    held, said = [], []
+    for every in (0, 3, 2, 1):
+        model, ids = GPTModel(config), torch.randint(61, (16, 24))
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        model.checkpoint_activations(every)
+        with Peak() as peak:
+            model(ids, ids).loss.backward()
+        held.append(peak.most)
+        said.append(estimate(config, "adamw", rows(16, activation_checkpointing=every)).activations)
+    assert held == sorted(held, reverse=True) and said == sorted(said, reverse=True)
+    assert held[-1] < 0.35 * held[0]
+    for one, other in zip(held, said, strict=True):
+        assert 0.7 < other / one < 1.2
 
 
 @pytest.mark.parametrize("optim", entries("optim"))
@@ -81,7 +125,7 @@ def test_the_optimizer_holds_what_was_said(optim: str, ffn: str) -> None:
     ids = torch.randint(61, (3, 24))
     model(ids, ids).loss.backward()
     optimizer.step(1.0)
-    said = estimate(config, optim, 3)
+    said = estimate(config, optim, rows(3))
     assert said.optimizer == sum(tensor.nbytes for tensor in optimizer.state().values())
     assert said.weights == said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
@@ -90,7 +134,7 @@ def test_a_huge_model_is_estimated_without_its_memory() -> None:
     config = GPTConfig(
         vocab_size=50257, d_model=12288, n_heads=96, n_layers=4, context_length=2048, tie_embeddings=False
     )
-    said = estimate(config, "adamw", 1)
+    said = estimate(config, "adamw", rows(1))
     assert said.weights > 30 * 2**30
     assert said.optimizer == pytest.approx(2 * said.weights, rel=1e-6)
     assert "GiB" in said.table()
@@ -121,26 +165,32 @@ def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "parts", "context", "words"),
+    ("count", "parts", "every", "context", "words"),
     [
-        (12, 1, 256, "trainer.gradient_accumulation=2"),
-        (12, 4, 256, "trainer.gradient_accumulation=12"),
-        (4, 4, 256, "model_size.context_length=128"),
-        (4, 4, 64, "model_size=nano"),
+        (12, 1, 0, 256, "trainer.gradient_accumulation=2"),
+        (12, 4, 0, 256, "trainer.gradient_accumulation=12"),
+        (4, 4, 0, 256, "trainer.activation_checkpointing=1"),
+        (4, 4, 2, 256, "trainer.activation_checkpointing=1"),
+        (4, 4, 1, 256, "model_size.context_length=128"),
+        (4, 4, 1, 64, "model_size=nano"),
     ],
 )
-def test_what_to_change(rows: int, parts: int, context: int, words: str) -> None:
-    trainer = TrainerConfig(batch_size=rows, gradient_accumulation=parts)
+def test_what_to_change(count: int, parts: int, every: int, context: int, words: str) -> None:
+    trainer = rows(count, gradient_accumulation=parts, activation_checkpointing=every)
     assert smaller(described("", "", context_length=context), trainer) == words
 
 
 def test_what_to_change_makes_it_fit() -> None:
     model = described("", "")
     trainer = TrainerConfig(batch_size=16)
-    said = estimate(model, "adamw", 16)
+    said = estimate(model, "adamw", rows(16))
     for divisor in (2, 4, 8, 16):
-        available = estimate(model, "adamw", 16 // divisor).training_bytes
+        available = estimate(model, "adamw", rows(16 // divisor)).training_bytes
         assert smaller(model, trainer, said, available * 101 // 100) == f"trainer.gradient_accumulation={divisor}"
+    least = rows(16, gradient_accumulation=16, activation_checkpointing=1)
+    available = estimate(model, "adamw", least).training_bytes
+    words = "trainer.gradient_accumulation=16 trainer.activation_checkpointing=1"
+    assert smaller(model, trainer, said, available * 101 // 100) == words
     assert smaller(model, trainer, said, said.weights) == "model_size=nano"
 
 

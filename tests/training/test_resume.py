@@ -23,7 +23,7 @@ MORE = [
     ({}, {"order": "epoch", "batch_size": 32, "save_interval": 5}),
     ({"ffn": {"name": "moe", "balance": "bias", "n_experts": 4}}, {"schedule": "wsd"}),
     ({}, {"optim": "adafactor", "precision": "bf16"}),
-    ({}, {"label_smoothing": 0.1, "z_loss": 0.01}),
+    ({"dropout": 0.1}, {"label_smoothing": 0.1, "z_loss": 0.01, "activation_checkpointing": 2}),
 ]
 
 

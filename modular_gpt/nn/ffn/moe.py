@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.offers import Adopted, FeedForwardOffer
+from modular_gpt.core.recomputation import second_time
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.settings import one_of, positive
 from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
@@ -119,8 +120,8 @@ class MixtureOfExperts(FeedForward, name="moe"):
             out = out + self.shared(x)[0]
         if not self.training:
             return out, {}
-        if self.load is not None:
-            self.load += counts  # a second pass under activation checkpointing doubles all alike: the sign stays
+        if self.load is not None and not second_time():
+            self.load.add_(counts)
         return out, self._losses(logits, scores, counts / chosen.numel())
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
