@@ -32,6 +32,8 @@ class TrainerConfig:
     gradient_clip: longest norm of the gradient, which is scaled down to it; 0 leaves it alone
     label_smoothing: share of each target that is spread evenly over the vocabulary; z_loss: weight of the squared
         logarithm of the softmax's denominator, which keeps logits from drifting (1e-4 is usual)
+    ema_decay: how slowly an average of the weights follows them (0.999 is usual), which is then evaluated and saved as
+        the model (null: none is kept)
     order: windows start anywhere (``random``), or lie side by side and each comes once an ``epoch``
     eval_interval: steps between evaluations; eval_batches: fixed batches in one, 0 for the whole validation text
     sample_tokens: tokens of text generated at each evaluation, 0 for none; sample_prompt: what they continue (null:
@@ -54,6 +56,7 @@ class TrainerConfig:
     gradient_clip: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    ema_decay: float | None = None
     order: str = "random"
     eval_interval: int = 200
     eval_batches: int = 32
@@ -75,7 +78,7 @@ class TrainerConfig:
                  "patience", "log_interval", "save_interval", "keep", "threads")  # fmt: skip
         at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip", "activation_checkpointing")
         positive("trainer", sample_temperature=self.sample_temperature)
-        fraction("trainer", label_smoothing=self.label_smoothing)
+        fraction("trainer", label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)
         not_negative("trainer", z_loss=self.z_loss)
         one_of(self.order, ("random", "epoch"), "trainer.order")
         one_of(self.precision, PRECISIONS, "trainer.precision")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,34 @@ class Estimate:
     """flops_per_token: floating-point operations of a forward and backward pass, as PyTorch's FlopCounterMode counts
     them, without what activation checkpointing computes again; the others are bytes, in float32: of activations those
     that one micro-batch keeps for its backward pass, and those of one block that are made again in it; of the cache
-    those of generating a full context."""
+    those of generating a full context; average: of the weights, where one is kept."""
 
     flops_per_token: float
     weights: int
     gradients: int
     optimizer: int
+    average: int
     activations: int
     cache: int
 
     @property
     def training_bytes(self) -> int:
         """All that training holds at once."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """What it consists of."""
+        names = ["weights", "gradients", "optimizer", *(["average"] if self.average else []), "activations"]
+        return {name: getattr(self, name) for name in names}
 
     def in_words(self) -> str:
         """The sum and its parts, in a phrase."""
-        names = ("weights", "gradients", "optimizer", "activations")
-        listed = ", ".join(f"{name} {size(getattr(self, name))}" for name in names)
+        listed = ", ".join(f"{name} {size(count)}" for name, count in self.parts().items())
         return f"{size(self.training_bytes)} ({listed})"
 
     def table(self) -> str:
         """The parts, one a line."""
-        parts = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("flops_per_token", "cache")]
-        rows = [(name, size(count)) for name, count in [*parts, ("together", self.training_bytes)]]
+        rows = [(name, size(count)) for name, count in {**self.parts(), "together": self.training_bytes}.items()]
         rows += [("cache, generating", size(self.cache)), ("FLOPs per token", f"{self.flops_per_token:,.0f}")]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
@@ -78,6 +82,7 @@ def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig) -> Estimate:
         weights=weights,
         gradients=weights,
         optimizer=optimizer,
+        average=0 if trainer.ema_decay is None else weights,
         activations=activation_bytes(config, rows, trainer.activation_checkpointing),
         cache=config.cache_bytes(1, config.context_length),
     )

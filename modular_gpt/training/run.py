@@ -306,10 +306,10 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder) -> Outcome:
     progress, config = trainer.progress, trainer.config
     loss, whole = progress.best_loss, config.eval_batches == 0
     if config.final_evaluation and not whole:
-        if progress.best_step != progress.step:
-            trainer.model.load_state_dict(build_model(find_checkpoint(directory)).state_dict())
         recorder.say("Measuring the best weights on the whole validation text ...")
-        with suppress(KeyboardInterrupt), trainer.stop.gentle():
+        with suppress(KeyboardInterrupt), trainer.stop.gentle(), trainer.judged():
+            if progress.best_step != progress.step:
+                trainer.model.load_state_dict(build_model(find_checkpoint(directory)).state_dict())
             final = trainer.validation.loss(0)
         loss, whole = (loss, False) if final is None else (final, True)
     count = trainer.model.num_parameters()

@@ -16,6 +16,7 @@ from modular_gpt.training.trainer import Progress, Trainer
 
 FORMAT = 1
 OPTIMIZER, TRAINER = "optimizer", "trainer"  # sets of tensors beside the model's
+TRAINED = "trained"  # the weights as training has them, where the model's own are averages of them
 RANDOM, AVERAGE = "random", "average/"  # names of tensors in the trainer's set
 
 
@@ -39,14 +40,15 @@ class Checkpoints:
         """
         progress = self.trainer.progress
         if (progress.step, progress.evaluated) != self.saved:
-            meta, tensors = training_state(self.trainer)
-            save_checkpoint(
-                self.path(progress.step),
-                self.trainer.model,
-                self.trainer.tokenizer,
-                meta={**meta, "run": self.settings},
-                tensors=tensors,
-            )
+            with self.trainer.judged():
+                meta, tensors = training_state(self.trainer)
+                save_checkpoint(
+                    self.path(progress.step),
+                    self.trainer.model,
+                    self.trainer.tokenizer,
+                    meta={**meta, "run": self.settings},
+                    tensors=tensors,
+                )
             self.saved = (progress.step, progress.evaluated)
         try:
             point(self.folder / LATEST, self.path(progress.step).name)
@@ -78,7 +80,7 @@ def step_of(path: Path) -> int:
 
 
 def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-    """All that a training is besides the weights: plain values, and sets of tensors."""
+    """All that a training is besides the weights that are ``judged``: plain values, and sets of tensors."""
     progress = asdict(trainer.progress)
     if math.isinf(trainer.progress.best_loss):
         progress["best_loss"] = None  # JSON has no infinity
@@ -93,7 +95,9 @@ def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, dict[str
         "scaler": trainer.scaler.state_dict(),
     }
     sums = {f"{AVERAGE}{name}": value for name, value in trainer.averages.sums.items()}
+    trained = {} if trainer.ema is None else {TRAINED: trainer.ema.held}
     return meta, {
+        **trained,
         OPTIMIZER: trainer.optimizer.state(),
         TRAINER: {RANDOM: torch.get_rng_state(), **sums},
     }
@@ -117,6 +121,8 @@ def restore(trainer: Trainer, directory: Path) -> None:
     trainer.progress = Progress(**progress)
     if not best_is_there(directory, trainer.progress.best_step):
         trainer.progress.best_loss, trainer.progress.best_step = math.inf, 0
+    if (directory / f"{TRAINED}.safetensors").is_file():
+        trainer.model.load_state_dict(read_tensors(directory, TRAINED), strict=False)
     trainer.optimizer.load_state(read_tensors(directory, OPTIMIZER))
     tensors = read_tensors(directory, TRAINER)
     torch.set_rng_state(tensors.pop(RANDOM))

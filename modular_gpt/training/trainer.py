@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from modular_gpt.data.permutation import key_of
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.diagnosis import first_not_finite
+from modular_gpt.training.ema import WeightAverage
 from modular_gpt.training.forward import Forward
 from modular_gpt.training.metrics import Averages, Entry, Recorder
 from modular_gpt.training.optim import Optimizer
@@ -80,6 +81,7 @@ class Trainer:
         self.averages = Averages()
         self.cause = ""  # of the last update that was left out
         self.stop = Stop()
+        self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop)
 
     @property
@@ -171,12 +173,18 @@ class Trainer:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)
             self.optimizer.step(self.schedule.factor(self.progress.step))
             self.model.after_optimizer_step()
+            if self.ema is not None:
+                self.ema.update(self.progress.step)
             self.averages.add({**losses, "gradient_norm": norm})
             self.progress.skipped = 0
         else:
             self.skip_update()
         self.scaler.update()
         self.optimizer.zero_grad()
+
+    def judged(self) -> AbstractContextManager:
+        """Inside, the model has the weights that are to be judged and saved: averaged, where an average is kept."""
+        return nullcontext() if self.ema is None else self.ema.shown()
 
     def skip_update(self) -> None:
         """Leave the weights as they are and say why; give up when that happens again and again."""
@@ -220,15 +228,16 @@ class Trainer:
 
     def evaluate_and_report(self, recorder: Recorder) -> None:
         """Measure the validation loss, generate a sample, and note whether this is the best model so far."""
-        loss = self.validation.loss(self.config.eval_batches)
         progress = self.progress
-        if loss is None:
-            return
+        with self.judged():
+            loss = self.validation.loss(self.config.eval_batches)
+            if loss is None:
+                return
+            text = self.validation.sample() if self.config.sample_tokens else None
         progress.evaluated = progress.step
         best = loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_step = loss, progress.step
-        text = self.validation.sample() if self.config.sample_tokens else None
         entry = {
             "step": progress.step,
             "validation_loss": loss,

@@ -108,7 +108,8 @@ def ending(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], li
     checkpoint = find_checkpoint(directory, prefer="latest")
     tensors = {
         f"{name}:{key}": tensor
-        for name in ("model", "optimizer", "trainer")
+        for name in ("model", "optimizer", "trainer", "trained")
+        if (checkpoint / f"{name}.safetensors").is_file()
         for key, tensor in read_tensors(checkpoint, name).items()
     }
     progress = {k: v for k, v in read_json(checkpoint / "meta.json")["progress"].items() if k != "seconds"}

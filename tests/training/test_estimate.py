@@ -130,6 +130,13 @@ def test_the_optimizer_holds_what_was_said(optim: str, ffn: str) -> None:
     assert said.weights == said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
 
+def test_an_average_of_the_weights_is_as_large_as_they_are() -> None:
+    config = described("", "")
+    without, with_average = (estimate(config, "adamw", rows(3, ema_decay=decay)) for decay in (None, 0.9))
+    assert with_average.training_bytes - without.training_bytes == with_average.weights
+    assert "average" in with_average.table() and "average" not in without.table()
+
+
 def test_a_huge_model_is_estimated_without_its_memory() -> None:
     config = GPTConfig(
         vocab_size=50257, d_model=12288, n_heads=96, n_layers=4, context_length=2048, tie_embeddings=False

@@ -24,6 +24,7 @@ MORE = [
     ({"ffn": {"name": "moe", "balance": "bias", "n_experts": 4}}, {"schedule": "wsd"}),
     ({}, {"optim": "adafactor", "precision": "bf16"}),
     ({"dropout": 0.1}, {"label_smoothing": 0.1, "z_loss": 0.01, "activation_checkpointing": 2}),
+    ({}, {"ema_decay": 0.9, "save_interval": 5}),
 ]
 
 
