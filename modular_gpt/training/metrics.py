@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from modular_gpt.core.files import write_text
 from modular_gpt.training.estimate import size
+from modular_gpt.training.loggers import Loggers
 from modular_gpt.training.meter import Meter
 
 METRICS, TABLE, SAMPLES = "metrics.jsonl", "metrics.csv", "samples.txt"
@@ -52,10 +54,18 @@ class Recorder:
     """Writes a run's figures and samples into its directory and shows them."""
 
     def __init__(
-        self, directory: Path, max_steps: int, meter: Meter, start: int = 0, evaluated: int = 0, quiet: bool = False
+        self,
+        directory: Path,
+        max_steps: int,
+        meter: Meter,
+        loggers: Loggers,
+        start: int = 0,
+        evaluated: int = 0,
+        quiet: bool = False,
     ) -> None:
         """Go on after step ``start``, the last evaluation having been at ``evaluated``; later entries are dropped."""
-        self.directory, self.meter = directory, meter
+        self.directory, self.meter, self.loggers = directory, meter, loggers
+        self.outcome: dict[str, Any] = {}  # figures of the report, for the loggers
         self.quiet = quiet
         forget_after(directory, start, evaluated)
         self.file = (directory / METRICS).open("a", encoding="utf-8")
@@ -98,6 +108,7 @@ class Recorder:
             with (self.directory / SAMPLES).open("a", encoding="utf-8") as file:
                 file.write(f"{HEADING}{entry['step']}\n{quoted}\n\n")
             self.say(quoted)
+            self.loggers.text(int(entry["step"]), text)
 
     def remaining(self, step: float) -> str:
         """How long the rest will take at the speed so far, as h:mm:ss."""
@@ -118,12 +129,14 @@ class Recorder:
     def _write(self, entry: Entry) -> None:
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
+        self.loggers.scalars(int(entry["step"]), {name: value for name, value in entry.items() if name != "step"})
 
     def close(self) -> None:
-        """End the bar and the files."""
+        """End the bar, the files and the loggers."""
         self.bar.close()
         self.file.close()
         self.save_table()
+        self.loggers.finish(self.outcome)
 
 
 def shown(entry: Entry) -> str:

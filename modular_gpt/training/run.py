@@ -5,7 +5,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from modular_gpt.training.config import RunConfig
 from modular_gpt.training.environment import environment
 from modular_gpt.training.estimate import check_memory, estimate, smaller
 from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
+from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.meter import Meter, build_meter
 from modular_gpt.training.metrics import Recorder
 from modular_gpt.training.optim import build_optimizer
@@ -70,6 +71,7 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         device = choose_device(config.trainer.device)
         precision = choose_precision(config.trainer.precision, device)
         prepare_device(config.trainer.threads)
+        loggers = build_loggers(config.logger)
         directory = checkpoint = source = None
         if config.resume is not None:
             directory = run_of(Path(config.resume))
@@ -88,7 +90,7 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
             directory = new_run_directory(Path(config.runs), config.name)
             held.enter_context(only_here(directory))
         held.enter_context(float32_products(precision, device))
-        return run(trainer, directory, config, quiet)
+        return run(trainer, directory, config, loggers, quiet)
 
 
 @contextmanager
@@ -147,13 +149,14 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
         ) from error
 
 
-def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> RunResult:
+def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, quiet: bool) -> RunResult:
     """Train in a directory and report."""
     progress, settings = trainer.progress, config.trainer
     meter = meter_of(trainer)
     write_facts(directory, config, trainer, meter)
     checkpoints = Checkpoints(directory, trainer, config.to_dict())
-    recorder = Recorder(directory, settings.max_steps, meter, progress.step, progress.evaluated, quiet)
+    loggers.start(config.to_dict(), directory.resolve(), progress.step or None)
+    recorder = Recorder(directory, settings.max_steps, meter, loggers, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
     try:
         with explained(config, trainer):
@@ -162,6 +165,7 @@ def run(trainer: Trainer, directory: Path, config: RunConfig, quiet: bool) -> Ru
             recorder.say(f"Stopped after step {progress.step}, which is saved. To go on: mgpt-train resume={directory}")
             return RunResult(directory, trainer.stop.signal, None, None)
         outcome = measure(trainer, directory, recorder)
+        recorder.outcome = asdict(outcome)
     finally:
         recorder.close()
     plot_losses(directory)

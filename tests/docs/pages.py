@@ -11,11 +11,14 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+
+from modular_gpt.core import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<kind>[^\n`]*)\n(?P<code>.*?)^(?P=ticks)[ \t]*$\n?", re.MULTILINE | re.DOTALL)
@@ -61,7 +64,7 @@ def run(page: Path) -> list[tuple[Block, str]]:
     """Run the Python blocks of a page in the present directory; returns each with what it printed."""
     namespace: dict[str, object] = {"__name__": "__page__"}
     printed = []
-    with torch.enable_grad():  # on leaving, gradients are as they were, whatever the page did
+    with torch.enable_grad(), same_parts():  # on leaving, gradients are as they were, whatever the page did
         for block in blocks(page.read_text()):
             if block.kind == "python":
                 heard = io.StringIO()
@@ -71,6 +74,17 @@ def run(page: Path) -> list[tuple[Block, str]]:
                     exec(code, namespace)
                 printed.append((block, heard.getvalue()))
     return printed
+
+
+@contextlib.contextmanager
+def same_parts() -> Iterator[None]:
+    """What is registered inside is forgotten afterwards."""
+    before = {slot: dict(known) for slot, known in registry._entries.items()}
+    try:
+        yield
+    finally:
+        registry._entries.clear()
+        registry._entries.update(before)
 
 
 def promised(text: str) -> dict[Block, Block]:

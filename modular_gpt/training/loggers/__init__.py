@@ -1,0 +1,79 @@
+"""Loggers: where a run's figures go besides its own files. One file a kind; importing this package registers them."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from modular_gpt.core.errors import ConfigError, UserError
+from modular_gpt.core.registry import ComponentConfig, decode
+from modular_gpt.training.loggers import none, tensorboard, trackio, wandb
+from modular_gpt.training.loggers.base import Logger, LoggerConfig
+
+__all__ = ["Logger", "LoggerConfig", "Loggers", "build_loggers", "none", "tensorboard", "trackio", "wandb"]
+
+log = logging.getLogger(__name__)
+
+
+class Loggers:
+    """Several loggers as one; none of them can end a training once it has begun."""
+
+    def __init__(self, loggers: Sequence[Logger] = ()) -> None:
+        self.loggers = list(loggers)
+
+    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+        """Begin, or go on after a step.
+
+        Raises:
+            ConfigError: one of them cannot.
+        """
+        begun: list[Logger] = []
+        for logger in self.loggers:
+            try:
+                logger.start(settings, directory, resumed_at)
+            except Exception as error:
+                Loggers(begun).finish({})
+                if isinstance(error, UserError):
+                    raise
+                raise ConfigError(f"logger={logger.config.name} cannot start ({first_line(error)})") from error
+            begun.append(logger)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Figures of a step, to all of them."""
+        self._each(lambda logger: logger.scalars(step, values))
+
+    def text(self, step: int, sample: str) -> None:
+        """A sample, to all of them."""
+        self._each(lambda logger: logger.text(step, sample))
+
+    def finish(self, outcome: Mapping[str, Any]) -> None:
+        """End; the figures of the report are none where the run ended early."""
+        self._each(lambda logger: logger.finish(outcome))
+
+    def _each(self, act: Callable[[Logger], None]) -> None:
+        for logger in list(self.loggers):
+            try:
+                act(logger)
+            except Exception as error:
+                self.loggers.remove(logger)
+                log.warning(
+                    "logger=%s failed (%s) and is left out from here on; metrics.jsonl goes on",
+                    logger.config.name,
+                    first_line(error),
+                )
+
+
+def build_loggers(config: str | Mapping[str, Any] | ComponentConfig) -> Loggers:
+    """The chosen logger and those that it names besides.
+
+    Raises:
+        ConfigError: an unknown name or setting, or a package or an account that is missing.
+    """
+    chosen = cast(LoggerConfig, decode("logger", config))
+    others = [decode("logger", name) for name in chosen.also if name != chosen.name]
+    return Loggers([cast(type[Logger], each.component)(each) for each in (chosen, *others)])
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

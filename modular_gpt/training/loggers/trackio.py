@@ -1,0 +1,52 @@
+"""Trackio (https://github.com/gradio-app/trackio): figures in a local database, or in a Space of Hugging Face's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
+
+
+class Trackio(Logger, name="trackio"):
+    """Trackio, a local database that `trackio show` draws; no account needed.
+
+    A run is known there by the name of its directory, so that a resumed one goes on in the same place.
+    """
+
+    @dataclass
+    class Config(LoggerConfig):
+        """
+        project: under which the run is filed
+        space_id: `owner/name` of a Space that takes the figures instead of this machine (null: none)
+        """
+
+        project: str = "modular_gpt"
+        space_id: str | None = None
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        with needing("trackio"):
+            import trackio
+        self.trackio = trackio
+
+    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+        self.run = self.trackio.init(
+            project=self.config.project,
+            name=directory.name,
+            space_id=self.config.space_id,
+            config=dict(settings),
+            resume="never" if resumed_at is None else "allow",
+            embed=False,
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def text(self, step: int, sample: str) -> None:
+        self.run.log({"sample": self.trackio.Markdown(f"```\n{sample}\n```")}, step=step)
+
+    def finish(self, outcome: Mapping[str, Any]) -> None:
+        if outcome:
+            self.run.log({f"outcome/{name}": value for name, value in outcome.items()}, step=outcome["steps"])
+        self.run.finish()

@@ -1,0 +1,78 @@
+"""Weights & Biases (https://wandb.ai): figures on a server, or with WANDB_MODE=offline in files to be sent later."""
+
+import html
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
+
+MODE, WITHOUT_ACCOUNT = "WANDB_MODE", ("offline", "disabled")
+
+
+class WeightsAndBiases(Logger, name="wandb"):
+    """Weights & Biases; WANDB_MODE=offline needs neither account nor network.
+
+    A run is known there by the name of its directory, so that a resumed one goes on in the same place.
+    """
+
+    @dataclass
+    class Config(LoggerConfig):
+        """
+        project: under which the run is filed
+        entity: the account or team that has the project (null: your own)
+        group: runs that belong together, such as the seeds of one experiment (null: none)
+        tags: words to find the run by
+        """
+
+        project: str = "modular_gpt"
+        entity: str | None = None
+        group: str | None = None
+        tags: list[str] = field(default_factory=list)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        with needing("wandb"):
+            import wandb
+        self.wandb = wandb
+        if os.environ.get(MODE) in WITHOUT_ACCOUNT:
+            return
+        try:
+            wandb.login()  # asks where there is a terminal
+        except wandb.errors.Error as error:
+            raise ConfigError(
+                f"logger=wandb cannot log in ({str(error).splitlines()[0]}): type `wandb login`, set WANDB_API_KEY, or"
+                " set WANDB_MODE=offline"
+            ) from error
+
+    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+        mode: Any = os.environ.get(MODE)  # wandb itself reads it only once in a process
+        self.run = self.wandb.init(
+            project=self.config.project,
+            entity=self.config.entity,
+            group=self.config.group,
+            tags=list(self.config.tags),
+            id=re.sub(r"[^\w.-]", "_", directory.name),
+            name=directory.name,
+            dir=str(directory),
+            config=dict(settings),
+            resume=None if resumed_at is None else "allow",
+            allow_val_change=True,
+            mode=mode,
+        )
+        # a step of our own: one that is computed again after an interruption is drawn, not refused as past
+        self.run.define_metric("*", step_metric="step")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({"step": step, **values})
+
+    def text(self, step: int, sample: str) -> None:
+        self.run.log({"step": step, "sample": self.wandb.Html(f"<pre>{html.escape(sample)}</pre>")})
+
+    def finish(self, outcome: Mapping[str, Any]) -> None:
+        self.run.summary.update({f"outcome/{name}": value for name, value in outcome.items()})
+        self.run.finish()

@@ -1,0 +1,168 @@
+"""Loggers: they see what metrics.jsonl sees, none of them can end a training, and the real ones write real files."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modular_gpt.core import registry
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.training.loggers import Logger, LoggerConfig, build_loggers
+from modular_gpt.training.metrics import read_metrics
+from tests.training.small import config, run, stop_after
+
+HEARD: list[tuple[Any, ...]] = []
+
+
+@pytest.fixture
+def notes() -> Iterator[list[tuple[Any, ...]]]:
+    """A logger of one's own, ``notes``, which is told all and can be made to fail; what it heard."""
+    before = dict(registry._entries["logger"])
+
+    class Notes(Logger, name="notes"):
+        """Remembers everything."""
+
+        @dataclass
+        class Config(LoggerConfig):
+            """fails: the methods that raise"""
+
+            fails: list[str] = field(default_factory=list)
+
+        def heard(self, method: str, *values: Any) -> None:
+            HEARD.append((method, *values))
+            if method in self.config.fails:
+                raise OSError("no network\nand more lines")
+
+        def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+            self.heard("start", settings["logger"]["name"], directory, resumed_at)
+
+        def scalars(self, step: int, values: Mapping[str, float]) -> None:
+            self.heard("scalars", step, dict(values))
+
+        def text(self, step: int, sample: str) -> None:
+            self.heard("text", step, sample)
+
+        def finish(self, outcome: Mapping[str, Any]) -> None:
+            self.heard("finish", dict(outcome))
+
+    HEARD.clear()
+    yield HEARD
+    registry._entries["logger"] = before
+
+
+def test_a_logger_sees_what_is_written(folder: Path, notes: list[tuple[Any, ...]]) -> None:
+    result = run(config(folder, logger="notes"))
+    assert notes[0] == ("start", "notes", result.directory.resolve(), None)
+    scalars = [{"step": step, **values} for method, step, *rest in notes if method == "scalars" for values in rest]
+    assert scalars == read_metrics(result.directory)
+    samples = [each for each in notes if each[0] == "text"]
+    assert [step for _, step, _ in samples] == [4, 8, 12] and all(text for *_, text in samples)
+    assert result.outcome is not None
+    assert notes[-1][0] == "finish" and notes[-1][1]["loss"] == result.outcome.loss
+
+
+def test_a_resumed_run_says_where_it_goes_on(
+    folder: Path, notes: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        directory = run(config(folder, logger="notes")).directory
+    assert notes[-1] == ("finish", {})
+    notes.clear()
+    run(config(folder, logger="notes", resume=str(folder / "runs" / "latest")))
+    assert notes[0] == ("start", "notes", directory.resolve(), 5)
+    assert [each[1] for each in notes if each[0] == "scalars" and "loss" in each[2]] == [6, 9, 12]
+
+
+def test_several_at_once(folder: Path, notes: list[tuple[Any, ...]]) -> None:
+    run(config(folder, logger={"name": "none", "also": ["notes"]}))
+    assert [each[0] for each in notes if each[0] in ("start", "finish")] == ["start", "finish"]
+    with pytest.raises(ConfigError, match=r"no logger 'note'; did you mean 'notes'\?"):
+        config(folder, logger={"name": "none", "also": ["note"]})
+
+
+@pytest.mark.parametrize("method", ["scalars", "text", "finish"])
+def test_a_logger_that_fails_is_left_out(
+    method: str, folder: Path, notes: list[tuple[Any, ...]], caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run(config(folder, logger={"name": "notes", "fails": [method]}))
+    assert result.outcome is not None
+    assert [entry["step"] for entry in read_metrics(result.directory)] == [3, 4, 6, 8, 9, 12, 12]
+    assert "logger=notes failed (no network) and is left out from here on" in caplog.text
+    assert len([each for each in notes if each[0] == method]) == 1
+
+
+def test_a_logger_that_cannot_start(folder: Path, notes: list[tuple[Any, ...]]) -> None:
+    with pytest.raises(ConfigError, match=r"logger=notes cannot start \(no network\)"):
+        run(config(folder, logger={"name": "notes", "fails": ["start"]}))
+
+
+PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_missing_package_is_named_before_the_run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, PACKAGES[name], None)
+    for logger in (name, {"name": "none", "also": [name]}):
+        with pytest.raises(ConfigError) as error:
+            run(config(folder, logger=logger))
+        assert str(error.value) == f"logger={name} needs another package: pip install 'modular-gpt[{name}]'"
+    assert not (folder / "runs").exists()
+
+
+def test_weights_and_biases_without_an_account(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(ConfigError, match=r"logger=wandb cannot log in .*WANDB_MODE=offline"):
+        build_loggers("wandb")
+
+
+def resumed(folder: Path, logger: str | ComponentConfig) -> Path:
+    """A run of 8 steps that goes on, with other settings, from its step 4 to 12."""
+    directory = run(config(folder, logger=logger, max_steps=8)).directory
+    again = str(directory / "checkpoints" / "step_00000004")
+    assert run(config(folder, logger=logger, resume=again, optim={"name": "adamw", "learning_rate": 1e-4})).outcome
+    return directory
+
+
+def test_tensorboard_reads_it_back(folder: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    directory = resumed(folder, "tensorboard")
+    events = EventAccumulator(str(directory / "tensorboard"))
+    events.Reload()
+    entries = read_metrics(directory)
+    for name in ("loss", "learning_rate", "validation_loss", "memory_bytes"):
+        written = [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(name)]
+        assert written == [(entry["step"], entry[name]) for entry in entries if name in entry]
+    samples = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("sample/text_summary")]
+    assert len(samples) == 4 and all(sample.startswith("    ") for sample in samples)
+    assert b"name: tensorboard" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_weights_and_biases_offline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="needs the extra wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    directory = resumed(folder, "wandb")
+    sessions = list((directory / "wandb").glob("offline-run-*"))
+    assert len(sessions) == 2
+    assert all(list(session.glob(f"run-{directory.name}.wandb")) for session in sessions)
+
+
+def test_trackio(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackio", reason="needs the extra trackio")
+    from trackio import sqlite_storage
+
+    monkeypatch.setattr(sqlite_storage, "TRACKIO_DIR", folder / "trackio")
+    directory = resumed(folder, "trackio")
+    assert sqlite_storage.SQLiteStorage.get_runs("modular_gpt") == [directory.name]
+    steps = [log["step"] for log in sqlite_storage.SQLiteStorage.get_logs("modular_gpt", directory.name)]
+    assert set(steps) == {3, 4, 6, 8, 9, 12}
