@@ -1,13 +1,12 @@
-"""What a run says at its end: a table, a picture of the losses, and what to type next."""
+"""What a run says at its end: a table, and what to type next."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from modular_gpt.data import PreparedData
-from modular_gpt.training.metrics import duration, read_metrics
-
-PLOT = "loss.png"
+from modular_gpt.training.metrics import duration
+from modular_gpt.training.plot import PLOT
 
 
 @dataclass(frozen=True)
@@ -58,33 +57,3 @@ def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
     rule = "-" * (width + 50)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join([rule, *lines, rule, f"Next: mgpt-generate checkpoint={directory}"])
-
-
-def plot_losses(directory: Path) -> Path | None:
-    """Draw loss.png from metrics.jsonl: the training loss at each entry, the validation loss at each evaluation."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    entries = read_metrics(directory)
-    training = [(e["step"], e["loss"]) for e in entries if "loss" in e]
-    validation = [(e["step"], e["validation_loss"]) for e in entries if "validation_loss" in e]
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    if training:
-        axes.plot(*zip(*training, strict=True), color="0.65", linewidth=1, label="training")
-    if validation:
-        axes.plot(*zip(*validation, strict=True), color="C0", marker="o", markersize=4, label="validation")
-        best = min(validation, key=lambda point: point[1])
-        axes.annotate(f"{best[1]:.3f}", best, textcoords="offset points", xytext=(0, -13), ha="center", color="C0")
-    values = [loss for _, loss in training + validation]
-    if values:
-        axes.set_ylim(min(values) - 0.1 * (max(values) - min(values)), max(values))
-        axes.legend()
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(directory.resolve().name, fontsize=9)
-    axes.grid(alpha=0.3)
-    path = directory / PLOT
-    figure.savefig(path)
-    return path

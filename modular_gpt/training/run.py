@@ -29,7 +29,8 @@ from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.meter import Meter, build_meter
 from modular_gpt.training.metrics import Recorder
 from modular_gpt.training.optim import build_optimizer
-from modular_gpt.training.report import Outcome, plot_losses, report_table
+from modular_gpt.training.plot import plot_losses
+from modular_gpt.training.report import Outcome, report_table
 from modular_gpt.training.schedule import build_schedule
 from modular_gpt.training.start import open_source, started, tokenizer_of
 from modular_gpt.training.state import Checkpoints, restore, run_of

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from modular_gpt import __version__
 from modular_gpt.checkpoint import FOLDER, load_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
 from modular_gpt.core.files import MARK
 from modular_gpt.training import RunConfig, TrainerConfig, train
+from modular_gpt.training.environment import git_commit
 from modular_gpt.training.metrics import duration, read_metrics
-from modular_gpt.training.report import plot_losses
+from modular_gpt.training.plot import plot_losses, smoothed, title
 from modular_gpt.training.run import new_run_directory
 from modular_gpt.training.state import Checkpoints
 from tests.training.small import (
@@ -55,7 +57,9 @@ def test_a_run_leaves_everything_behind(folder: Path, capsys: pytest.CaptureFixt
     facts = json.loads((directory / "run.json").read_text())
     assert facts["config"] == settings.to_dict()
     assert facts["data"]["corpus"]["fingerprint"]
-    assert facts["environment"]["libraries"]["torch"]
+    assert facts["environment"]["libraries"]["torch"] and facts["environment"]["modular_gpt"] == __version__
+    assert facts["seed"] == settings.seed and facts["environment"]["processor"]
+    assert facts["environment"]["git_commit"] == git_commit()
     assert (directory / "samples.txt").read_text().count("=== step ") == 3
     assert "    | the cat" in (directory / "samples.txt").read_text()
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -284,6 +288,21 @@ def test_training_ends_when_patience_does(
 
 def test_a_plot_of_nothing_is_a_plot(folder: Path) -> None:
     assert plot_losses(folder).stat().st_size > 0
+
+
+def test_a_plot_smooths_what_is_noisy() -> None:
+    noisy = [(10.0 * n, 2.0 + (-1) ** n) for n in range(160)]
+    smooth = smoothed(noisy)
+    assert {loss for _, loss in smooth} == {2.0}  # the mean of four at a time
+    assert [smooth[0][0], smooth[-1][0]] == [20.0, 1580.0]
+    assert smoothed(noisy[:79]) == []
+
+
+def test_a_plot_says_what_came_out(folder: Path) -> None:
+    entries = [{"step": 5, "tokens": 2000}, {"step": 5, "validation_loss": 1.5, "bits_per_byte": 2.164}, {"step": 6}]
+    assert title(folder / "one", entries) == (
+        "one\nbest validation loss 1.5000 (2.164 bits per byte) at step 5; 2,000 tokens in all"
+    )
 
 
 @pytest.mark.parametrize(
