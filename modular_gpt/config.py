@@ -97,6 +97,7 @@ class GPTConfig:
     logit_scale: factor on the logits; logit_softcap c: logits become c tanh(logits / c), after the factor
     init: normal | fan_in | xavier | orthogonal; init_std: of ``normal``; init_residual: what writes into the residual
         stream is ``scaled`` by 1/sqrt(2 n_layers), ``plain`` or ``zero``
+    init_head: a head that is not tied is drawn like every ``matrix``, or ``zero``
 
     Raises ConfigError, in one sentence, for what cannot work.
     """
@@ -125,6 +126,7 @@ class GPTConfig:
     init: str = "normal"
     init_std: float = 0.02
     init_residual: str = "scaled"
+    init_head: str = "matrix"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
@@ -143,6 +145,9 @@ class GPTConfig:
         one_of(self.topology, TOPOLOGIES, "topology")
         one_of(self.init, ("normal", "fan_in", "xavier", "orthogonal"), "init")
         one_of(self.init_residual, ("scaled", "plain", "zero"), "init_residual")
+        one_of(self.init_head, ("matrix", "zero"), "init_head")
+        if self.init_head == "zero" and self.tie_embeddings:
+            raise ConfigError("init_head=zero is for a head of its own, not the embeddings; set tie_embeddings=false")
         for slot in SLOTS:
             setattr(self, slot, decode(slot, getattr(self, slot)))
         if isinstance(self.layers, Mapping):

@@ -2,7 +2,7 @@
 
 Matrices are drawn here; whatever is no matrix (norm weights, sinks, router biases) is set by the part it belongs to,
 in its ``reset_parameters``. The default is GPT-2's: normal with 0.02, biases zero, and what writes into the residual
-stream scaled by 1/sqrt(2 n_layers).
+stream scaled by 1/sqrt(2 n_layers). Zeros there, and in the head, let a model begin with all tokens equally likely.
 """
 
 import math
@@ -29,6 +29,9 @@ def initialise(model: nn.Module, config: GPTConfig) -> None:
                 _draw(parameter, config, isinstance(module, nn.Embedding))
                 if is_residual(module, name):
                     parameter.mul_(_residual_factor(config))
+    head: Any = getattr(model, "head", None)
+    if config.init_head == "zero" and head is not None:
+        head.weight.zero_()
 
 
 def _draw(weight: Tensor, config: GPTConfig, embedding: bool) -> None:

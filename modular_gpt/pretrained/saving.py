@@ -27,7 +27,7 @@ from modular_gpt.pretrained.source import CONFIG
 
 # Settings that say nothing about what a trained model computes: how it began, how it trains, by which kernels,
 # and those that are compared part by part.
-_NOT_COMPUTED = {"init", "init_std", "init_residual", "dropout", "bias", "layers", "final_norm", *SLOTS}
+_NOT_COMPUTED = {"init", "init_std", "init_residual", "init_head", "dropout", "bias", "layers", "final_norm", *SLOTS}
 _NOT_COMPUTED_IN_PARTS = {"name", "dropout", "backend"}
 
 

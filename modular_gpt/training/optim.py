@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig, decode
-from modular_gpt.core.settings import not_negative, positive
+from modular_gpt.core.settings import not_negative, one_of, positive
 from modular_gpt.model import GPTModel
+from modular_gpt.training.muon import SCALINGS, OrthogonalMomentum
 
 Groups = dict[str, list[nn.Parameter]]
 
@@ -62,6 +63,7 @@ class Optimizer(Component, ABC, slot="optim"):
         """Take the parameters of ``model`` that require a gradient."""
         self.config = config
         self.learning_rate: float = config.learning_rate or min(0.5 / model.config.d_model, 0.004)
+        self.head = None if model.head is None else model.head.weight
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.parts = self.build(parameter_groups(model))
         for group in self.groups():
@@ -157,16 +159,20 @@ class Muon(Optimizer, name="muon"):
     class Config(OptimizerConfig):
         """Learning rate of the matrices, and the settings of AdamW for what is none.
 
-        Updates of matrices are scaled to the size of AdamW's, so that its learning rates fit.
         momentum: of the matrices; nesterov: look ahead by it; ns_steps: of the iteration that orthogonalises
+        scaling: match_rms_adamw makes updates of matrices as large as AdamW's, so that its learning rates fit; original
+            leaves them orthogonal, sqrt(rows / columns) larger where there are more rows (0.02 is usual)
         adamw_learning_rate: of embeddings, norms and biases (null: the same); beta1, beta2, eps: theirs
+        head: muon | adamw, by which a head of its own, not tied to the embeddings, is updated
         Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
         """
 
         momentum: float = 0.95
         nesterov: bool = True
         ns_steps: int = 5
+        scaling: str = "match_rms_adamw"
         adamw_learning_rate: float | None = None
+        head: str = "muon"
         beta1: float = 0.9
         beta2: float = 0.99
         eps: float = 1e-8
@@ -175,19 +181,21 @@ class Muon(Optimizer, name="muon"):
             super().__post_init__()
             positive("optim", ns_steps=self.ns_steps, adamw_learning_rate=self.adamw_learning_rate)
             check_averages(momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
+            one_of(self.scaling, tuple(SCALINGS), "optim.scaling")
+            one_of(self.head, ("muon", "adamw"), "optim.head")
 
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
         config = self.config
-        flat = [p for p in groups["matrices"] if p.ndim == 2]
-        rest = {**groups, "matrices": [p for p in groups["matrices"] if p.ndim != 2]}
-        muon = torch.optim.Muon(
-            flat,
-            lr=self.learning_rate,
+        by_muon = {p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)}
+        rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in by_muon]}
+        muon = OrthogonalMomentum(
+            [p for p in groups["matrices"] if p in by_muon],
+            learning_rate=self.learning_rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             nesterov=config.nesterov,
             ns_steps=config.ns_steps,
-            adjust_lr_fn="match_rms_adamw",
+            scaling=config.scaling,
         )
         return [muon, adamw(config, rest, config.adamw_learning_rate or self.learning_rate)]
 

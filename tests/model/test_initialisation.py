@@ -90,3 +90,15 @@ def test_a_seed_repeats(init: str) -> None:
         return torch.cat([parameter.flatten() for parameter in model_with(init=init).parameters()])
 
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
+
+
+def test_a_head_of_zeros_begins_with_all_tokens_equally_likely() -> None:
+    torch.manual_seed(0)
+    zero = model_with(tie_embeddings=False, init_head="zero", init="fan_in", init_residual="zero")
+    torch.manual_seed(0)
+    drawn = model_with(tie_embeddings=False, init="fan_in", init_residual="zero")
+    assert (zero.head.weight == 0).all() and std(drawn.head.weight) == pytest.approx(96**-0.5, rel=0.05)
+    for name, parameter in zero.named_parameters():  # nothing else changes
+        assert name == "head.weight" or torch.equal(parameter, drawn.get_parameter(name)), name
+    ids = torch.arange(30)[None]
+    assert zero(ids, ids).loss.item() == pytest.approx(math.log(300))
