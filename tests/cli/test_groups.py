@@ -103,3 +103,12 @@ def test_the_experiment_is_the_well_known_baseline() -> None:
     ]
     assert (config.trainer.batch_size, config.trainer.max_steps, config.trainer.eval_batches) == (12, 2000, 0)
     assert compose("experiment=shakespeare_char", "data=text", "data.path=x").data.name == "text"
+
+
+def test_the_speedrun_keeps_size_and_batches_of_the_baseline() -> None:
+    quick, plain = compose("experiment=speedrun"), compose("experiment=shakespeare_char")
+    size = ("n_layers", "d_model", "context_length")
+    assert [quick.model[key] for key in size] == [plain.model[key] for key in size]
+    assert (quick.data, quick.tokenizer, quick.trainer.batch_size) == (plain.data, plain.tokenizer, 12)
+    assert quick.trainer.max_steps <= 260
+    assert quick.trainer.eval_interval >= quick.trainer.max_steps and quick.trainer.eval_batches == 0

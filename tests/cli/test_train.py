@@ -1,5 +1,6 @@
 """mgpt-train: what a run leaves, names, resuming, several runs, and how it ends."""
 
+import math
 import re
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from modular_gpt import compose
 from modular_gpt.training import run as training
+from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.run import RunResult
 from tests.cli.conftest import TINY, Answer, Run
 
@@ -65,6 +67,16 @@ def test_resume_keeps_what_is_not_set(run: Run, corpus: str, folder: Path) -> No
     other = run("train", "resume=runs/latest", "trainer.max_steps=6", "attention=mha")
     assert other.code == 2 and "attention" in other.err
     assert run("train", "resume=runs/latest", "experiment=shakespeare_char").code == 2
+
+
+def test_the_speedrun_begins_evenly_and_learns_quickly(run: Run, corpus: str, folder: Path) -> None:
+    words = ("experiment=speedrun", *corpus.split(), *TINY, "model_size.d_model=32", "trainer.max_steps=30")
+    answer = run("train", *words, "trainer.eval_interval=30", "trainer.log_interval=1", "trainer.compile=false")
+    assert answer.code == 0, answer.err
+    figures = read_metrics(folder / "runs" / "latest")
+    first, last = figures[0]["loss"], [entry for entry in figures if "validation_loss" in entry][-1]
+    assert first == pytest.approx(math.log(11), abs=1e-4)  # the text has so many characters
+    assert last["step"] == 30 and last["validation_loss"] < 0.5
 
 
 def test_several_runs_and_their_table(run: Run, corpus: str, folder: Path) -> None:
