@@ -6,7 +6,7 @@ shape turned around, through the iteration together: many small matrices then co
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
     ) -> None:
         """Settings as in ``optim.Muon.Config``; ``matrices``: (rows, columns) each, or groups of them."""
         settings = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
-        super().__init__(matrices, {**settings, "ns_steps": ns_steps, "scaling": scaling})  # type: ignore[arg-type]
+        super().__init__(matrices, {**settings, "ns_steps": ns_steps, "scaling": scaling})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -57,7 +57,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         for matrix in matrices:
             if MOMENTUM not in self.state[matrix]:
                 self.state[matrix][MOMENTUM] = torch.zeros_like(matrix)
-        gradients = [matrix.grad for matrix in matrices]
+        gradients = [cast(Tensor, matrix.grad) for matrix in matrices]
         averages = [self.state[matrix][MOMENTUM] for matrix in matrices]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         return list(torch._foreach_lerp(gradients, averages, group["momentum"])) if group["nesterov"] else averages
