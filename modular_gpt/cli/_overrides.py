@@ -24,6 +24,7 @@ from modular_gpt.vocabularies import WORDS
 
 WORD = re.compile(r"\+{0,2}(?P<key>[^\s=+~]+)=(?P<value>.*)", re.DOTALL)
 BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
+QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, where Hydra wants keys without quotes
 NONE = "null"
 SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
 
@@ -79,7 +80,7 @@ def _spelled(command: Command, key: str, value: str, where: list[Path], sweep: b
         return f"{key}={value}"
     hints = command.hints(key)
     if any(dict in (hint, get_origin(hint)) for hint in hints):  # an open mapping, which takes new keys
-        return f"++{key}={_quoted_if_needed(key, value)}"
+        return f"++{key}={_quoted_if_needed(key, QUOTED_KEY.sub(_without_quotes, value))}"
     if any(get_origin(hint) is list and _holds_text(hint) for hint in hints) and not _is_list(key, value):
         return f"{key}=[{quoted(value)}]"
     if not sweep and any(_holds_text(hint) for hint in hints) and not _is_value(key, value, hints):
@@ -114,6 +115,10 @@ def _is_value(key: str, value: str, hints: list[Any]) -> bool:
     if value == NONE:
         return any(hint is Any or type(None) in get_args(hint) for hint in hints)
     return any(hint is Any or list in (hint, get_origin(hint)) for hint in hints) and _is_list(key, value)
+
+
+def _without_quotes(key: re.Match[str]) -> str:
+    return f"{key[2]}:"
 
 
 def _is_list(key: str, value: str) -> bool:

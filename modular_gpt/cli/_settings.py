@@ -88,7 +88,8 @@ class Command:
             roots, rest = [self.plain], [first, *rest]
         for name in rest:
             known = [typing.get_type_hints(root) for root in roots if dataclasses.is_dataclass(root)]
-            roots = [hints[name] for hints in known if name in hints] or [root for root in roots if root is dict]
+            mappings = [root for root in roots if dict in (root, typing.get_origin(root))]
+            roots = [hints[name] for hints in known if name in hints] or mappings
         return roots
 
     def settings(self) -> Iterator[str]:

@@ -44,7 +44,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
 
 
 def _spelled(options: tuple[Any, ...]) -> str:
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
+             dict: "a mapping"}  # fmt: skip
     names = [plain.get(typing.get_origin(o) or o) or f"a {getattr(o, '__name__', str(o))}" for o in options]
     return " or ".join(names)
 

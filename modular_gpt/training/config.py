@@ -33,6 +33,7 @@ class TrainerConfig:
     gradient_clip: longest norm of the gradient, which is scaled down to it; 0 leaves it alone
     label_smoothing: share of each target that is spread evenly over the vocabulary; z_loss: weight of the squared
         logarithm of the softmax's denominator, which keeps logits from drifting (1e-4 is usual)
+    frozen: patterns of the names of parameters that stay as they are, such as [embedding*, blocks.0.*]
     ema_decay: how slowly an average of the weights follows them (0.999 is usual), which is then evaluated and saved as
         the model (null: none is kept)
     order: windows start anywhere (``random``), or lie side by side and each comes once an ``epoch``
@@ -57,6 +58,7 @@ class TrainerConfig:
     gradient_clip: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    frozen: list[str] = field(default_factory=list)
     ema_decay: float | None = None
     order: str = "random"
     eval_interval: int = 200
@@ -81,6 +83,8 @@ class TrainerConfig:
         positive("trainer", sample_temperature=self.sample_temperature)
         fraction("trainer", label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)
         not_negative("trainer", z_loss=self.z_loss)
+        if not all(isinstance(pattern, str) for pattern in self.frozen):
+            raise ConfigError(f"trainer.frozen must be a list of patterns of names, got {self.frozen!r}")
         one_of(self.order, ("random", "epoch"), "trainer.order")
         one_of(self.precision, PRECISIONS, "trainer.precision")
         if self.batch_size % self.gradient_accumulation:

@@ -1,8 +1,8 @@
 """What a training will need, computed on tensors without content: arithmetic, and memory by part."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.optim import build_optimizer
+from modular_gpt.training.patterns import freeze
 
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -74,50 +75,55 @@ def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig) -> Estimate:
     """What training takes; nothing is computed and no memory is used."""
     with FakeTensorMode():
         model = GPTModel(config)
+        freeze(model, trainer.frozen)
         optimizer = build_optimizer(optim, model).state_bytes()
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    rows = trainer.batch_size // trainer.gradient_accumulation
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return Estimate(
-        flops_per_token=flops_per_token(config),
-        weights=weights,
-        gradients=weights,
+        flops_per_token=flops_per_token(config, trainer.frozen),
+        weights=sum(parameter.nbytes for parameter in model.parameters()),
+        gradients=trained,
         optimizer=optimizer,
-        average=0 if trainer.ema_decay is None else weights,
-        activations=activation_bytes(config, rows, trainer.activation_checkpointing),
+        average=0 if trainer.ema_decay is None else trained,
+        activations=activation_bytes(config, trainer),
         cache=config.cache_bytes(1, config.context_length),
     )
 
 
-def activation_bytes(config: GPTConfig, rows: int, checkpointing: int) -> int:
-    """Of one micro-batch of ``rows`` windows, at the moment when most are held."""
-    whole = kept_bytes(config, rows, 0)
-    if not checkpointing:
+def activation_bytes(config: GPTConfig, trainer: TrainerConfig) -> int:
+    """Of one micro-batch, at the moment when most are held."""
+    whole = kept_bytes(config, replace(trainer, activation_checkpointing=0))
+    every = trainer.activation_checkpointing
+    if not every:
         return whole
-    kept = kept_bytes(config, rows, checkpointing)
-    again = -(-config.n_layers // checkpointing)  # blocks that are computed again, one after the other
+    kept = kept_bytes(config, trainer)
+    again = -(-config.n_layers // every)  # blocks that are computed again, one after the other
     return kept + (whole - kept) // again
 
 
-def kept_bytes(config: GPTConfig, rows: int, checkpointing: int) -> int:
+def kept_bytes(config: GPTConfig, trainer: TrainerConfig) -> int:
     """What a forward pass keeps for the backward pass."""
     with FakeTensorMode():
         model = GPTModel(config)
-        model.checkpoint_activations(checkpointing)
+        freeze(model, trainer.frozen)
+        model.checkpoint_activations(trainer.activation_checkpointing)
+        rows = trainer.batch_size // trainer.gradient_accumulation
         ids = torch.zeros(rows, config.context_length, dtype=torch.long)
         with keeping() as kept:
-            model(ids, ids)
+            model(ids, ids, loss=trainer.loss)
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(count for storage, count in storages.items() if storage not in own)
 
 
-def flops_per_token(config: GPTConfig) -> float:
+def flops_per_token(config: GPTConfig, frozen: Sequence[str] = ()) -> float:
     """Floating-point operations of the forward and backward pass of one token in a full context.
 
+    frozen: patterns of the parameters that have no gradient
     Tensors on the meta device take PyTorch's plain path through attention, of which every product is counted once.
     """
     with torch.device("meta"):
         model = GPTModel(config)
+        freeze(model, frozen)
         ids = torch.zeros(1, config.context_length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(ids, ids).loss.backward()
@@ -152,7 +158,10 @@ def smaller(config: GPTConfig, trainer: TrainerConfig, said: Estimate | None = N
         if said is None or said.training_bytes - said.activations * (1 - 1 / divisor) <= available:
             return f"trainer.gradient_accumulation={parts * divisor}"
     others = 0 if said is None else said.training_bytes - said.activations
-    if trainer.activation_checkpointing != 1 and (said is None or others + activation_bytes(config, 1, 1) <= available):
+    least = replace(trainer, gradient_accumulation=trainer.batch_size, activation_checkpointing=1)
+    if trainer.activation_checkpointing != 1 and (
+        said is None or others + activation_bytes(config, least) <= available
+    ):
         split = f"trainer.gradient_accumulation={trainer.batch_size} " if rows > 1 else ""
         return f"{split}trainer.activation_checkpointing=1"
     if config.context_length > 128 and others <= available:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,15 @@ class Meter:
 
 
 def build_meter(
-    config: GPTConfig, parameters: int, tokens: int, device: torch.device, precision: str, devices: int = 1
+    config: GPTConfig,
+    parameters: int,
+    tokens: int,
+    device: torch.device,
+    precision: str,
+    devices: int = 1,
+    frozen: Sequence[str] = (),
 ) -> Meter:
-    """A meter for training a model on so many tokens.
+    """A meter for training a model, but for what is frozen, on so many tokens.
 
     MFU is left out of a run of seconds, in which looking for it would be felt, and where no peak is known.
     """
@@ -87,7 +94,7 @@ def build_meter(
         return Meter(device)
     source = "published" if peak else "measured"
     peak = peak or measured_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
-    return Meter(device, flops_per_token(config), peak * devices, source)
+    return Meter(device, flops_per_token(config, frozen), peak * devices, source)
 
 
 def published_peak(name: str, precision: str) -> float | None:

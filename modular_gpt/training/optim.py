@@ -1,7 +1,7 @@
 """Optimizers: which parameters are updated how, and their state by parameter name."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,7 @@ from modular_gpt.core.registry import Component, ComponentConfig, decode
 from modular_gpt.core.settings import not_negative, one_of, positive
 from modular_gpt.model import GPTModel
 from modular_gpt.training.muon import SCALINGS, OrthogonalMomentum
+from modular_gpt.training.patterns import first_match
 
 Groups = dict[str, list[nn.Parameter]]
 
@@ -46,14 +47,23 @@ class OptimizerConfig(ComponentConfig):
     learning_rate: the peak, which the schedule scales; null means 0.5 / d_model and at most 0.004, since wider models
         want smaller steps (0.004 at a width of 128, 0.00065 at GPT-2's 768)
     weight_decay: of matrices only; embeddings, norms and biases have none
+    learning_rate_scale: factors of the learning rate by patterns of parameters' names, such as {embedding*: 0.1,
+        *.attention.*: 0.5}; where several fit, the first counts
     """
 
     learning_rate: float | None = None
     weight_decay: float = 0.1
+    learning_rate_scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         positive("optim", learning_rate=self.learning_rate)
         not_negative("optim", weight_decay=self.weight_decay)
+        for pattern, factor in self.learning_rate_scale.items():
+            if not isinstance(factor, int | float) or not factor > 0:
+                raise ConfigError(
+                    f"optim.learning_rate_scale: the factor of {pattern!r} must be a number above 0, got {factor!r};"
+                    " trainer.frozen leaves parameters as they are"
+                )
 
 
 class Optimizer(Component, ABC, slot="optim"):
@@ -66,12 +76,27 @@ class Optimizer(Component, ABC, slot="optim"):
         self.head = None if model.head is None else model.head.weight
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.parts = self.build(parameter_groups(model))
-        for group in self.groups():
-            group["peak"] = group["lr"]
+        self.present_rate = 0.0  # learning rate of the last step, where nothing scales it
+        self._scale()
 
     @abstractmethod
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
         """PyTorch optimizers over the parameters, each parameter in one of them."""
+
+    def _scale(self) -> None:
+        """Split the parameter groups of all parts by the factors of their learning rates, and note their peaks."""
+        factors = self.config.learning_rate_scale
+        trained = [name for parameter, name in self.names.items() if parameter.requires_grad]
+        pattern_of = first_match(factors, trained, "optim.learning_rate_scale")
+        for part in self.parts:
+            split = []
+            for group in part.param_groups:
+                by_factor: dict[float, list[nn.Parameter]] = {}
+                for parameter in group["params"]:
+                    factor = factors.get(pattern_of.get(self.names[parameter], ""), 1.0)
+                    by_factor.setdefault(factor, []).append(parameter)
+                split += [{**group, "params": each, "peak": group["lr"] * f} for f, each in by_factor.items()]
+            part.param_groups = split
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups of all parts."""
@@ -83,6 +108,7 @@ class Optimizer(Component, ABC, slot="optim"):
 
     def step(self, factor: float) -> None:
         """Update the parameters with their peak learning rate times ``factor``."""
+        self.present_rate = self.learning_rate * factor
         for group in self.groups():
             group["lr"] = group["peak"] * factor
         for part in self.parts:
@@ -110,11 +136,12 @@ class Optimizer(Component, ABC, slot="optim"):
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what ``state`` gave; an empty one starts afresh.
+        """Take up what ``state`` gave, for the parameters that are trained now; others start afresh.
 
         Raises:
-            KeyError: the state is of other parameters.
+            KeyError: the state is of another model's parameters.
         """
+        known = set(self.names.values())
         places = {
             self.names[parameter]: (number, index)
             for number, part in enumerate(self.parts)
@@ -123,6 +150,8 @@ class Optimizer(Component, ABC, slot="optim"):
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
         for key, value in state.items():
             name, _, quantity = key.rpartition("/")
+            if name in known and name not in places:
+                continue  # it was trained and is not any more
             number, index = places[name]
             states[number].setdefault(index, {})[quantity] = value
         for part, each in zip(self.parts, states, strict=True):

@@ -29,6 +29,7 @@ from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.meter import Meter, build_meter
 from modular_gpt.training.metrics import Recorder
 from modular_gpt.training.optim import build_optimizer
+from modular_gpt.training.patterns import freeze
 from modular_gpt.training.plot import plot_losses
 from modular_gpt.training.report import Outcome, report_table
 from modular_gpt.training.schedule import build_schedule
@@ -200,6 +201,7 @@ def build_trainer(
     else:
         model = GPTModel(described)
     check_same(described.to_dict(), model.config.to_dict(), checkpoint)
+    freeze(model, config.trainer.frozen)
     model.to(device)
     optimizer = build_optimizer(config.optim, model)
     trainer = Trainer(model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision)
@@ -266,7 +268,8 @@ def meter_of(trainer: Trainer) -> Meter:
     """What reads how much of the device this training uses."""
     active = trainer.model.num_parameters().active
     tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
-    return build_meter(trainer.model.config, active, tokens, trainer.device, trainer.precision)
+    frozen = trainer.config.frozen
+    return build_meter(trainer.model.config, active, tokens, trainer.device, trainer.precision, frozen=frozen)
 
 
 def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Meter) -> None:
@@ -298,12 +301,18 @@ def opening(trainer: Trainer, directory: Path) -> str:
     return "\n".join(
         [
             f"Run       {directory}" + (f", from step {step}" if step else ""),
-            f"Model     {trainer.model.num_parameters().total:,} parameters on {describe(trainer.device)}, "
-            f"{trainer.precision}",
+            f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}",
             f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
             f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}",
         ]
     )
+
+
+def parameters_in_words(model: GPTModel) -> str:
+    """How many there are, and where some are frozen, how many are trained."""
+    total = model.num_parameters().total
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{total:,} parameters" + (f" ({trained:,} trained)" if trained < total else "")
 
 
 def measure(trainer: Trainer, directory: Path, recorder: Recorder) -> Outcome:

@@ -220,7 +220,7 @@ class Trainer:
             "step": self.progress.step,
             "tokens": self.progress.step * per_step,
             "seconds": self.progress.seconds,
-            "learning_rate": self.optimizer.groups()[0]["lr"],
+            "learning_rate": self.optimizer.present_rate,
             "tokens_per_second": steps * per_step / seconds,
             "skipped": self.progress.skipped_in_all,
             **means,

@@ -178,7 +178,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
     @torch.no_grad()
     def after_optimizer_step(self) -> None:
         """Make overloaded experts less likely to be chosen and idle ones more, by a fixed step."""
-        if self.select_bias is not None and self.load is not None:
+        if self.select_bias is not None and self.load is not None and self.router.weight.requires_grad:
             self.select_bias += self.config.bias_step * torch.sign(self.load.mean() - self.load)
             self.load.zero_()
 
