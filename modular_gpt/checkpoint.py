@@ -59,16 +59,18 @@ def save_checkpoint(
     *,
     meta: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint; until it is whole and on the disk, what stood there before stays.
 
     tensors: further sets of tensors by name, each written to ``<name>.safetensors``
+    weights: the model's ``state_dict``, where the model at hand holds only a part of each tensor
 
     Raises:
         CheckpointError: the disk is full or cannot be written; the message says how many bytes are needed.
     """
     directory = Path(directory)
-    sets = {"model": model.state_dict(), **(tensors or {})}
+    sets = {"model": model.state_dict() if weights is None else weights, **(tensors or {})}
     needed = sum(tensor.nbytes for each in sets.values() for tensor in each.values()) + 2**16
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

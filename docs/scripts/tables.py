@@ -73,7 +73,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "reference": options_tables.train_groups,
     **options_tables.HELP,
-    **{name: group(name) for name in ("data", "tokenizer", "optim", "schedule", "logger", "layers", "model_size")},
+    **{
+        name: group(name)
+        for name in ("data", "tokenizer", "optim", "schedule", "parallel", "logger", "layers", "model_size")
+    },
 }
 
 

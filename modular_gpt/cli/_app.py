@@ -4,16 +4,18 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from modular_gpt.core.errors import ConfigError, UserError
+from modular_gpt.core.errors import ConfigError, Told, UserError
 from modular_gpt.core.registry import PLUGINS
 
 MISTAKE = 2  # exit codes
+AFTER_YOU = 5.0  # seconds in which another process says what happened
 ENDED_BY_SIGNAL = 128  # and the signal's number, so that Ctrl-C gives 130
 INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
@@ -85,6 +87,9 @@ def answer(run: Callable[[Line], int], arguments: Sequence[str] | None) -> int:
         code = run(line)
         sys.stdout.flush()
         return code
+    except Told:
+        time.sleep(AFTER_YOU)  # a launcher ends all processes when the first one ends
+        return MISTAKE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE

@@ -6,16 +6,8 @@ from collections.abc import Container, Sequence
 from modular_gpt.cli._overrides import Override
 
 LONGEST = 60  # characters; a path has other parts too
-SILENT = (
-    "name",
-    "runs",
-    "resume",
-    "init_from",
-    "experiment",
-    "trainer",
-    "logger",
-    "data.path",
-)  # say little of what is trained
+# they say little of what is trained
+SILENT = ("name", "runs", "resume", "init_from", "experiment", "trainer", "parallel", "logger", "data.path")
 
 
 def about_the_model(key: str) -> bool:

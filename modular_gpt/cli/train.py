@@ -1,5 +1,6 @@
 """mgpt-train: compose a model from parts, train it, and say what to do next."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,19 +16,28 @@ EXAMPLES = (
     ("mgpt-train --multirun attention=mha,gqa,mla pos=rope", "train several and compare them"),
     ("mgpt-train resume=runs/latest trainer.max_steps=4000", "go on where a run stopped"),
     ("mgpt-train init_from=gpt2 attention=gqa", "start from trained weights, with other parts"),
+    ("torchrun --nproc_per_node=2 --no-python mgpt-train", "train on two GPUs; parallel=fsdp shares the model too"),
     ("mgpt-generate checkpoint=runs/latest prompt='def '", "let the last run write"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    return answer(_execute, arguments)
+    code = answer(_execute, arguments)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # threads of torch.distributed may outlive their group, and abort a process that takes its time to end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _execute(line: Line) -> int:
     from modular_gpt.cli import _help, _multirun
     from modular_gpt.cli._compose import as_yaml
     from modular_gpt.cli._run import TRAIN, composed_run
+    from modular_gpt.core.errors import ConfigError
+    from modular_gpt.training.processes import Processes
 
     where = where_to_look(line)
     if line.help:
@@ -36,9 +46,13 @@ def _execute(line: Line) -> int:
         return 0
     if line.for_hydra():
         return _multirun.hydra_itself(line, where)
-    if line.multirun:
-        return _multirun.multirun(line.words, where)
-    config, source = composed_run(line.words, where)
+    processes = Processes.launched()
+    with processes.alike():
+        if line.multirun and processes.world > 1:
+            raise ConfigError("--multirun trains one run after another: start it without torchrun, or leave it out")
+        if line.multirun:
+            return _multirun.multirun(line.words, where)
+        config, source = composed_run(line.words, where)
     if line.cfg:
         print(as_yaml(source), end="")
         return 0

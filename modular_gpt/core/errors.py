@@ -23,6 +23,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or not one of ours."""
 
 
+class Told(UserError):
+    """Another process of the same training says what it is; this one only ends."""
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """The sentence for an unknown name: what it was, the closest valid one, and all valid ones."""
     valid = sorted(valid)

@@ -1,7 +1,7 @@
 """What a training run is: one plain dataclass that a command line, a notebook or a file can fill.
 
-``data``, ``tokenizer``, ``optim``, ``schedule`` and ``logger`` are slots of the registry like the parts of a model, so
-``entries("optim")`` lists the optimizers with their Config classes and their one-line summaries.
+``data``, ``tokenizer``, ``optim``, ``schedule``, ``parallel`` and ``logger`` are slots of the registry like the parts
+of a model, so ``entries("optim")`` lists the optimizers with their Config classes and their one-line summaries.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,15 @@ from typing import Any
 import modular_gpt.data
 import modular_gpt.training.loggers
 import modular_gpt.training.optim
-import modular_gpt.training.schedule  # noqa: F401  these four register what the slots offer
+import modular_gpt.training.parallel
+import modular_gpt.training.schedule  # noqa: F401  these register what the slots offer
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
 from modular_gpt.core.settings import fraction, from_mapping, not_negative, one_of, positive
 from modular_gpt.loss import LossSettings
 from modular_gpt.vocabularies import read_config
 
-SLOTS = ("data", "tokenizer", "optim", "schedule", "logger")
+SLOTS = ("data", "tokenizer", "optim", "schedule", "parallel", "logger")
 PRECISIONS = ("auto", "float32", "bf16_products", "bf16", "fp16")
 
 
@@ -104,7 +105,8 @@ class RunConfig:
     """Everything that decides what a run does; ``train(RunConfig(...))`` does it.
 
     model: settings of GPTConfig; the vocabulary's size comes from the tokenizer
-    data, tokenizer, optim, schedule, logger: a registered name, a mapping with a name, or a Config of that slot
+    data, tokenizer, optim, schedule, parallel, logger: a registered name, a mapping with a name, or a Config of
+        that slot
     seed: of the weights, the order of the data and dropout
     name: the last part of the run's directory, which is made in ``runs``
     resume: the directory of a run, or one of its checkpoints, to go on with in the same directory; the settings are
@@ -122,6 +124,7 @@ class RunConfig:
     tokenizer: Any = "byte"
     optim: Any = "adamw"
     schedule: Any = "cosine"
+    parallel: Any = "auto"
     logger: Any = "none"
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     seed: int = 0

@@ -3,21 +3,25 @@
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modular_gpt.loss import PLAIN, LossOutput, LossSettings
 from modular_gpt.model import GPTModel
 from modular_gpt.training.hardware import autocast
+from modular_gpt.training.parallel import Parallel
 
 
 class Forward:
     """``forward(ids, targets)`` is the loss and its parts; both are (B, T) and may lie on the CPU."""
 
-    def __init__(self, model: GPTModel, precision: str, compile: bool) -> None:
-        """precision: one of ``PRECISIONS`` but ``auto``; compile: let torch.compile generate code."""
+    def __init__(self, model: GPTModel, precision: str, compile: bool, parallel: Parallel) -> None:
+        """precision: one of ``PRECISIONS`` but ``auto``; compile: let torch.compile generate code.
+
+        parallel: takes gradients from other processes too
+        """
         self.model, self.precision = model, precision
         self.device = next(model.parameters()).device
-        self.module = cast(GPTModel, torch.compile(model, dynamic=False)) if compile else model
+        self.module = parallel.wrap(cast(nn.Module, torch.compile(model, dynamic=False)) if compile else model)
 
     def __call__(self, ids: Tensor, targets: Tensor, loss: LossSettings = PLAIN) -> LossOutput:
         return self._run(self.module, ids, targets, loss)
@@ -26,7 +30,7 @@ class Forward:
         """The same by the modules themselves, so that their hooks are called."""
         return self._run(self.model, ids, targets, PLAIN)
 
-    def _run(self, module: GPTModel, ids: Tensor, targets: Tensor, loss: LossSettings) -> LossOutput:
+    def _run(self, module: nn.Module, ids: Tensor, targets: Tensor, loss: LossSettings) -> LossOutput:
         with autocast(self.precision, self.device):
             return module(self._moved(ids), self._moved(targets), loss=loss)
 

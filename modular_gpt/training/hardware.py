@@ -8,20 +8,31 @@ from pathlib import Path
 import torch
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.training.processes import Processes
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is the best one that works here.
+def choose_device(name: str, processes: Processes | None = None) -> torch.device:
+    """The device of that name; ``auto`` is the best one that works here. Of several processes each has its own GPU.
 
     Raises:
-        ConfigError: there is no such device on this machine.
+        ConfigError: there is no such device on this machine, or not one for each process.
     """
+    processes = processes or Processes()
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and torch.backends.mps.is_available() and processes.world == 1:
+            name = "mps"
+    if processes.world > 1 and name != "cpu":
+        if name != "cuda":
+            raise ConfigError(f"trainer.device={name} is one device for {processes.world} processes: use cuda or cpu")
+        if processes.local_world > torch.cuda.device_count():
+            raise ConfigError(
+                f"torchrun started {processes.local_world} processes on a machine with {torch.cuda.device_count()}"
+                " GPUs: give it --nproc_per_node=<GPUs>, or use trainer.device=cpu"
+            )
+        name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device).add(1)
@@ -70,10 +81,10 @@ def float32_products(precision: str, device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def prepare_device(threads: int | None) -> None:
-    """Use the CPU's threads as told."""
+def prepare_device(threads: int | None, processes: int = 1) -> None:
+    """Use the CPU's threads as told; otherwise the processes of this machine share its cores."""
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
-        threads = min(physical_cores(), torch.get_num_threads())
+        threads = max(1, min(physical_cores(), torch.get_num_threads()) // processes)
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -50,6 +50,23 @@ class Averages:
         return {name: value / steps for name, value in zip(names, values, strict=True)}
 
 
+class Silent:
+    """What a process has in a Recorder's place where another one records."""
+
+    def __init__(self) -> None:
+        self.outcome: dict[str, Any] = {}
+
+    def say(self, text: str) -> None: ...
+
+    def step(self) -> None: ...
+
+    def training(self, entry: Entry) -> None: ...
+
+    def evaluation(self, entry: Entry, text: str | None, best: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Recorder:
     """Writes a run's figures and samples into its directory and shows them."""
 

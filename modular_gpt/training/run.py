@@ -27,10 +27,12 @@ from modular_gpt.training.estimate import check_memory, estimate, smaller
 from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.meter import Meter, build_meter
-from modular_gpt.training.metrics import Recorder
+from modular_gpt.training.metrics import Recorder, Silent
 from modular_gpt.training.optim import build_optimizer
+from modular_gpt.training.parallel import Parallel, build_parallel, fits
 from modular_gpt.training.patterns import freeze
 from modular_gpt.training.plot import plot_losses
+from modular_gpt.training.processes import Processes
 from modular_gpt.training.report import Outcome, report_table
 from modular_gpt.training.schedule import build_schedule
 from modular_gpt.training.start import open_source, started, tokenizer_of
@@ -69,29 +71,43 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         DataError: the text is missing, too short or no text.
         CheckpointError: what is to be resumed is missing, damaged or of other settings; or the disk is full.
     """
-    with orderly(), ExitStack() as held:
-        device = choose_device(config.trainer.device)
-        precision = choose_precision(config.trainer.precision, device)
-        prepare_device(config.trainer.threads)
-        loggers = build_loggers(config.logger)
+    processes = Processes.launched()
+    with orderly():
+        with processes.alike():
+            parallel = build_parallel(config.parallel, processes)
+            device = choose_device(config.trainer.device, processes)
+            precision = choose_precision(config.trainer.precision, device)
+            loggers = build_loggers(config.logger if processes.leads else "none")
+        prepare_device(config.trainer.threads, processes.local_world)
+        with processes.connected(device, parallel.timeout), float32_products(precision, device):
+            return train_together(config, parallel, loggers, device, precision, quiet or not processes.leads)
+
+
+def train_together(
+    config: RunConfig, parallel: Parallel, loggers: Loggers, device: torch.device, precision: str, quiet: bool
+) -> RunResult:
+    """``train`` in processes that are connected."""
+    processes = parallel.processes
+    with ExitStack() as held:
         directory = checkpoint = source = None
-        if config.resume is not None:
-            directory = run_of(Path(config.resume))
-            held.enter_context(only_here(directory))
-            checkpoint = find_checkpoint(config.resume, prefer=LATEST)
-        elif config.init_from is not None:
-            source = open_source(config.init_from)
-        tokenizer = tokenizer_of(config, corpus := build_corpus(config.data), source, checkpoint)
+        if (resume := config.resume) is not None:
+            directory = run_of(Path(resume))
+            held.enter_context(only_here(directory if processes.leads else None))
+            checkpoint = Path(processes.lead(lambda: str(find_checkpoint(resume, prefer=LATEST))))
+        elif (init_from := config.init_from) is not None:
+            source = processes.in_turn(lambda: open_source(init_from))
+        corpus = processes.in_turn(lambda: build_corpus(config.data))
+        tokenizer = processes.in_turn(lambda: tokenizer_of(config, corpus, source, checkpoint))
         if config.dry_run:
             return dry_run(config, tokenizer, device, quiet)
-        data = prepare(corpus, tokenizer)
+        data = processes.in_turn(lambda: prepare(corpus, tokenizer))
         say: Callable[[str], None] = (lambda text: None) if quiet else print
-        trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint, source, say)
+        trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint, source, say, parallel)
         source = None  # gives its memory back
         if directory is None:
-            directory = new_run_directory(Path(config.runs), config.name)
-            held.enter_context(only_here(directory))
-        held.enter_context(float32_products(precision, device))
+            directory = Path(processes.lead(lambda: str(new_run_directory(Path(config.runs), config.name))))
+            held.enter_context(only_here(directory if processes.leads else None))
+        processes.directory = directory
         return run(trainer, directory, config, loggers, quiet)
 
 
@@ -154,11 +170,14 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
 def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, quiet: bool) -> RunResult:
     """Train in a directory and report."""
     progress, settings = trainer.progress, config.trainer
-    meter = meter_of(trainer)
-    write_facts(directory, config, trainer, meter)
     checkpoints = Checkpoints(directory, trainer, config.to_dict())
-    loggers.start(config.to_dict(), directory.resolve(), progress.step or None)
-    recorder = Recorder(directory, settings.max_steps, meter, loggers, progress.step, progress.evaluated, quiet)
+    leads = trainer.parallel.processes.leads
+    recorder: Recorder | Silent = Silent()
+    if leads:
+        meter = meter_of(trainer)
+        write_facts(directory, config, trainer, meter)
+        loggers.start(config.to_dict(), directory.resolve(), progress.step or None)
+        recorder = Recorder(directory, settings.max_steps, meter, loggers, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
     try:
         with explained(config, trainer):
@@ -170,7 +189,8 @@ def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, 
         recorder.outcome = asdict(outcome)
     finally:
         recorder.close()
-    plot_losses(directory)
+    if leads:
+        plot_losses(directory)
     table = report_table(outcome, trainer.data, directory)
     recorder.say(table)
     return RunResult(directory, None, outcome, table)
@@ -185,11 +205,14 @@ def build_trainer(
     checkpoint: Path | None,
     source: Opened | None = None,
     say: Callable[[str], None] = print,
+    parallel: Parallel | None = None,
 ) -> Trainer:
     """The model and all that trains it, fresh or as a checkpoint left it, or with the weights of a source.
 
-    source: the opened ``init_from``; say: takes what became of its weights
+    source: the opened ``init_from``; say: takes what became of its weights; parallel: with which other processes
     """
+    parallel = parallel or build_parallel("none", Processes())
+    parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = described_model(config, tokenizer)
     data.check_vocabulary(described.vocab_size)
     schedule = build_schedule(config.schedule, config.trainer.max_steps)
@@ -202,9 +225,9 @@ def build_trainer(
         model = GPTModel(described)
     check_same(described.to_dict(), model.config.to_dict(), checkpoint)
     freeze(model, config.trainer.frozen)
-    model.to(device)
+    model = parallel.place(model, device)
     optimizer = build_optimizer(config.optim, model)
-    trainer = Trainer(model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision)
+    trainer = Trainer(model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision, parallel)
     if config.trainer.sample_tokens:
         trainer.validation.prompt()  # characters that the tokenizer does not know are better refused now
     if checkpoint is not None:
@@ -239,7 +262,10 @@ def load_config(path: str | Path) -> RunConfig:
     if not isinstance(settings, dict):
         raise CheckpointError(f"'{checkpoint}' holds a model but no run to go on with")
     try:
-        return RunConfig.from_dict({**settings, "resume": str(path)})
+        config = RunConfig.from_dict({**settings, "resume": str(path)})
+        if not fits(config.parallel, Processes.launched()):
+            config.parallel = RunConfig().parallel  # how many processes there are may change within a run
+        return config
     except ConfigError as error:
         raise CheckpointError(f"the settings in '{checkpoint}' cannot be used here: {error}") from error
 
@@ -268,8 +294,8 @@ def meter_of(trainer: Trainer) -> Meter:
     """What reads how much of the device this training uses."""
     active = trainer.model.num_parameters().active
     tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
-    frozen = trainer.config.frozen
-    return build_meter(trainer.model.config, active, tokens, trainer.device, trainer.precision, frozen=frozen)
+    frozen, devices = trainer.config.frozen, trainer.parallel.processes.world
+    return build_meter(trainer.model.config, active, tokens, trainer.device, trainer.precision, devices, frozen)
 
 
 def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Meter) -> None:
@@ -278,6 +304,8 @@ def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Met
         "seed": config.seed,
         "device": describe(trainer.device),
         "precision": trainer.precision,
+        "parallel": trainer.parallel.config.name,
+        "processes": trainer.parallel.processes.world,
         "parameters": trainer.model.num_parameters()._asdict(),
         "flops_per_token": meter.flops,
         "peak_flops": meter.peak,
@@ -296,14 +324,15 @@ def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Met
 def opening(trainer: Trainer, directory: Path) -> str:
     """What is said before the first step."""
     train, validation = trainer.data.train, trainer.data.validation
-    config, step = trainer.config, trainer.progress.step
+    config, step, processes = trainer.config, trainer.progress.step, trainer.parallel.processes
     tokens = config.max_steps * config.batch_size * trainer.block
     return "\n".join(
         [
             f"Run       {directory}" + (f", from step {step}" if step else ""),
             f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}",
             f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
-            f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}",
+            f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}"
+            + (f", in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),
         ]
     )
 
@@ -315,7 +344,7 @@ def parameters_in_words(model: GPTModel) -> str:
     return f"{total:,} parameters" + (f" ({trained:,} trained)" if trained < total else "")
 
 
-def measure(trainer: Trainer, directory: Path, recorder: Recorder) -> Outcome:
+def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> Outcome:
     """What the report says: the best weights, on the whole validation text unless that was not wanted."""
     progress, config = trainer.progress, trainer.config
     loss, whole = progress.best_loss, config.eval_batches == 0
@@ -323,7 +352,8 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder) -> Outcome:
         recorder.say("Measuring the best weights on the whole validation text ...")
         with suppress(KeyboardInterrupt), trainer.stop.gentle(), trainer.judged():
             if progress.best_step != progress.step:
-                trainer.model.load_state_dict(build_model(find_checkpoint(directory)).state_dict())
+                best = trainer.parallel.processes.lead(lambda: str(find_checkpoint(directory)))
+                trainer.parallel.load(trainer.model, build_model(Path(best)).state_dict())
             final = trainer.validation.loss(0)
         loss, whole = (loss, False) if final is None else (final, True)
     count = trainer.model.num_parameters()

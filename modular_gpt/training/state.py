@@ -12,6 +12,7 @@ from modular_gpt.checkpoint import BEST, FOLDER, LATEST, STEP, read_json, read_t
 from modular_gpt.checkpoint import META as META_FILE
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.files import follow, point, sweep
+from modular_gpt.training.parallel import Tensors
 from modular_gpt.training.trainer import Progress, Trainer
 
 FORMAT = 1
@@ -29,11 +30,13 @@ class Checkpoints:
         self.trainer, self.settings = trainer, settings
         progress = trainer.progress
         self.saved = (progress.step, progress.evaluated) if progress.step else None  # it was resumed from there
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sweep(self.folder, seconds=0)
+        self.leads = trainer.parallel.processes.leads
+        if self.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder, seconds=0)
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one; then drop old ones.
+        """Write a checkpoint of this step, unless there is one; then drop old ones. The first process does.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
@@ -42,14 +45,28 @@ class Checkpoints:
         if (progress.step, progress.evaluated) != self.saved:
             with self.trainer.judged():
                 meta, tensors = training_state(self.trainer)
-                save_checkpoint(
-                    self.path(progress.step),
-                    self.trainer.model,
-                    self.trainer.tokenizer,
-                    meta={**meta, "run": self.settings},
-                    tensors=tensors,
-                )
+                weights = self.trainer.parallel.whole(self.trainer.model.state_dict())
+                if self.leads:
+                    self.write(meta, tensors, weights)
             self.saved = (progress.step, progress.evaluated)
+        if self.leads:
+            self.point()
+            self.prune()
+
+    def write(self, meta: dict[str, Any], tensors: dict[str, Tensors], weights: Tensors) -> None:
+        """Write a checkpoint of this step."""
+        save_checkpoint(
+            self.path(self.trainer.progress.step),
+            self.trainer.model,
+            self.trainer.tokenizer,
+            meta={**meta, "run": self.settings},
+            tensors=tensors,
+            weights=weights,
+        )
+
+    def point(self) -> None:
+        """Let ``latest``, and ``best`` where it is that, lead to the checkpoint of this step."""
+        progress = self.trainer.progress
         try:
             point(self.folder / LATEST, self.path(progress.step).name)
             if progress.best_step == progress.step:
@@ -58,7 +75,6 @@ class Checkpoints:
             raise CheckpointError(
                 f"'{self.path(progress.step)}' is saved, but not noted as the latest ({error.strerror})"
             ) from error
-        self.prune()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -79,7 +95,7 @@ def step_of(path: Path) -> int:
     return int(path.name[len(STEP) :])
 
 
-def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]]:
     """All that a training is besides the weights that are ``judged``: plain values, and sets of tensors."""
     progress = asdict(trainer.progress)
     if math.isinf(trainer.progress.best_loss):
@@ -95,10 +111,11 @@ def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, dict[str
         "scaler": trainer.scaler.state_dict(),
     }
     sums = {f"{AVERAGE}{name}": value for name, value in trainer.averages.sums.items()}
+    parallel = trainer.parallel
     trained = {} if trainer.ema is None else {TRAINED: trainer.ema.held}
     return meta, {
-        **trained,
-        OPTIMIZER: trainer.optimizer.state(),
+        **{name: parallel.whole(tensors) for name, tensors in trained.items()},
+        OPTIMIZER: parallel.whole(trainer.optimizer.state()),
         TRAINER: {RANDOM: torch.get_rng_state(), **sums},
     }
 

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -11,17 +11,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """True once a signal has asked to stop.
+    """A signal that has asked to stop.
 
     While ``gentle`` is entered, the first signal only sets it, so that a loop can save and end. Elsewhere, and from
     the second signal on, the signal ends the work at once (KeyboardInterrupt, or SystemExit for SIGTERM).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], int] = int) -> None:
+        """agree: a number of this process -> the highest of all processes that train together"""
         self.signal: int | None = None
+        self.agree = agree
 
-    def __bool__(self) -> bool:
-        return self.signal is not None
+    def asked(self) -> bool:
+        """Whether to stop now; all processes ask at the same points, and get the same answer."""
+        number = self.agree(self.signal or 0)
+        if number:
+            self.signal = number
+        return number > 0
 
     @contextmanager
     def gentle(self) -> Iterator[None]:

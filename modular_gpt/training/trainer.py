@@ -25,8 +25,10 @@ from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.diagnosis import first_not_finite
 from modular_gpt.training.ema import WeightAverage
 from modular_gpt.training.forward import Forward
-from modular_gpt.training.metrics import Averages, Entry, Recorder
+from modular_gpt.training.metrics import Averages, Entry, Recorder, Silent
 from modular_gpt.training.optim import Optimizer
+from modular_gpt.training.parallel import Parallel, build_parallel
+from modular_gpt.training.processes import Processes
 from modular_gpt.training.schedule import Schedule
 from modular_gpt.training.stop import Stop
 from modular_gpt.training.validation import Validation
@@ -67,22 +69,24 @@ class Trainer:
         config: TrainerConfig,
         seed: int = 0,
         precision: str = "float32",
+        parallel: Parallel | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, seed
         self.precision, self.loss = precision, config.loss
+        self.parallel = parallel or build_parallel("none", Processes())
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
         self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
         model.checkpoint_activations(config.activation_checkpointing)
-        self.forward = Forward(model, precision, config.compile)
+        self.forward = Forward(model, precision, config.compile, self.parallel)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()
         self.cause = ""  # of the last update that was left out
-        self.stop = Stop()
+        self.stop = Stop(self.parallel.processes.highest)
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
-        self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop)
+        self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop, self.parallel)
 
     @property
     def order(self) -> dict[str, Any]:
@@ -95,7 +99,7 @@ class Trainer:
             "model.context_length": self.block,
         }
 
-    def fit(self, recorder: Recorder, save: Callable[[], None]) -> bool:
+    def fit(self, recorder: Recorder | Silent, save: Callable[[], None]) -> bool:
         """Train to the last step, or while there is patience -> True; or until ``stop`` is asked -> False.
 
         Either way ``save`` has been called at the end.
@@ -104,13 +108,13 @@ class Trainer:
         self.model.train()
         self.since, self.logged = time.perf_counter(), progress.step
         with self.stop.gentle():
-            while not self.stop:
+            while not self.stop.asked():
                 last = progress.step == config.max_steps
                 evaluation_due = progress.step % config.eval_interval == 0 or last
                 if evaluation_due and progress.evaluated != progress.step:
                     with self.aside():
                         self.evaluate_and_report(recorder)
-                    if self.stop:
+                    if self.stop.asked():
                         break
                 finished = last or self.out_of_patience()
                 if self.save_due() or finished:
@@ -144,21 +148,23 @@ class Trainer:
         losses: dict[str, Tensor] = {}
         for x, y, share in self.micro_batches():
             output = self.forward(x, y, self.loss)
-            self.scaler.scale(output.loss * share).backward()
+            self.scaler.scale(output.loss * (share * self.parallel.parts)).backward()  # means over processes
             for name, value in {"loss": output.loss, **(output.parts if len(output.parts) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
-        self.apply_gradients(losses)
+        self.apply_gradients(self.parallel.sum(losses))
 
     def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """Inputs, targets and the share of the batch's targets that are in each micro-batch of this step.
 
-        With each come its own random numbers for dropout, a function of seed, step and micro-batch.
+        A process gets its rows of each. With them come random numbers for dropout of their own, a function of seed,
+        step, micro-batch and process.
         """
         ids, targets = self.batches.batch(self.progress.step)
-        rows = len(ids) // self.config.gradient_accumulation
+        pieces, parallel = self.config.gradient_accumulation, self.parallel
         counted = int((targets != IGNORED).sum())
-        for number, (x, y) in enumerate(zip(ids.split(rows), targets.split(rows), strict=True)):
-            torch.manual_seed(int(key_of(self.seed, self.progress.step, number)))
+        for number, (x, y) in enumerate(zip(parallel.rows(ids, pieces), parallel.rows(targets, pieces), strict=True)):
+            torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.part)))
+            parallel.before(last=number == pieces - 1)
             yield x, y, int((y != IGNORED).sum()) / max(1, counted)
 
     def apply_gradients(self, losses: dict[str, Tensor]) -> None:
@@ -167,8 +173,8 @@ class Trainer:
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if bool(norm.isfinite()):
+        norm = self.parallel.norm(gradients)
+        if bool((norm + 0 * losses["loss"]).isfinite()):
             if config.gradient_clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)
             self.optimizer.step(self.schedule.factor(self.progress.step))
@@ -194,7 +200,7 @@ class Trainer:
         if self.scaler.is_enabled():
             return  # fp16: the scaler is looking for a factor that fits
         if progress.skipped == 1:
-            self.cause = first_not_finite(self.model, self.repeat_forward)
+            self.cause = first_not_finite(self.model, self.repeat_forward, self.parallel)
             log.warning("step %s: %s, so this update is left out", progress.step, self.cause)
         if progress.skipped == MOST_SKIPPED:
             raise UserError(
@@ -226,7 +232,7 @@ class Trainer:
             **means,
         }
 
-    def evaluate_and_report(self, recorder: Recorder) -> None:
+    def evaluate_and_report(self, recorder: Recorder | Silent) -> None:
         """Measure the validation loss, generate a sample, and note whether this is the best model so far."""
         progress = self.progress
         with self.judged():

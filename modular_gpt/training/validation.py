@@ -12,6 +12,7 @@ from modular_gpt.data.batches import IGNORED
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.forward import Forward
 from modular_gpt.training.hardware import autocast
+from modular_gpt.training.parallel import Parallel
 from modular_gpt.training.stop import Stop
 
 SEED = 0  # the same windows in every run on the same text, whatever the run's own seed
@@ -29,10 +30,11 @@ class Validation:
         config: TrainerConfig,
         seed: int,
         stop: Stop,
+        parallel: Parallel,
     ) -> None:
-        """seed: of the samples; stop: ends a measurement early"""
+        """seed: of the samples; stop: ends a measurement early; parallel: whose processes share the batches"""
         self.forward, self.tokens, self.tokenizer, self.config = forward, data.validation, tokenizer, config
-        self.seed, self.stop = seed, stop
+        self.seed, self.stop, self.parallel = seed, stop, parallel
         self.block = forward.model.config.context_length
 
     @torch.no_grad()
@@ -41,21 +43,23 @@ class Validation:
         losses, counts = [], []
         with self._evaluating():
             for x, y in self.batches(batches):
-                if self.stop:
+                if self.stop.asked():
                     return None
                 losses.append(self.forward(x, y).parts["cross_entropy"].float())
                 counts.append(int((y != IGNORED).sum()))
-        return math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True)) / sum(counts)
+        total = math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True))
+        return self.parallel.mean(total, sum(counts))
 
     def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """``count`` random but fixed batches, or the whole text in order."""
         rows = self.config.batch_size // self.config.gradient_accumulation
+        part, parts = self.parallel.part, self.parallel.parts
         if not count:
-            yield from sequential(self.tokens, self.block, rows)
+            yield from sequential(self.tokens, self.block, rows, part, parts)
             return
         source = BatchSource(self.tokens, self.block, rows, SEED)
         for number in range(count):
-            yield source.batch(number)
+            yield source.batch(number, part, parts)
 
     def sample(self) -> str:
         """A text that the model continues now, always from the same random numbers."""

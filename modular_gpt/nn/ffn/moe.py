@@ -19,6 +19,7 @@ from modular_gpt.core.offers import Adopted, FeedForwardOffer
 from modular_gpt.core.recomputation import second_time
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.settings import one_of, positive
+from modular_gpt.core.sharing import batch_sum
 from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
 from modular_gpt.nn.ffn import glu, mlp
 from modular_gpt.nn.grouped import grouped_matmul
@@ -120,9 +121,10 @@ class MixtureOfExperts(FeedForward, name="moe"):
             out = out + self.shared(x)[0]
         if not self.training:
             return out, {}
+        counts = batch_sum(counts)
         if self.load is not None and not second_time():
             self.load.add_(counts)
-        return out, self._losses(logits, scores, counts / chosen.numel())
+        return out, self._losses(logits, scores, counts / counts.sum())
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """logits (M, E) -> weights (M, k), chosen experts (M, k), scores (M, E)"""

@@ -1,0 +1,150 @@
+"""What one process does in a case: the same code in a pair of processes, and in one alone to compare with."""
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.errors import UserError
+from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.loss import LossOutput
+from modular_gpt.training import RunConfig, train
+from modular_gpt.training.metrics import read_metrics
+from modular_gpt.training.parallel import Parallel, build_parallel
+from modular_gpt.training.processes import Processes
+from modular_gpt.training.run import build_trainer
+from modular_gpt.training.trainer import Trainer
+
+Steps = tuple[list[float], list[float], dict[str, Tensor]]  # losses and norms by step, and the weights at the end
+
+
+@contextmanager
+def trainer_of(settings: dict[str, Any]) -> Iterator[Trainer]:
+    """The trainer of a run, as this process has it, while the processes of the run are connected."""
+    config = RunConfig.from_dict(settings)
+    corpus = build_corpus(config.data)
+    tokenizer = build_tokenizer(config.tokenizer, corpus)
+    data = prepare(corpus, tokenizer)
+    processes, cpu = Processes.launched(), torch.device("cpu")
+    parallel = build_parallel(config.parallel, processes)
+    with processes.connected(cpu, parallel.timeout):
+        yield build_trainer(config, data, tokenizer, cpu, "float32", None, parallel=parallel)
+
+
+def steps(settings: dict[str, Any], count: int, change: Any = None, *arguments: Any) -> Steps:
+    """Train for some steps; ``change(trainer, *arguments)`` may do something to the trainer before."""
+    with trainer_of(settings) as trainer:
+        if change is not None:
+            change(trainer, *arguments)
+        losses, norms = [], []
+        for _ in range(count):
+            trainer.update()
+            means = trainer.averages.read()
+            losses.append(means.get("loss", math.nan))
+            norms.append(means.get("gradient_norm", math.nan))
+            trainer.progress.step += 1
+        return losses, norms, trainer.parallel.whole(trainer.model.state_dict())
+
+
+def ragged(trainer: Trainer) -> None:
+    """Let only the first tokens of each row count, another number in each."""
+    batch = trainer.batches.batch
+
+    def cut(step: int) -> tuple[Tensor, Tensor]:
+        x, y = batch(step)
+        lengths = torch.randint(0, y.shape[1] + 1, (len(y), 1), generator=torch.Generator().manual_seed(step))
+        lengths[0] = y.shape[1]
+        return x, y.masked_fill(torch.arange(y.shape[1]) >= lengths, -100)
+
+    trainer.batches.batch = cut  # type: ignore[method-assign]
+
+
+def poison(trainer: Trainer, place: str, value: float, rank: int, at: set[int]) -> None:
+    """Make a number of one process not finite at some steps: in the loss, in a gradient or in a module's output."""
+
+    def now() -> bool:
+        return trainer.progress.step in at and trainer.parallel.processes.rank == rank
+
+    if place == "gradient":
+        trainer.model.blocks[1].ffn.down.weight.register_hook(lambda gradient: gradient * value if now() else gradient)
+    elif place == "output":
+        trainer.model.blocks[0].attention.value.register_forward_hook(
+            lambda module, inputs, output: output.index_fill(-1, torch.tensor([1]), value) if now() else output
+        )
+    else:
+        forward: Any = trainer.forward
+
+        def poisoned(*arguments: Any) -> LossOutput:
+            out = forward(*arguments)
+            return LossOutput(out.loss + value, out.parts) if now() else out
+
+        poisoned.plain = forward.plain  # type: ignore[attr-defined]
+        trainer.forward = poisoned  # type: ignore[assignment]
+
+
+def poisoned_steps(settings: dict[str, Any], *poisoning: Any) -> tuple[list[bool], int, str, bool]:
+    """Six steps -> whether each changed the weights, how many were skipped, the cause, and whether all is finite."""
+    with trainer_of(settings) as trainer:
+        poison(trainer, *poisoning)
+        changed = []
+        for step in range(6):
+            before = everything(trainer)
+            trainer.progress.step = step
+            trainer.update()
+            changed.append(any(not torch.equal(a, b) for a, b in zip(before, everything(trainer), strict=False)))
+        finite = all(bool(t.isfinite().all()) for t in everything(trainer))
+        return changed, trainer.progress.skipped_in_all, trainer.cause, finite
+
+
+def everything(trainer: Trainer) -> list[Tensor]:
+    """Copies of what this process holds of weights and optimizer; the optimizer's come last, where there are any."""
+    held = [*trainer.model.state_dict().values(), *trainer.optimizer.state().values()]
+    return [trainer.parallel.local(tensor).clone() for tensor in held]
+
+
+def broken_down(settings: dict[str, Any], *poisoning: Any) -> str:
+    """Train until that is given up -> what is said."""
+    with trainer_of(settings) as trainer:
+        poison(trainer, *poisoning)
+        try:
+            for _ in range(20):
+                trainer.update()
+                trainer.progress.step += 1
+        except UserError as error:
+            return str(error)
+    return "nothing"
+
+
+def whole_run(settings: dict[str, Any], stop: int | None = None) -> tuple[str, dict[int, list[Any]], dict[int, float]]:
+    """Train, stopped by a signal in the last process after ``stop`` steps.
+
+    Returns the directory, the rows that this process has read at each step, and the losses that the run has written.
+    """
+    update, rows = Trainer.update, Parallel.rows
+    read: dict[int, list[Any]] = {}
+    step = 0
+
+    def noted(self: Parallel, batch: Tensor, pieces: int) -> list[Tensor]:
+        mine = rows(self, batch, pieces)
+        read.setdefault(step, torch.cat(mine).tolist())  # the inputs; targets come second
+        return mine
+
+    def watched(self: Trainer) -> None:
+        nonlocal step
+        step = self.progress.step
+        update(self)
+        processes = self.parallel.processes
+        if step + 1 == stop and processes.rank == processes.world - 1:
+            self.stop.signal = signal.SIGINT
+
+    Trainer.update, Parallel.rows = watched, noted  # type: ignore[method-assign]
+    try:
+        directory = train(RunConfig.from_dict(settings), quiet=True).directory
+    finally:
+        Trainer.update, Parallel.rows = update, rows  # type: ignore[method-assign]
+    losses = {int(entry["step"]): entry["loss"] for entry in read_metrics(directory) if "loss" in entry}
+    return str(directory), read, losses

@@ -1,0 +1,34 @@
+"""One pair of processes for all tests that a worker runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.pair import Pair
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token files of all cases."""
+    return tmp_path_factory.getbasetemp() / "cache"
+
+
+@pytest.fixture(autouse=True)
+def same_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODULAR_GPT_CACHE", str(cache))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pair(cache: Path) -> Iterator[Pair]:
+    both = Pair(cache)
+    yield both
+    both.end()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a test's text and runs are."""
+    return tmp_path

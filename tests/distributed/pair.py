@@ -1,0 +1,75 @@
+"""Two processes that stay, connected by gloo, and do one case after another; and what they do in a case."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+WAIT = 60.0  # seconds that a case may take
+
+
+class Pair:
+    """``pair(function, *arguments)`` calls a function of a module in both, and returns what both return, by rank."""
+
+    def __init__(self, cache: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["modular_gpt.training", "tests.training.small", "tests.distributed.cases"])
+        pipes = [context.Pipe() for _ in range(2)]
+        environment = {**as_launched(2, free_port()), "MODULAR_GPT_CACHE": str(cache)}
+        self.pipes = [ours for ours, _ in pipes]
+        self.processes = [
+            context.Process(target=stay, args=(rank, environment, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(pipes)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        for pipe in self.pipes:
+            pipe.send((function, arguments))
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(WAIT):
+                self.end()
+                raise TimeoutError(f"process {rank} did not answer within {WAIT} s")
+            answers.append(pipe.recv())
+        failures = [f"process {rank}:\n{said}" for rank, (fine, said) in enumerate(answers) if not fine]
+        assert not failures, "\n".join(failures)
+        return [said for _, said in answers]
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def as_launched(world: int, port: int) -> dict[str, str]:
+    """What torchrun puts into the environment of each process on one machine, but for its rank."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), **address}
+
+
+def stay(rank: int, environment: dict[str, str], pipe: Any) -> None:
+    """The life of one process of the pair."""
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    os.fsync = lambda handle: None
+    dist.init_process_group("gloo")
+    while True:
+        function, arguments = pipe.recv()
+        try:
+            pipe.send((True, function(*arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))

@@ -1,0 +1,49 @@
+"""A number that is not finite, in one process of two: both leave that update out, and say the same."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.cases import broken_down, poisoned_steps
+from tests.distributed.pair import Pair
+from tests.training.small import config
+
+MANY = ("ddp",)
+CAUSES = {
+    "loss": "the loss is not finite",
+    "gradient": "the gradient of blocks.1.ffn.down.weight is not finite",
+    "output": "the output of blocks.0.attention.value (Linear) is not finite",
+}
+
+
+def plain(folder: Path, name: str) -> dict[str, Any]:
+    return config(folder, parallel=name, gradient_accumulation=2).to_dict()
+
+
+@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", CAUSES)
+def test_both_leave_the_update_out(place: str, value: float, rank: int, name: str, pair: Pair, folder: Path) -> None:
+    first, second = pair(poisoned_steps, plain(folder, name), place, value, rank, {2, 4})
+    assert first == second
+    changed, skipped, cause, finite = first
+    assert changed == [True, True, False, True, False, True]
+    assert skipped == 2
+    assert cause == CAUSES[place]
+    assert finite
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_large_but_finite_gradient_of_one_process_is_used(name: str, pair: Pair, folder: Path) -> None:
+    first, second = pair(poisoned_steps, plain(folder, name), "gradient", 1e12, 1, {2})
+    assert first == second == ([True] * 6, 0, "", True)
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_both_give_up_together(name: str, pair: Pair, folder: Path) -> None:
+    first, second = pair(broken_down, plain(folder, name), "output", math.nan, 1, set(range(20)))
+    assert "no finite gradient in the last 10 steps, up to step 9 (the output of blocks.0.attention.value" in first
+    assert second == f"process 1: {first}" or second == first

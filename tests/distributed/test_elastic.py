@@ -1,0 +1,33 @@
+"""A run goes on in another number of processes, or in another way: the same batches, the same losses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.cases import whole_run
+from tests.distributed.pair import Pair
+from tests.training.small import config
+
+EXACT = 5e-6
+SETTINGS: dict[str, Any] = {"max_steps": 12, "log_interval": 1, "eval_interval": 6, "gradient_accumulation": 2}
+WAYS = [["none", "ddp"], ["ddp", "none"], ["ddp", "none", "ddp"], ["none", "ddp", "none"]]
+
+
+@pytest.mark.parametrize("ways", WAYS, ids="-".join)
+def test_elastic_resume(ways: list[str], pair: Pair, folder: Path) -> None:
+    settings = config(folder, runs=str(folder / "runs"), optim="muon", **SETTINGS).to_dict()
+    _, batches, losses = whole_run({**config(folder, runs=str(folder / "whole"), optim="muon", **SETTINGS).to_dict()})
+    directory = None
+    for number, name in enumerate(ways, 1):
+        now = {**settings, "parallel": name, "resume": directory}
+        stop = 12 // len(ways) * number if number < len(ways) else None
+        answers = [whole_run(now, stop)] if name == "none" else pair(whole_run, now, stop)
+        directory = answers[0][0]
+        assert {answer[0] for answer in answers} == {directory}
+        for step in answers[0][1]:
+            rows = [row for answer in answers for row in answer[1][step]]
+            assert sorted(rows) == sorted(batches[step])
+    found = answers[0][2]
+    assert found.keys() == losses.keys() == set(range(1, 13))
+    assert max(abs(found[step] - losses[step]) for step in losses) < EXACT

@@ -1,0 +1,92 @@
+"""Two processes train as one does: every component, with accumulation, an odd vocabulary and ragged batches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modular_gpt.core.registry import entries
+from tests.distributed.cases import ragged, steps
+from tests.distributed.pair import Pair
+from tests.training.small import config
+
+EXACT = 5e-6
+STEPS = 30
+MANY = ("ddp",)
+
+
+def plain(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    """Settings that can be sent to other processes."""
+    chosen = {"vocab_size": 259, **(model or {})}
+    return config(folder, chosen, **{"gradient_accumulation": 2, "batch_size": 8, **settings}).to_dict()
+
+
+def difference(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def assert_equal(pair: Pair, settings: dict[str, Any], change: Any = None) -> None:
+    """One process, and two in every way: the same losses and nearly the same weights."""
+    losses, norms, weights = steps({**settings, "parallel": "none"}, STEPS, change)
+    assert losses[-1] < losses[0] - 0.05
+    others = []
+    for name in MANY:
+        both = pair(steps, {**settings, "parallel": name}, STEPS, change)
+        assert both[0][:2] == both[1][:2], f"the processes of {name} disagree"
+        assert difference(both[0][0], losses) < EXACT, name
+        assert difference(both[0][1], norms) < 20 * EXACT, name
+        for key, weight in both[0][2].items():
+            assert torch.allclose(weight, weights[key], atol=1e-3), f"{name}: {key}"
+        others.append(both[0][0])
+    assert all(difference(each, others[0]) < EXACT for each in others)
+
+
+PARTS = [
+    *(("attention", name) for name in entries("attention")),
+    *(("ffn", name) for name in entries("ffn")),
+    *(("norm", name) for name in entries("norm")),
+    *(("pos", name) for name in entries("pos")),
+]
+
+
+@pytest.mark.parametrize(("slot", "name"), PARTS, ids=lambda value: value)
+def test_every_component(slot: str, name: str, pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, {slot: name}))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "untied head": {"tie_embeddings": False},
+    "no biases": {"bias": False},
+    "experts balanced by a bias": {"ffn": {"name": "moe", "balance": "bias", "bias_step": 0.05, "shared_experts": 1}},
+    "sinks and query-key norm": {"attention": {"name": "gqa", "n_kv_heads": 1, "sinks": True, "qk_norm": "rmsnorm"}},
+    "sandwich": {"topology": "sandwich"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_models(name: str, pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, VARIANTS[name]))
+
+
+@pytest.mark.parametrize("optim", ["muon", "adafactor"])
+def test_every_optimizer(optim: str, pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, optim=optim))
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_accumulation(pieces: int, pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, gradient_accumulation=pieces, gradient_clip=0.3))
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_every_target_counts_the_same_in_ragged_batches(pieces: int, pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, gradient_accumulation=pieces), ragged)
+
+
+def test_each_process_has_its_own_dropout(pair: Pair, folder: Path) -> None:
+    settings = plain(folder, {"dropout": 0.5}, parallel="ddp")
+    first, again = pair(steps, settings, 5), pair(steps, settings, 5)
+    assert first[0][:2] == again[0][:2]
+    alone = steps({**settings, "parallel": "none"}, 5)[0]
+    assert difference(first[0][0], alone) > EXACT

@@ -1,0 +1,131 @@
+"""The command line under torchrun: real processes, real signals."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from modular_gpt.checkpoint import find_checkpoint, read_json, verify
+from modular_gpt.training import load_config, train
+from modular_gpt.training.metrics import read_metrics
+from tests.training.small import write_text
+
+pytestmark = pytest.mark.distributed
+TINY = (
+    *("model_size.d_model=16", "model_size.n_heads=2", "model_size.n_layers=1", "model_size.context_length=16"),
+    *("trainer.batch_size=4", "trainer.eval_batches=1", "trainer.sample_tokens=4", "trainer.precision=float32"),
+    *("trainer.device=cpu", "trainer.final_evaluation=false", "data=text", "data.path=text.txt"),
+)
+ENDLESS = ("trainer.max_steps=1000000", "trainer.eval_interval=1000000", "trainer.save_interval=20")
+
+
+@contextmanager
+def torchrun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """Two processes of mgpt-train, run in ``folder``; whatever is left of them is killed at the end."""
+    program = folder / "mgpt-train"  # what pip makes of an entry point
+    program.write_text(f"#!{sys.executable}\nfrom modular_gpt.cli.train import main\nraise SystemExit(main())\n")
+    program.chmod(0o755)
+    if not (folder / "text.txt").exists():
+        write_text(folder / "text.txt")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python", str(program)]
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*launch, *TINY, *words], cwd=folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(40)
+
+
+def when_saved(folder: Path, process: subprocess.Popen[str]) -> Path:
+    """The run's directory, once it has a checkpoint."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        found = list((folder / "runs").glob("*-*/checkpoints/latest"))
+        if found:
+            return found[0].parents[1]
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint: {process.communicate()[0]}")
+
+
+def process_of(parent: int, rank: int) -> int:
+    """The id of torchrun's child of this rank."""
+    for entry in Path("/proc").iterdir():
+        try:
+            same = f"PPid:\t{parent}\n" in (entry / "status").read_text()
+            if same and f"RANK={rank}" in (entry / "environ").read_text().split("\0"):
+                return int(entry.name)
+        except (OSError, UnicodeDecodeError):
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_stopped_in_order_and_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM to one of two processes stops both at one step; then torchrun again, to the end; then one process."""
+    with torchrun(folder, *ENDLESS) as process:
+        directory = when_saved(folder, process)
+        os.kill(process_of(process.pid, 1), signal.SIGTERM)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    stopped = re.findall(r"Stopped after step (\d+), which is saved", said)
+    assert len(stopped) == 1
+    step = int(stopped[0])
+    assert find_checkpoint(directory, prefer="latest").name == f"step_{step:08}"
+    assert "Traceback" not in said.partition("torch.distributed.elastic")[0].partition("Traceback (most recent")[0]
+
+    last = step + 4
+    with torchrun(folder, f"resume={directory}", f"trainer.max_steps={last}") as process:
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert said.count("Next: mgpt-generate") == 1
+    assert [path.name for path in (folder / "runs").iterdir() if not path.is_symlink()] == [directory.name]
+    facts = read_json(directory / "run.json")
+    assert (facts["parallel"], facts["processes"]) == ("ddp", 2)
+    steps = [entry["step"] for entry in read_metrics(directory) if "loss" in entry]
+    assert steps == sorted(set(steps))
+
+    monkeypatch.chdir(folder)
+    config = load_config(directory)
+    config.trainer.max_steps = last + 1
+    assert train(config, quiet=True).outcome is not None
+
+
+def test_one_process_killed(folder: Path) -> None:
+    with torchrun(folder, *ENDLESS) as process:
+        directory = when_saved(folder, process)
+        os.kill(process_of(process.pid, 0), signal.SIGKILL)
+        killed = time.monotonic()
+        said, _ = process.communicate(timeout=30)
+    assert time.monotonic() - killed < 10
+    assert process.returncode != 0
+    assert said.count("error: process 1 of 2 lost another one (") == 1
+    assert f"resume={directory.relative_to(folder)}" in said
+    verify(find_checkpoint(directory, prefer="latest"))
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("trainer.batch_sizee=4", "no setting 'batch_sizee' of trainer"),
+        ("trainer.batch_size=5", "2 processes cannot share micro-batches of 5 rows evenly"),
+    ],
+)
+def test_a_mistake_is_told_once(word: str, sentence: str, folder: Path) -> None:
+    with torchrun(folder, word) as process:
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert re.findall("^error: .*", said, re.MULTILINE) == [line for line in said.splitlines() if sentence in line]
+    assert said.count(sentence) == 1
+    assert not (folder / "runs").exists()
