@@ -1,6 +1,6 @@
 """Decoding and prefill at the shape of GPT-2 124M against transformers, and litgpt where it is installed.
 
-    python benchmarks/generate.py [--dtype bfloat16] [--batch 1 8] [--rounds 5] [--quick]
+    python benchmarks/generate.py [--dtype bfloat16] [--batch 1 8] [--rounds 5] [--quick] [--write docs/benchmarks.md]
 
 Random weights, the same ones in every GPT-2; greedy; all variants interleaved in one run. ``bound`` is the fraction of
 the bandwidth bound: bytes of weights that a step reads, times steps per second, over the measured copy bandwidth.
@@ -9,16 +9,20 @@ the bandwidth bound: bytes of weights that a step reads, times steps per second,
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
-from measure import Variant, copy_bandwidth, interleave, machine, table
+from measure import Variant, copy_bandwidth, interleave, machine, table, write_section
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.packing import can_pack, pack
 from modular_gpt.pretrained import load_pretrained
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
 
 
@@ -101,41 +105,50 @@ def weight_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--prefill", type=int, default=512)
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt that is only read; 0 for none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="GPT-2 only, no other attention kinds")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their sections of a page")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    bandwidth = copy_bandwidth(device)
-    print(f"{machine(device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
-    for name in options.dtype:
-        dtype = getattr(torch, name)
-        base, others = peers(dtype, device)
-        litgpt = litgpt_peer(dtype, device)
-        if litgpt is not None:
-            others["litgpt"] = litgpt
-        models = our_models(base, dtype, options.quick)
-        for batch in options.batch:
-            ids = torch.randint(50257, (batch, options.prompt), generator=torch.Generator().manual_seed(1)).to(device)
-            variants = compare(models, others, ids, options.new)
-            interleave(variants, options.rounds)
-            print(f"{name}, batch {batch}, prompt {options.prompt}, {options.new} new tokens\n")
-            print(report(variants, models, dtype, batch, bandwidth) + "\n")
-            if name == "float32":
-                same = others["transformers, dynamic cache"](ids, options.new).equal(
-                    models["modular_gpt mha"].generate(ids, options.new, greedy=True)
-                )
-                print(f"same greedy tokens as transformers: {same}\n")
+    bandwidth = copy_bandwidth(torch.device(options.device))
+    for dtype in options.dtype:
+        for section, text in measured(DTYPES[dtype], options, bandwidth):
+            print(text + "\n", flush=True)
+            if options.write:
+                write_section(options.write, f"generate-{dtype}-{section}", text)
+
+
+def measured(dtype: torch.dtype, options: Any, bandwidth: float) -> Iterator[tuple[str, str]]:
+    """A name and a text for each table of one dtype."""
+    device, name = torch.device(options.device), str(dtype).removeprefix("torch.")
+    base, others = peers(dtype, device)
+    litgpt = litgpt_peer(dtype, device)
+    if litgpt is not None:
+        others["litgpt"] = litgpt
+    models = our_models(base, dtype, options.quick)
+    where = f"{machine(device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s, {time.strftime('%Y-%m-%d')}"
+    for batch in options.batch:
+        ids = torch.randint(50257, (batch, options.prompt), generator=torch.Generator().manual_seed(1)).to(device)
+        variants = compare(models, others, ids, options.new)
+        interleave(variants, options.rounds)
+        said = [f"{name}, batch {batch}, prompt {options.prompt}, {options.new} new tokens.", where]
+        said.append(report(variants, models, dtype, batch, bandwidth))
+        if dtype == torch.float32:
+            theirs = others["transformers, dynamic cache"](ids, options.new)
+            same = theirs.equal(models["modular_gpt mha"].generate(ids, options.new, greedy=True))
+            said.append(f"Same greedy tokens as transformers: {'yes' if same else 'no'}.")
+        yield f"batch-{batch}", "\n\n".join(said)
+    if options.prefill:
         ids = torch.randint(50257, (1, options.prefill)).to(device)
         variants = compare(models, others, ids, 1)
         interleave(variants, options.rounds)
-        print(f"{name}, prefill of {options.prefill} tokens\n")
-        print(report(variants, models, dtype, 1, None) + "\n")
+        title = f"{name}, prefill of {options.prefill} tokens."
+        yield "prefill", "\n\n".join([title, where, report(variants, models, dtype, 1, None)])
 
 
 def compare(
