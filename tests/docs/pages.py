@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+import modular_gpt.training  # noqa: F401  registers the slots of a run, before a page can
 from modular_gpt.core import registry
 
 ROOT = Path(__file__).resolve().parents[2]
