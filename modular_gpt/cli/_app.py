@@ -70,6 +70,8 @@ def read_line(arguments: Sequence[str]) -> Line:
         else:
             bare = word.lstrip("-")
             hint = f"settings are written without dashes: {bare}" if "=" in bare else "see --help"
+            if word.startswith("--") and "=" not in bare:
+                hint += f"; a setting is written without dashes, {bare}=..."
             raise ConfigError(f"no flag {word!r}; {hint}")
     return line
 

@@ -15,6 +15,8 @@ from modular_gpt.cli._settings import Command, options
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.settings import checked
 
+PLUGIN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")
+
 
 @contextmanager
 def explained(command: Command, where: list[Path]) -> Iterator[None]:
@@ -31,6 +33,8 @@ def explained(command: Command, where: list[Path]) -> Iterator[None]:
 
 def _sentence(command: Command, where: list[Path], error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        if error.missing_cfg_file.startswith(PLUGIN_GROUPS):
+            return _missing_plugin(*error.missing_cfg_file.split("/")[1:3])
         group, _, name = error.missing_cfg_file.partition("/")
         known = options(command, group, where) if group in command.choices() else {}
         return unknown(group, name, known) if known else _first_line(error)
@@ -43,6 +47,12 @@ def _sentence(command: Command, where: list[Path], error: Exception) -> str:
         return f"cannot read {error.override!r}: {_first_line(error)}"
     why = f" ({_first_line(cause)})" if isinstance(cause, OmegaConfBaseException) and cause is not error else ""
     return _first_line(error) + why
+
+
+def _missing_plugin(kind: str, name: str) -> str:
+    """The sentence for one of Hydra's launchers or sweepers that is not there."""
+    package = f"hydra-{name.removesuffix('_local').removesuffix('_slurm')}-{kind}"
+    return f"no {kind} {name!r} of Hydra's is installed here; if there is one, install it: pip install {package}"
 
 
 def _siblings(cause: OmegaConfBaseException) -> list[str]:

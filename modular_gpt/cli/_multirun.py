@@ -13,7 +13,7 @@ from modular_gpt.cli._app import ENDED_BY_SIGNAL, MISTAKE, Line, hydras_command_
 from modular_gpt.cli._compose import HYDRA, composed, prepare
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._names import run_name
-from modular_gpt.cli._overrides import Override, one_of_each, read_overrides
+from modular_gpt.cli._overrides import Override, jobs_to_try, read_overrides
 from modular_gpt.cli._run import TRAIN, run_config, started_from
 from modular_gpt.core.errors import UserError
 from modular_gpt.training.config import RunConfig
@@ -34,10 +34,11 @@ def multirun(words: Sequence[str], where: list[Path]) -> int:
         ConfigError: a word is no setting.
     """
     _, spelled = read_overrides(TRAIN, words, where, sweep=True)
-    parsed = OverridesParser.create().parse_overrides(spelled)
-    shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
     with explained(TRAIN, where):
-        composed(TRAIN, one_of_each(spelled), where)  # before a directory is made
+        parsed = OverridesParser.create().parse_overrides(spelled)
+        for job_words in jobs_to_try(TRAIN, spelled):
+            composed(TRAIN, job_words, where)  # before a directory is made
+    shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
     rows: list[tuple[str, ...]] = []
     codes: list[int] = []
 

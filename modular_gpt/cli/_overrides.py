@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -22,11 +23,27 @@ from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import slots
 from modular_gpt.vocabularies import WORDS
 
-WORD = re.compile(r"\+{0,2}(?P<key>[^\s=+~]+)=(?P<value>.*)", re.DOTALL)
+KEY = r"""[^\s=+~."'{}]+"""  # one part of a dotted key
+WORD = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DOTALL)
 BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
 QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, where Hydra wants keys without quotes
 NONE = "null"
+CLOSE = 0.75  # likeness of a word that is meant for sure, or of one that is far away
+MOST_VALUES = 50  # of a sweep that are tried before it begins
 SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
+
+
+# What trainings are called elsewhere, as vocabularies.WORDS has it for models.
+TRAINING_WORDS = {
+    **dict.fromkeys(("lr", "max_lr"), "learning_rate"),
+    **dict.fromkeys(("steps", "max_iters", "iterations", "num_steps", "epochs", "max_epochs"), "max_steps"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip"), "gradient_clip"),
+    **dict.fromkeys(("grad_accum", "accumulate", "gradient_accumulation_steps"), "gradient_accumulation"),
+    "wd": "weight_decay",
+    "ema": "ema_decay",
+    "dtype": "precision",
+    "warmup_steps": "warmup",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,10 @@ def read_overrides(
         key, value = match["key"], match["value"]
         if TARGET in key:
             raise ConfigError(f"{key!r} cannot be set: no setting names code to run")
+        if key == "hydra":
+            raise ConfigError(
+                f"{word!r}: Hydra's own settings are given one by one, hydra.<setting>=...; see --hydra-help"
+            )
         if re.match(r"hydra\b", key):
             spelled.append(word)
             continue
@@ -157,24 +178,32 @@ def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:
         return f"the chosen {parent} has no setting {name!r}; use it with {parent}={' or '.join(able)}"
     where = f" of {parent}" if parent else ""
     valid = sorted(sibling for sibling in siblings if sibling != "hydra")
-    ours = WORDS.get(name, name).removesuffix(".name")
+    ours = {**TRAINING_WORDS, **WORDS}.get(name, name).removesuffix(".name")
     everything = [*command.settings(), *command.choices()]
     same = [each for each in everything if each == ours or each.endswith(f".{ours}")]
-    close = same[:1] or difflib.get_close_matches(name, valid, n=1)
+    beside = difflib.get_close_matches(name, valid, n=1, cutoff=CLOSE) if parent and ours == name else []
+    close = beside or same[:1] or difflib.get_close_matches(name, valid, n=1)
     if not close:
         leaves = {each.rpartition(".")[2]: each for each in reversed(everything)}
-        close = [leaves[leaf] for leaf in difflib.get_close_matches(ours, leaves, n=1)]
+        close = [leaves[leaf] for leaf in difflib.get_close_matches(ours, leaves, n=1, cutoff=CLOSE)]
     hint = f" did you mean {close[0]!r}?" if close else ""
     return f"no setting {name!r}{where};{hint} there are: {', '.join(valid)}"
 
 
-def one_of_each(spelled: Sequence[str]) -> list[str]:
-    """The overrides of one of the jobs that a sweep consists of; what only a sweeper can expand is left out."""
-    chosen = []
+def jobs_to_try(command: Command, spelled: Sequence[str]) -> list[list[str]]:
+    """Overrides of the first job of a sweep, and of that job with each other value of each setting.
+
+    What only a sweeper can expand is left out, and options of groups are known to exist.
+    """
+    first: list[str] = []
+    others: list[tuple[int, str]] = []
     for override in OverridesParser.create().parse_overrides(list(spelled)):
         if not override.is_sweep_override():
-            chosen.append(str(override.input_line))
+            first.append(str(override.input_line))
         elif override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
-            first = next(iter(override.sweep_string_iterator()))
-            chosen.append(f"{str(override.input_line).partition('=')[0]}={first}")
-    return chosen
+            key = str(override.input_line).partition("=")[0]
+            values = list(islice(override.sweep_string_iterator(), MOST_VALUES))
+            first.append(f"{key}={values[0]}")
+            if override.key_or_group not in command.choices():
+                others += [(len(first) - 1, f"{key}={value}") for value in values[1:]]
+    return [first, *([*first[:place], word, *first[place + 1 :]] for place, word in others)]

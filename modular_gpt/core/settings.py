@@ -1,6 +1,7 @@
 """Typed dataclasses from plain mappings: every key known, every value of its declared type, or one sentence."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             return dict(value)
         if base is list and isinstance(value, (list, tuple)):
             return list(value)
+        if base is float and isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where} must be a finite number, got {value}")
         if isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool)):
             return value
     raise ConfigError(f"{where} must be {_spelled(options)}, got {value!r}")

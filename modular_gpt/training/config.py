@@ -143,6 +143,8 @@ class RunConfig:
         self.model = read_config(self.model).to_dict()
         if not given:
             del self.model["vocab_size"]
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} has more than 64 bits; take a smaller one")
         if not self.name or any(character in self.name for character in '/\\:*?"<>|\0'):
             raise ConfigError(f"name={self.name!r} must be usable as a part of a directory's name")
 

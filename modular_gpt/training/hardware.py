@@ -35,9 +35,9 @@ def choose_device(name: str, processes: Processes | None = None) -> torch.device
         name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device).add(1)
+        torch.zeros(1, device=device).add(1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise ConfigError(f"trainer.device={name} cannot be used here ({reason}); trainer.device=auto can") from error
     return device
 

@@ -1,5 +1,6 @@
 """A picture of a run: how its losses fell, and the learning rate that they fell under."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,8 +63,8 @@ def draw_losses(axes: "Axes", training: Points, validation: Points) -> None:
 
 
 def points(entries: list[Entry], name: str) -> Points:
-    """(step, value) of a figure, where an entry has it."""
-    return [(entry["step"], entry[name]) for entry in entries if name in entry]
+    """(step, value) of a figure, where an entry has it and it is finite."""
+    return [(entry["step"], entry[name]) for entry in entries if math.isfinite(entry.get(name, math.nan))]
 
 
 def smoothed(values: Points) -> Points:

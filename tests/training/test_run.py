@@ -18,7 +18,7 @@ from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, Use
 from modular_gpt.core.files import MARK
 from modular_gpt.training import RunConfig, TrainerConfig, train
 from modular_gpt.training.environment import git_commit
-from modular_gpt.training.metrics import duration, read_metrics
+from modular_gpt.training.metrics import METRICS, duration, read_metrics
 from modular_gpt.training.plot import plot_losses, smoothed, title
 from modular_gpt.training.run import new_run_directory
 from modular_gpt.training.state import Checkpoints
@@ -287,6 +287,13 @@ def test_training_ends_when_patience_does(
 
 
 def test_a_plot_of_nothing_is_a_plot(folder: Path) -> None:
+    assert plot_losses(folder).stat().st_size > 0
+
+
+def test_a_plot_of_a_run_that_broke_down(folder: Path) -> None:
+    (folder / METRICS).write_text(
+        '{"step": 1, "loss": NaN, "learning_rate": 0.1}\n{"step": 2, "validation_loss": Infinity}'
+    )
     assert plot_losses(folder).stat().st_size > 0
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.offers import Adopted, NormOffer
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import not_negative
 
 
 class RMSNorm(Norm, name="rmsnorm"):
@@ -21,6 +22,9 @@ class RMSNorm(Norm, name="rmsnorm"):
         eps: float = 1e-5
         affine: bool = True
         weight_offset: bool = False
+
+        def __post_init__(self) -> None:
+            not_negative("norm", eps=self.eps)
 
     def __init__(self, config: Config, width: int, bias: bool = False) -> None:
         super().__init__(config, width, bias)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.offers import Adopted, NormOffer
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.settings import not_negative
 
 
 class ScaleNorm(Norm, name="scalenorm"):
@@ -20,6 +21,9 @@ class ScaleNorm(Norm, name="scalenorm"):
 
         eps: float = 1e-5
         affine: bool = True
+
+        def __post_init__(self) -> None:
+            not_negative("norm", eps=self.eps)
 
     def __init__(self, config: Config, width: int, bias: bool = False) -> None:
         super().__init__(config, width, bias)
