@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.training.parallel import Parallel
+from modular_gpt.training.parallel.parts import local_part
 
 
 def first_not_finite(model: nn.Module, forward: Callable[[], Any], parallel: Parallel) -> str:
@@ -18,7 +19,7 @@ def first_not_finite(model: nn.Module, forward: Callable[[], Any], parallel: Par
     """
 
     def bad(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-        return [name for name, tensor in tensors if not bool(parallel.local(tensor).isfinite().all())]
+        return [name for name, tensor in tensors if not bool(local_part(tensor).isfinite().all())]
 
     everywhere = parallel.processes.gather
     weights = [name for name in everywhere(next(iter(bad(model.named_parameters())), "")) if name]

@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from modular_gpt.training.parallel.parts import part_like, whole_of
+
 MOMENTUM = "momentum_buffer"
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steep at zero
 EPS = 1e-7  # of the norm that a matrix is divided by
@@ -71,10 +73,10 @@ def orthogonalised(matrices: list[Tensor], steps: int) -> list[Tensor]:
         stacks.setdefault((min(rows, columns), max(rows, columns)), []).append(index)
     done: dict[int, Tensor] = {}
     for indices in stacks.values():
-        stack = torch.stack([_wide(matrices[index]).bfloat16() for index in indices])
+        stack = torch.stack([_wide(whole_of(matrices[index])).bfloat16() for index in indices])
         done.update(zip(indices, newton_schulz(stack, steps).unbind(), strict=True))
     return [
-        (done[index] if matrix.shape[0] <= matrix.shape[1] else done[index].mT).to(matrix.dtype)
+        part_like((done[index] if matrix.shape[0] <= matrix.shape[1] else done[index].mT).to(matrix.dtype), matrix)
         for index, matrix in enumerate(matrices)
     ]
 

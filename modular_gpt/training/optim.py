@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from modular_gpt.core.registry import Component, ComponentConfig, decode
 from modular_gpt.core.settings import not_negative, one_of, positive
 from modular_gpt.model import GPTModel
 from modular_gpt.training.muon import SCALINGS, OrthogonalMomentum
+from modular_gpt.training.parallel.parts import part_like
 from modular_gpt.training.patterns import first_match
 
 Groups = dict[str, list[nn.Parameter]]
@@ -68,6 +69,8 @@ class OptimizerConfig(ComponentConfig):
 
 class Optimizer(Component, ABC, slot="optim"):
     """One or more of PyTorch's optimizers that share a model's parameters between them."""
+
+    takes_parts: ClassVar[bool] = True  # whether it works on matrices of which each process holds a part
 
     def __init__(self, config: Any, model: GPTModel) -> None:
         """Take the parameters of ``model`` that require a gradient."""
@@ -141,7 +144,7 @@ class Optimizer(Component, ABC, slot="optim"):
         Raises:
             KeyError: the state is of another model's parameters.
         """
-        known = set(self.names.values())
+        parameters = {name: parameter for parameter, name in self.names.items()}
         places = {
             self.names[parameter]: (number, index)
             for number, part in enumerate(self.parts)
@@ -150,9 +153,11 @@ class Optimizer(Component, ABC, slot="optim"):
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
         for key, value in state.items():
             name, _, quantity = key.rpartition("/")
-            if name in known and name not in places:
+            if name in parameters and name not in places:
                 continue  # it was trained and is not any more
             number, index = places[name]
+            parameter = parameters[name]
+            value = part_like(value, parameter) if value.shape == parameter.shape else value
             states[number].setdefault(index, {})[quantity] = value
         for part, each in zip(self.parts, states, strict=True):
             part.load_state_dict({"state": each, "param_groups": part.state_dict()["param_groups"]})
@@ -231,6 +236,8 @@ class Muon(Optimizer, name="muon"):
 
 class Adafactor(Optimizer, name="adafactor"):
     """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
+
+    takes_parts = False
 
     @dataclass
     class Config(OptimizerConfig):

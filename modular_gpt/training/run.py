@@ -212,6 +212,7 @@ def build_trainer(
     source: the opened ``init_from``; say: takes what became of its weights; parallel: with which other processes
     """
     parallel = parallel or build_parallel("none", Processes())
+    parallel.check_optimizer(config.optim)
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = described_model(config, tokenizer)
     data.check_vocabulary(described.vocab_size)
@@ -225,7 +226,7 @@ def build_trainer(
         model = GPTModel(described)
     check_same(described.to_dict(), model.config.to_dict(), checkpoint)
     freeze(model, config.trainer.frozen)
-    model = parallel.place(model, device)
+    model = parallel.place(model, device, precision)
     optimizer = build_optimizer(config.optim, model)
     trainer = Trainer(model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision, parallel)
     if config.trainer.sample_tokens:

@@ -139,7 +139,7 @@ def restore(trainer: Trainer, directory: Path) -> None:
     if not best_is_there(directory, trainer.progress.best_step):
         trainer.progress.best_loss, trainer.progress.best_step = math.inf, 0
     if (directory / f"{TRAINED}.safetensors").is_file():
-        trainer.model.load_state_dict(read_tensors(directory, TRAINED), strict=False)
+        trainer.parallel.load(trainer.model, read_tensors(directory, TRAINED))
     trainer.optimizer.load_state(read_tensors(directory, OPTIMIZER))
     tensors = read_tensors(directory, TRAINER)
     torch.set_rng_state(tensors.pop(RANDOM))

@@ -28,6 +28,7 @@ from modular_gpt.training.forward import Forward
 from modular_gpt.training.metrics import Averages, Entry, Recorder, Silent
 from modular_gpt.training.optim import Optimizer
 from modular_gpt.training.parallel import Parallel, build_parallel
+from modular_gpt.training.parallel.parts import total_norm
 from modular_gpt.training.processes import Processes
 from modular_gpt.training.schedule import Schedule
 from modular_gpt.training.stop import Stop
@@ -173,7 +174,7 @@ class Trainer:
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = self.parallel.norm(gradients)
+        norm = total_norm(gradients)
         if bool((norm + 0 * losses["loss"]).isfinite()):
             if config.gradient_clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)

@@ -3,7 +3,7 @@
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from modular_gpt.loss import LossOutput
 from modular_gpt.training import RunConfig, train
 from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.parallel import Parallel, build_parallel
+from modular_gpt.training.parallel.parts import local_part
 from modular_gpt.training.processes import Processes
 from modular_gpt.training.run import build_trainer
 from modular_gpt.training.trainer import Trainer
@@ -30,16 +31,17 @@ def trainer_of(settings: dict[str, Any]) -> Iterator[Trainer]:
     tokenizer = build_tokenizer(config.tokenizer, corpus)
     data = prepare(corpus, tokenizer)
     processes, cpu = Processes.launched(), torch.device("cpu")
+    precision = "float32" if config.trainer.precision == "auto" else config.trainer.precision
     parallel = build_parallel(config.parallel, processes)
     with processes.connected(cpu, parallel.timeout):
-        yield build_trainer(config, data, tokenizer, cpu, "float32", None, parallel=parallel)
+        yield build_trainer(config, data, tokenizer, cpu, precision, None, parallel=parallel)
 
 
-def steps(settings: dict[str, Any], count: int, change: Any = None, *arguments: Any) -> Steps:
-    """Train for some steps; ``change(trainer, *arguments)`` may do something to the trainer before."""
+def steps(settings: dict[str, Any], count: int, change: Any = None, averaged: bool = False) -> Steps:
+    """Train for some steps; ``change(trainer)`` may do something to the trainer before."""
     with trainer_of(settings) as trainer:
         if change is not None:
-            change(trainer, *arguments)
+            change(trainer)
         losses, norms = [], []
         for _ in range(count):
             trainer.update()
@@ -47,7 +49,18 @@ def steps(settings: dict[str, Any], count: int, change: Any = None, *arguments: 
             losses.append(means.get("loss", math.nan))
             norms.append(means.get("gradient_norm", math.nan))
             trainer.progress.step += 1
-        return losses, norms, trainer.parallel.whole(trainer.model.state_dict())
+        with trainer.judged() if averaged else nullcontext():
+            weights = trainer.parallel.whole(trainer.model.state_dict())
+            return losses, norms, {name: weight.clone() for name, weight in weights.items()}
+
+
+def refusal(settings: dict[str, Any]) -> str:
+    """What is said to settings that cannot work."""
+    try:
+        with trainer_of(settings):
+            return "nothing"
+    except UserError as error:
+        return str(error)
 
 
 def ragged(trainer: Trainer) -> None:
@@ -70,7 +83,9 @@ def poison(trainer: Trainer, place: str, value: float, rank: int, at: set[int]) 
         return trainer.progress.step in at and trainer.parallel.processes.rank == rank
 
     if place == "gradient":
-        trainer.model.blocks[1].ffn.down.weight.register_hook(lambda gradient: gradient * value if now() else gradient)
+        trainer.model.blocks[1].ffn.down.register_full_backward_pre_hook(
+            lambda module, gradients: (gradients[0] * value,) if now() else None
+        )
     elif place == "output":
         trainer.model.blocks[0].attention.value.register_forward_hook(
             lambda module, inputs, output: output.index_fill(-1, torch.tensor([1]), value) if now() else output
@@ -103,7 +118,7 @@ def poisoned_steps(settings: dict[str, Any], *poisoning: Any) -> tuple[list[bool
 def everything(trainer: Trainer) -> list[Tensor]:
     """Copies of what this process holds of weights and optimizer; the optimizer's come last, where there are any."""
     held = [*trainer.model.state_dict().values(), *trainer.optimizer.state().values()]
-    return [trainer.parallel.local(tensor).clone() for tensor in held]
+    return [local_part(tensor).clone() for tensor in held]
 
 
 def broken_down(settings: dict[str, Any], *poisoning: Any) -> str:

@@ -10,10 +10,10 @@ from tests.distributed.cases import broken_down, poisoned_steps
 from tests.distributed.pair import Pair
 from tests.training.small import config
 
-MANY = ("ddp",)
+MANY = ("ddp", "fsdp")
 CAUSES = {
     "loss": "the loss is not finite",
-    "gradient": "the gradient of blocks.1.ffn.down.weight is not finite",
+    "gradient": "the gradient of blocks.1.ffn_norm.bias is not finite",
     "output": "the output of blocks.0.attention.value (Linear) is not finite",
 }
 

@@ -10,8 +10,21 @@ from tests.distributed.pair import Pair
 from tests.training.small import config
 
 EXACT = 5e-6
-SETTINGS: dict[str, Any] = {"max_steps": 12, "log_interval": 1, "eval_interval": 6, "gradient_accumulation": 2}
-WAYS = [["none", "ddp"], ["ddp", "none"], ["ddp", "none", "ddp"], ["none", "ddp", "none"]]
+SETTINGS: dict[str, Any] = {
+    "max_steps": 12,
+    "log_interval": 1,
+    "eval_interval": 6,
+    "gradient_accumulation": 2,
+    "final_evaluation": True,
+}
+WAYS = [
+    ["none", "ddp"],
+    ["ddp", "none"],
+    ["ddp", "none", "ddp"],
+    ["ddp", "fsdp", "ddp"],
+    ["fsdp", "none", "fsdp"],
+    ["none", "fsdp"],
+]
 
 
 @pytest.mark.parametrize("ways", WAYS, ids="-".join)

@@ -1,5 +1,6 @@
 """Two processes train as one does: every component, with accumulation, an odd vocabulary and ragged batches."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,13 @@ import pytest
 import torch
 
 from modular_gpt.core.registry import entries
-from tests.distributed.cases import ragged, steps
+from tests.distributed.cases import ragged, refusal, steps
 from tests.distributed.pair import Pair
 from tests.training.small import config
 
 EXACT = 5e-6
 STEPS = 30
-MANY = ("ddp",)
+MANY = ("ddp", "fsdp")
 
 
 def plain(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
@@ -26,13 +27,15 @@ def difference(one: list[float], other: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def assert_equal(pair: Pair, settings: dict[str, Any], change: Any = None) -> None:
+def assert_equal(
+    pair: Pair, settings: dict[str, Any], change: Any = None, ways: Sequence[str] = MANY, averaged: bool = False
+) -> None:
     """One process, and two in every way: the same losses and nearly the same weights."""
-    losses, norms, weights = steps({**settings, "parallel": "none"}, STEPS, change)
+    losses, norms, weights = steps({**settings, "parallel": "none"}, STEPS, change, averaged)
     assert losses[-1] < losses[0] - 0.05
     others = []
-    for name in MANY:
-        both = pair(steps, {**settings, "parallel": name}, STEPS, change)
+    for name in ways:
+        both = pair(steps, {**settings, "parallel": name}, STEPS, change, averaged)
         assert both[0][:2] == both[1][:2], f"the processes of {name} disagree"
         assert difference(both[0][0], losses) < EXACT, name
         assert difference(both[0][1], norms) < 20 * EXACT, name
@@ -69,9 +72,19 @@ def test_other_models(name: str, pair: Pair, folder: Path) -> None:
     assert_equal(pair, plain(folder, VARIANTS[name]))
 
 
-@pytest.mark.parametrize("optim", ["muon", "adafactor"])
+@pytest.mark.parametrize("optim", [name for name in entries("optim") if name != "adamw"])
 def test_every_optimizer(optim: str, pair: Pair, folder: Path) -> None:
-    assert_equal(pair, plain(folder, optim=optim))
+    whole = not entries("optim")[optim].component.takes_parts  # type: ignore[attr-defined]
+    assert_equal(pair, plain(folder, optim=optim), ways=("ddp",) if whole else MANY)
+
+
+def test_an_optimizer_that_needs_whole_matrices_is_refused(pair: Pair, folder: Path) -> None:
+    said = pair(refusal, plain(folder, optim="adafactor", parallel="fsdp"))
+    assert said[0].startswith("optim=adafactor needs whole matrices, and parallel=fsdp leaves each process a part")
+
+
+def test_the_average_of_the_weights(pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, ema_decay=0.9), averaged=True)
 
 
 @pytest.mark.parametrize("pieces", [1, 4])
@@ -90,3 +103,14 @@ def test_each_process_has_its_own_dropout(pair: Pair, folder: Path) -> None:
     assert first[0][:2] == again[0][:2]
     alone = steps({**settings, "parallel": "none"}, 5)[0]
     assert difference(first[0][0], alone) > EXACT
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_low_precision_with_sharded_weights(precision: str, mixed: bool, pair: Pair, folder: Path) -> None:
+    """Blocks that gather rounded weights, gradients that a scaler has scaled, and recomputed activations."""
+    ways = [{"name": "fsdp", "mixed_precision": mixed, "reshard": mixed}, "ddp"]
+    several = plain(folder, {"ffn": "moe"}, precision=precision, activation_checkpointing=1)
+    sharded, data = (pair(steps, {**several, "parallel": way}, 10)[0] for way in ways)
+    assert sharded[0] == pytest.approx(data[0], abs=0.03 if mixed else 0.003)
+    assert sharded[0][-1] < sharded[0][0] - 0.05

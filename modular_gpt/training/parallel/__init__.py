@@ -2,5 +2,14 @@
 
 from modular_gpt.training.parallel.base import Parallel, ParallelConfig, Tensors, build_parallel, fits
 from modular_gpt.training.parallel.data import DataParallel
+from modular_gpt.training.parallel.sharded import FullyShardedDataParallel
 
-__all__ = ["DataParallel", "Parallel", "ParallelConfig", "Tensors", "build_parallel", "fits"]
+__all__ = [
+    "DataParallel",
+    "FullyShardedDataParallel",
+    "Parallel",
+    "ParallelConfig",
+    "Tensors",
+    "build_parallel",
+    "fits",
+]

@@ -11,6 +11,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig, decode
 from modular_gpt.core.settings import positive
 from modular_gpt.model import GPTModel
+from modular_gpt.training.parallel.parts import part_like, whole_of
 from modular_gpt.training.processes import Processes
 
 Tensors = dict[str, Tensor]
@@ -37,6 +38,7 @@ class Parallel(Component, ABC, slot="parallel"):
 
     alone: ClassVar[bool] = False  # whether it is a way for one process
     together: ClassVar[bool] = True  # whether it is one for several
+    divides: ClassVar[bool] = False  # whether a process holds a part of each tensor only
 
     def __init__(self, config: Any, processes: Processes) -> None:
         self.config, self.processes = config, processes
@@ -52,13 +54,21 @@ class Parallel(Component, ABC, slot="parallel"):
         """The settings of the way that these stand for."""
         return config
 
-    def place(self, model: GPTModel, device: torch.device) -> GPTModel:
+    def place(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         """The model on its device, as far as this process holds it; before an optimizer takes its parameters."""
         return model.to(device)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """What is called with inputs and targets, and adds up gradients over processes in its backward pass."""
         return module
+
+    def check_optimizer(self, config: Any) -> None:
+        """Raise a ConfigError for an optimizer that needs whole matrices where there are none."""
+        if self.divides and not config.component.takes_parts:
+            raise ConfigError(
+                f"optim={config.name} needs whole matrices, and parallel={self.config.name} leaves each process a part"
+                " of them: use optim=adamw or optim=muon, or parallel=ddp"
+            )
 
     def check_rows(self, batch_size: int, pieces: int) -> None:
         """Raise a ConfigError unless a micro-batch has as many rows for each process."""
@@ -86,25 +96,21 @@ class Parallel(Component, ABC, slot="parallel"):
         sums = self.sum({"total": torch.tensor(total).double(), "count": torch.tensor(count)})
         return float(sums["total"] / sums["count"])
 
-    def norm(self, gradients: list[Tensor]) -> Tensor:
-        """The norm of the whole gradient."""
-        return torch.nn.utils.get_total_norm(gradients)
-
-    def local(self, tensor: Tensor) -> Tensor:
-        """What this process holds of a tensor."""
-        return tensor
-
     def whole(self, tensors: Tensors) -> Tensors:
-        """Tensors that this process may hold a part of -> whole ones in the first process, for a checkpoint."""
-        return tensors
+        """Tensors of which this process may hold a part -> whole ones in the first process, for a checkpoint."""
+        found = {}
+        for name, tensor in tensors.items():
+            whole = whole_of(tensor)  # one at a time, and all processes take part in it
+            if self.processes.leads:
+                found[name] = whole if whole is tensor else whole.cpu()
+        return found
 
-    def like(self, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """A whole tensor -> the part of it that goes with what this process holds of a parameter."""
-        return tensor
-
+    @torch.no_grad()
     def load(self, model: GPTModel, weights: Tensors) -> None:
-        """Put whole weights, and buffers, into a model that ``place`` has placed."""
-        model.load_state_dict(weights)
+        """Put whole weights, and buffers, into a model that ``place`` has placed; what is not there stays."""
+        for name, tensor in model.state_dict().items():
+            if name in weights:
+                tensor.copy_(part_like(weights[name], tensor))
 
 
 class OneProcess(Parallel, name="none"):
