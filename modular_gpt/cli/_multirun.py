@@ -1,7 +1,11 @@
 """Several runs from one command line, through Hydra's sweepers and launchers, and a table that compares them."""
 
+import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import hydra
@@ -13,16 +17,59 @@ from modular_gpt.cli._app import ENDED_BY_SIGNAL, MISTAKE, Line, hydras_command_
 from modular_gpt.cli._compose import HYDRA, composed, prepare
 from modular_gpt.cli._errors import explained
 from modular_gpt.cli._names import run_name
-from modular_gpt.cli._overrides import Override, jobs_to_try, read_overrides
+from modular_gpt.cli._overrides import Override, jobs_to_try, quoted, read_overrides
 from modular_gpt.cli._run import TRAIN, run_config, started_from
 from modular_gpt.core.errors import UserError
+from modular_gpt.core.files import write_text
 from modular_gpt.training.config import RunConfig
 
+RESULT = "result-"  # of a job in another process: a file of the sweep's folder
+Row = tuple[str, ...]
 HEADINGS = ("run", "parameters", "validation loss", "bits per byte", "tokens/s")
 
 
 class _Stopped(BaseException):
     """A signal ended a run, and with it those that would follow; as KeyboardInterrupt, it is no job's failure."""
+
+
+@dataclass
+class Sweep:
+    """What the jobs of one command line came to.
+
+    Those of Hydra's own launcher run in this process, one after another; a cluster's run in others, maybe on other
+    machines, and leave their rows of the table as files in the folder of the sweep.
+    """
+
+    folder: Path
+    shared: set[str]
+    where: list[Path]
+    process: int = field(default_factory=os.getpid)
+    rows: dict[int, Row] = field(default_factory=dict)
+    codes: list[int] = field(default_factory=list)
+
+    def job(self, config: DictConfig) -> None:
+        """Train one combination."""
+        hydra_config = HydraConfig.get()
+        number, words = int(hydra_config.job.num), list(hydra_config.overrides.task)
+        config.name = _name(config.name, words, self.shared)
+        blank = "\n" if number else ""
+        print(f"{blank}--- run {number + 1}: {config.name}", flush=True)
+        row, code = _trained(config, words, self.where)
+        if os.getpid() != self.process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / f"{RESULT}{number}.json", json.dumps({"row": row, "code": code}))
+            return
+        self.rows[number] = row
+        self.codes.append(code)
+        if code > ENDED_BY_SIGNAL:
+            raise _Stopped
+
+    def collect(self) -> None:
+        """Take in what jobs in other processes left."""
+        for path in self.folder.glob(f"{RESULT}*.json"):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            self.rows[int(path.stem.removeprefix(RESULT))] = tuple(result["row"])
+            self.codes.append(result["code"])
 
 
 def multirun(words: Sequence[str], where: list[Path]) -> int:
@@ -36,31 +83,19 @@ def multirun(words: Sequence[str], where: list[Path]) -> int:
     _, spelled = read_overrides(TRAIN, words, where, sweep=True)
     with explained(TRAIN, where):
         parsed = OverridesParser.create().parse_overrides(spelled)
-        for job_words in jobs_to_try(TRAIN, spelled):
-            composed(TRAIN, job_words, where)  # before a directory is made
-    shared = {each.key_or_group for each in parsed if not each.is_sweep_override()}
-    rows: list[tuple[str, ...]] = []
-    codes: list[int] = []
-
-    def job(config: DictConfig) -> None:
-        words = list(HydraConfig.get().overrides.task)
-        config.name = _name(config.name, words, shared)
-        blank = "\n" if rows else ""
-        print(f"{blank}--- run {len(rows) + 1}: {config.name}", flush=True)
-        row, code = _trained(config, words, where)
-        rows.append(row)
-        codes.append(code)
-        if code > ENDED_BY_SIGNAL:
-            raise _Stopped
-
+        # all of them, to see that it can be done before a directory is made
+        jobs = [composed(TRAIN, job_words, where) for job_words in jobs_to_try(TRAIN, spelled)]
+    folder = Path(jobs[0].runs).absolute() / f"{datetime.now():%Y%m%d-%H%M%S-%f}-multirun"
+    sweep = Sweep(folder, {each.key_or_group for each in parsed if not each.is_sweep_override()}, where)
     try:
-        _hydra_main(["--multirun", *spelled], where, job)
+        _hydra_main(["--multirun", f"hydra.sweep.dir={quoted(str(folder))}", *spelled], where, sweep.job)
     except _Stopped:
         pass
     finally:
-        if rows:  # none where a launcher runs the jobs in other processes
-            print(f"\n{_table([HEADINGS, *rows])}")
-    return max(codes, default=0)
+        sweep.collect()
+        if sweep.rows:
+            print(f"\n{_table([HEADINGS, *(row for _, row in sorted(sweep.rows.items()))])}")
+    return max(sweep.codes, default=0)
 
 
 def hydra_itself(line: Line, where: list[Path]) -> int:
@@ -87,7 +122,7 @@ def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:
     return "-".join(filter(None, ["" if base == RunConfig.name else base, run_name(own, TRAIN.choices())])) or base
 
 
-def _trained(config: DictConfig, words: list[str], where: list[Path]) -> tuple[tuple[str, ...], int]:
+def _trained(config: DictConfig, words: list[str], where: list[Path]) -> tuple[Row, int]:
     """Train one combination, which these words set -> its row of the table, and an exit code."""
     from modular_gpt.training.run import train
 
@@ -108,7 +143,7 @@ def _trained(config: DictConfig, words: list[str], where: list[Path]) -> tuple[t
     return (config.name, *figures), 0
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: list[Row]) -> str:
     """Rows of equal length in columns; a shorter one says in words why it has no figures."""
     whole = [row for row in rows if len(row) == len(HEADINGS)]
     first = max(len(row[0]) for row in rows)

@@ -1,8 +1,12 @@
 """mgpt-train: what a run leaves, names, resuming, several runs, and how it ends."""
 
+import functools
 import math
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from modular_gpt import compose
+from modular_gpt.cli import _multirun
 from modular_gpt.training import run as training
 from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.run import RunResult
@@ -93,6 +98,35 @@ def test_several_runs_and_their_table(run: Run, corpus: str, folder: Path) -> No
         assert float(bits) == pytest.approx(float(loss) / 0.6931, rel=1e-2)  # characters of one byte each
         assert float(speed.replace(",", "")) > 0
     assert "refused: attention=linear has no score matrix" in rows["linear-alibi"]
+
+
+def test_runs_in_other_processes_leave_their_rows(
+    run: Run, corpus: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a launcher of Hydra's gives them to a cluster: this process has none of their variables."""
+    monkeypatch.setattr(_multirun, "Sweep", functools.partial(_multirun.Sweep, process=-1))
+    answer = run("train", "-m", *corpus.split(), *TINY, "attention=mha,linear", "pos=alibi")
+    assert answer.code == 2
+    table = answer.out[answer.out.rindex("\nrun ") :].splitlines()
+    assert [line.split()[0] for line in table[3:]] == ["mha", "linear"]
+    assert "refused: attention=linear has no score matrix" in table[4]
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_launchers_of_hydras(launcher: str, root: Path, corpus: str, folder: Path) -> None:
+    plugin = launcher.removesuffix("_local")
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"needs hydra-{plugin}-launcher")
+    words = [*corpus.split(), *TINY, f"hydra/launcher={launcher}", "seed=1,2"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "modular_gpt.cli.train", "-m", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    table = answer.stdout[answer.stdout.rindex("\nrun ") :].splitlines()
+    assert [line.split()[0] for line in table[3:]] == ["seed=1", "seed=2"]
+    assert sorted(runs(folder)) == ["multirun", "seed=1", "seed=2"]
 
 
 def test_several_runs_with_a_name_for_all(run: Run, corpus: str, folder: Path) -> None:
