@@ -17,6 +17,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
 from modular_gpt.core.settings import fraction, from_mapping, not_negative, one_of, positive
 from modular_gpt.loss import LossSettings
+from modular_gpt.training.lora import LoraSettings
 from modular_gpt.vocabularies import read_config
 
 SLOTS = ("data", "tokenizer", "optim", "schedule", "parallel", "logger")
@@ -113,6 +114,7 @@ class RunConfig:
         those given here (``load_config`` reads the old ones)
     init_from: a run, a checkpoint, a folder in Hugging Face's format or a published name whose weights the model
         starts from; ``model`` says the parts that it shall have
+    lora: adapters that are trained instead of the weights of ``init_from``
     dry_run: say what the training would need, and whether it fits, instead of doing it
 
     Raises:
@@ -132,6 +134,7 @@ class RunConfig:
     runs: str = "runs"
     resume: str | None = None
     init_from: str | None = None
+    lora: LoraSettings = field(default_factory=LoraSettings)
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -139,6 +142,8 @@ class RunConfig:
             setattr(self, slot, decode(slot, getattr(self, slot)))
         if isinstance(self.trainer, Mapping):
             self.trainer = from_mapping(TrainerConfig, self.trainer, "trainer")
+        if isinstance(self.lora, Mapping):
+            self.lora = from_mapping(LoraSettings, self.lora, "lora")
         given = "vocab_size" in self.model
         self.model = read_config(self.model).to_dict()
         if not given:
@@ -158,6 +163,7 @@ class RunConfig:
             "name": self.name,
             "runs": self.runs,
             "init_from": self.init_from,
+            "lora": asdict(self.lora),
         }
 
     @classmethod
@@ -168,8 +174,9 @@ class RunConfig:
             ConfigError: a setting is unknown, of the wrong type, or cannot work with another.
         """
         values = dict(values)
-        if isinstance(values.get("trainer"), Mapping):
-            values["trainer"] = from_mapping(TrainerConfig, values["trainer"], "trainer")
+        for name, kind in (("trainer", TrainerConfig), ("lora", LoraSettings)):
+            if isinstance(values.get(name), Mapping):
+                values[name] = from_mapping(kind, values[name], name)
         return from_mapping(cls, values, "run")
 
 

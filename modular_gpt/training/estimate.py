@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
@@ -15,9 +15,10 @@ from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
 from modular_gpt.training.config import TrainerConfig
+from modular_gpt.training.lora import LoraSettings, trained_parts
 from modular_gpt.training.optim import build_optimizer
-from modular_gpt.training.patterns import freeze
 
+WHOLE = LoraSettings()  # no adapters
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -71,40 +72,51 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig) -> Estimate:
+def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig, lora: LoraSettings = WHOLE) -> Estimate:
     """What training takes; nothing is computed and no memory is used."""
     with FakeTensorMode():
-        model = GPTModel(config)
-        freeze(model, trainer.frozen)
+        model = hollow(config, trainer, lora)
         optimizer = build_optimizer(optim, model).state_bytes()
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return Estimate(
-        flops_per_token=flops_per_token(config, trainer.frozen),
+        flops_per_token=flops_per_token(config, trainer.frozen, lora),
         weights=sum(parameter.nbytes for parameter in model.parameters()),
         gradients=trained,
         optimizer=optimizer,
         average=0 if trainer.ema_decay is None else trained,
-        activations=activation_bytes(config, trainer),
+        activations=activation_bytes(config, trainer, lora),
         cache=config.cache_bytes(1, config.context_length),
     )
 
 
-def activation_bytes(config: GPTConfig, trainer: TrainerConfig) -> int:
+def hollow(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettings) -> GPTModel:
+    """The model as it is trained, of tensors without content, inside a FakeTensorMode."""
+    with torch.device("meta"):
+        model = GPTModel(config)
+        trained_parts(model, lora, trainer.frozen)
+    for module in model.modules():  # on the CPU, whose kernels keep other tensors than those of meta
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+    return model
+
+
+def activation_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettings = WHOLE) -> int:
     """Of one micro-batch, at the moment when most are held."""
-    whole = kept_bytes(config, replace(trainer, activation_checkpointing=0))
+    whole = kept_bytes(config, replace(trainer, activation_checkpointing=0), lora)
     every = trainer.activation_checkpointing
     if not every:
         return whole
-    kept = kept_bytes(config, trainer)
+    kept = kept_bytes(config, trainer, lora)
     again = -(-config.n_layers // every)  # blocks that are computed again, one after the other
     return kept + (whole - kept) // again
 
 
-def kept_bytes(config: GPTConfig, trainer: TrainerConfig) -> int:
+def kept_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettings) -> int:
     """What a forward pass keeps for the backward pass."""
     with FakeTensorMode():
-        model = GPTModel(config)
-        freeze(model, trainer.frozen)
+        model = hollow(config, trainer, lora)
         model.checkpoint_activations(trainer.activation_checkpointing)
         rows = trainer.batch_size // trainer.gradient_accumulation
         ids = torch.zeros(rows, config.context_length, dtype=torch.long)
@@ -115,15 +127,15 @@ def kept_bytes(config: GPTConfig, trainer: TrainerConfig) -> int:
     return sum(count for storage, count in storages.items() if storage not in own)
 
 
-def flops_per_token(config: GPTConfig, frozen: Sequence[str] = ()) -> float:
+def flops_per_token(config: GPTConfig, frozen: Sequence[str] = (), lora: LoraSettings = WHOLE) -> float:
     """Floating-point operations of the forward and backward pass of one token in a full context.
 
-    frozen: patterns of the parameters that have no gradient
+    frozen: patterns of the parameters that have no gradient; lora: the adapters
     Tensors on the meta device take PyTorch's plain path through attention, of which every product is counted once.
     """
     with torch.device("meta"):
         model = GPTModel(config)
-        freeze(model, frozen)
+        trained_parts(model, lora, frozen)
         ids = torch.zeros(1, config.context_length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(ids, ids).loss.backward()
@@ -150,7 +162,13 @@ def available_bytes(device: torch.device) -> int | None:
     return max(0, free)
 
 
-def smaller(config: GPTConfig, trainer: TrainerConfig, said: Estimate | None = None, available: int = 0) -> str:
+def smaller(
+    config: GPTConfig,
+    trainer: TrainerConfig,
+    said: Estimate | None = None,
+    available: int = 0,
+    lora: LoraSettings = WHOLE,
+) -> str:
     """What to give to need less memory, ready to be typed; with an estimate, what makes it fit."""
     parts = trainer.gradient_accumulation
     rows = trainer.batch_size // parts
@@ -160,7 +178,7 @@ def smaller(config: GPTConfig, trainer: TrainerConfig, said: Estimate | None = N
     others = 0 if said is None else said.training_bytes - said.activations
     least = replace(trainer, gradient_accumulation=trainer.batch_size, activation_checkpointing=1)
     if trainer.activation_checkpointing != 1 and (
-        said is None or others + activation_bytes(config, least) <= available
+        said is None or others + activation_bytes(config, least, lora) <= available
     ):
         split = f"trainer.gradient_accumulation={trainer.batch_size} " if rows > 1 else ""
         return f"{split}trainer.activation_checkpointing=1"
@@ -169,11 +187,13 @@ def smaller(config: GPTConfig, trainer: TrainerConfig, said: Estimate | None = N
     return "model_size=nano"
 
 
-def check_memory(said: Estimate, config: GPTConfig, trainer: TrainerConfig, device: torch.device) -> None:
+def check_memory(
+    said: Estimate, config: GPTConfig, trainer: TrainerConfig, device: torch.device, lora: LoraSettings = WHOLE
+) -> None:
     """Raise a ConfigError, which says what to change, for a training that cannot fit."""
     available = available_bytes(device)
     if available is not None and said.training_bytes > available:
-        change = smaller(config, trainer, said, available)
+        change = smaller(config, trainer, said, available, lora)
         raise ConfigError(f"this needs {said.in_words()}, and {size(available)} are available: try {change}")
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from modular_gpt.config import GPTConfig
-from modular_gpt.training.estimate import flops_per_token
+from modular_gpt.training.estimate import WHOLE, flops_per_token
+from modular_gpt.training.lora import LoraSettings
 
 TERA = 1e12
 # Dense products by the makers' data sheets, in 10^12 FLOP/s: bf16, fp16, float32 (as TF32 where there is that). None
@@ -84,8 +85,9 @@ def build_meter(
     precision: str,
     devices: int = 1,
     frozen: Sequence[str] = (),
+    lora: LoraSettings = WHOLE,
 ) -> Meter:
-    """A meter for training a model, but for what is frozen, on so many tokens.
+    """A meter for training a model, but for what is frozen, or adapters of it, on so many tokens.
 
     MFU is left out of a run of seconds, in which looking for it would be felt, and where no peak is known.
     """
@@ -94,7 +96,7 @@ def build_meter(
         return Meter(device)
     source = "published" if peak else "measured"
     peak = peak or measured_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
-    return Meter(device, flops_per_token(config, frozen), peak * devices, source)
+    return Meter(device, flops_per_token(config, frozen, lora), peak * devices, source)
 
 
 def published_peak(name: str, precision: str) -> float | None:

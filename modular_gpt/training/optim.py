@@ -222,16 +222,21 @@ class Muon(Optimizer, name="muon"):
         config = self.config
         by_muon = {p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)}
         rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in by_muon]}
-        muon = OrthogonalMomentum(
-            [p for p in groups["matrices"] if p in by_muon],
-            learning_rate=self.learning_rate,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            ns_steps=config.ns_steps,
-            scaling=config.scaling,
-        )
-        return [muon, adamw(config, rest, config.adamw_learning_rate or self.learning_rate)]
+        parts: list[torch.optim.Optimizer] = []
+        if by_muon:  # of frozen parts, and of adapters, one of the two may have nothing to do
+            muon = OrthogonalMomentum(
+                [p for p in groups["matrices"] if p in by_muon],
+                learning_rate=self.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                ns_steps=config.ns_steps,
+                scaling=config.scaling,
+            )
+            parts.append(muon)
+        if any(rest.values()):
+            parts.append(adamw(config, rest, config.adamw_learning_rate or self.learning_rate))
+        return parts
 
 
 class Adafactor(Optimizer, name="adafactor"):

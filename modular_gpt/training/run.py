@@ -26,11 +26,11 @@ from modular_gpt.training.environment import environment
 from modular_gpt.training.estimate import check_memory, estimate, smaller
 from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
 from modular_gpt.training.loggers import Loggers, build_loggers
+from modular_gpt.training.lora import LoraSettings, check_lora, peft_package, restore_adapters, trained_parts
 from modular_gpt.training.meter import Meter, build_meter
 from modular_gpt.training.metrics import Recorder, Silent
 from modular_gpt.training.optim import build_optimizer
 from modular_gpt.training.parallel import Parallel, build_parallel, fits
-from modular_gpt.training.patterns import freeze
 from modular_gpt.training.plot import plot_losses
 from modular_gpt.training.processes import Processes
 from modular_gpt.training.report import Outcome, report_table
@@ -88,6 +88,10 @@ def train_together(
 ) -> RunResult:
     """``train`` in processes that are connected."""
     processes = parallel.processes
+    if config.lora.rank is not None:
+        if config.init_from is None and config.resume is None:
+            raise ConfigError(f"lora.rank={config.lora.rank} adapts a model that was trained: give one by init_from=")
+        peft_package()  # it is better missed now than after a large model was loaded
     with ExitStack() as held:
         directory = checkpoint = source = None
         if (resume := config.resume) is not None:
@@ -134,13 +138,13 @@ def dry_run(config: RunConfig, tokenizer: Tokenizer, device: torch.device, quiet
     """Say what a training needs; a ConfigError where that is more than there is."""
     described = described_model(config, tokenizer)
     settings = config.trainer
-    said = estimate(described, config.optim, settings)
+    said = estimate(described, config.optim, settings, config.lora)
     with torch.device("meta"):
         count = GPTModel(described).num_parameters()
     table = f"parameters: {count.total:,} ({count.active:,} active)\n{said.table()}"
     if not quiet:
         print(table)
-    check_memory(said, described, settings, device)
+    check_memory(said, described, settings, device, config.lora)
     return RunResult(Path(config.runs), None, None, table)
 
 
@@ -160,7 +164,7 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
         described, settings = trainer.model.config, config.trainer
         needed = ""
         with suppress(MemoryError, RuntimeError):  # so little may be left that even this fails
-            said = estimate(described, config.optim, settings)
+            said = estimate(described, config.optim, settings, config.lora)
             needed = f": a step takes about {said.in_words()}"
         raise ConfigError(
             f"out of memory after step {trainer.progress.step}{needed}; try {smaller(described, settings)}"
@@ -174,7 +178,7 @@ def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, 
     leads = trainer.parallel.processes.leads
     recorder: Recorder | Silent = Silent()
     if leads:
-        meter = meter_of(trainer)
+        meter = meter_of(trainer, config.lora)
         write_facts(directory, config, trainer, meter)
         loggers.start(config.to_dict(), directory.resolve(), progress.step or None)
         recorder = Recorder(directory, settings.max_steps, meter, loggers, progress.step, progress.evaluated, quiet)
@@ -219,16 +223,21 @@ def build_trainer(
     schedule = build_schedule(config.schedule, config.trainer.max_steps)
     torch.manual_seed(config.seed)
     if checkpoint is not None:
+        check_lora(config.lora, checkpoint)
         model = build_model(checkpoint)
     elif config.init_from is not None:
         model = started(config.init_from, source or open_source(config.init_from), described, data, tokenizer, say)
     else:
         model = GPTModel(described)
     check_same(described.to_dict(), model.config.to_dict(), checkpoint)
-    freeze(model, config.trainer.frozen)
+    adapters = trained_parts(model, config.lora, config.trainer.frozen)
+    if adapters is not None and checkpoint is not None:
+        restore_adapters(adapters, checkpoint)
     model = parallel.place(model, device, precision)
     optimizer = build_optimizer(config.optim, model)
-    trainer = Trainer(model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision, parallel)
+    trainer = Trainer(
+        model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision, parallel, adapters
+    )
     if config.trainer.sample_tokens:
         trainer.validation.prompt()  # characters that the tokenizer does not know are better refused now
     if checkpoint is not None:
@@ -291,12 +300,13 @@ def new_run_directory(runs: Path, name: str) -> Path:
     return directory
 
 
-def meter_of(trainer: Trainer) -> Meter:
+def meter_of(trainer: Trainer, lora: LoraSettings) -> Meter:
     """What reads how much of the device this training uses."""
     active = trainer.model.num_parameters().active
     tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
     frozen, devices = trainer.config.frozen, trainer.parallel.processes.world
-    return build_meter(trainer.model.config, active, tokens, trainer.device, trainer.precision, devices, frozen)
+    model, device = trainer.model.config, trainer.device
+    return build_meter(model, active, tokens, device, trainer.precision, devices, frozen, lora)
 
 
 def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Meter) -> None:
@@ -354,7 +364,7 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> O
         with suppress(KeyboardInterrupt), trainer.stop.gentle(), trainer.judged():
             if progress.best_step != progress.step:
                 best = trainer.parallel.processes.lead(lambda: str(find_checkpoint(directory)))
-                trainer.parallel.load(trainer.model, build_model(Path(best)).state_dict())
+                trainer.load_weights(build_model(Path(best)).state_dict())
             final = trainer.validation.loss(0)
         loss, whole = (loss, False) if final is None else (final, True)
     count = trainer.model.num_parameters()

@@ -12,6 +12,7 @@ from modular_gpt.checkpoint import BEST, FOLDER, LATEST, STEP, read_json, read_t
 from modular_gpt.checkpoint import META as META_FILE
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.files import follow, point, sweep
+from modular_gpt.training.lora import ADAPTERS
 from modular_gpt.training.parallel import Tensors
 from modular_gpt.training.trainer import Progress, Trainer
 
@@ -45,7 +46,7 @@ class Checkpoints:
         if (progress.step, progress.evaluated) != self.saved:
             with self.trainer.judged():
                 meta, tensors = training_state(self.trainer)
-                weights = self.trainer.parallel.whole(self.trainer.model.state_dict())
+                weights = self.trainer.weights()
                 if self.leads:
                     self.write(meta, tensors, weights)
             self.saved = (progress.step, progress.evaluated)
@@ -112,9 +113,11 @@ def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]
     }
     sums = {f"{AVERAGE}{name}": value for name, value in trainer.averages.sums.items()}
     parallel = trainer.parallel
-    trained = {} if trainer.ema is None else {TRAINED: trainer.ema.held}
+    beside = {} if trainer.ema is None else {TRAINED: trainer.ema.held}
+    if trainer.adapters is not None:
+        beside[ADAPTERS] = trainer.adapters.state()
     return meta, {
-        **{name: parallel.whole(tensors) for name, tensors in trained.items()},
+        **{name: parallel.whole(tensors) for name, tensors in beside.items()},
         OPTIMIZER: parallel.whole(trainer.optimizer.state()),
         TRAINER: {RANDOM: torch.get_rng_state(), **sums},
     }

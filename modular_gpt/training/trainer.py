@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.diagnosis import first_not_finite
 from modular_gpt.training.ema import WeightAverage
 from modular_gpt.training.forward import Forward
+from modular_gpt.training.lora import Adapters
 from modular_gpt.training.metrics import Averages, Entry, Recorder, Silent
 from modular_gpt.training.optim import Optimizer
 from modular_gpt.training.parallel import Parallel, build_parallel
@@ -71,6 +72,7 @@ class Trainer:
         seed: int = 0,
         precision: str = "float32",
         parallel: Parallel | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, seed
@@ -86,6 +88,7 @@ class Trainer:
         self.averages = Averages()
         self.cause = ""  # of the last update that was left out
         self.stop = Stop(self.parallel.processes.highest)
+        self.adapters = adapters
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop, self.parallel)
 
@@ -189,9 +192,24 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
 
-    def judged(self) -> AbstractContextManager:
-        """Inside, the model has the weights that are to be judged and saved: averaged, where an average is kept."""
-        return nullcontext() if self.ema is None else self.ema.shown()
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Inside, the model has the weights that are to be judged and saved: averaged, and with adapters merged."""
+        with ExitStack() as stack:
+            if self.ema is not None:
+                stack.enter_context(self.ema.shown())
+            if self.adapters is not None:
+                stack.enter_context(self.adapters.merged())
+            yield
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's, as one without adapters has them; all of them in the first process, for a checkpoint."""
+        weights = self.model.state_dict() if self.adapters is None else self.adapters.weights()
+        return self.parallel.whole(weights)
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take up what ``weights`` gave."""
+        self.parallel.load(self.model, weights if self.adapters is None else self.adapters.complete(weights))
 
     def skip_update(self) -> None:
         """Leave the weights as they are and say why; give up when that happens again and again."""

@@ -108,7 +108,7 @@ def ending(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], li
     checkpoint = find_checkpoint(directory, prefer="latest")
     tensors = {
         f"{name}:{key}": tensor
-        for name in ("model", "optimizer", "trainer", "trained")
+        for name in ("model", "optimizer", "trainer", "trained", "adapters")
         if (checkpoint / f"{name}.safetensors").is_file()
         for key, tensor in read_tensors(checkpoint, name).items()
     }

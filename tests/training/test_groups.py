@@ -96,6 +96,15 @@ def test_factors_that_cannot_work(factor: Any, folder: Path) -> None:
         config(folder, optim={"name": "adamw", "learning_rate_scale": {"embedding*": factor}})
 
 
+@pytest.mark.parametrize("optim", entries("optim"))
+@pytest.mark.parametrize("frozen", [["*bias", "*norm*", "embedding*"], ["*.query.weight", "blocks.*"]], ids=str)
+def test_only_matrices_or_none_are_trained(frozen: list[str], optim: str, folder: Path) -> None:
+    trainer = trainer_of(config(folder, optim=optim, frozen=frozen))
+    before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters() if tensor.requires_grad}
+    after = steps(trainer, 2)
+    assert before and not any(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 @pytest.mark.usefixtures("fast")
 def test_frozen_parts_of_another_model(folder: Path) -> None:
     """Fine-tuning: what is frozen ends as it was in the model that the run started from."""
