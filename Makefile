@@ -11,7 +11,7 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 ARGS ?= # more words for the command behind a target: make train ARGS="attention=mla trainer.max_steps=500"
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format hooks wheel clean
+.PHONY: help train test lint format docs hooks wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ lint: $(DEV) ## ruff and mypy, changing nothing
 format: $(DEV) ## let ruff rewrite the code as lint wants it
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
+
+docs: $(DEV) ## write the tables and outputs in the pages anew, from the code
+	$(PY) docs/scripts/tables.py
+	$(PY) -m tests.docs.pages docs/*.md README.md
 
 hooks: $(DEV) ## run lint before every git commit
 	$(PY) -m pre_commit install
