@@ -94,7 +94,8 @@ def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
                 raise
         if keep(target):
             return
-        aside = new.with_name(f"{new.name}{ASIDE}{attempt}")
+        names = (new.with_name(f"{new.name}{ASIDE}{number}") for number in count(attempt))
+        aside = next(name for name in names if not name.exists())  # one may be left that could not be removed
         try:
             os.rename(target, aside)
         except FileNotFoundError:

@@ -32,7 +32,7 @@ def zeros(at: float) -> Callable[[bytes], bytes]:
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    **{f"bit {bit} at {at}": flip(at, bit) for at in (0.0, 0.01, 0.33, 0.66, 0.999) for bit in (0, 3, 7)},
+    **{f"bit {bit} at {at}": flip(at, bit) for at in (0.0, 0.01, 0.33, 0.5, 0.66, 0.999) for bit in (0, 3, 7)},
     **{f"cut at {at}": cut(at) for at in (0.1, 0.5, 0.9, 0.9999)},
     **{f"zeros at {at}": zeros(at) for at in (0.0, 0.2, 0.5)},
     "longer": lambda data: data + b"\n",

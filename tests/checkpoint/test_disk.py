@@ -101,6 +101,29 @@ def test_a_call_that_fails(
     assert not list(saved.parent.glob(f"*{MARK}*"))
 
 
+@pytest.mark.parametrize("name", ["os.unlink", "os.rmdir"])
+@pytest.mark.parametrize("call", range(1, 6))
+def test_a_removal_that_fails(
+    name: str, call: int, saved: Path, model: GPTModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be removed stays; the new checkpoint is whole beside it, and so is the next."""
+    original, calls = getattr(os, name.removeprefix("os.")), 0
+
+    def failing(*args: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return original(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(name, failing)
+        save_checkpoint(saved, changed(model))
+    assert torch.equal(load_checkpoint(saved).model.embedding.weight, model.embedding.weight)
+    save_checkpoint(saved, changed(model))
+    assert torch.equal(load_checkpoint(saved).model.embedding.weight, model.embedding.weight)
+
+
 def test_a_place_that_cannot_be_written(tmp_path: Path, model: GPTModel) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot save"):

@@ -1,6 +1,7 @@
 """Real signals to real processes, wherever they hit: what was saved stays, and going on ends in the very same place."""
 
 import multiprocessing
+import os
 import random
 import signal
 import time
@@ -212,35 +213,59 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Any], folder: Path) -
     verify(find_checkpoint(directory, prefer="latest"))
 
 
-def test_of_two_processes_in_one_directory_one_goes_on(
-    start: Callable[..., Any], whole: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_of_several_processes_in_one_directory_one_goes_on(
+    number: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_steps": 30, "eval_interval": 10}
     expected = whole(**settings)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         directory = run(config(folder, **settings)).directory
-    processes = [start(run_in_process, plain(folder, directory, **settings)) for _ in range(4)]
+    processes = [start(run_in_process, plain(folder, directory, **settings)) for _ in range(number)]
     for process in processes:
         process.join(60)
     codes = sorted(process.exitcode for process in processes)
-    assert codes == [0, 1, 1, 1]
+    assert codes == [0] + [1] * (number - 1)
     assert_same_ending(expected, directory)
 
 
-def test_the_lock_of_a_killed_process_is_free(start: Callable[..., Any], folder: Path) -> None:
+@pytest.mark.parametrize("number", [KILL, TERM, INT], ids=lambda number: number.name)
+def test_the_lock_of_a_process_that_is_no_more_is_free(number: int, start: Callable[..., Any], folder: Path) -> None:
+    """While it goes on, its run is refused by whatever path it is named."""
     process = start(run_in_process, plain(folder, **{**LONG, "max_steps": 100_000}))
     deadline = time.perf_counter() + 30
     while the_run(folder) is None and time.perf_counter() < deadline:
         time.sleep(0.01)
     directory = the_run(folder)
     assert directory is not None
-    with pytest.raises(ConfigError, match="another process trains in"):
-        run(config(folder, resume=str(directory), **LONG))
-    process.kill()
+    latest = find_checkpoint(directory, prefer="latest")
+    for path in (directory, directory / FOLDER, directory / FOLDER / "latest", latest, folder / "runs" / "latest"):
+        with pytest.raises(ConfigError, match="another process trains in"):
+            run(config(folder, resume=str(path), **LONG))
+    os.kill(process.pid, number)
     process.join()
     step = ending(directory)[1]["step"]
     assert run(config(folder, resume=str(directory), **{**LONG, "max_steps": step + 1})).outcome is not None
+
+
+@pytest.mark.parametrize("left", ["", "12345", "not a number"])
+def test_a_lock_that_nobody_holds(left: str, whole: Callable[..., Path], folder: Path) -> None:
+    """A lock is held by a process, not by the file, whatever is written there."""
+    directory = whole()
+    (directory / "lock").write_text(left)
+    assert run(config(folder, resume=str(directory), max_steps=13)).outcome is not None
+
+
+def test_two_new_processes_train_the_same(start: Callable[..., Any], folder: Path) -> None:
+    write_text(folder / "text.txt")
+    places = [folder / name for name in ("one", "other")]
+    for place in places:
+        process = start(run_in_process, plain(folder, runs=str(place / "runs"), model={"dropout": 0.1}))
+        process.join(60)
+    one, other = (the_run(place) for place in places)
+    assert one is not None and other is not None
+    assert_same_ending(one, other)
 
 
 def test_many_runs_begun_within_a_moment(start: Callable[..., Any], folder: Path) -> None:

@@ -54,7 +54,11 @@ def test_stopped_after_any_step(
 
 @pytest.mark.parametrize(
     ("stops", "order"),
-    [([3, 5, 7], "random"), ([2, 3, 4], "epoch"), ([4, 8, 11], "epoch"), ([1, 2, 3], "random"), ([5, 6, 10], "epoch")],
+    [
+        *[([3, 5, 7], "random"), ([1, 2, 3], "random")],
+        *[([1, 2, 3], "epoch"), ([2, 3, 4], "epoch"), ([5, 6, 7], "epoch")],  # within an epoch
+        *[([4, 8, 11], "epoch"), ([5, 6, 10], "epoch"), ([2, 7, 11], "epoch")],  # over its end
+    ],
     ids=str,
 )
 def test_stopped_again_and_again(stops: list[int], order: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

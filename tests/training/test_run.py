@@ -6,6 +6,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,14 +248,30 @@ class TestRotation:
         assert len(self.steps(whole)) <= keep + 1
         assert load_checkpoint(whole / FOLDER / "latest").meta["step"] == back + 1
 
-    def test_a_failed_save_removes_nothing(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("keep", [1, 2, 3])
+    def test_a_later_step_of_a_future_that_was_given_up(self, keep: int, folder: Path) -> None:
+        """It counts as nothing: neither as the newest nor among those that are kept."""
+        directory = run(config(folder, eval_interval=2, keep=keep)).directory
+        stale = directory / FOLDER / "step_00000099"
+        shutil.copytree(directory / FOLDER / "step_00000012", stale)
+        run(config(folder, eval_interval=2, keep=keep, max_steps=16, resume=str(directory)))
+        assert not stale.exists()
+        best = int((directory / FOLDER / "best").resolve().name[5:])
+        assert self.steps(directory) == sorted({best, *range(18 - 2 * keep, 17, 2)})
+        assert load_checkpoint(directory / FOLDER / "latest").meta["step"] == 16
+
+    @pytest.mark.parametrize("keep", [1, 2, 3])
+    @pytest.mark.parametrize("failing_save", [2, 3])
+    def test_a_failed_save_removes_nothing(
+        self, keep: int, failing_save: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         saves = 0
         save = Checkpoints.save
 
         def failing(self: Checkpoints) -> None:
             nonlocal saves
             saves += 1
-            if saves == 3:
+            if saves == failing_save:
                 monkeypatch.setattr("safetensors.torch.serialize_file", full)
             save(self)
 
@@ -263,11 +280,12 @@ class TestRotation:
 
         monkeypatch.setattr(Checkpoints, "save", failing)
         with pytest.raises(CheckpointError, match="No space left on device"):
-            run(config(folder, eval_interval=2, keep=1))
+            run(config(folder, eval_interval=2, keep=keep))
         (directory,) = (folder / "runs").glob("*-gpt")
-        assert 4 in self.steps(directory)
+        assert 2 * failing_save - 2 in self.steps(directory)
         assert not list((directory / FOLDER).glob(f"*{MARK}*"))
         assert load_checkpoint(directory).meta["step"] in (2, 4)
+        assert load_checkpoint(directory / FOLDER / "latest").meta["step"] == 2 * failing_save - 2
 
 
 @pytest.mark.usefixtures("fast")
