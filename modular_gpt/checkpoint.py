@@ -3,6 +3,7 @@
     config.json         the model's config, every default spelled out
     model.safetensors   its weights
     tokenizer.json      what turns text into its ids, where given
+                        (or shard-*.safetensors, of which each process of a training wrote its own)
     meta.json           whatever the writer wants to remember: the step, the loss, the data's fingerprint
     manifest.json       size and SHA-256 of each file
 
@@ -14,8 +15,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +31,7 @@ from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.core.files import follow, new_directory, sha256_file
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
+from modular_gpt.shards import FILES, read_shards
 
 FORMAT = 1
 MANIFEST, CONFIG, MODEL, META, TOKENIZER = (
@@ -60,23 +63,29 @@ def save_checkpoint(
     meta: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    pieces: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint; until it is whole and on the disk, what stood there before stays.
 
     tensors: further sets of tensors by name, each written to ``<name>.safetensors``
     weights: the model's ``state_dict``, where the model at hand holds only a part of each tensor
+    pieces: writes the weights and more sets in pieces, as ``read_shards`` reads them, into the directory it is given
 
     Raises:
         CheckpointError: the disk is full or cannot be written; the message says how many bytes are needed.
     """
     directory = Path(directory)
-    sets = {"model": model.state_dict() if weights is None else weights, **(tensors or {})}
+    sets = dict(tensors or {})
+    if pieces is None:
+        sets["model"] = model.state_dict() if weights is None else weights
     needed = sum(tensor.nbytes for each in sets.values() for tensor in each.values()) + 2**16
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(directory.parent).free < needed:
             raise OSError(errno.ENOSPC, "the disk is full")
         with new_directory(directory) as new:
+            if pieces is not None:
+                pieces(new)
             for name, each in sets.items():
                 plain = {key: tensor.detach().cpu().contiguous() for key, tensor in each.items()}
                 save_file(plain, new / f"{name}.safetensors", metadata={"format": "pt"})
@@ -179,7 +188,7 @@ def verify(directory: Path) -> None:
     for name in files:
         if Path(name).name != name or name in ("", ".."):
             raise CheckpointError(f"'{path}' names the file {name!r}, which lies elsewhere: it is not to be trusted")
-    if not {CONFIG, MODEL, META} <= files.keys():
+    if not ({CONFIG, META} <= files.keys() and (MODEL in files or any(fnmatch(name, FILES) for name in files))):
         raise _damaged(path, f"it does not list {CONFIG}, {MODEL} and {META}")
     for name, facts in files.items():
         if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
@@ -238,9 +247,11 @@ def _compare(path: Path, expected: Mapping[str, torch.Size], found: Mapping[str,
 
 
 def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of ``<name>.safetensors`` in a verified checkpoint."""
+    """The tensors of ``<name>.safetensors``, or of that name in pieces, in a verified checkpoint; {} for none."""
     path = directory / f"{name}.safetensors"
     try:
+        if not path.is_file():
+            return read_shards(directory, name)
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
     except (OSError, SafetensorError) as error:

@@ -216,7 +216,7 @@ def build_trainer(
     source: the opened ``init_from``; say: takes what became of its weights; parallel: with which other processes
     """
     parallel = parallel or build_parallel("none", Processes())
-    parallel.check_optimizer(config.optim)
+    parallel.check_whole(config.optim, config.lora.rank is not None)
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = described_model(config, tokenizer)
     data.check_vocabulary(described.vocab_size)

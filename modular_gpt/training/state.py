@@ -14,6 +14,7 @@ from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.files import follow, point, sweep
 from modular_gpt.training.lora import ADAPTERS
 from modular_gpt.training.parallel import Tensors
+from modular_gpt.training.parallel.pieces import write_pieces
 from modular_gpt.training.trainer import Progress, Trainer
 
 FORMAT = 1
@@ -46,24 +47,36 @@ class Checkpoints:
         if (progress.step, progress.evaluated) != self.saved:
             with self.trainer.judged():
                 meta, tensors = training_state(self.trainer)
-                weights = self.trainer.weights()
-                if self.leads:
-                    self.write(meta, tensors, weights)
+                self.write(meta, {"model": self.trainer.weights(), **tensors})
             self.saved = (progress.step, progress.evaluated)
         if self.leads:
             self.point()
             self.prune()
 
-    def write(self, meta: dict[str, Any], tensors: dict[str, Tensors], weights: Tensors) -> None:
-        """Write a checkpoint of this step."""
-        save_checkpoint(
-            self.path(self.trainer.progress.step),
-            self.trainer.model,
-            self.trainer.tokenizer,
-            meta={**meta, "run": self.settings},
-            tensors=tensors,
-            weights=weights,
-        )
+    def write(self, meta: dict[str, Any], sets: dict[str, Tensors]) -> None:
+        """Write a checkpoint of this step: whole tensors, or each process what it holds."""
+        trainer, parallel = self.trainer, self.trainer.parallel
+        small, pieces = {TRAINER: sets.pop(TRAINER)}, None
+        if parallel.in_pieces:
+            held = {f"{name}/{key}": tensor for name, each in sets.items() for key, tensor in each.items()}
+
+            def pieces(folder: Path) -> None:
+                write_pieces(held, Path(parallel.processes.lead(lambda: str(folder))))
+
+        else:
+            small |= {name: parallel.whole(each) for name, each in sets.items()}
+        if self.leads:
+            save_checkpoint(
+                self.path(trainer.progress.step),
+                trainer.model,
+                trainer.tokenizer,
+                meta={**meta, "run": self.settings},
+                weights=small.pop("model", None),
+                tensors=small,
+                pieces=pieces,
+            )
+        elif pieces is not None:
+            pieces(self.folder)  # the first process says where
 
     def point(self) -> None:
         """Let ``latest``, and ``best`` where it is that, lead to the checkpoint of this step."""
@@ -112,13 +125,12 @@ def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]
         "scaler": trainer.scaler.state_dict(),
     }
     sums = {f"{AVERAGE}{name}": value for name, value in trainer.averages.sums.items()}
-    parallel = trainer.parallel
     beside = {} if trainer.ema is None else {TRAINED: trainer.ema.held}
     if trainer.adapters is not None:
         beside[ADAPTERS] = trainer.adapters.state()
     return meta, {
-        **{name: parallel.whole(tensors) for name, tensors in beside.items()},
-        OPTIMIZER: parallel.whole(trainer.optimizer.state()),
+        **beside,
+        OPTIMIZER: trainer.optimizer.state(),
         TRAINER: {RANDOM: torch.get_rng_state(), **sums},
     }
 
@@ -141,8 +153,7 @@ def restore(trainer: Trainer, directory: Path) -> None:
     trainer.progress = Progress(**progress)
     if not best_is_there(directory, trainer.progress.best_step):
         trainer.progress.best_loss, trainer.progress.best_step = math.inf, 0
-    if (directory / f"{TRAINED}.safetensors").is_file():
-        trainer.parallel.load(trainer.model, read_tensors(directory, TRAINED))
+    trainer.parallel.load(trainer.model, read_tensors(directory, TRAINED))
     trainer.optimizer.load_state(read_tensors(directory, OPTIMIZER))
     tensors = read_tensors(directory, TRAINER)
     torch.set_rng_state(tensors.pop(RANDOM))

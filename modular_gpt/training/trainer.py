@@ -203,9 +203,8 @@ class Trainer:
             yield
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's, as one without adapters has them; all of them in the first process, for a checkpoint."""
-        weights = self.model.state_dict() if self.adapters is None else self.adapters.weights()
-        return self.parallel.whole(weights)
+        """The model's, as one without adapters has them; where they are divided, the parts of this process."""
+        return self.model.state_dict() if self.adapters is None else self.adapters.weights()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take up what ``weights`` gave."""

@@ -9,7 +9,7 @@ from tests.architecture.source import PACKAGE, imports, modules
 
 FLOORS = (
     {"core"},
-    {"nn", "generation", "data"},
+    {"nn", "generation", "data", "shards"},
     {"config"},
     {"init", "loss", "summary", "vocabularies"},
     {"model"},

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from modular_gpt.checkpoint import find_checkpoint
 from tests.distributed.cases import whole_run
 from tests.distributed.pair import Pair
 from tests.training.small import config
@@ -24,7 +25,12 @@ WAYS = [
     ["ddp", "fsdp", "ddp"],
     ["fsdp", "none", "fsdp"],
     ["none", "fsdp"],
+    ["pieces", "none", "pieces"],
+    ["pieces", "ddp", "fsdp"],
 ]
+
+
+PIECES = {"name": "fsdp", "sharded_checkpoints": True}
 
 
 @pytest.mark.parametrize("ways", WAYS, ids="-".join)
@@ -33,7 +39,7 @@ def test_elastic_resume(ways: list[str], pair: Pair, folder: Path) -> None:
     _, batches, losses = whole_run({**config(folder, runs=str(folder / "whole"), optim="muon", **SETTINGS).to_dict()})
     directory = None
     for number, name in enumerate(ways, 1):
-        now = {**settings, "parallel": name, "resume": directory}
+        now = {**settings, "parallel": PIECES if name == "pieces" else name, "resume": directory}
         stop = 12 // len(ways) * number if number < len(ways) else None
         answers = [whole_run(now, stop)] if name == "none" else pair(whole_run, now, stop)
         directory = answers[0][0]
@@ -41,6 +47,8 @@ def test_elastic_resume(ways: list[str], pair: Pair, folder: Path) -> None:
         for step in answers[0][1]:
             rows = [row for answer in answers for row in answer[1][step]]
             assert sorted(rows) == sorted(batches[step])
+        files = {path.name for path in find_checkpoint(directory, prefer="latest").iterdir()}
+        assert ("model.safetensors" in files) == (name != "pieces") != any("shard-" in file for file in files)
     found = answers[0][2]
     assert found.keys() == losses.keys() == set(range(1, 13))
     assert max(abs(found[step] - losses[step]) for step in losses) < EXACT

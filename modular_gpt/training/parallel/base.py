@@ -62,8 +62,13 @@ class Parallel(Component, ABC, slot="parallel"):
         """What is called with inputs and targets, and adds up gradients over processes in its backward pass."""
         return module
 
-    def check_optimizer(self, config: Any) -> None:
-        """Raise a ConfigError for an optimizer that needs whole matrices where there are none."""
+    def check_whole(self, config: Any, adapters: bool) -> None:
+        """Raise a ConfigError for an optimizer, or for adapters, that need whole matrices where there are none."""
+        if self.divides and adapters:
+            raise ConfigError(
+                f"lora.rank needs whole matrices, and parallel={self.config.name} leaves each process a part of them:"
+                " use parallel=ddp"
+            )
         if self.divides and not config.component.takes_parts:
             raise ConfigError(
                 f"optim={config.name} needs whole matrices, and parallel={self.config.name} leaves each process a part"
@@ -104,6 +109,11 @@ class Parallel(Component, ABC, slot="parallel"):
             if self.processes.leads:
                 found[name] = whole if whole is tensor else whole.cpu()
         return found
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether each process writes what it holds into a checkpoint."""
+        return False
 
     @torch.no_grad()
     def load(self, model: GPTModel, weights: Tensors) -> None:

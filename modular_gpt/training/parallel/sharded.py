@@ -32,18 +32,24 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
     class Config(ParallelConfig):
         """Settings.
 
+        sharded_checkpoints: each process writes what it holds into a checkpoint, instead of the first one gathering all
         reshard: drop a block's gathered weights between its forward and its backward pass, which gather them again;
             false needs more memory and sends less
         mixed_precision: with trainer.precision=bf16 or fp16, gather blocks' weights in it instead of float32, which
             halves what is sent; what flows through a block is then rounded to it too. Gradients are summed in float32.
         """
 
+        sharded_checkpoints: bool = False
         reshard: bool = True
         mixed_precision: bool = False
 
     def __init__(self, config: Any, processes: Processes) -> None:
         super().__init__(config, processes)
         self.part, self.parts = processes.rank, processes.world
+
+    @property
+    def in_pieces(self) -> bool:
+        return bool(self.config.sharded_checkpoints)
 
     def place(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("data",))
