@@ -103,8 +103,12 @@ def described(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
 def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
     """``Trainer.update`` of a run with these settings: everything that one of its steps does."""
     from modular_gpt.training import RunConfig, TrainerConfig
-    from modular_gpt.training.hardware import choose_precision, float32_products, prepare_device
+    from modular_gpt.training.allocator import keep_memory
+    from modular_gpt.training.compiling import ordered_sums
+    from modular_gpt.training.hardware import choose_precision, float32_products
     from modular_gpt.training.run import build_trainer
+
+    keep_memory()
 
     config = RunConfig(
         model=described(size, contestant.model),
@@ -115,15 +119,14 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
         ),
     )
     precision = choose_precision(contestant.precision, device)
-    prepare_device(None)
-    float32_products(precision, device).__enter__()
     data = PreparedData(tokens, tokens, {"tokenizer": {"vocab_size": size.vocabulary}})
     tokenizer: Any = SimpleNamespace(vocab_size=size.vocabulary)
     trainer = build_trainer(config, data, tokenizer, device, precision, None)
     trainer.model.train()
 
     def step() -> None:
-        trainer.update()
+        with float32_products(precision, device), ordered_sums(trainer.forward.compiled):
+            trainer.update()
         trainer.progress.step += 1
 
     return step

@@ -21,6 +21,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.settings import fraction, one_of, positive
 
 BACKENDS = ("auto", "flash", "math", "flex")
+_SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
@@ -107,16 +108,25 @@ def attend(
     elif pos.count > 1:
         causal = True
     dropout = scoring.dropout if training else 0.0
-    plain = scoring.backend in ("auto", "flash") and scoring.softcap is None
+    spelled = (
+        scoring.backend == "math" or scoring.softcap is not None or _better_written_out(q, n_keys, scoring, training)
+    )
+    plain = scoring.backend != "flex" and not spelled
     if causal and not (plain and bias is None and sinks is None):
         seen = pos.once("causal", lambda: visible(pos, key_columns, None))
     if scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: nothing for single tokens
         return _flex(q, k, v, scoring, seen, sinks, bias, dropout)
     # for one query PyTorch would copy all keys and values, to add the sink or where their widths differ
     copies = pos.count == 1 and (sinks is not None or k.shape[-1] != v.shape[-1])
-    if scoring.backend == "math" or scoring.softcap is not None or (copies and scoring.backend == "auto"):
+    if spelled or (copies and scoring.backend == "auto"):
         return _written_out(q, k, v, scoring, seen, sinks, bias, dropout)
     return _fused(q, k, v, scoring, seen, sinks, bias, dropout, causal and seen is None)
+
+
+def _better_written_out(q: Tensor, n_keys: int, scoring: Scoring, training: bool) -> bool:
+    """Whether compiled training on a CPU, whose flash kernels are slow backwards, goes quicker by plain products."""
+    short = scoring.backend == "auto" and training and q.device.type == "cpu" and n_keys <= _SHORT
+    return short and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def _fused(

@@ -49,7 +49,7 @@ class TrainerConfig:
     device: auto | cpu | cuda | cuda:1 | mps ...; precision: auto | float32 | bf16_products | bf16 | fp16, of the
         arithmetic (weights and optimizer stay float32; bf16_products: all is float32, but matrix products round their
         inputs to bf16, which is twice as fast on CPUs with bf16 units); compile: let torch.compile generate code for
-        this machine
+        this machine (auto: where that saves a run more time than it takes)
     threads: of the CPU (null: one for each physical core this process may use, or OMP_NUM_THREADS)
     """
 
@@ -75,7 +75,7 @@ class TrainerConfig:
     keep: int = 2
     device: str = "auto"
     precision: str = "auto"
-    compile: bool = False
+    compile: bool | str = "auto"
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,6 +89,8 @@ class TrainerConfig:
             raise ConfigError(f"trainer.frozen must be a list of patterns of names, got {self.frozen!r}")
         one_of(self.order, ("random", "epoch"), "trainer.order")
         one_of(self.precision, PRECISIONS, "trainer.precision")
+        one_of(str(self.compile).lower(), ("auto", "true", "false"), "trainer.compile")
+        self.compile = {"true": True, "false": False}.get(str(self.compile).lower(), "auto")
         if self.batch_size % self.gradient_accumulation:
             raise ConfigError(
                 f"trainer.batch_size={self.batch_size} does not divide into"

@@ -1,6 +1,7 @@
 """Where a run computes: device, threads, and the precision of its arithmetic."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -43,15 +44,14 @@ def choose_device(name: str, processes: Processes | None = None) -> torch.device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """One of ``PRECISIONS``; ``auto`` is bf16 on GPUs and bf16_products on CPUs that have units for it, else float32.
+    """One of ``PRECISIONS``; ``auto`` is bf16 on GPUs and CPUs that have units for it, else float32.
 
     Raises:
         ConfigError: the device does not compute in it.
     """
     if name == "auto":
-        if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16"
-        return "bf16_products" if device.type == "cpu" and cpu_has_bf16() else "float32"
+        has = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False), "cpu": cpu_has_bf16}
+        return "bf16" if device.type in has and has[device.type]() else "float32"
     if name == "fp16" and device.type == "mps":
         raise ConfigError("trainer.precision=fp16 needs a scaler that mps has not; use bf16 or float32")
     return name
@@ -65,8 +65,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN multiplies in bf16 on this CPU, faster than in float32."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether oneDNN multiplies in bf16 on this CPU, faster than in float32; on x86 it also can by emulation."""
+    able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return able
+    return able and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from modular_gpt.core.files import exclusive, point, write_text
 from modular_gpt.data import PreparedData, Tokenizer, build_corpus, prepare
 from modular_gpt.model import GPTModel
 from modular_gpt.sources import Opened
+from modular_gpt.training.allocator import keep_memory
+from modular_gpt.training.compiling import from_compiler, ordered_sums, reason
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.environment import environment
 from modular_gpt.training.estimate import check_memory, estimate, smaller
@@ -71,6 +73,7 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         DataError: the text is missing, too short or no text.
         CheckpointError: what is to be resumed is missing, damaged or of other settings; or the disk is full.
     """
+    keep_memory()
     processes = Processes.launched()
     with orderly():
         with processes.alike():
@@ -154,9 +157,10 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if config.trainer.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"torch.compile does not work here ({reason}); use trainer.compile=false") from error
+        if trainer.forward.compiled and from_compiler(error):
+            raise ConfigError(
+                f"torch.compile does not work here ({reason(error)}); use trainer.compile=false"
+            ) from error
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
         traceback.clear_frames(error.__traceback__)  # and with them the activations, or no memory is left to say so
@@ -184,7 +188,7 @@ def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, 
         recorder = Recorder(directory, settings.max_steps, meter, loggers, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
     try:
-        with explained(config, trainer):
+        with explained(config, trainer), ordered_sums(trainer.forward.compiled):
             finished = trainer.fit(recorder, checkpoints.save)
         if not finished:
             recorder.say(f"Stopped after step {progress.step}, which is saved. To go on: mgpt-train resume={directory}")
@@ -315,6 +319,7 @@ def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Met
         "seed": config.seed,
         "device": describe(trainer.device),
         "precision": trainer.precision,
+        "compiled": trainer.forward.compiled,
         "parallel": trainer.parallel.config.name,
         "processes": trainer.parallel.processes.world,
         "parameters": trainer.model.num_parameters()._asdict(),
@@ -340,7 +345,8 @@ def opening(trainer: Trainer, directory: Path) -> str:
     return "\n".join(
         [
             f"Run       {directory}" + (f", from step {step}" if step else ""),
-            f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}",
+            f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
+            + (", compiled" if trainer.forward.compiled else ""),
             f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
             f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}"
             + (f", in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),

@@ -121,6 +121,7 @@ def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]
         "optimizer": trainer.optimizer.config.name,
         "data": trainer.data.identity,
         "order": trainer.order,
+        "compiled": trainer.forward.compiled,
         "averaged_steps": trainer.averages.steps,
         "scaler": trainer.scaler.state_dict(),
     }
@@ -160,6 +161,8 @@ def restore(trainer: Trainer, directory: Path) -> None:
     trainer.averages.sums = {key.removeprefix(AVERAGE): t.to(trainer.device) for key, t in tensors.items()}
     trainer.averages.steps = meta["averaged_steps"]
     trainer.scaler.load_state_dict(meta["scaler"])
+    if trainer.forward.optional and trainer.forward.compiled != meta.get("compiled", False):
+        trainer.forward.prepare(meta["compiled"])  # as it was decided when the run began
 
 
 def check_settings(trainer: Trainer, meta: dict[str, Any], directory: Path) -> None:

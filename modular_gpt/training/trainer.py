@@ -21,6 +21,7 @@ from modular_gpt.data import BatchSource, PreparedData, Tokenizer
 from modular_gpt.data.batches import IGNORED
 from modular_gpt.data.permutation import key_of
 from modular_gpt.model import GPTModel
+from modular_gpt.training.compiling import compiles
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.diagnosis import first_not_finite
 from modular_gpt.training.ema import WeightAverage
@@ -82,7 +83,8 @@ class Trainer:
         self.block = model.config.context_length
         self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
         model.checkpoint_activations(config.activation_checkpointing)
-        self.forward = Forward(model, precision, config.compile, self.parallel)
+        compile = compiles(config, model, self.device, self.parallel.processes.world)
+        self.forward = Forward(model, precision, compile, self.parallel, optional=config.compile == "auto")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()

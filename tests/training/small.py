@@ -30,6 +30,7 @@ TRAINER = {
     "sample_tokens": 4,
     "final_evaluation": False,
     "device": "cpu",
+    "precision": "float32",
     "threads": 1,
 }
 
@@ -59,12 +60,12 @@ def config(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -
     )
 
 
-def trainer_of(settings: RunConfig) -> Trainer:
-    """The trainer of a run, before its first step."""
+def trainer_of(settings: RunConfig, checkpoint: Path | None = None) -> Trainer:
+    """The trainer of a run, before its first step or as a checkpoint left it."""
     corpus = build_corpus(settings.data)
     tokenizer = build_tokenizer(settings.tokenizer, corpus)
     data = prepare(corpus, tokenizer)
-    return build_trainer(settings, data, tokenizer, torch.device("cpu"), "float32", None)
+    return build_trainer(settings, data, tokenizer, torch.device("cpu"), "float32", checkpoint)
 
 
 def gpt2_folder(folder: Path, text: Path, dtype: torch.dtype = torch.float32) -> int:

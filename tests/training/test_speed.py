@@ -1,0 +1,195 @@
+"""What makes steps quick leaves them right: compiled code, weights rounded to bf16, memory that is kept."""
+
+import multiprocessing
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import modular_gpt.loss
+from modular_gpt import GPTModel
+from modular_gpt.training import TrainerConfig
+from modular_gpt.training.allocator import keep_memory
+from modular_gpt.training.compiling import compiles, has_compiler, ordered_sums
+from modular_gpt.training.forward import Forward, Rounded
+from modular_gpt.training.parallel import build_parallel
+from modular_gpt.training.processes import Processes
+from modular_gpt.training.state import Checkpoints
+from tests.training.small import EXPLAINED, MODEL, assert_same_ending, config, run, stop_after, trainer_of
+
+CPU = torch.device("cpu")
+
+
+def tiny(**settings: Any) -> GPTModel:
+    torch.manual_seed(0)
+    return GPTModel(**{**MODEL, "vocab_size": 40, "init_std": 0.3, **settings})
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(40, (4, 17), generator=torch.Generator().manual_seed(1))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def gradients(model: GPTModel, forward: Any) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    forward(*batch()).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("settings", "every", "chunk"),
+    [({}, 0, 2**24), ({"attention": "gqa", "ffn": "swiglu", "norm": "rmsnorm"}, 1, 200), ({"ffn": "moe"}, 2, 2**24)],
+)
+def test_rounded_weights_give_the_gradients_of_the_model(
+    settings: dict[str, Any], every: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where activations and logits are computed again; "aot_eager" is the compiler without its code generator."""
+    monkeypatch.setattr(modular_gpt.loss, "_CHUNK", chunk)
+    model = tiny(**settings)
+    expected = gradients(model, model)
+    model.checkpoint_activations(every)
+    rounded = torch.compile(Rounded(model), backend="aot_eager", dynamic=False)
+    found = gradients(model, rounded)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        assert not torch.equal(gradient, expected[name]), "it did compute in bf16"
+        similarity = torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0)
+        assert similarity > 0.98, name
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("attention", ["mha", {"name": "swa", "window": 5, "n_kv_heads": 1}, "mla"])
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+def test_attention_written_out_in_compiled_training(attention: Any, pos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(attention=attention, pos=pos)
+    expected = gradients(model, model)
+    calls: list[int] = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = gradients(model, model)
+    assert not calls
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
+
+
+LONG = {"max_steps": 10**6, "batch_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "processes", "expected"),
+    [
+        ({"compile": True, "max_steps": 1}, "cpu", 4, True),
+        ({"compile": False, **LONG}, "cpu", 1, False),
+        ({"max_steps": 20}, "cpu", 1, False),
+        (LONG, "cpu", 1, True),
+        (LONG, "cpu", 2, False),
+        (LONG, "mps", 1, False),
+        (LONG, "cuda", 1, False),  # too little work to win back a minute there
+    ],
+)
+def test_when_a_training_is_compiled(
+    settings: dict[str, Any], device: str, processes: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modular_gpt.training.compiling.has_compiler", lambda device: True)
+    assert compiles(TrainerConfig(**settings), tiny(), torch.device(device), processes) is expected
+
+
+def test_without_a_compiler_auto_does_not_compile() -> None:
+    import torch._inductor.config as inductor
+
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert not has_compiler(CPU)
+        assert not compiles(TrainerConfig(**LONG), tiny(), CPU, 1)
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_a_compiler_that_fails(optional: bool, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny()
+    forward = Forward(model, "float32", True, build_parallel("none", Processes()), optional)
+
+    def fail(*args: Any, **keywords: Any) -> None:
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no Python.h"), None)
+
+    forward.module = fail  # type: ignore[assignment]
+    if not optional:
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+            forward(*batch())
+        return
+    assert forward(*batch()).loss.equal(model(*batch()).loss)
+    assert not forward.compiled
+    assert "(RuntimeError: no Python.h), so the training goes on without it" in caplog.text
+
+
+def test_an_error_of_the_model_is_not_one_of_the_compiler() -> None:
+    forward = Forward(tiny(), "float32", True, build_parallel("none", Processes()), optional=True)
+
+    def fail(*args: Any, **keywords: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    forward.module = fail  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="shapes"):
+        forward(*batch())
+
+
+def test_a_resumed_run_compiles_as_it_did(folder: Path) -> None:
+    """Whatever the reckoning says by then; unless it is told."""
+    settings = config(folder)
+    trainer = trainer_of(settings)
+    assert not trainer.forward.compiled
+    trainer.forward.compiled = True  # lazily: no code is made before the first step
+    checkpoints = Checkpoints(folder / "run", trainer, settings.to_dict())
+    checkpoints.save()
+    at = checkpoints.path(0)
+    assert trainer_of(config(folder), at).forward.compiled
+    assert not trainer_of(config(folder, compile=False), at).forward.compiled
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a C++ compiler runs, on a machine that may be busy
+def test_compiled_bf16_resumes_to_the_last_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two threads, which could add up the gradients of an embedding in any order."""
+    settings = {"compile": True, "precision": "bf16", "threads": 2, "batch_size": 32, "max_steps": 6}
+    threads = torch.get_num_threads()
+    try:
+        whole = run(config(folder, **settings)).directory
+        with monkeypatch.context() as patch:
+            stop_after(patch, 3)
+            stopped = run(config(folder, **settings)).directory
+        resumed = run(config(folder, resume=str(stopped), **settings)).directory
+    finally:
+        torch.set_num_threads(threads)
+    assert_same_ending(whole, resumed)
+
+
+def test_ordered_sums_leave_the_settings_as_they_were() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with ordered_sums(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.empty(10).shape == (10,)
+    assert torch.are_deterministic_algorithms_enabled() is before
+
+
+def run_with_kept_memory() -> None:
+    """Ask for a large block again and again, and see whether it comes as new pages."""
+    keep_memory()
+    torch.ones(2**24).sum()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages = 10 * 2**26 // resource.getpagesize()
+    raise SystemExit(EXPLAINED if faults < pages / 100 else 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the CPU is left alone where a GPU computes")
+def test_memory_that_was_freed_is_used_again() -> None:
+    process = multiprocessing.get_context("spawn").Process(target=run_with_kept_memory)
+    process.start()
+    process.join(100)
+    assert process.exitcode == EXPLAINED
