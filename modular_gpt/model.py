@@ -273,6 +273,11 @@ class GPTModel(nn.Module):
         for block in self.blocks:
             cast(TransformerBlock, block).ffn.after_optimizer_step()
 
+    def after_skipped_step(self) -> None:
+        """To be called instead where an update is left out."""
+        for block in self.blocks:
+            cast(TransformerBlock, block).ffn.after_skipped_step()
+
     def num_parameters(self) -> ParameterCount:
         """How many parameters the model has, has without its tables, and uses for one token."""
         total = sum(p.numel() for p in self.parameters())

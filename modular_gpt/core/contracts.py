@@ -256,5 +256,8 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
     def after_optimizer_step(self) -> None:
         """Called by the training loop after each update, for state that gradients do not reach."""
 
+    def after_skipped_step(self) -> None:
+        """Called instead where an update is left out: what was counted for it is to be forgotten."""
+
     def reset_parameters(self) -> None:
         """Set whatever is no matrix; the initialisation pass sets matrices."""

@@ -191,6 +191,7 @@ class Trainer:
             self.progress.skipped = 0
         else:
             self.skip_update()
+            self.model.after_skipped_step()
         self.scaler.update()
         self.optimizer.zero_grad()
 

@@ -177,6 +177,23 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value: float, optim: str,
     assert math.isfinite(trainer.averages.read().get("loss", math.nan))
 
 
+def test_what_an_update_that_was_left_out_has_counted_is_forgotten(folder: Path) -> None:
+    """Balancing by a bias goes on as if the step had not been, though its diagnosis passes through the experts too."""
+    model = {"ffn": {"name": "moe", "balance": "bias", "n_experts": 4}}
+    poisoned, other = trainer_of(config(folder, model)), trainer_of(config(folder, model))
+    handle = poisoned.model.final_norm.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    poisoned.update()
+    handle.remove()
+    assert poisoned.progress.skipped == 1
+    assert not any(block.ffn.load.any() for block in poisoned.model.blocks)
+    for trainer in (poisoned, other):
+        trainer.progress.step = 1
+        trainer.update()
+    expected = other.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in poisoned.model.state_dict().items())
+    assert any(name.endswith("select_bias") and tensor.any() for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["embedding", "blocks.0.attention.value", "blocks.1.ffn.up", "final_norm"])
 def test_the_first_module_that_broke_is_named(

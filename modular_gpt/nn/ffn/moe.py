@@ -182,6 +182,11 @@ class MixtureOfExperts(FeedForward, name="moe"):
         """Make overloaded experts less likely to be chosen and idle ones more, by a fixed step."""
         if self.select_bias is not None and self.load is not None and self.router.weight.requires_grad:
             self.select_bias += self.config.bias_step * torch.sign(self.load.mean() - self.load)
+        self.after_skipped_step()
+
+    @torch.no_grad()
+    def after_skipped_step(self) -> None:
+        if self.load is not None:
             self.load.zero_()
 
     @torch.no_grad()
