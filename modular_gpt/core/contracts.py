@@ -21,6 +21,10 @@ from modular_gpt.core.registry import Component, ComponentConfig, described
 
 R = TypeVar("R")
 
+# How processes share what one parameter does (``divide``): each has some of a linear layer's outputs, or some of its
+# inputs and a part of every sum; or each has all of it and uses it for its share, so that gradients must be summed.
+COLUMNS, ROWS, SHARED = "columns", "rows", "shared"
+
 
 @dataclass(frozen=True)
 class Dims:
@@ -215,6 +219,17 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
         """Start from what another kind offers; what is not in the answer stays new."""
         return {}
 
+    def divide(self, part: int, parts: int) -> dict[str, str]:
+        """Compute from now on share ``part`` of ``parts``, which other processes do the rest of.
+
+        Returns how each linear layer, or other parameter, inside is shared, by its name: ``COLUMNS``, ``ROWS`` or
+        ``SHARED``. An empty answer: nothing is divided, and every process computes all of it.
+
+        Raises:
+            ConfigError: it does not divide into so many shares.
+        """
+        return {}
+
     def reset_parameters(self) -> None:
         """Set whatever is no matrix; the initialisation pass sets matrices."""
 
@@ -247,6 +262,17 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
 
     def adopt(self, offer: FeedForwardOffer) -> Adopted:
         """Start from what another kind offers; what is not in the answer stays new."""
+        return {}
+
+    def divide(self, part: int, parts: int) -> dict[str, str]:
+        """Compute from now on share ``part`` of ``parts``, which other processes do the rest of.
+
+        Returns how each linear layer, or other parameter, inside is shared, by its name: ``COLUMNS``, ``ROWS`` or
+        ``SHARED``. An empty answer: nothing is divided, and every process computes all of it.
+
+        Raises:
+            ConfigError: it does not divide into so many shares.
+        """
         return {}
 
     def inactive_parameters(self) -> int:

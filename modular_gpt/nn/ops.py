@@ -250,3 +250,16 @@ def _flex(
 
     shared = q.shape[1] != k.shape[1]
     return _compiled_flex()(q, k, v, score_mod=score, scale=scoring.scale, enable_gqa=shared)
+
+
+def share_of_heads(part: int, parts: int, **counts: int) -> slice:
+    """The heads that process ``part`` of ``parts`` computes, of as many as the first of ``counts`` says.
+
+    Raises:
+        ConfigError: heads do not divide into so many processes; ``counts`` are numbers of heads, by what they are.
+    """
+    for name, count in counts.items():
+        if count % parts:
+            raise ConfigError(f"{name}={count} does not divide into {parts} processes; change one")
+    each = next(iter(counts.values())) // parts
+    return slice(part * each, (part + 1) * each)

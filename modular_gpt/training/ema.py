@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from modular_gpt.training.parallel.parts import local_part
+
 
 class WeightAverage:
     """Follows the weights that are trained, in float32; buffers and frozen weights are the model's own.
@@ -26,7 +28,8 @@ class WeightAverage:
         is (1 + step) / (10 + step) until that is more than the wanted one.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.held.values()), self.parameters, 1 - decay)
+        held = [local_part(average) for average in self.held.values()]
+        torch._foreach_lerp_(held, [local_part(parameter) for parameter in self.parameters], 1 - decay)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

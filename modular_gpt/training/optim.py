@@ -13,7 +13,7 @@ from modular_gpt.core.registry import Component, ComponentConfig, decode
 from modular_gpt.core.settings import not_negative, one_of, positive
 from modular_gpt.model import GPTModel
 from modular_gpt.training.muon import SCALINGS, OrthogonalMomentum
-from modular_gpt.training.parallel.parts import part_like
+from modular_gpt.training.parallel.parts import division_of, part_like
 from modular_gpt.training.patterns import first_match
 
 Groups = dict[str, list[nn.Parameter]]
@@ -94,11 +94,11 @@ class Optimizer(Component, ABC, slot="optim"):
         for part in self.parts:
             split = []
             for group in part.param_groups:
-                by_factor: dict[float, list[nn.Parameter]] = {}
+                by_factor: dict[tuple[float, Any], list[nn.Parameter]] = {}
                 for parameter in group["params"]:
                     factor = factors.get(pattern_of.get(self.names[parameter], ""), 1.0)
-                    by_factor.setdefault(factor, []).append(parameter)
-                split += [{**group, "params": each, "peak": group["lr"] * f} for f, each in by_factor.items()]
+                    by_factor.setdefault((factor, division_of(parameter)), []).append(parameter)
+                split += [{**group, "params": each, "peak": group["lr"] * f} for (f, _), each in by_factor.items()]
             part.param_groups = split
 
     def groups(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from modular_gpt.training.lora import Adapters
 from modular_gpt.training.metrics import Averages, Entry, Recorder, Silent
 from modular_gpt.training.optim import Optimizer
 from modular_gpt.training.parallel import Parallel, build_parallel
-from modular_gpt.training.parallel.parts import total_norm
+from modular_gpt.training.parallel.parts import clip, total_norm
 from modular_gpt.training.processes import Processes
 from modular_gpt.training.schedule import Schedule
 from modular_gpt.training.stop import Stop
@@ -182,7 +182,7 @@ class Trainer:
         norm = total_norm(gradients)
         if bool((norm + 0 * losses["loss"]).isfinite()):
             if config.gradient_clip:
-                torch.nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm)
+                clip(parameters, config.gradient_clip, norm)
             self.optimizer.step(self.schedule.factor(self.progress.step))
             self.model.after_optimizer_step()
             if self.ema is not None:

@@ -61,12 +61,15 @@ class Validation:
         for number in range(count):
             yield source.batch(number, part, parts)
 
-    def sample(self) -> str:
-        """A text that the model continues now, always from the same random numbers."""
+    def sample(self) -> str | None:
+        """A text that the model continues now, from the same random numbers; None where another process does that."""
         forward, config = self.forward, self.config
         ids = torch.tensor([self.prompt()], device=forward.device)
+        model = self.parallel.model_to_generate(forward.model)
+        if model is None:
+            return None
         with self._evaluating(), autocast(forward.precision, forward.device):
-            out = forward.model.generate(
+            out = model.generate(
                 ids, config.sample_tokens, temperature=config.sample_temperature, seed=self.seed, overflow="window"
             )
         return self.tokenizer.decode(out[0])

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
-from modular_gpt.core.contracts import Attention, Dims, Position, Positions
+from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.offers import Adopted, AttentionOffer
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.settings import positive
 from modular_gpt.nn.adopting import adopt_heads, offer_of
+from modular_gpt.nn.ops import share_of_heads
 from modular_gpt.nn.residual import residual_linear
 
 
@@ -97,6 +98,10 @@ class LinearAttention(Attention, name="linear"):
             memory.copy_(last_memory)
             sums.copy_(key_sums[:, :, -1])
         return self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
+
+    def divide(self, part: int, parts: int) -> dict[str, str]:
+        share_of_heads(part, parts, n_heads=self.query.out_features // self.head_dim)
+        return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS}
 
     def offer(self) -> AttentionOffer:
         return offer_of(self, self.head_dim, scale=1.0)

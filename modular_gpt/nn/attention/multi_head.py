@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
-from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Positions
+from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, Norm, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.offers import Adopted, AttentionOffer
 from modular_gpt.core.registry import ComponentConfig, Preset, decode
 from modular_gpt.core.settings import one_of, positive
 from modular_gpt.nn.adopting import adopt_heads, offer_of
-from modular_gpt.nn.ops import Scoring, attend
+from modular_gpt.nn.ops import Scoring, attend, share_of_heads
 from modular_gpt.nn.residual import residual_linear
 
 
@@ -75,6 +75,7 @@ class MultiHeadAttention(
         self.sinks = nn.Parameter(torch.empty(self.n_heads)) if config.sinks else None
         self.query_norm = _qk_norm(config, self.head_dim, wide)
         self.key_norm = _qk_norm(config, self.head_dim, narrow)
+        self.mine = slice(None)  # the query heads that this process computes
         self.reset_parameters()
 
     @classmethod
@@ -134,6 +135,7 @@ class MultiHeadAttention(
         if cache is not None:
             (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be of another type than the model
+        bias = self.position.bias(pos, columns, self.n_heads)
         mixed = attend(
             q,
             k,
@@ -142,10 +144,19 @@ class MultiHeadAttention(
             columns,
             self.scoring,
             training=self.training,
-            sinks=self.sinks,
-            bias=self.position.bias(pos, columns, self.n_heads),
+            sinks=None if self.sinks is None else self.sinks[self.mine],
+            bias=None if bias is None else bias[:, self.mine],
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def divide(self, part: int, parts: int) -> dict[str, str]:
+        if self.config.qk_norm is not None and self.config.qk_norm_scope == "full":
+            raise ConfigError(
+                "attention.qk_norm_scope=full normalises all heads at once, which cannot be divided: use head"
+            )
+        self.mine = share_of_heads(part, parts, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        norms = {name: SHARED for name in ("query_norm", "key_norm", "sinks") if getattr(self, name) is not None}
+        return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS, **norms}
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads * N) -> (B, heads, T, N)"""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.contracts import Dims, FeedForward
+from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
+from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.offers import Adopted, FeedForwardOffer
 from modular_gpt.core.registry import ComponentConfig, Preset
 from modular_gpt.core.settings import one_of, positive
@@ -54,6 +55,11 @@ class GatedLinearUnit(
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""
         return self.down(gated(self.activation, self.gate(x), self.up(x))), {}
+
+    def divide(self, part: int, parts: int) -> dict[str, str]:
+        if self.up.out_features % parts:
+            raise ConfigError(f"ffn.hidden={self.up.out_features} does not divide into {parts} processes; change one")
+        return {"gate": COLUMNS, "up": COLUMNS, "down": ROWS}
 
     def offer(self) -> FeedForwardOffer:
         return offer_of_dense(self)

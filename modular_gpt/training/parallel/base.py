@@ -92,7 +92,7 @@ class Parallel(Component, ABC, slot="parallel"):
 
     def sum(self, values: Tensors) -> Tensors:
         """Scalars of this process's rows -> those of the whole batch."""
-        return self.processes.add(values)
+        return values if self.parts == 1 else self.processes.add(values)
 
     def mean(self, total: float, count: int) -> float:
         """A sum over things of this process's rows, and how many they are -> the mean over those of the whole batch."""
@@ -100,6 +100,10 @@ class Parallel(Component, ABC, slot="parallel"):
             return total / count
         sums = self.sum({"total": torch.tensor(total).double(), "count": torch.tensor(count)})
         return float(sums["total"] / sums["count"])
+
+    def model_to_generate(self, model: GPTModel) -> GPTModel | None:
+        """The model to sample from, which all processes are asked for; None in those that have none."""
+        return model
 
     def whole(self, tensors: Tensors) -> Tensors:
         """Tensors of which this process may hold a part -> whole ones in the first process, for a checkpoint."""

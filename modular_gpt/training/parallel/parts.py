@@ -3,9 +3,15 @@
 Plain tensors pass through unchanged, so that the same code serves one process.
 """
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+T = TypeVar("T", bound=Tensor)
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -26,10 +32,26 @@ def part_like(tensor: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
+def division_of(tensor: Tensor) -> DeviceMesh | None:
+    """Among which processes a tensor is divided; operations on several tensors at once take those of one division."""
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
+
+
 def total_norm(tensors: list[Tensor]) -> Tensor:
     """The norm of all tensors together, a plain scalar."""
-    kinds: dict[object, list[Tensor]] = {}
-    for tensor in tensors:
-        kinds.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
-    norms = [whole_of(torch.nn.utils.get_total_norm(each)) for each in kinds.values()]
+    norms = [whole_of(torch.nn.utils.get_total_norm(each)) for each in by_division(tensors)]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+
+
+def clip(parameters: list[nn.Parameter], longest: float, norm: Tensor) -> None:
+    """Scale gradients, whose norm is ``norm``, down to ``longest``."""
+    for each in by_division(parameters):
+        torch.nn.utils.clip_grads_with_norm_(each, longest, norm)
+
+
+def by_division(tensors: Sequence[T]) -> list[list[T]]:
+    """Lists of tensors that are divided alike."""
+    found: dict[DeviceMesh | None, list[T]] = {}
+    for tensor in tensors:
+        found.setdefault(division_of(tensor), []).append(tensor)
+    return list(found.values())

@@ -1,0 +1,66 @@
+"""Heads and hidden units divided between two processes: the same losses and weights as in one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.cases import ragged, refusal, steps, whole_run
+from tests.distributed.pair import Pair
+from tests.distributed.test_equal import PARTS, VARIANTS, assert_equal, plain
+from tests.training.small import config
+
+
+def assert_divided(pair: Pair, settings: dict[str, Any], change: Any = None) -> None:
+    assert_equal(pair, settings, change, ways=("tensor",))
+
+
+@pytest.mark.parametrize(("slot", "name"), [part for part in PARTS if part[1] != "mqa"], ids=lambda value: value)
+def test_every_component(slot: str, name: str, pair: Pair, folder: Path) -> None:
+    assert_divided(pair, plain(folder, {slot: name, "n_heads": 4}))
+
+
+SINKS = {"attention": {"name": "gqa", "sinks": True, "qk_norm": "rmsnorm"}, "pos": "alibi", "n_heads": 4}
+
+
+def test_what_heads_have_of_their_own(pair: Pair, folder: Path) -> None:
+    assert_divided(pair, plain(folder, SINKS, ema_decay=0.9))
+
+
+def test_ragged_batches(pair: Pair, folder: Path) -> None:
+    assert_divided(pair, plain(folder, VARIANTS["no biases"], activation_checkpointing=1), ragged)
+
+
+def test_muon(pair: Pair, folder: Path) -> None:
+    """It orthogonalises in bf16, where what rounds differently in the last bit of a gradient differs more."""
+    settings = plain(folder, optim="muon")
+    alone, both = steps({**settings, "parallel": "none"}, 30)[0], pair(steps, {**settings, "parallel": "tensor"}, 30)
+    assert both[0][0] == both[1][0] == pytest.approx(alone, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"attention": "mqa"}, "n_kv_heads=1 does not divide into 2 processes"),
+        ({"n_heads": 1}, "n_heads=1 does not divide into 2 processes"),
+        ({"ffn": {"name": "mlp", "hidden": 33}}, "ffn.hidden=33 does not divide into 2 processes"),
+        ({"attention": "mla", "ffn": "moe"}, "parallel=tensor divides nothing of this attention and ffn"),
+    ],
+)
+def test_what_does_not_divide_is_refused(model: dict[str, Any], sentence: str, pair: Pair, folder: Path) -> None:
+    first, _ = pair(refusal, plain(folder, model, parallel="tensor"))
+    assert first.startswith(sentence)
+
+
+def test_a_run_goes_on_in_one_process_and_back(pair: Pair, folder: Path) -> None:
+    """With samples, of which caches are a part, and checkpoints in pieces."""
+    same = {"max_steps": 12, "log_interval": 1, "eval_interval": 4, "sample_tokens": 4}
+    _, _, losses = whole_run(config(folder, runs=str(folder / "whole"), **same).to_dict())
+    settings = config(folder, runs=str(folder / "runs"), **same).to_dict()
+    pieces = {"name": "tensor", "sharded_checkpoints": True}
+    directory = pair(whole_run, {**settings, "parallel": pieces}, 4)[0][0]
+    whole_run({**settings, "parallel": "none", "resume": directory}, 8)
+    _, _, found = pair(whole_run, {**settings, "parallel": "tensor", "resume": directory})[0]
+    assert found.keys() == losses.keys()
+    assert max(abs(found[step] - losses[step]) for step in losses) < 5e-6
+    assert (Path(directory) / "samples.txt").read_text().count("=== step ") == 3
