@@ -91,6 +91,15 @@ def test_which_one_takes_the_head(head: str, by_muon: bool) -> None:
     assert not rest & taken and rest | taken == set(model.parameters())
 
 
+@pytest.mark.parametrize(("matrices", "kind"), [(False, torch.optim.AdamW), (True, OrthogonalMomentum)])
+def test_what_is_frozen_needs_no_optimizer(matrices: bool, kind: type[torch.optim.Optimizer]) -> None:
+    model = GPTModel(**MODEL, bias=False)
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim == 2 and name.startswith("blocks")
+        parameter.requires_grad_(matrix == matrices)
+    assert [type(part) for part in build_optimizer("muon", model).parts] == [kind]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -1,0 +1,183 @@
+"""How few tokens and seconds ``experiment=speedrun`` needs for what a well-known baseline reaches.
+
+    python benchmarks/speedrun.py --data tinyshakespeare.txt [--seeds 0 1 2] [--write docs/benchmarks.md]
+
+Three recipes for one size of model (4 layers, 128 wide, context 64) and one size of batch (12 windows), all through
+``Trainer.update``, on Tiny Shakespeare by characters; losses are on the whole last tenth of the text.
+
+    speedrun  experiment=speedrun
+    baseline  the settings that nanoGPT recommends for CPUs, https://github.com/karpathy/nanoGPT: 2000 steps
+    plain     the baseline with the learning rate that suits it best, for as few steps as it can: every number of steps
+              tried is a training of its own, whose learning rate falls until its end
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from measure import machine, table, write_section
+
+from modular_gpt import compose
+from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.training.hardware import choose_device, choose_precision, float32_products, prepare_device
+from modular_gpt.training.run import build_trainer
+
+PLAIN = (
+    *("experiment=shakespeare_char", "pos=learned", "model.bias=false", "optim=adamw", "optim.beta1=0.9"),
+    *("optim.beta2=0.99", "optim.weight_decay=0.1", "schedule=cosine", "schedule.warmup=0.05", "schedule.final=0.1"),
+)
+BASELINE = (*PLAIN, "optim.learning_rate=1e-3", "trainer.max_steps=2000")
+EAGER = ("trainer.precision=float32", "trainer.compile=false")
+QUICK = ("trainer.precision=auto", "trainer.compile=true", "attention.backend=math")  # as the speedrun computes
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # tried for the plain recipe, whose own is 1e-3
+FACTORS = (3, 4, 5, 6, 8, 10)  # its steps, in those of the speedrun
+ROUNDS = 40  # in which trainings that are timed take turns
+
+
+class Race:
+    """One training of a recipe.
+
+    seconds: of each step
+    """
+
+    def __init__(self, name: str, words: Sequence[str], seed: int, data: str) -> None:
+        """words: as on the command line"""
+        self.name, self.seconds = name, list[float]()
+        config = compose(*words, f"data.path={data}", f"seed={seed}")
+        self.steps = config.trainer.max_steps
+        self.device = choose_device(config.trainer.device)
+        self.precision = choose_precision(config.trainer.precision, self.device)
+        corpus = build_corpus(config.data)
+        tokenizer = build_tokenizer(config.tokenizer, corpus)
+        prepared = prepare(corpus, tokenizer)
+        self.trainer = build_trainer(config, prepared, tokenizer, self.device, self.precision, None)
+        self.trainer.model.train()
+        self.tokens = self.steps * config.trainer.batch_size * config.model["context_length"]
+
+    def advance(self, share: float = 1.0) -> None:
+        """Train until so large a share of all steps is done."""
+        with float32_products(self.precision, self.device):
+            while len(self.seconds) < round(share * self.steps):
+                begun = time.perf_counter()
+                self.trainer.update()
+                self.trainer.progress.step += 1
+                self.trainer.averages.read()  # waits for the device
+                self.seconds.append(time.perf_counter() - begun)
+
+    def loss(self) -> float:
+        """On the whole validation text, in nats per character."""
+        with float32_products(self.precision, self.device):
+            loss = self.trainer.validation.loss(0)
+        assert loss is not None
+        return loss
+
+    @property
+    def compiled(self) -> float:
+        """Seconds of all steps as if code had been generated before: the first ones count as much as the others."""
+        return self.steps * statistics.fmean(self.seconds[2:])
+
+    @property
+    def compiling(self) -> float:
+        """Seconds that the first steps took beyond what the others take."""
+        return sum(self.seconds[:2]) - 2 * statistics.fmean(self.seconds[2:])
+
+
+RACES = {
+    "speedrun": ("experiment=speedrun",),
+    "baseline, float32": (*BASELINE, *EAGER),
+    "baseline, arithmetic of the speedrun": (*BASELINE, *QUICK),
+}
+TIMED_ONLY = 0.1  # of its steps are taken by the last of them
+
+
+def timed(seed: int, data: str) -> tuple[list[Race], list[float]]:
+    """The speedrun beside the baseline, as it is known, and beside the start of one as quick as ours is.
+
+    They take turns, so that whatever else the machine does hits all alike. Returns them, and the first two's losses.
+    """
+    races = [Race(name, words, seed, data) for name, words in RACES.items()]
+    for turn in range(1, ROUNDS + 1):
+        for race, share in zip(races, (1.0, 1.0, TIMED_ONLY), strict=True):
+            race.advance(share * turn / ROUNDS)
+    losses = [race.loss() for race in races[:2]]
+    for race in races:
+        print(f"  seed {seed}, {race.name}: {race.compiled:.1f} s and {race.compiling:.1f} to compile", flush=True)
+    print(f"  losses {losses[0]:.4f} and {losses[1]:.4f}", flush=True)
+    return races, losses
+
+
+def plain_losses(steps: int, learning_rate: float, seeds: Sequence[int], data: str) -> list[float]:
+    """Losses of the plain recipe after so many steps."""
+    losses = []
+    for seed in seeds:
+        words = (*PLAIN, *QUICK, f"trainer.max_steps={steps}", f"optim.learning_rate={learning_rate}")
+        race = Race("plain", words, seed, data)
+        race.advance()
+        losses.append(race.loss())
+        print(f"  seed {seed}, plain, {steps} steps at {learning_rate:g}: {losses[-1]:.4f}", flush=True)
+    return losses
+
+
+def plain_until(goal: float, steps: int, seeds: Sequence[int], data: str) -> tuple[list[list[str]], str]:
+    """Rows of the plain recipe for growing multiples of ``steps``, until it reaches ``goal``, and how it was tuned.
+
+    The learning rate is the best of several for each number of steps, on the first seed.
+    """
+    rows, tuning = [], []
+    for factor in FACTORS:
+        first = {rate: plain_losses(factor * steps, rate, seeds[:1], data)[0] for rate in LEARNING_RATES}
+        best = min(first, key=lambda rate: first[rate])
+        losses = [first[best], *plain_losses(factor * steps, best, seeds[1:], data)]
+        rows.append(row(f"plain, learning rate {best:g}", factor * steps, losses))
+        tried = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in first.items())
+        tuning.append(f"in {factor * steps:,} steps {tried}")
+        if statistics.fmean(losses) <= goal:
+            break
+    return rows, f"Losses of the plain recipe by learning rate (seed {seeds[0]}): {'; '.join(tuning)}."
+
+
+def row(name: str, steps: int, losses: Sequence[float], *seconds: float) -> list[str]:
+    """A row of the table; losses of all seeds, none where they are those of the row above."""
+    figures = [f"{statistics.fmean(losses):.3f}", f"{min(losses):.3f} to {max(losses):.3f}"] if losses else ["", ""]
+    clock = [f"{each:.1f}" for each in seconds] or ["", ""]
+    return [name, f"{steps:,}", f"{steps * 12 * 64:,}", *figures, *clock]
+
+
+def measured(seeds: Sequence[int], data: str) -> str:
+    """What is written on the page."""
+    results = [timed(seed, data) for seed in seeds]
+    every = [[races[index] for races, _ in results] for index in range(len(RACES))]
+    losses = [[each[index] for _, each in results] for index in range(2)] + [[]]
+    rows, ratios = [], []
+    for name, races, each in zip(RACES, every, losses, strict=True):
+        ratios.append(statistics.median(b.compiled / a.compiled for a, b in zip(every[0], races, strict=True)))
+        seconds = statistics.median(race.compiled for race in races)
+        rows.append(row(name, races[0].steps, each, seconds, max(race.compiling for race in races)))
+    ours = every[0][0]
+    more, tuning = plain_until(statistics.fmean(losses[1]), ours.steps, seeds, data)
+    header = ["", "steps", "tokens", "loss", "of the seeds", "seconds", "to compile"]
+    return (
+        f"{machine(ours.device)}. Seeds {', '.join(map(str, seeds))}: losses are the mean, seconds the median.\n\n"
+        f"{table(header, [*rows, *more])}\n\n"
+        f"Once compiled, the baseline takes {ratios[1]:.1f} times the speedrun's seconds; computing as the speedrun"
+        f" does, {ratios[2]:.1f} times (timed over a tenth of its steps). {tuning}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="the file of Tiny Shakespeare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into its section of this page")
+    options = parser.parse_args()
+    prepare_device(None)
+    text = measured(options.seeds, options.data)
+    print(text)
+    if options.write:
+        write_section(options.write, "speedrun", text)
+
+
+if __name__ == "__main__":
+    main()
