@@ -49,8 +49,14 @@ def checked(value: Any, hint: Any, where: str) -> Any:
 def _spelled(options: tuple[Any, ...]) -> str:
     plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
              dict: "a mapping"}  # fmt: skip
-    names = [plain.get(typing.get_origin(o) or o) or f"a {getattr(o, '__name__', str(o))}" for o in options]
+    names = [plain.get(typing.get_origin(option) or option) or _group(option) for option in options]
     return " or ".join(names)
+
+
+def _group(option: Any) -> str:
+    if not dataclasses.is_dataclass(option):
+        return f"a {getattr(option, '__name__', str(option))}"
+    return f"a group of settings ({', '.join(field.name for field in dataclasses.fields(option))})"
 
 
 def one_of(value: str, valid: tuple[str, ...], setting: str) -> None:

@@ -197,6 +197,18 @@ def check_memory(
         raise ConfigError(f"this needs {said.in_words()}, and {size(available)} are available: try {change}")
 
 
+def check_weights(config: GPTConfig) -> None:
+    """Raise a ConfigError for a model whose weights alone are more than this machine has room for."""
+    with torch.device("meta"):
+        weights = sum(parameter.nbytes for parameter in GPTModel(config).parameters())
+    available = available_bytes(torch.device("cpu"))
+    if available is not None and weights > available:
+        raise ConfigError(
+            f"the weights alone take {size(weights)}, and {size(available)} are available: take a smaller model_size;"
+            " dry_run=true says what a training needs"
+        )
+
+
 @contextmanager
 def keeping() -> Iterator[list[Tensor]]:
     """Collects every tensor that a forward pass keeps for the backward pass."""

@@ -25,7 +25,7 @@ from modular_gpt.training.allocator import keep_memory
 from modular_gpt.training.compiling import from_compiler, ordered_sums, reason
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.environment import environment
-from modular_gpt.training.estimate import check_memory, estimate, smaller
+from modular_gpt.training.estimate import check_memory, check_weights, estimate, smaller
 from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import LoraSettings, check_lora, peft_package, restore_adapters, trained_parts
@@ -232,6 +232,8 @@ def build_trainer(
     elif config.init_from is not None:
         model = started(config.init_from, source or open_source(config.init_from), described, data, tokenizer, say)
     else:
+        check_weights(described)
+        torch.manual_seed(config.seed)
         model = GPTModel(described)
     check_same(described.to_dict(), model.config.to_dict(), checkpoint)
     adapters = trained_parts(model, config.lora, config.trainer.frozen)

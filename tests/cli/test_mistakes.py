@@ -129,6 +129,7 @@ MISTAKES = [
     ("trainer.activation_checkpointing=-1", ["must be at least 0"]),
     ("seed=99999999999999999999", ["more than 64 bits"]),
     ("model_size.n_heads=0", ["model.n_heads must be above 0"]),
+    ("lora=8", ["lora must be a group of settings (rank, ", "got 8"]),
     # what is not there
     ("trainer.device=meta", ["trainer.device=meta cannot be used here", "trainer.device=auto can"]),
     ("trainer.precision=fp8", ["no choice 'fp8'", "bf16_products"]),

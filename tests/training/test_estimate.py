@@ -248,3 +248,9 @@ def test_a_process_that_runs_out_of_memory(folder: Path) -> None:
     process.start()
     process.join(100)
     assert process.exitcode == EXPLAINED
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights alone take [\d.]+ TiB, and .*: take a smaller model_size"):
+        run(config(folder, {"d_model": 2**21}))
+    assert not (folder / "runs").exists()
