@@ -44,11 +44,11 @@ def test_adapters_alone_are_trained_and_merging_says_the_same(kind: dict[str, An
     end = own_weights(trainer)
     assert all(torch.equal(end[name], start[name]) != (".lora_" in name) for name in end)
     ids = trainer.batches.batch(0)[0]
+    plain = trainer_of(config(folder, kind)).model.eval()
     with torch.no_grad():
         expected = trainer.model.eval()(ids)
         with trainer.judged():
             torch.testing.assert_close(trainer.model(ids), expected, rtol=1e-4, atol=1e-5)
-            plain = trainer_of(config(folder, kind)).model.eval()
             plain.load_state_dict(trainer.weights())
             assert torch.equal(plain(ids), trainer.model(ids))
             cache = plain.new_cache(len(ids))
