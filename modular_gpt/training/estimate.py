@@ -50,6 +50,11 @@ class Estimate:
         names = ["weights", "gradients", "optimizer", *(["average"] if self.average else []), "activations"]
         return {name: getattr(self, name) for name in names}
 
+    def divided(self, processes: int) -> "Estimate":
+        """What each process needs where they divide all but activations among them."""
+        names = ("weights", "gradients", "optimizer", "average")
+        return replace(self, **{name: getattr(self, name) // processes for name in names})
+
     def in_words(self) -> str:
         """The sum and its parts, in a phrase."""
         listed = ", ".join(f"{name} {size(count)}" for name, count in self.parts().items())

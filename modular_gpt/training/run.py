@@ -5,8 +5,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_js
 from modular_gpt.checkpoint import META as META_FILE
 from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.core.files import exclusive, point, write_text
+from modular_gpt.core.files import write_text
 from modular_gpt.data import PreparedData, Tokenizer, build_corpus, prepare
 from modular_gpt.model import GPTModel
 from modular_gpt.sources import Opened
 from modular_gpt.training.allocator import keep_memory
 from modular_gpt.training.compiling import from_compiler, ordered_sums, reason
-from modular_gpt.training.config import RunConfig
+from modular_gpt.training.config import RunConfig, TrainerConfig
+from modular_gpt.training.directory import new_run_directory, only_here
 from modular_gpt.training.environment import environment
-from modular_gpt.training.estimate import check_memory, check_weights, estimate, smaller
+from modular_gpt.training.estimate import Estimate, check_memory, check_weights, estimate, smaller
 from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import LoraSettings, check_lora, peft_package, restore_adapters, trained_parts
@@ -43,7 +43,7 @@ from modular_gpt.training.stop import orderly
 from modular_gpt.training.trainer import Trainer
 from modular_gpt.vocabularies import read_config
 
-CONFIG, FACTS, LOCK = "config.yaml", "run.json", "lock"
+CONFIG, FACTS = "config.yaml", "run.json"
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def train_together(
         corpus = processes.in_turn(lambda: build_corpus(config.data))
         tokenizer = processes.in_turn(lambda: tokenizer_of(config, corpus, source, checkpoint))
         if config.dry_run:
-            return dry_run(config, tokenizer, device, quiet)
+            return dry_run(config, tokenizer, device, parallel, quiet)
         data = processes.in_turn(lambda: prepare(corpus, tokenizer))
         say: Callable[[str], None] = (lambda text: None) if quiet else print
         trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint, source, say, parallel)
@@ -118,30 +118,18 @@ def train_together(
         return run(trainer, directory, config, loggers, quiet)
 
 
-@contextmanager
-def only_here(directory: Path | None) -> Iterator[None]:
-    """Keep other processes from training in a run's directory meanwhile; ConfigError where one already does."""
-    if directory is None:
-        yield
-        return
-    with exclusive(directory / LOCK) as ours:
-        if not ours:
-            raise ConfigError(
-                f"another process trains in '{directory}': wait for it, or start a new run without resume"
-            )
-        yield
-
-
 def described_model(config: RunConfig, tokenizer: Tokenizer) -> GPTConfig:
     """The model's config; its vocabulary is the tokenizer's unless told otherwise."""
     return read_config({"vocab_size": tokenizer.vocab_size, **config.model})
 
 
-def dry_run(config: RunConfig, tokenizer: Tokenizer, device: torch.device, quiet: bool) -> RunResult:
-    """Say what a training needs; a ConfigError where that is more than there is."""
+def dry_run(
+    config: RunConfig, tokenizer: Tokenizer, device: torch.device, parallel: Parallel, quiet: bool
+) -> RunResult:
+    """Say what a training needs, in each process; a ConfigError where that is more than there is."""
     described = described_model(config, tokenizer)
-    settings = config.trainer
-    said = estimate(described, config.optim, settings, config.lora)
+    parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
+    settings, said = needed_by(config, described, parallel)
     with torch.device("meta"):
         count = GPTModel(described).num_parameters()
     table = f"parameters: {count.total:,} ({count.active:,} active)\n{said.table()}"
@@ -149,6 +137,12 @@ def dry_run(config: RunConfig, tokenizer: Tokenizer, device: torch.device, quiet
         print(table)
     check_memory(said, described, settings, device, config.lora)
     return RunResult(Path(config.runs), None, None, table)
+
+
+def needed_by(config: RunConfig, described: GPTConfig, parallel: Parallel) -> tuple[TrainerConfig, Estimate]:
+    """The settings of one process, and what it needs."""
+    settings = replace(config.trainer, batch_size=config.trainer.batch_size // parallel.parts)
+    return settings, estimate(described, config.optim, settings, config.lora).divided(parallel.state_parts)
 
 
 @contextmanager
@@ -168,7 +162,7 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
         described, settings = trainer.model.config, config.trainer
         needed = ""
         with suppress(MemoryError, RuntimeError):  # so little may be left that even this fails
-            said = estimate(described, config.optim, settings, config.lora)
+            said = needed_by(config, described, trainer.parallel)[1]
             needed = f": a step takes about {said.in_words()}"
         raise ConfigError(
             f"out of memory after step {trainer.progress.step}{needed}; try {smaller(described, settings)}"
@@ -284,26 +278,6 @@ def load_config(path: str | Path) -> RunConfig:
         return config
     except ConfigError as error:
         raise CheckpointError(f"the settings in '{checkpoint}' cannot be used here: {error}") from error
-
-
-def new_run_directory(runs: Path, name: str) -> Path:
-    """A directory that no other run has, ``<runs>/<date>-<time>-<name>``, to which ``<runs>/latest`` leads."""
-    while True:
-        directory = runs / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            if runs.is_dir():
-                continue  # another run began within this very microsecond
-            raise ConfigError(f"runs={runs} is a file; give a directory") from None
-        except OSError as error:
-            raise ConfigError(f"no run can be started in '{runs}' ({error.strerror}); set runs=<directory>") from error
-        break
-    try:
-        point(runs / LATEST, directory.name)
-    except OSError as error:
-        log.warning("'%s' could not be set to this run (%s)", runs / LATEST, error.strerror)
-    return directory
 
 
 def meter_of(trainer: Trainer, lora: LoraSettings) -> Meter:

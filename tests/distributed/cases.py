@@ -163,3 +163,8 @@ def whole_run(settings: dict[str, Any], stop: int | None = None) -> tuple[str, d
         Trainer.update, Parallel.rows = update, rows  # type: ignore[method-assign]
     losses = {int(entry["step"]): entry["loss"] for entry in read_metrics(directory) if "loss" in entry}
     return str(directory), read, losses
+
+
+def table_of(settings: dict[str, Any]) -> str:
+    """What a dry run says."""
+    return str(train(RunConfig.from_dict(settings), quiet=True).table)

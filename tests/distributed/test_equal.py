@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modular_gpt.core.registry import entries
-from tests.distributed.cases import ragged, refusal, steps
+from tests.distributed.cases import ragged, refusal, steps, table_of
 from tests.distributed.pair import Pair
 from tests.training.small import config
 
@@ -114,3 +114,21 @@ def test_low_precision_with_sharded_weights(precision: str, mixed: bool, pair: P
     sharded, data = (pair(steps, {**several, "parallel": way}, 10)[0] for way in ways)
     assert sharded[0] == pytest.approx(data[0], abs=0.03 if mixed else 0.003)
     assert sharded[0][-1] < sharded[0][0] - 0.05
+
+
+@pytest.mark.parametrize(("name", "state"), [("ddp", 1), ("fsdp", 2), ("tensor", 1)])
+def test_a_dry_run_says_what_each_process_needs(name: str, state: int, pair: Pair, folder: Path) -> None:
+    """Rows are shared out by ddp and fsdp, weights by fsdp."""
+    settings = {**plain(folder, parallel=name), "dry_run": True}
+    tables = [dict(line.split("  ", 1) for line in table.splitlines()[1:]) for table in pair(table_of, settings)]
+    alone = dict(line.split("  ", 1) for line in table_of({**settings, "parallel": "none"}).splitlines()[1:])
+    assert tables[0] == tables[1]
+    assert number(alone["optimizer"]) == pytest.approx(state * number(tables[0]["optimizer"]), rel=0.01)
+    assert (number(tables[0]["activations"]) < number(alone["activations"])) == (name != "tensor")
+
+
+def number(cell: str) -> float:
+    """KiB, as the small models here need."""
+    count, unit = cell.split()
+    assert unit == "KiB"
+    return float(count)

@@ -17,7 +17,7 @@ from modular_gpt.checkpoint import load_checkpoint
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
 from modular_gpt.training import TrainerConfig, train
-from modular_gpt.training.estimate import estimate, flops_per_token, keeping, size, smaller
+from modular_gpt.training.estimate import Estimate, estimate, flops_per_token, keeping, size, smaller
 from modular_gpt.training.optim import build_optimizer
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import EXPLAINED, config, run, run_with_little_memory
@@ -47,6 +47,14 @@ def test_operations_are_those_that_pytorch_counts(slot: str, name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         model(ids, ids).loss.backward()
     assert flops_per_token(described(slot, name)) == counter.get_total_flops() / ids.numel()
+
+
+def test_processes_that_divide_a_model_need_less_each() -> None:
+    """All but activations, which are of a process's own rows, and the cache."""
+    whole = Estimate(1.0, weights=64, gradients=64, optimizer=128, average=32, activations=50, cache=7)
+    each = whole.divided(4)
+    assert (each.weights, each.gradients, each.optimizer, each.average) == (16, 16, 32, 8)
+    assert (each.activations, each.cache, each.flops_per_token) == (50, 7, 1.0)
 
 
 def test_operations_of_a_plain_model_by_hand() -> None:

@@ -34,6 +34,7 @@ class Parallel(Component, ABC, slot="parallel"):
     """One way to share the work. As it stands here, every process does all of it by itself.
 
     part, parts: which share of each batch's rows this process computes, and how many shares there are
+    state_parts: processes that divide weights, gradients and the optimizer's state evenly among them
     """
 
     alone: ClassVar[bool] = False  # whether it is a way for one process
@@ -42,7 +43,7 @@ class Parallel(Component, ABC, slot="parallel"):
 
     def __init__(self, config: Any, processes: Processes) -> None:
         self.config, self.processes = config, processes
-        self.part, self.parts = 0, 1
+        self.part, self.parts, self.state_parts = 0, 1, 1
 
     @property
     def timeout(self) -> float | None:

@@ -45,7 +45,7 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
 
     def __init__(self, config: Any, processes: Processes) -> None:
         super().__init__(config, processes)
-        self.part, self.parts = processes.rank, processes.world
+        self.part, self.parts, self.state_parts = processes.rank, processes.world, processes.world
 
     @property
     def in_pieces(self) -> bool:
