@@ -77,7 +77,7 @@ def test_stopped_in_order_and_gone_on_with(folder: Path, monkeypatch: pytest.Mon
     with torchrun(folder, *ENDLESS) as process:
         directory = when_saved(folder, process)
         os.kill(process_of(process.pid, 1), signal.SIGTERM)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     stopped = re.findall(r"Stopped after step (\d+), which is saved", said)
     assert len(stopped) == 1
@@ -107,8 +107,8 @@ def test_one_process_killed(folder: Path) -> None:
         directory = when_saved(folder, process)
         os.kill(process_of(process.pid, 0), signal.SIGKILL)
         killed = time.monotonic()
-        said, _ = process.communicate(timeout=30)
-    assert time.monotonic() - killed < 10
+        said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 15  # torchrun itself takes some of it
     assert process.returncode != 0
     assert said.count("error: process 1 of 2 lost another one (") == 1
     assert f"resume={directory.relative_to(folder)}" in said
@@ -124,7 +124,7 @@ def test_one_process_killed(folder: Path) -> None:
 )
 def test_a_mistake_is_told_once(word: str, sentence: str, folder: Path) -> None:
     with torchrun(folder, word) as process:
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert re.findall("^error: .*", said, re.MULTILINE) == [line for line in said.splitlines() if sentence in line]
     assert said.count(sentence) == 1
