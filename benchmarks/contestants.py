@@ -104,9 +104,9 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
     """``Trainer.update`` of a run with these settings: everything that one of its steps does."""
     from modular_gpt.training import RunConfig, TrainerConfig
     from modular_gpt.training.allocator import keep_memory
+    from modular_gpt.training.building import build_trainer
     from modular_gpt.training.compiling import ordered_sums
     from modular_gpt.training.hardware import choose_precision, float32_products
-    from modular_gpt.training.run import build_trainer
 
     keep_memory()
 

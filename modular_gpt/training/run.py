@@ -1,51 +1,38 @@
 """A whole run: text -> tokens -> model -> training -> report, in a directory of its own."""
 
-import json
-import logging
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 
 from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_json
 from modular_gpt.checkpoint import META as META_FILE
 from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.core.files import write_text
-from modular_gpt.data import PreparedData, Tokenizer, build_corpus, prepare
+from modular_gpt.data import Tokenizer, build_corpus, prepare
 from modular_gpt.model import GPTModel
-from modular_gpt.sources import Opened
 from modular_gpt.training.allocator import keep_memory
+from modular_gpt.training.building import build_trainer, described_model
 from modular_gpt.training.compiling import from_compiler, ordered_sums, reason
 from modular_gpt.training.config import RunConfig, TrainerConfig
 from modular_gpt.training.directory import new_run_directory, only_here
-from modular_gpt.training.environment import environment
-from modular_gpt.training.estimate import Estimate, check_memory, check_weights, estimate, smaller
-from modular_gpt.training.hardware import choose_device, choose_precision, describe, float32_products, prepare_device
+from modular_gpt.training.estimate import Estimate, check_memory, estimate, smaller
+from modular_gpt.training.facts import meter_of, opening, write_facts
+from modular_gpt.training.hardware import choose_device, choose_precision, float32_products, prepare_device
 from modular_gpt.training.loggers import Loggers, build_loggers
-from modular_gpt.training.lora import LoraSettings, check_lora, peft_package, restore_adapters, trained_parts
-from modular_gpt.training.meter import Meter, build_meter
+from modular_gpt.training.lora import peft_package
 from modular_gpt.training.metrics import Recorder, Silent
-from modular_gpt.training.optim import build_optimizer
 from modular_gpt.training.parallel import Parallel, build_parallel, fits
 from modular_gpt.training.plot import plot_losses
 from modular_gpt.training.processes import Processes
 from modular_gpt.training.report import Outcome, report_table
-from modular_gpt.training.schedule import build_schedule
-from modular_gpt.training.start import open_source, started, tokenizer_of
-from modular_gpt.training.state import Checkpoints, restore, run_of
+from modular_gpt.training.start import open_source, tokenizer_of
+from modular_gpt.training.state import Checkpoints, run_of
 from modular_gpt.training.stop import orderly
 from modular_gpt.training.trainer import Trainer
-from modular_gpt.vocabularies import read_config
-
-CONFIG, FACTS = "config.yaml", "run.json"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,11 +103,6 @@ def train_together(
             held.enter_context(only_here(directory if processes.leads else None))
         processes.directory = directory
         return run(trainer, directory, config, loggers, quiet)
-
-
-def described_model(config: RunConfig, tokenizer: Tokenizer) -> GPTConfig:
-    """The model's config; its vocabulary is the tokenizer's unless told otherwise."""
-    return read_config({"vocab_size": tokenizer.vocab_size, **config.model})
 
 
 def dry_run(
@@ -198,69 +180,6 @@ def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, 
     return RunResult(directory, None, outcome, table)
 
 
-def build_trainer(
-    config: RunConfig,
-    data: PreparedData,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    precision: str,
-    checkpoint: Path | None,
-    source: Opened | None = None,
-    say: Callable[[str], None] = print,
-    parallel: Parallel | None = None,
-) -> Trainer:
-    """The model and all that trains it, fresh or as a checkpoint left it, or with the weights of a source.
-
-    source: the opened ``init_from``; say: takes what became of its weights; parallel: with which other processes
-    """
-    parallel = parallel or build_parallel("none", Processes())
-    parallel.check_whole(config.optim, config.lora.rank is not None)
-    parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
-    described = described_model(config, tokenizer)
-    data.check_vocabulary(described.vocab_size)
-    schedule = build_schedule(config.schedule, config.trainer.max_steps)
-    torch.manual_seed(config.seed)
-    if checkpoint is not None:
-        check_lora(config.lora, checkpoint)
-        model = build_model(checkpoint)
-    elif config.init_from is not None:
-        model = started(config.init_from, source or open_source(config.init_from), described, data, tokenizer, say)
-    else:
-        check_weights(described)
-        torch.manual_seed(config.seed)
-        model = GPTModel(described)
-    check_same(described.to_dict(), model.config.to_dict(), checkpoint)
-    adapters = trained_parts(model, config.lora, config.trainer.frozen)
-    if adapters is not None and checkpoint is not None:
-        restore_adapters(adapters, checkpoint)
-    model = parallel.place(model, device, precision)
-    optimizer = build_optimizer(config.optim, model)
-    trainer = Trainer(
-        model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision, parallel, adapters
-    )
-    if config.trainer.sample_tokens:
-        trainer.validation.prompt()  # characters that the tokenizer does not know are better refused now
-    if checkpoint is not None:
-        restore(trainer, checkpoint)
-        done, wanted = trainer.progress, config.trainer.max_steps
-        if done.step > wanted or done.step == done.evaluated == wanted:
-            raise ConfigError(
-                f"'{checkpoint}' has done {done.step} steps already:"
-                f" to go on, give more than that as trainer.max_steps (it is {wanted})"
-            )
-    return trainer
-
-
-def check_same(now: dict[str, Any], before: dict[str, Any], checkpoint: Path | None) -> None:
-    """Raise a CheckpointError where the model of a checkpoint is not the one that was asked for."""
-    changed = [name for name, value in before.items() if now.get(name) != value]
-    if changed:
-        raise CheckpointError(
-            f"the model in '{checkpoint}' has other settings ({', '.join(changed)}):"
-            " resume with those it has, or start a new run without resume"
-        )
-
-
 def load_config(path: str | Path) -> RunConfig:
     """The settings of a run, from its directory or from one of its checkpoints, set to go on from there.
 
@@ -278,63 +197,6 @@ def load_config(path: str | Path) -> RunConfig:
         return config
     except ConfigError as error:
         raise CheckpointError(f"the settings in '{checkpoint}' cannot be used here: {error}") from error
-
-
-def meter_of(trainer: Trainer, lora: LoraSettings) -> Meter:
-    """What reads how much of the device this training uses."""
-    active = trainer.model.num_parameters().active
-    tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
-    frozen, devices = trainer.config.frozen, trainer.parallel.processes.world
-    model, device = trainer.model.config, trainer.device
-    return build_meter(model, active, tokens, device, trainer.precision, devices, frozen, lora)
-
-
-def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Meter) -> None:
-    """Write config.yaml, for people, and run.json: what this run depends on besides its settings."""
-    facts = {
-        "seed": config.seed,
-        "device": describe(trainer.device),
-        "precision": trainer.precision,
-        "compiled": trainer.forward.compiled,
-        "parallel": trainer.parallel.config.name,
-        "processes": trainer.parallel.processes.world,
-        "parameters": trainer.model.num_parameters()._asdict(),
-        "flops_per_token": meter.flops,
-        "peak_flops": meter.peak,
-        "peak_source": meter.source,
-        "data": trainer.data.manifest,
-        "environment": environment(),
-        "config": config.to_dict(),
-    }
-    try:
-        write_text(directory / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        write_text(directory / FACTS, json.dumps(facts, indent=1))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to '{directory}' ({error.strerror}): make room on that disk") from error
-
-
-def opening(trainer: Trainer, directory: Path) -> str:
-    """What is said before the first step."""
-    train, validation = trainer.data.train, trainer.data.validation
-    config, step, processes = trainer.config, trainer.progress.step, trainer.parallel.processes
-    tokens = config.max_steps * config.batch_size * trainer.block
-    return "\n".join(
-        [
-            f"Run       {directory}" + (f", from step {step}" if step else ""),
-            f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
-            + (", compiled" if trainer.forward.compiled else ""),
-            f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
-            f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}"
-            + (f", in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),
-        ]
-    )
-
-
-def parameters_in_words(model: GPTModel) -> str:
-    """How many there are, and where some are frozen, how many are trained."""
-    total = model.num_parameters().total
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f"{total:,} parameters" + (f" ({trained:,} trained)" if trained < total else "")
 
 
 def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> Outcome:

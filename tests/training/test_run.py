@@ -18,10 +18,10 @@ from modular_gpt.checkpoint import FOLDER, load_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
 from modular_gpt.core.files import MARK
 from modular_gpt.training import RunConfig, TrainerConfig, train
+from modular_gpt.training.directory import new_run_directory
 from modular_gpt.training.environment import git_commit
 from modular_gpt.training.metrics import METRICS, duration, read_metrics
 from modular_gpt.training.plot import plot_losses, smoothed, title
-from modular_gpt.training.run import new_run_directory
 from modular_gpt.training.state import Checkpoints
 from tests.training.small import (
     EXPLAINED,
