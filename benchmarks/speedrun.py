@@ -30,9 +30,9 @@ PLAIN = (
 )
 BASELINE = (*PLAIN, "optim.learning_rate=1e-3", "trainer.max_steps=2000")
 EAGER = ("trainer.precision=float32", "trainer.compile=false")
-QUICK = ("trainer.precision=auto", "trainer.compile=true", "attention.backend=math")  # as the speedrun computes
+QUICK = ("trainer.precision=auto", "trainer.compile=true")
 LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # tried for the plain recipe, whose own is 1e-3
-FACTORS = (3, 4, 5, 6, 8, 10)  # its steps, in those of the speedrun
+FACTORS = (3, 6, 7, 8, 10)  # its steps, in those of the speedrun
 ROUNDS = 40  # in which trainings that are timed take turns
 
 
@@ -85,7 +85,7 @@ class Race:
 
 
 RACES = {
-    "speedrun": ("experiment=speedrun",),
+    "speedrun": ("experiment=speedrun", *QUICK),
     "baseline, float32": (*BASELINE, *EAGER),
     "baseline, arithmetic of the speedrun": (*BASELINE, *QUICK),
 }
@@ -123,19 +123,25 @@ def plain_losses(steps: int, learning_rate: float, seeds: Sequence[int], data: s
 def plain_until(goal: float, steps: int, seeds: Sequence[int], data: str) -> tuple[list[list[str]], str]:
     """Rows of the plain recipe for growing multiples of ``steps``, until it reaches ``goal``, and how it was tuned.
 
-    The learning rate is the best of several for each number of steps, on the first seed.
+    The learning rate is the best of several for the fewest steps with the first seed, which also tells how many
+    it takes; then the other seeds follow.
     """
-    rows, tuning = [], []
-    for factor in FACTORS:
-        first = {rate: plain_losses(factor * steps, rate, seeds[:1], data)[0] for rate in LEARNING_RATES}
-        best = min(first, key=lambda rate: first[rate])
-        losses = [first[best], *plain_losses(factor * steps, best, seeds[1:], data)]
-        rows.append(row(f"plain, learning rate {best:g}", factor * steps, losses))
-        tried = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in first.items())
-        tuning.append(f"in {factor * steps:,} steps {tried}")
-        if statistics.fmean(losses) <= goal:
+    few = FACTORS[0] * steps
+    tried = {rate: plain_losses(few, rate, seeds[:1], data) for rate in LEARNING_RATES}
+    best = min(tried, key=lambda rate: tried[rate])
+    rows, losses = [row(f"plain, learning rate {best:g}", few, tried[best])], tried[best]
+    for factor in FACTORS[1:]:
+        if losses[0] <= goal:
             break
-    return rows, f"Losses of the plain recipe by learning rate (seed {seeds[0]}): {'; '.join(tuning)}."
+        losses = plain_losses(factor * steps, best, seeds[:1], data)
+        if losses[0] <= goal:
+            losses += plain_losses(factor * steps, best, seeds[1:], data)
+        rows.append(row(f"plain, learning rate {best:g}", factor * steps, losses))
+    by_rate = ", ".join(f"{losses[0]:.3f} at {rate:g}" for rate, losses in tried.items())
+    return rows, (
+        f"The plain recipe's learning rate was chosen by its losses after {few:,} steps of seed {seeds[0]}: {by_rate};"
+        " other numbers of steps were tried with that seed until it came as low as the baseline on average."
+    )
 
 
 def row(name: str, steps: int, losses: Sequence[float], *seconds: float) -> list[str]:
