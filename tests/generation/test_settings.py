@@ -15,7 +15,7 @@ from tests.generation.models import prompts, tiny
     [
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0.*greedy=true"),
         ({"temperature": -1.0}, "temperature must be above 0"),
-        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number"),
         ({"temperature": "hot"}, "temperature must be a number"),
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
         ({"top_p": 1.1}, "top_p must lie"),

@@ -97,4 +97,4 @@ def test_a_run_records_both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         used = facts["flops_per_token"] * entry["tokens_per_second"]
         assert entry["mfu"] == pytest.approx(used / facts["peak_flops"])
         assert entry["memory_bytes"] > 2**20
-    assert "tok/s  mfu " in shown(entries[0]) and shown(entries[0]).endswith("MiB")
+    assert "tok/s  mfu " in shown(entries[0]) and shown(entries[0]).endswith("iB")
