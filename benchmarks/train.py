@@ -59,12 +59,13 @@ class Runner:
         return self.pipe.recv() / steps
 
 
-def work(contestant: Contestant, size: Size, tokens: TokenSplit, device: str, threads: int, pipe: Connection) -> None:
+def work(contestant: Contestant, size: Size, tokens: TokenSplit, options: Any, threads: int, pipe: Connection) -> None:
     """What a contestant's process does: get ready, then steps whenever asked, until asked for none."""
     try:
+        clock = time.process_time if options.cpu_time else time.perf_counter
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        step = contestant.build(size, tokens, torch.device(device))
+        step = contestant.build(size, tokens, torch.device(options.device))
         for _ in range(3):
             step()
         forget_peak()
@@ -72,11 +73,11 @@ def work(contestant: Contestant, size: Size, tokens: TokenSplit, device: str, th
         pipe.send(peak_memory())
         while steps := pipe.recv():
             synchronise()
-            begun = time.perf_counter()
+            begun = clock()
             for _ in range(steps):
                 step()
             synchronise()
-            pipe.send(time.perf_counter() - begun)
+            pipe.send(clock() - begun)
     except Exception as error:  # of whatever kind: the others go on without it
         pipe.send(f"{type(error).__name__}: {error}".strip().splitlines()[0])
 
@@ -101,7 +102,7 @@ def peak_memory() -> int:
 
 
 @contextmanager
-def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, device: str) -> Iterator[list[Runner]]:
+def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, options: Any) -> Iterator[list[Runner]]:
     """Processes of the contestants, made ready one after the other."""
     context = multiprocessing.get_context("spawn")
     runners = []
@@ -109,7 +110,7 @@ def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, devic
         for contestant in contestants:
             pipe, theirs = context.Pipe()
             process = context.Process(
-                target=work, args=(contestant, size, tokens, device, torch.get_num_threads(), theirs), daemon=True
+                target=work, args=(contestant, size, tokens, options, torch.get_num_threads(), theirs), daemon=True
             )
             process.start()
             theirs.close()
@@ -131,7 +132,7 @@ def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, devic
 
 def heat(contestants: list[Contestant], size: Size, tokens: TokenSplit, options: Any, peaks: "Peaks") -> list[Runner]:
     """Some contestants beside the reference, in rounds."""
-    with started([REFERENCE, *contestants], size, tokens, options.device) as runners:
+    with started([REFERENCE, *contestants], size, tokens, options) as runners:
         going = [runner for runner in runners if not runner.failure]
         if runners[0] not in going:
             raise SystemExit(f"the reference fails: {runners[0].failure}")
@@ -195,11 +196,11 @@ def compare(size: Size, options: Any) -> str:
         reference.seconds += others[0].seconds
         reference.relative += others[0].relative
     every = [reference, *(runner for one in runners for runner in one[1:])]
-    return report(size, every, peaks, torch.device(options.device))
+    return report(size, every, peaks, options)
 
 
-def report(size: Size, runners: list[Runner], peaks: Peaks, device: torch.device) -> str:
-    """The table, the quickest of each library's ways marked by its place."""
+def report(size: Size, runners: list[Runner], peaks: Peaks, options: Any) -> str:
+    """The table, the quickest first."""
     going = [runner for runner in runners if not runner.failure]
     speed = {id(runner): statistics.median(runner.relative) for runner in going}
     best = max(speed[id(runner)] for runner in going if runner.contestant.peer)
@@ -222,7 +223,10 @@ def report(size: Size, runners: list[Runner], peaks: Peaks, device: torch.device
         )
     header = ["", "ms a step", "spread", "tokens/s", "vs best peer", "of the peak", "MiB"]
     failed = [f"{runner.contestant.name} did not run: {runner.failure}" for runner in runners if runner.failure]
-    measured = f"{machine(device)}, {time.strftime('%Y-%m-%d')}. Matrix products reach {peaks}."
+    clock = "seconds of the CPU" if options.cpu_time else "seconds"
+    measured = (
+        f"{machine(torch.device(options.device))}, {time.strftime('%Y-%m-%d')}, {clock}. Matrix products reach {peaks}."
+    )
     return "\n\n".join([f"{size.title}.", measured, table(header, rows), *failed])
 
 
@@ -234,9 +238,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of ours, those whose name holds this")
     parser.add_argument("--quick", action="store_true", help="fewer peers, and no other attentions and ffns")
     parser.add_argument("--wait", action="store_true", help="ask before the clock starts, so that others can be quiet")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread, by its own clock: for a machine that is never quiet"
+    )
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their sections of a page")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    if options.cpu_time:
+        torch.set_num_threads(1)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     for name in options.size:
