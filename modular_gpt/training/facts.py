@@ -60,7 +60,7 @@ def opening(trainer: Trainer, directory: Path) -> str:
         [
             f"Run       {directory}" + (f", from step {step}" if step else ""),
             f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
-            + (", compiled" if trainer.forward.compiled else ""),
+            + (", compiled in the first step" if trainer.forward.compiled else ""),
             f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
             f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}"
             + (f", in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),

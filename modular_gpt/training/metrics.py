@@ -88,7 +88,7 @@ class Recorder:
         self.file = (directory / METRICS).open("a", encoding="utf-8")
         hidden = quiet or not has_terminal()  # then lines take the bar's place
         self.bar = tqdm(total=max_steps, initial=start, disable=hidden, dynamic_ncols=True, leave=False, bar_format=BAR)
-        self.begun, self.start, self.max_steps = time.perf_counter(), start, max_steps
+        self.max_steps = max_steps
         self.last_line = 0.0
 
     def say(self, text: str) -> None:
@@ -109,7 +109,7 @@ class Recorder:
         now = time.perf_counter()
         if self.bar.disable and now - self.last_line > QUIET:
             self.last_line = now
-            left = self.remaining(entry["step"])
+            left = self.remaining(entry)
             self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {left} left  {shown(entry)}")
 
     def evaluation(self, entry: Entry, text: str | None, best: bool) -> None:
@@ -127,11 +127,12 @@ class Recorder:
             self.say(quoted)
             self.loggers.text(int(entry["step"]), text)
 
-    def remaining(self, step: float) -> str:
-        """How long the rest will take at the speed so far, as h:mm:ss."""
-        done = step - self.start
-        seconds = (time.perf_counter() - self.begun) / max(1, done) * (self.max_steps - step)
-        return duration(seconds)
+    def remaining(self, entry: Entry) -> str:
+        """How long the steps that are left will take at the speed of the last ones, as h:mm:ss."""
+        if not entry["tokens_per_second"]:
+            return "?"
+        tokens = (self.max_steps - entry["step"]) * entry["tokens"] / entry["step"]
+        return duration(tokens / entry["tokens_per_second"])
 
     def save_table(self) -> None:
         """Write metrics.csv anew: all entries, a column for each figure that any of them has."""

@@ -113,6 +113,7 @@ class Trainer:
         config, progress = self.config, self.progress
         self.model.train()
         self.since, self.logged = time.perf_counter(), progress.step
+        compiling = self.forward.compiled
         with self.stop.gentle():
             while not self.stop.asked():
                 last = progress.step == config.max_steps
@@ -128,7 +129,12 @@ class Trainer:
                         save()
                 if finished:
                     return True
-                self.update()
+                if compiling:  # for which the first step waits: that takes time, and tells nothing of the speed
+                    with self.aside():
+                        self.update()
+                    self.logged, compiling = self.logged + 1, False
+                else:
+                    self.update()
                 progress.step += 1
                 recorder.step()
                 if progress.step % config.log_interval == 0 or progress.step == config.max_steps:
