@@ -69,7 +69,8 @@ def token_losses(
     names = ["cross_entropy"]
     names += ["label_smoothing"] if settings.label_smoothing else []
     names += ["z_loss"] if settings.z_loss else []
-    return dict(zip(names, total / (targets != IGNORED).sum().clamp(min=1), strict=True))
+    counted = (targets != IGNORED).sum().clamp(min=1)
+    return {name: each / counted for name, each in zip(names, total.unbind(), strict=True)}
 
 
 def _sums(logits: Tensor, targets: Tensor, settings: LossSettings) -> list[Tensor]:
