@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modular_gpt.core.contracts import Dims, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.settings import fraction, one_of, positive
+from modular_gpt.nn.together import compiling_for_cpu
 
 BACKENDS = ("auto", "flash", "math", "flex")
 _SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
@@ -125,8 +126,7 @@ def attend(
 
 def _better_written_out(q: Tensor, n_keys: int, scoring: Scoring, training: bool) -> bool:
     """Whether compiled training on a CPU, whose flash kernels are slow backwards, goes quicker by plain products."""
-    short = scoring.backend == "auto" and training and q.device.type == "cpu" and n_keys <= _SHORT
-    return short and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return scoring.backend == "auto" and n_keys <= _SHORT and compiling_for_cpu(q, training)
 
 
 def _fused(

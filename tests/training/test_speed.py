@@ -193,3 +193,23 @@ def test_memory_that_was_freed_is_used_again() -> None:
     process.start()
     process.join(100)
     assert process.exitcode == EXPLAINED
+
+
+@pytest.mark.parametrize("settings", [{"attention": "gqa", "bias": True}, {"ffn": "swiglu", "bias": False}])
+def test_layers_that_read_the_same_are_one_product_in_compiled_training(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(**settings)
+    expected = gradients(model, model)
+    called: list[str] = []
+    for name, module in model.named_modules():
+        if name.endswith(("query", "key", "value", "gate", "up")):
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = gradients(model, model)
+    assert not [name for name in called if "attention" in name or settings.get("ffn")]
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
+    model.eval()
+    model(batch()[0])
+    assert called, "only while training"

@@ -21,6 +21,7 @@ from modular_gpt.core.settings import one_of, positive
 from modular_gpt.nn.adopting import adopt_heads, offer_of
 from modular_gpt.nn.ops import Scoring, attend, share_of_heads
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.together import together
 
 
 class MultiHeadAttention(
@@ -126,7 +127,7 @@ class MultiHeadAttention(
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
-        q, k, v = self.query(x), self.key(x), self.value(x)  # (B, T, heads * N)
+        q, k, v = together(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)
         if self.config.clip_qkv is not None:
             q, k, v = (each.clamp(-self.config.clip_qkv, self.config.clip_qkv) for each in (q, k, v))
         q, k = self._place(q, self.query_norm, pos), self._place(k, self.key_norm, pos)

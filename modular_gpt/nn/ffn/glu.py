@@ -13,6 +13,7 @@ from modular_gpt.core.settings import one_of, positive
 from modular_gpt.nn.activations import GATES, gated
 from modular_gpt.nn.adopting import adopt_dense, offer_of_dense
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.together import together
 
 
 class GatedLinearUnit(
@@ -54,7 +55,8 @@ class GatedLinearUnit(
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""
-        return self.down(gated(self.activation, self.gate(x), self.up(x))), {}
+        gate, up = together(x, (self.gate, self.up), self.training)
+        return self.down(gated(self.activation, gate, up)), {}
 
     def divide(self, part: int, parts: int) -> dict[str, str]:
         if self.up.out_features % parts:
