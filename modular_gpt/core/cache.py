@@ -10,15 +10,12 @@ Positions are not stored: a row's column follows from its slot (see ``TokenCache
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from modular_gpt.core.contracts import Positions
+from modular_gpt.core.positions import Positions
 
 _FIRST_ROWS = 64  # a growing cache starts with this many rows and doubles
 
@@ -167,7 +164,7 @@ class TokenCache(LayerCache):
             return torch.arange(self.capacity, device=device)
         return torch.arange(max(first, self._ring), start + count, device=device) % self._ring
 
-    def append(self, pos: "Positions", *new: Tensor) -> tuple[list[Tensor], Tensor]:
+    def append(self, pos: Positions, *new: Tensor) -> tuple[list[Tensor], Tensor]:
         """Keep the new rows, each (B, heads, T, width).
 
         Returns all rows to attend to, each (B, heads, S, width), and the column (S,) of each; a negative column
@@ -185,7 +182,7 @@ class TokenCache(LayerCache):
         columns = pos.once("columns", lambda: torch.arange(end, device=device))
         return [tensor[:, :, :end] for tensor in self.tensors], columns
 
-    def _columns(self, end: int | Tensor, pos: "Positions") -> Tensor:
+    def _columns(self, end: int | Tensor, pos: Positions) -> Tensor:
         """(capacity,) the column in each slot after ``end`` columns were written; negative where none was."""
 
         def make() -> Tensor:
@@ -195,7 +192,7 @@ class TokenCache(LayerCache):
 
         return pos.once(("ring columns", self.capacity, end is pos.start), make)
 
-    def _append_to_ring(self, pos: "Positions", start: int, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+    def _append_to_ring(self, pos: Positions, start: int, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
         """One token overwrites the slot that left the window; a longer chunk attends first and evicts then."""
         if pos.count == 1:
             slot = start % self.capacity
@@ -213,7 +210,7 @@ class TokenCache(LayerCache):
             tensor.index_copy_(2, slots, rows[:, :, -keep:].to(tensor.dtype))
         return everything, columns
 
-    def _append_anywhere(self, pos: "Positions", new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+    def _append_anywhere(self, pos: Positions, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
         """The start is a tensor: fixed shapes, the whole storage is attended to, the mask does the rest."""
         assert not self.grows and pos.count == 1, "one compiled graph serves single steps in a fixed storage"
         slots = pos.columns % self.capacity

@@ -31,9 +31,6 @@ class ContrastiveSearch(Strategy):
         self._count = 0  # columns of them in use
         self._logits: Tensor | None = None  # (B, V) after the text
 
-    def decoders(self) -> list[Decoder]:
-        return [self._decoder]
-
     def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         states, logits = self._read_prompt(most) if self._states is None else (self._states, self._logits)
         assert logits is not None

@@ -32,8 +32,6 @@ class Drafter(Protocol):
     def take_back(self) -> None:
         """The text has been cut: forget what is no longer in it."""
 
-    def decoders(self) -> list[Decoder]: ...
-
 
 class ModelDrafter:
     """A smaller model with the same vocabulary."""
@@ -42,9 +40,6 @@ class ModelDrafter:
         self._decoder = decoder
         self._sampler = sampler
         self._noise = noise
-
-    def decoders(self) -> list[Decoder]:
-        return [self._decoder]
 
     def draft(self, most: int) -> list[Tensor | None]:
         decoder, text = self._decoder, self._decoder.text
@@ -69,9 +64,6 @@ class LookupDrafter:
     def __init__(self, text: Text, ngram: int) -> None:
         self._text = text
         self._ngram = ngram
-
-    def decoders(self) -> list[Decoder]:
-        return []
 
     def draft(self, most: int) -> list[Tensor | None]:
         follows = self._last_match()
@@ -130,9 +122,6 @@ class Speculation(Strategy):
         self._noise = noise
         self._draft_tokens = draft_tokens
         self._counts = counts
-
-    def decoders(self) -> list[Decoder]:
-        return [self._decoder, *self._drafter.decoders()]
 
     def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         decoder, text = self._decoder, self._decoder.text

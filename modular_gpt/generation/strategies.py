@@ -19,10 +19,6 @@ class Strategy(ABC):
         stopped: (B,) rows whose tokens do not matter any more
         """
 
-    @abstractmethod
-    def decoders(self) -> list[Decoder]:
-        """What reads the text."""
-
 
 class Sampling(Strategy):
     """Draws one token at a time, or takes the most likely one."""
@@ -35,6 +31,3 @@ class Sampling(Strategy):
     def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._decoder.logits()
         return self._sampler.choose(logits[:, 0], self._decoder.text, self._noise)[:, None], logits
-
-    def decoders(self) -> list[Decoder]:
-        return [self._decoder]
