@@ -102,11 +102,11 @@ def described(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
 
 def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
     """``Trainer.update`` of a run with these settings: everything that one of its steps does."""
+    from modular_gpt.runtime.cpu_allocator import keep_memory
+    from modular_gpt.runtime.device import choose_precision, float32_products
     from modular_gpt.training import RunConfig, TrainerConfig
-    from modular_gpt.training.allocator import keep_memory
-    from modular_gpt.training.building import build_trainer
-    from modular_gpt.training.compiling import ordered_sums
-    from modular_gpt.training.hardware import choose_precision, float32_products
+    from modular_gpt.training.build import build_trainer
+    from modular_gpt.training.compile import ordered_sums
 
     keep_memory()
 

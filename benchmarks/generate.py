@@ -19,7 +19,7 @@ from measure import Variant, copy_bandwidth, interleave, machine, table, write_s
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
-from modular_gpt.packing import can_pack, pack
+from modular_gpt.deploy.cpu_packing import can_pack, pack
 from modular_gpt.pretrained import load_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -21,8 +21,8 @@ from measure import machine, table, write_section
 
 from modular_gpt import compose
 from modular_gpt.data import build_corpus, build_tokenizer, prepare
-from modular_gpt.training.building import build_trainer
-from modular_gpt.training.hardware import choose_device, choose_precision, float32_products, prepare_device
+from modular_gpt.runtime.device import choose_device, choose_precision, float32_products, prepare_device
+from modular_gpt.training.build import build_trainer
 
 PLAIN = (
     *("experiment=shakespeare_char", "pos=learned", "model.bias=false", "optim=adamw", "optim.beta1=0.9"),

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from modular_gpt.config import GPTConfig, LayersConfig
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
-from modular_gpt.loss import LossOutput, LossSettings
 from modular_gpt.model import GPTModel
+from modular_gpt.model.config import GPTConfig, LayersConfig
+from modular_gpt.model.loss import LossOutput, LossSettings
 
 if TYPE_CHECKING:
     from modular_gpt.training.config import RunConfig
@@ -35,6 +35,6 @@ def compose(*overrides: str, config_dir: str | None = None) -> "RunConfig":
     Raises:
         ConfigError: a word is no setting, or what they say together cannot work.
     """
-    from modular_gpt.cli import _run  # only here: it brings Hydra
+    from modular_gpt.cli.composition import train_config as _run  # only here: it brings Hydra
 
     return _run.compose(*overrides, config_dir=config_dir)

@@ -7,9 +7,9 @@ from contextlib import redirect_stdout
 from unittest.mock import patch
 
 from modular_gpt.cli import convert, evaluate, generate, train
-from modular_gpt.cli._conf_dir import conf_dir
-from modular_gpt.cli._run import TRAIN
-from modular_gpt.cli._settings import options
+from modular_gpt.cli.composition.conf_dir import conf_dir
+from modular_gpt.cli.composition.schema import options
+from modular_gpt.cli.composition.train_config import TRAIN
 
 GROUPS = TRAIN.choices()
 HEAD = ["option", "what it is"]

@@ -17,7 +17,7 @@ import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
 import options_tables  # noqa: E402
 
-from modular_gpt.vocabularies import NAMES, WORDS  # noqa: E402
+from modular_gpt.model.aliases import NAMES, WORDS  # noqa: E402
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

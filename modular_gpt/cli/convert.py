@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli._app import Line, answer, where_to_look
+from modular_gpt.cli.app import Line, answer, where_to_look
 from modular_gpt.core.errors import ConfigError
 
 ABOUT = "write a checkpoint as a folder that transformers loads, or such a folder as a checkpoint"
@@ -21,12 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(line: Line) -> int:
-    from modular_gpt.cli._converting import CONVERT, convert
-    from modular_gpt.cli._plain import read_plain
+    from modular_gpt.cli.composition.flat_config import read_plain
+    from modular_gpt.cli.convert_task import CONVERT, convert
 
     where = where_to_look(line)
     if line.help:
-        from modular_gpt.cli._help import overview
+        from modular_gpt.cli.help import overview
 
         print(overview(CONVERT, ABOUT, EXAMPLES, where))
         return 0

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli._app import Line, answer, where_to_look
+from modular_gpt.cli.app import Line, answer, where_to_look
 from modular_gpt.core.errors import ConfigError
 
 ABOUT = "measure how well a model predicts a text, or how it does at tasks"
@@ -23,12 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(line: Line) -> int:
-    from modular_gpt.cli._evaluating import EVAL, measure, print_results
-    from modular_gpt.cli._plain import read_plain
+    from modular_gpt.cli.composition.flat_config import read_plain
+    from modular_gpt.cli.evaluate_task import EVAL, measure, print_results
 
     where = where_to_look(line)
     if line.help:
-        from modular_gpt.cli._help import overview
+        from modular_gpt.cli.help import overview
 
         print(overview(EVAL, ABOUT, EXAMPLES, where))
         return 0

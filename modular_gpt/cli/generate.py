@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli._app import Line, answer, where_to_look
+from modular_gpt.cli.app import Line, answer, where_to_look
 from modular_gpt.core.errors import ConfigError
 
 ABOUT = "let a model continue a text"
@@ -24,11 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(line: Line) -> int:
-    from modular_gpt.cli._writing import GENERATE, converse, open_writer, own_words, read_task, write_texts
+    from modular_gpt.cli.generate_task import GENERATE, converse, open_writer, own_words, read_task, write_texts
 
     where = where_to_look(line)
     if line.help:
-        from modular_gpt.cli._help import overview
+        from modular_gpt.cli.help import overview
 
         print(overview(GENERATE, ABOUT, EXAMPLES, where))
         return 0

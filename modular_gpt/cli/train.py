@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli._app import ENDED_BY_SIGNAL, Line, answer, topic, where_to_look
+from modular_gpt.cli.app import ENDED_BY_SIGNAL, Line, answer, topic, where_to_look
 
 ABOUT = "train a GPT that you compose from parts"
 EXAMPLES = (
@@ -33,11 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(line: Line) -> int:
-    from modular_gpt.cli import _help, _multirun
-    from modular_gpt.cli._compose import as_yaml
-    from modular_gpt.cli._run import TRAIN, composed_run
+    from modular_gpt.cli import help as _help
+    from modular_gpt.cli import sweep as _multirun
+    from modular_gpt.cli.composition.compose import as_yaml
+    from modular_gpt.cli.composition.train_config import TRAIN, composed_run
     from modular_gpt.core.errors import ConfigError
-    from modular_gpt.training.processes import Processes
+    from modular_gpt.runtime.processes import Processes
 
     where = where_to_look(line)
     if line.help:

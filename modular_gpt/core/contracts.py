@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.offers import Adopted, AttentionOffer, FeedForwardOffer, NormOffer
 from modular_gpt.core.positions import Positions
 from modular_gpt.core.registry import Component, ComponentConfig, described
+from modular_gpt.core.weight_transfer import Adopted, AttentionOffer, FeedForwardOffer, NormOffer
 
 # How processes share what one parameter does (``divide``): each has some of a linear layer's outputs, or some of its
 # inputs and a part of every sum; or each has all of it and uses it for its share, so that gradients must be summed.

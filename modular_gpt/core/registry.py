@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from modular_gpt.core.errors import ConfigError, unknown
-from modular_gpt.core.settings import from_mapping
+from modular_gpt.core.validation import from_mapping
 
 PLUGINS = "MODULAR_GPT_PLUGINS"  # environment: modules with components of the user's own, comma separated
 

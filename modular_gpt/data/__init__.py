@@ -5,12 +5,12 @@ data = prepare(corpus, tokenizer); x, y = BatchSource(data.train, 256, 16, seed=
 """
 
 from modular_gpt.data.batches import BatchSource, sequential
+from modular_gpt.data.cache_dir import cache_directory
 from modular_gpt.data.corpora import SPLITS, Corpus, build_corpus
 from modular_gpt.data.prepare import prepare
-from modular_gpt.data.storage import cache_directory
+from modular_gpt.data.token_files import PreparedData, TokenSplit
 from modular_gpt.data.tokenizers import CharTokenizer, StreamDecoder, Tokenizer, build_tokenizer
-from modular_gpt.data.tokens import PreparedData, TokenSplit
-from modular_gpt.data.windows import SlidingWindowDataset, make_dataloader
+from modular_gpt.data.torch_dataset import SlidingWindowDataset, make_dataloader
 
 __all__ = [
     "SPLITS",

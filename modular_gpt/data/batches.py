@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.core.settings import one_of, positive
-from modular_gpt.data.permutation import key_of, mix, permuted
-from modular_gpt.data.tokens import TokenSplit
+from modular_gpt.core.validation import one_of, positive
+from modular_gpt.data.shuffle import key_of, mix, permuted
+from modular_gpt.data.token_files import TokenSplit
 
 IGNORED = -100  # the target that cross-entropy leaves out
 MODES = ("random", "epoch")

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import DataError
-from modular_gpt.core.files import sha256_file
+from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.base import SPLITS, Corpus, Piece
-from modular_gpt.data.storage import cache_directory, new_in_cache
+from modular_gpt.data.token_files import PreparedData, TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
-from modular_gpt.data.tokens import PreparedData, TokenSplit
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -1,9 +1,9 @@
 """Generation with any language model that has a cache: sampling, search, speculation and streaming."""
 
 from modular_gpt.generation.api import complete, generate, stream
+from modular_gpt.generation.config import GenerationSettings, SamplingSettings
 from modular_gpt.generation.engine import Continuation, Generation, Step
-from modular_gpt.generation.settings import GenerationSettings, SamplingSettings
-from modular_gpt.generation.text import left_pad
+from modular_gpt.generation.sequences import left_pad
 
 __all__ = [
     "Continuation",

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.generation.config import GenerationSettings
 from modular_gpt.generation.engine import Continuation, Generation
 from modular_gpt.generation.protocol import LanguageModel
-from modular_gpt.generation.settings import GenerationSettings
+from modular_gpt.generation.sequences import prompt_batch
 from modular_gpt.generation.stopping import StreamDecoder
-from modular_gpt.generation.text import prompt_batch
 
 
 def generate(

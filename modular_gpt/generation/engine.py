@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.generation.beam import BeamSearch, Pool
 from modular_gpt.generation.compiled import compiled_step
-from modular_gpt.generation.contrastive import ContrastiveSearch
-from modular_gpt.generation.decoder import Decoder
+from modular_gpt.generation.config import GenerationSettings
 from modular_gpt.generation.protocol import LanguageModel
+from modular_gpt.generation.runner import Decoder
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.settings import GenerationSettings
-from modular_gpt.generation.speculative import DraftCounts, Drafter, LookupDrafter, ModelDrafter, Speculation
+from modular_gpt.generation.sequences import Noise, Text, check_prompt
 from modular_gpt.generation.stopping import Stops, StreamDecoder, Transcript
-from modular_gpt.generation.strategies import Sampling, Strategy
-from modular_gpt.generation.text import Noise, Text, check_prompt
+from modular_gpt.generation.strategies.base import Sampling, Strategy
+from modular_gpt.generation.strategies.beam import BeamSearch, Pool
+from modular_gpt.generation.strategies.contrastive import ContrastiveSearch
+from modular_gpt.generation.strategies.speculative import DraftCounts, Drafter, LookupDrafter, ModelDrafter, Speculation
 
 
 @dataclass

@@ -11,8 +11,8 @@ What a filter removes becomes -inf. Every filter leaves at least one token.
 import torch
 from torch import Tensor
 
-from modular_gpt.generation.settings import SamplingSettings
-from modular_gpt.generation.text import Noise, Text
+from modular_gpt.generation.config import SamplingSettings
+from modular_gpt.generation.sequences import Noise, Text
 
 _FEW = 1024  # tokens that usually hold the probability asked for
 

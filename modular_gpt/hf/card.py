@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.model import GPTModel
+from modular_gpt.model.config import GPTConfig
 
 CARD = "README.md"
 MARK = "<!-- written by modular_gpt; a card without this line is never overwritten -->"

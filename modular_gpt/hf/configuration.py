@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from modular_gpt.config import GPTConfig
+from modular_gpt.model.config import GPTConfig
 
 _DERIVED = (
     "vocab_size",

@@ -1,9 +1,9 @@
 """Published models: their checkpoints into GPTModel, and GPTModel into theirs."""
 
 from modular_gpt.pretrained.families import FAMILIES
-from modular_gpt.pretrained.loading import load_pretrained
-from modular_gpt.pretrained.saving import save_pretrained
-from modular_gpt.pretrained.source import tokenizer_file
+from modular_gpt.pretrained.hub import tokenizer_file
+from modular_gpt.pretrained.load import load_pretrained
+from modular_gpt.pretrained.save import save_pretrained
 from modular_gpt.pretrained.surgery import Transplant, text_loss, transplant, with_parts
 
 __all__ = [

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modular_gpt.config import GPTConfig, LayerConfig
 from modular_gpt.core.errors import CheckpointError, unknown
-from modular_gpt.pretrained.rules import Rule
+from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.tensor_map import Rule
 
 Settings = Mapping[str, Any]  # of their config.json, with the defaults filled in
 

@@ -1,7 +1,7 @@
 """Change parts of a trained model: what still fits is kept, the rest is made from what was there, or starts new.
 
 Parts of one kind and one setting are copied. A part of another kind starts from what the old one offers (see
-core/offers.py): shared key/value heads from means, a latent from an SVD, experts from a dense part. Tables of tokens
+core/weight_transfer.py): shared key/value heads from means, a latent from an SVD, experts from a dense part. Tables of tokens
 and positions keep the rows that both have.
 """
 
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.config import SLOTS, GPTConfig
 from modular_gpt.core.contracts import Attention, FeedForward, Norm
-from modular_gpt.core.offers import Adopted
 from modular_gpt.core.registry import ComponentConfig, encode, merge
-from modular_gpt.loss import IGNORED
+from modular_gpt.core.weight_transfer import Adopted
 from modular_gpt.model import GPTModel
-from modular_gpt.pretrained.loading import own_tensors
+from modular_gpt.model.config import SLOTS, GPTConfig
+from modular_gpt.model.loss import IGNORED
+from modular_gpt.pretrained.load import own_tensors
 
 LOADED, CONVERTED, NEW, SKIPPED = "loaded", "converted", "new", "skipped"
 _LAYER = re.compile(r"blocks\.(\d+)\.")

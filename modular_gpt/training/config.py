@@ -8,17 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import modular_gpt.data
-import modular_gpt.training.loggers
-import modular_gpt.training.optim
-import modular_gpt.training.parallel
-import modular_gpt.training.schedule  # noqa: F401  these register what the slots offer
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.core.settings import fraction, from_mapping, not_negative, one_of, positive
-from modular_gpt.loss import LossSettings
+from modular_gpt.core.validation import fraction, from_mapping, not_negative, one_of, positive
+from modular_gpt.model.aliases import read_config
+from modular_gpt.model.loss import LossSettings
 from modular_gpt.training.lora import LoraSettings
-from modular_gpt.vocabularies import read_config
 
 SLOTS = ("data", "tokenizer", "optim", "schedule", "parallel", "logger")
 PRECISIONS = ("auto", "float32", "bf16_products", "bf16", "fp16")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.training.parallel.parts import local_part
+from modular_gpt.distributed.dtensor import local_part
 
 
 class WeightAverage:

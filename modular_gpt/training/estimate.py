@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
-from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.optim.optimizers import build_optimizer
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.lora import LoraSettings, trained_parts
-from modular_gpt.training.optim import build_optimizer
 
 WHOLE = LoraSettings()  # no adapters
 CGROUPS = (

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from modular_gpt.loss import PLAIN, LossOutput, LossSettings
+from modular_gpt.distributed import Parallel
 from modular_gpt.model import GPTModel
-from modular_gpt.training.compiling import from_compiler, reason
-from modular_gpt.training.hardware import autocast
-from modular_gpt.training.parallel import Parallel
+from modular_gpt.model.loss import PLAIN, LossOutput, LossSettings
+from modular_gpt.runtime.device import autocast
+from modular_gpt.training.compile import from_compiler, reason
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from modular_gpt.checkpoint import META, read_json, read_tensors
 from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.core.settings import fraction, positive
-from modular_gpt.training.patterns import first_match, freeze
+from modular_gpt.core.validation import fraction, positive
+from modular_gpt.optim.parameter_patterns import first_match, freeze
 
 ADAPTERS = "adapters"  # a checkpoint's set of tensors that the merged weights do not tell
 ADAPTED, ADAPTER = ".base_layer.", ".lora_"  # in peft's names of a layer's own weights, and of what stands beside them

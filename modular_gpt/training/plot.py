@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modular_gpt.training.metrics import Entry, read_metrics
+from modular_gpt.training.recorder import Entry, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modular_gpt.data import PreparedData
-from modular_gpt.training.metrics import duration
 from modular_gpt.training.plot import PLOT
+from modular_gpt.training.recorder import duration
 
 
 @dataclass(frozen=True)

@@ -10,28 +10,28 @@ import torch
 
 from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_json
 from modular_gpt.checkpoint import META as META_FILE
-from modular_gpt.config import GPTConfig
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.data import Tokenizer, build_corpus, prepare
+from modular_gpt.distributed import Parallel, build_parallel, fits
 from modular_gpt.model import GPTModel
-from modular_gpt.training.allocator import keep_memory
-from modular_gpt.training.building import build_trainer, described_model
-from modular_gpt.training.compiling import from_compiler, ordered_sums, reason
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.runtime.cpu_allocator import keep_memory
+from modular_gpt.runtime.device import choose_device, choose_precision, float32_products, prepare_device
+from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.signals import orderly
+from modular_gpt.training.build import build_trainer, described_model
+from modular_gpt.training.checkpointing import Checkpoints, run_of
+from modular_gpt.training.compile import from_compiler, ordered_sums, reason
 from modular_gpt.training.config import RunConfig, TrainerConfig
-from modular_gpt.training.directory import new_run_directory, only_here
 from modular_gpt.training.estimate import Estimate, check_memory, estimate, smaller
-from modular_gpt.training.facts import meter_of, opening, write_facts
-from modular_gpt.training.hardware import choose_device, choose_precision, float32_products, prepare_device
+from modular_gpt.training.finetune import open_source, tokenizer_of
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import peft_package
-from modular_gpt.training.metrics import Recorder, Silent
-from modular_gpt.training.parallel import Parallel, build_parallel, fits
 from modular_gpt.training.plot import plot_losses
-from modular_gpt.training.processes import Processes
+from modular_gpt.training.recorder import Recorder, Silent
 from modular_gpt.training.report import Outcome, report_table
-from modular_gpt.training.start import open_source, tokenizer_of
-from modular_gpt.training.state import Checkpoints, run_of
-from modular_gpt.training.stop import orderly
+from modular_gpt.training.run_directory import new_run_directory, only_here
+from modular_gpt.training.run_info import meter_of, opening, write_facts
 from modular_gpt.training.trainer import Trainer
 
 

@@ -19,21 +19,21 @@ from torch import Tensor
 from modular_gpt.core.errors import UserError
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer
 from modular_gpt.data.batches import IGNORED
-from modular_gpt.data.permutation import key_of
+from modular_gpt.data.shuffle import key_of
+from modular_gpt.distributed import Parallel, build_parallel
+from modular_gpt.distributed.dtensor import clip, total_norm
 from modular_gpt.model import GPTModel
-from modular_gpt.training.compiling import compiles
+from modular_gpt.optim.optimizers import Optimizer
+from modular_gpt.optim.schedules import Schedule
+from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.signals import Stop
+from modular_gpt.training.compile import compiles
 from modular_gpt.training.config import TrainerConfig
-from modular_gpt.training.diagnosis import first_not_finite
 from modular_gpt.training.ema import WeightAverage
 from modular_gpt.training.forward import Forward
 from modular_gpt.training.lora import Adapters
-from modular_gpt.training.metrics import Averages, Entry, Recorder, Silent
-from modular_gpt.training.optim import Optimizer
-from modular_gpt.training.parallel import Parallel, build_parallel
-from modular_gpt.training.parallel.parts import clip, total_norm
-from modular_gpt.training.processes import Processes
-from modular_gpt.training.schedule import Schedule
-from modular_gpt.training.stop import Stop
+from modular_gpt.training.nonfinite import first_not_finite
+from modular_gpt.training.recorder import Averages, Entry, Recorder, Silent
 from modular_gpt.training.validation import Validation
 
 MOST_SKIPPED = 10  # updates left out one after the other before the training gives up

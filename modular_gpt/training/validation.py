@@ -9,11 +9,11 @@ from torch import Tensor
 
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
 from modular_gpt.data.batches import IGNORED
+from modular_gpt.distributed import Parallel
+from modular_gpt.runtime.device import autocast
+from modular_gpt.runtime.signals import Stop
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.forward import Forward
-from modular_gpt.training.hardware import autocast
-from modular_gpt.training.parallel import Parallel
-from modular_gpt.training.stop import Stop
 
 SEED = 0  # the same windows in every run on the same text, whatever the run's own seed
 PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given

@@ -15,8 +15,8 @@ from modular_gpt.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
+from modular_gpt.core.atomic_files import point
 from modular_gpt.core.errors import CheckpointError
-from modular_gpt.core.files import point
 from modular_gpt.data import CharTokenizer, build_tokenizer
 from tests.checkpoint.conftest import SMALL
 

@@ -15,8 +15,8 @@ import torch
 
 from modular_gpt import GPTModel
 from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
+from modular_gpt.core.atomic_files import MARK
 from modular_gpt.core.errors import CheckpointError
-from modular_gpt.core.files import MARK
 
 resource = pytest.importorskip("resource", reason="this system has no limits on the size of files")
 
@@ -60,7 +60,7 @@ def test_too_little_room_is_seen_before_a_byte_is_written(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6, 1000))
-    monkeypatch.setattr("modular_gpt.checkpoint.save_file", None)
+    monkeypatch.setattr("modular_gpt.checkpoint.native.save_file", None)
     with pytest.raises(CheckpointError, match="the disk is full; it takes"):
         save_checkpoint(saved, model)
 

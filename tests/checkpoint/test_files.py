@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from modular_gpt.core.files import MARK, follow, new_directory, point, sha256_file, sweep, write_text
+from modular_gpt.core.atomic_files import MARK, follow, new_directory, point, sha256_file, sweep, write_text
 
 
 def names(folder: Path) -> list[str]:

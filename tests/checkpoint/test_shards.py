@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modular_gpt.shards import HEADER, OFFSETS, read_shards
+from modular_gpt.checkpoint.sharded import HEADER, OFFSETS, read_shards
 
 
 def write(folder: Path, number: int, pieces: dict[str, tuple[list[int], Tensor]]) -> None:

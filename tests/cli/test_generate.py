@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
-from modular_gpt.cli import _writer
-from modular_gpt.config import GPTConfig
+from modular_gpt.cli import text_writer as _writer
 from modular_gpt.data import build_tokenizer
 from modular_gpt.generation import Step, generate
 from modular_gpt.model import GPTModel
+from modular_gpt.model.config import GPTConfig
 from tests.cli.conftest import Answer, Run
 
 FIGURES = re.compile(r"\[(\d+) tokens in [\d.]+ s: [\d,.]+ tokens/s, cache ([\d,]+) bytes\]")

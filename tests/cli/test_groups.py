@@ -7,11 +7,11 @@ import torch
 import yaml
 
 from modular_gpt import GPTModel, compose
-from modular_gpt.cli._conf_dir import conf_dir
-from modular_gpt.cli._run import TRAIN
-from modular_gpt.cli._settings import SCHEMA, options
-from modular_gpt.config import GPTConfig
+from modular_gpt.cli.composition.conf_dir import conf_dir
+from modular_gpt.cli.composition.schema import SCHEMA, options
+from modular_gpt.cli.composition.train_config import TRAIN
 from modular_gpt.core.registry import entries, slots
+from modular_gpt.model.config import GPTConfig
 from modular_gpt.training.config import RunConfig
 
 YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/**/*.yaml"))

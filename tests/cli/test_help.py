@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from modular_gpt import __version__
-from modular_gpt.cli._conf_dir import conf_dir
-from modular_gpt.cli._run import TRAIN
-from modular_gpt.cli._settings import options
-from modular_gpt.cli._writing import GENERATE
+from modular_gpt.cli.composition.conf_dir import conf_dir
+from modular_gpt.cli.composition.schema import options
+from modular_gpt.cli.composition.train_config import TRAIN
+from modular_gpt.cli.generate_task import GENERATE
 from tests.cli.conftest import Run
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from modular_gpt.core.files import follow
+from modular_gpt.core.atomic_files import follow
 from tests.cli.conftest import TINY, Answer, Run
 from tests.training.small import gpt2_folder
 

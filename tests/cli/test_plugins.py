@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modular_gpt.cli import _settings
+from modular_gpt.cli.composition import schema as _settings
 from tests.cli.conftest import TINY
 
 PART = '''
@@ -91,7 +91,7 @@ def test_another_packages_yaml_files(plugin: Path, monkeypatch: pytest.MonkeyPat
     _settings._installed.cache_clear()
     try:
         from modular_gpt import compose
-        from modular_gpt.cli._run import TRAIN
+        from modular_gpt.cli.composition.train_config import TRAIN
 
         assert _settings.options(TRAIN, "model_size", _settings.folders())["theirs"] == "Theirs"
         assert compose("model_size=theirs").model["d_model"] == 48

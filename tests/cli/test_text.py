@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modular_gpt import compose
-from modular_gpt.cli._conf_dir import conf_dir
-from modular_gpt.cli._writing import read_task
+from modular_gpt.cli.composition.conf_dir import conf_dir
+from modular_gpt.cli.generate_task import read_task
 from tests.cli.conftest import TINY, Run
 
 NASTY = "\\'\"${}[](),=#: \t\n~+*?%@|!é中🙂"

@@ -17,9 +17,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from modular_gpt import compose
-from modular_gpt.cli import _multirun
+from modular_gpt.cli import sweep as _multirun
 from modular_gpt.training import run as training
-from modular_gpt.training.metrics import read_metrics
+from modular_gpt.training.recorder import read_metrics
 from modular_gpt.training.run import RunResult
 from tests.cli.conftest import TINY, Answer, Run
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from modular_gpt import ConfigError, GPTConfig
-from modular_gpt.config import SLOTS
 from modular_gpt.core.registry import Component, Entry, entries
+from modular_gpt.model.config import SLOTS
 
 TOKENS = 20
 MODEL: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24, pos="rope")

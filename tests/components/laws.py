@@ -16,7 +16,7 @@ from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.core.cache import ModelCache, TokenCache
-from modular_gpt.init import initialise
+from modular_gpt.model.init import initialise
 
 STRONG = 0.4  # standard deviation of weights: scores and gates far from zero
 TOLERANCE = 1e-4  # of the standard deviation of the logits, float32

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from modular_gpt.config import SLOTS
 from modular_gpt.core.registry import Entry, entries
+from modular_gpt.model.config import SLOTS
 from tests.components.cases import ALL, EXTRAS, Case, choices, text_settings
 
 OURS = [

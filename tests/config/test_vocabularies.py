@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel
-from modular_gpt.nn.attention.latent import MultiHeadLatentAttention
+from modular_gpt.model.aliases import NAMES, WORDS, read_config
+from modular_gpt.nn.attention.mla import MultiHeadLatentAttention
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
-from modular_gpt.vocabularies import NAMES, WORDS, read_config
 
 SMALL = GPTConfig(pos="learned", vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24, dropout=0.1)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.data import BatchSource, Corpus, TokenSplit, build_tokenizer, prepare, sequential
 from modular_gpt.data.batches import IGNORED, MODES
-from modular_gpt.data.permutation import key_of, permuted
+from modular_gpt.data.shuffle import key_of, permuted
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 

@@ -21,11 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modular_gpt.core import files
+from modular_gpt.core import atomic_files as files
 from modular_gpt.core.errors import DataError
 from modular_gpt.data import SPLITS, Corpus, PreparedData, build_corpus, build_tokenizer, prepare
+from modular_gpt.data.cache_dir import ABANDONED, cache_directory
 from modular_gpt.data.prepare import smallest_dtype
-from modular_gpt.data.storage import ABANDONED, cache_directory
 from tests.data.conftest import PLAY
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from modular_gpt.core.errors import UserError
 from modular_gpt.data import build_corpus, build_tokenizer, prepare
-from modular_gpt.loss import LossOutput
+from modular_gpt.distributed import Parallel, build_parallel
+from modular_gpt.distributed.dtensor import local_part
+from modular_gpt.model.loss import LossOutput
+from modular_gpt.runtime.processes import Processes
 from modular_gpt.training import RunConfig, train
-from modular_gpt.training.building import build_trainer
-from modular_gpt.training.metrics import read_metrics
-from modular_gpt.training.parallel import Parallel, build_parallel
-from modular_gpt.training.parallel.parts import local_part
-from modular_gpt.training.processes import Processes
+from modular_gpt.training.build import build_trainer
+from modular_gpt.training.recorder import read_metrics
 from modular_gpt.training.trainer import Trainer
 
 Steps = tuple[list[float], list[float], dict[str, Tensor]]  # losses and norms by step, and the weights at the end

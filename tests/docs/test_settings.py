@@ -5,9 +5,9 @@ from dataclasses import MISSING, Field, fields
 
 import pytest
 
-from modular_gpt.config import GPTConfig
 from modular_gpt.core.registry import Entry, entries
 from modular_gpt.generation import GenerationSettings
+from modular_gpt.model.config import GPTConfig
 from modular_gpt.nn.pos.rope import Scaling
 from tests.docs.pages import ROOT
 

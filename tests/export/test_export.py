@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.core.registry import entries
-from modular_gpt.export import ExportedModel, export_model, export_onnx
+from modular_gpt.deploy.export import ExportedModel, export_model, export_onnx
 
 LENGTH, WINDOW = 14, 5
 LOCAL = {"variants": {"local": {"attention": {"window": WINDOW}}}, "cycle": ["local", "base"]}

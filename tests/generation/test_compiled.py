@@ -8,8 +8,8 @@ import torch
 
 from modular_gpt.generation import GenerationSettings, complete, generate
 from modular_gpt.generation.compiled import capacity, compiled_step
-from modular_gpt.generation.decoder import Decoder
-from modular_gpt.generation.text import Text
+from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.sequences import Text
 from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
 
 

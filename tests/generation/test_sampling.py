@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modular_gpt.generation import SamplingSettings, sampling
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.text import Noise, Text
+from modular_gpt.generation.sequences import Noise, Text
 
 V = 50
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from modular_gpt import GPTModel
 from modular_gpt.core.cache import StateCache, TokenCache
 from modular_gpt.generation import Generation, GenerationSettings, generate
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.speculative import LookupDrafter, Speculation
-from modular_gpt.generation.text import Text
+from modular_gpt.generation.sequences import Text
+from modular_gpt.generation.strategies.speculative import LookupDrafter, Speculation
 from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
 
 

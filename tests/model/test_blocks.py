@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt import GPTConfig, GPTModel
-from modular_gpt.config import TOPOLOGIES
 from modular_gpt.core.contracts import Positions
+from modular_gpt.model.config import TOPOLOGIES
 from tests.components.cases import MODEL
 from tests.components.laws import build, close, text
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import modular_gpt.loss
+import modular_gpt.model.loss
 from modular_gpt import GPTConfig
 from tests.components.cases import MODEL
 from tests.components.laws import build, text
@@ -54,7 +54,7 @@ def test_under_autocast(kind: dict[str, Any]) -> None:
 
 
 def test_with_the_loss_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modular_gpt.loss, "_CHUNK", 10 * MODEL["vocab_size"])
+    monkeypatch.setattr(modular_gpt.model.loss, "_CHUNK", 10 * MODEL["vocab_size"])
     config = GPTConfig(**MODEL)
     for one, other in zip(results(config, 1), results(config, 0), strict=True):
         assert torch.equal(one, other)

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import modular_gpt.loss
+import modular_gpt.model.loss
 from modular_gpt import ConfigError, GPTConfig, GPTModel, LossOutput, LossSettings
-from modular_gpt.loss import PLAIN
+from modular_gpt.model.loss import PLAIN
 from tests.components.cases import MODEL
 from tests.components.laws import build, text
 
@@ -40,7 +40,7 @@ def test_chunks_change_neither_loss_nor_gradient(
     model, (ids, targets) = build(CONFIG).train(), pair()
     targets[2, 3:9] = -100
     expected, gradients = loss_and_gradients(model, ids, targets, settings)
-    monkeypatch.setattr(modular_gpt.loss, "_CHUNK", rows_at_once * CONFIG.vocab_size)
+    monkeypatch.setattr(modular_gpt.model.loss, "_CHUNK", rows_at_once * CONFIG.vocab_size)
     got, chunked = loss_and_gradients(model, ids, targets, settings)
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
     for ours, theirs in zip(chunked, gradients, strict=True):
@@ -70,7 +70,7 @@ def test_logits_of_a_long_batch_never_stand_in_memory_at_once(
     config = GPTConfig(**{**MODEL, "vocab_size": 2003})
     model, ids = GPTModel(config).train(), text(config, rows=16, tokens=21)
     if chunked:
-        monkeypatch.setattr(modular_gpt.loss, "_CHUNK", 40 * config.vocab_size)
+        monkeypatch.setattr(modular_gpt.model.loss, "_CHUNK", 40 * config.vocab_size)
     weights = {shape for parameter in model.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
     with Largest(weights) as largest:
         model(ids[:, :-1], ids[:, 1:], loss=settings).loss.backward()

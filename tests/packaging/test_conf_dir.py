@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from modular_gpt.cli import _conf_dir
+from modular_gpt.cli.composition import conf_dir as _conf_dir
 from modular_gpt.core.errors import ConfigError
 
 

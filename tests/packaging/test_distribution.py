@@ -82,7 +82,7 @@ def test_metadata(root: Path, site: Path) -> None:
 
 
 def test_configs_are_found_from_another_directory(site: Path) -> None:
-    result = run(site, "from modular_gpt.cli._conf_dir import conf_dir; print(conf_dir())")
+    result = run(site, "from modular_gpt.cli.composition.conf_dir import conf_dir; print(conf_dir())")
     assert result.stdout.strip() == str(site / "modular_gpt" / "conf"), result.stderr
 
 

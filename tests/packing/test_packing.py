@@ -7,7 +7,7 @@ import torch
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.core.registry import entries
-from modular_gpt.packing import PackedLinear, can_pack, pack
+from modular_gpt.deploy.cpu_packing import PackedLinear, can_pack, pack
 
 PARTS = [("attention", name) for name in entries("attention")] + [("ffn", name) for name in entries("ffn")]
 

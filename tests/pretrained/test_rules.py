@@ -5,8 +5,8 @@ import torch
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.pretrained import FAMILIES
-from modular_gpt.pretrained.loading import own_tensors
-from modular_gpt.pretrained.rules import (
+from modular_gpt.pretrained.load import own_tensors
+from modular_gpt.pretrained.tensor_map import (
     COPY,
     FUSED,
     FUSED_PER_HEAD,

@@ -11,8 +11,8 @@ from modular_gpt import CheckpointError, GPTConfig
 from modular_gpt.core.errors import UserError
 from modular_gpt.pretrained import FAMILIES
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.loading import read_config
-from modular_gpt.pretrained.source import locate
+from modular_gpt.pretrained.hub import locate
+from modular_gpt.pretrained.load import read_config
 from tests.reference.cases import BLOOM, GPT2, LATENT, MPT, SIZES, YARN
 
 # Settings of transformers that do not change what a model computes: names, tokens, outputs, other tasks, training.

@@ -9,7 +9,7 @@ from torch import Tensor
 from modular_gpt import GPTConfig
 from modular_gpt.core.contracts import Positions
 from modular_gpt.nn.pos.rope import RoPE
-from modular_gpt.pretrained.families.rotary import rope
+from modular_gpt.pretrained.families.rope_config import rope
 from tests.reference.conftest import Parity
 
 # name -> length it is configured for, length of the text, width of a head, rope_parameters

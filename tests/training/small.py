@@ -15,9 +15,9 @@ from modular_gpt.checkpoint import find_checkpoint, read_json, read_tensors
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import build_corpus, build_tokenizer, prepare
 from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
-from modular_gpt.training.building import build_trainer
-from modular_gpt.training.metrics import read_metrics
-from modular_gpt.training.state import Checkpoints
+from modular_gpt.training.build import build_trainer
+from modular_gpt.training.checkpointing import Checkpoints
+from modular_gpt.training.recorder import read_metrics
 from modular_gpt.training.trainer import Trainer
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "context_length": 16}

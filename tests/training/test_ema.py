@@ -8,7 +8,7 @@ import torch
 from modular_gpt import ConfigError
 from modular_gpt.checkpoint import load_checkpoint, read_tensors
 from modular_gpt.training import TrainerConfig, load_config
-from modular_gpt.training.metrics import harmless
+from modular_gpt.training.recorder import harmless
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import config, run, stop_after, trainer_of
 

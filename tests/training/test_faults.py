@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from modular_gpt.checkpoint import FOLDER, find_checkpoint, verify
+from modular_gpt.core.atomic_files import MARK
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.files import MARK
 from tests.training.small import (
     SIGNALLED,
     assert_same_ending,
@@ -154,7 +154,7 @@ STAGES = {
     "training": ("modular_gpt.training.trainer", "Trainer.update", 3),
     "evaluation": ("modular_gpt.training.validation", "Validation.loss", 1),
     "sampling": ("modular_gpt.training.validation", "Validation.sample", 1),
-    "save": ("modular_gpt.training.state", "save_checkpoint", 1),
+    "save": ("modular_gpt.training.checkpointing", "save_checkpoint", 1),
 }
 
 

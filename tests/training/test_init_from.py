@@ -12,7 +12,7 @@ from modular_gpt import GPTModel
 from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.training import RunConfig, RunResult, load_config, train
-from modular_gpt.training.start import open_source
+from modular_gpt.training.finetune import open_source
 from tests.training.small import assert_same_ending, config, gpt2_folder, run, stop_after, trainer_of, write_text
 
 pytestmark = pytest.mark.usefixtures("fast")

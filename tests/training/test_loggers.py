@@ -12,7 +12,7 @@ from modular_gpt.core import registry
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.training.loggers import Logger, LoggerConfig, build_loggers
-from modular_gpt.training.metrics import read_metrics
+from modular_gpt.training.recorder import read_metrics
 from tests.training.small import config, run, stop_after
 
 HEARD: list[tuple[Any, ...]] = []

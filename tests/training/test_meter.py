@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from modular_gpt.config import GPTConfig
-from modular_gpt.training import meter
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.training import mfu as meter
 from modular_gpt.training.estimate import flops_per_token
-from modular_gpt.training.meter import Meter, build_meter, measured_peak, memory_bytes, published_peak
-from modular_gpt.training.metrics import read_metrics, shown
+from modular_gpt.training.mfu import Meter, build_meter, measured_peak, memory_bytes, published_peak
+from modular_gpt.training.recorder import read_metrics, shown
 from tests.training.small import MODEL, config, run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -15,14 +15,14 @@ import yaml
 
 from modular_gpt import __version__
 from modular_gpt.checkpoint import FOLDER, load_checkpoint
+from modular_gpt.core.atomic_files import MARK
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
-from modular_gpt.core.files import MARK
+from modular_gpt.runtime.environment import git_commit
 from modular_gpt.training import RunConfig, TrainerConfig, train
-from modular_gpt.training.directory import new_run_directory
-from modular_gpt.training.environment import git_commit
-from modular_gpt.training.metrics import METRICS, duration, read_metrics
+from modular_gpt.training.checkpointing import Checkpoints
 from modular_gpt.training.plot import plot_losses, smoothed, title
-from modular_gpt.training.state import Checkpoints
+from modular_gpt.training.recorder import METRICS, duration, read_metrics
+from modular_gpt.training.run_directory import new_run_directory
 from tests.training.small import (
     EXPLAINED,
     assert_same_ending,
@@ -359,7 +359,7 @@ def test_samples_cannot_command_a_terminal(folder: Path, monkeypatch: pytest.Mon
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modular_gpt.training.metrics.QUIET", 0.0)
+    monkeypatch.setattr("modular_gpt.training.recorder.QUIET", 0.0)
     train(config(folder))
     captured = capsys.readouterr()
     lines = [line for line in captured.out.splitlines() if line.startswith("step ") and "tok/s" in line]

@@ -9,7 +9,7 @@ import torch
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
-from modular_gpt.training.schedule import build_schedule
+from modular_gpt.optim.schedules import build_schedule
 
 STEPS = 100
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-import modular_gpt.loss
+import modular_gpt.model.loss
 from modular_gpt import GPTModel
+from modular_gpt.distributed import build_parallel
+from modular_gpt.runtime.cpu_allocator import keep_memory
+from modular_gpt.runtime.processes import Processes
 from modular_gpt.training import TrainerConfig
-from modular_gpt.training.allocator import keep_memory
-from modular_gpt.training.compiling import compiles, has_compiler, ordered_sums
+from modular_gpt.training.checkpointing import Checkpoints
+from modular_gpt.training.compile import compiles, has_compiler, ordered_sums
 from modular_gpt.training.forward import Forward, Rounded
-from modular_gpt.training.parallel import build_parallel
-from modular_gpt.training.processes import Processes
-from modular_gpt.training.state import Checkpoints
 from tests.training.small import EXPLAINED, MODEL, assert_same_ending, config, run, stop_after, trainer_of
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def test_rounded_weights_give_the_gradients_of_the_model(
     settings: dict[str, Any], every: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where activations and logits are computed again; "aot_eager" is the compiler without its code generator."""
-    monkeypatch.setattr(modular_gpt.loss, "_CHUNK", chunk)
+    monkeypatch.setattr(modular_gpt.model.loss, "_CHUNK", chunk)
     model = tiny(**settings)
     expected = gradients(model, model)
     model.checkpoint_activations(every)
@@ -96,7 +96,7 @@ LONG = {"max_steps": 10**6, "batch_size": 64}
 def test_when_a_training_is_compiled(
     settings: dict[str, Any], device: str, processes: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modular_gpt.training.compiling.has_compiler", lambda device: True)
+    monkeypatch.setattr("modular_gpt.training.compile.has_compiler", lambda device: True)
     assert compiles(TrainerConfig(**settings), tiny(), torch.device(device), processes) is expected
 
 

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import ConfigError, DataError, UserError
-from modular_gpt.core.files import sha256_file
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import positive
+from modular_gpt.core.validation import positive
 from modular_gpt.data.corpora.base import Corpus, Piece, cut
 from modular_gpt.data.corpora.files import check_fraction
 

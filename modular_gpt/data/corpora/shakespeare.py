@@ -8,11 +8,11 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import DataError
-from modular_gpt.core.files import sha256_file
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.files import FileCorpus, check_fraction, scan, split_end
-from modular_gpt.data.storage import cache_directory, new_in_cache
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

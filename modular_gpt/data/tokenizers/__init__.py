@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.registry import ComponentConfig, decode, encode
+from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.base import Corpus
-from modular_gpt.data.storage import cache_directory, new_in_cache
 from modular_gpt.data.tokenizers import byte, char, huggingface, sentencepiece_model, tiktoken_encoding, trained
 from modular_gpt.data.tokenizers.base import Tokenizer
 from modular_gpt.data.tokenizers.char import CharTokenizer

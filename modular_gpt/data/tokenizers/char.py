@@ -8,7 +8,7 @@ import numpy as np
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import one_of
+from modular_gpt.core.validation import one_of
 from modular_gpt.data.corpora.base import SPLITS, Corpus
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, needs
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import one_of
+from modular_gpt.core.validation import one_of
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, needs
 

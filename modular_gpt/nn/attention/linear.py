@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
 from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.offers import Adopted, AttentionOffer
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import positive
-from modular_gpt.nn.adopting import adopt_heads, offer_of
-from modular_gpt.nn.ops import share_of_heads
+from modular_gpt.core.validation import positive
+from modular_gpt.core.weight_transfer import Adopted, AttentionOffer
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.sdpa import share_of_heads
+from modular_gpt.nn.weight_transfer import adopt_heads, offer_of
 
 
 class LinearAttention(Attention, name="linear"):

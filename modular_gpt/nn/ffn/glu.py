@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.offers import Adopted, FeedForwardOffer
 from modular_gpt.core.registry import ComponentConfig, Preset
-from modular_gpt.core.settings import one_of, positive
+from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.weight_transfer import Adopted, FeedForwardOffer
 from modular_gpt.nn.activations import GATES, gated
-from modular_gpt.nn.adopting import adopt_dense, offer_of_dense
+from modular_gpt.nn.fused_linear import together
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.together import together
+from modular_gpt.nn.weight_transfer import adopt_dense, offer_of_dense
 
 
 class GatedLinearUnit(

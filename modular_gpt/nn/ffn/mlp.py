@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.offers import Adopted, FeedForwardOffer
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import one_of, positive
+from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.weight_transfer import Adopted, FeedForwardOffer
 from modular_gpt.nn.activations import ACTIVATIONS
-from modular_gpt.nn.adopting import adopt_dense, offer_of_dense
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.weight_transfer import adopt_dense, offer_of_dense
 
 
 class MLP(FeedForward, name="mlp"):

@@ -13,16 +13,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from modular_gpt.core.activation_checkpointing import second_time
+from modular_gpt.core.collectives import batch_sum
 from modular_gpt.core.contracts import Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.offers import Adopted, FeedForwardOffer
-from modular_gpt.core.recomputation import second_time
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import one_of, positive
-from modular_gpt.core.sharing import batch_sum
+from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.weight_transfer import Adopted, FeedForwardOffer
 from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
 from modular_gpt.nn.ffn import glu, mlp
-from modular_gpt.nn.grouped import grouped_matmul
+from modular_gpt.nn.grouped_mm import grouped_matmul
 from modular_gpt.nn.residual import mark_residual
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
-from modular_gpt.core.offers import Adopted, NormOffer
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import not_negative
+from modular_gpt.core.validation import not_negative
+from modular_gpt.core.weight_transfer import Adopted, NormOffer
 
 
 class ScaleNorm(Norm, name="scalenorm"):

@@ -9,7 +9,7 @@ from torch import Tensor
 from modular_gpt.core.contracts import Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.settings import positive
+from modular_gpt.core.validation import positive
 
 
 class SinusoidalPosition(Position, name="sinusoidal"):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
-from modular_gpt.pretrained.rules import FUSED_PER_HEAD, Rule, affine
+from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, Rule, affine
 
 _LAYER = "transformer.h.{layer}"
 _ANY_LENGTH = 2048  # what it was trained at; its config names no length, and its positions have no end

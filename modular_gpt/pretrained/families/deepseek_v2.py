@@ -3,10 +3,10 @@
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError
-from modular_gpt.pretrained.families.rotary import yarn_magnitude
-from modular_gpt.pretrained.families.shared import DEFAULTS, ENDS, GATED, LAYER, NORMS, decoder
+from modular_gpt.pretrained.families.llama_like import DEFAULTS, ENDS, GATED, LAYER, NORMS, decoder
+from modular_gpt.pretrained.families.rope_config import yarn_magnitude
 from modular_gpt.pretrained.family import Family, Settings, must_be
-from modular_gpt.pretrained.rules import FUSED_PER_HEAD, Rule, affine
+from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, Rule, affine
 
 _ATTENTION = f"{LAYER}.self_attn"
 _QUERY_LATENT = "blocks.{layer}.attention.query_down.weight"

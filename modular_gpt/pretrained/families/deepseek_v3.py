@@ -3,7 +3,7 @@
 from typing import Any
 
 from modular_gpt.pretrained.families import deepseek_v2
-from modular_gpt.pretrained.families.shared import DEFAULTS
+from modular_gpt.pretrained.families.llama_like import DEFAULTS
 from modular_gpt.pretrained.family import Family, Settings
 
 

@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from modular_gpt.pretrained.families.shared import ATTENTION, DEFAULTS, ENDS, GATED, LAYER, decoder, windows
+from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, GATED, LAYER, decoder, windows
 from modular_gpt.pretrained.family import Family, Settings, must_be
-from modular_gpt.pretrained.rules import Rule
+from modular_gpt.pretrained.tensor_map import Rule
 
 
 def read(settings: Settings) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from modular_gpt.config import GPTConfig, LayerConfig
+from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.family import Family, Settings, activation, dropout, must_be, parts, their_activation
-from modular_gpt.pretrained.rules import COPY, FUSED, Rule, affine, transposed
+from modular_gpt.pretrained.tensor_map import COPY, FUSED, Rule, affine, transposed
 
 _LAYER = "transformer.h.{layer}"
 _STORED_IN_OUT = transposed(COPY)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.families.shared import ATTENTION, DEFAULTS, ENDS, LAYER, NORMS, decoder, windows
+from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, LAYER, NORMS, decoder, windows
 from modular_gpt.pretrained.family import Family, Settings, must_be
-from modular_gpt.pretrained.rules import COPY, INTERLEAVED, Rule, affine, transposed
+from modular_gpt.pretrained.tensor_map import COPY, INTERLEAVED, Rule, affine, transposed
 
 _EXPERTS = f"{LAYER}.mlp.experts"
 

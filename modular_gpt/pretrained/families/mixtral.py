@@ -3,9 +3,9 @@
 from typing import Any
 
 from modular_gpt.pretrained.families import mistral
-from modular_gpt.pretrained.families.shared import ATTENTION, ENDS, LAYER, NORMS
+from modular_gpt.pretrained.families.llama_like import ATTENTION, ENDS, LAYER, NORMS
 from modular_gpt.pretrained.family import Family, Settings
-from modular_gpt.pretrained.rules import Rule
+from modular_gpt.pretrained.tensor_map import Rule
 
 _EXPERT = f"{LAYER}.block_sparse_moe.experts.{{expert}}"
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
-from modular_gpt.pretrained.rules import FUSED, Rule
+from modular_gpt.pretrained.tensor_map import FUSED, Rule
 
 _BLOCK = "transformer.blocks.{layer}"
 _ATTENTION_DEFAULTS = {

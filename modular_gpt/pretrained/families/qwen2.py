@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from modular_gpt.config import GPTConfig, LayerConfig
-from modular_gpt.pretrained.families.shared import (
+from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.families.llama_like import (
     DEFAULTS,
     LLAMA_PARTS,
     LLAMA_RULES,

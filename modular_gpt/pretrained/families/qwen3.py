@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from modular_gpt.config import GPTConfig, LayerConfig
+from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.families import qwen2
-from modular_gpt.pretrained.families.shared import LAYER, LLAMA_PARTS, LLAMA_RULES
+from modular_gpt.pretrained.families.llama_like import LAYER, LLAMA_PARTS, LLAMA_RULES
 from modular_gpt.pretrained.family import Family, Settings, parts
-from modular_gpt.pretrained.rules import Rule
+from modular_gpt.pretrained.tensor_map import Rule
 
 
 def read(settings: Settings) -> dict[str, Any]:

@@ -1,0 +1,114 @@
+"""Hydra at work: schemas into its store, folders into its search path, words into one plain nested dict."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra import compose, initialize_config_dir, version
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+
+from modular_gpt.cli.composition.schema import SCHEMA, TARGET, Command
+from modular_gpt.core.errors import ConfigError
+
+# Hydra 1.3 asks whose behaviour it is to show; 1.4 shows its own, and warns where that is asked for.
+HYDRA: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and sweepers are made of
+
+
+class _Folders(SearchPathPlugin):
+    """Adds the folders of other packages and of the user behind the package's own."""
+
+    extra: tuple[Path, ...] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.extra:
+            search_path.append(provider="modular_gpt", path=f"file://{folder}")
+
+
+def prepare(command: Command, where: list[Path]) -> None:
+    """Tell Hydra what can be composed; ``where``: folders with yaml files, the package's own first."""
+    with_groups = OmegaConf.merge(OmegaConf.structured(command.plain), {})
+    OmegaConf.set_struct(with_groups, False)
+    for group in command.choices():
+        OmegaConf.update(with_groups, group, MISSING if group in command.groups() else None, force_add=True)
+    _store(None, f"{command.name}{SCHEMA}", with_groups)
+    for group in command.groups():
+        with_yaml = {path.stem for folder in where for path in (folder / group).glob("*.yaml")}
+        for name, schema in command.schemas(group).items():
+            _store(group, f"{name}{SCHEMA}", schema.defaults)
+            if group not in command.tables:
+                _store(group, name, None if name in with_yaml else schema.defaults)
+    _Folders.extra = tuple(where[1:])
+    Plugins.instance().register(_Folders)
+
+
+def _store(group: str | None, name: str, node: Any) -> None:
+    """Put a config into Hydra's store in place of an earlier one; None takes that one out."""
+    store = ConfigStore.instance()
+    folder = store.repo if group is None else store.repo.get(group, {})
+    folder.pop(f"{name}.yaml", None)
+    if node is not None:
+        store.store(group=group, name=name, node=node)
+
+
+@contextmanager
+def _hydra_of_our_own(conf: Path) -> Iterator[None]:
+    """Hydra on the package's yaml files; whatever a notebook had initialised before is there again afterwards."""
+    before, base = GlobalHydra.instance().hydra, version.getbase()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf), **HYDRA):
+            yield
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = before
+        if before is not None:
+            version.setbase(str(base))
+
+
+def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> DictConfig:
+    """What Hydra makes of a command's yaml and some overrides, which are spelled as ``read_overrides`` gives them.
+
+    Raises:
+        HydraException, OmegaConfBaseException: see ``_errors.explained``.
+    """
+    prepare(command, where)
+    with _hydra_of_our_own(where[0]):
+        config = compose(command.name, list(spelled), return_hydra_config=True)
+    _refuse_code(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def _refuse_code(config: DictConfig) -> None:
+    """Raise a ConfigError where a yaml names code; Hydra's own launchers and sweepers are named so."""
+    for path, target in _targets(OmegaConf.to_container(config), ""):
+        if not (path.startswith("hydra.") and str(target).startswith(PLUGINS)):
+            raise ConfigError(f"{path}={target} in a yaml file: no setting names code to run; take it out")
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        here = f"{path}.{key}" if path else str(key)
+        if key == TARGET:
+            yield here, value
+        yield from _targets(value, here)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Nested dicts and lists, with everything filled in."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+
+
+def as_yaml(config: DictConfig) -> str:
+    """What a config says, for people."""
+    return OmegaConf.to_yaml(config, resolve=True)

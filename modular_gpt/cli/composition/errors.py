@@ -1,0 +1,81 @@
+"""What Hydra and OmegaConf raise, as one sentence that a user can act on."""
+
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from modular_gpt.cli.composition.overrides import unknown_setting
+from modular_gpt.cli.composition.schema import Command, options
+from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.validation import checked
+
+PLUGIN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")
+
+
+@contextmanager
+def explained(command: Command, where: list[Path]) -> Iterator[None]:
+    """Turn what composing a config raises into a ConfigError.
+
+    Raises:
+        ConfigError: names the setting and what would be right.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(_sentence(command, where, error)) from error
+
+
+def _sentence(command: Command, where: list[Path], error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        if error.missing_cfg_file.startswith(PLUGIN_GROUPS):
+            return _missing_plugin(*error.missing_cfg_file.split("/")[1:3])
+        group, _, name = error.missing_cfg_file.partition("/")
+        known = options(command, group, where) if group in command.choices() else {}
+        return unknown(group, name, known) if known else _first_line(error)
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+        return _in_file(error) + unknown_setting(command, cause.full_key, _siblings(cause))
+    if isinstance(cause, ValidationError) and cause.full_key:
+        return _in_file(error) + _wrong_value(cause)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {_first_line(error)}"
+    why = f" ({_first_line(cause)})" if isinstance(cause, OmegaConfBaseException) and cause is not error else ""
+    return _first_line(error) + why
+
+
+def _missing_plugin(kind: str, name: str) -> str:
+    """The sentence for one of Hydra's launchers or sweepers that is not there."""
+    package = f"hydra-{name.removesuffix('_local').removesuffix('_slurm')}-{kind}"
+    return f"no {kind} {name!r} of Hydra's is installed here; if there is one, install it: pip install {package}"
+
+
+def _siblings(cause: OmegaConfBaseException) -> list[str]:
+    return [str(key) for key in cause.parent_node] if isinstance(cause.parent_node, DictConfig) else []
+
+
+def _wrong_value(cause: ValidationError) -> str:
+    """In the words in which the library itself refuses a value of the wrong type."""
+    kind = OmegaConf.get_type(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else None
+    try:
+        checked(cause.value, typing.get_type_hints(kind)[str(cause.key)], str(cause.full_key))
+    except ConfigError as error:
+        return str(error)
+    except (KeyError, TypeError):
+        pass  # no dataclass says what it should be
+    return f"{cause.full_key}: {_first_line(cause)}"
+
+
+def _in_file(error: Exception) -> str:
+    """'In 'attention/mine': ' where a yaml file, and no word of the command line, is to blame."""
+    first = _first_line(error)
+    return first[: first.index("': ") + 3] if first.startswith("In '") and "': " in first else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,25 @@
+"""The name of a run, from what makes it different from the default one."""
+
+import re
+from collections.abc import Container, Sequence
+
+from modular_gpt.cli.composition.overrides import Override
+
+LONGEST = 60  # characters; a path has other parts too
+# they say little of what is trained
+SILENT = ("name", "runs", "resume", "init_from", "experiment", "trainer", "parallel", "logger", "data.path")
+
+
+def about_the_model(key: str) -> bool:
+    """Whether a setting is worth mentioning in the name of a run."""
+    return not any(key == each or key.startswith(f"{each}.") for each in SILENT)
+
+
+def run_name(overrides: Sequence[Override], groups: Container[str]) -> str:
+    """``gqa-n_kv_heads=2`` for ``attention=gqa attention.n_kv_heads=2``; empty for nothing."""
+    parts = []
+    for override in overrides:
+        setting = override.key.rpartition(".")[2]
+        parts.append(override.value if override.key in groups else f"{setting}={override.value}")
+    plain = (re.sub(r"[^\w.+=-]+", "_", part).strip("_.") for part in parts)
+    return "-".join(filter(None, plain))[:LONGEST].rstrip("-_.")

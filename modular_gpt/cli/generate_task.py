@@ -1,0 +1,205 @@
+"""What mgpt-generate can be told, and what it does with prompts: one, a file of them, or a small suite."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.checkpoint.resolve import DTYPES, load_model
+from modular_gpt.cli.composition.compose import as_yaml, composed, plain
+from modular_gpt.cli.composition.errors import explained
+from modular_gpt.cli.composition.overrides import read_overrides
+from modular_gpt.cli.composition.schema import Command, described, fields_of, names_of
+from modular_gpt.cli.repl import Conversation, shown_after
+from modular_gpt.cli.text_writer import Writer
+from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.validation import from_mapping, one_of
+from modular_gpt.deploy.cpu_packing import can_pack, pack
+from modular_gpt.generation import Continuation, GenerationSettings, SamplingSettings
+from modular_gpt.runtime.device import choose_device, prepare_device
+
+SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read
+SEARCHES = ("beam", "contrastive")  # draw nothing: the temperature of generate.yaml is not for them
+
+
+@dataclass
+class Task:
+    """What to write, with which model.
+
+    checkpoint: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published name such as gpt2
+    prompt: text to continue; without one, a few short ones
+    prompts: a file with a prompt on each line, or with {"prompt": ...} on each line where it ends in .jsonl
+    num_samples: continuations of each prompt
+    json: a JSON object on each line instead of text
+    interactive: prompt after prompt from the keyboard
+    draft: a smaller model with the same tokenizer, for strategy=speculative
+    device: auto | cpu | cuda | cuda:1 | mps ...
+    dtype: float32 | bf16, of the weights (null: as they were saved)
+    pack: reorder the weights for faster arithmetic on this CPU (null: where that is possible and compile is off)
+    """
+
+    checkpoint: str = "runs/latest"
+    prompt: str | None = None
+    prompts: str | None = None
+    num_samples: int = 1
+    json: bool = False
+    interactive: bool = False
+    draft: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    pack: bool | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("prompt", "prompts", "interactive") if getattr(self, name) not in (None, False)]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other: give one of them")
+        if self.json and self.interactive:
+            raise ConfigError("json=true has no conversation: leave out interactive=true")
+        if self.num_samples < 1:
+            raise ConfigError(f"num_samples must be 1 or more, got {self.num_samples}")
+        if self.dtype is not None:
+            one_of(self.dtype, tuple(DTYPES), "dtype")
+
+
+_sampling = names_of(GenerationSettings) - {"samples", "stop_tokens"}  # num_samples; the tokenizer knows its end
+GenerateSettings = make_dataclass(
+    "GenerateSettings",
+    [*fields_of(Task, names_of(Task)), *fields_of(GenerationSettings, _sampling)],
+    namespace=described(Task, GenerationSettings, SamplingSettings),
+)
+GENERATE = Command(name="generate", plain=GenerateSettings)
+
+
+def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, GenerationSettings, str]:
+    """The task and the settings that some words describe, and all of them as YAML.
+
+    Raises:
+        ConfigError: a word is no setting, or a value cannot be.
+    """
+    typed, spelled = read_overrides(GENERATE, words, where)
+    with explained(GENERATE, where):
+        config = composed(GENERATE, spelled, where)
+        values = plain(config)
+    task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, GENERATE.name)
+    sampling = {name: values[name] for name in _sampling}
+    if sampling["strategy"] in SEARCHES and not any(each.key == "temperature" for each in typed):
+        del sampling["temperature"]
+    settings = from_mapping(GenerationSettings, {**sampling, "samples": task.num_samples}, GENERATE.name)
+    return task, settings, as_yaml(config)
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Name settings as this command does, in what the rooms below have to say about them."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"\bsamples\b", "num_samples", str(error).replace("trainer.", ""))) from error
+
+
+def open_writer(task: Task, settings: GenerationSettings) -> Writer:
+    """Load the models of a task.
+
+    Raises:
+        UserError: one is missing or damaged, or settings do not fit it.
+    """
+    device = choose_device(task.device)
+    prepare_device(threads=None)
+    dtype = None if task.dtype is None else DTYPES[task.dtype]
+    loaded = load_model(task.checkpoint, device, dtype)
+    draft = None if task.draft is None else load_model(task.draft, device, dtype).model
+    for model in filter(None, (loaded.model, draft)):
+        if task.pack or (task.pack is None and can_pack(model) and not settings.compile):
+            pack(model)
+    settings.check(loaded.model.config.vocab_size)
+    return Writer(loaded, draft)
+
+
+def write_texts(task: Task, settings: GenerationSettings, writer: Writer) -> None:
+    """Continue the prompts of a task and print the texts, then the figures."""
+    prompts = _prompts(task, writer)
+    ids = [writer.encode(prompt) for prompt in prompts]
+    if task.json:
+        _print_json(prompts, writer.write(ids, settings))
+    elif len(ids) * settings.samples == 1:
+        writer.write(ids, settings, shown_after(prompts[0]))
+        print()
+    else:
+        _print_texts(prompts, writer.write(ids, settings))
+    print(f"[{writer.figures}]", file=sys.stderr if task.json else sys.stdout)
+
+
+def converse(words: Sequence[str], where: list[Path], settings: GenerationSettings, writer: Writer) -> None:
+    """Answer prompts from the keyboard; a line such as ``top_k=40`` is one more word of the command line."""
+    said = list(words)
+
+    def change(line: str) -> GenerationSettings | None:
+        if line.partition("=")[0] not in _sampling or "=" not in line:
+            return None
+        changed = read_task([*said, line], where)[1]
+        changed.check(writer.model.config.vocab_size)
+        said.append(line)
+        return changed
+
+    Conversation(writer, settings, change).run()
+
+
+def _prompts(task: Task, writer: Writer) -> list[str]:
+    if task.prompt is not None:
+        return [task.prompt]
+    if task.prompts is not None:
+        return read_prompts(Path(task.prompts).expanduser())
+    known = [prompt for prompt in SUITE if writer.reads(prompt)]
+    if not known:
+        raise ConfigError("this model's tokenizer reads none of the prompts that are there for a try: give prompt=...")
+    return known
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file, one on each line; lines that are empty are left out.
+
+    Raises:
+        DataError: the file is missing, empty or no UTF-8, or a line is not what it should be; names it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{path}' is not UTF-8 (at byte {error.start}): convert it with iconv") from error
+    except OSError as error:
+        raise DataError(f"cannot read the prompts in '{path}' ({error.strerror})") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
+    if not numbered:
+        raise DataError(f"'{path}' has no prompts: write one on each line")
+    if path.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_json_prompt(line, f"'{path}', line {number}") for number, line in numbered]
+
+
+def _json_prompt(line: str, where: str) -> str:
+    try:
+        value: Any = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is no JSON ({error})") from error
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise DataError(f'{where} should be like {{"prompt": "some text"}}')
+    return value["prompt"]
+
+
+def _print_json(prompts: Sequence[str], found: Sequence[Sequence[Continuation]]) -> None:
+    for prompt, texts in zip(prompts, found, strict=True):
+        for sample, text in enumerate(texts):
+            line = {"prompt": prompt, "sample": sample, "text": text.text, "tokens": len(text.ids), "end": text.reason}
+            more = {"log_probabilities": text.log_probabilities, "score": text.score}
+            line |= {name: value for name, value in more.items() if value is not None}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def _print_texts(prompts: Sequence[str], found: Sequence[Sequence[Continuation]]) -> None:
+    for prompt, texts in zip(prompts, found, strict=True):
+        for sample, text in enumerate(texts, 1):
+            number = f", {sample} of {len(texts)}" if len(texts) > 1 else ""
+            print(f"--- {prompt!r}{number}\n{prompt}{text.text}\n")

@@ -1,0 +1,97 @@
+"""interactive=true: prompt after prompt, each going on from what was written before."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from modular_gpt.cli.help import spelled
+from modular_gpt.cli.text_writer import Show, Writer
+from modular_gpt.core.errors import DataError, UserError
+from modular_gpt.generation import GenerationSettings
+
+HELP = """\
+Write a text and the model goes on with it; what was written before stays in its view.
+  clear              forget what was written so far
+  temperature=0.5    change a setting; `settings` shows them all
+  quit, or Ctrl-D    leave; Ctrl-C stops a text that is being written"""
+
+Change = Callable[[str], GenerationSettings | None]
+
+
+def shown_after(prompt: str) -> Show:
+    """Prints the prompt, and then what follows it as it comes."""
+    waiting = [prompt]
+
+    def show(piece: str) -> None:
+        print(waiting.pop() if waiting else "", piece, sep="", end="", flush=True)
+
+    return show
+
+
+class Conversation:
+    """A loop over lines from the keyboard. ``change`` reads a line as a setting, or returns None where it is text."""
+
+    def __init__(self, writer: Writer, settings: GenerationSettings, change: Change) -> None:
+        self.writer, self.settings, self.change = writer, settings, change
+        self.ids: list[int] = []  # what was written so far, by both
+
+    def run(self) -> None:
+        """Answer lines until there are no more, and print what it took."""
+        with suppress(ImportError):
+            import readline  # noqa: F401  arrow keys edit the line and bring back earlier ones
+        print(HELP)
+        while True:
+            try:
+                line = input("> ")
+            except EOFError:
+                print()
+                break
+            except KeyboardInterrupt:
+                print("\n(quit, or Ctrl-D, leaves)")
+                continue
+            except UnicodeDecodeError as error:
+                print(f"error: that line is not UTF-8 text (at byte {error.start})")
+                continue
+            if line.strip() in ("quit", "exit"):
+                break
+            try:
+                self.answer(line)
+            except UserError as error:
+                print(f"error: {error}")
+        print(f"[{self.writer.figures}]")
+
+    def answer(self, line: str) -> None:
+        """Do what a line says.
+
+        Raises:
+            UserError: it cannot be done; nothing has changed.
+        """
+        command = line.strip()
+        if command == "help":
+            print(HELP)
+        elif command == "clear":
+            self.ids = []
+            print("(forgotten)")
+        elif command == "settings":
+            print("  ".join(f"{name}={spelled(value)}" for name, value in vars(self.settings).items()))
+        elif (changed := self.change(command)) is not None:
+            self.settings = changed
+        elif line or self.ids:
+            self._go_on(line)
+
+    def _go_on(self, line: str) -> None:
+        ids = self._cut([*self.ids, *(self.writer.encode(line) if line else [])])
+        text = self.writer.write([ids], self.settings, shown_after(line))[0][0]
+        print()
+        self.ids = [*ids, *text.ids, *self._line_end()]
+
+    def _cut(self, ids: Sequence[int]) -> list[int]:
+        """The end of a text that leaves room for the answer, where the model's positions are limited."""
+        model = self.writer.model
+        room = model.config.context_length - self.settings.max_new_tokens
+        return list(ids[-max(room, 1) :]) if not model.slides and self.settings.overflow != "window" else list(ids)
+
+    def _line_end(self) -> list[int]:
+        try:
+            return self.writer.tokenizer.encode("\n")
+        except DataError:
+            return []  # a vocabulary of characters without it

@@ -1,0 +1,46 @@
+"""Where derived files are kept: token files, learned tokenizers, downloads."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modular_gpt.core.atomic_files import new_directory, sweep
+from modular_gpt.core.errors import DataError
+
+CACHE = "MODULAR_GPT_CACHE"  # environment: the directory that is used instead of the platform's
+ABANDONED = 24 * 3600  # seconds after which another process's unfinished directory counts as left behind
+
+
+def cache_directory() -> Path:
+    """The directory named by ``MODULAR_GPT_CACHE``, else ``modular_gpt`` in the platform's user cache."""
+    if named := os.environ.get(CACHE):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    elif sys.platform == "darwin":
+        base = "~/Library/Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "modular_gpt"
+
+
+@contextmanager
+def new_in_cache(target: Path, valid: Callable[[Path], bool]) -> Iterator[Path]:
+    """A temporary directory that becomes ``target`` when the block ends without an error.
+
+    When another process has put a ``valid`` directory there meanwhile, that one stays and the new one is dropped.
+
+    Raises:
+        DataError: the place cannot be written or is full; names it and the remedy.
+    """
+    try:
+        sweep(target.parent, ABANDONED)
+        with new_directory(target, keep=valid) as new:
+            yield new
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(
+            f"cannot write to {target.parent} ({reason}): free some space there or set {CACHE} to another directory"
+        ) from error

@@ -1,0 +1,1 @@
+"""Other runtimes: torch.export and ONNX programs, weights packed for oneDNN."""

@@ -1,0 +1,62 @@
+"""Fully sharded data parallelism: https://arxiv.org/abs/1910.02054 (ZeRO-3), https://arxiv.org/abs/2304.11277"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._pytree import register_pytree_node
+
+from modular_gpt.distributed.strategy import Parallel, ParallelConfig
+from modular_gpt.model import GPTModel
+from modular_gpt.model.loss import LossOutput
+from modular_gpt.runtime.device import AUTOCAST
+from modular_gpt.runtime.processes import Processes
+
+# fully_shard looks for the tensors in what a model returns, before whose backward pass it gathers weights
+register_pytree_node(
+    LossOutput,
+    lambda output: ([output.loss, output.parts], None),
+    lambda values, context: LossOutput(*values),
+)
+
+
+class FullyShardedDataParallel(Parallel, name="fsdp"):
+    """As ddp, but each process keeps only its share of weights, gradients and optimizer; weights are gathered block
+    by block when they are needed (PyTorch's FSDP2)."""
+
+    divides = True
+
+    @dataclass
+    class Config(ParallelConfig):
+        """Settings.
+
+        sharded_checkpoints: each process writes what it holds into a checkpoint, instead of the first one gathering all
+        reshard: drop a block's gathered weights between its forward and its backward pass, which gather them again;
+            false needs more memory and sends less
+        mixed_precision: with trainer.precision=bf16 or fp16, gather blocks' weights in it instead of float32, which
+            halves what is sent; what flows through a block is then rounded to it too. Gradients are summed in float32.
+        """
+
+        sharded_checkpoints: bool = False
+        reshard: bool = True
+        mixed_precision: bool = False
+
+    def __init__(self, config: Any, processes: Processes) -> None:
+        super().__init__(config, processes)
+        self.part, self.parts, self.state_parts = processes.rank, processes.world, processes.world
+
+    @property
+    def in_pieces(self) -> bool:
+        return bool(self.config.sharded_checkpoints)
+
+    def place(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
+        mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("data",))
+        dtype = AUTOCAST.get(precision) if self.config.mixed_precision else None
+        full = None if dtype is None else torch.float32
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=full, output_dtype=full)
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=self.config.reshard, mp_policy=policy)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        return model

@@ -1,0 +1,21 @@
+"""Checkpoints to which each process adds what it holds, in safetensors; ``modular_gpt.checkpoint.sharded`` reads them."""
+
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+from modular_gpt.distributed.strategy import Tensors
+
+
+def write_pieces(tensors: Tensors, folder: Path) -> None:
+    """Write what this process holds of some tensors into a folder that all processes share; all must take part.
+
+    Raises:
+        OSError: it cannot be written, by whichever process.
+    """
+    try:
+        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:  # no Exception by its base class
+        raise OSError(None, str(next(iter(error.failures.values()))[0])) from error

@@ -1,0 +1,80 @@
+"""Tensor parallelism: https://arxiv.org/abs/1909.08053"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.distributed.strategy import Parallel, ParallelConfig
+from modular_gpt.model import GPTModel, TransformerBlock
+
+STYLES: dict[str, type[ParallelStyle]] = {COLUMNS: ColwiseParallel, ROWS: RowwiseParallel}
+
+
+class TensorParallel(Parallel, name="tensor"):
+    """Each process computes some heads and some hidden units of every token; embeddings, norms and experts are computed
+    by all of them (PyTorch's DTensor)."""
+
+    divides = True
+
+    @dataclass
+    class Config(ParallelConfig):
+        """Settings.
+
+        sharded_checkpoints: each process writes what it holds into a checkpoint, instead of the first one gathering all
+        """
+
+        sharded_checkpoints: bool = False
+
+    @property
+    def in_pieces(self) -> bool:
+        return bool(self.config.sharded_checkpoints)
+
+    def place(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
+        if precision == "fp16":
+            raise ConfigError("parallel=tensor has no loss scaler for fp16: use trainer.precision=bf16 or float32")
+        model.to(device)
+        mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("tensor",))
+        divided = [self._divide(cast(TransformerBlock, block), mesh) for block in model.blocks]
+        if not any(divided):
+            raise ConfigError("parallel=tensor divides nothing of this attention and ffn: use parallel=fsdp")
+        return model
+
+    def _divide(self, block: TransformerBlock, mesh: DeviceMesh) -> bool:
+        """Divide one block as its parts say; False where they say nothing."""
+        parts: dict[str, Any] = {"attention": block.attention, "ffn": block.ffn}
+        plan = {
+            f"{name}.{layer}": how
+            for name, part in parts.items()
+            for layer, how in part.divide(self.processes.rank, self.processes.world).items()
+        }
+        parallelize_module(block, mesh, {layer: STYLES[how]() for layer, how in plan.items() if how in STYLES})
+        for layer in (layer for layer, how in plan.items() if how == SHARED):
+            parent, _, last = layer.rpartition(".")
+            found: Any = getattr(block.get_submodule(parent), last)
+            for parameter in found.parameters() if isinstance(found, nn.Module) else [found]:
+                parameter.register_hook(summed)  # each process knows what its own heads ask of it
+        return bool(plan)
+
+    def model_to_generate(self, model: GPTModel) -> GPTModel | None:
+        """A whole copy in the first process: caches are as large as all heads need."""
+        weights = self.whole(model.state_dict())
+        if not self.processes.leads:
+            return None
+        with torch.random.fork_rng():
+            copy = GPTModel(model.config)
+        copy.load_state_dict(weights)
+        return copy.to(next(model.parameters()).device).eval()
+
+
+def summed(gradient: Tensor) -> Tensor:
+    """The sum of all processes' gradients."""
+    gradient = gradient.clone()
+    dist.all_reduce(gradient)
+    return gradient

@@ -1,0 +1,146 @@
+"""A model that reads a text: what it has not read yet goes through it, and its cache follows.
+
+The text is the truth; the decoder only catches up with it. That makes one rule of prompts, single steps, drafted
+tokens and tokens taken back.
+"""
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.cache import ModelCache, SavedCache
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.generation.compiled import StepFunction, capacity
+from modular_gpt.generation.protocol import LanguageModel
+from modular_gpt.generation.sequences import Text
+
+
+class Decoder:
+    """Logits after the last tokens of ``text``, with a cache of what was read.
+
+    A text longer than the context slides, starts anew from a window of it, or is refused (see GenerationSettings):
+
+    slide   every token sees the last context_length ones, itself included: the logits of one forward pass over the
+            whole text with attention limited to that window. The cache is a ring of context_length tokens, so memory
+            and time per token stay the same however long the text gets. A constant state is not limited.
+    window  the model reads the text from the start until the context is full, then again from the last half of
+            it; one token in context_length / 2 costs reading half a context, about as much as one more per token.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        text: Text,
+        most: int,
+        overflow: str = "slide",
+        step: StepFunction | None = None,
+    ) -> None:
+        """most: columns that will be read at most; step: what reads single tokens, see ``compiled_step``"""
+        self.model = model
+        self.text = text
+        self.context: int = model.config.context_length
+        self.windowed = most > self.context and overflow == "window"
+        if most > self.context and overflow != "window":
+            self._check_slides(most, overflow)
+        longest = min(most, self.context) if self.windowed else most
+        self.cache: ModelCache = model.new_cache(
+            text.ids.shape[0],
+            max_length=max(longest, capacity(longest, self.context)) if step else longest,
+            window=self.context if most > self.context else None,
+        )
+        self._compiled = step
+        self._first = 0  # column of the text with which the cache starts
+        self._cached = 0  # columns in the cache; its own length may be a tensor
+        self._saved: SavedCache | None = None
+        self._behind = False  # the cache went back further than the text
+
+    def _check_slides(self, most: int, overflow: str) -> None:
+        if overflow == "error" or not self.model.slides:
+            why = "" if overflow == "error" else ", and its positions cannot slide past that"
+            raise ConfigError(
+                f"prompt and new tokens together make {most} tokens, but the model has a context of "
+                f"{self.context}{why}; ask for fewer, or use overflow=window"
+            )
+
+    @property
+    def read(self) -> int:
+        """Columns of the text that were read."""
+        return self._first + self._cached
+
+    @property
+    def room(self) -> int:
+        """How many more columns the text may get before the window starts anew."""
+        return self._first + self.context - self.text.length if self.windowed else 2**62
+
+    def logits(self, count: int = 1) -> Tensor:
+        """(B, count, V): after each of the last ``count`` tokens of the text, none of which was read before."""
+        new = self._unread(count)
+        if self._compiled is not None and new.shape[1] == 1 and self._cached:
+            if isinstance(self.cache.length, int):
+                self.cache.length = torch.tensor(self._cached, device=new.device)
+            self._cached += 1
+            return self._compiled(self.model, new.contiguous(), self.cache)  # one stride, one graph
+        padding = self._prepare(new)
+        return self.model(new, cache=self.cache, padding=padding, last_only=count == 1)[:, -count:]
+
+    def hidden_states(self, count: int = 1) -> Tensor:
+        """(B, count, D): what the head reads after each of the last ``count`` tokens, as ``logits``."""
+        new = self._unread(count)
+        return self.model.hidden_states(new, self.cache, self._prepare(new))[0][:, -count:]
+
+    def read_ahead(self) -> None:
+        """Read everything but the last token."""
+        self._behind = False
+        new = self._unread(1)[:, :-1]
+        if new.shape[1]:
+            self.model(new, cache=self.cache, padding=self._prepare(new), last_only=True)
+
+    def _unread(self, count: int) -> Tensor:
+        """(B, T) what is left to read at once; of a long text all but the end is read here, piece by piece."""
+        if self.room < 0:
+            self.start_anew()
+        new = self.text.ids[:, self.read :]
+        assert new.shape[1] >= count
+        while new.shape[1] > max(count, self.context):  # pieces keep memory bounded
+            piece = new[:, : min(self.context, new.shape[1] - count)]
+            self.model(piece, cache=self.cache, padding=self._prepare(piece), last_only=True)
+            new = new[:, piece.shape[1] :]
+        return new
+
+    def _prepare(self, new: Tensor) -> Tensor | None:
+        """Set the cache's length to a number, count ``new``, and return the padding if these are the first tokens."""
+        first, self.cache.length = self._cached == 0, self._cached
+        self._cached += new.shape[1]
+        if not first or self.text.padding is None:
+            return None
+        return (self.text.padding - self._first).clamp(min=0)
+
+    def start_anew(self) -> None:
+        """Forget all but the last half of the context."""
+        self._first, self._cached = self.text.length - max(self.context // 2, 1), 0
+        self.cache.reset()
+
+    def mark(self, count: int) -> None:
+        """Before ``count`` tokens are drafted: make sure that they can be taken back."""
+        if self._behind:
+            self.read_ahead()
+        self.cache.length = self._cached
+        self._saved = self.cache.save(self.text.length - self.read + count)
+
+    def take_back(self) -> None:
+        """Forget what was read and is no longer in the text."""
+        kept = self.text.length - self._first
+        if kept < self._cached:
+            self.cache.truncate(kept, self._saved)
+            assert isinstance(self.cache.length, int)
+            self._cached = self.cache.length
+            self._behind = self._cached < kept
+
+    def expand(self, n: int) -> None:
+        """Repeat each row of text and cache ``n`` times; what was read is not read again."""
+        self.text.expand(n)
+        self.cache.expand(n)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Keep the rows ``rows`` (B',) of text and cache, in that order."""
+        self.text.reorder(rows)
+        self.cache.reorder(rows)

@@ -1,0 +1,137 @@
+"""Beam search: the likeliest texts, kept ``beams`` at a time. https://arxiv.org/abs/1609.08144, section 7
+
+A text scores the sum of its log probabilities divided by its number of new tokens (a stop token counts) to the power
+of length_penalty: above 0 favours long texts, below 0 short ones. The search ends when no text that is still growing
+can score better than the ``beams`` best complete ones.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modular_gpt.generation.config import GenerationSettings
+from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.sampling import Sampler
+
+_STEPS_BETWEEN_CHECKS = 16
+
+
+@dataclass
+class Pool:
+    """The best ``beams`` complete texts of each prompt, best first; scores of -inf mark free places.
+
+    scores: (B, beams); lengths: (B, beams) new tokens; ids, log_probabilities: (B, beams, max_new_tokens)
+    """
+
+    scores: Tensor
+    lengths: Tensor
+    ids: Tensor
+    log_probabilities: Tensor
+
+    @classmethod
+    def empty(cls, prompts: int, beams: int, most: int, device: torch.device) -> "Pool":
+        return cls(
+            torch.full((prompts, beams), -torch.inf, device=device),
+            torch.zeros(prompts, beams, dtype=torch.long, device=device),
+            torch.zeros(prompts, beams, most, dtype=torch.long, device=device),
+            torch.zeros(prompts, beams, most, device=device),
+        )
+
+    def merge(self, scores: Tensor, length: int, ids: Tensor, log_probabilities: Tensor) -> None:
+        """Take in texts of ``length`` new tokens: scores (B, n), ids and log probabilities (B, n, length)."""
+        beams, most = self.ids.shape[1:]
+        missing = (0, most - length)
+        everything = torch.cat([self.scores, scores], dim=1)
+        self.scores, order = everything.topk(beams, dim=1)
+        self.lengths = torch.cat([self.lengths, torch.full_like(scores, length, dtype=torch.long)], 1).gather(1, order)
+        wide = order[..., None].expand(-1, -1, most)
+        pad = torch.nn.functional.pad
+        self.ids = torch.cat([self.ids, pad(ids, missing)], dim=1).gather(1, wide)
+        self.log_probabilities = torch.cat([self.log_probabilities, pad(log_probabilities, missing)], 1).gather(1, wide)
+
+    def texts(self, prompt: int) -> list[tuple[list[int], float, list[float]]]:
+        """(ids, score, log probability of each token) of a prompt's texts, best first."""
+        found = []
+        for place, score in enumerate(self.scores[prompt].tolist()):
+            if score > -torch.inf:
+                length = int(self.lengths[prompt, place])
+                ids = self.ids[prompt, place, :length].tolist()
+                found.append((ids, score, self.log_probabilities[prompt, place, :length].tolist()))
+        return found
+
+
+class BeamSearch:
+    """Grows ``beams`` rows per prompt by their likeliest continuations."""
+
+    def __init__(self, decoder: Decoder, sampler: Sampler, settings: GenerationSettings) -> None:
+        """decoder: of the prompts, one row each"""
+        self._decoder = decoder
+        self._sampler = sampler
+        self._settings = settings
+        self._stops = torch.tensor(settings.stop_tokens, dtype=torch.long, device=decoder.text.ids.device)
+
+    def search(self) -> Pool:
+        """The best texts of each prompt."""
+        settings, beams, decoder = self._settings, self._settings.beams, self._decoder
+        prompts, device = decoder.cache.batch, decoder.text.ids.device
+        most = settings.max_new_tokens
+        pool = Pool.empty(prompts, beams, most, device)
+        if most == 0:
+            pool.scores[:, 0] = 0.0  # the one text of no tokens
+            return pool
+        decoder.read_ahead()
+        decoder.expand(beams)
+        totals = torch.full((prompts, beams), -torch.inf, device=device)
+        totals[:, 0] = 0.0  # all beams are the prompt: one of them stands for all
+        scores = torch.zeros(prompts, beams, most, device=device)  # log probability of each token
+        every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
+        for length in range(1, most + 1):
+            totals, scores = self._step(length, totals, scores, pool)
+            if len(self._stops) and length % every == 0 and self._settled(length, totals, pool):
+                return pool
+        pool.merge(totals / most**settings.length_penalty, most, self._new(prompts), scores)
+        return pool
+
+    def _step(self, length: int, totals: Tensor, scores: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        """Every beam by every token; the best complete texts go to the pool, the best others become the beams."""
+        prompts, beams = totals.shape
+        decoder = self._decoder
+        logits = self._sampler.adjust(decoder.logits()[:, 0], decoder.text)
+        log_probabilities = logits.log_softmax(-1).unflatten(0, (prompts, beams))
+        vocab_size = logits.shape[-1]
+        candidates = (totals[..., None] + log_probabilities).flatten(1)  # (B, beams * V)
+        best, index = candidates.topk(min(beams * (1 + len(self._stops)), candidates.shape[1]), dim=1)
+        parent, token = index // vocab_size, index % vocab_size
+        score = log_probabilities.flatten(1).gather(1, index)
+        ends = torch.isin(token, self._stops)
+
+        def continued(which: Tensor) -> tuple[Tensor, Tensor]:
+            """ids and token scores, (B, n, length), of the candidates ``which`` (B, n)."""
+            parents = parent.gather(1, which)[..., None].expand(-1, -1, length - 1)
+            ids = torch.cat([self._new(prompts).gather(1, parents), token.gather(1, which)[..., None]], dim=-1)
+            old = scores[..., : length - 1].gather(1, parents)
+            return ids, torch.cat([old, score.gather(1, which)[..., None]], dim=-1)
+
+        if len(self._stops):
+            complete = torch.arange(beams, device=best.device).expand(prompts, -1)[:, : best.shape[1]]
+            ending = best[:, :beams].masked_fill(~ends[:, :beams], -torch.inf)
+            pool.merge(ending / length**self._settings.length_penalty, length, *continued(complete))
+        totals, alive = best.masked_fill(ends, -torch.inf).topk(min(beams, best.shape[1]), dim=1)
+        _, new_scores = continued(alive)
+        rows = torch.arange(prompts, device=best.device)[:, None] * beams + parent.gather(1, alive)
+        decoder.reorder(rows.flatten())
+        decoder.text.append(token.gather(1, alive).flatten()[:, None])
+        scores = scores.clone()
+        scores[..., :length] = new_scores
+        return totals, scores
+
+    def _new(self, prompts: int) -> Tensor:
+        """(B, beams, new tokens so far)"""
+        return self._decoder.text.generated.unflatten(0, (prompts, -1))
+
+    def _settled(self, length: int, totals: Tensor, pool: Pool) -> bool:
+        """Whether no beam can beat the worst complete text: totals only fall, and at best the length helps."""
+        penalty = self._settings.length_penalty
+        divisor = max(length**penalty, self._settings.max_new_tokens**penalty)
+        return bool((totals[:, 0] / divisor <= pool.scores[:, -1]).all())

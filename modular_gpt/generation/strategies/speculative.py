@@ -1,0 +1,174 @@
+"""Speculative decoding: https://arxiv.org/abs/2211.17192, and prompt lookup: https://arxiv.org/abs/2304.04487
+
+Something cheap drafts several tokens, the model reads them all at once, and each is kept with probability
+min(1, p / q), p being the model's probability of it and q the drafter's. The first that is not kept is replaced by
+one drawn from max(p - q, 0), so the text has exactly the distribution it has without drafts.
+
+Rows go on in step: all keep as many tokens as the row that kept the fewest. Where a row stops does not depend on what
+comes later in it, so this leaves the distribution as it is.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.sampling import Sampler
+from modular_gpt.generation.sequences import Noise, Text
+from modular_gpt.generation.strategies.base import Strategy
+
+
+class Drafter(Protocol):
+    """Appends tokens to the text it was made for."""
+
+    def draft(self, most: int) -> list[Tensor | None]:
+        """Append at most ``most`` tokens to the text.
+
+        Returns, for each, the distribution (B, V) it was drawn from, or None where it was certain.
+        """
+
+    def take_back(self) -> None:
+        """The text has been cut: forget what is no longer in it."""
+
+
+class ModelDrafter:
+    """A smaller model with the same vocabulary."""
+
+    def __init__(self, decoder: Decoder, sampler: Sampler, noise: Noise) -> None:
+        self._decoder = decoder
+        self._sampler = sampler
+        self._noise = noise
+
+    def draft(self, most: int) -> list[Tensor | None]:
+        decoder, text = self._decoder, self._decoder.text
+        if decoder.room < most:  # a draft may see less of the text than the model does
+            decoder.start_anew()
+        most = min(most, max(decoder.room, 0))
+        decoder.mark(most)
+        drawn_from: list[Tensor | None] = []
+        for _ in range(most):
+            probabilities = self._sampler.distribution(decoder.logits()[:, 0], text)
+            text.append(self._sampler.draw(probabilities, self._noise)[:, None])
+            drawn_from.append(probabilities)
+        return drawn_from
+
+    def take_back(self) -> None:
+        self._decoder.take_back()
+
+
+class LookupDrafter:
+    """What followed the last n tokens when they last stood in the text, for the largest n up to ``ngram``."""
+
+    def __init__(self, text: Text, ngram: int) -> None:
+        self._text = text
+        self._ngram = ngram
+
+    def draft(self, most: int) -> list[Tensor | None]:
+        follows = self._last_match()
+        if most < 1 or not bool((follows > 0).any()):
+            return []
+        ids, length = self._text.ids, self._text.length
+        # past the end of the text the pattern repeats; a row without a match drafts its last token
+        period = torch.where(follows > 0, length - follows, 1)
+        columns = torch.arange(most, device=ids.device)[None] % period[:, None] + (length - period)[:, None]
+        self._text.append(ids.gather(1, columns))
+        return [None] * most
+
+    def _last_match(self) -> Tensor:
+        """(B,) the column after the last earlier occurrence of the longest ending that has one; 0 for none."""
+        ids, length = self._text.ids, self._text.length
+        column = torch.arange(length, device=ids.device)
+        text = torch.ones_like(ids, dtype=torch.bool)
+        if self._text.padding is not None:
+            text = column >= self._text.padding[:, None]
+        same = text[:, :-1]  # whether the n tokens from here on equal the last n
+        found = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+        for n in range(1, min(self._ngram, length - 1) + 1):
+            same = same[:, 1:] if n > 1 else same
+            same = same & text[:, : length - n] & (ids[:, : length - n] == ids[:, length - n, None])
+            found = torch.where(same.any(-1), (same * column[: length - n]).amax(-1) + n, found)
+        return found
+
+    def take_back(self) -> None:
+        pass
+
+
+@dataclass
+class DraftCounts:
+    """rounds: times the model read; drafted: tokens offered to it; kept: those it kept; all per row"""
+
+    rounds: int = 0
+    drafted: int = 0
+    kept: int = 0
+
+
+class Speculation(Strategy):
+    """Several tokens for one reading of the model."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        drafter: Drafter,
+        sampler: Sampler,
+        noise: Noise,
+        draft_tokens: int,
+        counts: DraftCounts,
+    ) -> None:
+        self._decoder = decoder
+        self._drafter = drafter
+        self._sampler = sampler
+        self._noise = noise
+        self._draft_tokens = draft_tokens
+        self._counts = counts
+
+    def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
+        decoder, text = self._decoder, self._decoder.text
+        start = text.length
+        allowed = min(self._draft_tokens, most - 1, max(decoder.room, 0))
+        decoder.mark(allowed)
+        drawn_from = self._drafter.draft(allowed)
+        drafts = text.ids[:, start:].clone()  # (B, n)
+        logits = decoder.logits(len(drawn_from) + 1)
+        wanted = [self._sampler.distribution(logits[:, i], text.until(start + i)) for i in range(logits.shape[1])]
+        kept = self._keep(drafts, drawn_from, wanted)  # (B,)
+        fewest = int(torch.where(stopped, drafts.shape[1], kept).min())
+        last = self._last_token(fewest, kept, drafts, drawn_from, wanted)
+        text.truncate(start + fewest)
+        decoder.take_back()
+        self._drafter.take_back()
+        text.truncate(start)
+        self._counts.rounds += 1
+        self._counts.drafted += drafts.shape[1]
+        self._counts.kept += fewest
+        return torch.cat([drafts[:, :fewest], last[:, None]], dim=1), logits[:, : fewest + 1]
+
+    def _keep(self, drafts: Tensor, drawn_from: list[Tensor | None], wanted: list[Tensor]) -> Tensor:
+        """(B,) how many of the drafts (B, n) each row keeps."""
+        keeping = torch.ones_like(drafts, dtype=torch.bool)
+        for i, q in enumerate(drawn_from):
+            token = drafts[:, i : i + 1]
+            p = wanted[i].gather(1, token)[:, 0]
+            chance = p if q is None else p / q.gather(1, token)[:, 0]
+            keeping[:, i] = chance >= 1 if self._sampler.settings.greedy else self._noise.uniform() < chance
+        return keeping.long().cumprod(dim=1).sum(dim=1)
+
+    def _last_token(
+        self,
+        fewest: int,
+        kept: Tensor,
+        drafts: Tensor,
+        drawn_from: list[Tensor | None],
+        wanted: list[Tensor],
+    ) -> Tensor:
+        """(B,) the token after ``fewest`` drafts: one more draft where it was kept, else one that makes up for it."""
+        p = wanted[fewest]
+        if fewest == drafts.shape[1]:
+            return self._sampler.draw(p, self._noise)
+        token, q = drafts[:, fewest], drawn_from[fewest]
+        if q is None:
+            q = torch.zeros_like(p).scatter_(1, token[:, None], 1.0)
+        rest = (p - q).clamp(min=0)
+        rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
+        return torch.where(kept > fewest, token, self._sampler.draw(rest, self._noise))

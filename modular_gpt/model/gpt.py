@@ -1,0 +1,299 @@
+"""The decoder: embeddings, a stack of blocks, a head. Shapes by the letters of core/contracts.py."""
+
+from pathlib import Path
+from typing import Any, NamedTuple, cast, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt.core.activation_checkpointing import recomputed
+from modular_gpt.core.cache import LayerCache, ModelCache
+from modular_gpt.core.contracts import Attention, FeedForward, Norm, Position, Positions
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.model.aliases import read_config
+from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.model.init import initialise
+from modular_gpt.model.loss import PLAIN, LossOutput, LossSettings, token_losses
+from modular_gpt.model.summary import summary_table
+
+Transformed = tuple[Tensor, dict[str, Tensor]]
+
+
+class ParameterCount(NamedTuple):
+    """total; non_embedding: without token and position tables; active: those that one token uses (MoE)."""
+
+    total: int
+    non_embedding: int
+    active: int
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a feed-forward part around one residual stream.
+
+    pre            x + attention(norm(x)), then x + ffn(norm(x))
+    post           norm(x + attention(x)), then norm(x + ffn(x))
+    sandwich       x + norm(attention(norm(x))), then the same with ffn
+    post_residual  x + norm(attention(x)), then the same with ffn
+    parallel       x + attention(norm(x)) + ffn(norm(x)), one norm for both
+    """
+
+    def __init__(self, layer: LayerConfig, config: GPTConfig, position: Position) -> None:
+        super().__init__()
+        dims = config.dims
+        self.topology = config.topology
+        self.multiplier = config.residual_multiplier
+        self.recomputes = False  # set by GPTModel.checkpoint_activations
+        self.attention = cast(type[Attention], layer.attention.component)(layer.attention, dims, position)
+        self.ffn = cast(type[FeedForward], layer.ffn.component)(layer.ffn, dims)
+        before = config.topology in ("pre", "sandwich", "parallel")
+        after = config.topology in ("post", "sandwich", "post_residual")
+        two = config.topology != "parallel"
+        self.attention_norm = build_norm(layer.norm, config) if before else None
+        self.ffn_norm = build_norm(layer.norm, config) if before and two else None
+        self.attention_post_norm = build_norm(layer.norm, config) if after else None
+        self.ffn_post_norm = build_norm(layer.norm, config) if after else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
+        """(B, T, D) -> (B, T, D), auxiliary losses by name"""
+        if self.recomputes and cache is None and torch.is_grad_enabled():
+            return cast(Transformed, recomputed(lambda x: self.transform(x, pos.alone()), x))
+        return self.transform(x, pos, cache)
+
+    def transform(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
+        """``forward`` itself, which keeps all that its backward pass needs."""
+        h = _apply(self.attention_norm, x)
+        attended = self.dropout(self.attention(h, pos, cache))
+        if self.topology == "parallel":
+            transformed, losses = self.ffn(h)
+            return x + self._scaled(attended + self.dropout(transformed)), losses
+        x = self._add(x, attended, self.attention_post_norm)
+        transformed, losses = self.ffn(_apply(self.ffn_norm, x))
+        return self._add(x, self.dropout(transformed), self.ffn_post_norm), losses
+
+    def _add(self, x: Tensor, update: Tensor, norm: nn.Module | None) -> Tensor:
+        if self.topology == "post":
+            return _apply(norm, x + self._scaled(update))
+        return x + self._scaled(_apply(norm, update))
+
+    def _scaled(self, update: Tensor) -> Tensor:
+        return update if self.multiplier == 1.0 else update * self.multiplier
+
+
+class GPTModel(nn.Module):
+    """A GPT composed from a config: ``GPTModel(GPTConfig(...))``, ``GPTModel({...})`` or ``GPTModel(d_model=...)``.
+
+    Raises ConfigError where the description cannot work.
+    """
+
+    def __init__(self, config: Any = None, **keywords: Any) -> None:
+        super().__init__()
+        self.config = config = read_config(config, **keywords)
+        layers = config.layer_configs
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding_norm = build_norm(config.norm, config) if config.embed_norm else None
+        # one position module per distinct setting; the model's own is first and the only one that embeds
+        self.positions = nn.ModuleList()
+        modules: dict[str, Position] = {}
+        for each in [config.pos, *(layer.pos for layer in layers)]:
+            if repr(each) not in modules:
+                modules[repr(each)] = cast(type[Position], each.component)(each, config.dims)
+                self.positions.append(modules[repr(each)])
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(layer, config, modules[repr(layer.pos)]) for layer in layers)
+        self.final_norm = build_norm(config.norm, config) if config.has_final_norm else None
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        self._own_cache: ModelCache | None = None
+        initialise(self, config)
+
+    @overload
+    def forward(
+        self, ids: Tensor, targets: Tensor, *, padding: Tensor | None = None, loss: LossSettings = PLAIN
+    ) -> LossOutput: ...
+
+    @overload
+    def forward(
+        self,
+        ids: Tensor,
+        targets: None = None,
+        *,
+        cache: ModelCache | None = None,
+        padding: Tensor | None = None,
+        last_only: bool = False,
+        use_cache: bool = False,
+    ) -> Tensor: ...
+
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        *,
+        cache: ModelCache | None = None,
+        padding: Tensor | None = None,
+        last_only: bool = False,
+        use_cache: bool = False,
+        loss: LossSettings = PLAIN,
+    ) -> Tensor | LossOutput:
+        """Logits of the next token at every position, or the training loss when targets are given.
+
+        ids: (B, T) token ids; targets: (B, T) the token that follows each, -100 where none counts
+        cache: of the tokens before these; it is extended by them, and nothing is recorded for gradients
+        padding: (B,) how many leading tokens of each row are padding
+        last_only: logits (B, 1, V) of the last position alone
+        use_cache: keep a cache on the model between calls, until ``reset_kv_cache``
+        loss: what is added to the cross-entropy of the targets
+        Returns (B, T, V), or a LossOutput.
+
+        Raises:
+            ConfigError: tokens past a learned position table or past a full cache.
+        """
+        if use_cache:
+            cache = self._kept_cache(ids.shape[0])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            x, losses = self.hidden_states(ids, cache, padding)
+            if targets is None:
+                return self.logits(x[:, -1:] if last_only else x)
+            losses = {**token_losses(x, targets, self.logits, self.config.vocab_size, loss), **losses}
+            return LossOutput(torch.stack(list(losses.values())).sum(), losses)
+
+    def hidden_states(
+        self, ids: Tensor, cache: ModelCache | None = None, padding: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T) ids -> (B, T, D) what the head reads, and the auxiliary losses summed over layers."""
+        pos = self._positions(ids, cache, padding)
+        x = self.embedding(ids)
+        if self.config.embed_scale != 1.0:
+            x = x * self.config.embed_scale
+        x = _apply(self.embedding_norm, cast(Position, self.positions[0]).embed(x, pos))
+        x = self.dropout(x)
+        losses: dict[str, Tensor] = {}
+        for index, block in enumerate(self.blocks):
+            x, more = block(x, pos, None if cache is None else cache.layers[index])
+            for name, value in more.items():
+                losses[name] = losses[name] + value if name in losses else value
+        if cache is not None:
+            cache.length = cache.length + ids.shape[1]
+        return _apply(self.final_norm, x), losses
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V)"""
+        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        if self.head_bias is not None:
+            logits = logits + self.head_bias
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _positions(self, ids: Tensor, cache: ModelCache | None, padding: Tensor | None) -> Positions:
+        start = 0 if cache is None else cache.length
+        if isinstance(start, int):
+            end = start + ids.shape[1]
+            if end > self.config.context_length and not self.config.pos.component.extrapolates:
+                raise ConfigError(
+                    f"{end} tokens do not fit pos={self.config.pos.name}, which has {self.config.context_length} "
+                    "positions; give a shorter text, or use pos=rope or pos=alibi"
+                )
+            if cache is not None and cache.max_length is not None and end > cache.max_length:
+                raise ConfigError(f"the cache holds {cache.max_length} tokens and cannot take {end}; make a longer one")
+        if cache is not None:
+            if ids.shape[0] != cache.batch:
+                raise ConfigError(f"the cache was made for {cache.batch} rows, got {ids.shape[0]}")
+            if padding is not None:
+                if not (isinstance(start, int) and start == 0):
+                    raise ConfigError("padding stands to the left: give it with the first tokens of a cache only")
+                cache.padding = padding
+            padding = cache.padding
+        window = None if cache is None else cache.window
+        return Positions(start, ids.shape[1], padding, ids.device, window)
+
+    def new_cache(
+        self,
+        batch: int = 1,
+        max_length: int | None = None,
+        dtype: torch.dtype | None = None,
+        window: int | None = None,
+    ) -> ModelCache:
+        """An empty cache for ``batch`` rows of up to ``max_length`` tokens; without a length it grows by doubling.
+
+        window: no token sees more than the last ``window`` ones, its own included, in any layer; a layer with a
+            score matrix keeps no more than that, one with a constant state is not limited
+        """
+        weight = self.embedding.weight
+        specs = [layer.cache_spec(self.config.dims).within(window) for layer in self.config.layer_configs]
+        layers = [spec.allocate(batch, max_length, dtype or weight.dtype, weight.device) for spec in specs]
+        return ModelCache(layers, batch, max_length, window)
+
+    @property
+    def slides(self) -> bool:
+        """Whether a text may go on past context_length while each token sees the last context_length ones."""
+        return all(cast(Position, position).slides for position in self.positions)
+
+    def _kept_cache(self, batch: int) -> ModelCache:
+        if self._own_cache is None:
+            self._own_cache = self.new_cache(batch)
+        return self._own_cache
+
+    def reset_kv_cache(self) -> None:
+        """Forget what ``forward(..., use_cache=True)`` has seen."""
+        self._own_cache = None
+
+    def generate(self, ids: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
+        """Continue token ids (B, T) by sampling -> (B, T + new); settings as in ``modular_gpt.generation.generate``."""
+        from modular_gpt.generation import generate
+
+        return generate(self, ids, max_new_tokens, **settings)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "GPTModel":
+        """A published model, in evaluation mode; see ``modular_gpt.pretrained.load_pretrained``."""
+        from modular_gpt.pretrained import load_pretrained
+
+        return load_pretrained(name_or_path, dtype, device)
+
+    def save_pretrained(self, path: str | Path, format: str = "hf", eos_token_id: int | None = None) -> None:
+        """Write a folder that other programs read; see ``modular_gpt.pretrained.save_pretrained``."""
+        from modular_gpt.pretrained import save_pretrained
+
+        save_pretrained(self, path, format, eos_token_id)
+
+    def checkpoint_activations(self, every: int = 1) -> None:
+        """Let every so-many-th block, from the first on, keep its input alone and compute the rest again in the
+        backward pass, which saves memory and costs time; 0: none does."""
+        for index, block in enumerate(self.blocks):
+            cast(TransformerBlock, block).recomputes = every > 0 and index % every == 0
+
+    def after_optimizer_step(self) -> None:
+        """To be called after each update; parts adjust what gradients do not reach."""
+        for block in self.blocks:
+            cast(TransformerBlock, block).ffn.after_optimizer_step()
+
+    def after_skipped_step(self) -> None:
+        """To be called instead where an update is left out."""
+        for block in self.blocks:
+            cast(TransformerBlock, block).ffn.after_skipped_step()
+
+    def num_parameters(self) -> ParameterCount:
+        """How many parameters the model has, has without its tables, and uses for one token."""
+        total = sum(p.numel() for p in self.parameters())
+        tables = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
+        idle = sum(cast(TransformerBlock, block).ffn.inactive_parameters() for block in self.blocks)
+        return ParameterCount(total, total - tables, total - idle)
+
+    def summary(self) -> str:
+        """A table of the parts: what each is, its parameters, and what it caches per token."""
+        return summary_table(self, self.config)
+
+
+def build_norm(norm: ComponentConfig, config: GPTConfig) -> nn.Module:
+    """A norm over the residual stream."""
+    return cast(type[Norm], norm.component)(norm, config.d_model, config.bias)
+
+
+def _apply(module: nn.Module | None, x: Tensor) -> Tensor:
+    return x if module is None else module(x)

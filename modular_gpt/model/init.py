@@ -1,0 +1,51 @@
+"""Weight initialisation as one pass over a model's modules.
+
+Matrices are drawn here; whatever is no matrix (norm weights, sinks, router biases) is set by the part it belongs to,
+in its ``reset_parameters``. The default is GPT-2's: normal with 0.02, biases zero, and what writes into the residual
+stream scaled by 1/sqrt(2 n_layers). Zeros there, and in the head, let a model begin with all tokens equally likely.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.nn.residual import is_residual
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, config: GPTConfig) -> None:
+    """Set every parameter and buffer of ``model``, drawing from PyTorch's global generator."""
+    for module in model.modules():
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None and not isinstance(module, (nn.Linear, nn.Embedding)):
+            reset()
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim >= 2:
+                _draw(parameter, config, isinstance(module, nn.Embedding))
+                if is_residual(module, name):
+                    parameter.mul_(_residual_factor(config))
+    head: Any = getattr(model, "head", None)
+    if config.init_head == "zero" and head is not None:
+        head.weight.zero_()
+
+
+def _draw(weight: Tensor, config: GPTConfig, embedding: bool) -> None:
+    """weight: (..., out, in); leading dimensions are experts."""
+    if config.init == "normal" or embedding:  # a row of an embedding has no fan-in
+        nn.init.normal_(weight, std=config.init_std)
+    elif config.init == "fan_in":
+        nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+    elif config.init == "xavier":
+        nn.init.normal_(weight, std=math.sqrt(2 / (weight.shape[-1] + weight.shape[-2])))
+    else:
+        for matrix in weight.view(-1, *weight.shape[-2:]):
+            nn.init.orthogonal_(matrix)
+
+
+def _residual_factor(config: GPTConfig) -> float:
+    return {"scaled": 1 / math.sqrt(2 * config.n_layers), "plain": 1.0, "zero": 0.0}[config.init_residual]

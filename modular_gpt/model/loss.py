@@ -1,0 +1,90 @@
+"""The loss of the next token: cross-entropy in chunks of rows, and what may be added to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from modular_gpt.core.validation import fraction, not_negative
+
+IGNORED = -100  # a target that does not count
+_CHUNK = 2**24  # logits held at once while training; 64 MiB in float32
+
+
+@dataclass
+class LossOutput:
+    """loss: what to minimise, a scalar; parts: its summands by name, ``cross_entropy`` and auxiliary losses."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What is added to the cross-entropy of a training.
+
+    label_smoothing: share of each target that is spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567)
+    z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting
+        (https://arxiv.org/abs/2204.02311, there 0.0001)
+
+    Raises:
+        ConfigError: label_smoothing is not in [0, 1), or z_loss is below 0.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        fraction("loss", label_smoothing=self.label_smoothing)
+        not_negative("loss", z_loss=self.z_loss)
+
+
+PLAIN = LossSettings()
+
+
+def token_losses(
+    x: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], vocab_size: int, settings: LossSettings
+) -> dict[str, Tensor]:
+    """Summands of the loss by name, each a mean over the targets that count.
+
+    x: (B, T, D) what the head reads; targets: (B, T), ``IGNORED`` where none counts; logits: the head, (M, D) -> (M, V)
+    ``cross_entropy`` is the plain one whatever the settings; ``label_smoothing`` is what smoothing changes of it.
+    The logits of long batches are made and dropped chunk by chunk, in the backward pass too.
+    """
+    x, targets = x.flatten(0, 1), targets.flatten()
+    rows = max(1, _CHUNK // vocab_size)
+
+    def sums(x: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack(_sums(logits(x).float(), targets, settings))
+
+    if x.shape[0] <= rows:
+        total = sums(x, targets)
+    else:
+        chunks = zip(x.split(rows), targets.split(rows), strict=True)
+        total = torch.stack([cast(Tensor, checkpoint(sums, a, b, use_reentrant=False)) for a, b in chunks]).sum(0)
+    names = ["cross_entropy"]
+    names += ["label_smoothing"] if settings.label_smoothing else []
+    names += ["z_loss"] if settings.z_loss else []
+    counted = (targets != IGNORED).sum().clamp(min=1)
+    return {name: each / counted for name, each in zip(names, total.unbind(), strict=True)}
+
+
+def _sums(logits: Tensor, targets: Tensor, settings: LossSettings) -> list[Tensor]:
+    """Cross-entropy, and the summands that are asked for, summed over the rows of logits (M, V) that count."""
+    if not settings.label_smoothing and not settings.z_loss:
+        return [F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")]
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    counts = targets != IGNORED
+    chosen = logits.gather(1, targets.where(counts, 0)[:, None])[:, 0]
+    log_sum = (losses + chosen).where(counts, 0.0)  # log of the sum of exp(logits), with nothing more of size (M, V)
+    sums = [losses.sum()]
+    if settings.label_smoothing:
+        even = log_sum - logits.mean(-1).where(counts, 0.0)  # the cross-entropy of targets that are spread evenly
+        sums.append(settings.label_smoothing * (even.sum() - sums[0]))
+    if settings.z_loss:
+        sums.append(settings.z_loss * log_sum.square().sum())
+    return sums

@@ -1,0 +1,201 @@
+"""Multi-head attention and its corners.
+
+Multi-head https://arxiv.org/abs/1706.03762, multi-query https://arxiv.org/abs/1911.02150, grouped-query
+https://arxiv.org/abs/2305.13245, sliding window https://arxiv.org/abs/2004.05150 (as in Mistral,
+https://arxiv.org/abs/2310.06825), query-key norm https://arxiv.org/abs/2010.04245, logit softcap
+https://arxiv.org/abs/2408.00118, sinks https://arxiv.org/abs/2508.10925.
+"""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
+from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, Norm, Position, Positions
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig, Preset, decode
+from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.weight_transfer import Adopted, AttentionOffer
+from modular_gpt.nn.fused_linear import together
+from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.sdpa import Scoring, attend, share_of_heads
+from modular_gpt.nn.weight_transfer import adopt_heads, offer_of
+
+
+class MultiHeadAttention(
+    Attention,
+    name="mha",
+    presets={
+        "gqa": Preset("Grouped-query attention: groups of query heads share a key/value head.", {"n_kv_heads": 2}),
+        "mqa": Preset("Multi-query attention: all query heads share one key/value head.", {"n_kv_heads": 1}),
+        "swa": Preset("Sliding-window attention: a token sees the last `window` tokens only.", {"window": 64}),
+    },
+):
+    """Multi-head attention: every query head has its own keys and values (GPT-2)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Settings; null means: as many key/value heads as query heads, head_dim d_model / n_heads, biases and
+        dropout (of attention weights) as the model's, scale 1 / sqrt(head_dim), no window, softcap, clipping or
+        query-key norm.
+
+        window: keys that a query sees, its own included; softcap c: scores become c tanh(scores / c);
+        sinks: a learned logit per head that takes attention away; qk_norm: name of a norm, per ``head`` or over
+        ``full`` width (qk_norm_scope); backend: auto | flash | math | flex.
+        """
+
+        n_kv_heads: int | None = None
+        head_dim: int | None = None
+        window: int | None = None
+        qkv_bias: bool | None = None
+        out_bias: bool | None = None
+        scale: float | None = None
+        softcap: float | None = None
+        sinks: bool = False
+        qk_norm: str | None = None
+        qk_norm_scope: str = "head"
+        qk_norm_eps: float = 1e-6
+        qk_norm_after_rope: bool = False
+        clip_qkv: float | None = None
+        dropout: float | None = None
+        backend: str = "auto"
+
+    def __init__(self, config: Config, dims: Dims, position: Position) -> None:
+        super().__init__(config, dims, position)
+        self.config = config
+        self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
+        self.scoring = Scoring.read(config, dims, self.head_dim)
+        qkv_bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
+        wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.query = nn.Linear(dims.d_model, wide, qkv_bias)
+        self.key = nn.Linear(dims.d_model, narrow, qkv_bias)
+        self.value = nn.Linear(dims.d_model, narrow, qkv_bias)
+        self.out = residual_linear(wide, dims.d_model, out_bias)
+        self.sinks = nn.Parameter(torch.empty(self.n_heads)) if config.sinks else None
+        self.query_norm = _qk_norm(config, self.head_dim, wide)
+        self.key_norm = _qk_norm(config, self.head_dim, narrow)
+        self.mine = slice(None)  # the query heads that this process computes
+        self.reset_parameters()
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
+        super().check(config, dims, position)
+        n_heads, n_kv_heads, _ = heads(config, dims)
+        positive("attention", n_kv_heads=config.n_kv_heads, head_dim=config.head_dim, clip_qkv=config.clip_qkv)
+        Scoring.read(config, dims, heads(config, dims)[2]).check()
+        if config.head_dim is None and dims.d_model % n_heads:
+            raise ConfigError(
+                f"d_model={dims.d_model} does not divide into n_heads={n_heads}; change one, or set attention.head_dim"
+            )
+        if n_heads % n_kv_heads:
+            divisors = [str(n) for n in range(1, n_heads + 1) if n_heads % n == 0]
+            raise ConfigError(
+                f"n_heads={n_heads} does not divide into attention.n_kv_heads={n_kv_heads}; "
+                f"choose one of {', '.join(divisors)}"
+            )
+        one_of(config.qk_norm_scope, ("head", "full"), "attention.qk_norm_scope")
+        if config.qk_norm_scope == "full" and config.qk_norm_after_rope:
+            raise ConfigError(
+                "attention.qk_norm_after_rope=true normalises rotated heads; it does not go with qk_norm_scope=full"
+            )
+        _qk_norm(config, 1, 1)
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
+        _, n_kv_heads, head_dim = heads(config, dims)
+        scoring = Scoring.read(config, dims, heads(config, dims)[2])
+        return replace(
+            config,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            qkv_bias=dims.biased(config.qkv_bias),
+            out_bias=dims.biased(config.out_bias),
+            scale=scoring.scale,
+            dropout=scoring.dropout,
+        )
+
+    @classmethod
+    def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
+        return heads(config, dims)[2]
+
+    @classmethod
+    def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
+        _, n_kv_heads, head_dim = heads(config, dims)
+        return CacheSpec(rows=((n_kv_heads, head_dim),) * 2, window=config.window)
+
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        q, k, v = together(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)
+        if self.config.clip_qkv is not None:
+            q, k, v = (each.clamp(-self.config.clip_qkv, self.config.clip_qkv) for each in (q, k, v))
+        q, k = self._place(q, self.query_norm, pos), self._place(k, self.key_norm, pos)
+        v = self._split(v)
+        columns = pos.columns
+        if cache is not None:
+            (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
+            k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be of another type than the model
+        bias = self.position.bias(pos, columns, self.n_heads)
+        mixed = attend(
+            q,
+            k,
+            v,
+            pos,
+            columns,
+            self.scoring,
+            training=self.training,
+            sinks=None if self.sinks is None else self.sinks[self.mine],
+            bias=None if bias is None else bias[:, self.mine],
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def divide(self, part: int, parts: int) -> dict[str, str]:
+        if self.config.qk_norm is not None and self.config.qk_norm_scope == "full":
+            raise ConfigError(
+                "attention.qk_norm_scope=full normalises all heads at once, which cannot be divided: use head"
+            )
+        self.mine = share_of_heads(part, parts, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        norms = {name: SHARED for name in ("query_norm", "key_norm", "sinks") if getattr(self, name) is not None}
+        return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS, **norms}
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, heads * N) -> (B, heads, T, N)"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def _place(self, x: Tensor, norm: nn.Module | None, pos: Positions) -> Tensor:
+        """Split queries or keys into heads, normalise and rotate them: (B, T, heads * N) -> (B, heads, T, N)."""
+        if norm is None:
+            return self.position.rotate(self._split(x), pos)
+        if self.config.qk_norm_scope == "full":
+            return self.position.rotate(self._split(norm(x)), pos)
+        if self.config.qk_norm_after_rope:
+            return norm(self.position.rotate(self._split(x), pos))
+        return self.position.rotate(norm(self._split(x)), pos)
+
+    def offer(self) -> AttentionOffer:
+        return offer_of(self, self.head_dim, self.scoring.scale)
+
+    @torch.no_grad()
+    def adopt(self, offer: AttentionOffer) -> Adopted:
+        """Key and value heads that more query heads come to share are the means of those these had."""
+        return adopt_heads(self, offer, self.offer())
+
+    def reset_parameters(self) -> None:
+        if self.sinks is not None:
+            nn.init.zeros_(self.sinks)
+
+
+def heads(config: MultiHeadAttention.Config, dims: Dims) -> tuple[int, int, int]:
+    """(query heads, key/value heads, width of a head) with the defaults filled in."""
+    n_kv_heads = dims.n_heads if config.n_kv_heads is None else config.n_kv_heads
+    head_dim = dims.d_model // dims.n_heads if config.head_dim is None else config.head_dim
+    return dims.n_heads, n_kv_heads, head_dim
+
+
+def _qk_norm(config: MultiHeadAttention.Config, head_dim: int, full: int) -> nn.Module | None:
+    if config.qk_norm is None:
+        return None
+    norm = decode("norm", {"name": config.qk_norm, "eps": config.qk_norm_eps})
+    width = full if config.qk_norm_scope == "full" else head_dim
+    return cast(type[Norm], norm.component)(norm, width, bias=False)

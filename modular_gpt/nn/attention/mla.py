@@ -1,0 +1,257 @@
+"""Multi-head latent attention: https://arxiv.org/abs/2405.04434, section 2.1
+
+Keys and values are made from one small latent vector per token, which is all that is cached, beside one rotated
+key that all heads share. While decoding, the latent itself is attended to: the matrix that would expand it to keys
+is absorbed into the query, and the one that would expand it to values is applied after the mixing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
+from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Positions
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentConfig, decode
+from modular_gpt.core.validation import positive
+from modular_gpt.core.weight_transfer import Adopted, AttentionOffer
+from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.sdpa import Scoring, attend
+from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
+
+
+class Widths(NamedTuple):
+    """Latent rank, and the widths of a head: unrotated key, rotated key, value."""
+
+    latent: int
+    nope: int
+    rope: int
+    value: int
+
+
+class ReadLinear(nn.Linear):
+    """A linear layer whose weight is also read directly, so that it must stay a plain matrix."""
+
+
+class MultiHeadLatentAttention(Attention, name="mla"):
+    """Multi-head latent attention: caches one small latent per token instead of keys and values (DeepSeek)."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Settings; null means: kv_lora_rank d_model / 8, queries not compressed, qk_nope_head_dim and v_head_dim
+        d_model / n_heads, qk_rope_head_dim half of that where the position rotates and 0 where it does not,
+        scale 1 / sqrt(qk_nope_head_dim + qk_rope_head_dim), biases and dropout as the model's, no window.
+
+        latent_norm: name of the norm of the latents (null: none), with latent_norm_eps;
+        backend: auto | flash | math | flex.
+        """
+
+        kv_lora_rank: int | None = None
+        q_lora_rank: int | None = None
+        qk_nope_head_dim: int | None = None
+        qk_rope_head_dim: int | None = None
+        v_head_dim: int | None = None
+        window: int | None = None
+        qkv_bias: bool | None = None
+        out_bias: bool | None = None
+        scale: float | None = None
+        softcap: float | None = None
+        latent_norm: str | None = "rmsnorm"
+        latent_norm_eps: float = 1e-6
+        dropout: float | None = None
+        backend: str = "auto"
+
+    def __init__(self, config: Config, dims: Dims, position: Position) -> None:
+        super().__init__(config, dims, position)
+        self.config = config
+        self.n_heads = dims.n_heads
+        self.widths = latent, nope, rope, value = widths(config, dims, type(position))
+        self.scoring = Scoring.read(config, dims, nope + rope)
+        bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
+        rank = dims.d_model
+        self.query_down: nn.Linear | None = None
+        self.query_norm: nn.Module | None = None
+        if config.q_lora_rank is not None:
+            rank = config.q_lora_rank
+            self.query_down = nn.Linear(dims.d_model, rank, bias)
+            self.query_norm = _latent_norm(config, rank)
+        self.query = nn.Linear(rank, dims.n_heads * (nope + rope), bias and self.query_down is None)
+        self.latent = nn.Linear(dims.d_model, latent + rope, bias)  # the latent, then the shared rotated key
+        self.latent_norm = _latent_norm(config, latent)
+        self.key = ReadLinear(latent, dims.n_heads * nope, bias=False)
+        self.value = ReadLinear(latent, dims.n_heads * value, bias=False)
+        self.out = residual_linear(dims.n_heads * value, dims.d_model, out_bias)
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
+        super().check(config, dims, position)
+        positive(
+            "attention",
+            kv_lora_rank=config.kv_lora_rank,
+            q_lora_rank=config.q_lora_rank,
+            qk_nope_head_dim=config.qk_nope_head_dim,
+            v_head_dim=config.v_head_dim,
+        )
+        if dims.d_model % dims.n_heads and (config.qk_nope_head_dim is None or config.v_head_dim is None):
+            raise ConfigError(
+                f"d_model={dims.d_model} does not divide into n_heads={dims.n_heads}; change one, or set "
+                "attention.qk_nope_head_dim and attention.v_head_dim"
+            )
+        if widths(config, dims, position).latent < 1:
+            raise ConfigError(f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank")
+        _, nope, rope, _ = widths(config, dims, position)
+        Scoring.read(config, dims, nope + rope).check()
+        if rope % 2 or rope < 0 or (position.rotates and rope == 0):
+            raise ConfigError(
+                f"attention.qk_rope_head_dim must be even, and above 0 where the position rotates, got {rope}"
+            )
+        _latent_norm(config, 1)
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
+        latent, nope, rope, value = widths(config, dims, position)
+        scoring = Scoring.read(config, dims, nope + rope)
+        return replace(
+            config,
+            kv_lora_rank=latent,
+            qk_nope_head_dim=nope,
+            qk_rope_head_dim=rope,
+            v_head_dim=value,
+            qkv_bias=dims.biased(config.qkv_bias),
+            out_bias=dims.biased(config.out_bias),
+            scale=scoring.scale,
+            dropout=scoring.dropout,
+        )
+
+    @classmethod
+    def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
+        return widths(config, dims, position).rope
+
+    @classmethod
+    def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
+        latent, _, rope, _ = widths(config, dims, position)
+        return CacheSpec(rows=((1, latent + rope),), window=config.window)
+
+    @torch.no_grad()
+    def adopt(self, offer: AttentionOffer) -> Adopted:
+        """The latent is the best one of its rank for keys and values together, by SVD, where heads have these widths.
+
+        A bias of the keys shifts all scores of a query alike and is left out; one of the values moves into that of
+        the output. What rotates starts without effect: its queries are zero.
+        """
+        latent, nope, _, value = self.widths
+        width, d_model = self.n_heads * nope, self.latent.in_features
+        if offer.query.shape != (self.n_heads, nope, d_model) or offer.out.shape[1:] != (self.n_heads, value):
+            return {}
+        keys, values = (regroup(each, self.n_heads).flatten(0, 1) for each in (offer.key, offer.value))
+        room = carry_past(self.latent_norm, self.latent, latent)
+        up, down = low_rank(torch.cat([keys, values]), room)
+        self.latent.weight[: len(down)] = down
+        for part, rows in ((self.key, up[:width]), (self.value, up[width:])):
+            part.weight.zero_()
+            part.weight[:, : len(down)] = rows
+        made = dict.fromkeys(("latent.weight", "key.weight", "value.weight"), f"rank {len(down)} by SVD")
+        if room < latent:
+            made |= {"latent.bias": CARRIED, "latent_norm.weight": CARRIED}
+        return {**self._adopt_query(offer), **made, **fill_out(self, offer, moved=True)}
+
+    def _adopt_query(self, offer: AttentionOffer) -> Adopted:
+        scale, rotated = offer.scale / self.scoring.scale, self.widths.rope
+        weight = F.pad(offer.query * scale, (0, 0, 0, rotated)).flatten(0, 1)
+        bias = None if offer.query_bias is None else F.pad(offer.query_bias * scale, (0, rotated)).flatten()
+        down = self.query_down
+        if down is None or self.query_norm is None:
+            return fill(self, "query", weight, bias, f"times {scale:.4g}" if scale != 1 else "")
+        room = carry_past(self.query_norm, down, down.out_features)
+        with_bias = bias is not None and down.bias is not None
+        matrix = torch.cat([weight, cast(Tensor, bias)[:, None]], dim=1) if with_bias else weight
+        up, rows = low_rank(matrix, room)
+        self.query.weight.zero_()
+        self.query.weight[:, : len(rows)] = up
+        down.weight[: len(rows)] = rows[:, : down.in_features]
+        if with_bias:
+            down.bias[: len(rows)] = rows[:, -1]
+        made = dict.fromkeys(("query.weight", "query_down.weight"), f"rank {len(rows)} by SVD")
+        made |= {"query_down.bias": made["query.weight"]} if with_bias else {}
+        if room < down.out_features:
+            made |= {"query_down.bias": CARRIED, "query_norm.weight": CARRIED}
+        return made
+
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        latent, _, rope, _ = self.widths
+        q = x if self.query_down is None or self.query_norm is None else self.query_norm(self.query_down(x))
+        q = self.query(q).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, nope + rope)
+        compressed = self.latent(x)
+        kept = self.latent_norm(compressed[..., :latent])[:, None]  # (B, 1, T, latent)
+        if rope:
+            q = torch.cat([q[..., :-rope], self.position.rotate(q[..., -rope:], pos)], dim=-1)
+            kept = torch.cat([kept, self.position.rotate(compressed[:, None, :, latent:], pos)], dim=-1)
+        columns = pos.columns
+        if cache is not None:
+            (kept,), columns = cast(TokenCache, cache).append(pos, kept)
+        absorbed = cache is not None and self._absorbing_is_cheaper(pos.count, kept.shape[2])
+        mixed = (self._over_latents if absorbed else self._over_keys)(q, kept.to(q.dtype), pos, columns)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _absorbing_is_cheaper(self, count: int, n_keys: int) -> bool:
+        """Compare multiplications per head: wider scores and values for each query, or expanding every key."""
+        latent, nope, _, value = self.widths
+        absorbed = count * n_keys * 2 * latent + count * latent * (nope + value)
+        expanded = count * n_keys * (nope + value) + n_keys * latent * (nope + value)
+        return absorbed < expanded
+
+    def _over_keys(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
+        """Expand the latents to keys and values of every head: training and long prompts. -> (B, H, T, value)"""
+        latent, _, rope, _ = self.widths
+        kept_latent = kept[:, 0, :, :latent]
+        k = self.key(kept_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        v = self.value(kept_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        if rope:
+            k = torch.cat([k, kept[..., latent:].expand(-1, self.n_heads, -1, -1)], dim=-1)
+        return self._attend(q, k, v, pos, columns)
+
+    def _over_latents(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
+        """Attend to the cached latents themselves, as one key/value head that all queries share."""
+        latent, nope, _, _ = self.widths
+        to_key = self.key.weight.unflatten(0, (self.n_heads, -1))  # (H, nope, latent)
+        to_value = self.value.weight.unflatten(0, (self.n_heads, -1))  # (H, value, latent)
+        q = torch.cat([q[..., :nope] @ to_key, q[..., nope:]], dim=-1)  # (B, H, T, latent + rope)
+        mixed = self._attend(q, kept, kept[..., :latent], pos, columns)
+        return mixed @ to_value.transpose(1, 2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, columns: Tensor) -> Tensor:
+        return attend(
+            q,
+            k,
+            v,
+            pos,
+            columns,
+            self.scoring,
+            training=self.training,
+            bias=self.position.bias(pos, columns, self.n_heads),
+        )
+
+
+def widths(config: MultiHeadLatentAttention.Config, dims: Dims, position: type[Position]) -> Widths:
+    """The widths with the defaults filled in."""
+    head = dims.d_model // dims.n_heads
+    rope = config.qk_rope_head_dim
+    if rope is None:
+        rope = max(2, head // 4 * 2) if position.rotates else 0
+    return Widths(
+        latent=dims.d_model // 8 if config.kv_lora_rank is None else config.kv_lora_rank,
+        nope=head if config.qk_nope_head_dim is None else config.qk_nope_head_dim,
+        rope=rope,
+        value=head if config.v_head_dim is None else config.v_head_dim,
+    )
+
+
+def _latent_norm(config: MultiHeadLatentAttention.Config, width: int) -> nn.Module:
+    if config.latent_norm is None:
+        return nn.Identity()
+    norm = decode("norm", {"name": config.latent_norm, "eps": config.latent_norm_eps})
+    return cast(type[Norm], norm.component)(norm, width, bias=False)

@@ -1,0 +1,265 @@
+"""Scaled dot-product attention as pure functions; the only caller of PyTorch's attention kernels.
+
+Who sees whom is one rule on columns: a query sees a key when 0 <= query column - key column < window and the
+key is no padding. From it follow causal masks, sliding windows, ring caches, chunked prefill and ragged batches.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from modular_gpt.core.contracts import Dims, Positions
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.validation import fraction, one_of, positive
+from modular_gpt.nn.fused_linear import compiling_for_cpu
+
+BACKENDS = ("auto", "flash", "math", "flex")
+_SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
+_FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def visible(pos: Positions, key_columns: Tensor, window: int | None) -> Tensor:
+    """(B or 1, 1, T, S) True where a query may look at a key. Every query sees itself, also padding."""
+    distance = pos.columns[:, None] - key_columns[None, :]
+    seen = (distance >= 0) & (key_columns >= 0)
+    if window is not None:
+        seen &= distance < window
+    if pos.padding is None:
+        return seen[None, None]
+    text = key_columns[None, :] >= pos.padding[:, None]
+    return ((seen & text[:, None, :]) | (distance == 0))[:, None]
+
+
+def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
+    """False when plain causal attention, or attention to all keys by one query, says the same as ``visible``."""
+    if pos.padding is not None or isinstance(pos.start, Tensor):
+        return True
+    if window is not None and n_keys > window:
+        return True
+    return not (pos.from_nothing and n_keys == pos.count) and pos.count > 1
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are made and turned into weights, the same at every call of one attention layer.
+
+    scale: factor on the scores; window: keys a query sees, its own included
+    softcap c: scores become c * tanh(scores / c); dropout: of the weights, while training
+    backend: auto | flash (fused kernels or an error) | math (written out) | flex (FlexAttention,
+        for more than one query at a time)
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+    backend: str = "auto"
+
+    @classmethod
+    def read(cls, config: Any, dims: Dims, width: int) -> "Scoring":
+        """From an attention's Config, for queries and keys of ``width``; the scale is 1 / sqrt(width) unless given."""
+        return cls(
+            scale=1 / math.sqrt(max(width, 1)) if config.scale is None else config.scale,
+            window=config.window,
+            softcap=config.softcap,
+            dropout=dims.dropout if config.dropout is None else config.dropout,
+            backend=config.backend,
+        )
+
+    def check(self) -> None:
+        """Raise a ConfigError for what cannot work."""
+        positive("attention", window=self.window, softcap=self.softcap)
+        fraction("attention", dropout=self.dropout)
+        one_of(self.backend, BACKENDS, "attention.backend")
+        if self.backend == "flash" and self.softcap is not None:
+            raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos: Positions,
+    key_columns: Tensor,
+    scoring: Scoring,
+    *,
+    training: bool = False,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention of T queries over S keys.
+
+    q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
+    key_columns: (S,) the column of each key
+    sinks: (H,) logit of an extra key with a zero value; bias: (1, H, T, S) added to the scores
+    Returns (B, H, T, M).
+    """
+    window, n_keys = pos.limit(scoring.window), k.shape[2]
+    seen, causal = None, False
+    if needs_mask(pos, n_keys, window):
+        seen = pos.once(("visible", window, n_keys), lambda: visible(pos, key_columns, window))
+    elif pos.count > 1:
+        causal = True
+    dropout = scoring.dropout if training else 0.0
+    spelled = (
+        scoring.backend == "math" or scoring.softcap is not None or _better_written_out(q, n_keys, scoring, training)
+    )
+    plain = scoring.backend != "flex" and not spelled
+    if causal and not (plain and bias is None and sinks is None):
+        seen = pos.once("causal", lambda: visible(pos, key_columns, None))
+    if scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: nothing for single tokens
+        return _flex(q, k, v, scoring, seen, sinks, bias, dropout)
+    # for one query PyTorch would copy all keys and values, to add the sink or where their widths differ
+    copies = pos.count == 1 and (sinks is not None or k.shape[-1] != v.shape[-1])
+    if spelled or (copies and scoring.backend == "auto"):
+        return _written_out(q, k, v, scoring, seen, sinks, bias, dropout)
+    return _fused(q, k, v, scoring, seen, sinks, bias, dropout, causal and seen is None)
+
+
+def _better_written_out(q: Tensor, n_keys: int, scoring: Scoring, training: bool) -> bool:
+    """Whether compiled training on a CPU, whose flash kernels are slow backwards, goes quicker by plain products."""
+    return scoring.backend == "auto" and n_keys <= _SHORT and compiling_for_cpu(q, training)
+
+
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scoring: Scoring,
+    seen: Tensor | None,
+    sinks: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+    causal: bool,
+) -> Tensor:
+    """PyTorch's scaled_dot_product_attention, which picks a flash or memory-efficient kernel."""
+    mask = seen
+    if bias is not None:
+        mask = bias.to(q.dtype) if seen is None else bias.to(q.dtype).masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        k, v, mask = _with_sink(q, k, v, mask, sinks)
+    batch, heads, count, width = q.shape
+    groups = k.shape[1]
+    fold = count == 1 and heads != groups
+    if fold:  # the queries that share a key stand side by side, as if they were tokens
+        q = q.reshape(batch, groups, -1, width)
+        if mask is not None and mask.shape[1] == heads:
+            mask = mask.reshape(mask.shape[0], groups, -1, mask.shape[-1])
+    shared = not fold and heads != groups
+    only_fused = sdpa_kernel(_FUSED) if scoring.backend == "flash" else nullcontext()
+    try:
+        with only_fused:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scoring.scale, enable_gqa=shared
+            )
+    except RuntimeError as error:
+        if scoring.backend != "flash" or "kernel" not in str(error):
+            raise
+        raise ConfigError("backend=flash has no kernel for this device, dtype and mask; use backend=auto") from error
+    return out.reshape(batch, heads, count, -1)
+
+
+def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """An extra key of zeros, whose score is then the sink alone, with a value of zeros."""
+    rows = q.shape[0] if mask is None else mask.shape[0]
+    heads, count, n_keys = q.shape[1], q.shape[2], k.shape[2]
+    if mask is None:
+        mask = q.new_zeros(1, 1, count, n_keys)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    column = sinks.to(q.dtype)[None, :, None, None].expand(rows, heads, count, 1)
+    mask = torch.cat([mask.expand(rows, heads, count, n_keys), column], dim=-1)
+    return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), mask
+
+
+def _written_out(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scoring: Scoring,
+    seen: Tensor | None,
+    sinks: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """The definition, step by step: matmul, softcap, bias, mask, softmax in float32, matmul."""
+    batch, heads, count, width = q.shape
+    groups = k.shape[1]
+    folded = (q * scoring.scale).reshape(batch, groups, -1, width)  # queries that share a key stand side by side
+    scores = (folded @ k.transpose(-1, -2)).reshape(batch, heads, count, -1)
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    if bias is not None:
+        scores = scores + bias
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(batch, heads, count, 1)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    weights = F.dropout(weights, dropout)
+    return (weights.reshape(batch, groups, -1, weights.shape[-1]) @ v).reshape(batch, heads, count, -1)
+
+
+@cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scoring: Scoring,
+    seen: Tensor | None,
+    sinks: Tensor | None,
+    bias: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """FlexAttention: one compiled kernel with the mask, bias and softcap inside."""
+    if dropout > 0:
+        raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
+    if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        raise ConfigError("backend=flex does not train on a CPU; use backend=auto")
+    softcap, n_keys = scoring.softcap, k.shape[2]
+    rows = None if seen is None else seen.expand(q.shape[0], -1, -1, -1)
+    if sinks is not None:  # one more key, whose score the sink replaces
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        rows = None if rows is None else F.pad(rows, (0, 1), value=True)
+        bias = None if bias is None else F.pad(bias, (0, 1))
+
+    def score(value: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        if softcap is not None:
+            value = softcap * torch.tanh(value / softcap)
+        if bias is not None:
+            value = value + bias[0, h, i, j]
+        if rows is not None:
+            value = torch.where(rows[b, 0, i, j], value, -torch.inf)
+        return value if sinks is None else torch.where(j == n_keys, sinks[h], value)
+
+    shared = q.shape[1] != k.shape[1]
+    return _compiled_flex()(q, k, v, score_mod=score, scale=scoring.scale, enable_gqa=shared)
+
+
+def share_of_heads(part: int, parts: int, **counts: int) -> slice:
+    """The heads that process ``part`` of ``parts`` computes, of as many as the first of ``counts`` says.
+
+    Raises:
+        ConfigError: heads do not divide into so many processes; ``counts`` are numbers of heads, by what they are.
+    """
+    for name, count in counts.items():
+        if count % parts:
+            raise ConfigError(f"{name}={count} does not divide into {parts} processes; change one")
+    each = next(iter(counts.values())) // parts
+    return slice(part * each, (part + 1) * each)

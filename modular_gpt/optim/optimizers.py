@@ -1,0 +1,308 @@
+"""Optimizers: which parameters are updated how, and their state by parameter name."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.core.contracts import Norm
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import Component, ComponentConfig, decode
+from modular_gpt.core.validation import not_negative, one_of, positive
+from modular_gpt.distributed.dtensor import division_of, part_like
+from modular_gpt.model import GPTModel
+from modular_gpt.optim.muon import SCALINGS, OrthogonalMomentum
+from modular_gpt.optim.parameter_patterns import first_match
+
+Groups = dict[str, list[nn.Parameter]]
+
+
+def parameter_groups(model: nn.Module) -> Groups:
+    """The parameters that are trained, each once, by what they are.
+
+    matrices: weights of linear layers and experts; embeddings: tables that are looked up, and a head tied to one;
+    vectors: biases, norms and whatever else has no rows and columns
+    """
+    groups: Groups = {"matrices": [], "embeddings": [], "vectors": []}
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            if isinstance(module, nn.Embedding):
+                groups["embeddings"].append(parameter)
+            elif parameter.ndim < 2 or name.endswith("bias") or isinstance(module, Norm):
+                groups["vectors"].append(parameter)
+            else:
+                groups["matrices"].append(parameter)
+    return groups
+
+
+@dataclass
+class OptimizerConfig(ComponentConfig):
+    """Settings that every optimizer has.
+
+    learning_rate: the peak, which the schedule scales; null means 0.5 / d_model and at most 0.004, since wider models
+        want smaller steps (0.004 at a width of 128, 0.00065 at GPT-2's 768)
+    weight_decay: of matrices only; embeddings, norms and biases have none
+    learning_rate_scale: factors of the learning rate by patterns of parameters' names, such as {embedding*: 0.1,
+        *.attention.*: 0.5}; where several fit, the first counts
+    """
+
+    learning_rate: float | None = None
+    weight_decay: float = 0.1
+    learning_rate_scale: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        positive("optim", learning_rate=self.learning_rate)
+        not_negative("optim", weight_decay=self.weight_decay)
+        for pattern, factor in self.learning_rate_scale.items():
+            if not isinstance(factor, int | float) or not factor > 0:
+                raise ConfigError(
+                    f"optim.learning_rate_scale: the factor of {pattern!r} must be a number above 0, got {factor!r};"
+                    " trainer.frozen leaves parameters as they are"
+                )
+
+
+class Optimizer(Component, ABC, slot="optim"):
+    """One or more of PyTorch's optimizers that share a model's parameters between them."""
+
+    takes_parts: ClassVar[bool] = True  # whether it works on matrices of which each process holds a part
+
+    def __init__(self, config: Any, model: GPTModel) -> None:
+        """Take the parameters of ``model`` that require a gradient."""
+        self.config = config
+        self.learning_rate: float = config.learning_rate or min(0.5 / model.config.d_model, 0.004)
+        self.head = None if model.head is None else model.head.weight
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        self.parts = self.build(parameter_groups(model))
+        self.present_rate = 0.0  # learning rate of the last step, where nothing scales it
+        self._scale()
+
+    @abstractmethod
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        """PyTorch optimizers over the parameters, each parameter in one of them."""
+
+    def _scale(self) -> None:
+        """Split the parameter groups of all parts by the factors of their learning rates, and note their peaks."""
+        factors = self.config.learning_rate_scale
+        trained = [name for parameter, name in self.names.items() if parameter.requires_grad]
+        pattern_of = first_match(factors, trained, "optim.learning_rate_scale")
+        for part in self.parts:
+            split = []
+            for group in part.param_groups:
+                by_factor: dict[tuple[float, Any], list[nn.Parameter]] = {}
+                for parameter in group["params"]:
+                    factor = factors.get(pattern_of.get(self.names[parameter], ""), 1.0)
+                    by_factor.setdefault((factor, division_of(parameter)), []).append(parameter)
+                split += [{**group, "params": each, "peak": group["lr"] * f} for (f, _), each in by_factor.items()]
+            part.param_groups = split
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that is trained."""
+        return [parameter for group in self.groups() for parameter in group["params"]]
+
+    def step(self, factor: float) -> None:
+        """Update the parameters with their peak learning rate times ``factor``."""
+        self.present_rate = self.learning_rate * factor
+        for group in self.groups():
+            group["lr"] = group["peak"] * factor
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state_bytes(self) -> int:
+        """Bytes of ``state`` after a step, which is taken: for parameters that are shapes without content."""
+        for parameter in self.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.step(0.0)
+        return sum(tensor.nbytes for tensor in self.state().values())
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimizer remembers, as tensors named ``<parameter>/<quantity>``."""
+        return {
+            f"{self.names[parameter]}/{key}": torch.as_tensor(value)
+            for part in self.parts
+            for parameter, values in part.state.items()
+            for key, value in values.items()
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what ``state`` gave, for the parameters that are trained now; others start afresh.
+
+        Raises:
+            KeyError: the state is of another model's parameters.
+        """
+        parameters = {name: parameter for parameter, name in self.names.items()}
+        places = {
+            self.names[parameter]: (number, index)
+            for number, part in enumerate(self.parts)
+            for index, parameter in enumerate(p for group in part.param_groups for p in group["params"])
+        }
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
+        for key, value in state.items():
+            name, _, quantity = key.rpartition("/")
+            if name in parameters and name not in places:
+                continue  # it was trained and is not any more
+            number, index = places[name]
+            parameter = parameters[name]
+            value = part_like(value, parameter) if value.shape == parameter.shape else value
+            states[number].setdefault(index, {})[quantity] = value
+        for part, each in zip(self.parts, states, strict=True):
+            part.load_state_dict({"state": each, "param_groups": part.state_dict()["param_groups"]})
+
+
+class AdamW(Optimizer, name="adamw"):
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate, weight decay, and the averages of gradients.
+
+        beta1, beta2: how slowly the averages of the gradient and of its square move, in [0, 1)
+        eps: added to the root of the second
+        """
+
+        beta1: float = 0.9
+        beta2: float = 0.99
+        eps: float = 1e-8
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_averages(beta1=self.beta1, beta2=self.beta2)
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        return [adamw(self.config, groups, self.learning_rate)]
+
+
+class Muon(Optimizer, name="muon"):
+    """Orthogonalised momentum for matrices, AdamW for the rest (https://arxiv.org/abs/2502.16982)."""
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate of the matrices, and the settings of AdamW for what is none.
+
+        momentum: of the matrices; nesterov: look ahead by it; ns_steps: of the iteration that orthogonalises
+        scaling: match_rms_adamw makes updates of matrices as large as AdamW's, so that its learning rates fit; original
+            leaves them orthogonal, sqrt(rows / columns) larger where there are more rows (0.02 is usual)
+        adamw_learning_rate: of embeddings, norms and biases (null: the same); beta1, beta2, eps: theirs
+        head: muon | adamw, by which a head of its own, not tied to the embeddings, is updated
+        Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
+        """
+
+        momentum: float = 0.95
+        nesterov: bool = True
+        ns_steps: int = 5
+        scaling: str = "match_rms_adamw"
+        adamw_learning_rate: float | None = None
+        head: str = "muon"
+        beta1: float = 0.9
+        beta2: float = 0.99
+        eps: float = 1e-8
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            positive("optim", ns_steps=self.ns_steps, adamw_learning_rate=self.adamw_learning_rate)
+            check_averages(momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
+            one_of(self.scaling, tuple(SCALINGS), "optim.scaling")
+            one_of(self.head, ("muon", "adamw"), "optim.head")
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        config = self.config
+        by_muon = {p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)}
+        rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in by_muon]}
+        parts: list[torch.optim.Optimizer] = []
+        if by_muon:  # of frozen parts, and of adapters, one of the two may have nothing to do
+            muon = OrthogonalMomentum(
+                [p for p in groups["matrices"] if p in by_muon],
+                learning_rate=self.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                ns_steps=config.ns_steps,
+                scaling=config.scaling,
+            )
+            parts.append(muon)
+        if any(rest.values()):
+            parts.append(adamw(config, rest, config.adamw_learning_rate or self.learning_rate))
+        return parts
+
+
+class Adafactor(Optimizer, name="adafactor"):
+    """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
+
+    takes_parts = False
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate, which is relative to the size of each weight, weight decay, and clipping.
+
+        beta2_decay: the second average at step t moves by t to this power; clip: largest root mean square of an update
+        """
+
+        learning_rate: float | None = 1e-2
+        weight_decay: float = 0.0
+        beta2_decay: float = -0.8
+        clip: float = 1.0
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        config = self.config
+        settings = {"lr": self.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
+        return [torch.optim.Adafactor(with_decay(config, groups), **settings)]
+
+    def state_bytes(self) -> int:
+        """A row and a column of each matrix, and all of a vector, besides the number of the step; its own step needs
+        the parameters' content."""
+        count = 0
+        for p in self.parameters():
+            count += p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel()
+        return 4 * (count + len(self.parameters()))
+
+
+def with_decay(config: Any, groups: Groups) -> list[dict[str, Any]]:
+    """Groups as PyTorch takes them; only matrices decay."""
+    return [
+        {"params": group, "weight_decay": config.weight_decay if kind == "matrices" else 0.0}
+        for kind, group in groups.items()
+        if group
+    ]
+
+
+def adamw(config: Any, groups: Groups, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW over groups of parameters; one kernel for all where PyTorch has it."""
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
+    return torch.optim.AdamW(
+        with_decay(config, groups),
+        lr=learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=fused,
+    )
+
+
+def check_averages(**values: float) -> None:
+    """Raise a ConfigError unless averages can move by these."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"optim.{name} must lie in [0, 1), got {value}")
+
+
+def build_optimizer(config: Any, model: GPTModel) -> Optimizer:
+    """An optimizer of a model's parameters from its name, a mapping with a name, or a Config.
+
+    Raises:
+        ConfigError: the name or a setting is unknown.
+    """
+    config = decode("optim", config)
+    return cast(type[Optimizer], config.component)(config, model)

@@ -1,0 +1,132 @@
+"""What the families that descend from Llama have in common: names of tensors, sizes, windows per layer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.families.rope_config import rope, rope_written
+from modular_gpt.pretrained.family import Settings, activation, parts, their_activation
+from modular_gpt.pretrained.tensor_map import Rule, affine
+
+LAYER = "model.layers.{layer}"
+ENDS = [
+    Rule("model.embed_tokens.weight", ("embedding.weight",)),
+    Rule("model.norm.weight", ("final_norm.weight",)),
+    Rule("lm_head.weight", ("head.weight",)),
+]
+NORMS = [
+    Rule(f"{LAYER}.input_layernorm.weight", ("blocks.{layer}.attention_norm.weight",)),
+    Rule(f"{LAYER}.post_attention_layernorm.weight", ("blocks.{layer}.ffn_norm.weight",)),
+]
+ATTENTION = [
+    *affine(f"{LAYER}.self_attn.q_proj", "blocks.{layer}.attention.query"),
+    *affine(f"{LAYER}.self_attn.k_proj", "blocks.{layer}.attention.key"),
+    *affine(f"{LAYER}.self_attn.v_proj", "blocks.{layer}.attention.value"),
+    *affine(f"{LAYER}.self_attn.o_proj", "blocks.{layer}.attention.out"),
+]
+GATED = [
+    *affine(f"{LAYER}.mlp.gate_proj", "blocks.{layer}.ffn.gate"),
+    *affine(f"{LAYER}.mlp.up_proj", "blocks.{layer}.ffn.up"),
+    *affine(f"{LAYER}.mlp.down_proj", "blocks.{layer}.ffn.down"),
+]
+# what a config.json leaves out has this value, unless the family says otherwise
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "tie_word_embeddings": False,
+}
+LLAMA_RULES = (*ENDS, *NORMS, *ATTENTION, *GATED)
+
+
+def decoder(settings: Settings) -> dict[str, Any]:
+    """Our settings of a decoder whose sizes are named as in Llama."""
+    n_heads = settings["num_attention_heads"]
+    n_kv_heads = settings["num_key_value_heads"] or n_heads
+    return {
+        "vocab_size": settings["vocab_size"],
+        "d_model": settings["hidden_size"],
+        "n_heads": n_heads,
+        "n_layers": settings["num_hidden_layers"],
+        "context_length": settings["max_position_embeddings"],
+        "bias": False,
+        "attention": {
+            "name": "mha" if n_kv_heads == n_heads else "gqa",
+            "n_kv_heads": n_kv_heads,
+            "head_dim": settings["head_dim"] or settings["hidden_size"] // n_heads,
+            "dropout": float(settings["attention_dropout"]),
+        },
+        "ffn": {
+            "name": "swiglu",
+            "hidden": settings["intermediate_size"],
+            "activation": activation(settings["hidden_act"]),
+        },
+        "norm": {"name": "rmsnorm", "eps": settings["rms_norm_eps"]},
+        "pos": rope(settings),
+        "tie_embeddings": settings["tie_word_embeddings"],
+        "init_std": settings["initializer_range"],
+    }
+
+
+LLAMA_PARTS = {"attention": "mha", "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
+
+
+def decoder_written(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    """Theirs from ours; the reverse of ``decoder``."""
+    attention, ffn, norm, pos = parts(layers[0])
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": ffn.hidden,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": attention.n_kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": their_activation(ffn.activation),
+        "max_position_embeddings": config.context_length,
+        "initializer_range": config.init_std,
+        "rms_norm_eps": norm.eps,
+        "rope_parameters": rope_written(pos),
+        "attention_dropout": attention.dropout,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
+def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[str, Any]]:
+    """From the kind of each layer: the window of all layers, and the pattern of those that differ."""
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise CheckpointError(unknown("layer type", str(kind), ["full_attention", "sliding_attention"]))
+    if window is None or "sliding_attention" not in types:
+        return None, {}
+    if "full_attention" not in types:
+        return window, {}
+    names = ["sliding" if kind == "sliding_attention" else "base" for kind in types]
+    variants = {"sliding": {"attention": {"window": window}}}
+    return None, {"name": "windows", "variants": variants, "cycle": shortest_cycle(names)}
+
+
+def windows_written(layers: list[LayerConfig]) -> dict[str, Any]:
+    """The kind of each layer and their window; the reverse of ``windows``."""
+    widths = [parts(layer)[0].window for layer in layers]
+    types = ["full_attention" if width is None else "sliding_attention" for width in widths]
+    window = next((width for width in widths if width is not None), None)
+    return {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
+
+
+def shortest_cycle(names: list[str]) -> list[str]:
+    """The shortest beginning whose repetition gives the whole list."""
+    lengths = range(1, len(names) + 1)
+    return next(names[:n] for n in lengths if all(name == names[i % n] for i, name in enumerate(names)))

@@ -1,0 +1,147 @@
+"""The tensors of a published model, read one at a time from memory-mapped files."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, cast
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.errors import CheckpointError
+from modular_gpt.pretrained.hub import Source, Unreachable
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+OLD_WEIGHTS = "pytorch_model.bin"
+OLD_INDEX = "pytorch_model.bin.index.json"
+
+
+class TensorFile(Protocol):
+    """One opened file."""
+
+    def keys(self) -> list[str]: ...
+    def shape(self, key: str) -> torch.Size: ...
+    def tensor(self, key: str) -> Tensor: ...
+
+
+class SafeTensors:
+    """A file in the safetensors format: https://github.com/huggingface/safetensors"""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        from safetensors import safe_open
+
+        try:
+            self.handle: Any = stack.enter_context(safe_open(str(path), framework="pt"))
+        except Exception as error:  # SafetensorError, or what the system says of a file that cannot be opened
+            raise CheckpointError(f"'{path}' is damaged or cut short ({error}); copy or download it again") from error
+
+    def keys(self) -> list[str]:
+        return list(self.handle.keys())
+
+    def shape(self, key: str) -> torch.Size:
+        return torch.Size(self.handle.get_slice(key).get_shape())
+
+    def tensor(self, key: str) -> Tensor:
+        return self.handle.get_tensor(key)
+
+
+class OldFile:
+    """A file of ``torch.save``, of which only tensors are read: code in it is refused and never runs."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            content = _load_old(path)
+        except Exception as error:  # the classes of pickle, zip and the system
+            raise CheckpointError(
+                f"'{path}' is damaged, or holds more than tensors, which could be foreign code and was not run; "
+                "use a model.safetensors"
+            ) from error
+        if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+            raise CheckpointError(f"'{path}' holds no tensors by name; use a model.safetensors")
+        self.tensors = dict(content)
+
+    def keys(self) -> list[str]:
+        return list(self.tensors)
+
+    def shape(self, key: str) -> torch.Size:
+        return self.tensors[key].shape
+
+    def tensor(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+
+def _load_old(path: Path) -> Any:
+    import zipfile
+
+    # files from before PyTorch 1.6 are no archives and cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+class Tensors:
+    """All tensors of a model by name, in one file or several; a context manager that closes them."""
+
+    def __init__(self, source: Source) -> None:
+        self._stack = ExitStack()
+        self._files: dict[str, TensorFile] = {}  # key -> the file that has it
+        try:
+            self._open(source)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, source: Source) -> None:
+        unreachable = None
+        for name in (WEIGHTS, INDEX, OLD_WEIGHTS, OLD_INDEX):
+            try:
+                path = source.file(name)
+            except Unreachable as error:  # another of the names may be in the cache
+                unreachable = unreachable or error
+                continue
+            if path is not None:
+                return self._add_shards(source, name) if path.suffix == ".json" else self._add(path)
+        raise unreachable or CheckpointError(
+            f"{source.name!r} has neither {WEIGHTS} nor {OLD_WEIGHTS}; give the folder of a model"
+        )
+
+    def _add(self, path: Path) -> None:
+        file = SafeTensors(path, self._stack) if path.suffix == ".safetensors" else OldFile(path)
+        self._files |= dict.fromkeys(file.keys(), cast(TensorFile, file))
+
+    def _add_shards(self, source: Source, index: str) -> None:
+        where = (source.json(index) or {}).get("weight_map")
+        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+            raise CheckpointError(f"{index} of {source.name!r} has no weight_map; copy or download it again")
+        for name in sorted(set(where.values())):
+            path = source.file(name) if Path(name).name == name else None
+            if path is None:
+                raise CheckpointError(f"{source.name!r} has no file {name!r}, which its {index} names; copy it there")
+            self._add(path)
+        missing = sorted(set(where) - set(self._files))
+        if missing:
+            raise CheckpointError(f"the files of {source.name!r} lack tensors that {index} names: {listed(missing)}")
+
+    def keys(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, key: str) -> torch.Size:
+        return self._files[key].shape(key)
+
+    def tensor(self, key: str) -> Tensor:
+        return self._files[key].tensor(key)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._files.clear()
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """Names in one line, the first ones where there are very many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,115 @@
+"""Where a run computes: device, threads, and the precision of its arithmetic."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.runtime.processes import Processes
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str, processes: Processes | None = None) -> torch.device:
+    """The device of that name; ``auto`` is the best one that works here. Of several processes each has its own GPU.
+
+    Raises:
+        ConfigError: there is no such device on this machine, or not one for each process.
+    """
+    processes = processes or Processes()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and torch.backends.mps.is_available() and processes.world == 1:
+            name = "mps"
+    if processes.world > 1 and name != "cpu":
+        if name != "cuda":
+            raise ConfigError(f"trainer.device={name} is one device for {processes.world} processes: use cuda or cpu")
+        if processes.local_world > torch.cuda.device_count():
+            raise ConfigError(
+                f"torchrun started {processes.local_world} processes on a machine with {torch.cuda.device_count()}"
+                " GPUs: give it --nproc_per_node=<GPUs>, or use trainer.device=cpu"
+            )
+        name = f"cuda:{processes.local_rank}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).add(1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(f"trainer.device={name} cannot be used here ({reason}); trainer.device=auto can") from error
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """One of ``PRECISIONS``; ``auto`` is bf16 on GPUs and CPUs that have units for it, else float32.
+
+    Raises:
+        ConfigError: the device does not compute in it.
+    """
+    if name == "auto":
+        has = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False), "cpu": cpu_has_bf16}
+        return "bf16" if device.type in has and has[device.type]() else "float32"
+    if name == "fp16" and device.type == "mps":
+        raise ConfigError("trainer.precision=fp16 needs a scaler that mps has not; use bf16 or float32")
+    return name
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """The context in which a forward pass runs."""
+    if precision not in AUTOCAST:
+        return nullcontext()
+    return torch.autocast(device.type, AUTOCAST[precision])
+
+
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN multiplies in bf16 on this CPU, faster than in float32; on x86 it also can by emulation."""
+    able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return able
+    return able and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def float32_products(precision: str, device: torch.device) -> Iterator[None]:
+    """How products of float32 matrices are computed inside; as it was before, after."""
+    before = torch.get_float32_matmul_precision()
+    fast = "high" if device.type == "cuda" else "highest"  # TF32, with its ten bits, where the GPU has it
+    torch.set_float32_matmul_precision("medium" if precision == "bf16_products" else fast)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def prepare_device(threads: int | None, processes: int = 1) -> None:
+    """Use the CPU's threads as told; otherwise the processes of this machine share its cores."""
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, min(physical_cores(), torch.get_num_threads()) // processes)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on, each counted once however many threads it has."""
+    try:
+        usable = os.sched_getaffinity(0)
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+    cores = set()
+    for number in usable:
+        path = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        cores.add(path.read_text() if path.is_file() else str(number))
+    return len(cores)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return device.type

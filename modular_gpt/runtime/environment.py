@@ -1,0 +1,74 @@
+"""On what a run was made: versions, machine, and the state of the sources."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modular_gpt.runtime.device import physical_cores
+
+LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "hydra-core")
+
+
+def environment() -> dict[str, Any]:
+    """Plain values for run.json."""
+    return {
+        "modular_gpt": sys.modules[__name__.partition(".")[0]].__dict__["__version__"],
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: installed(name) for name in LIBRARIES},
+        "processor": processor(),
+        "physical_cores": physical_cores(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": memory_bytes(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, with ``-dirty`` for changes; None outside of one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+        tracked = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() if tracked.returncode == 0 else None  # not some repository around a .venv
+
+
+def installed(name: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The processor's name."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,98 @@
+"""A run that starts from the weights of another model, some of whose parts it may change."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from modular_gpt.checkpoint import META, TOKENIZER, read_json
+from modular_gpt.checkpoint.resolve import Opened, open_model, recorded_tokenizer
+from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.registry import decode
+from modular_gpt.data import PreparedData, Tokenizer, build_tokenizer
+from modular_gpt.data.batches import as_array
+from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.model import GPTModel
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.pretrained import text_loss, transplant
+from modular_gpt.training.config import RunConfig
+
+WINDOWS = 8  # of the validation text, from its beginning, on which a loss before any training is measured
+
+
+def open_source(name: str) -> Opened:
+    """The model to start from, on the CPU, with the weights that training keeps: float32."""
+    return open_model(name, torch.device("cpu"), torch.float32)
+
+
+def tokenizer_of(config: RunConfig, corpus: Corpus, source: Opened | None, checkpoint: Path | None) -> Tokenizer:
+    """The tokenizer of a run.
+
+    One that learned from a text is taken from the model that the run starts from, where the settings are the same:
+    the new text would teach it other tokens than those which the model knows.
+
+    Raises:
+        ConfigError: the run to be resumed started from something else.
+    """
+    if config.init_from is not None and checkpoint is not None:
+        meta = read_json(checkpoint / META)
+        if meta.get("run", {}).get("init_from") != config.init_from:
+            raise ConfigError(
+                f"init_from={config.init_from} and resume={config.resume}: a run that is resumed has its weights;"
+                " leave one of them out"
+            )
+        before = Tokenizer.load(checkpoint) if (checkpoint / TOKENIZER).is_file() else None
+    elif source is not None:
+        meta, before = source.meta, source.tokenizer
+    else:
+        return build_tokenizer(config.tokenizer, corpus)
+    recorded = recorded_tokenizer(meta)
+    same = before is not None and recorded is not None and decode("tokenizer", recorded) == config.tokenizer
+    return before if same and before is not None else build_tokenizer(config.tokenizer, corpus)
+
+
+def started(
+    name: str,
+    source: Opened,
+    config: GPTConfig,
+    data: PreparedData,
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> GPTModel:
+    """A model of this config with the weights of ``source``, as far as they go.
+
+    Says what became of each tensor, and the loss on a piece of the validation text before any training.
+    """
+    model, report = transplant(source.model, config)
+    say(f"Weights   from {name}\n{report}")
+    piece = torch.from_numpy(as_array(data.validation)[: WINDOWS * config.context_length + 1].astype("int64"))
+    if not _same_ids(source, tokenizer, piece[:1000].tolist()):
+        say("Loss      is not compared before training: the tokenizer is not the one that these weights were made for")
+        return model
+    block = min(config.context_length, source.model.config.context_length)
+    before, after = (_loss(each, piece[: WINDOWS * block + 1], block) for each in (source.model, model))
+    say(
+        f"Loss      before training, on the first {min(len(piece), WINDOWS * block + 1) - 1:,} tokens to validate:"
+        f" {before:.4f} with the original parts, {after:.4f} with those of this run"
+    )
+    return model
+
+
+def _same_ids(source: Opened, tokenizer: Tokenizer, ids: list[int]) -> bool:
+    """Whether a text, of which these are ids, is the same ids for the model to start from."""
+    theirs = source.tokenizer
+    if theirs is None:  # nothing is known but how many ids there are
+        return source.model.config.vocab_size == tokenizer.vocab_size
+    if theirs.fingerprint == tokenizer.fingerprint:
+        return True
+    text = tokenizer.decode(ids)
+    try:
+        return list(theirs.encode(text)) == list(tokenizer.encode(text))
+    except DataError:  # characters that theirs does not know
+        return False
+
+
+def _loss(model: GPTModel, ids: torch.Tensor, block: int) -> float:
+    """Mean loss of the targets of a text (n,) in windows of ``block`` tokens, which may be less than the context."""
+    windows = [ids[start : start + block + 1] for start in range(0, len(ids) - 1, block)]
+    return sum(text_loss(model, each) * (len(each) - 1) for each in windows) / (len(ids) - 1)

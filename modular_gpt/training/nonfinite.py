@@ -1,0 +1,70 @@
+"""Where a training broke down: the first module that made a number which is not finite."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.distributed import Parallel
+from modular_gpt.distributed.dtensor import local_part
+
+
+def first_not_finite(model: nn.Module, forward: Callable[[], Any], parallel: Parallel) -> str:
+    """A phrase that names it.
+
+    It is the first module in a repeated forward pass with a finite input and an output that is not; where all outputs
+    are finite, the module nearest to the loss whose gradient, as it stands in ``grad``, is not. What one of several
+    processes finds, all of them say.
+    """
+
+    def bad(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+        return [name for name, tensor in tensors if not bool(local_part(tensor).isfinite().all())]
+
+    everywhere = parallel.processes.gather
+    weights = [name for name in everywhere(next(iter(bad(model.named_parameters())), "")) if name]
+    if weights:
+        return f"the weight {weights[0]} is not finite"
+    outputs = [name for name in everywhere(first_output_not_finite(model, forward)) if name]
+    if outputs:
+        return f"the output of {outputs[0]} is not finite"
+    gradients = bad((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+    names = [name for name, _ in model.named_parameters()]
+    last = max(names.index(name) if name else -1 for name in everywhere(gradients[-1] if gradients else ""))
+    return f"the gradient of {names[last]} is not finite" if last >= 0 else "the loss is not finite"
+
+
+def first_output_not_finite(model: nn.Module, forward: Callable[[], Any]) -> str:
+    """The name and kind of the first module in a forward pass whose output is not finite; empty for none."""
+    found: list[str] = []
+
+    def look(name: str, kind: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and not all(bool(t.isfinite().all()) for t in tensors(output)):
+                found.append(f"{name} ({kind})")
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(look(name, type(module).__name__))
+        for name, module in model.named_modules()
+        if name and not isinstance(module, nn.ModuleList)
+    ]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All floating-point tensors in what a module returns."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for each in value for tensor in tensors(each)]
+    return []
