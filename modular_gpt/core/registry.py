@@ -32,6 +32,11 @@ class ComponentConfig:
     name: str = ""
     component: ClassVar[type["Component"]]
 
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        """The component that these settings describe, made from them and what its constructor takes besides."""
+        component: Any = self.component
+        return component(self, *args, **kwargs)
+
 
 @dataclass(frozen=True)
 class Preset:

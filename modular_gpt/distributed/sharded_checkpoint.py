@@ -1,4 +1,4 @@
-"""Checkpoints to which each process adds what it holds, in safetensors; ``modular_gpt.checkpoint.sharded`` reads them."""
+"""Sharded checkpoints in safetensors: each process writes the shards it holds (read by ``checkpoint.sharded``)."""
 
 from pathlib import Path
 

@@ -169,7 +169,7 @@ def build_parallel(config: Any, processes: Processes) -> Parallel:
             else f"parallel={config.name} is for processes that torchrun starts: {start} parallel={config.name} ..."
         )
     config = kind.chosen(config, processes)
-    return cast(type[Parallel], config.component)(config, processes)
+    return config.build(processes)
 
 
 def fits(config: Any, processes: Processes) -> bool:

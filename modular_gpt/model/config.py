@@ -13,9 +13,9 @@ from modular_gpt.core.contracts import Attention, Dims, FeedForward, Norm, Posit
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
 from modular_gpt.core.validation import checked, fraction, from_mapping, one_of, positive
+from modular_gpt.model.topologies import TOPOLOGIES
 
 FORMAT = 1  # of the dict that to_dict writes
-TOPOLOGIES = ("pre", "post", "sandwich", "post_residual", "parallel")
 SLOTS = ("attention", "ffn", "norm", "pos")
 BASE = "base"  # the pattern's name for a layer without overrides
 
@@ -142,7 +142,7 @@ class GPTConfig:
             init_std=self.init_std,
         )
         fraction("model", dropout=self.dropout)
-        one_of(self.topology, TOPOLOGIES, "topology")
+        one_of(self.topology, tuple(TOPOLOGIES), "topology")
         one_of(self.init, ("normal", "fan_in", "xavier", "orthogonal"), "init")
         one_of(self.init_residual, ("scaled", "plain", "zero"), "init_residual")
         one_of(self.init_head, ("matrix", "zero"), "init_head")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.activation_checkpointing import recomputed
 from modular_gpt.core.cache import LayerCache, ModelCache
-from modular_gpt.core.contracts import Attention, FeedForward, Norm, Position, Positions
+from modular_gpt.core.contracts import Attention, FeedForward, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.model.aliases import read_config
@@ -17,6 +17,7 @@ from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.model.init import initialise
 from modular_gpt.model.loss import PLAIN, LossOutput, LossSettings, token_losses
 from modular_gpt.model.summary import summary_table
+from modular_gpt.model.topologies import NORMS, TOPOLOGIES
 
 Transformed = tuple[Tensor, dict[str, Tensor]]
 
@@ -30,55 +31,40 @@ class ParameterCount(NamedTuple):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward part around one residual stream.
+    """Attention and a feed-forward part around one residual stream; its topology says where the norms stand."""
 
-    pre            x + attention(norm(x)), then x + ffn(norm(x))
-    post           norm(x + attention(x)), then norm(x + ffn(x))
-    sandwich       x + norm(attention(norm(x))), then the same with ffn
-    post_residual  x + norm(attention(x)), then the same with ffn
-    parallel       x + attention(norm(x)) + ffn(norm(x)), one norm for both
-    """
+    attention: Attention
+    ffn: FeedForward
 
     def __init__(self, layer: LayerConfig, config: GPTConfig, position: Position) -> None:
         super().__init__()
         dims = config.dims
-        self.topology = config.topology
+        self.topology = TOPOLOGIES[config.topology]
         self.multiplier = config.residual_multiplier
         self.recomputes = False  # set by GPTModel.checkpoint_activations
-        self.attention = cast(type[Attention], layer.attention.component)(layer.attention, dims, position)
-        self.ffn = cast(type[FeedForward], layer.ffn.component)(layer.ffn, dims)
-        before = config.topology in ("pre", "sandwich", "parallel")
-        after = config.topology in ("post", "sandwich", "post_residual")
-        two = config.topology != "parallel"
-        self.attention_norm = build_norm(layer.norm, config) if before else None
-        self.ffn_norm = build_norm(layer.norm, config) if before and two else None
-        self.attention_post_norm = build_norm(layer.norm, config) if after else None
-        self.ffn_post_norm = build_norm(layer.norm, config) if after else None
+        self.attention = layer.attention.build(dims, position)
+        self.ffn = layer.ffn.build(dims)
+        for name in NORMS:
+            setattr(self, name, build_norm(layer.norm, config) if name in self.topology.norms else None)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
         """(B, T, D) -> (B, T, D), auxiliary losses by name"""
         if self.recomputes and cache is None and torch.is_grad_enabled():
-            return cast(Transformed, recomputed(lambda x: self.transform(x, pos.alone()), x))
-        return self.transform(x, pos, cache)
+            return cast(Transformed, recomputed(lambda x: self.topology.forward(self, x, pos.alone(), None), x))
+        return self.topology.forward(self, x, pos, cache)
 
-    def transform(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
-        """``forward`` itself, which keeps all that its backward pass needs."""
-        h = _apply(self.attention_norm, x)
-        attended = self.dropout(self.attention(h, pos, cache))
-        if self.topology == "parallel":
-            transformed, losses = self.ffn(h)
-            return x + self._scaled(attended + self.dropout(transformed)), losses
-        x = self._add(x, attended, self.attention_post_norm)
-        transformed, losses = self.ffn(_apply(self.ffn_norm, x))
-        return self._add(x, self.dropout(transformed), self.ffn_post_norm), losses
+    def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D), after dropout"""
+        return self.dropout(self.attention(x, pos, cache))
 
-    def _add(self, x: Tensor, update: Tensor, norm: nn.Module | None) -> Tensor:
-        if self.topology == "post":
-            return _apply(norm, x + self._scaled(update))
-        return x + self._scaled(_apply(norm, update))
+    def feed(self, x: Tensor) -> Transformed:
+        """(B, T, D) -> (B, T, D) after dropout, and auxiliary losses"""
+        out, losses = self.ffn(x)
+        return self.dropout(out), losses
 
-    def _scaled(self, update: Tensor) -> Tensor:
+    def scale(self, update: Tensor) -> Tensor:
+        """The update of the residual stream times ``residual_multiplier``."""
         return update if self.multiplier == 1.0 else update * self.multiplier
 
 
@@ -99,7 +85,7 @@ class GPTModel(nn.Module):
         modules: dict[str, Position] = {}
         for each in [config.pos, *(layer.pos for layer in layers)]:
             if repr(each) not in modules:
-                modules[repr(each)] = cast(type[Position], each.component)(each, config.dims)
+                modules[repr(each)] = each.build(config.dims)
                 self.positions.append(modules[repr(each)])
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(layer, config, modules[repr(layer.pos)]) for layer in layers)
@@ -292,7 +278,7 @@ class GPTModel(nn.Module):
 
 def build_norm(norm: ComponentConfig, config: GPTConfig) -> nn.Module:
     """A norm over the residual stream."""
-    return cast(type[Norm], norm.component)(norm, config.d_model, config.bias)
+    return norm.build(config.d_model, config.bias)
 
 
 def _apply(module: nn.Module | None, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -305,4 +305,4 @@ def build_optimizer(config: Any, model: GPTModel) -> Optimizer:
         ConfigError: the name or a setting is unknown.
     """
     config = decode("optim", config)
-    return cast(type[Optimizer], config.component)(config, model)
+    return config.build(model)

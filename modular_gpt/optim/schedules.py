@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig, decode
@@ -137,7 +137,7 @@ def build_schedule(config: Any, max_steps: int) -> Schedule:
         ConfigError: the name or a setting is unknown, or the warmup is longer than the training.
     """
     config = decode("schedule", config)
-    schedule = cast(type[Schedule], config.component)(config, max_steps)
+    schedule = config.build(max_steps)
     if schedule.warmup_steps > max_steps:
         raise ConfigError(
             f"schedule.warmup={config.warmup:g} steps are more than trainer.max_steps={max_steps}:"

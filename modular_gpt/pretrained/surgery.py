@@ -1,8 +1,8 @@
 """Change parts of a trained model: what still fits is kept, the rest is made from what was there, or starts new.
 
 Parts of one kind and one setting are copied. A part of another kind starts from what the old one offers (see
-core/weight_transfer.py): shared key/value heads from means, a latent from an SVD, experts from a dense part. Tables of tokens
-and positions keep the rows that both have.
+core/weight_transfer.py): shared key/value heads from means, a latent from an SVD, experts from a dense part.
+Tables of tokens and positions keep the rows that both have.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Corpora: where the text comes from. One file a kind; importing this package registers them all."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.data.corpora import huggingface, python_stdlib, shakespeare, text
@@ -18,4 +18,4 @@ def build_corpus(config: str | Mapping[str, Any] | ComponentConfig) -> Corpus:
         DataError: the text is missing or is no text.
     """
     config = decode("data", config)
-    return cast(type[Corpus], config.component)(config)
+    return config.build()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
-from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, Norm, Position, Positions
+from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, Preset, decode
 from modular_gpt.core.validation import one_of, positive
@@ -198,4 +198,4 @@ def _qk_norm(config: MultiHeadAttention.Config, head_dim: int, full: int) -> nn.
         return None
     norm = decode("norm", {"name": config.qk_norm, "eps": config.qk_norm_eps})
     width = full if config.qk_norm_scope == "full" else head_dim
-    return cast(type[Norm], norm.component)(norm, width, bias=False)
+    return norm.build(width, bias=False)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
-from modular_gpt.core.contracts import Attention, Dims, Norm, Position, Positions
+from modular_gpt.core.contracts import Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.core.validation import positive
@@ -254,4 +254,4 @@ def _latent_norm(config: MultiHeadLatentAttention.Config, width: int) -> nn.Modu
     if config.latent_norm is None:
         return nn.Identity()
     norm = decode("norm", {"name": config.latent_norm, "eps": config.latent_norm_eps})
-    return cast(type[Norm], norm.component)(norm, width, bias=False)
+    return norm.build(width, bias=False)

@@ -8,7 +8,6 @@ Tokens are sorted by expert and each expert computes its tokens together; no tok
 """
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
         if config.shared_experts:
             part = _dense(config)
             shared = replace(part, hidden=hidden * config.shared_experts)
-            self.shared = cast(type[FeedForward], part.component)(shared, dims)
+            self.shared = shared.build(dims)
         by_bias = config.balance == "bias"
         self.register_buffer("select_bias", torch.zeros(experts) if by_bias else None)
         self.register_buffer("load", torch.zeros(experts) if by_bias else None, persistent=False)

@@ -71,7 +71,7 @@ def build_loggers(config: str | Mapping[str, Any] | ComponentConfig) -> Loggers:
     """
     chosen = cast(LoggerConfig, decode("logger", config))
     others = [decode("logger", name) for name in chosen.also if name != chosen.name]
-    return Loggers([cast(type[Logger], each.component)(each) for each in (chosen, *others)])
+    return Loggers([each.build() for each in (chosen, *others)])
 
 
 def first_line(error: Exception) -> str:

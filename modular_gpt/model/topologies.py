@@ -1,0 +1,68 @@
+"""Where the norms of a block stand: one function for each topology. Adding one is one entry of the table below.
+
+A block has ``attend`` (attention, dropout), ``feed`` (feed-forward, dropout; also returns auxiliary losses), ``scale``
+(residual_multiplier) and those of the four norms that its topology names.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from modular_gpt.core.cache import LayerCache
+from modular_gpt.core.contracts import Positions
+
+NORMS = ("attention_norm", "ffn_norm", "attention_post_norm", "ffn_post_norm")
+Transformed = tuple[Tensor, dict[str, Tensor]]
+
+
+def pre(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+    """x + attention(norm(x)), then x + ffn(norm(x)): GPT-2, Llama"""
+    x = x + block.scale(block.attend(block.attention_norm(x), pos, cache))
+    out, losses = block.feed(block.ffn_norm(x))
+    return x + block.scale(out), losses
+
+
+def post(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+    """norm(x + attention(x)), then norm(x + ffn(x)): the original transformer"""
+    x = block.attention_post_norm(x + block.scale(block.attend(x, pos, cache)))
+    out, losses = block.feed(x)
+    return block.ffn_post_norm(x + block.scale(out)), losses
+
+
+def sandwich(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+    """x + norm(attention(norm(x))), then the same with ffn: Gemma 2"""
+    x = x + block.scale(block.attention_post_norm(block.attend(block.attention_norm(x), pos, cache)))
+    out, losses = block.feed(block.ffn_norm(x))
+    return x + block.scale(block.ffn_post_norm(out)), losses
+
+
+def post_residual(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+    """x + norm(attention(x)), then the same with ffn: OLMo 2"""
+    x = x + block.scale(block.attention_post_norm(block.attend(x, pos, cache)))
+    out, losses = block.feed(x)
+    return x + block.scale(block.ffn_post_norm(out)), losses
+
+
+def parallel(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+    """x + attention(norm(x)) + ffn(norm(x)), one norm for both: GPT-J, PaLM"""
+    h = block.attention_norm(x)
+    attended = block.attend(h, pos, cache)
+    out, losses = block.feed(h)
+    return x + block.scale(attended + out), losses
+
+
+class Topology(NamedTuple):
+    """norms: those of ``NORMS`` that a block has; forward: (block, x, positions, cache) -> (x, auxiliary losses)"""
+
+    norms: tuple[str, ...]
+    forward: Callable[[Any, Tensor, Positions, LayerCache | None], Transformed]
+
+
+TOPOLOGIES: dict[str, Topology] = {
+    "pre": Topology(("attention_norm", "ffn_norm"), pre),
+    "post": Topology(("attention_post_norm", "ffn_post_norm"), post),
+    "sandwich": Topology(NORMS, sandwich),
+    "post_residual": Topology(("attention_post_norm", "ffn_post_norm"), post_residual),
+    "parallel": Topology(("attention_norm",), parallel),
+}
