@@ -1,0 +1,179 @@
+"""Block-sparse attention: each block of queries has its own list of key blocks, and the rest costs nothing.
+
+Keys and values are gathered per block of queries, which turns T queries over S keys, (B, H, T, N), into T / b small
+problems, (B * T / b, H, b, N), for any attention kernel; no tensor has T x S numbers. Two forms:
+
+``Band`` is a sliding window: blocks read the keys just before them, which are slices of the keys and share one mask.
+``BlockRule`` is any other pattern (Longformer's global tokens https://arxiv.org/abs/2004.05150, BigBird's random blocks
+https://arxiv.org/abs/2007.14062, strides https://arxiv.org/abs/1904.10509, packed documents): a table of block numbers
+for what is gathered, and a rule on single queries and keys for the mask inside.
+
+Queries and keys are numbered alike: the T queries are the last T of the S keys.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SMALLEST, _LARGEST = 32, 256  # block sizes between which half a window was fastest, measured from 16 to 1,024
+
+
+@dataclass(frozen=True)
+class Band:
+    """A sliding window in blocks: each block of queries reads its own block of keys and ``reach`` blocks before it.
+
+    head: queries before the first block: those with too few keys before them, and what is left of whole blocks
+    blocks: how many blocks follow; block: queries in each; first_key: where the keys of the first block begin
+    """
+
+    head: int
+    blocks: int
+    block: int
+    reach: int
+    first_key: int
+
+    @classmethod
+    def of(cls, n_queries: int, n_keys: int, window: int, block: int) -> "Band":
+        """For queries that see ``window`` keys, their own included."""
+        before = n_keys - n_queries
+        reach = -(-(window - 1) // block)
+        head = max(0, reach * block - before)
+        if head >= n_queries:
+            return cls(n_queries, 0, block, reach, n_keys)
+        head += (n_queries - head) % block
+        return cls(head, (n_queries - head) // block, block, reach, before + head - reach * block)
+
+    @property
+    def keys(self) -> int:
+        """Keys that each block reads."""
+        return (self.reach + 1) * self.block
+
+
+def block_size(window: int) -> int:
+    """Queries in a block for a sliding window: half the window as a power of two, between 32 and 256.
+
+    Smaller blocks copy each key more often, larger ones compute more scores that the mask hides.
+    """
+    size = _SMALLEST
+    while size < _LARGEST and 4 * size <= window:
+        size *= 2
+    return size
+
+
+def band_attention(
+    q: Tensor, k: Tensor, v: Tensor, band: Band, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Attention of the queries after ``band.head`` to the keys of their blocks.
+
+    q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
+    kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M) -> (B * blocks, H, b, M); it hides
+        the keys outside the window, which are the same in every block
+    Returns (B, H, T - head, M).
+    """
+    queries = q[:, :, band.head :].unflatten(2, (band.blocks, band.block)).transpose(1, 2)
+    out = kernel(queries.flatten(0, 1), _band_keys(k, band), _band_keys(v, band))
+    return _joined(out, q.shape[0])
+
+
+def _band_keys(x: Tensor, band: Band) -> Tensor:
+    """(B, K, S, N) -> (B * blocks, K, L, N): the keys of each block."""
+    x = x[:, :, band.first_key :]
+    if not (torch.is_grad_enabled() and x.requires_grad):  # a view, copied only where B > 1
+        return x.unfold(2, band.keys, band.block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+    # backwards, the slices of a concatenation are summed much quicker than the windows of an unfold
+    x = x.unflatten(2, (band.blocks + band.reach, band.block)).transpose(1, 2)
+    shifted = [x[:, start : start + band.blocks] for start in range(band.reach + 1)]
+    return torch.cat(shifted, dim=3).flatten(0, 1)
+
+
+def _joined(out: Tensor, batch: int) -> Tensor:
+    """(B * blocks, H, b, M) -> (B, H, blocks * b, M)"""
+    return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+
+
+class BlockRule(ABC):
+    """Which keys queries see: by blocks, for what is gathered, and one by one, for the mask inside the blocks.
+
+    R is B where rows of a batch differ and 1 where they are alike. Every query must see itself.
+    """
+
+    block: int
+
+    @abstractmethod
+    def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
+        """(R, blocks, n) numbers of the key blocks that each of ``blocks`` blocks of queries reads; -1: none.
+
+        first: number of the first query among the keys; key block i holds the keys from i * block on. A key block
+        stands at most once in a list.
+        """
+
+    @abstractmethod
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        """True where a query sees a key, by their numbers: (1, blocks, b, 1), (R, blocks, 1, L) -> (R, blocks, b, L).
+
+        Numbers may lie beyond the last key, where blocks are filled up.
+        """
+
+
+@dataclass(frozen=True)
+class SlidingWindow(BlockRule):
+    """Each query sees itself and the ``window - 1`` keys before it."""
+
+    window: int
+    block: int
+
+    def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
+        query = first + self.block * torch.arange(blocks, device=device)[:, None]
+        lowest = torch.div(query - self.window + 1, self.block, rounding_mode="floor")
+        longest = (self.window + self.block - 3) // self.block + 2  # wherever a block of queries begins
+        key = lowest + torch.arange(longest, device=device)
+        return torch.where(key <= (query + self.block - 1) // self.block, key, -1).clamp(min=-1)[None]
+
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        distance = query - key
+        return (distance >= 0) & (distance < self.window)
+
+
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, rule: BlockRule, kernel: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Attention in which each block of queries reads the key blocks that ``rule`` lists.
+
+    q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
+    kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M), seen (B * blocks, 1, b, L)
+        -> (B * blocks, H, b, M)
+    Returns (B, H, T, M).
+    """
+    batch, _, n_queries, _ = q.shape
+    n_keys, block = k.shape[2], rule.block
+    queries = F.pad(q, (0, 0, 0, -n_queries % block)).unflatten(2, (-1, block)).transpose(1, 2)
+    blocks, first = queries.shape[1], n_keys - n_queries
+    table = rule.table(first, blocks, q.device)
+    seen = _seen(rule, table, first, n_keys)
+    seen = seen.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
+    keys, values = (_gathered(each, table, block) for each in (k, v))
+    return _joined(kernel(queries.flatten(0, 1), keys, values, seen), batch)[:, :, :n_queries]
+
+
+def _seen(rule: BlockRule, table: Tensor, first: int, n_keys: int) -> Tensor:
+    """(R, blocks, b, L) True where a query sees a gathered key."""
+    within = torch.arange(rule.block, device=table.device)
+    query = first + rule.block * torch.arange(table.shape[1], device=table.device)[:, None] + within
+    query = query[None, :, :, None]
+    key = (table[..., None] * rule.block + within).flatten(2)[:, :, None]  # below 0 where none is listed
+    # queries that fill up the last block are dropped; they see all, as a softmax over nothing is no number
+    return (rule.visible(query, key) & (key >= 0) & (key < n_keys)) | (query >= n_keys)
+
+
+def _gathered(x: Tensor, table: Tensor, block: int) -> Tensor:
+    """(B, K, S, N) -> (B * blocks, K, n * b, N): the key blocks that the table lists, any block where it lists none."""
+    batch, _, n_keys, _ = x.shape
+    x = F.pad(x, (0, 0, 0, -n_keys % block)).unflatten(2, (-1, block)).transpose(1, 2)  # (B, S / b, K, b, N)
+    table = table.clamp(0, x.shape[1] - 1)  # what is not there is hidden by the mask
+    rows = torch.arange(batch, device=x.device)[:, None] * x.shape[1] + table.flatten(1)
+    found = x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, *table.shape[1:]))
+    return found.transpose(2, 3).flatten(3, 4).flatten(0, 1)

@@ -1,0 +1,176 @@
+"""Block-sparse attention says what a mask says, in values and gradients, and never makes a tensor of T x T."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modular_gpt.nn.block_sparse import (
+    Band,
+    BlockRule,
+    SlidingWindow,
+    band_attention,
+    block_size,
+    block_sparse_attention,
+)
+
+WIDTH = 4
+EXACT = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class GlobalAndRandom(BlockRule):
+    """BigBird, made causal: the first block, one block drawn from those before, and the query's own."""
+
+    block: int
+
+    def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
+        own = first // self.block + torch.arange(blocks)
+        drawn = own * 7 % 5 % own.clamp(min=1)
+        listed = torch.stack([torch.zeros_like(own), drawn, own, own + 1], dim=1)
+        twice = torch.stack([listed[:, i, None].eq(listed[:, :i]).any(1) for i in range(4)], dim=1)
+        return listed.masked_fill(twice, -1)[None]
+
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        return key <= query
+
+
+@dataclass(frozen=True, eq=False)
+class Documents(BlockRule):
+    """Packed documents, other ones in each row: a query sees what stands before it in its own."""
+
+    block: int
+    ids: Tensor  # (B, S), ascending in each row
+
+    def of(self, numbers: Tensor) -> Tensor:
+        rows = numbers.expand(len(self.ids), -1, -1, -1)
+        numbers = rows.clamp(0, self.ids.shape[1] - 1)
+        return self.ids.gather(1, numbers.flatten(1)).view(rows.shape)
+
+    def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
+        query = (first + self.block * torch.arange(blocks)).clamp(max=self.ids.shape[1] - 1)
+        begins = torch.searchsorted(self.ids, self.ids[:, query].contiguous())  # (B, blocks)
+        last = (query + self.block - 1) // self.block
+        listed = begins[..., None] // self.block + torch.arange(int(last.max()) + 1)
+        return torch.where(listed <= last[:, None], listed, -1)
+
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (self.of(query) == self.of(key))
+
+
+def kernel(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """The definition: (B, H, T, N), (B, K, S, N), (B, K, S, M), (B or 1, 1, T, S) -> (B, H, T, M)."""
+    k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+    return (q @ k.transpose(-1, -2)).masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+
+def inputs(batch: int, heads: tuple[int, int], n_queries: int, n_keys: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(n_queries + 100 * n_keys)
+    shapes = [(heads[0], n_queries, WIDTH), (heads[1], n_keys, WIDTH), (heads[1], n_keys, WIDTH + 1)]
+    made = [torch.randn(batch, *shape, dtype=dtype, generator=generator) for shape in shapes]
+    return [tensor.requires_grad_() for tensor in made]
+
+
+def assert_same(attend: Attend, expected: Attend, tensors: list[Tensor]) -> None:
+    """The same values and the same gradients of a sum in which every number has a weight of its own."""
+    outs, gradients = [], []
+    for function in (attend, expected):
+        out = function(*tensors)
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        outs.append(out)
+        gradients.append(torch.autograd.grad((out * weights).sum(), tensors))
+    tolerance = EXACT[tensors[0].dtype]
+    assert (outs[0] - outs[1]).abs().max() <= tolerance
+    for got, wanted in zip(*gradients, strict=True):
+        assert (got - wanted).abs().max() <= tolerance * (1 + wanted.abs().max())
+
+
+def numbers(n_queries: int, n_keys: int) -> tuple[Tensor, Tensor]:
+    """(1, 1, T, 1), (1, 1, 1, S): which keys queries are, as a single block."""
+    return torch.arange(n_keys - n_queries, n_keys)[None, None, :, None], torch.arange(n_keys)[None, None, None]
+
+
+SHAPES = st.tuples(st.integers(1, 20), st.integers(0, 12))  # queries, keys before them
+HEADS = st.sampled_from([(2, 2), (4, 2), (3, 1)])
+DTYPES = st.sampled_from(list(EXACT))
+
+
+@settings(max_examples=40)
+@given(shape=SHAPES, block=st.integers(1, 6), window=st.integers(1, 33), heads=HEADS, dtype=DTYPES)
+def test_a_window_by_table_is_the_mask(
+    shape: tuple[int, int], block: int, window: int, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    n_queries, n_keys = shape[0], sum(shape)
+    rule = SlidingWindow(window, block)
+    seen = rule.visible(*numbers(n_queries, n_keys))
+    assert_same(
+        lambda q, k, v: block_sparse_attention(q, k, v, rule, kernel),
+        lambda q, k, v: kernel(q, k, v, seen),
+        inputs(2, heads, n_queries, n_keys, dtype),
+    )
+
+
+@settings(max_examples=40)
+@given(shape=SHAPES, block=st.integers(1, 6), window=st.integers(1, 33), heads=HEADS, dtype=DTYPES)
+def test_a_band_is_the_mask(
+    shape: tuple[int, int], block: int, window: int, heads: tuple[int, int], dtype: torch.dtype
+) -> None:
+    n_queries, n_keys = shape[0], sum(shape)
+    band = Band.of(n_queries, n_keys, window, block)
+    assert band.head + band.blocks * block == n_queries
+    if not band.blocks:
+        return
+    rule = SlidingWindow(window, block)
+    query, key = numbers(n_queries, n_keys)
+    first = query[:, :, band.head : band.head + block], key[..., band.first_key : band.first_key + band.keys]
+    seen = rule.visible(*first)
+    tensors = inputs(2, heads, n_queries, n_keys, dtype)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return band_attention(q, k, v, band, lambda q, k, v: kernel(q, k, v, seen))
+
+    def expected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return kernel(q, k, v, rule.visible(query, key))[:, :, band.head :]
+
+    assert_same(attend, expected, tensors)
+    with torch.no_grad():  # other views of the keys
+        assert torch.allclose(attend(*tensors), expected(*tensors), rtol=0, atol=EXACT[dtype])
+
+
+@pytest.mark.parametrize("before", [0, 8])
+@pytest.mark.parametrize("n_queries", [8, 21, 24])
+def test_other_patterns_are_other_tables(n_queries: int, before: int) -> None:
+    n_keys = n_queries + before
+    ids = torch.stack([torch.arange(n_keys) // 5, torch.arange(n_keys) // 11])
+    query, key = numbers(n_queries, n_keys)
+    documents = Documents(4, ids)
+    random = GlobalAndRandom(4)
+    blocks = random.table(before, -(-n_queries // 4), torch.device("cpu"))[0]
+    listed = torch.tensor([[n // 4 in blocks[(i - before) // 4] for n in range(n_keys)] for i in query.flatten()])
+    masks = {documents: documents.visible(query, key).transpose(0, 1), random: listed & random.visible(query, key)}
+    for rule, seen in masks.items():
+        seen = seen.view(-1, 1, n_queries, n_keys)
+        assert_same(
+            lambda q, k, v, rule=rule: block_sparse_attention(q, k, v, rule, kernel),
+            lambda q, k, v, seen=seen: kernel(q, k, v, seen),
+            inputs(2, (4, 2), n_queries, n_keys, torch.float64),
+        )
+
+
+def test_blocks_are_half_a_window() -> None:
+    assert [block_size(window) for window in (1, 64, 127, 128, 256, 511, 512, 4096)] == [
+        32,
+        32,
+        32,
+        64,
+        128,
+        128,
+        256,
+        256,
+    ]
