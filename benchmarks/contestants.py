@@ -194,9 +194,9 @@ def litgpt(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch
 
 def x_transformers(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
     """x-transformers' decoder with its defaults, flash attention on, and tied embeddings."""
-    from x_transformers import Decoder, TransformerWrapper
+    from x_transformers import ModelRunner, TransformerWrapper
 
-    layers = Decoder(dim=size.width, depth=size.layers, heads=size.heads, attn_flash=True,
+    layers = ModelRunner(dim=size.width, depth=size.layers, heads=size.heads, attn_flash=True,
                      attn_dim_head=size.width // size.heads)  # fmt: skip
     model = TransformerWrapper(
         num_tokens=size.vocabulary, max_seq_len=size.context, attn_layers=layers, tie_embedding=True

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig, LayersConfig
-from modular_gpt.model.loss import LossOutput, LossSettings
+from modular_gpt.model.loss import LossConfig, LossOutput
+
+LossSettings = LossConfig  # the name of before
 
 if TYPE_CHECKING:
     from modular_gpt.training.config import RunConfig
@@ -19,6 +21,7 @@ __all__ = [
     "GPTConfig",
     "GPTModel",
     "LayersConfig",
+    "LossConfig",
     "LossOutput",
     "LossSettings",
     "UserError",

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modular_gpt.checkpoint.sharded import FILES, read_shards
-from modular_gpt.core.atomic_files import follow, new_directory, sha256_file
+from modular_gpt.core.atomic_files import new_directory, resolve_link, sha256_file
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
@@ -129,7 +129,7 @@ def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    path = follow(Path(path))
+    path = resolve_link(Path(path))
     if path.is_file():
         raise CheckpointError(_about_file(path))
     if not path.is_dir():
@@ -145,7 +145,7 @@ def _candidates(folder: Path, prefer: str) -> Iterator[Path]:
     """The checkpoints of a run, the best guess first."""
     seen = set()
     steps = sorted(folder.glob(f"{STEP}[0-9]*"), key=lambda p: (len(p.name), p.name), reverse=True)
-    for path in [follow(folder / prefer), follow(folder / LATEST), *steps]:
+    for path in [resolve_link(folder / prefer), resolve_link(folder / LATEST), *steps]:
         if path.name not in seen and path.name[len(STEP) :].isdigit():
             seen.add(path.name)
             yield path

@@ -17,7 +17,7 @@ FILES = "shard-*.safetensors"
 HEADER, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 
 
-class Piece(NamedTuple):
+class TensorShard(NamedTuple):
     """A part of a tensor: in which file, from which index in each dimension, and how large."""
 
     path: Path
@@ -36,7 +36,7 @@ def read_shards(directory: Path, prefix: str) -> dict[str, Tensor]:
     Raises:
         OSError, SafetensorError: a file cannot be read, or the pieces do not make up whole tensors.
     """
-    pieces: dict[str, list[Piece]] = {}
+    pieces: dict[str, list[TensorShard]] = {}
     for path in shard_files(directory):
         for key, piece in _pieces(path):
             if key.startswith(f"{prefix}/"):
@@ -44,7 +44,7 @@ def read_shards(directory: Path, prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{prefix}/"): _whole(key, found) for key, found in pieces.items()}
 
 
-def _pieces(path: Path) -> Iterator[tuple[str, Piece]]:
+def _pieces(path: Path) -> Iterator[tuple[str, TensorShard]]:
     with safe_open(path, framework="pt") as file:
         try:
             places = json.loads((file.metadata() or {})[HEADER])
@@ -52,10 +52,10 @@ def _pieces(path: Path) -> Iterator[tuple[str, Piece]]:
         except (KeyError, TypeError, ValueError) as error:
             raise SafetensorError(f"the header of {path.name} does not say where its pieces belong") from error
         for key, start in starts.items():
-            yield key, Piece(path, start, file.get_slice(key).get_shape())
+            yield key, TensorShard(path, start, file.get_slice(key).get_shape())
 
 
-def _whole(key: str, pieces: list[Piece]) -> Tensor:
+def _whole(key: str, pieces: list[TensorShard]) -> Tensor:
     first = pieces[0]
     same = all(len(piece.start) == len(piece.shape) == len(first.shape) for piece in pieces)
     shape = [max(p.start[d] + p.shape[d] for p in pieces) for d in range(len(first.shape))] if same else []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from modular_gpt.core.errors import ConfigError, Told, UserError
+from modular_gpt.core.errors import ConfigError, ReportedElsewhere, UserError
 from modular_gpt.core.registry import PLUGINS
 
 MISTAKE = 2  # exit codes
@@ -89,7 +89,7 @@ def answer(run: Callable[[Line], int], arguments: Sequence[str] | None) -> int:
         code = run(line)
         sys.stdout.flush()
         return code
-    except Told:
+    except ReportedElsewhere:
         time.sleep(AFTER_YOU)  # a launcher ends all processes when the first one ends
         return MISTAKE
     except UserError as error:

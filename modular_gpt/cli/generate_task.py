@@ -19,7 +19,7 @@ from modular_gpt.cli.text_writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.validation import from_mapping, one_of
 from modular_gpt.deploy.cpu_packing import can_pack, pack
-from modular_gpt.generation import Continuation, GenerationSettings, SamplingSettings
+from modular_gpt.generation import Continuation, GenerationConfig, SamplingSettings
 from modular_gpt.runtime.device import choose_device, prepare_device
 
 SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read
@@ -65,16 +65,16 @@ class Task:
             one_of(self.dtype, tuple(DTYPES), "dtype")
 
 
-_sampling = names_of(GenerationSettings) - {"samples", "stop_tokens"}  # num_samples; the tokenizer knows its end
+_sampling = names_of(GenerationConfig) - {"samples", "stop_tokens"}  # num_samples; the tokenizer knows its end
 GenerateSettings = make_dataclass(
     "GenerateSettings",
-    [*fields_of(Task, names_of(Task)), *fields_of(GenerationSettings, _sampling)],
-    namespace=described(Task, GenerationSettings, SamplingSettings),
+    [*fields_of(Task, names_of(Task)), *fields_of(GenerationConfig, _sampling)],
+    namespace=described(Task, GenerationConfig, SamplingSettings),
 )
 GENERATE = Command(name="generate", plain=GenerateSettings)
 
 
-def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, GenerationSettings, str]:
+def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, GenerationConfig, str]:
     """The task and the settings that some words describe, and all of them as YAML.
 
     Raises:
@@ -88,7 +88,7 @@ def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, Generation
     sampling = {name: values[name] for name in _sampling}
     if sampling["strategy"] in SEARCHES and not any(each.key == "temperature" for each in typed):
         del sampling["temperature"]
-    settings = from_mapping(GenerationSettings, {**sampling, "samples": task.num_samples}, GENERATE.name)
+    settings = from_mapping(GenerationConfig, {**sampling, "samples": task.num_samples}, GENERATE.name)
     return task, settings, as_yaml(config)
 
 
@@ -101,7 +101,7 @@ def own_words() -> Iterator[None]:
         raise ConfigError(re.sub(r"\bsamples\b", "num_samples", str(error).replace("trainer.", ""))) from error
 
 
-def open_writer(task: Task, settings: GenerationSettings) -> Writer:
+def open_writer(task: Task, settings: GenerationConfig) -> Writer:
     """Load the models of a task.
 
     Raises:
@@ -119,7 +119,7 @@ def open_writer(task: Task, settings: GenerationSettings) -> Writer:
     return Writer(loaded, draft)
 
 
-def write_texts(task: Task, settings: GenerationSettings, writer: Writer) -> None:
+def write_texts(task: Task, settings: GenerationConfig, writer: Writer) -> None:
     """Continue the prompts of a task and print the texts, then the figures."""
     prompts = _prompts(task, writer)
     ids = [writer.encode(prompt) for prompt in prompts]
@@ -133,11 +133,11 @@ def write_texts(task: Task, settings: GenerationSettings, writer: Writer) -> Non
     print(f"[{writer.figures}]", file=sys.stderr if task.json else sys.stdout)
 
 
-def converse(words: Sequence[str], where: list[Path], settings: GenerationSettings, writer: Writer) -> None:
+def converse(words: Sequence[str], where: list[Path], settings: GenerationConfig, writer: Writer) -> None:
     """Answer prompts from the keyboard; a line such as ``top_k=40`` is one more word of the command line."""
     said = list(words)
 
-    def change(line: str) -> GenerationSettings | None:
+    def change(line: str) -> GenerationConfig | None:
         if line.partition("=")[0] not in _sampling or "=" not in line:
             return None
         changed = read_task([*said, line], where)[1]

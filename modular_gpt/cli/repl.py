@@ -6,7 +6,7 @@ from contextlib import suppress
 from modular_gpt.cli.help import spelled
 from modular_gpt.cli.text_writer import Show, Writer
 from modular_gpt.core.errors import DataError, UserError
-from modular_gpt.generation import GenerationSettings
+from modular_gpt.generation import GenerationConfig
 
 HELP = """\
 Write a text and the model goes on with it; what was written before stays in its view.
@@ -14,7 +14,7 @@ Write a text and the model goes on with it; what was written before stays in its
   temperature=0.5    change a setting; `settings` shows them all
   quit, or Ctrl-D    leave; Ctrl-C stops a text that is being written"""
 
-Change = Callable[[str], GenerationSettings | None]
+Change = Callable[[str], GenerationConfig | None]
 
 
 def shown_after(prompt: str) -> Show:
@@ -30,7 +30,7 @@ def shown_after(prompt: str) -> Show:
 class Conversation:
     """A loop over lines from the keyboard. ``change`` reads a line as a setting, or returns None where it is text."""
 
-    def __init__(self, writer: Writer, settings: GenerationSettings, change: Change) -> None:
+    def __init__(self, writer: Writer, settings: GenerationConfig, change: Change) -> None:
         self.writer, self.settings, self.change = writer, settings, change
         self.ids: list[int] = []  # what was written so far, by both
 

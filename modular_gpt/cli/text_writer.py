@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from modular_gpt.checkpoint.resolve import Loaded
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.generation import Continuation, Generation, GenerationSettings, Step, left_pad
+from modular_gpt.generation import Continuation, Generation, GenerationConfig, Step, left_pad
 from modular_gpt.model import GPTModel
 
 Show = Callable[[str], Any]
@@ -64,7 +64,7 @@ class Writer:
         return False
 
     def write(
-        self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, show: Show | None = None
+        self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, show: Show | None = None
     ) -> list[list[Continuation]]:
         """For each prompt its continuations, which Ctrl-C ends early, with what they have so far.
 

@@ -38,7 +38,7 @@ def _execute(line: Line) -> int:
     from modular_gpt.cli.composition.compose import as_yaml
     from modular_gpt.cli.composition.train_config import TRAIN, composed_run
     from modular_gpt.core.errors import ConfigError
-    from modular_gpt.runtime.processes import Processes
+    from modular_gpt.runtime.processes import ProcessGroup
 
     where = where_to_look(line)
     if line.help:
@@ -47,8 +47,8 @@ def _execute(line: Line) -> int:
         return 0
     if line.for_hydra():
         return _multirun.hydra_itself(line, where)
-    processes = Processes.launched()
-    with processes.alike():
+    processes = ProcessGroup.launched()
+    with processes.same_error_on_all_ranks():
         if line.multirun and processes.world > 1:
             raise ConfigError("--multirun trains one run after another: start it without torchrun, or leave it out")
         if line.multirun:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 _again = False
 
 
-def recomputed(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+def checkpointed(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     """``function(x)``, of which x alone is kept for the backward pass (https://arxiv.org/abs/1604.06174).
 
     The second time gives the same, with the same dropout, if ``function`` changes nothing that it reads.
@@ -21,7 +21,7 @@ def recomputed(function: Callable[[Tensor], Any], x: Tensor) -> Any:
     return checkpoint(function, x, use_reentrant=False, context_fn=_contexts)
 
 
-def second_time() -> bool:
+def is_recomputing() -> bool:
     """Whether this is the second time, in which nothing is to be counted."""
     return _again
 

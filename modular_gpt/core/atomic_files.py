@@ -95,9 +95,9 @@ def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
         if keep(target):
             return
         names = (new.with_name(f"{new.name}{ASIDE}{number}") for number in count(attempt))
-        aside = next(name for name in names if not name.exists())  # one may be left that could not be removed
+        off_the_clock = next(name for name in names if not name.exists())  # one may be left that could not be removed
         try:
-            os.rename(target, aside)
+            os.rename(target, off_the_clock)
         except FileNotFoundError:
             continue  # another process has moved it meanwhile
         try:
@@ -105,14 +105,14 @@ def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
             return
         except OSError:
             if not target.exists():
-                os.rename(aside, target)  # the old one is better than none
+                os.rename(off_the_clock, target)  # the old one is better than none
                 raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(off_the_clock, ignore_errors=True)
     raise OSError(f"{target} is replaced by other processes again and again")
 
 
-def sweep(parent: Path, seconds: float) -> None:
+def remove_stale(parent: Path, seconds: float) -> None:
     """Remove temporaries in a directory that were left behind at least ``seconds`` ago.
 
     A directory that was moved aside, by a process that was killed before the new one took its place, goes back there.
@@ -131,7 +131,7 @@ def sweep(parent: Path, seconds: float) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
+def file_lock(path: Path) -> Iterator[bool]:
     """Hold a lock while the block runs: True if it is ours, False if another process has it.
 
     The system takes it back when its holder ends, in whatever way, so a lock is never stale. The file stays.
@@ -157,7 +157,7 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def point(pointer: Path, name: str) -> None:
+def link(pointer: Path, name: str) -> None:
     """Make ``pointer`` lead to the file or directory ``name`` beside it, at once for every reader.
 
     It is a symbolic link, or a text file with the name where the system has no links.
@@ -173,7 +173,7 @@ def point(pointer: Path, name: str) -> None:
     flush(pointer.parent)
 
 
-def follow(path: Path) -> Path:
+def resolve_link(path: Path) -> Path:
     """Where a pointer leads: something beside it; any other path as it is."""
     if path.is_symlink():
         return path.parent / os.readlink(path)

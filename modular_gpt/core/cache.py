@@ -179,7 +179,7 @@ class TokenCache(LayerCache):
         for tensor, rows in zip(self.tensors, new, strict=True):
             tensor[:, :, pos.start : end] = rows
         device = pos.columns.device
-        columns = pos.once("columns", lambda: torch.arange(end, device=device))
+        columns = pos.memo("columns", lambda: torch.arange(end, device=device))
         return [tensor[:, :, :end] for tensor in self.tensors], columns
 
     def _columns(self, end: int | Tensor, pos: Positions) -> Tensor:
@@ -190,7 +190,7 @@ class TokenCache(LayerCache):
             last = end - 1
             return last - torch.remainder(last - slot, self.capacity)
 
-        return pos.once(("ring columns", self.capacity, end is pos.start), make)
+        return pos.memo(("ring columns", self.capacity, end is pos.start), make)
 
     def _append_to_ring(self, pos: Positions, start: int, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
         """One token overwrites the slot that left the window; a longer chunk attends first and evicts then."""

@@ -15,7 +15,7 @@ from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
 from modular_gpt.core.registry import Component, ComponentConfig, described
-from modular_gpt.core.weight_transfer import Adopted, AttentionOffer, FeedForwardOffer, NormOffer
+from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, NormWeights, TransferReport
 
 # How processes share what one parameter does (``divide``): each has some of a linear layer's outputs, or some of its
 # inputs and a part of every sum; or each has all of it and uses it for its share, so that gradients must be summed.
@@ -53,11 +53,11 @@ class Norm(Component, nn.Module, ABC, slot="norm"):
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor: ...
 
-    def offer(self) -> NormOffer | None:
+    def canonical_weights(self) -> NormWeights | None:
         """What another kind that takes this one's place can start from; None where there is nothing."""
         return None
 
-    def adopt(self, offer: NormOffer) -> Adopted:
+    def init_from(self, source: NormWeights) -> TransferReport:
         """Start from what another kind offers; what is not in the answer stays new."""
         return {}
 
@@ -147,15 +147,15 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, appends the new tokens to it."""
 
-    def offer(self) -> AttentionOffer | None:
+    def canonical_weights(self) -> AttentionWeights | None:
         """What another kind that takes this one's place can start from; None where there is nothing."""
         return None
 
-    def adopt(self, offer: AttentionOffer) -> Adopted:
+    def init_from(self, source: AttentionWeights) -> TransferReport:
         """Start from what another kind offers; what is not in the answer stays new."""
         return {}
 
-    def divide(self, part: int, parts: int) -> dict[str, str]:
+    def shard(self, part: int, parts: int) -> dict[str, str]:
         """Compute from now on share ``part`` of ``parts``, which other processes do the rest of.
 
         Returns how each linear layer, or other parameter, inside is shared, by its name: ``COLUMNS``, ``ROWS`` or
@@ -192,15 +192,15 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D) and auxiliary losses by name, already weighted; dense parts return {}."""
 
-    def offer(self) -> FeedForwardOffer | None:
+    def canonical_weights(self) -> FeedForwardWeights | None:
         """What another kind that takes this one's place can start from; None where there is nothing."""
         return None
 
-    def adopt(self, offer: FeedForwardOffer) -> Adopted:
+    def init_from(self, source: FeedForwardWeights) -> TransferReport:
         """Start from what another kind offers; what is not in the answer stays new."""
         return {}
 
-    def divide(self, part: int, parts: int) -> dict[str, str]:
+    def shard(self, part: int, parts: int) -> dict[str, str]:
         """Compute from now on share ``part`` of ``parts``, which other processes do the rest of.
 
         Returns how each linear layer, or other parameter, inside is shared, by its name: ``COLUMNS``, ``ROWS`` or

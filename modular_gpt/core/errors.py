@@ -23,7 +23,7 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or not one of ours."""
 
 
-class Told(UserError):
+class ReportedElsewhere(UserError):
     """Another process of the same training says what it is; this one only ends."""
 
 

@@ -36,10 +36,10 @@ class Positions:
         self.window = window
         self.columns = torch.arange(count, device=device) + start  # (T,)
         self.index = self.columns[None] if padding is None else self.columns[None] - padding[:, None]  # (B or 1, T)
-        self._made: dict[Hashable, Any] = {}
+        self._memo: dict[Hashable, Any] = {}
 
     @property
-    def from_nothing(self) -> bool:
+    def is_prefill(self) -> bool:
         """No token stands before the new ones, a fact known without looking at a tensor."""
         return isinstance(self.start, int) and self.start == 0
 
@@ -53,18 +53,18 @@ class Positions:
         """(B, T) True where a token is text and not padding; None when all are text."""
         return None if self.padding is None else self.index >= 0
 
-    def alone(self) -> "Positions":
+    def without_memo(self) -> "Positions":
         """The same positions for one layer that shares nothing with others, so that it can be computed again."""
         same = copy(self)
-        same._made = {}
+        same._memo = {}
         return same
 
-    def once(self, key: Hashable, make: Callable[[], R]) -> R:
+    def memo(self, key: Hashable, make: Callable[[], R]) -> R:
         """What ``make`` returns, computed by the first layer that asks and shared with the later ones."""
         try:
-            known = key in self._made
+            known = key in self._memo
         except TypeError:  # while a program is exported, a size may be a symbol, which cannot be looked up
             return make()
         if not known:
-            self._made[key] = make()
-        return cast(R, self._made[key])
+            self._memo[key] = make()
+        return cast(R, self._memo[key])

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Adopted = dict[str, str]  # name of an own parameter -> how it was made
+TransferReport = dict[str, str]  # name of an own parameter -> how it was made
 
 
 @dataclass(frozen=True)
-class AttentionOffer:
+class AttentionWeights:
     """query (H, N, D), key (K, N, D), value (K, M, D), out (D, H, M) with their biases, and the factor on scores."""
 
     query: Tensor
@@ -28,7 +28,7 @@ class AttentionOffer:
 
 
 @dataclass(frozen=True)
-class FeedForwardOffer:
+class FeedForwardWeights:
     """up, and gate where there is one, (hidden, D), and down (D, hidden), with their biases."""
 
     up: Tensor
@@ -40,7 +40,7 @@ class FeedForwardOffer:
 
 
 @dataclass(frozen=True)
-class NormOffer:
+class NormWeights:
     """What the normalised input, of mean square 1, is multiplied by and what is added: (width,)."""
 
     scale: Tensor

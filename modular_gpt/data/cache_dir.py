@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modular_gpt.core.atomic_files import new_directory, sweep
+from modular_gpt.core.atomic_files import new_directory, remove_stale
 from modular_gpt.core.errors import DataError
 
 CACHE = "MODULAR_GPT_CACHE"  # environment: the directory that is used instead of the platform's
@@ -36,7 +36,7 @@ def new_in_cache(target: Path, valid: Callable[[Path], bool]) -> Iterator[Path]:
         DataError: the place cannot be written or is full; names it and the remedy.
     """
     try:
-        sweep(target.parent, ABANDONED)
+        remove_stale(target.parent, ABANDONED)
         with new_directory(target, keep=valid) as new:
             yield new
     except OSError as error:

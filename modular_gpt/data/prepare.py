@@ -14,7 +14,7 @@ import numpy as np
 from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import DataError
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
-from modular_gpt.data.corpora.base import SPLITS, Corpus, Piece
+from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk
 from modular_gpt.data.token_files import PreparedData, TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
 
@@ -166,7 +166,7 @@ class TextSize:
         self._compressor = zlib.compressobj(9) if compress else None
         self._compressed = 0
 
-    def seen(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    def seen(self, pieces: Iterable[TextChunk]) -> Iterator[TextChunk]:
         """The same pieces, after measuring each."""
         last = None
         for piece in pieces:
@@ -185,7 +185,7 @@ class TextSize:
         return 8 * (self._compressed + len(self._compressor.flush())) / self.bytes
 
 
-def _encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+def _encode(pieces: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """The ids of each piece, and the end of text between two documents."""
     last = None
     for batch in _batches(pieces):
@@ -202,8 +202,8 @@ def _encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[np.ndarra
             yield ids
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
+def _batches(pieces: Iterable[TextChunk]) -> Iterator[list[TextChunk]]:
+    batch: list[TextChunk] = []
     characters = 0
     for piece in pieces:
         batch.append(piece)

@@ -2,7 +2,7 @@
 
 from modular_gpt.distributed.ddp import DataParallel
 from modular_gpt.distributed.fsdp import FullyShardedDataParallel
-from modular_gpt.distributed.strategy import Parallel, ParallelConfig, Tensors, build_parallel, fits
+from modular_gpt.distributed.strategy import Parallel, ParallelConfig, Tensors, build_parallel, supports
 from modular_gpt.distributed.tensor_parallel import TensorParallel
 
 __all__ = [
@@ -13,5 +13,5 @@ __all__ = [
     "TensorParallel",
     "Tensors",
     "build_parallel",
-    "fits",
+    "supports",
 ]

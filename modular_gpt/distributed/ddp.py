@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 
 
 class DataParallel(Parallel, name="ddp"):
@@ -18,7 +18,7 @@ class DataParallel(Parallel, name="ddp"):
     class Config(ParallelConfig):
         """Settings."""
 
-    def __init__(self, config: Any, processes: Processes) -> None:
+    def __init__(self, config: Any, processes: ProcessGroup) -> None:
         super().__init__(config, processes)
         self.part, self.parts = processes.rank, processes.world
 
@@ -30,5 +30,5 @@ class DataParallel(Parallel, name="ddp"):
         self.wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
         return self.wrapped
 
-    def before(self, last: bool) -> None:
+    def set_grad_sync(self, last: bool) -> None:
         self.wrapped.require_backward_grad_sync = last  # what DistributedDataParallel.no_sync sets

@@ -19,12 +19,12 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_of(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole tensor, in all processes, which must all ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(tensor: Tensor, model: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, model: Tensor) -> Tensor:
     """A whole tensor, which all processes have -> one that is divided among them as ``model`` of the same shape is."""
     if not isinstance(model, DTensor):
         return tensor
@@ -39,7 +39,7 @@ def division_of(tensor: Tensor) -> DeviceMesh | None:
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
     """The norm of all tensors together, a plain scalar."""
-    norms = [whole_of(torch.nn.utils.get_total_norm(each)) for each in by_division(tensors)]
+    norms = [full_tensor(torch.nn.utils.get_total_norm(each)) for each in by_division(tensors)]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 

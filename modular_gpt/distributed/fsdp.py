@@ -12,7 +12,7 @@ from modular_gpt.distributed.strategy import Parallel, ParallelConfig
 from modular_gpt.model import GPTModel
 from modular_gpt.model.loss import LossOutput
 from modular_gpt.runtime.device import AUTOCAST
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 
 # fully_shard looks for the tensors in what a model returns, before whose backward pass it gathers weights
 register_pytree_node(
@@ -43,15 +43,15 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
         reshard: bool = True
         mixed_precision: bool = False
 
-    def __init__(self, config: Any, processes: Processes) -> None:
+    def __init__(self, config: Any, processes: ProcessGroup) -> None:
         super().__init__(config, processes)
         self.part, self.parts, self.state_parts = processes.rank, processes.world, processes.world
 
     @property
-    def in_pieces(self) -> bool:
+    def sharded_checkpoints(self) -> bool:
         return bool(self.config.sharded_checkpoints)
 
-    def place(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
+    def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("data",))
         dtype = AUTOCAST.get(precision) if self.config.mixed_precision else None
         full = None if dtype is None else torch.float32

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig, decode
 from modular_gpt.core.validation import positive
-from modular_gpt.distributed.dtensor import part_like, whole_of
+from modular_gpt.distributed.dtensor import distribute_like, full_tensor
 from modular_gpt.model import GPTModel
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 
 Tensors = dict[str, Tensor]
 
@@ -37,11 +37,11 @@ class Parallel(Component, ABC, slot="parallel"):
     state_parts: processes that divide weights, gradients and the optimizer's state evenly among them
     """
 
-    alone: ClassVar[bool] = False  # whether it is a way for one process
+    single_process: ClassVar[bool] = False  # whether it is a way for one process
     together: ClassVar[bool] = True  # whether it is one for several
     divides: ClassVar[bool] = False  # whether a process holds a part of each tensor only
 
-    def __init__(self, config: Any, processes: Processes) -> None:
+    def __init__(self, config: Any, processes: ProcessGroup) -> None:
         self.config, self.processes = config, processes
         self.part, self.parts, self.state_parts = 0, 1, 1
 
@@ -51,11 +51,11 @@ class Parallel(Component, ABC, slot="parallel"):
         return cast(float, self.config.timeout)
 
     @classmethod
-    def chosen(cls, config: Any, processes: Processes) -> Any:
+    def resolve(cls, config: Any, processes: ProcessGroup) -> Any:
         """The settings of the way that these stand for."""
         return config
 
-    def place(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
+    def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         """The model on its device, as far as this process holds it; before an optimizer takes its parameters."""
         return model.to(device)
 
@@ -88,7 +88,7 @@ class Parallel(Component, ABC, slot="parallel"):
         """The rows of a batch (B, ...) that this process computes: its share of each of ``pieces`` micro-batches."""
         return list(batch.unflatten(0, (pieces, self.parts, -1))[:, self.part])
 
-    def before(self, last: bool) -> None:
+    def set_grad_sync(self, last: bool) -> None:
         """To be called before each micro-batch: gradients need to be summed over processes after the ``last`` only."""
 
     def sum(self, values: Tensors) -> Tensors:
@@ -106,17 +106,17 @@ class Parallel(Component, ABC, slot="parallel"):
         """The model to sample from, which all processes are asked for; None in those that have none."""
         return model
 
-    def whole(self, tensors: Tensors) -> Tensors:
+    def gather(self, tensors: Tensors) -> Tensors:
         """Tensors of which this process may hold a part -> whole ones in the first process, for a checkpoint."""
         found = {}
         for name, tensor in tensors.items():
-            whole = whole_of(tensor)  # one at a time, and all processes take part in it
-            if self.processes.leads:
+            whole = full_tensor(tensor)  # one at a time, and all processes take part in it
+            if self.processes.is_main:
                 found[name] = whole if whole is tensor else whole.cpu()
         return found
 
     @property
-    def in_pieces(self) -> bool:
+    def sharded_checkpoints(self) -> bool:
         """Whether each process writes what it holds into a checkpoint."""
         return False
 
@@ -125,13 +125,13 @@ class Parallel(Component, ABC, slot="parallel"):
         """Put whole weights, and buffers, into a model that ``place`` has placed; what is not there stays."""
         for name, tensor in model.state_dict().items():
             if name in weights:
-                tensor.copy_(part_like(weights[name], tensor))
+                tensor.copy_(distribute_like(weights[name], tensor))
 
 
 class OneProcess(Parallel, name="none"):
     """One process on one device."""
 
-    alone, together = True, False
+    single_process, together = True, False
 
     @property
     def timeout(self) -> float | None:
@@ -141,19 +141,19 @@ class OneProcess(Parallel, name="none"):
 class Automatic(Parallel, name="auto"):
     """ddp where torchrun has started several processes, none otherwise."""
 
-    alone = True
+    single_process = True
 
     @dataclass
     class Config(ParallelConfig):
         """The settings of ddp."""
 
     @classmethod
-    def chosen(cls, config: Any, processes: Processes) -> Any:
+    def resolve(cls, config: Any, processes: ProcessGroup) -> Any:
         name = "ddp" if processes.world > 1 else "none"
         return decode("parallel", {"name": name} if name == "none" else {"name": name, "timeout": config.timeout})
 
 
-def build_parallel(config: Any, processes: Processes) -> Parallel:
+def build_parallel(config: Any, processes: ProcessGroup) -> Parallel:
     """The way to train that settings ask for, in these processes.
 
     Raises:
@@ -161,18 +161,18 @@ def build_parallel(config: Any, processes: Processes) -> Parallel:
     """
     config = decode("parallel", config)
     kind = cast(type[Parallel], config.component)
-    if not fits(config, processes):
+    if not supports(config, processes):
         start = "torchrun --nproc_per_node=2 --no-python mgpt-train"
         raise ConfigError(
             f"parallel={config.name} trains in one process, and torchrun started {processes.world}: use parallel=ddp"
-            if kind.alone
+            if kind.single_process
             else f"parallel={config.name} is for processes that torchrun starts: {start} parallel={config.name} ..."
         )
-    config = kind.chosen(config, processes)
+    config = kind.resolve(config, processes)
     return config.build(processes)
 
 
-def fits(config: Any, processes: Processes) -> bool:
+def supports(config: Any, processes: ProcessGroup) -> bool:
     """Whether settings go with so many processes; torchrun may also start a single one."""
     kind = config.component
-    return bool((kind.alone and processes.world == 1) or (kind.together and processes.started))
+    return bool((kind.single_process and processes.world == 1) or (kind.together and processes.started))

@@ -33,10 +33,10 @@ class TensorParallel(Parallel, name="tensor"):
         sharded_checkpoints: bool = False
 
     @property
-    def in_pieces(self) -> bool:
+    def sharded_checkpoints(self) -> bool:
         return bool(self.config.sharded_checkpoints)
 
-    def place(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
+    def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         if precision == "fp16":
             raise ConfigError("parallel=tensor has no loss scaler for fp16: use trainer.precision=bf16 or float32")
         model.to(device)
@@ -52,7 +52,7 @@ class TensorParallel(Parallel, name="tensor"):
         plan = {
             f"{name}.{layer}": how
             for name, part in parts.items()
-            for layer, how in part.divide(self.processes.rank, self.processes.world).items()
+            for layer, how in part.shard(self.processes.rank, self.processes.world).items()
         }
         parallelize_module(block, mesh, {layer: STYLES[how]() for layer, how in plan.items() if how in STYLES})
         for layer in (layer for layer, how in plan.items() if how == SHARED):
@@ -64,8 +64,8 @@ class TensorParallel(Parallel, name="tensor"):
 
     def model_to_generate(self, model: GPTModel) -> GPTModel | None:
         """A whole copy in the first process: caches are as large as all heads need."""
-        weights = self.whole(model.state_dict())
-        if not self.processes.leads:
+        weights = self.gather(model.state_dict())
+        if not self.processes.is_main:
             return None
         with torch.random.fork_rng():
             copy = GPTModel(model.config)

@@ -15,7 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from modular_gpt.core.errors import ConfigError, DataError, unknown
 from modular_gpt.data.tokenizers import Tokenizer
-from modular_gpt.generation import Generation, GenerationSettings, left_pad
+from modular_gpt.generation import Generation, GenerationConfig, left_pad
 from modular_gpt.model import GPTModel
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation), and the ids of each
@@ -118,7 +118,7 @@ class HarnessModel(TemplateLM):
                     self.cache_hook.add_partial("generate_until", (context, wishes), found[index])
         return [found[index] for index in range(len(requests))]
 
-    def _settings(self, wishes: Mapping[str, Any]) -> GenerationSettings:
+    def _settings(self, wishes: Mapping[str, Any]) -> GenerationConfig:
         """What a task wishes, as ours.
 
         Raises:
@@ -129,7 +129,7 @@ class HarnessModel(TemplateLM):
                 raise ConfigError(f"the task's generation_kwargs: {unknown('setting', name, _ASKED)}")
         until = wishes.get("until") or []
         sampled = bool(wishes.get("do_sample")) and wishes.get("temperature") != 0
-        return GenerationSettings(
+        return GenerationConfig(
             max_new_tokens=int(wishes.get("max_gen_toks", _NEW_TOKENS)),
             stop=[until] if isinstance(until, str) else [each for each in until if each],
             stop_tokens=[] if self.texts.eos_id is None else [self.texts.eos_id],

@@ -1,13 +1,16 @@
 """Generation with any language model that has a cache: sampling, search, speculation and streaming."""
 
 from modular_gpt.generation.api import complete, generate, stream
-from modular_gpt.generation.config import GenerationSettings, SamplingSettings
+from modular_gpt.generation.config import GenerationConfig, SamplingSettings
 from modular_gpt.generation.engine import Continuation, Generation, Step
 from modular_gpt.generation.sequences import left_pad
+
+GenerationSettings = GenerationConfig  # the name of before
 
 __all__ = [
     "Continuation",
     "Generation",
+    "GenerationConfig",
     "GenerationSettings",
     "SamplingSettings",
     "Step",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.generation.config import GenerationSettings
+from modular_gpt.generation.config import GenerationConfig
 from modular_gpt.generation.engine import Continuation, Generation
 from modular_gpt.generation.protocol import LanguageModel
 from modular_gpt.generation.sequences import prompt_batch
@@ -27,13 +27,13 @@ def generate(
 
     padding: (B,) leading columns of ids that are no text, for prompts of different lengths (see ``left_pad``)
     draft: a smaller model, for strategy="speculative"
-    settings: the fields of ``GenerationSettings``. A row that stops early is filled with its last token.
+    settings: the fields of ``GenerationConfig``. A row that stops early is filled with its last token.
 
     Raises:
         ConfigError: settings that cannot work, an empty prompt, ids outside the vocabulary, or a text longer than
             the context where positions or settings do not allow it.
     """
-    asked = GenerationSettings.read(max_new_tokens, settings)
+    asked = GenerationConfig.read(max_new_tokens, settings)
     run = Generation(model, ids, asked, padding=padding, draft=draft)
     found = run.finish()
     rows = [text.ids for texts in found for text in texts]
@@ -47,7 +47,7 @@ def generate(
 def complete(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     *,
     start_token: int | None = None,
     draft: LanguageModel | None = None,
@@ -67,7 +67,7 @@ def complete(
 def stream(
     model: LanguageModel,
     prompt: Sequence[int],
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     decode_stream: Callable[[], StreamDecoder],
     *,
     start_token: int | None = None,

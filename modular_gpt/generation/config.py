@@ -76,7 +76,7 @@ class SamplingSettings:
 
 
 @dataclass
-class GenerationSettings(SamplingSettings):
+class GenerationConfig(SamplingSettings):
     """Everything that generation can be asked.
 
     max_new_tokens: at most so many per text; samples: continuations of each prompt (of beam search the best ones)
@@ -111,7 +111,7 @@ class GenerationSettings(SamplingSettings):
     lookup_ngram: int = 3
 
     @classmethod
-    def read(cls, max_new_tokens: int, settings: Mapping[str, Any]) -> "GenerationSettings":
+    def read(cls, max_new_tokens: int, settings: Mapping[str, Any]) -> "GenerationConfig":
         """From keywords; raises a ConfigError for an unknown name or a value of the wrong type."""
         return from_mapping(cls, {"max_new_tokens": max_new_tokens, **settings}, "generate")
 
@@ -141,7 +141,7 @@ class GenerationSettings(SamplingSettings):
             unheeded.append("stop")
         if self.strategy not in ("sample", "beam"):
             unheeded.append("compile")
-        defaults = GenerationSettings()
+        defaults = GenerationConfig()
         for name in unheeded:
             if getattr(self, name) != getattr(defaults, name):
                 raise ConfigError(f"strategy={self.strategy} has no use for {name}; leave {name} out")

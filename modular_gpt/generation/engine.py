@@ -9,16 +9,22 @@ from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.compiled import compiled_step
-from modular_gpt.generation.config import GenerationSettings
+from modular_gpt.generation.config import GenerationConfig
 from modular_gpt.generation.protocol import LanguageModel
-from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.sequences import Noise, Text, check_prompt
-from modular_gpt.generation.stopping import Stops, StreamDecoder, Transcript
+from modular_gpt.generation.sequences import RowGenerators, TokenBuffer, check_prompt
+from modular_gpt.generation.stopping import StoppingState, StopStringStreamer, StreamDecoder
 from modular_gpt.generation.strategies.base import Sampling, Strategy
 from modular_gpt.generation.strategies.beam import BeamSearch, Pool
 from modular_gpt.generation.strategies.contrastive import ContrastiveSearch
-from modular_gpt.generation.strategies.speculative import DraftCounts, Drafter, LookupDrafter, ModelDrafter, Speculation
+from modular_gpt.generation.strategies.speculative import (
+    DraftCounts,
+    Drafter,
+    LookupDrafter,
+    ModelDrafter,
+    SpeculativeDecoding,
+)
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Generation:
         self,
         model: LanguageModel,
         ids: Tensor,
-        settings: GenerationSettings,
+        settings: GenerationConfig,
         *,
         padding: Tensor | None = None,
         draft: LanguageModel | None = None,
@@ -88,8 +94,8 @@ class Generation:
         self._decode_stream = decode_stream
         self._check()
         self.prompts = len(ids)
-        self.text = Text(ids, settings.max_new_tokens, padding)
-        self.stops = Stops(settings.stop_tokens, self.prompts * settings.samples, ids.device)
+        self.text = TokenBuffer(ids, settings.max_new_tokens, padding)
+        self.stops = StoppingState(settings.stop_tokens, self.prompts * settings.samples, ids.device)
         self.draft_counts = DraftCounts()
         self._sampler = Sampler(settings, vocab_size, ids.device)
         self._readers = self._make_readers()
@@ -113,19 +119,19 @@ class Generation:
         if self.settings.stop and self._decode_stream is None:
             raise ConfigError("stop strings need a tokenizer that decodes the text; without one use stop_tokens")
 
-    def _make_readers(self) -> list[Decoder]:
+    def _make_readers(self) -> list[ModelRunner]:
         """The model's decoder, and the draft model's."""
         strategy = self.settings.strategy
-        most = self.text.length + self.settings.max_new_tokens
+        max_tokens = self.text.length + self.settings.max_new_tokens
         if strategy != "contrastive":
-            most -= self.settings.max_new_tokens > 0  # the last token is never read
+            max_tokens -= self.settings.max_new_tokens > 0  # the last token is never read
         searches = strategy in ("beam", "contrastive")  # they read more than becomes text
         step = compiled_step() if self.settings.compile else None
         text = self.text.clone() if searches else self.text
-        readers = [Decoder(self.model, text, most, self.settings.overflow, step)]
+        readers = [ModelRunner(self.model, text, max_tokens, self.settings.overflow, step)]
         if self.draft is not None:
             overflow = "slide" if self.draft.slides else "window"
-            readers.append(Decoder(self.draft, self.text, most, overflow))
+            readers.append(ModelRunner(self.draft, self.text, max_tokens, overflow))
         return readers
 
     def __iter__(self) -> Iterator[Step]:
@@ -145,12 +151,12 @@ class Generation:
             ]
         with evaluating(self.model, self.draft):
             strategy = self._start()
-            while (most := settings.max_new_tokens - text.generated.shape[1]) > 0:
-                tokens, logits = strategy.advance(most, stops.stopped)
+            while (max_tokens := settings.max_new_tokens - text.generated.shape[1]) > 0:
+                tokens, logits = strategy.advance(max_tokens, stops.stopped)
                 for index, token in enumerate(tokens.unbind(1)):
                     token = torch.where(stops.stopped, text.ids[:, -1], token)
                     text.append(token[:, None])
-                    pieces = stops.update(token, last=index + 1 == most)
+                    pieces = stops.update(token, last=index + 1 == max_tokens)
                     scores = None
                     if settings.log_probabilities:
                         scores = logits[:, index].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
@@ -159,11 +165,11 @@ class Generation:
                 if stops.all():
                     return
 
-    def _transcript(self, prompt: int) -> Transcript:
+    def _transcript(self, prompt: int) -> StopStringStreamer:
         assert self._decode_stream is not None
         start = 0 if self.text.padding is None else int(self.text.padding[prompt])
         ids = self.text.ids[prompt, start : self.text.prompt_length].tolist()
-        return Transcript(self._decode_stream(), self.settings.stop, ids)
+        return StopStringStreamer(self._decode_stream(), self.settings.stop, ids)
 
     def _start(self) -> Strategy:
         """Make the strategy; several samples of a prompt share one reading of it."""
@@ -173,17 +179,17 @@ class Generation:
             return ContrastiveSearch(readers[0], self.text, sampler, candidates, alpha)
         if settings.samples > 1 or settings.strategy != "sample":
             for reader in readers:
-                reader.read_ahead()
+                reader.prefill()
                 reader.cache.expand(settings.samples)
             self.text.expand(settings.samples)
         seed = 0 if settings.greedy else settings.seed  # nothing is drawn: leave the global generator alone
-        noise = Noise(seed, self.prompts, settings.samples, self.text.ids.device)
+        noise = RowGenerators(seed, self.prompts, settings.samples, self.text.ids.device)
         if settings.strategy == "sample":
             return Sampling(readers[0], sampler, noise)
         drafter: Drafter = LookupDrafter(self.text, settings.lookup_ngram)
         if self.draft is not None:
             drafter = ModelDrafter(readers[1], sampler, noise)
-        return Speculation(readers[0], drafter, sampler, noise, settings.draft_tokens, self.draft_counts)
+        return SpeculativeDecoding(readers[0], drafter, sampler, noise, settings.draft_tokens, self.draft_counts)
 
     def finish(self) -> list[list[Continuation]]:
         """Run to the end; for each prompt its continuations."""

@@ -11,13 +11,13 @@ from modular_gpt.core.cache import ModelCache, SavedCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.compiled import StepFunction, capacity
 from modular_gpt.generation.protocol import LanguageModel
-from modular_gpt.generation.sequences import Text
+from modular_gpt.generation.sequences import TokenBuffer
 
 
-class Decoder:
+class ModelRunner:
     """Logits after the last tokens of ``text``, with a cache of what was read.
 
-    A text longer than the context slides, starts anew from a window of it, or is refused (see GenerationSettings):
+    A text longer than the context slides, starts anew from a window of it, or is refused (see GenerationConfig):
 
     slide   every token sees the last context_length ones, itself included: the logits of one forward pass over the
             whole text with attention limited to that window. The cache is a ring of context_length tokens, so memory
@@ -29,8 +29,8 @@ class Decoder:
     def __init__(
         self,
         model: LanguageModel,
-        text: Text,
-        most: int,
+        text: TokenBuffer,
+        max_tokens: int,
         overflow: str = "slide",
         step: StepFunction | None = None,
     ) -> None:
@@ -38,14 +38,14 @@ class Decoder:
         self.model = model
         self.text = text
         self.context: int = model.config.context_length
-        self.windowed = most > self.context and overflow == "window"
-        if most > self.context and overflow != "window":
-            self._check_slides(most, overflow)
-        longest = min(most, self.context) if self.windowed else most
+        self.windowed = max_tokens > self.context and overflow == "window"
+        if max_tokens > self.context and overflow != "window":
+            self._check_slides(max_tokens, overflow)
+        longest = min(max_tokens, self.context) if self.windowed else max_tokens
         self.cache: ModelCache = model.new_cache(
             text.ids.shape[0],
             max_length=max(longest, capacity(longest, self.context)) if step else longest,
-            window=self.context if most > self.context else None,
+            window=self.context if max_tokens > self.context else None,
         )
         self._compiled = step
         self._first = 0  # column of the text with which the cache starts
@@ -53,11 +53,11 @@ class Decoder:
         self._saved: SavedCache | None = None
         self._behind = False  # the cache went back further than the text
 
-    def _check_slides(self, most: int, overflow: str) -> None:
+    def _check_slides(self, max_tokens: int, overflow: str) -> None:
         if overflow == "error" or not self.model.slides:
             why = "" if overflow == "error" else ", and its positions cannot slide past that"
             raise ConfigError(
-                f"prompt and new tokens together make {most} tokens, but the model has a context of "
+                f"prompt and new tokens together make {max_tokens} tokens, but the model has a context of "
                 f"{self.context}{why}; ask for fewer, or use overflow=window"
             )
 
@@ -67,7 +67,7 @@ class Decoder:
         return self._first + self._cached
 
     @property
-    def room(self) -> int:
+    def remaining(self) -> int:
         """How many more columns the text may get before the window starts anew."""
         return self._first + self.context - self.text.length if self.windowed else 2**62
 
@@ -87,7 +87,7 @@ class Decoder:
         new = self._unread(count)
         return self.model.hidden_states(new, self.cache, self._prepare(new))[0][:, -count:]
 
-    def read_ahead(self) -> None:
+    def prefill(self) -> None:
         """Read everything but the last token."""
         self._behind = False
         new = self._unread(1)[:, :-1]
@@ -96,8 +96,8 @@ class Decoder:
 
     def _unread(self, count: int) -> Tensor:
         """(B, T) what is left to read at once; of a long text all but the end is read here, piece by piece."""
-        if self.room < 0:
-            self.start_anew()
+        if self.remaining < 0:
+            self.reset_window()
         new = self.text.ids[:, self.read :]
         assert new.shape[1] >= count
         while new.shape[1] > max(count, self.context):  # pieces keep memory bounded
@@ -114,19 +114,19 @@ class Decoder:
             return None
         return (self.text.padding - self._first).clamp(min=0)
 
-    def start_anew(self) -> None:
+    def reset_window(self) -> None:
         """Forget all but the last half of the context."""
         self._first, self._cached = self.text.length - max(self.context // 2, 1), 0
         self.cache.reset()
 
-    def mark(self, count: int) -> None:
+    def begin_draft(self, count: int) -> None:
         """Before ``count`` tokens are drafted: make sure that they can be taken back."""
         if self._behind:
-            self.read_ahead()
+            self.prefill()
         self.cache.length = self._cached
         self._saved = self.cache.save(self.text.length - self.read + count)
 
-    def take_back(self) -> None:
+    def rollback(self) -> None:
         """Forget what was read and is no longer in the text."""
         kept = self.text.length - self._first
         if kept < self._cached:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.generation.config import SamplingSettings
-from modular_gpt.generation.sequences import Noise, Text
+from modular_gpt.generation.sequences import RowGenerators, TokenBuffer
 
 _FEW = 1024  # tokens that usually hold the probability asked for
 
@@ -108,7 +108,7 @@ class Sampler:
             for token, value in settings.logit_bias.items():
                 self.bias[int(token)] = value
 
-    def adjust(self, logits: Tensor, text: Text) -> Tensor:
+    def adjust(self, logits: Tensor, text: TokenBuffer) -> Tensor:
         """Bias and penalties, which look at the text so far: (B, V) -> (B, V) in float32.
 
         Frequency and presence count what was generated, the others all of the text. Where everything would be
@@ -142,19 +142,19 @@ class Sampler:
             logits = keep_typical(logits, settings.typical_p)
         return logits
 
-    def distribution(self, logits: Tensor, text: Text) -> Tensor:
+    def distribution(self, logits: Tensor, text: TokenBuffer) -> Tensor:
         """(B, V) probabilities of the token after ``text``, from the model's logits (B, V); greedy: all on one."""
         adjusted = self.adjust(logits, text)
         if self.settings.greedy:
             return torch.zeros_like(adjusted).scatter_(1, adjusted.argmax(-1, keepdim=True), 1.0)
         return self.filter(adjusted).softmax(-1)
 
-    def choose(self, logits: Tensor, text: Text, noise: Noise) -> Tensor:
+    def choose(self, logits: Tensor, text: TokenBuffer, noise: RowGenerators) -> Tensor:
         """(B,) the token after ``text``."""
         if self.settings.greedy:
             return self.adjust(logits, text).argmax(-1)
         return self.draw(self.distribution(logits, text), noise)
 
-    def draw(self, weights: Tensor, noise: Noise) -> Tensor:
+    def draw(self, weights: Tensor, noise: RowGenerators) -> Tensor:
         """(B,) a token of each row with probabilities in proportion to ``weights`` (B, V), which need not sum to 1."""
         return weights.argmax(-1) if self.settings.greedy else draw(weights, noise.uniform())

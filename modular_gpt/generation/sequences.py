@@ -13,7 +13,7 @@ _EMPTY = "the prompt is empty: give at least one token, such as the one that sta
 _BLOCK = 256  # uniform numbers made at once for every row
 
 
-class Text:
+class TokenBuffer:
     """Token ids of B rows in one preallocated tensor; shorter prompts have padding on their left.
 
     ids: (B, columns so far); padding: (B,) leading columns that are no text, or None; prompt_length: in columns
@@ -46,13 +46,13 @@ class Text:
         """Forget the columns from ``length`` on."""
         self.length = length
 
-    def until(self, length: int) -> "Text":
+    def until(self, length: int) -> "TokenBuffer":
         """The first ``length`` columns, seen without a copy."""
         text = copy(self)
         text.length = length
         return text
 
-    def clone(self) -> "Text":
+    def clone(self) -> "TokenBuffer":
         """A copy that grows by itself."""
         text = copy(self)
         text._ids = self._ids.clone()
@@ -68,7 +68,7 @@ class Text:
         self.padding = None if self.padding is None else self.padding.index_select(0, rows)
 
 
-class Noise:
+class RowGenerators:
     """One uniform number per row and step. Sample s of prompt p draws from a stream of (seed, p, s) alone."""
 
     def __init__(self, seed: int | None, prompts: int, samples: int, device: torch.device) -> None:

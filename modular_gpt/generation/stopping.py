@@ -19,7 +19,7 @@ class StreamDecoder(Protocol):
         """What is left when no more ids come."""
 
 
-class Transcript:
+class StopStringStreamer:
     """The text of one row, handed out once it is certain that it comes before any stop string."""
 
     def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
@@ -60,7 +60,7 @@ class Transcript:
         return 0
 
 
-class Stops:
+class StoppingState:
     """Which rows have stopped, how long each is, and by what.
 
     stopped: (B,) on the device; lengths: (B,) new tokens of each row, the one that stopped it included
@@ -71,7 +71,7 @@ class Stops:
         self._tokens = torch.tensor(list(tokens), dtype=torch.long, device=device)
         self._every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
         self._steps = 0
-        self.transcripts: list[Transcript] = []
+        self.transcripts: list[StopStringStreamer] = []
         self.stopped = torch.zeros(rows, dtype=torch.bool, device=device)
         self.by_token = torch.zeros(rows, dtype=torch.bool, device=device)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)

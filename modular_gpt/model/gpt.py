@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modular_gpt.core.activation_checkpointing import recomputed
+from modular_gpt.core.activation_checkpointing import checkpointed
 from modular_gpt.core.cache import LayerCache, ModelCache
 from modular_gpt.core.contracts import Attention, FeedForward, Position, Positions
 from modular_gpt.core.errors import ConfigError
@@ -15,7 +15,7 @@ from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.model.aliases import read_config
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.model.init import initialise
-from modular_gpt.model.loss import PLAIN, LossOutput, LossSettings, token_losses
+from modular_gpt.model.loss import PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
 from modular_gpt.model.topologies import NORMS, TOPOLOGIES
 
@@ -51,7 +51,9 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
         """(B, T, D) -> (B, T, D), auxiliary losses by name"""
         if self.recomputes and cache is None and torch.is_grad_enabled():
-            return cast(Transformed, recomputed(lambda x: self.topology.forward(self, x, pos.alone(), None), x))
+            return cast(
+                Transformed, checkpointed(lambda x: self.topology.forward(self, x, pos.without_memo(), None), x)
+            )
         return self.topology.forward(self, x, pos, cache)
 
     def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
@@ -97,7 +99,7 @@ class GPTModel(nn.Module):
 
     @overload
     def forward(
-        self, ids: Tensor, targets: Tensor, *, padding: Tensor | None = None, loss: LossSettings = PLAIN
+        self, ids: Tensor, targets: Tensor, *, padding: Tensor | None = None, loss: LossConfig = PLAIN
     ) -> LossOutput: ...
 
     @overload
@@ -121,7 +123,7 @@ class GPTModel(nn.Module):
         padding: Tensor | None = None,
         last_only: bool = False,
         use_cache: bool = False,
-        loss: LossSettings = PLAIN,
+        loss: LossConfig = PLAIN,
     ) -> Tensor | LossOutput:
         """Logits of the next token at every position, or the training loss when targets are given.
 

@@ -24,7 +24,7 @@ class LossOutput:
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class LossConfig:
     """What is added to the cross-entropy of a training.
 
     label_smoothing: share of each target that is spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567)
@@ -43,11 +43,11 @@ class LossSettings:
         not_negative("loss", z_loss=self.z_loss)
 
 
-PLAIN = LossSettings()
+PLAIN = LossConfig()
 
 
 def token_losses(
-    x: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], vocab_size: int, settings: LossSettings
+    x: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], vocab_size: int, settings: LossConfig
 ) -> dict[str, Tensor]:
     """Summands of the loss by name, each a mean over the targets that count.
 
@@ -73,7 +73,7 @@ def token_losses(
     return {name: each / counted for name, each in zip(names, total.unbind(), strict=True)}
 
 
-def _sums(logits: Tensor, targets: Tensor, settings: LossSettings) -> list[Tensor]:
+def _sums(logits: Tensor, targets: Tensor, settings: LossConfig) -> list[Tensor]:
     """Cross-entropy, and the summands that are asked for, summed over the rows of logits (M, V) that count."""
     if not settings.label_smoothing and not settings.z_loss:
         return [F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")]

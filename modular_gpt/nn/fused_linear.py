@@ -10,7 +10,7 @@ def compiling_for_cpu(x: Tensor, training: bool) -> bool:
     return training and x.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def together(x: Tensor, layers: tuple[nn.Linear, ...], training: bool) -> tuple[Tensor, ...]:
+def fused_linear(x: Tensor, layers: tuple[nn.Linear, ...], training: bool) -> tuple[Tensor, ...]:
     """(..., D) -> what each layer makes of it.
 
     In compiled training on a CPU by one product with all weights side by side: fewer calls of more work, forwards and

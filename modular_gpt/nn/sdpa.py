@@ -44,11 +44,11 @@ def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
         return True
     if window is not None and n_keys > window:
         return True
-    return not (pos.from_nothing and n_keys == pos.count) and pos.count > 1
+    return not (pos.is_prefill and n_keys == pos.count) and pos.count > 1
 
 
 @dataclass(frozen=True)
-class Scoring:
+class AttentionScoreConfig:
     """How scores are made and turned into weights, the same at every call of one attention layer.
 
     scale: factor on the scores; window: keys a query sees, its own included
@@ -64,7 +64,7 @@ class Scoring:
     backend: str = "auto"
 
     @classmethod
-    def read(cls, config: Any, dims: Dims, width: int) -> "Scoring":
+    def read(cls, config: Any, dims: Dims, width: int) -> "AttentionScoreConfig":
         """From an attention's Config, for queries and keys of ``width``; the scale is 1 / sqrt(width) unless given."""
         return cls(
             scale=1 / math.sqrt(max(width, 1)) if config.scale is None else config.scale,
@@ -83,13 +83,13 @@ class Scoring:
             raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")
 
 
-def attend(
+def sdpa(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     pos: Positions,
     key_columns: Tensor,
-    scoring: Scoring,
+    scoring: AttentionScoreConfig,
     *,
     training: bool = False,
     sinks: Tensor | None = None,
@@ -105,26 +105,26 @@ def attend(
     window, n_keys = pos.limit(scoring.window), k.shape[2]
     seen, causal = None, False
     if needs_mask(pos, n_keys, window):
-        seen = pos.once(("visible", window, n_keys), lambda: visible(pos, key_columns, window))
+        seen = pos.memo(("visible", window, n_keys), lambda: visible(pos, key_columns, window))
     elif pos.count > 1:
         causal = True
     dropout = scoring.dropout if training else 0.0
-    spelled = (
+    use_eager = (
         scoring.backend == "math" or scoring.softcap is not None or _better_written_out(q, n_keys, scoring, training)
     )
-    plain = scoring.backend != "flex" and not spelled
+    plain = scoring.backend != "flex" and not use_eager
     if causal and not (plain and bias is None and sinks is None):
-        seen = pos.once("causal", lambda: visible(pos, key_columns, None))
+        seen = pos.memo("causal", lambda: visible(pos, key_columns, None))
     if scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: nothing for single tokens
         return _flex(q, k, v, scoring, seen, sinks, bias, dropout)
     # for one query PyTorch would copy all keys and values, to add the sink or where their widths differ
     copies = pos.count == 1 and (sinks is not None or k.shape[-1] != v.shape[-1])
-    if spelled or (copies and scoring.backend == "auto"):
-        return _written_out(q, k, v, scoring, seen, sinks, bias, dropout)
+    if use_eager or (copies and scoring.backend == "auto"):
+        return _eager(q, k, v, scoring, seen, sinks, bias, dropout)
     return _fused(q, k, v, scoring, seen, sinks, bias, dropout, causal and seen is None)
 
 
-def _better_written_out(q: Tensor, n_keys: int, scoring: Scoring, training: bool) -> bool:
+def _better_written_out(q: Tensor, n_keys: int, scoring: AttentionScoreConfig, training: bool) -> bool:
     """Whether compiled training on a CPU, whose flash kernels are slow backwards, goes quicker by plain products."""
     return scoring.backend == "auto" and n_keys <= _SHORT and compiling_for_cpu(q, training)
 
@@ -133,7 +133,7 @@ def _fused(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scoring: Scoring,
+    scoring: AttentionScoreConfig,
     seen: Tensor | None,
     sinks: Tensor | None,
     bias: Tensor | None,
@@ -180,11 +180,11 @@ def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tens
     return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), mask
 
 
-def _written_out(
+def _eager(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scoring: Scoring,
+    scoring: AttentionScoreConfig,
     seen: Tensor | None,
     sinks: Tensor | None,
     bias: Tensor | None,
@@ -221,7 +221,7 @@ def _flex(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scoring: Scoring,
+    scoring: AttentionScoreConfig,
     seen: Tensor | None,
     sinks: Tensor | None,
     bias: Tensor | None,
@@ -252,7 +252,7 @@ def _flex(
     return _compiled_flex()(q, k, v, score_mod=score, scale=scoring.scale, enable_gqa=shared)
 
 
-def share_of_heads(part: int, parts: int, **counts: int) -> slice:
+def shard_heads(part: int, parts: int, **counts: int) -> slice:
     """The heads that process ``part`` of ``parts`` computes, of as many as the first of ``counts`` says.
 
     Raises:

@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.weight_transfer import Adopted, AttentionOffer, FeedForwardOffer
+from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, TransferReport
 
 CONSTANT = 8192.0  # large beside what attention projects, so that the size of both together is the size of this
 
 CARRIED = "a constant that makes the norm the identity"
 
 
-def fill(part: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: str = "") -> Adopted:
+def fill(part: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: str = "") -> TransferReport:
     """Fill the linear layer ``name`` of a part with a weight (out, in) and a bias (out,), and say how it was made."""
     linear = getattr(part, name)
     linear.weight.copy_(weight)
@@ -23,13 +23,13 @@ def fill(part: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: s
     return {f"{name}.weight": how, f"{name}.bias": "zero, as there was none" if bias is None else how}
 
 
-def offer_of(part: Any, width: int, scale: float) -> AttentionOffer:
+def offer_of(part: Any, width: int, scale: float) -> AttentionWeights:
     """The offer of an attention part with linear layers query, key, value and out, and heads of one width."""
 
     def heads(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.detach().unflatten(0, (-1, width))
 
-    return AttentionOffer(
+    return AttentionWeights(
         query=heads(part.query.weight),
         key=heads(part.key.weight),
         value=heads(part.value.weight),
@@ -42,26 +42,26 @@ def offer_of(part: Any, width: int, scale: float) -> AttentionOffer:
     )
 
 
-def adopt_heads(part: Any, offer: AttentionOffer, mine: AttentionOffer) -> Adopted:
+def adopt_heads(part: Any, source: AttentionWeights, local_heads: AttentionWeights) -> TransferReport:
     """Fill linear layers query, key, value and out, whose present weights are ``mine``."""
-    count = len(mine.key)
-    fits = offer.query.shape == mine.query.shape and offer.out.shape == mine.out.shape
-    if not fits or (len(offer.key) % count and count % len(offer.key)):
+    count = len(local_heads.key)
+    fits = source.query.shape == local_heads.query.shape and source.out.shape == local_heads.out.shape
+    if not fits or (len(source.key) % count and count % len(source.key)):
         return {}
-    scale = offer.scale / mine.scale
-    how = _regrouping(len(offer.key), count)
-    value_bias = regroup(offer.value_bias, count)
+    scale = source.scale / local_heads.scale
+    how = _regrouping(len(source.key), count)
+    value_bias = regroup(source.value_bias, count)
     moved = value_bias is not None and part.value.bias is None
     return {
-        **fill(part, "query", *_scaled(offer, scale), f"times {scale:.4g}" if scale != 1 else ""),
-        **fill(part, "key", _rows(regroup(offer.key, count)), _rows(regroup(offer.key_bias, count)), how),
-        **fill(part, "value", _rows(regroup(offer.value, count)), None if moved else _rows(value_bias), how),
-        **fill_out(part, offer, moved),
+        **fill(part, "query", *_scaled(source, scale), f"times {scale:.4g}" if scale != 1 else ""),
+        **fill(part, "key", _rows(regroup(source.key, count)), _rows(regroup(source.key_bias, count)), how),
+        **fill(part, "value", _rows(regroup(source.value, count)), None if moved else _rows(value_bias), how),
+        **fill_out(part, source, moved),
     }
 
 
-def _scaled(offer: AttentionOffer, scale: float) -> tuple[Any, Any]:
-    return _rows(offer.query * scale), None if offer.query_bias is None else _rows(offer.query_bias * scale)
+def _scaled(source: AttentionWeights, scale: float) -> tuple[Any, Any]:
+    return _rows(source.query * scale), None if source.query_bias is None else _rows(source.query_bias * scale)
 
 
 def _rows(heads: Tensor | None) -> Any:
@@ -87,12 +87,12 @@ def _regrouping(before: int, after: int) -> str:
     return f"means of {before // after} heads" if before > after else f"each head {after // before} times"
 
 
-def fill_out(part: nn.Module, offer: AttentionOffer, moved: bool) -> Adopted:
+def fill_out(part: nn.Module, source: AttentionWeights, moved: bool) -> TransferReport:
     """Fill the linear layer ``out``; the bias of the values moves into its own: weights that sum to 1 pass it on."""
-    weight, bias = offer.out.flatten(1), offer.out_bias
-    if not moved or offer.value_bias is None:
+    weight, bias = source.out.flatten(1), source.out_bias
+    if not moved or source.value_bias is None:
         return fill(part, "out", weight, bias)
-    values = torch.einsum("dhm,hm->d", offer.out, regroup(offer.value_bias, offer.out.shape[1]))
+    values = torch.einsum("dhm,hm->d", source.out, regroup(source.value_bias, source.out.shape[1]))
     made = fill(part, "out", weight, values if bias is None else values + bias)
     return made | ({"out.bias": "with that of the values"} if "out.bias" in made else {})
 
@@ -125,17 +125,17 @@ def carry_past(norm: nn.Module, down: nn.Linear, width: int) -> int:
     return width - 1
 
 
-def offer_of_dense(part: Any) -> FeedForwardOffer:
+def offer_of_dense(part: Any) -> FeedForwardWeights:
     """The offer of a feed-forward part with linear layers up, down and, perhaps, gate."""
     tensors = {name.removesuffix(".weight").replace(".", "_"): tensor for name, tensor in part.named_parameters()}
-    return FeedForwardOffer(**{name: tensor.detach() for name, tensor in tensors.items()})
+    return FeedForwardWeights(**{name: tensor.detach() for name, tensor in tensors.items()})
 
 
-def adopt_dense(part: Any, offer: FeedForwardOffer) -> Adopted:
+def adopt_dense(part: Any, source: FeedForwardWeights) -> TransferReport:
     """Fill those of the linear layers up, down and gate that the offer has in their size."""
-    made: Adopted = {}
+    made: TransferReport = {}
     for name, linear in part.named_children():
-        weight = getattr(offer, name, None)
+        weight = getattr(source, name, None)
         if weight is not None and weight.shape == linear.weight.shape:
-            made |= fill(part, name, weight, getattr(offer, f"{name}_bias"))
+            made |= fill(part, name, weight, getattr(source, f"{name}_bias"))
     return made

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.distributed.dtensor import part_like, whole_of
+from modular_gpt.distributed.dtensor import distribute_like, full_tensor
 
 MOMENTUM = "momentum_buffer"
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steep at zero
@@ -73,10 +73,12 @@ def orthogonalised(matrices: list[Tensor], steps: int) -> list[Tensor]:
         stacks.setdefault((min(rows, columns), max(rows, columns)), []).append(index)
     done: dict[int, Tensor] = {}
     for indices in stacks.values():
-        stack = torch.stack([_wide(whole_of(matrices[index])).bfloat16() for index in indices])
+        stack = torch.stack([_wide(full_tensor(matrices[index])).bfloat16() for index in indices])
         done.update(zip(indices, newton_schulz(stack, steps).unbind(), strict=True))
     return [
-        part_like((done[index] if matrix.shape[0] <= matrix.shape[1] else done[index].mT).to(matrix.dtype), matrix)
+        distribute_like(
+            (done[index] if matrix.shape[0] <= matrix.shape[1] else done[index].mT).to(matrix.dtype), matrix
+        )
         for index, matrix in enumerate(matrices)
     ]
 

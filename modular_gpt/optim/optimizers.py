@@ -11,7 +11,7 @@ from modular_gpt.core.contracts import Norm
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig, decode
 from modular_gpt.core.validation import not_negative, one_of, positive
-from modular_gpt.distributed.dtensor import division_of, part_like
+from modular_gpt.distributed.dtensor import distribute_like, division_of
 from modular_gpt.model import GPTModel
 from modular_gpt.optim.muon import SCALINGS, OrthogonalMomentum
 from modular_gpt.optim.parameter_patterns import first_match
@@ -157,7 +157,7 @@ class Optimizer(Component, ABC, slot="optim"):
                 continue  # it was trained and is not any more
             number, index = places[name]
             parameter = parameters[name]
-            value = part_like(value, parameter) if value.shape == parameter.shape else value
+            value = distribute_like(value, parameter) if value.shape == parameter.shape else value
             states[number].setdefault(index, {})[quantity] = value
         for part, each in zip(self.parts, states, strict=True):
             part.load_state_dict({"state": each, "param_groups": part.state_dict()["param_groups"]})

@@ -7,7 +7,7 @@ from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.model.config import GPTConfig, LayerConfig
-from modular_gpt.pretrained.tensor_map import Rule
+from modular_gpt.pretrained.tensor_map import TensorMapping
 
 Settings = Mapping[str, Any]  # of their config.json, with the defaults filled in
 
@@ -29,7 +29,7 @@ class Family:
 
     model_type: str
     architecture: str
-    rules: tuple[Rule, ...]
+    rules: tuple[TensorMapping, ...]
     read: Callable[[Settings], dict[str, Any]]
     defaults: Mapping[str, Any]
     write: Callable[[GPTConfig, list[LayerConfig]], dict[str, Any]] | None = None

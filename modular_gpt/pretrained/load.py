@@ -14,7 +14,7 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.hub import CONFIG, Source, locate
-from modular_gpt.pretrained.tensor_map import Link, expand
+from modular_gpt.pretrained.tensor_map import TensorPair, expand
 from modular_gpt.pretrained.weight_files import Tensors, listed
 
 HEAD, EMBEDDING = "lm_head.weight", "embedding.weight"
@@ -79,7 +79,7 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **buffers}
 
 
-def match(family: Family, model: GPTModel, files: Tensors) -> list[Link]:
+def match(family: Family, model: GPTModel, files: Tensors) -> list[TensorPair]:
     """Which tensor of the files goes where; every one of them, and every one of the model.
 
     Raises:
@@ -118,7 +118,7 @@ def _left_over(family: Family, config: GPTConfig, keys: set[str]) -> set[str]:
     return {key for key in keys if not any(re.fullmatch(p, prefix + key) for p in patterns for prefix in prefixes)}
 
 
-def _check_tied(files: Tensors, links: Sequence[Link]) -> None:
+def _check_tied(files: Tensors, links: Sequence[TensorPair]) -> None:
     """A head in a file whose config says that the head is the embedding must be the embedding."""
     embedding = next(link.theirs for link in links if link.ours == (EMBEDDING,))
     if not torch.equal(files.tensor(HEAD), files.tensor(embedding)):
@@ -129,7 +129,7 @@ def _check_tied(files: Tensors, links: Sequence[Link]) -> None:
 
 @torch.no_grad()
 def fill(
-    model: GPTModel, links: Sequence[Link], files: Tensors, dtype: torch.dtype | None, device: torch.device
+    model: GPTModel, links: Sequence[TensorPair], files: Tensors, dtype: torch.dtype | None, device: torch.device
 ) -> None:
     """Allocate a model that was built without storage, and copy one tensor after another into it."""
     if dtype is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Attention, FeedForward, Norm
 from modular_gpt.core.registry import ComponentConfig, encode, merge
-from modular_gpt.core.weight_transfer import Adopted
+from modular_gpt.core.weight_transfer import TransferReport
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import SLOTS, GPTConfig
 from modular_gpt.model.loss import IGNORED
@@ -103,7 +103,7 @@ def transplant(source: GPTModel, config: GPTConfig) -> tuple[GPTModel, Transplan
     return target, report
 
 
-def _tables(source: GPTModel, target: GPTModel) -> tuple[Adopted, set[str]]:
+def _tables(source: GPTModel, target: GPTModel) -> tuple[TransferReport, set[str]]:
     """Copy the rows that both have of what has a row for each token or position."""
     old, new = own_tensors(source), own_tensors(target)
     made, used = {}, set()
@@ -146,17 +146,17 @@ def _same(old: ComponentConfig, new: ComponentConfig) -> bool:
     )
 
 
-def _part(old: nn.Module | None, new: nn.Module, same: bool) -> tuple[Adopted, set[str]]:
+def _part(old: nn.Module | None, new: nn.Module, same: bool) -> tuple[TransferReport, set[str]]:
     """Copy a part, or let it start from what the old one offers: how its tensors were made, and the old ones used."""
     if old is None:
         return {}, set()
     mine, theirs = own_tensors(new), own_tensors(old)
     alike = {name for name in mine if name in theirs and mine[name].shape == theirs[name].shape}
-    made: Adopted = {}
+    made: TransferReport = {}
     if not (same and len(alike) == len(mine) == len(theirs)):
         # Dropout and what else is no component of ours has nothing to offer.
-        offer = old.offer() if isinstance(old, Attention | FeedForward | Norm) else None
-        made = {} if offer is None else cast(Any, new).adopt(offer)
+        source = old.canonical_weights() if isinstance(old, Attention | FeedForward | Norm) else None
+        made = {} if source is None else cast(Any, new).init_from(source)
         words = {_word(name) for name in made}
         used = {name for name in theirs if _word(name) in words}
         alike = {name for name in alike if name not in made} if type(old) is type(new) and made else set()

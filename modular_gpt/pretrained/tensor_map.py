@@ -58,7 +58,7 @@ def transposed(inner: Transform) -> Transform:
     )
 
 
-class Rule(NamedTuple):
+class TensorMapping(NamedTuple):
     """One tensor of theirs and what it is called here; only in models that have ``where`` and have not ``unless``."""
 
     theirs: str
@@ -75,7 +75,7 @@ class Rule(NamedTuple):
         )
 
 
-class Link(NamedTuple):
+class TensorPair(NamedTuple):
     """A rule applied to one layer and, where they are separate, to one expert of a model."""
 
     theirs: str
@@ -101,7 +101,9 @@ class Link(NamedTuple):
             target.copy_(part)
 
 
-def expand(rules: Sequence[Rule], tensors: Mapping[str, Tensor], n_layers: int, heads: int) -> Iterator[Link]:
+def expand(
+    rules: Sequence[TensorMapping], tensors: Mapping[str, Tensor], n_layers: int, heads: int
+) -> Iterator[TensorPair]:
     """Every link between a checkpoint and a model with our ``tensors``, by name."""
     for rule in rules:
         for layer in range(n_layers) if LAYER in rule.theirs else [0]:
@@ -110,19 +112,19 @@ def expand(rules: Sequence[Rule], tensors: Mapping[str, Tensor], n_layers: int, 
             ours = tuple(_in_layer(name, layer) for name in rule.ours)
             theirs = _in_layer(rule.theirs, layer)
             if EXPERT not in theirs:
-                yield Link(theirs, ours, rule.transform, None, heads)
+                yield TensorPair(theirs, ours, rule.transform, None, heads)
                 continue
             for expert in range(tensors[ours[0]].shape[0]):
-                yield Link(theirs.replace(EXPERT, str(expert)), ours, rule.transform, expert, heads)
+                yield TensorPair(theirs.replace(EXPERT, str(expert)), ours, rule.transform, expert, heads)
 
 
 def _in_layer(name: str, layer: int) -> str:
     return name.replace(LAYER, str(layer))
 
 
-def affine(theirs: str, *ours: str, weight: Transform = COPY, bias: Transform = COPY) -> list[Rule]:
+def affine(theirs: str, *ours: str, weight: Transform = COPY, bias: Transform = COPY) -> list[TensorMapping]:
     """The rules for ``.weight`` and ``.bias`` of a layer."""
     return [
-        Rule(f"{theirs}.weight", tuple(f"{name}.weight" for name in ours), weight),
-        Rule(f"{theirs}.bias", tuple(f"{name}.bias" for name in ours), bias),
+        TensorMapping(f"{theirs}.weight", tuple(f"{name}.weight" for name in ours), weight),
+        TensorMapping(f"{theirs}.bias", tuple(f"{name}.bias" for name in ours), bias),
     ]

@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, processes: Processes | None = None) -> torch.device:
+def choose_device(name: str, processes: ProcessGroup | None = None) -> torch.device:
     """The device of that name; ``auto`` is the best one that works here. Of several processes each has its own GPU.
 
     Raises:
         ConfigError: there is no such device on this machine, or not one for each process.
     """
-    processes = processes or Processes()
+    processes = processes or ProcessGroup()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and torch.backends.mps.is_available() and processes.world == 1:

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from modular_gpt.core.collectives import sharing_batches
-from modular_gpt.core.errors import Told, UserError
+from modular_gpt.core.collectives import data_parallel_region
+from modular_gpt.core.errors import ReportedElsewhere, UserError
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ _runs = count()  # of this process: each has words of its own in the store, whic
 _GONE = ("connection", "gloo", "nccl", "timed out", "timeout")  # in what PyTorch says when a process does not answer
 
 
-class Processes:
+class ProcessGroup:
     """This process among those of a run.
 
     rank, world: its number and how many there are; local_rank, local_world: on its machine
@@ -44,7 +44,7 @@ class Processes:
         self._words = count()
 
     @classmethod
-    def launched(cls) -> "Processes":
+    def launched(cls) -> "ProcessGroup":
         """As the launcher says, or one alone."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(os.environ.get(name, "").isdigit() for name in names):
@@ -54,17 +54,17 @@ class Processes:
         return one
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether it is the first, which prints and writes."""
         return self.rank == 0
 
     @contextmanager
-    def alike(self) -> Iterator[None]:
+    def same_error_on_all_ranks(self) -> Iterator[None]:
         """Whatever mistake is found while the block runs, all processes find it, and the first one tells it."""
         try:
             yield
         except UserError as error:
-            raise error if self.leads else Told(str(error)) from error
+            raise error if self.is_main else ReportedElsewhere(str(error)) from error
 
     @contextmanager
     def connected(self, device: torch.device, timeout: float | None) -> Iterator[None]:
@@ -88,7 +88,7 @@ class Processes:
             )
         self._store = dist.PrefixStore(f"modular_gpt/{next(_runs)}", dist.distributed_c10d._get_default_store())
         try:
-            with sharing_batches() if self.world > 1 else nullcontext():
+            with data_parallel_region() if self.world > 1 else nullcontext():
                 yield
         except UserError as error:
             raise self._told(error) from error
@@ -103,24 +103,24 @@ class Processes:
 
     def _told(self, error: UserError) -> UserError:
         """The same error, as one that is printed once: a mistake that all make is told by the first."""
-        if isinstance(error, Told):
+        if isinstance(error, ReportedElsewhere):
             return error
         assert self._store is not None
         sentence = str(error)
         deadline = time.monotonic() + 1.0
-        while not self.leads and time.monotonic() < deadline:
+        while not self.is_main and time.monotonic() < deadline:
             if self._store.check([ERROR]) and self._store.get(ERROR).decode() == sentence:
-                return Told(sentence)
+                return ReportedElsewhere(sentence)
             time.sleep(0.01)
         self._store.set(ERROR, sentence)
-        return error if self.leads else type(error)(f"process {self.rank}: {sentence}")
+        return error if self.is_main else type(error)(f"process {self.rank}: {sentence}")
 
     def _lost(self, error: Exception) -> UserError:
         """What to say when another process does not answer: the first one to notice says it."""
         assert self._store is not None
         try:
             if self._store.check([ERROR]):
-                return Told(self._store.get(ERROR).decode())
+                return ReportedElsewhere(self._store.get(ERROR).decode())
             first = self._store.add(LOST, 1) == 1
         except (dist.DistError, RuntimeError):  # the store has gone with that process
             first = True
@@ -129,19 +129,19 @@ class Processes:
             f"process {self.rank} of {self.world} lost another one ({reason}), so training stops;"
             f" to go on, start it again with resume={self.directory or '<the directory of a run>'}"
         )
-        return UserError(said) if first else Told(said)
+        return UserError(said) if first else ReportedElsewhere(said)
 
     def lead(self, work: Callable[[], str]) -> str:
         """What ``work`` returns in the first process, in all of them; the others wait, however long it takes."""
         if self.world == 1:
             return work()
         key = f"lead/{next(self._words)}"
-        if self.leads:
+        if self.is_main:
             self._say(key, text := work())
             return text
         return self._heard(key)
 
-    def in_turn(self, work: Callable[[], T]) -> T:
+    def local_main_first(self, work: Callable[[], T]) -> T:
         """Run ``work`` everywhere, first in one process of each machine: what it makes on the disk is there then."""
         if self.world == 1:
             return work()
@@ -170,7 +170,7 @@ class Processes:
         assert self._store is not None
         while not self._store.check([key]):
             if self._store.check([ERROR]):
-                raise Told(self._store.get(ERROR).decode())
+                raise ReportedElsewhere(self._store.get(ERROR).decode())
             time.sleep(0.005)
         return self._store.get(key).decode()
 

@@ -10,7 +10,7 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
+class GracefulShutdown:
     """A signal that has asked to stop.
 
     While ``gentle`` is entered, the first signal only sets it, so that a loop can save and end. Elsewhere, and from
@@ -22,7 +22,7 @@ class Stop:
         self.signal: int | None = None
         self.agree = agree
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether to stop now; all processes ask at the same points, and get the same answer."""
         number = self.agree(self.signal or 0)
         if number:
@@ -30,7 +30,7 @@ class Stop:
         return number > 0
 
     @contextmanager
-    def gentle(self) -> Iterator[None]:
+    def catch(self) -> Iterator[None]:
         """Catch signals while the block runs; in threads other than the main one signals stay as they are."""
         if threading.current_thread() is not threading.main_thread():
             yield

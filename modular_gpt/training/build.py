@@ -16,11 +16,11 @@ from modular_gpt.model.aliases import read_config
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.optim.optimizers import build_optimizer
 from modular_gpt.optim.schedules import build_schedule
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training.checkpointing import restore
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.estimate import check_weights
-from modular_gpt.training.finetune import open_source, started
+from modular_gpt.training.finetune import init_from_source, open_source
 from modular_gpt.training.lora import check_lora, restore_adapters, trained_parts
 from modular_gpt.training.trainer import Trainer
 
@@ -45,7 +45,7 @@ def build_trainer(
 
     source: the opened ``init_from``; say: takes what became of its weights; parallel: with which other processes
     """
-    parallel = parallel or build_parallel("none", Processes())
+    parallel = parallel or build_parallel("none", ProcessGroup())
     parallel.check_whole(config.optim, config.lora.rank is not None)
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = described_model(config, tokenizer)
@@ -56,7 +56,9 @@ def build_trainer(
         check_lora(config.lora, checkpoint)
         model = build_model(checkpoint)
     elif config.init_from is not None:
-        model = started(config.init_from, source or open_source(config.init_from), described, data, tokenizer, say)
+        model = init_from_source(
+            config.init_from, source or open_source(config.init_from), described, data, tokenizer, say
+        )
     else:
         check_weights(described)
         torch.manual_seed(config.seed)
@@ -65,7 +67,7 @@ def build_trainer(
     adapters = trained_parts(model, config.lora, config.trainer.frozen)
     if adapters is not None and checkpoint is not None:
         restore_adapters(adapters, checkpoint)
-    model = parallel.place(model, device, precision)
+    model = parallel.shard_model(model, device, precision)
     optimizer = build_optimizer(config.optim, model)
     trainer = Trainer(
         model, optimizer, schedule, data, tokenizer, config.trainer, config.seed, precision, parallel, adapters

@@ -10,7 +10,7 @@ import torch
 
 from modular_gpt.checkpoint import BEST, FOLDER, LATEST, STEP, read_json, read_tensors, save_checkpoint
 from modular_gpt.checkpoint import META as META_FILE
-from modular_gpt.core.atomic_files import follow, point, sweep
+from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.distributed import Tensors
 from modular_gpt.distributed.sharded_checkpoint import write_pieces
@@ -32,10 +32,10 @@ class Checkpoints:
         self.trainer, self.settings = trainer, settings
         progress = trainer.progress
         self.saved = (progress.step, progress.evaluated) if progress.step else None  # it was resumed from there
-        self.leads = trainer.parallel.processes.leads
-        if self.leads:
+        self.is_main = trainer.parallel.processes.is_main
+        if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            sweep(self.folder, seconds=0)
+            remove_stale(self.folder, seconds=0)
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless there is one; then drop old ones. The first process does.
@@ -45,27 +45,27 @@ class Checkpoints:
         """
         progress = self.trainer.progress
         if (progress.step, progress.evaluated) != self.saved:
-            with self.trainer.judged():
+            with self.trainer.eval_weights():
                 meta, tensors = training_state(self.trainer)
                 self.write(meta, {"model": self.trainer.weights(), **tensors})
             self.saved = (progress.step, progress.evaluated)
-        if self.leads:
-            self.point()
+        if self.is_main:
+            self.update_links()
             self.prune()
 
     def write(self, meta: dict[str, Any], sets: dict[str, Tensors]) -> None:
         """Write a checkpoint of this step: whole tensors, or each process what it holds."""
         trainer, parallel = self.trainer, self.trainer.parallel
         small, pieces = {TRAINER: sets.pop(TRAINER)}, None
-        if parallel.in_pieces:
+        if parallel.sharded_checkpoints:
             held = {f"{name}/{key}": tensor for name, each in sets.items() for key, tensor in each.items()}
 
             def pieces(folder: Path) -> None:
                 write_pieces(held, Path(parallel.processes.lead(lambda: str(folder))))
 
         else:
-            small |= {name: parallel.whole(each) for name, each in sets.items()}
-        if self.leads:
+            small |= {name: parallel.gather(each) for name, each in sets.items()}
+        if self.is_main:
             save_checkpoint(
                 self.path(trainer.progress.step),
                 trainer.model,
@@ -78,13 +78,13 @@ class Checkpoints:
         elif pieces is not None:
             pieces(self.folder)  # the first process says where
 
-    def point(self) -> None:
+    def update_links(self) -> None:
         """Let ``latest``, and ``best`` where it is that, lead to the checkpoint of this step."""
         progress = self.trainer.progress
         try:
-            point(self.folder / LATEST, self.path(progress.step).name)
+            link(self.folder / LATEST, self.path(progress.step).name)
             if progress.best_step == progress.step:
-                point(self.folder / BEST, self.path(progress.step).name)
+                link(self.folder / BEST, self.path(progress.step).name)
         except OSError as error:
             raise CheckpointError(
                 f"'{self.path(progress.step)}' is saved, but not noted as the latest ({error.strerror})"
@@ -183,7 +183,7 @@ def best_is_there(directory: Path, step: int) -> bool:
 
 def run_of(path: Path) -> Path | None:
     """The run's directory that a path names, or in which a checkpoint lies; None for a checkpoint on its own."""
-    path = follow(path).absolute()
+    path = resolve_link(path).absolute()
     if (path / FOLDER).is_dir():
         run = path
     elif FOLDER in (path.name, path.parent.name):

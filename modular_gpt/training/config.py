@@ -12,8 +12,8 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
 from modular_gpt.core.validation import fraction, from_mapping, not_negative, one_of, positive
 from modular_gpt.model.aliases import read_config
-from modular_gpt.model.loss import LossSettings
-from modular_gpt.training.lora import LoraSettings
+from modular_gpt.model.loss import LossConfig
+from modular_gpt.training.lora import LoraConfig
 
 SLOTS = ("data", "tokenizer", "optim", "schedule", "parallel", "logger")
 PRECISIONS = ("auto", "float32", "bf16_products", "bf16", "fp16")
@@ -93,9 +93,9 @@ class TrainerConfig:
             )
 
     @property
-    def loss(self) -> LossSettings:
+    def loss(self) -> LossConfig:
         """What is added to the cross-entropy."""
-        return LossSettings(self.label_smoothing, self.z_loss)
+        return LossConfig(self.label_smoothing, self.z_loss)
 
 
 @dataclass
@@ -131,7 +131,7 @@ class RunConfig:
     runs: str = "runs"
     resume: str | None = None
     init_from: str | None = None
-    lora: LoraSettings = field(default_factory=LoraSettings)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class RunConfig:
         if isinstance(self.trainer, Mapping):
             self.trainer = from_mapping(TrainerConfig, self.trainer, "trainer")
         if isinstance(self.lora, Mapping):
-            self.lora = from_mapping(LoraSettings, self.lora, "lora")
+            self.lora = from_mapping(LoraConfig, self.lora, "lora")
         given = "vocab_size" in self.model
         self.model = read_config(self.model).to_dict()
         if not given:
@@ -171,7 +171,7 @@ class RunConfig:
             ConfigError: a setting is unknown, of the wrong type, or cannot work with another.
         """
         values = dict(values)
-        for name, kind in (("trainer", TrainerConfig), ("lora", LoraSettings)):
+        for name, kind in (("trainer", TrainerConfig), ("lora", LoraConfig)):
             if isinstance(values.get(name), Mapping):
                 values[name] = from_mapping(kind, values[name], name)
         return from_mapping(cls, values, "run")

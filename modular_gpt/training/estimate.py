@@ -16,9 +16,9 @@ from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.optim.optimizers import build_optimizer
 from modular_gpt.training.config import TrainerConfig
-from modular_gpt.training.lora import LoraSettings, trained_parts
+from modular_gpt.training.lora import LoraConfig, trained_parts
 
-WHOLE = LoraSettings()  # no adapters
+WHOLE = LoraConfig()  # no adapters
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -77,10 +77,10 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig, lora: LoraSettings = WHOLE) -> Estimate:
+def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig, lora: LoraConfig = WHOLE) -> Estimate:
     """What training takes; nothing is computed and no memory is used."""
     with FakeTensorMode():
-        model = hollow(config, trainer, lora)
+        model = meta_model(config, trainer, lora)
         optimizer = build_optimizer(optim, model).state_bytes()
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return Estimate(
@@ -94,7 +94,7 @@ def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig, lora: LoraSe
     )
 
 
-def hollow(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettings) -> GPTModel:
+def meta_model(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> GPTModel:
     """The model as it is trained, of tensors without content, inside a FakeTensorMode."""
     with torch.device("meta"):
         model = GPTModel(config)
@@ -107,7 +107,7 @@ def hollow(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettings) -> GPT
     return model
 
 
-def activation_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettings = WHOLE) -> int:
+def activation_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig = WHOLE) -> int:
     """Of one micro-batch, at the moment when most are held."""
     whole = kept_bytes(config, replace(trainer, activation_checkpointing=0), lora)
     every = trainer.activation_checkpointing
@@ -118,21 +118,21 @@ def activation_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettin
     return kept + (whole - kept) // again
 
 
-def kept_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraSettings) -> int:
+def kept_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> int:
     """What a forward pass keeps for the backward pass."""
     with FakeTensorMode():
-        model = hollow(config, trainer, lora)
+        model = meta_model(config, trainer, lora)
         model.checkpoint_activations(trainer.activation_checkpointing)
         rows = trainer.batch_size // trainer.gradient_accumulation
         ids = torch.zeros(rows, config.context_length, dtype=torch.long)
-        with keeping() as kept:
+        with saved_tensors() as kept:
             model(ids, ids, loss=trainer.loss)
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(count for storage, count in storages.items() if storage not in own)
 
 
-def flops_per_token(config: GPTConfig, frozen: Sequence[str] = (), lora: LoraSettings = WHOLE) -> float:
+def flops_per_token(config: GPTConfig, frozen: Sequence[str] = (), lora: LoraConfig = WHOLE) -> float:
     """Floating-point operations of the forward and backward pass of one token in a full context.
 
     frozen: patterns of the parameters that have no gradient; lora: the adapters
@@ -167,23 +167,23 @@ def available_bytes(device: torch.device) -> int | None:
     return max(0, free)
 
 
-def smaller(
+def suggest_smaller(
     config: GPTConfig,
     trainer: TrainerConfig,
-    said: Estimate | None = None,
+    needs: Estimate | None = None,
     available: int = 0,
-    lora: LoraSettings = WHOLE,
+    lora: LoraConfig = WHOLE,
 ) -> str:
     """What to give to need less memory, ready to be typed; with an estimate, what makes it fit."""
     parts = trainer.gradient_accumulation
     rows = trainer.batch_size // parts
     for divisor in (d for d in range(2, rows + 1) if rows % d == 0):
-        if said is None or said.training_bytes - said.activations * (1 - 1 / divisor) <= available:
+        if needs is None or needs.training_bytes - needs.activations * (1 - 1 / divisor) <= available:
             return f"trainer.gradient_accumulation={parts * divisor}"
-    others = 0 if said is None else said.training_bytes - said.activations
+    others = 0 if needs is None else needs.training_bytes - needs.activations
     least = replace(trainer, gradient_accumulation=trainer.batch_size, activation_checkpointing=1)
     if trainer.activation_checkpointing != 1 and (
-        said is None or others + activation_bytes(config, least, lora) <= available
+        needs is None or others + activation_bytes(config, least, lora) <= available
     ):
         split = f"trainer.gradient_accumulation={trainer.batch_size} " if rows > 1 else ""
         return f"{split}trainer.activation_checkpointing=1"
@@ -193,13 +193,13 @@ def smaller(
 
 
 def check_memory(
-    said: Estimate, config: GPTConfig, trainer: TrainerConfig, device: torch.device, lora: LoraSettings = WHOLE
+    needs: Estimate, config: GPTConfig, trainer: TrainerConfig, device: torch.device, lora: LoraConfig = WHOLE
 ) -> None:
     """Raise a ConfigError, which says what to change, for a training that cannot fit."""
     available = available_bytes(device)
-    if available is not None and said.training_bytes > available:
-        change = smaller(config, trainer, said, available, lora)
-        raise ConfigError(f"this needs {said.in_words()}, and {size(available)} are available: try {change}")
+    if available is not None and needs.training_bytes > available:
+        change = suggest_smaller(config, trainer, needs, available, lora)
+        raise ConfigError(f"this needs {needs.in_words()}, and {size(available)} are available: try {change}")
 
 
 def check_weights(config: GPTConfig) -> None:
@@ -215,7 +215,7 @@ def check_weights(config: GPTConfig) -> None:
 
 
 @contextmanager
-def keeping() -> Iterator[list[Tensor]]:
+def saved_tensors() -> Iterator[list[Tensor]]:
     """Collects every tensor that a forward pass keeps for the backward pass."""
     kept: list[Tensor] = []
 

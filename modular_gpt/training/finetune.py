@@ -51,7 +51,7 @@ def tokenizer_of(config: RunConfig, corpus: Corpus, source: Opened | None, check
     return before if same and before is not None else build_tokenizer(config.tokenizer, corpus)
 
 
-def started(
+def init_from_source(
     name: str,
     source: Opened,
     config: GPTConfig,

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from modular_gpt.distributed import Parallel
 from modular_gpt.model import GPTModel
-from modular_gpt.model.loss import PLAIN, LossOutput, LossSettings
+from modular_gpt.model.loss import PLAIN, LossConfig, LossOutput
 from modular_gpt.runtime.device import autocast
 from modular_gpt.training.compile import from_compiler, reason
 
@@ -40,7 +40,7 @@ class Forward:
         module = Rounded(self.model) if self.rounds else self.model
         self.module = self.parallel.wrap(cast(nn.Module, torch.compile(module, dynamic=False)) if compile else module)
 
-    def __call__(self, ids: Tensor, targets: Tensor, loss: LossSettings = PLAIN) -> LossOutput:
+    def __call__(self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN) -> LossOutput:
         try:
             return self._run(self.module, ids, targets, loss, self.rounds)
         except Exception as error:
@@ -55,7 +55,7 @@ class Forward:
         return self._run(self.model, ids, targets, PLAIN)
 
     def _run(
-        self, module: nn.Module, ids: Tensor, targets: Tensor, loss: LossSettings, rounds: bool = False
+        self, module: nn.Module, ids: Tensor, targets: Tensor, loss: LossConfig, rounds: bool = False
     ) -> LossOutput:
         with autocast("float32" if rounds else self.precision, self.device):
             return module(self._moved(ids), self._moved(targets), loss=loss)
@@ -78,7 +78,7 @@ class Rounded(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor, loss: LossSettings = PLAIN) -> LossOutput:
+    def forward(self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN) -> LossOutput:
         """(B, T) ids and targets -> the loss and its parts"""
         rounded = {name: weight.to(torch.bfloat16) for name, weight in self.model.named_parameters()}
         return functional_call(self.model, rounded, (ids, targets), {"loss": loss})

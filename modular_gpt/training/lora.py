@@ -23,7 +23,7 @@ ADAPTED, ADAPTER = ".base_layer.", ".lora_"  # in peft's names of a layer's own 
 
 
 @dataclass
-class LoraSettings:
+class LoraConfig:
     """Train low-rank adapters of a model that was trained before, instead of its weights.
 
     rank: of the adapters (null: the weights themselves are trained); alpha: adapters count alpha / rank
@@ -45,7 +45,7 @@ class LoraSettings:
 class Adapters:
     """The adapters of a model."""
 
-    def __init__(self, model: nn.Module, settings: LoraSettings) -> None:
+    def __init__(self, model: nn.Module, settings: LoraConfig) -> None:
         """Put them beside the layers; the first pass gives what the model gave without them.
 
         Raises:
@@ -113,17 +113,17 @@ def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return list(first_match(spelled or ["blocks.*"], linear, "lora.targets", "linear layer"))
 
 
-def trained_parts(model: nn.Module, lora: LoraSettings, frozen: Sequence[str]) -> Adapters | None:
+def trained_parts(model: nn.Module, lora: LoraConfig, frozen: Sequence[str]) -> Adapters | None:
     """Give a model its adapters, where they are wished, and freeze what is to be frozen."""
     adapters = None if lora.rank is None else Adapters(model, lora)
     freeze(model, frozen)
     return adapters
 
 
-def check_lora(settings: LoraSettings, checkpoint: Path) -> None:
+def check_lora(settings: LoraConfig, checkpoint: Path) -> None:
     """Raise a CheckpointError where a run cannot go on with these settings."""
     run = read_json(checkpoint / META).get("run") or {}
-    before = run.get("lora") or asdict(LoraSettings())
+    before = run.get("lora") or asdict(LoraConfig())
     changed = [f"lora.{name}={before.get(name)}" for name, now in asdict(settings).items() if before.get(name) != now]
     if changed:
         raise CheckpointError(

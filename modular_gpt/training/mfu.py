@@ -17,7 +17,7 @@ import torch
 
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.training.estimate import WHOLE, flops_per_token
-from modular_gpt.training.lora import LoraSettings
+from modular_gpt.training.lora import LoraConfig
 
 TERA = 1e12
 # Dense products by the makers' data sheets, in 10^12 FLOP/s: bf16, fp16, float32 (as TF32 where there is that). None
@@ -55,7 +55,7 @@ CPU = 1e11  # FLOP/s of a CPU, to judge that before it is measured
 
 
 @dataclass
-class Meter:
+class ThroughputMonitor:
     """Reads a device.
 
     flops: of training on one token; peak: of all devices together, FLOP/s, or None where it is not known
@@ -85,18 +85,18 @@ def build_meter(
     precision: str,
     devices: int = 1,
     frozen: Sequence[str] = (),
-    lora: LoraSettings = WHOLE,
-) -> Meter:
+    lora: LoraConfig = WHOLE,
+) -> ThroughputMonitor:
     """A meter for training a model, but for what is frozen, or adapters of it, on so many tokens.
 
     MFU is left out of a run of seconds, in which looking for it would be felt, and where no peak is known.
     """
     peak = published_peak(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
     if 6 * parameters * tokens < WORTH * devices * (peak or CPU) or not (peak or device.type == "cpu"):
-        return Meter(device)
+        return ThroughputMonitor(device)
     source = "published" if peak else "measured"
     peak = peak or measured_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
-    return Meter(device, flops_per_token(config, frozen, lora), peak * devices, source)
+    return ThroughputMonitor(device, flops_per_token(config, frozen, lora), peak * devices, source)
 
 
 def published_peak(name: str, precision: str) -> float | None:

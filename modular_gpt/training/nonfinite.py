@@ -10,7 +10,7 @@ from modular_gpt.distributed import Parallel
 from modular_gpt.distributed.dtensor import local_part
 
 
-def first_not_finite(model: nn.Module, forward: Callable[[], Any], parallel: Parallel) -> str:
+def find_first_nonfinite(model: nn.Module, forward: Callable[[], Any], parallel: Parallel) -> str:
     """A phrase that names it.
 
     It is the first module in a repeated forward pass with a finite input and an output that is not; where all outputs

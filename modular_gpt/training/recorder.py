@@ -17,7 +17,7 @@ from tqdm import tqdm
 from modular_gpt.core.atomic_files import write_text
 from modular_gpt.training.estimate import size
 from modular_gpt.training.loggers import Loggers
-from modular_gpt.training.mfu import Meter
+from modular_gpt.training.mfu import ThroughputMonitor
 
 METRICS, TABLE, SAMPLES = "metrics.jsonl", "metrics.csv", "samples.txt"
 HEADING = "=== step "  # in samples.txt; lines of samples are indented
@@ -74,7 +74,7 @@ class Recorder:
         self,
         directory: Path,
         max_steps: int,
-        meter: Meter,
+        meter: ThroughputMonitor,
         loggers: Loggers,
         start: int = 0,
         evaluated: int = 0,

@@ -12,18 +12,18 @@ from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_js
 from modular_gpt.checkpoint import META as META_FILE
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.data import Tokenizer, build_corpus, prepare
-from modular_gpt.distributed import Parallel, build_parallel, fits
+from modular_gpt.distributed import Parallel, build_parallel, supports
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import choose_device, choose_precision, float32_products, prepare_device
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import orderly
 from modular_gpt.training.build import build_trainer, described_model
 from modular_gpt.training.checkpointing import Checkpoints, run_of
 from modular_gpt.training.compile import from_compiler, ordered_sums, reason
 from modular_gpt.training.config import RunConfig, TrainerConfig
-from modular_gpt.training.estimate import Estimate, check_memory, estimate, smaller
+from modular_gpt.training.estimate import Estimate, check_memory, estimate, suggest_smaller
 from modular_gpt.training.finetune import open_source, tokenizer_of
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import peft_package
@@ -31,7 +31,7 @@ from modular_gpt.training.plot import plot_losses
 from modular_gpt.training.recorder import Recorder, Silent
 from modular_gpt.training.report import Outcome, report_table
 from modular_gpt.training.run_directory import new_run_directory, only_here
-from modular_gpt.training.run_info import meter_of, opening, write_facts
+from modular_gpt.training.run_info import meter_of, opening, save_run_info
 from modular_gpt.training.trainer import Trainer
 
 
@@ -61,16 +61,16 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         CheckpointError: what is to be resumed is missing, damaged or of other settings; or the disk is full.
     """
     keep_memory()
-    processes = Processes.launched()
+    processes = ProcessGroup.launched()
     with orderly():
-        with processes.alike():
+        with processes.same_error_on_all_ranks():
             parallel = build_parallel(config.parallel, processes)
             device = choose_device(config.trainer.device, processes)
             precision = choose_precision(config.trainer.precision, device)
-            loggers = build_loggers(config.logger if processes.leads else "none")
+            loggers = build_loggers(config.logger if processes.is_main else "none")
         prepare_device(config.trainer.threads, processes.local_world)
         with processes.connected(device, parallel.timeout), float32_products(precision, device):
-            return train_together(config, parallel, loggers, device, precision, quiet or not processes.leads)
+            return train_together(config, parallel, loggers, device, precision, quiet or not processes.is_main)
 
 
 def train_together(
@@ -86,21 +86,21 @@ def train_together(
         directory = checkpoint = source = None
         if (resume := config.resume) is not None:
             directory = run_of(Path(resume))
-            held.enter_context(only_here(directory if processes.leads else None))
+            held.enter_context(only_here(directory if processes.is_main else None))
             checkpoint = Path(processes.lead(lambda: str(find_checkpoint(resume, prefer=LATEST))))
         elif (init_from := config.init_from) is not None:
-            source = processes.in_turn(lambda: open_source(init_from))
-        corpus = processes.in_turn(lambda: build_corpus(config.data))
-        tokenizer = processes.in_turn(lambda: tokenizer_of(config, corpus, source, checkpoint))
+            source = processes.local_main_first(lambda: open_source(init_from))
+        corpus = processes.local_main_first(lambda: build_corpus(config.data))
+        tokenizer = processes.local_main_first(lambda: tokenizer_of(config, corpus, source, checkpoint))
         if config.dry_run:
             return dry_run(config, tokenizer, device, parallel, quiet)
-        data = processes.in_turn(lambda: prepare(corpus, tokenizer))
+        data = processes.local_main_first(lambda: prepare(corpus, tokenizer))
         say: Callable[[str], None] = (lambda text: None) if quiet else print
         trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint, source, say, parallel)
         source = None  # gives its memory back
         if directory is None:
             directory = Path(processes.lead(lambda: str(new_run_directory(Path(config.runs), config.name))))
-            held.enter_context(only_here(directory if processes.leads else None))
+            held.enter_context(only_here(directory if processes.is_main else None))
         processes.directory = directory
         return run(trainer, directory, config, loggers, quiet)
 
@@ -147,7 +147,7 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
             said = needed_by(config, described, trainer.parallel)[1]
             needed = f": a step takes about {said.in_words()}"
         raise ConfigError(
-            f"out of memory after step {trainer.progress.step}{needed}; try {smaller(described, settings)}"
+            f"out of memory after step {trainer.progress.step}{needed}; try {suggest_smaller(described, settings)}"
         ) from error
 
 
@@ -155,11 +155,11 @@ def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, 
     """Train in a directory and report."""
     progress, settings = trainer.progress, config.trainer
     checkpoints = Checkpoints(directory, trainer, config.to_dict())
-    leads = trainer.parallel.processes.leads
+    leads = trainer.parallel.processes.is_main
     recorder: Recorder | Silent = Silent()
     if leads:
         meter = meter_of(trainer, config.lora)
-        write_facts(directory, config, trainer, meter)
+        save_run_info(directory, config, trainer, meter)
         loggers.start(config.to_dict(), directory.resolve(), progress.step or None)
         recorder = Recorder(directory, settings.max_steps, meter, loggers, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
@@ -192,7 +192,7 @@ def load_config(path: str | Path) -> RunConfig:
         raise CheckpointError(f"'{checkpoint}' holds a model but no run to go on with")
     try:
         config = RunConfig.from_dict({**settings, "resume": str(path)})
-        if not fits(config.parallel, Processes.launched()):
+        if not supports(config.parallel, ProcessGroup.launched()):
             config.parallel = RunConfig().parallel  # how many processes there are may change within a run
         return config
     except ConfigError as error:
@@ -205,7 +205,7 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> O
     loss, whole = progress.best_loss, config.eval_batches == 0
     if config.final_evaluation and not whole:
         recorder.say("Measuring the best weights on the whole validation text ...")
-        with suppress(KeyboardInterrupt), trainer.stop.gentle(), trainer.judged():
+        with suppress(KeyboardInterrupt), trainer.stop.catch(), trainer.eval_weights():
             if progress.best_step != progress.step:
                 best = trainer.parallel.processes.lead(lambda: str(find_checkpoint(directory)))
                 trainer.load_weights(build_model(Path(best)).state_dict())

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from modular_gpt.checkpoint import LATEST
-from modular_gpt.core.atomic_files import exclusive, point
+from modular_gpt.core.atomic_files import file_lock, link
 from modular_gpt.core.errors import ConfigError
 
 LOCK = "lock"  # a file that is held meanwhile
@@ -21,7 +21,7 @@ def only_here(directory: Path | None) -> Iterator[None]:
     if directory is None:
         yield
         return
-    with exclusive(directory / LOCK) as ours:
+    with file_lock(directory / LOCK) as ours:
         if not ours:
             raise ConfigError(
                 f"another process trains in '{directory}': wait for it, or start a new run without resume"
@@ -43,7 +43,7 @@ def new_run_directory(runs: Path, name: str) -> Path:
             raise ConfigError(f"no run can be started in '{runs}' ({error.strerror}); set runs=<directory>") from error
         break
     try:
-        point(runs / LATEST, directory.name)
+        link(runs / LATEST, directory.name)
     except OSError as error:
         log.warning("'%s' could not be set to this run (%s)", runs / LATEST, error.strerror)
     return directory

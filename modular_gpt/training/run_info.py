@@ -11,14 +11,14 @@ from modular_gpt.model import GPTModel
 from modular_gpt.runtime.device import describe
 from modular_gpt.runtime.environment import environment
 from modular_gpt.training.config import RunConfig
-from modular_gpt.training.lora import LoraSettings
-from modular_gpt.training.mfu import Meter, build_meter
+from modular_gpt.training.lora import LoraConfig
+from modular_gpt.training.mfu import ThroughputMonitor, build_meter
 from modular_gpt.training.trainer import Trainer
 
 CONFIG, FACTS = "config.yaml", "run.json"
 
 
-def meter_of(trainer: Trainer, lora: LoraSettings) -> Meter:
+def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
     """What reads how much of the device this training uses."""
     active = trainer.model.num_parameters().active
     tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
@@ -27,7 +27,7 @@ def meter_of(trainer: Trainer, lora: LoraSettings) -> Meter:
     return build_meter(model, active, tokens, device, trainer.precision, devices, frozen, lora)
 
 
-def write_facts(directory: Path, config: RunConfig, trainer: Trainer, meter: Meter) -> None:
+def save_run_info(directory: Path, config: RunConfig, trainer: Trainer, meter: ThroughputMonitor) -> None:
     """Write config.yaml, for people, and run.json: what this run depends on besides its settings."""
     facts = {
         "seed": config.seed,

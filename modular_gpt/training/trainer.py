@@ -25,14 +25,14 @@ from modular_gpt.distributed.dtensor import clip, total_norm
 from modular_gpt.model import GPTModel
 from modular_gpt.optim.optimizers import Optimizer
 from modular_gpt.optim.schedules import Schedule
-from modular_gpt.runtime.processes import Processes
-from modular_gpt.runtime.signals import Stop
+from modular_gpt.runtime.processes import ProcessGroup
+from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.compile import compiles
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.ema import WeightAverage
 from modular_gpt.training.forward import Forward
 from modular_gpt.training.lora import Adapters
-from modular_gpt.training.nonfinite import first_not_finite
+from modular_gpt.training.nonfinite import find_first_nonfinite
 from modular_gpt.training.recorder import Averages, Entry, Recorder, Silent
 from modular_gpt.training.validation import Validation
 
@@ -78,7 +78,7 @@ class Trainer:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, seed
         self.precision, self.loss = precision, config.loss
-        self.parallel = parallel or build_parallel("none", Processes())
+        self.parallel = parallel or build_parallel("none", ProcessGroup())
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
         self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
@@ -89,7 +89,7 @@ class Trainer:
         self.progress = Progress()
         self.averages = Averages()
         self.cause = ""  # of the last update that was left out
-        self.stop = Stop(self.parallel.processes.highest)
+        self.stop = GracefulShutdown(self.parallel.processes.highest)
         self.adapters = adapters
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop, self.parallel)
@@ -114,23 +114,23 @@ class Trainer:
         self.model.train()
         self.since, self.logged = time.perf_counter(), progress.step
         compiling = self.forward.compiled
-        with self.stop.gentle():
-            while not self.stop.asked():
+        with self.stop.catch():
+            while not self.stop.requested():
                 last = progress.step == config.max_steps
                 evaluation_due = progress.step % config.eval_interval == 0 or last
                 if evaluation_due and progress.evaluated != progress.step:
-                    with self.aside():
+                    with self.off_the_clock():
                         self.evaluate_and_report(recorder)
-                    if self.stop.asked():
+                    if self.stop.requested():
                         break
                 finished = last or self.out_of_patience()
                 if self.save_due() or finished:
-                    with self.aside():
+                    with self.off_the_clock():
                         save()
                 if finished:
                     return True
                 if compiling:  # for which the first step waits: that takes time, and tells nothing of the speed
-                    with self.aside():
+                    with self.off_the_clock():
                         self.update()
                     self.logged, compiling = self.logged + 1, False
                 else:
@@ -138,7 +138,7 @@ class Trainer:
                 progress.step += 1
                 recorder.step()
                 if progress.step % config.log_interval == 0 or progress.step == config.max_steps:
-                    recorder.training(self.figures())
+                    recorder.training(self.collect_metrics())
             save()
         return False
 
@@ -176,7 +176,7 @@ class Trainer:
         counted = int((targets != IGNORED).sum())
         for number, (x, y) in enumerate(zip(parallel.rows(ids, pieces), parallel.rows(targets, pieces), strict=True)):
             torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.part)))
-            parallel.before(last=number == pieces - 1)
+            parallel.set_grad_sync(last=number == pieces - 1)
             yield x, y, int((y != IGNORED).sum()) / max(1, counted)
 
     def apply_gradients(self, losses: dict[str, Tensor]) -> None:
@@ -202,7 +202,7 @@ class Trainer:
         self.optimizer.zero_grad()
 
     @contextmanager
-    def judged(self) -> Iterator[None]:
+    def eval_weights(self) -> Iterator[None]:
         """Inside, the model has the weights that are to be judged and saved: averaged, and with adapters merged."""
         with ExitStack() as stack:
             if self.ema is not None:
@@ -227,7 +227,7 @@ class Trainer:
         if self.scaler.is_enabled():
             return  # fp16: the scaler is looking for a factor that fits
         if progress.skipped == 1:
-            self.cause = first_not_finite(self.model, self.repeat_forward, self.parallel)
+            self.cause = find_first_nonfinite(self.model, self.repeat_forward, self.parallel)
             log.warning("step %s: %s, so this update is left out", progress.step, self.cause)
         if progress.skipped == MOST_SKIPPED:
             raise UserError(
@@ -240,7 +240,7 @@ class Trainer:
         for x, y, _ in self.micro_batches():
             self.forward.plain(x, y)
 
-    def figures(self) -> Entry:
+    def collect_metrics(self) -> Entry:
         """What is recorded of the steps since it was last asked."""
         steps = self.progress.step - self.logged
         self.logged = self.progress.step
@@ -262,7 +262,7 @@ class Trainer:
     def evaluate_and_report(self, recorder: Recorder | Silent) -> None:
         """Measure the validation loss, generate a sample, and note whether this is the best model so far."""
         progress = self.progress
-        with self.judged():
+        with self.eval_weights():
             loss = self.validation.loss(self.config.eval_batches)
             if loss is None:
                 return
@@ -279,7 +279,7 @@ class Trainer:
         recorder.evaluation(entry, text, best)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def off_the_clock(self) -> Iterator[None]:
         """Count the block's time as spent, but leave it out of the speed of training."""
         begun = time.perf_counter()
         yield

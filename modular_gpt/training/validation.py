@@ -11,7 +11,7 @@ from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
 from modular_gpt.data.batches import IGNORED
 from modular_gpt.distributed import Parallel
 from modular_gpt.runtime.device import autocast
-from modular_gpt.runtime.signals import Stop
+from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.forward import Forward
 
@@ -29,7 +29,7 @@ class Validation:
         tokenizer: Tokenizer,
         config: TrainerConfig,
         seed: int,
-        stop: Stop,
+        stop: GracefulShutdown,
         parallel: Parallel,
     ) -> None:
         """seed: of the samples; stop: ends a measurement early; parallel: whose processes share the batches"""
@@ -43,7 +43,7 @@ class Validation:
         losses, counts = [], []
         with self._evaluating():
             for x, y in self.batches(batches):
-                if self.stop.asked():
+                if self.stop.requested():
                     return None
                 losses.append(self.forward(x, y).parts["cross_entropy"].float())
                 counts.append(int((y != IGNORED).sum()))

@@ -15,7 +15,7 @@ from modular_gpt.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from modular_gpt.core.atomic_files import point
+from modular_gpt.core.atomic_files import link
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.data import CharTokenizer, build_tokenizer
 from tests.checkpoint.conftest import SMALL
@@ -84,9 +84,9 @@ def run(tmp_path: Path, model: GPTModel) -> Path:
     folder = tmp_path / "runs" / "one" / FOLDER
     for step in (1, 2, 3):
         save_checkpoint(folder / f"step_{step:08}", model, build_tokenizer("byte"), meta={"step": step})
-    point(folder / "latest", "step_00000003")
-    point(folder / "best", "step_00000002")
-    point(folder.parent.parent / "latest", "one")
+    link(folder / "latest", "step_00000003")
+    link(folder / "best", "step_00000002")
+    link(folder.parent.parent / "latest", "one")
     return folder.parent
 
 

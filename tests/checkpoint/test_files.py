@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from modular_gpt.core.atomic_files import MARK, follow, new_directory, point, sha256_file, sweep, write_text
+from modular_gpt.core.atomic_files import (
+    MARK,
+    new_directory,
+    link,
+    remove_stale,
+    resolve_link,
+    sha256_file,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -80,9 +88,9 @@ def test_what_was_left_behind_long_ago_is_removed(tmp_path: Path) -> None:
     young.write_text("")
     (tmp_path / "kept").mkdir()
     os.utime(old, (time.time() - 100, time.time() - 100))
-    sweep(tmp_path, seconds=50)
+    remove_stale(tmp_path, seconds=50)
     assert names(tmp_path) == [young.name, "kept"]
-    sweep(tmp_path, seconds=0)
+    remove_stale(tmp_path, seconds=0)
     assert names(tmp_path) == ["kept"]
 
 
@@ -104,7 +112,7 @@ def test_a_directory_that_was_moved_aside_comes_back(tmp_path: Path, monkeypatch
         with pytest.raises(SystemExit), new_directory(tmp_path / "a") as new:
             (new / "file").write_text("new")
     assert not (tmp_path / "a").exists()
-    sweep(tmp_path, seconds=0)
+    remove_stale(tmp_path, seconds=0)
     assert (tmp_path / "a" / "file").read_text() == "old"
     assert names(tmp_path) == ["a"]
 
@@ -120,8 +128,8 @@ def test_a_pointer_leads_to_what_it_was_set_to_last(
         monkeypatch.setattr(os, "symlink", refuse)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        point(tmp_path / "latest", name)
-        assert follow(tmp_path / "latest") == tmp_path / name
+        link(tmp_path / "latest", name)
+        assert resolve_link(tmp_path / "latest") == tmp_path / name
     assert names(tmp_path) == ["latest", "one", "two"]
     assert (tmp_path / "latest").is_symlink() == links
 
@@ -130,13 +138,13 @@ def test_a_pointer_of_text_leads_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     for content in ("../", "..", "/etc", "inside/../..", "", "missing"):
         (tmp_path / "inside" / "latest").write_text(content)
-        assert follow(tmp_path / "inside" / "latest") == tmp_path / "inside" / "latest"
+        assert resolve_link(tmp_path / "inside" / "latest") == tmp_path / "inside" / "latest"
 
 
 def test_other_paths_are_followed_to_themselves(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(range(256)))
     for path in (tmp_path, tmp_path / "weights", tmp_path / "missing"):
-        assert follow(path) == path
+        assert resolve_link(path) == path
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from modular_gpt.core.atomic_files import follow
+from modular_gpt.core.atomic_files import resolve_link
 from tests.cli.conftest import TINY, Answer, Run
 from tests.training.small import gpt2_folder
 
@@ -19,7 +19,7 @@ def latest(folder: Path) -> dict:
 
 def test_only_what_was_typed_changes(run: Run, trained: Answer, folder: Path) -> None:
     words = ("init_from=runs/latest", "attention=gqa", "attention.n_kv_heads=1", "data=text", "data.path=text.txt")
-    before, first = latest(folder), str(follow(folder / "runs" / "latest").relative_to(folder))
+    before, first = latest(folder), str(resolve_link(folder / "runs" / "latest").relative_to(folder))
     answer = run("train", *words, *QUICK, "model.dropout=0.1")
     assert answer.code == 0, answer.err
     assert "means of 2 heads" in answer.out and "with the original parts" in answer.out

@@ -76,9 +76,9 @@ def causal(config: GPTConfig) -> None:
 @torch.no_grad()
 def rows_are_independent(config: GPTConfig) -> None:
     model, ids = build(config), text(config)
-    together = model(ids)
+    fused_linear = model(ids)
     for row in range(len(ids)):
-        close(model(ids[row : row + 1]), together[row : row + 1])
+        close(model(ids[row : row + 1]), fused_linear[row : row + 1])
 
 
 @torch.no_grad()
@@ -209,20 +209,20 @@ def half_precision(config: GPTConfig) -> None:
 def meta_then_initialised(config: GPTConfig) -> None:
     """Built without memory, then allocated and initialised: nothing is left out, and the same numbers."""
     with torch.device("meta"):
-        hollow = GPTModel(config)
-    assert all(tensor.is_meta for tensor in [*hollow.parameters(), *hollow.buffers()])
-    hollow.to_empty(device="cpu")
-    for tensor in [*hollow.parameters(), *hollow.buffers()]:
+        meta_model = GPTModel(config)
+    assert all(tensor.is_meta for tensor in [*meta_model.parameters(), *meta_model.buffers()])
+    meta_model.to_empty(device="cpu")
+    for tensor in [*meta_model.parameters(), *meta_model.buffers()]:
         tensor.fill_(torch.nan)
     usual = GPTModel(config)
-    for model in (hollow, usual):
+    for model in (meta_model, usual):
         torch.manual_seed(5)
         initialise(model, config)
-    made = dict([*hollow.named_parameters(), *hollow.named_buffers()])
+    made = dict([*meta_model.named_parameters(), *meta_model.named_buffers()])
     for name, tensor in [*usual.named_parameters(), *usual.named_buffers()]:
         assert torch.equal(made[name], tensor), name
     ids = text(config)
-    assert torch.equal(hollow.eval()(ids), usual.eval()(ids))
+    assert torch.equal(meta_model.eval()(ids), usual.eval()(ids))
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from modular_gpt.data import build_corpus, build_tokenizer, prepare
 from modular_gpt.distributed import Parallel, build_parallel
 from modular_gpt.distributed.dtensor import local_part
 from modular_gpt.model.loss import LossOutput
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import RunConfig, train
 from modular_gpt.training.build import build_trainer
 from modular_gpt.training.recorder import read_metrics
@@ -30,7 +30,7 @@ def trainer_of(settings: dict[str, Any]) -> Iterator[Trainer]:
     corpus = build_corpus(config.data)
     tokenizer = build_tokenizer(config.tokenizer, corpus)
     data = prepare(corpus, tokenizer)
-    processes, cpu = Processes.launched(), torch.device("cpu")
+    processes, cpu = ProcessGroup.launched(), torch.device("cpu")
     precision = "float32" if config.trainer.precision == "auto" else config.trainer.precision
     parallel = build_parallel(config.parallel, processes)
     with processes.connected(cpu, parallel.timeout):
@@ -49,8 +49,8 @@ def steps(settings: dict[str, Any], count: int, change: Any = None, averaged: bo
             losses.append(means.get("loss", math.nan))
             norms.append(means.get("gradient_norm", math.nan))
             trainer.progress.step += 1
-        with trainer.judged() if averaged else nullcontext():
-            weights = trainer.parallel.whole(trainer.model.state_dict())
+        with trainer.eval_weights() if averaged else nullcontext():
+            weights = trainer.parallel.gather(trainer.model.state_dict())
             return losses, norms, {name: weight.clone() for name, weight in weights.items()}
 
 

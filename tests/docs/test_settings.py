@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, fields
 import pytest
 
 from modular_gpt.core.registry import Entry, entries
-from modular_gpt.generation import GenerationSettings
+from modular_gpt.generation import GenerationConfig
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.nn.pos.rope import Scaling
 from tests.docs.pages import ROOT
@@ -61,7 +61,7 @@ def spelled(setting: Field) -> set[str]:
 def test_generation_is_explained_with_its_defaults() -> None:
     section = text("generation.md").partition("## Settings")[2].partition("\n## ")[0]
     told = {match["name"]: match["default"] for match in ROW.finditer(section)}
-    settings = {f.name: f for f in fields(GenerationSettings)}
+    settings = {f.name: f for f in fields(GenerationConfig)}
     strategies = text("generation.md").partition("## Strategies")[2]
     assert set(told) <= set(settings)
     assert [name for name in settings if name not in told and f"`{name}`" not in strategies] == []

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from modular_gpt.generation import GenerationSettings, complete, generate
+from modular_gpt.generation import GenerationConfig, complete, generate
 from modular_gpt.generation.compiled import capacity, compiled_step
-from modular_gpt.generation.runner import Decoder
-from modular_gpt.generation.sequences import Text
+from modular_gpt.generation.runner import ModelRunner
+from modular_gpt.generation.sequences import TokenBuffer
 from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
 
 
@@ -32,8 +32,8 @@ def graphs() -> Iterator[Graphs]:
 
 
 @torch.no_grad()
-def decoded(graphs: Graphs, model: Any, text: Text, count: int, **settings: Any) -> torch.Tensor:
-    decoder = Decoder(model, text, text.length + count - 1, step=compiled_step(graphs), **settings)
+def decoded(graphs: Graphs, model: Any, text: TokenBuffer, count: int, **settings: Any) -> torch.Tensor:
+    decoder = ModelRunner(model, text, text.length + count - 1, step=compiled_step(graphs), **settings)
     for _ in range(count):
         text.append(decoder.logits()[:, -1].argmax(-1, keepdim=True))
     return text.ids
@@ -44,7 +44,7 @@ def test_one_graph_for_all_steps_and_all_lengths(graphs: Graphs, attention: str,
     model = tiny(attention, pos)
     for length in (1, 9):
         ids = prompts(2, length)
-        assert torch.equal(decoded(graphs, model, Text(ids, 25), 25), naive_greedy(model, ids, 25))
+        assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 25), 25), naive_greedy(model, ids, 25))
     assert graphs.count == 1
 
 
@@ -52,14 +52,14 @@ def test_one_graph_for_all_steps_and_all_lengths(graphs: Graphs, attention: str,
 def test_one_graph_past_the_context(graphs: Graphs, attention: str, pos: str) -> None:
     model, ids = tiny(attention, pos, context_length=8), prompts(2, 3)
     expected = generate(model, ids, 30, greedy=True)
-    assert torch.equal(decoded(graphs, model, Text(ids, 30), 30), expected)
+    assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 30), 30), expected)
     assert graphs.count == 1
 
 
 def test_one_graph_when_the_window_starts_anew(graphs: Graphs) -> None:
     model, ids = tiny(pos="learned", context_length=8), prompts(2, 3)
     expected = generate(model, ids, 30, greedy=True, overflow="window")
-    assert torch.equal(decoded(graphs, model, Text(ids, 30), 30, overflow="window"), expected)
+    assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 30), 30, overflow="window"), expected)
     assert graphs.count == 1
 
 
@@ -68,13 +68,13 @@ def test_one_graph_for_prompts_of_different_lengths(graphs: Graphs, attention: s
     model = tiny(attention)
     ids, padding = torch.tensor([[0, 0, 5], [1, 2, 3]]), torch.tensor([2, 0])
     expected = generate(model, ids, 20, padding=padding, greedy=True)
-    assert torch.equal(decoded(graphs, model, Text(ids, 20, padding), 20), expected)
+    assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 20, padding), 20), expected)
     assert graphs.count == 1
 
 
 def test_mixtures_of_experts_compile_too(graphs: Graphs) -> None:
     model, ids = tiny(ffn={"name": "moe", "n_experts": 4}), prompts(2)
-    assert torch.equal(decoded(graphs, model, Text(ids, 20), 20), naive_greedy(model, ids, 20))
+    assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 20), 20), naive_greedy(model, ids, 20))
     assert graphs.count == 1
 
 
@@ -93,7 +93,7 @@ def test_beams_move_compiled_caches_too(monkeypatch: pytest.MonkeyPatch, graphs:
     from modular_gpt.generation import engine
 
     monkeypatch.setattr(engine, "compiled_step", lambda: compiled_step(graphs))
-    settings = GenerationSettings(max_new_tokens=12, strategy="beam", beams=3, samples=3)
+    settings = GenerationConfig(max_new_tokens=12, strategy="beam", beams=3, samples=3)
     plain = complete(tiny(), [[1, 2, 3]], settings)
     settings.compile = True
     assert [text.ids for text in complete(tiny(), [[1, 2, 3]], settings)[0]] == [text.ids for text in plain[0]]

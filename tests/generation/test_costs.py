@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from modular_gpt.generation import Generation, GenerationSettings
+from modular_gpt.generation import Generation, GenerationConfig
 from tests.generation.models import ATTENTIONS, prompts, tiny
 
 
@@ -75,7 +75,7 @@ def test_a_token_copies_no_cache(attention: str, pos: str, padded: bool) -> None
 )
 def test_without_stops_the_host_never_waits(settings: dict[str, Any], padded: bool) -> None:
     padding = torch.tensor([2, 0]) if padded else None
-    run = Generation(tiny(), prompts(), GenerationSettings(max_new_tokens=30, seed=None, **settings), padding=padding)
+    run = Generation(tiny(), prompts(), GenerationConfig(max_new_tokens=30, seed=None, **settings), padding=padding)
     steps = iter(run)
     next(steps)  # a seed is drawn on the host
     with Watch() as watch:
@@ -84,7 +84,7 @@ def test_without_stops_the_host_never_waits(settings: dict[str, Any], padded: bo
 
 
 def test_stop_tokens_are_looked_at_now_and_then() -> None:
-    run = Generation(tiny(), prompts(), GenerationSettings(max_new_tokens=40, greedy=True, stop_tokens=[12]))
+    run = Generation(tiny(), prompts(), GenerationConfig(max_new_tokens=40, greedy=True, stop_tokens=[12]))
     run.stops._every = 16  # as on any device but a CPU
     with Watch() as watch:
         count = sum(1 for _ in run)
@@ -95,7 +95,7 @@ def test_a_speculative_round_waits_once() -> None:
     from tests.generation.test_speculative import nearly
 
     model = tiny()
-    settings = GenerationSettings(max_new_tokens=40, seed=0, strategy="speculative")
+    settings = GenerationConfig(max_new_tokens=40, seed=0, strategy="speculative")
     run = Generation(model, prompts(), settings, draft=nearly(model))
     with Watch() as watch:
         run.finish()

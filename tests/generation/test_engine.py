@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt import ConfigError, GPTModel
-from modular_gpt.generation import Generation, GenerationSettings, complete, generate, left_pad
+from modular_gpt.generation import Generation, GenerationConfig, complete, generate, left_pad
 from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
 
 
@@ -94,7 +94,7 @@ def test_stop_tokens_end_each_row_by_itself() -> None:
     stop = [3, 5]
     places = [next((i for i, token in enumerate(row) if token in stop), None) for row in free]
     assert len(set(places)) > 1
-    run = Generation(model, ids, GenerationSettings(max_new_tokens=30, seed=2, stop_tokens=stop))
+    run = Generation(model, ids, GenerationConfig(max_new_tokens=30, seed=2, stop_tokens=stop))
     for [text], row, place in zip(run.finish(), free, places, strict=True):
         assert text.ids == (row if place is None else row[: place + 1])
         assert text.reason == ("length" if place is None else "token")
@@ -106,14 +106,14 @@ def test_stop_tokens_end_each_row_by_itself() -> None:
 
 
 def test_the_run_ends_when_all_rows_have() -> None:
-    run = Generation(tiny(), prompts(2), GenerationSettings(max_new_tokens=500, stop_tokens=list(range(1, 13)), seed=0))
+    run = Generation(tiny(), prompts(2), GenerationConfig(max_new_tokens=500, stop_tokens=list(range(1, 13)), seed=0))
     assert sum(1 for _ in run) < 40
 
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("strategy", ["sample", "beam", "lookup"])
 def test_no_new_tokens(strategy: str, samples: int) -> None:
-    settings = GenerationSettings(max_new_tokens=0, strategy=strategy, samples=samples)
+    settings = GenerationConfig(max_new_tokens=0, strategy=strategy, samples=samples)
     texts = complete(tiny(), [[1, 2], [3]], settings)
     assert all(text.ids == [] and text.reason == "length" for row in texts for text in row)
     assert generate(tiny(), prompts(), 0).shape == (2, 6)
@@ -123,7 +123,7 @@ def test_no_new_tokens(strategy: str, samples: int) -> None:
 def test_log_probabilities_are_the_models_own(strategy: str) -> None:
     model = tiny()
     extra = {} if strategy in ("beam", "contrastive") else {"temperature": 2.0, "top_k": 5, "seed": 1}
-    settings = GenerationSettings(max_new_tokens=12, log_probabilities=True, strategy=strategy, **extra)
+    settings = GenerationConfig(max_new_tokens=12, log_probabilities=True, strategy=strategy, **extra)
     texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     for prompt, [text] in zip(texts, complete(model, texts, settings), strict=True):
         whole = torch.tensor([prompt + text.ids])
@@ -137,7 +137,7 @@ def test_dropout_is_off_while_generating_and_back_after() -> None:
     first = generate(model, prompts(), 10, greedy=True)
     assert model.training
     assert torch.equal(first, naive_greedy(model.eval(), prompts(), 10))
-    steps = iter(Generation(model.train(), prompts(), GenerationSettings(greedy=True)))
+    steps = iter(Generation(model.train(), prompts(), GenerationConfig(greedy=True)))
     next(steps)
     assert not model.training
     steps.close()  # type: ignore[attr-defined]
@@ -147,7 +147,7 @@ def test_dropout_is_off_while_generating_and_back_after() -> None:
 def test_a_loop_may_be_left_and_gone_on_with() -> None:
     model, ids = tiny(), prompts()
     whole = generate(model, ids, 20, seed=1)[:, 6:].tolist()
-    run = Generation(model, ids, GenerationSettings(max_new_tokens=20, seed=1, log_probabilities=True))
+    run = Generation(model, ids, GenerationConfig(max_new_tokens=20, seed=1, log_probabilities=True))
     for index, _ in enumerate(run):
         if index == 4:
             break
@@ -157,21 +157,21 @@ def test_a_loop_may_be_left_and_gone_on_with() -> None:
 
 
 def test_no_gradients_and_no_change_of_the_callers_mode() -> None:
-    steps = iter(Generation(tiny(), prompts(), GenerationSettings(seed=0)))
+    steps = iter(Generation(tiny(), prompts(), GenerationConfig(seed=0)))
     assert not next(steps).tokens.requires_grad
     assert torch.is_grad_enabled(), "between steps the caller's mode holds"
 
 
 def test_cache_bytes_are_those_of_the_tokens_read() -> None:
     model = tiny("swa")
-    run = Generation(model, prompts(2), GenerationSettings(max_new_tokens=10, samples=3, seed=0))
+    run = Generation(model, prompts(2), GenerationConfig(max_new_tokens=10, samples=3, seed=0))
     run.finish()
     assert run.cache_bytes() == model.config.cache_bytes(6, 15)
 
 
 def test_all_rows_of_a_batch_of_prompts_must_be_there() -> None:
     with pytest.raises(ConfigError, match="empty"):
-        complete(tiny(), [[1], []], GenerationSettings())
-    [[alone]] = complete(tiny(), [[]], GenerationSettings(greedy=True), start_token=5)
-    [[given]] = complete(tiny(), [[5]], GenerationSettings(greedy=True))
+        complete(tiny(), [[1], []], GenerationConfig())
+    [[alone]] = complete(tiny(), [[]], GenerationConfig(greedy=True), start_token=5)
+    [[given]] = complete(tiny(), [[5]], GenerationConfig(greedy=True))
     assert alone.ids == given.ids

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modular_gpt import GPTModel
-from modular_gpt.generation import Generation, GenerationSettings, generate
+from modular_gpt.generation import Generation, GenerationConfig, generate
 from tests.generation.models import ATTENTIONS, PAIRS, SLIDING, naive_greedy, prompts, tiny
 
 CONTEXT = 8
@@ -39,7 +39,7 @@ def test_sliding_forgets_what_left_the_window() -> None:
 @pytest.mark.parametrize("attention", list(ATTENTIONS))
 def test_sliding_keeps_the_memory_of_one_context(attention: str) -> None:
     model = tiny(attention, context_length=CONTEXT)
-    run = Generation(model, prompts(2), GenerationSettings(max_new_tokens=100, seed=0))
+    run = Generation(model, prompts(2), GenerationConfig(max_new_tokens=100, seed=0))
     run.finish()
     assert run.cache_bytes() == model.config.cache_bytes(2, CONTEXT)
 

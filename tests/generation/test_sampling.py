@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modular_gpt.generation import SamplingSettings, sampling
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.sequences import Noise, Text
+from modular_gpt.generation.sequences import RowGenerators, TokenBuffer
 
 V = 50
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_no_repeated_ngram(n: int) -> None:
 def test_logit_bias() -> None:
     bias = {3: 2.5, 7: -100.0}
     logits = some_logits()
-    ours = Sampler(SamplingSettings(logit_bias=bias), V, CPU).adjust(logits, Text(torch.tensor([[1]] * 4), 0))
+    ours = Sampler(SamplingSettings(logit_bias=bias), V, CPU).adjust(logits, TokenBuffer(torch.tensor([[1]] * 4), 0))
     processor = theirs("SequenceBiasLogitsProcessor", {(token,): value for token, value in bias.items()})
     torch.testing.assert_close(ours, processor(torch.tensor([[1]] * 4), logits))
 
@@ -108,7 +108,7 @@ def test_all_together_in_transformers_order() -> None:
     settings = SamplingSettings(
         temperature=1.4, top_k=30, top_p=0.9, min_p=0.01, typical_p=0.8, repetition_penalty=1.2, no_repeat_ngram=2
     )
-    ours = Sampler(settings, V, CPU).distribution(logits, Text(ids, 0))
+    ours = Sampler(settings, V, CPU).distribution(logits, TokenBuffer(ids, 0))
     processors = LogitsProcessorList(
         [
             theirs("RepetitionPenaltyLogitsProcessor", 1.2),
@@ -131,12 +131,12 @@ def test_padding_counts_for_nothing(data: st.DataObject) -> None:
     settings = SamplingSettings(repetition_penalty=1.5, no_repeat_ngram=n, frequency_penalty=0.2)
     sampler = Sampler(settings, V, CPU)
     padded = torch.cat([torch.zeros(1, padding, dtype=torch.long), row], dim=1)
-    plain = sampler.adjust(logits, Text(row, 0))
-    torch.testing.assert_close(sampler.adjust(logits, Text(padded, 0, torch.tensor([padding]))), plain)
+    plain = sampler.adjust(logits, TokenBuffer(row, 0))
+    torch.testing.assert_close(sampler.adjust(logits, TokenBuffer(padded, 0, torch.tensor([padding]))), plain)
 
 
 def test_penalties_of_what_was_generated_leave_the_prompt_alone() -> None:
-    text = Text(torch.tensor([[1, 1, 2]]), 2)
+    text = TokenBuffer(torch.tensor([[1, 1, 2]]), 2)
     text.append(torch.tensor([[2, 5]]))
     ours = Sampler(SamplingSettings(frequency_penalty=1.0), V, CPU).adjust(torch.zeros(1, V), text)
     assert ours[0, :6].tolist() == [0, 0, -1, 0, 0, -1]
@@ -144,7 +144,7 @@ def test_penalties_of_what_was_generated_leave_the_prompt_alone() -> None:
 
 def test_where_all_would_be_forbidden_nothing_is() -> None:
     everything = torch.arange(V)[None]
-    adjusted = Sampler(SamplingSettings(no_repeat_ngram=1), V, CPU).adjust(torch.ones(1, V), Text(everything, 0))
+    adjusted = Sampler(SamplingSettings(no_repeat_ngram=1), V, CPU).adjust(torch.ones(1, V), TokenBuffer(everything, 0))
     assert adjusted.eq(1).all()
 
 
@@ -160,7 +160,7 @@ def test_draws_follow_the_distribution_and_never_pick_the_impossible() -> None:
 
 
 def test_rows_have_noise_of_their_own() -> None:
-    both, first = Noise(5, 2, 2, CPU), Noise(5, 1, 1, CPU)
+    both, first = RowGenerators(5, 2, 2, CPU), RowGenerators(5, 1, 1, CPU)
     draws = torch.stack([both.uniform() for _ in range(600)])
     alone = torch.stack([first.uniform() for _ in range(600)])
     assert torch.equal(draws[:, :1], alone)

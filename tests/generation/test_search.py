@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modular_gpt import GPTModel
-from modular_gpt.generation import GenerationSettings, complete, generate
+from modular_gpt.generation import GenerationConfig, complete, generate
 from tests.generation.models import PAIRS, prompts, tiny
 
 V, NEW, STOP = 4, 4, 2
@@ -33,7 +33,7 @@ def all_texts(model: GPTModel, prompt: list[int], penalty: float, stop: int | No
 @pytest.mark.parametrize("penalty", [0.0, 1.0, -1.5, 3.0])
 def test_with_enough_beams_it_finds_the_best_of_all_texts(penalty: float, stop: int | None) -> None:
     model = tiny(vocab_size=V, init_std=0.5)
-    settings = GenerationSettings(
+    settings = GenerationConfig(
         max_new_tokens=NEW,
         strategy="beam",
         beams=V**NEW,
@@ -51,7 +51,7 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(penalty: float, stop: 
 
 
 def test_fewer_texts_than_asked_for_are_all_there_are() -> None:
-    settings = GenerationSettings(max_new_tokens=1, strategy="beam", beams=10, samples=10)
+    settings = GenerationConfig(max_new_tokens=1, strategy="beam", beams=10, samples=10)
     [found] = complete(tiny(vocab_size=V), [[1, 2]], settings)
     assert sorted(text.ids for text in found) == [[token] for token in range(V)]
 
@@ -66,7 +66,7 @@ def test_the_same_beams_as_transformers(penalty: float, stops: int, tmp_path: Pa
     save_pretrained(model, tmp_path)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     ids = prompts(3)
-    settings = GenerationSettings(
+    settings = GenerationConfig(
         max_new_tokens=10, strategy="beam", beams=4, samples=3, length_penalty=penalty, stop_tokens=[5][:stops]
     )
     ours = complete(model, ids.tolist(), settings)
@@ -96,7 +96,7 @@ def test_the_same_beams_as_transformers(penalty: float, stops: int, tmp_path: Pa
 def test_scores_are_those_of_the_texts(attention: str, pos: str) -> None:
     """Wrongly moved cache rows would give scores that no full pass over the text gives."""
     model = tiny(attention, pos)
-    settings = GenerationSettings(max_new_tokens=12, strategy="beam", beams=3, samples=3, stop_tokens=[7])
+    settings = GenerationConfig(max_new_tokens=12, strategy="beam", beams=3, samples=3, stop_tokens=[7])
     texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     for prompt, found in zip(texts, complete(model, texts, settings), strict=True):
         assert len({tuple(text.ids) for text in found}) == 3
@@ -130,7 +130,7 @@ def contrastive_reference(model: GPTModel, ids: Tensor, count: int, k: int, alph
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
 def test_contrastive_search_is_its_definition(attention: str, pos: str) -> None:
     model, texts = tiny(attention, pos), [[1, 2, 3], [4, 5, 6, 7, 8]]
-    settings = GenerationSettings(max_new_tokens=10, strategy="contrastive", contrastive_candidates=3)
+    settings = GenerationConfig(max_new_tokens=10, strategy="contrastive", contrastive_candidates=3)
     for prompt, [text] in zip(texts, complete(model, texts, settings), strict=True):
         expected = contrastive_reference(model, torch.tensor([prompt]), 10, 3, 0.6)
         assert prompt + text.ids == expected[0].tolist()

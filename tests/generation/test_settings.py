@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modular_gpt import ConfigError
-from modular_gpt.generation import Generation, GenerationSettings, complete, generate
+from modular_gpt.generation import Generation, GenerationConfig, complete, generate
 from tests.generation.models import prompts, tiny
 
 
@@ -76,7 +76,7 @@ def test_prompts_that_cannot_work(ids: torch.Tensor, padding: torch.Tensor | Non
 
 def test_no_prompts_at_all() -> None:
     with pytest.raises(ConfigError, match="empty"):
-        complete(tiny(), [], GenerationSettings())
+        complete(tiny(), [], GenerationConfig())
 
 
 def test_a_draft_model_must_fit_and_be_used() -> None:
@@ -88,7 +88,7 @@ def test_a_draft_model_must_fit_and_be_used() -> None:
 
 def test_a_search_cannot_be_streamed() -> None:
     with pytest.raises(ConfigError, match="cannot be streamed"):
-        iter(Generation(tiny(), prompts(), GenerationSettings(strategy="beam")))
+        iter(Generation(tiny(), prompts(), GenerationConfig(strategy="beam")))
 
 
 @pytest.mark.parametrize("pos", ["learned", "sinusoidal"])
@@ -107,6 +107,6 @@ def test_overflow_error_refuses_whatever_the_positions() -> None:
 def test_the_settings_are_a_hydra_schema() -> None:
     from omegaconf import OmegaConf
 
-    schema = OmegaConf.structured(GenerationSettings)
+    schema = OmegaConf.structured(GenerationConfig)
     changed = OmegaConf.merge(schema, {"top_k": 5, "stop": ["a"], "logit_bias": {3: 1.5}})
-    assert OmegaConf.to_object(changed) == GenerationSettings(top_k=5, stop=["a"], logit_bias={3: 1.5})
+    assert OmegaConf.to_object(changed) == GenerationConfig(top_k=5, stop=["a"], logit_bias={3: 1.5})

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from modular_gpt import GPTModel
 from modular_gpt.core.cache import StateCache, TokenCache
-from modular_gpt.generation import Generation, GenerationSettings, generate
+from modular_gpt.generation import Generation, GenerationConfig, generate
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.sequences import Text
-from modular_gpt.generation.strategies.speculative import LookupDrafter, Speculation
+from modular_gpt.generation.sequences import TokenBuffer
+from modular_gpt.generation.strategies.speculative import LookupDrafter, SpeculativeDecoding
 from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
 
 
@@ -30,7 +30,7 @@ def nearly(model: GPTModel, scale: float = 0.15) -> GPTModel:
 def test_greedy_is_the_text_without_drafts(attention: str, pos: str) -> None:
     model, ids = tiny(attention, pos), prompts(2)
     expected = naive_greedy(model, ids, 25)
-    settings = GenerationSettings(max_new_tokens=25, greedy=True, strategy="speculative", draft_tokens=4)
+    settings = GenerationConfig(max_new_tokens=25, greedy=True, strategy="speculative", draft_tokens=4)
     run = Generation(model, ids, settings, draft=nearly(model))
     assert [text.ids for [text] in run.finish()] == expected[:, 6:].tolist()
     counts = run.draft_counts
@@ -41,7 +41,7 @@ def test_greedy_is_the_text_without_drafts(attention: str, pos: str) -> None:
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
 def test_drafts_leave_no_trace_in_the_cache(attention: str, pos: str) -> None:
     model, ids, padding = tiny(attention, pos), prompts(2), torch.tensor([2, 0])
-    settings = GenerationSettings(max_new_tokens=30, seed=3, strategy="speculative", log_probabilities=True)
+    settings = GenerationConfig(max_new_tokens=30, seed=3, strategy="speculative", log_probabilities=True)
     run = Generation(model, ids, settings, padding=padding, draft=nearly(model, 0.05))
     for row, [text] in enumerate(run.finish()):
         prompt = ids[row, padding[row] :].tolist()
@@ -69,7 +69,7 @@ def test_window_overflow_starts_anew_at_the_same_tokens() -> None:
 def test_a_draft_that_is_the_model_is_always_kept() -> None:
     model = tiny()
     for settings in ({"greedy": True}, {"seed": 0}):
-        asked = GenerationSettings(max_new_tokens=24, strategy="speculative", draft_tokens=5, **settings)
+        asked = GenerationConfig(max_new_tokens=24, strategy="speculative", draft_tokens=5, **settings)
         run = Generation(model, prompts(1), asked, draft=model)
         run.finish()
         assert run.draft_counts.kept == run.draft_counts.drafted == 20
@@ -92,7 +92,7 @@ RULES = {"temperature": 1.5, "top_k": 3, "repetition_penalty": 1.3}
 
 def exact(model: GPTModel, prompt: Tensor) -> Tensor:
     """(V,) * NEW the probability of every continuation."""
-    sampler = Sampler(GenerationSettings(**RULES), V, prompt.device)
+    sampler = Sampler(GenerationConfig(**RULES), V, prompt.device)
     probabilities = torch.ones((V,) * NEW, dtype=torch.float64)
     for continuation in itertools.product(range(V), repeat=NEW):
         whole = torch.tensor([[*prompt[0].tolist(), *continuation]])
@@ -100,7 +100,7 @@ def exact(model: GPTModel, prompt: Tensor) -> Tensor:
             logits = model(whole)
         for i, token in enumerate(continuation):
             place = prompt.shape[1] + i
-            p = sampler.distribution(logits[:, place - 1], Text(whole[:, :place], 0))
+            p = sampler.distribution(logits[:, place - 1], TokenBuffer(whole[:, :place], 0))
             probabilities[continuation] *= p[0, token].double()
     return probabilities
 
@@ -146,11 +146,13 @@ def test_lookup_leaves_the_distribution_as_it_is(small: tuple[GPTModel, GPTModel
     assert p_value(sampled(model, prompt, strategy="lookup"), probabilities) > 1e-3
 
 
-def always_keep(self: Speculation, drafts: Tensor, *rest: object) -> Tensor:
+def always_keep(self: SpeculativeDecoding, drafts: Tensor, *rest: object) -> Tensor:
     return torch.full_like(drafts[:, 0], drafts.shape[1])
 
 
-def redraw(self: Speculation, fewest: int, kept: Tensor, drafts: Tensor, drawn_from: object, wanted: list) -> Tensor:
+def redraw(
+    self: SpeculativeDecoding, fewest: int, kept: Tensor, drafts: Tensor, drawn_from: object, wanted: list
+) -> Tensor:
     fresh = self._sampler.draw(wanted[fewest], self._noise)
     return torch.where(kept > fewest, drafts[:, fewest], fresh) if fewest < drafts.shape[1] else fresh
 
@@ -163,7 +165,7 @@ def test_the_statistics_would_tell(
     wrong: Callable[..., Tensor],
 ) -> None:
     model, draft, prompt, probabilities = small
-    monkeypatch.setattr(Speculation, method, wrong)
+    monkeypatch.setattr(SpeculativeDecoding, method, wrong)
     with torch.no_grad():
         counts = sampled(model, prompt, strategy="speculative", draft=draft)
     assert counts[probabilities == 0].sum() > 0 or p_value(counts, probabilities) < 1e-6
@@ -194,12 +196,12 @@ def test_a_cache_that_is_not_put_back_would_show(attention: str, kind: type, mon
     ],
 )
 def test_lookup_drafts_what_followed(text: list[int], padding: int, drafted: list[int]) -> None:
-    grown = Text(torch.tensor([text]), 4, torch.tensor([padding]) if padding else None)
+    grown = TokenBuffer(torch.tensor([text]), 4, torch.tensor([padding]) if padding else None)
     assert LookupDrafter(grown, 3).draft(4) == [None] * len(drafted)
     assert grown.generated[0].tolist() == drafted
 
 
 def test_lookup_of_rows_that_differ() -> None:
-    grown = Text(torch.tensor([[1, 2, 3, 4, 2], [5, 6, 7, 8, 9]]), 3)
+    grown = TokenBuffer(torch.tensor([[1, 2, 3, 4, 2], [5, 6, 7, 8, 9]]), 3)
     LookupDrafter(grown, 3).draft(3)
     assert grown.generated.tolist() == [[3, 4, 2], [9, 9, 9]]

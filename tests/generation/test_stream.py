@@ -13,8 +13,8 @@ from torch import Tensor
 from modular_gpt import ConfigError
 from modular_gpt.core.cache import ModelCache
 from modular_gpt.data.tokenizers.byte import ByteTokenizer
-from modular_gpt.generation import Generation, GenerationSettings, complete, left_pad, stream
-from modular_gpt.generation.stopping import Transcript
+from modular_gpt.generation import Generation, GenerationConfig, complete, left_pad, stream
+from modular_gpt.generation.stopping import StopStringStreamer
 from tests.generation.models import tiny
 
 BYTES = ByteTokenizer()
@@ -49,7 +49,7 @@ class Reciting:
 
 
 def streamed(text: str, stop: Sequence[str] = (), **settings: object) -> list[str]:
-    asked = GenerationSettings(greedy=True, stop=list(stop), **{"max_new_tokens": len(text.encode()), **settings})
+    asked = GenerationConfig(greedy=True, stop=list(stop), **{"max_new_tokens": len(text.encode()), **settings})
     return list(stream(Reciting(text), [65], asked, BYTES.decode_stream))  # type: ignore[arg-type]
 
 
@@ -82,7 +82,7 @@ def test_stop_strings(text: str, stop: list[str], shown: str) -> None:
     [[text_found]] = complete(
         Reciting(text),  # type: ignore[arg-type]
         [[65]],
-        GenerationSettings(greedy=True, stop=stop, max_new_tokens=len(text.encode())),
+        GenerationConfig(greedy=True, stop=stop, max_new_tokens=len(text.encode())),
         decode_stream=BYTES.decode_stream,
     )
     assert text_found.text == shown
@@ -93,7 +93,7 @@ def test_stop_strings(text: str, stop: list[str], shown: str) -> None:
 
 
 def test_stop_tokens_are_no_text() -> None:
-    settings = GenerationSettings(greedy=True, stop_tokens=[ord("!")], max_new_tokens=20)
+    settings = GenerationConfig(greedy=True, stop_tokens=[ord("!")], max_new_tokens=20)
     [[text]] = complete(Reciting("hi! more"), [[65]], settings, decode_stream=BYTES.decode_stream)  # type: ignore[arg-type]
     assert text.text == "hi"
     assert text.ids == list(b"hi!")
@@ -103,7 +103,7 @@ def test_stop_tokens_are_no_text() -> None:
 def test_rows_stop_by_themselves() -> None:
     model = Reciting("ab|cd", "efgh|", "ijklmnop")
     ids, padding = left_pad([[1], [1, 1], [1, 1, 1]])
-    settings = GenerationSettings(greedy=True, stop=["|"], max_new_tokens=8)
+    settings = GenerationConfig(greedy=True, stop=["|"], max_new_tokens=8)
     run = Generation(model, ids, settings, padding=padding, decode_stream=BYTES.decode_stream)  # type: ignore[arg-type]
     shown = list(itertools.zip_longest(*(step.pieces for step in run), fillvalue=""))
     assert ["".join(row) for row in shown] == ["ab", "efgh", "ijklmnop"]
@@ -112,7 +112,7 @@ def test_rows_stop_by_themselves() -> None:
 
 def test_the_run_ends_when_all_texts_have() -> None:
     model = Reciting("ab|" + "x" * 80)
-    settings = GenerationSettings(greedy=True, stop=["|"], max_new_tokens=50)
+    settings = GenerationConfig(greedy=True, stop=["|"], max_new_tokens=50)
     run = Generation(model, torch.tensor([[1]]), settings, decode_stream=BYTES.decode_stream)  # type: ignore[arg-type]
     assert sum(1 for _ in run) == 3
 
@@ -121,19 +121,19 @@ def test_the_text_goes_on_where_the_prompt_broke_off() -> None:
     begun, rest = "é".encode()
     model = Reciting("")
     model.texts = [[rest, *b" yes"]]
-    settings = GenerationSettings(greedy=True, max_new_tokens=5)
+    settings = GenerationConfig(greedy=True, max_new_tokens=5)
     assert "".join(stream(model, [begun], settings, BYTES.decode_stream)) == "é yes"  # type: ignore[arg-type]
 
 
 def test_streaming_is_one_text_at_a_time() -> None:
     with pytest.raises(ConfigError, match="samples=1"):
-        stream(tiny(), [1], GenerationSettings(samples=2), BYTES.decode_stream)
+        stream(tiny(), [1], GenerationConfig(samples=2), BYTES.decode_stream)
 
 
 @pytest.mark.parametrize("strategy", ["sample", "lookup", "contrastive", "beam"])
 def test_text_is_what_the_ids_decode_to(strategy: str) -> None:
     model, random = tiny(vocab_size=256), {} if strategy in ("beam", "contrastive") else {"seed": 5}
-    settings = GenerationSettings(max_new_tokens=40, strategy=strategy, **random)
+    settings = GenerationConfig(max_new_tokens=40, strategy=strategy, **random)
     prompts = [list(b"some"), list(b"prompts here")]
     for [text] in complete(model, prompts, settings, decode_stream=BYTES.decode_stream):
         assert text.text == BYTES.decode(text.ids)
@@ -148,7 +148,7 @@ def test_what_is_handed_out_is_the_text_before_the_first_stop_string(text: str, 
     end = min((text.find(stop) + len(stop) for stop in stops if stop in text), default=None)
     until = text if end is None else text[:end]
     expected = text if end is None else text[: min(until.find(stop) for stop in stops if stop in until)]
-    transcript, handed_out = Transcript(BYTES.decode_stream(), stops), ""
+    transcript, handed_out = StopStringStreamer(BYTES.decode_stream(), stops), ""
     for id in BYTES.encode(text):
         handed_out += transcript.push(id)
         assert expected.startswith(handed_out), "handed out what a stop string takes back"

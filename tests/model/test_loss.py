@@ -8,14 +8,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import modular_gpt.model.loss
-from modular_gpt import ConfigError, GPTConfig, GPTModel, LossOutput, LossSettings
+from modular_gpt import ConfigError, GPTConfig, GPTModel, LossConfig, LossOutput
 from modular_gpt.model.loss import PLAIN
 from tests.components.cases import MODEL
 from tests.components.laws import build, text
 
 CONFIG = GPTConfig(**{**MODEL, "vocab_size": 211, "head_bias": True, "logit_softcap": 5.0, "logit_scale": 0.5})
 
-BOTH = LossSettings(label_smoothing=0.2, z_loss=0.03)
+BOTH = LossConfig(label_smoothing=0.2, z_loss=0.03)
 
 
 def pair(rows: int = 5) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def pair(rows: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def loss_and_gradients(
-    model: GPTModel, ids: Tensor, targets: Tensor, settings: LossSettings = PLAIN
+    model: GPTModel, ids: Tensor, targets: Tensor, settings: LossConfig = PLAIN
 ) -> tuple[Tensor, list[Tensor]]:
     model.zero_grad()
     loss = model(ids, targets, loss=settings).loss
@@ -35,7 +35,7 @@ def loss_and_gradients(
 @pytest.mark.parametrize("settings", [PLAIN, BOTH], ids=str)
 @pytest.mark.parametrize("rows_at_once", [1, 7, 50, 99, 100, 101])
 def test_chunks_change_neither_loss_nor_gradient(
-    rows_at_once: int, settings: LossSettings, monkeypatch: pytest.MonkeyPatch
+    rows_at_once: int, settings: LossConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, (ids, targets) = build(CONFIG).train(), pair()
     targets[2, 3:9] = -100
@@ -65,7 +65,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("settings", [PLAIN, BOTH], ids=str)
 @pytest.mark.parametrize("chunked", [True, False])
 def test_logits_of_a_long_batch_never_stand_in_memory_at_once(
-    chunked: bool, settings: LossSettings, monkeypatch: pytest.MonkeyPatch
+    chunked: bool, settings: LossConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = GPTConfig(**{**MODEL, "vocab_size": 2003})
     model, ids = GPTModel(config).train(), text(config, rows=16, tokens=21)
@@ -138,7 +138,7 @@ def test_label_smoothing_and_z_loss(smoothing: float, weight: float, ignored: in
     """PyTorch's own smoothing, and the square of logsumexp; with gradients."""
     model, (ids, targets) = build(CONFIG).train(), pair()
     targets[:, :ignored] = -100
-    output = model(ids, targets, loss=LossSettings(smoothing, weight))
+    output = model(ids, targets, loss=LossConfig(smoothing, weight))
     logits, kept = model(ids).flatten(0, 1), targets.flatten() != -100
     smooth = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing)
     z_loss = weight * logits[kept].logsumexp(-1).square().mean()
@@ -157,4 +157,4 @@ def test_label_smoothing_and_z_loss(smoothing: float, weight: float, ignored: in
 @pytest.mark.parametrize("settings", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}], ids=str)
 def test_what_cannot_be_added(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"loss.{next(iter(settings))} must "):
-        LossSettings(**settings)
+        LossConfig(**settings)

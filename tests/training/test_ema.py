@@ -43,7 +43,7 @@ def test_the_average_follows_the_weights_and_does_not_change_them(decay: float, 
         trainer.progress.step = step
         trainer.update()
     assert equal(weights(trainer), trained)
-    with trainer.judged():
+    with trainer.eval_weights():
         shown = weights(trainer)
     for name, average in expected.items():
         torch.testing.assert_close(shown[name], average, rtol=1e-5, atol=1e-7)
@@ -64,7 +64,7 @@ def test_an_error_while_evaluating_gives_the_weights_back(folder: Path) -> None:
     trainer = trainer_of(config(folder, ema_decay=0.9))
     trainer.update()
     before = weights(trainer)
-    with pytest.raises(KeyboardInterrupt), trainer.judged():
+    with pytest.raises(KeyboardInterrupt), trainer.eval_weights():
         assert not equal(weights(trainer), before)
         raise KeyboardInterrupt
     assert equal(weights(trainer), before)

@@ -10,7 +10,7 @@ from modular_gpt import CheckpointError, ConfigError, GPTConfig
 from modular_gpt.checkpoint import load_checkpoint, read_tensors
 from modular_gpt.training import load_config
 from modular_gpt.training.estimate import estimate
-from modular_gpt.training.lora import LoraSettings
+from modular_gpt.training.lora import LoraConfig
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import assert_same_ending, config, run, stop_after, trainer_of
 
@@ -47,7 +47,7 @@ def test_adapters_alone_are_trained_and_merging_says_the_same(kind: dict[str, An
     plain = trainer_of(config(folder, kind)).model.eval()
     with torch.no_grad():
         expected = trainer.model.eval()(ids)
-        with trainer.judged():
+        with trainer.eval_weights():
             torch.testing.assert_close(trainer.model(ids), expected, rtol=1e-4, atol=1e-5)
             plain.load_state_dict(trainer.weights())
             assert torch.equal(plain(ids), trainer.model(ids))
@@ -144,7 +144,7 @@ def test_a_run_may_start_from_merged_weights(base: str, folder: Path) -> None:
 def test_the_estimate_knows_adapters(base: str, folder: Path) -> None:
     settings = lora(folder, base)
     model = GPTConfig.from_dict({**settings.model, "vocab_size": 256})
-    whole, adapted = (estimate(model, "adamw", settings.trainer, each) for each in (LoraSettings(), settings.lora))
+    whole, adapted = (estimate(model, "adamw", settings.trainer, each) for each in (LoraConfig(), settings.lora))
     trainer = trainer_of(settings)
     trained = sum(parameter.nbytes for parameter in trainer.optimizer.parameters())
     assert adapted.gradients == trained < whole.gradients / 2

@@ -9,7 +9,7 @@ import torch
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.training import mfu as meter
 from modular_gpt.training.estimate import flops_per_token
-from modular_gpt.training.mfu import Meter, build_meter, measured_peak, memory_bytes, published_peak
+from modular_gpt.training.mfu import ThroughputMonitor, build_meter, measured_peak, memory_bytes, published_peak
 from modular_gpt.training.recorder import read_metrics, shown
 from tests.training.small import MODEL, config, run
 
@@ -54,8 +54,8 @@ def test_measuring_leaves_the_random_numbers_alone() -> None:
 
 
 def test_utilisation_is_arithmetic_over_the_peak() -> None:
-    assert Meter(CPU, flops=2e6, peak=1e11).read(10_000)["mfu"] == pytest.approx(0.2)
-    assert "mfu" not in Meter(CPU).read(10_000)
+    assert ThroughputMonitor(CPU, flops=2e6, peak=1e11).read(10_000)["mfu"] == pytest.approx(0.2)
+    assert "mfu" not in ThroughputMonitor(CPU).read(10_000)
 
 
 def test_a_long_run_on_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_a_long_run_on_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_short_run_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "measured_peak", lambda dtype: pytest.fail("measured"))
     built = build_meter(TINY, parameters=10**4, tokens=10**6, device=CPU, precision="float32")
-    assert built == Meter(CPU)
+    assert built == ThroughputMonitor(CPU)
 
 
 @pytest.mark.parametrize(("name", "peak"), [("NVIDIA L4", 2 * 121e12), ("Something New", None)])

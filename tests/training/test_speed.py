@@ -12,7 +12,7 @@ import modular_gpt.model.loss
 from modular_gpt import GPTModel
 from modular_gpt.distributed import build_parallel
 from modular_gpt.runtime.cpu_allocator import keep_memory
-from modular_gpt.runtime.processes import Processes
+from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import TrainerConfig
 from modular_gpt.training.checkpointing import Checkpoints
 from modular_gpt.training.compile import compiles, has_compiler, ordered_sums
@@ -111,7 +111,7 @@ def test_without_a_compiler_auto_does_not_compile() -> None:
 @pytest.mark.parametrize("optional", [True, False])
 def test_a_compiler_that_fails(optional: bool, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny()
-    forward = Forward(model, "float32", True, build_parallel("none", Processes()), optional)
+    forward = Forward(model, "float32", True, build_parallel("none", ProcessGroup()), optional)
 
     def fail(*args: Any, **keywords: Any) -> None:
         raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no Python.h"), None)
@@ -127,7 +127,7 @@ def test_a_compiler_that_fails(optional: bool, caplog: pytest.LogCaptureFixture)
 
 
 def test_an_error_of_the_model_is_not_one_of_the_compiler() -> None:
-    forward = Forward(tiny(), "float32", True, build_parallel("none", Processes()), optional=True)
+    forward = Forward(tiny(), "float32", True, build_parallel("none", ProcessGroup()), optional=True)
 
     def fail(*args: Any, **keywords: Any) -> None:
         raise RuntimeError("shapes do not fit")

@@ -15,7 +15,7 @@ from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import NONE, Override, read_overrides
 from modular_gpt.cli.composition.run_name import about_the_model, run_name
 from modular_gpt.cli.composition.schema import Command, described, fields_of, folders, names_of
-from modular_gpt.core.atomic_files import follow
+from modular_gpt.core.atomic_files import resolve_link
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.config import SLOTS, GPTConfig, LayersConfig
 from modular_gpt.training.config import SLOTS as RUN_SLOTS
@@ -134,7 +134,7 @@ def started_from(source: str, typed: Sequence[Override], spelled: list[str], whe
         OmegaConf.update(config, key, value, merge=False)
     for key in chosen - set(TRAIN.choices()):
         OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
-    leads = follow(Path(source).expanduser())  # runs/latest will lead to the new run
+    leads = resolve_link(Path(source).expanduser())  # runs/latest will lead to the new run
     config.init_from = source if leads == Path(source) else str(leads)
     return config
 

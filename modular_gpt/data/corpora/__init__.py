@@ -5,9 +5,9 @@ from typing import Any
 
 from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.data.corpora import huggingface, python_stdlib, shakespeare, text
-from modular_gpt.data.corpora.base import SPLITS, Corpus, Piece
+from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk
 
-__all__ = ["SPLITS", "Corpus", "Piece", "build_corpus", "huggingface", "python_stdlib", "shakespeare", "text"]
+__all__ = ["SPLITS", "Corpus", "TextChunk", "build_corpus", "huggingface", "python_stdlib", "shakespeare", "text"]
 
 
 def build_corpus(config: str | Mapping[str, Any] | ComponentConfig) -> Corpus:

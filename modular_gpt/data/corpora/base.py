@@ -10,7 +10,7 @@ SPLITS = ("train", "validation")
 PIECE = 2**17  # characters; long documents arrive in pieces of at most this many
 
 
-class Piece(NamedTuple):
+class TextChunk(NamedTuple):
     """A part of a document's text. Consecutive pieces with the same ``document`` belong together."""
 
     document: str
@@ -29,7 +29,7 @@ class Corpus(Component, ABC, slot="data"):
     def __init__(self, config: ComponentConfig) -> None: ...
 
     @abstractmethod
-    def documents(self, split: str) -> Iterator[Piece]:
+    def documents(self, split: str) -> Iterator[TextChunk]:
         """The pieces of one of the ``SPLITS``, always in the same order."""
 
     @property

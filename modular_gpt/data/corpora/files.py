@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.data.corpora.base import SPLITS, Corpus, Piece, cut
+from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, cut
 
 BLOCK = 2**20  # bytes read at a time
 
@@ -98,14 +98,14 @@ def _decoded(path: Path, decoder: codecs.IncrementalDecoder, block: bytes, offse
         ) from error
 
 
-def pieces(part: Part) -> Iterator[Piece]:
+def pieces(part: Part) -> Iterator[TextChunk]:
     """The text of a part of a file, in pieces.
 
     Raises:
         DataError: the file is not the one that was scanned any more.
     """
     for text in cut(_characters(part.file, part.start, part.stop)):
-        yield Piece(part.file.name, text)
+        yield TextChunk(part.file.name, text)
 
 
 def _characters(file: TextFile, start: int, stop: int) -> Iterator[str]:
@@ -133,7 +133,7 @@ class FileCorpus(Corpus, ABC):
 
     splits: dict[str, list[Part]]
 
-    def documents(self, split: str) -> Iterator[Piece]:
+    def documents(self, split: str) -> Iterator[TextChunk]:
         for part in self.splits[split]:
             yield from pieces(part)
 

@@ -12,7 +12,7 @@ from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import ConfigError, DataError, UserError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import positive
-from modular_gpt.data.corpora.base import Corpus, Piece, cut
+from modular_gpt.data.corpora.base import Corpus, TextChunk, cut
 from modular_gpt.data.corpora.files import check_fraction
 
 
@@ -60,13 +60,13 @@ class HuggingFace(Corpus, name="hf"):
         self._is_local = Path(config.path).is_dir()
         self.revision = self._local_revision() if self._is_local else self._commit()
 
-    def documents(self, split: str) -> Iterator[Piece]:
+    def documents(self, split: str) -> Iterator[TextChunk]:
         config, separate = self.config, self.config.validation_split
         name = separate if split == "validation" and separate else config.train_split
         for number, text in enumerate(self._texts(name)):
             if separate or (split == "validation") == _chosen(number, config.val_fraction):
                 for piece in cut([text]):
-                    yield Piece(f"{name}/{number}", piece)
+                    yield TextChunk(f"{name}/{number}", piece)
 
     def _texts(self, split: str) -> Iterator[str]:
         """The text column of one split of the dataset, row by row."""

@@ -4,16 +4,16 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.sequences import Noise
+from modular_gpt.generation.sequences import RowGenerators
 
 
 class Strategy(ABC):
     """Chooses the next tokens of every row. The loop appends them to the text before it asks again."""
 
     @abstractmethod
-    def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         """The next n tokens, 1 <= n <= most, as (B, n), and the model's own logits for each, (B, n, V).
 
         stopped: (B,) rows whose tokens do not matter any more
@@ -23,11 +23,11 @@ class Strategy(ABC):
 class Sampling(Strategy):
     """Draws one token at a time, or takes the most likely one."""
 
-    def __init__(self, decoder: Decoder, sampler: Sampler, noise: Noise) -> None:
+    def __init__(self, decoder: ModelRunner, sampler: Sampler, noise: RowGenerators) -> None:
         self._decoder = decoder
         self._sampler = sampler
         self._noise = noise
 
-    def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._decoder.logits()
         return self._sampler.choose(logits[:, 0], self._decoder.text, self._noise)[:, None], logits

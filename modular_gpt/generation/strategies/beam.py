@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modular_gpt.generation.config import GenerationSettings
-from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.config import GenerationConfig
+from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
 
 _STEPS_BETWEEN_CHECKS = 16
@@ -30,22 +30,22 @@ class Pool:
     log_probabilities: Tensor
 
     @classmethod
-    def empty(cls, prompts: int, beams: int, most: int, device: torch.device) -> "Pool":
+    def empty(cls, prompts: int, beams: int, max_tokens: int, device: torch.device) -> "Pool":
         return cls(
             torch.full((prompts, beams), -torch.inf, device=device),
             torch.zeros(prompts, beams, dtype=torch.long, device=device),
-            torch.zeros(prompts, beams, most, dtype=torch.long, device=device),
-            torch.zeros(prompts, beams, most, device=device),
+            torch.zeros(prompts, beams, max_tokens, dtype=torch.long, device=device),
+            torch.zeros(prompts, beams, max_tokens, device=device),
         )
 
     def merge(self, scores: Tensor, length: int, ids: Tensor, log_probabilities: Tensor) -> None:
         """Take in texts of ``length`` new tokens: scores (B, n), ids and log probabilities (B, n, length)."""
-        beams, most = self.ids.shape[1:]
-        missing = (0, most - length)
+        beams, max_tokens = self.ids.shape[1:]
+        missing = (0, max_tokens - length)
         everything = torch.cat([self.scores, scores], dim=1)
         self.scores, order = everything.topk(beams, dim=1)
         self.lengths = torch.cat([self.lengths, torch.full_like(scores, length, dtype=torch.long)], 1).gather(1, order)
-        wide = order[..., None].expand(-1, -1, most)
+        wide = order[..., None].expand(-1, -1, max_tokens)
         pad = torch.nn.functional.pad
         self.ids = torch.cat([self.ids, pad(ids, missing)], dim=1).gather(1, wide)
         self.log_probabilities = torch.cat([self.log_probabilities, pad(log_probabilities, missing)], 1).gather(1, wide)
@@ -64,7 +64,7 @@ class Pool:
 class BeamSearch:
     """Grows ``beams`` rows per prompt by their likeliest continuations."""
 
-    def __init__(self, decoder: Decoder, sampler: Sampler, settings: GenerationSettings) -> None:
+    def __init__(self, decoder: ModelRunner, sampler: Sampler, settings: GenerationConfig) -> None:
         """decoder: of the prompts, one row each"""
         self._decoder = decoder
         self._sampler = sampler
@@ -75,22 +75,22 @@ class BeamSearch:
         """The best texts of each prompt."""
         settings, beams, decoder = self._settings, self._settings.beams, self._decoder
         prompts, device = decoder.cache.batch, decoder.text.ids.device
-        most = settings.max_new_tokens
-        pool = Pool.empty(prompts, beams, most, device)
-        if most == 0:
+        max_tokens = settings.max_new_tokens
+        pool = Pool.empty(prompts, beams, max_tokens, device)
+        if max_tokens == 0:
             pool.scores[:, 0] = 0.0  # the one text of no tokens
             return pool
-        decoder.read_ahead()
+        decoder.prefill()
         decoder.expand(beams)
         totals = torch.full((prompts, beams), -torch.inf, device=device)
         totals[:, 0] = 0.0  # all beams are the prompt: one of them stands for all
-        scores = torch.zeros(prompts, beams, most, device=device)  # log probability of each token
+        scores = torch.zeros(prompts, beams, max_tokens, device=device)  # log probability of each token
         every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
-        for length in range(1, most + 1):
+        for length in range(1, max_tokens + 1):
             totals, scores = self._step(length, totals, scores, pool)
             if len(self._stops) and length % every == 0 and self._settled(length, totals, pool):
                 return pool
-        pool.merge(totals / most**settings.length_penalty, most, self._new(prompts), scores)
+        pool.merge(totals / max_tokens**settings.length_penalty, max_tokens, self._new(prompts), scores)
         return pool
 
     def _step(self, length: int, totals: Tensor, scores: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:

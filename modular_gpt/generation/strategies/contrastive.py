@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.sequences import Text
+from modular_gpt.generation.sequences import TokenBuffer
 from modular_gpt.generation.strategies.base import Strategy
 
 
@@ -20,7 +20,9 @@ class ContrastiveSearch(Strategy):
     Costs k rows of cache per text, a copy of them per token, and a hidden state per token of the text.
     """
 
-    def __init__(self, decoder: Decoder, text: Text, sampler: Sampler, candidates: int, alpha: float) -> None:
+    def __init__(
+        self, decoder: ModelRunner, text: TokenBuffer, sampler: Sampler, candidates: int, alpha: float
+    ) -> None:
         """text: what has been chosen; decoder: of a text of its own, a copy of the prompts that was not read yet"""
         self._decoder = decoder
         self._text = text
@@ -31,8 +33,8 @@ class ContrastiveSearch(Strategy):
         self._count = 0  # columns of them in use
         self._logits: Tensor | None = None  # (B, V) after the text
 
-    def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
-        states, logits = self._read_prompt(most) if self._states is None else (self._states, self._logits)
+    def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
+        states, logits = self._read_prompt(max_tokens) if self._states is None else (self._states, self._logits)
         assert logits is not None
         likely, candidates = self._sampler.adjust(logits, self._text).softmax(-1).topk(self._k, dim=-1)  # (B, k)
         self._decoder.text.append(candidates.reshape(-1, 1))
@@ -48,12 +50,12 @@ class ContrastiveSearch(Strategy):
         self._logits = self._decoder.model.logits(hidden[winners])
         return candidates[rows, best][:, None], logits[:, None]
 
-    def _read_prompt(self, most: int) -> tuple[Tensor, Tensor]:
+    def _read_prompt(self, max_tokens: int) -> tuple[Tensor, Tensor]:
         """Hidden states of the prompt (its last context_length tokens), and the logits after it."""
         decoder, padding = self._decoder, self._decoder.text.padding
         count = min(decoder.text.length, decoder.context)
         hidden = decoder.hidden_states(count)  # (B, count, D)
-        self._states = states = hidden.new_zeros(len(hidden), count + most, hidden.shape[-1], dtype=torch.float32)
+        self._states = states = hidden.new_zeros(len(hidden), count + max_tokens, hidden.shape[-1], dtype=torch.float32)
         states[:, :count] = F.normalize(hidden.float(), dim=-1)
         if padding is not None:  # no token: repeat the last one, which changes no maximum
             column = torch.arange(decoder.text.length - count, decoder.text.length, device=hidden.device)

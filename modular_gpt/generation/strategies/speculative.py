@@ -14,67 +14,67 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modular_gpt.generation.runner import Decoder
+from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
-from modular_gpt.generation.sequences import Noise, Text
+from modular_gpt.generation.sequences import RowGenerators, TokenBuffer
 from modular_gpt.generation.strategies.base import Strategy
 
 
 class Drafter(Protocol):
     """Appends tokens to the text it was made for."""
 
-    def draft(self, most: int) -> list[Tensor | None]:
+    def draft(self, max_tokens: int) -> list[Tensor | None]:
         """Append at most ``most`` tokens to the text.
 
         Returns, for each, the distribution (B, V) it was drawn from, or None where it was certain.
         """
 
-    def take_back(self) -> None:
+    def rollback(self) -> None:
         """The text has been cut: forget what is no longer in it."""
 
 
 class ModelDrafter:
     """A smaller model with the same vocabulary."""
 
-    def __init__(self, decoder: Decoder, sampler: Sampler, noise: Noise) -> None:
+    def __init__(self, decoder: ModelRunner, sampler: Sampler, noise: RowGenerators) -> None:
         self._decoder = decoder
         self._sampler = sampler
         self._noise = noise
 
-    def draft(self, most: int) -> list[Tensor | None]:
+    def draft(self, max_tokens: int) -> list[Tensor | None]:
         decoder, text = self._decoder, self._decoder.text
-        if decoder.room < most:  # a draft may see less of the text than the model does
-            decoder.start_anew()
-        most = min(most, max(decoder.room, 0))
-        decoder.mark(most)
+        if decoder.remaining < max_tokens:  # a draft may see less of the text than the model does
+            decoder.reset_window()
+        max_tokens = min(max_tokens, max(decoder.remaining, 0))
+        decoder.begin_draft(max_tokens)
         drawn_from: list[Tensor | None] = []
-        for _ in range(most):
+        for _ in range(max_tokens):
             probabilities = self._sampler.distribution(decoder.logits()[:, 0], text)
             text.append(self._sampler.draw(probabilities, self._noise)[:, None])
             drawn_from.append(probabilities)
         return drawn_from
 
-    def take_back(self) -> None:
-        self._decoder.take_back()
+    def rollback(self) -> None:
+        self._decoder.rollback()
 
 
 class LookupDrafter:
     """What followed the last n tokens when they last stood in the text, for the largest n up to ``ngram``."""
 
-    def __init__(self, text: Text, ngram: int) -> None:
+    def __init__(self, text: TokenBuffer, ngram: int) -> None:
         self._text = text
         self._ngram = ngram
 
-    def draft(self, most: int) -> list[Tensor | None]:
+    def draft(self, max_tokens: int) -> list[Tensor | None]:
         follows = self._last_match()
-        if most < 1 or not bool((follows > 0).any()):
+        if max_tokens < 1 or not bool((follows > 0).any()):
             return []
         ids, length = self._text.ids, self._text.length
         # past the end of the text the pattern repeats; a row without a match drafts its last token
         period = torch.where(follows > 0, length - follows, 1)
-        columns = torch.arange(most, device=ids.device)[None] % period[:, None] + (length - period)[:, None]
+        columns = torch.arange(max_tokens, device=ids.device)[None] % period[:, None] + (length - period)[:, None]
         self._text.append(ids.gather(1, columns))
-        return [None] * most
+        return [None] * max_tokens
 
     def _last_match(self) -> Tensor:
         """(B,) the column after the last earlier occurrence of the longest ending that has one; 0 for none."""
@@ -91,7 +91,7 @@ class LookupDrafter:
             found = torch.where(same.any(-1), (same * column[: length - n]).amax(-1) + n, found)
         return found
 
-    def take_back(self) -> None:
+    def rollback(self) -> None:
         pass
 
 
@@ -104,15 +104,15 @@ class DraftCounts:
     kept: int = 0
 
 
-class Speculation(Strategy):
+class SpeculativeDecoding(Strategy):
     """Several tokens for one reading of the model."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: ModelRunner,
         drafter: Drafter,
         sampler: Sampler,
-        noise: Noise,
+        noise: RowGenerators,
         draft_tokens: int,
         counts: DraftCounts,
     ) -> None:
@@ -123,11 +123,11 @@ class Speculation(Strategy):
         self._draft_tokens = draft_tokens
         self._counts = counts
 
-    def advance(self, most: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         decoder, text = self._decoder, self._decoder.text
         start = text.length
-        allowed = min(self._draft_tokens, most - 1, max(decoder.room, 0))
-        decoder.mark(allowed)
+        allowed = min(self._draft_tokens, max_tokens - 1, max(decoder.remaining, 0))
+        decoder.begin_draft(allowed)
         drawn_from = self._drafter.draft(allowed)
         drafts = text.ids[:, start:].clone()  # (B, n)
         logits = decoder.logits(len(drawn_from) + 1)
@@ -136,8 +136,8 @@ class Speculation(Strategy):
         fewest = int(torch.where(stopped, drafts.shape[1], kept).min())
         last = self._last_token(fewest, kept, drafts, drawn_from, wanted)
         text.truncate(start + fewest)
-        decoder.take_back()
-        self._drafter.take_back()
+        decoder.rollback()
+        self._drafter.rollback()
         text.truncate(start)
         self._counts.rounds += 1
         self._counts.drafted += drafts.shape[1]

@@ -16,9 +16,9 @@ from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, Position,
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import positive
-from modular_gpt.core.weight_transfer import Adopted, AttentionOffer
+from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import share_of_heads
+from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.weight_transfer import adopt_heads, offer_of
 
 
@@ -99,17 +99,17 @@ class LinearAttention(Attention, name="linear"):
             sums.copy_(key_sums[:, :, -1])
         return self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
 
-    def divide(self, part: int, parts: int) -> dict[str, str]:
-        share_of_heads(part, parts, n_heads=self.query.out_features // self.head_dim)
+    def shard(self, part: int, parts: int) -> dict[str, str]:
+        shard_heads(part, parts, n_heads=self.query.out_features // self.head_dim)
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS}
 
-    def offer(self) -> AttentionOffer:
+    def canonical_weights(self) -> AttentionWeights:
         return offer_of(self, self.head_dim, scale=1.0)
 
     @torch.no_grad()
-    def adopt(self, offer: AttentionOffer) -> Adopted:
+    def init_from(self, source: AttentionWeights) -> TransferReport:
         """The same projections; what is made of them is another thing, which only training can mend."""
-        return adopt_heads(self, replace(offer, scale=1.0), self.offer())
+        return adopt_heads(self, replace(source, scale=1.0), self.canonical_weights())
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H * N) -> (B, H, T, N)"""

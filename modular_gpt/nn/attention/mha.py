@@ -17,10 +17,10 @@ from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, P
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, Preset, decode
 from modular_gpt.core.validation import one_of, positive
-from modular_gpt.core.weight_transfer import Adopted, AttentionOffer
-from modular_gpt.nn.fused_linear import together
+from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
+from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import Scoring, attend, share_of_heads
+from modular_gpt.nn.sdpa import AttentionScoreConfig, sdpa, shard_heads
 from modular_gpt.nn.weight_transfer import adopt_heads, offer_of
 
 
@@ -66,7 +66,7 @@ class MultiHeadAttention(
         super().__init__(config, dims, position)
         self.config = config
         self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
-        self.scoring = Scoring.read(config, dims, self.head_dim)
+        self.scoring = AttentionScoreConfig.read(config, dims, self.head_dim)
         qkv_bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
         wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.query = nn.Linear(dims.d_model, wide, qkv_bias)
@@ -76,7 +76,7 @@ class MultiHeadAttention(
         self.sinks = nn.Parameter(torch.empty(self.n_heads)) if config.sinks else None
         self.query_norm = _qk_norm(config, self.head_dim, wide)
         self.key_norm = _qk_norm(config, self.head_dim, narrow)
-        self.mine = slice(None)  # the query heads that this process computes
+        self.local_heads = slice(None)  # the query heads that this process computes
         self.reset_parameters()
 
     @classmethod
@@ -84,7 +84,7 @@ class MultiHeadAttention(
         super().check(config, dims, position)
         n_heads, n_kv_heads, _ = heads(config, dims)
         positive("attention", n_kv_heads=config.n_kv_heads, head_dim=config.head_dim, clip_qkv=config.clip_qkv)
-        Scoring.read(config, dims, heads(config, dims)[2]).check()
+        AttentionScoreConfig.read(config, dims, heads(config, dims)[2]).check()
         if config.head_dim is None and dims.d_model % n_heads:
             raise ConfigError(
                 f"d_model={dims.d_model} does not divide into n_heads={n_heads}; change one, or set attention.head_dim"
@@ -105,7 +105,7 @@ class MultiHeadAttention(
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
         _, n_kv_heads, head_dim = heads(config, dims)
-        scoring = Scoring.read(config, dims, heads(config, dims)[2])
+        scoring = AttentionScoreConfig.read(config, dims, heads(config, dims)[2])
         return replace(
             config,
             n_kv_heads=n_kv_heads,
@@ -127,7 +127,7 @@ class MultiHeadAttention(
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
-        q, k, v = together(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)
+        q, k, v = fused_linear(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)
         if self.config.clip_qkv is not None:
             q, k, v = (each.clamp(-self.config.clip_qkv, self.config.clip_qkv) for each in (q, k, v))
         q, k = self._place(q, self.query_norm, pos), self._place(k, self.key_norm, pos)
@@ -137,7 +137,7 @@ class MultiHeadAttention(
             (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be of another type than the model
         bias = self.position.bias(pos, columns, self.n_heads)
-        mixed = attend(
+        mixed = sdpa(
             q,
             k,
             v,
@@ -145,17 +145,17 @@ class MultiHeadAttention(
             columns,
             self.scoring,
             training=self.training,
-            sinks=None if self.sinks is None else self.sinks[self.mine],
-            bias=None if bias is None else bias[:, self.mine],
+            sinks=None if self.sinks is None else self.sinks[self.local_heads],
+            bias=None if bias is None else bias[:, self.local_heads],
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def divide(self, part: int, parts: int) -> dict[str, str]:
+    def shard(self, part: int, parts: int) -> dict[str, str]:
         if self.config.qk_norm is not None and self.config.qk_norm_scope == "full":
             raise ConfigError(
                 "attention.qk_norm_scope=full normalises all heads at once, which cannot be divided: use head"
             )
-        self.mine = share_of_heads(part, parts, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        self.local_heads = shard_heads(part, parts, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
         norms = {name: SHARED for name in ("query_norm", "key_norm", "sinks") if getattr(self, name) is not None}
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS, **norms}
 
@@ -173,13 +173,13 @@ class MultiHeadAttention(
             return norm(self.position.rotate(self._split(x), pos))
         return self.position.rotate(norm(self._split(x)), pos)
 
-    def offer(self) -> AttentionOffer:
+    def canonical_weights(self) -> AttentionWeights:
         return offer_of(self, self.head_dim, self.scoring.scale)
 
     @torch.no_grad()
-    def adopt(self, offer: AttentionOffer) -> Adopted:
+    def init_from(self, source: AttentionWeights) -> TransferReport:
         """Key and value heads that more query heads come to share are the means of those these had."""
-        return adopt_heads(self, offer, self.offer())
+        return adopt_heads(self, source, self.canonical_weights())
 
     def reset_parameters(self) -> None:
         if self.sinks is not None:

@@ -17,9 +17,9 @@ from modular_gpt.core.contracts import Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.core.validation import positive
-from modular_gpt.core.weight_transfer import Adopted, AttentionOffer
+from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import Scoring, attend
+from modular_gpt.nn.sdpa import AttentionScoreConfig, sdpa
 from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
 
 
@@ -69,7 +69,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         self.config = config
         self.n_heads = dims.n_heads
         self.widths = latent, nope, rope, value = widths(config, dims, type(position))
-        self.scoring = Scoring.read(config, dims, nope + rope)
+        self.scoring = AttentionScoreConfig.read(config, dims, nope + rope)
         bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
         rank = dims.d_model
         self.query_down: nn.Linear | None = None
@@ -103,7 +103,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         if widths(config, dims, position).latent < 1:
             raise ConfigError(f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank")
         _, nope, rope, _ = widths(config, dims, position)
-        Scoring.read(config, dims, nope + rope).check()
+        AttentionScoreConfig.read(config, dims, nope + rope).check()
         if rope % 2 or rope < 0 or (position.rotates and rope == 0):
             raise ConfigError(
                 f"attention.qk_rope_head_dim must be even, and above 0 where the position rotates, got {rope}"
@@ -113,7 +113,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
         latent, nope, rope, value = widths(config, dims, position)
-        scoring = Scoring.read(config, dims, nope + rope)
+        scoring = AttentionScoreConfig.read(config, dims, nope + rope)
         return replace(
             config,
             kv_lora_rank=latent,
@@ -136,7 +136,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         return CacheSpec(rows=((1, latent + rope),), window=config.window)
 
     @torch.no_grad()
-    def adopt(self, offer: AttentionOffer) -> Adopted:
+    def init_from(self, source: AttentionWeights) -> TransferReport:
         """The latent is the best one of its rank for keys and values together, by SVD, where heads have these widths.
 
         A bias of the keys shifts all scores of a query alike and is left out; one of the values moves into that of
@@ -144,9 +144,9 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         """
         latent, nope, _, value = self.widths
         width, d_model = self.n_heads * nope, self.latent.in_features
-        if offer.query.shape != (self.n_heads, nope, d_model) or offer.out.shape[1:] != (self.n_heads, value):
+        if source.query.shape != (self.n_heads, nope, d_model) or source.out.shape[1:] != (self.n_heads, value):
             return {}
-        keys, values = (regroup(each, self.n_heads).flatten(0, 1) for each in (offer.key, offer.value))
+        keys, values = (regroup(each, self.n_heads).flatten(0, 1) for each in (source.key, source.value))
         room = carry_past(self.latent_norm, self.latent, latent)
         up, down = low_rank(torch.cat([keys, values]), room)
         self.latent.weight[: len(down)] = down
@@ -156,12 +156,12 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         made = dict.fromkeys(("latent.weight", "key.weight", "value.weight"), f"rank {len(down)} by SVD")
         if room < latent:
             made |= {"latent.bias": CARRIED, "latent_norm.weight": CARRIED}
-        return {**self._adopt_query(offer), **made, **fill_out(self, offer, moved=True)}
+        return {**self._adopt_query(source), **made, **fill_out(self, source, moved=True)}
 
-    def _adopt_query(self, offer: AttentionOffer) -> Adopted:
-        scale, rotated = offer.scale / self.scoring.scale, self.widths.rope
-        weight = F.pad(offer.query * scale, (0, 0, 0, rotated)).flatten(0, 1)
-        bias = None if offer.query_bias is None else F.pad(offer.query_bias * scale, (0, rotated)).flatten()
+    def _adopt_query(self, source: AttentionWeights) -> TransferReport:
+        scale, rotated = source.scale / self.scoring.scale, self.widths.rope
+        weight = F.pad(source.query * scale, (0, 0, 0, rotated)).flatten(0, 1)
+        bias = None if source.query_bias is None else F.pad(source.query_bias * scale, (0, rotated)).flatten()
         down = self.query_down
         if down is None or self.query_norm is None:
             return fill(self, "query", weight, bias, f"times {scale:.4g}" if scale != 1 else "")
@@ -224,7 +224,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         return mixed @ to_value.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, columns: Tensor) -> Tensor:
-        return attend(
+        return sdpa(
             q,
             k,
             v,

@@ -9,9 +9,9 @@ from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, Preset
 from modular_gpt.core.validation import one_of, positive
-from modular_gpt.core.weight_transfer import Adopted, FeedForwardOffer
+from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import GATES, gated
-from modular_gpt.nn.fused_linear import together
+from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.weight_transfer import adopt_dense, offer_of_dense
 
@@ -55,20 +55,20 @@ class GatedLinearUnit(
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""
-        gate, up = together(x, (self.gate, self.up), self.training)
+        gate, up = fused_linear(x, (self.gate, self.up), self.training)
         return self.down(gated(self.activation, gate, up)), {}
 
-    def divide(self, part: int, parts: int) -> dict[str, str]:
+    def shard(self, part: int, parts: int) -> dict[str, str]:
         if self.up.out_features % parts:
             raise ConfigError(f"ffn.hidden={self.up.out_features} does not divide into {parts} processes; change one")
         return {"gate": COLUMNS, "up": COLUMNS, "down": ROWS}
 
-    def offer(self) -> FeedForwardOffer:
+    def canonical_weights(self) -> FeedForwardWeights:
         return offer_of_dense(self)
 
     @torch.no_grad()
-    def adopt(self, offer: FeedForwardOffer) -> Adopted:
-        return adopt_dense(self, offer)
+    def init_from(self, source: FeedForwardWeights) -> TransferReport:
+        return adopt_dense(self, source)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

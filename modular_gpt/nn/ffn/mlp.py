@@ -9,7 +9,7 @@ from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import one_of, positive
-from modular_gpt.core.weight_transfer import Adopted, FeedForwardOffer
+from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.weight_transfer import adopt_dense, offer_of_dense
@@ -48,17 +48,17 @@ class MLP(FeedForward, name="mlp"):
         """(B, T, D) -> (B, T, D), {}"""
         return self.down(self.activate(self.up(x))), {}
 
-    def divide(self, part: int, parts: int) -> dict[str, str]:
+    def shard(self, part: int, parts: int) -> dict[str, str]:
         if self.up.out_features % parts:
             raise ConfigError(f"ffn.hidden={self.up.out_features} does not divide into {parts} processes; change one")
         return {"up": COLUMNS, "down": ROWS}
 
-    def offer(self) -> FeedForwardOffer:
+    def canonical_weights(self) -> FeedForwardWeights:
         return offer_of_dense(self)
 
     @torch.no_grad()
-    def adopt(self, offer: FeedForwardOffer) -> Adopted:
-        return adopt_dense(self, offer)
+    def init_from(self, source: FeedForwardWeights) -> TransferReport:
+        return adopt_dense(self, source)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

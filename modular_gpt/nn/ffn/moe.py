@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.activation_checkpointing import second_time
-from modular_gpt.core.collectives import batch_sum
+from modular_gpt.core.activation_checkpointing import is_recomputing
+from modular_gpt.core.collectives import all_reduce_sum
 from modular_gpt.core.contracts import Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import one_of, positive
-from modular_gpt.core.weight_transfer import Adopted, FeedForwardOffer
+from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
 from modular_gpt.nn.ffn import glu, mlp
 from modular_gpt.nn.grouped_mm import grouped_matmul
@@ -120,8 +120,8 @@ class MixtureOfExperts(FeedForward, name="moe"):
             out = out + self.shared(x)[0]
         if not self.training:
             return out, {}
-        counts = batch_sum(counts)
-        if self.load is not None and not second_time():
+        counts = all_reduce_sum(counts)
+        if self.load is not None and not is_recomputing():
             self.load.add_(counts)
         return out, self._losses(logits, scores, counts / counts.sum())
 
@@ -195,17 +195,17 @@ class MixtureOfExperts(FeedForward, name="moe"):
             self.load.zero_()
 
     @torch.no_grad()
-    def adopt(self, offer: FeedForwardOffer) -> Adopted:
+    def init_from(self, source: FeedForwardWeights) -> TransferReport:
         """Every expert starts as the dense part, and the router new: https://arxiv.org/abs/2212.05055"""
-        if offer.up.shape != self.up.shape[1:] or (offer.gate is None) != (self.gate is None):
+        if source.up.shape != self.up.shape[1:] or (source.gate is None) != (self.gate is None):
             return {}
-        made: Adopted = {}
+        made: TransferReport = {}
         for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"):
-            mine, theirs = getattr(self, name), getattr(offer, name)
-            if mine is None or theirs is None:
+            local_heads, theirs = getattr(self, name), getattr(source, name)
+            if local_heads is None or theirs is None:
                 continue
             factor = 1 / self.config.routed_scale if name.startswith("down") else 1.0
-            mine.copy_((theirs * factor).expand_as(mine))
+            local_heads.copy_((theirs * factor).expand_as(local_heads))
             made[name] = "for every expert" + (f", times {factor:.4g}" if factor != 1 else "")
         return made
 

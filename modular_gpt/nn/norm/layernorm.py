@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import not_negative
-from modular_gpt.core.weight_transfer import Adopted, NormOffer
+from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
 class LayerNorm(Norm, name="layernorm"):
@@ -43,17 +43,17 @@ class LayerNorm(Norm, name="layernorm"):
         """(..., width) -> (..., width)"""
         return F.layer_norm(x, self.width, self.weight, self.bias, self.eps)
 
-    def offer(self) -> NormOffer | None:
-        return None if self.weight is None else NormOffer(self.weight.detach(), self.bias)
+    def canonical_weights(self) -> NormWeights | None:
+        return None if self.weight is None else NormWeights(self.weight.detach(), self.bias)
 
     @torch.no_grad()
-    def adopt(self, offer: NormOffer) -> Adopted:
-        if self.weight is None or offer.scale.shape != self.weight.shape:
+    def init_from(self, source: NormWeights) -> TransferReport:
+        if self.weight is None or source.scale.shape != self.weight.shape:
             return {}
-        self.weight.copy_(offer.scale)
-        if self.bias is None or offer.shift is None:
+        self.weight.copy_(source.scale)
+        if self.bias is None or source.shift is None:
             return {"weight": ""}
-        self.bias.copy_(offer.shift)
+        self.bias.copy_(source.shift)
         return {"weight": "", "bias": ""}
 
     def reset_parameters(self) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import not_negative
-from modular_gpt.core.weight_transfer import Adopted, NormOffer
+from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
 class RMSNorm(Norm, name="rmsnorm"):
@@ -41,14 +41,14 @@ class RMSNorm(Norm, name="rmsnorm"):
             return scaled.to(x.dtype)
         return F.rms_norm(x, self.width, self.weight, self.eps)
 
-    def offer(self) -> NormOffer | None:
-        return None if self.weight is None else NormOffer(self.weight.detach() + float(self.weight_offset))
+    def canonical_weights(self) -> NormWeights | None:
+        return None if self.weight is None else NormWeights(self.weight.detach() + float(self.weight_offset))
 
     @torch.no_grad()
-    def adopt(self, offer: NormOffer) -> Adopted:
-        if self.weight is None or offer.scale.shape != self.weight.shape:
+    def init_from(self, source: NormWeights) -> TransferReport:
+        if self.weight is None or source.scale.shape != self.weight.shape:
             return {}
-        self.weight.copy_(offer.scale - float(self.weight_offset))
+        self.weight.copy_(source.scale - float(self.weight_offset))
         return {"weight": "less 1" if self.weight_offset else ""}
 
     def reset_parameters(self) -> None:

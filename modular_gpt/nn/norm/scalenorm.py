@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import not_negative
-from modular_gpt.core.weight_transfer import Adopted, NormOffer
+from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
 class ScaleNorm(Norm, name="scalenorm"):
@@ -39,14 +39,14 @@ class ScaleNorm(Norm, name="scalenorm"):
         scale = self.first if self.weight is None else self.weight
         return x * (scale / length).to(x.dtype)
 
-    def offer(self) -> NormOffer | None:
-        return None if self.weight is None else NormOffer((self.weight.detach() / self.first).expand(self.width))
+    def canonical_weights(self) -> NormWeights | None:
+        return None if self.weight is None else NormWeights((self.weight.detach() / self.first).expand(self.width))
 
     @torch.no_grad()
-    def adopt(self, offer: NormOffer) -> Adopted:
-        if self.weight is None or offer.scale.shape != (self.width,):
+    def init_from(self, source: NormWeights) -> TransferReport:
+        if self.weight is None or source.scale.shape != (self.width,):
             return {}
-        self.weight.fill_(self.first * offer.scale.mean())
+        self.weight.fill_(self.first * source.scale.mean())
         return {"weight": "the mean"}
 
     def reset_parameters(self) -> None:

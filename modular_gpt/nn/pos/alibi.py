@@ -38,7 +38,7 @@ class ALiBi(Position, name="alibi"):
             slope = torch.tensor(slopes(n_heads, self.config.max_bias), device=distance.device)
             return -slope[None, :, None, None] * distance
 
-        return pos.once(("alibi", n_heads, key_columns.shape[0], self.config.max_bias), make)
+        return pos.memo(("alibi", n_heads, key_columns.shape[0], self.config.max_bias), make)
 
 
 def slopes(n_heads: int, max_bias: float = 8.0) -> list[float]:

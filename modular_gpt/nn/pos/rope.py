@@ -102,7 +102,7 @@ class RoPE(Position, name="rope"):
         """(B, heads, T, width) -> the same; the first ``rotary_dim`` dimensions turn, the others stay."""
         dim = self.config.rotary_dim or x.shape[-1]
         key = ("rope", self.settings, self.original_length, dim, x.dtype)
-        cos, sin = pos.once(key, lambda: self._angles(pos, dim, x.dtype))
+        cos, sin = pos.memo(key, lambda: self._angles(pos, dim, x.dtype))
         turning, rest = x[..., :dim], x[..., dim:]
         if self.config.layout == "half":
             turned = turning * cos + torch.cat([-turning[..., dim // 2 :], turning[..., : dim // 2]], dim=-1) * sin

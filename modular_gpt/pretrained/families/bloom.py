@@ -3,7 +3,7 @@
 from typing import Any
 
 from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
-from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, Rule, affine
+from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, TensorMapping, affine
 
 _LAYER = "transformer.h.{layer}"
 _ANY_LENGTH = 2048  # what it was trained at; its config names no length, and its positions have no end
@@ -32,10 +32,10 @@ FAMILY = Family(
     model_type="bloom",
     architecture="BloomForCausalLM",
     rules=(
-        Rule("transformer.word_embeddings.weight", ("embedding.weight",)),
+        TensorMapping("transformer.word_embeddings.weight", ("embedding.weight",)),
         *affine("transformer.word_embeddings_layernorm", "embedding_norm"),
         *affine("transformer.ln_f", "final_norm"),
-        Rule("lm_head.weight", ("head.weight",)),
+        TensorMapping("lm_head.weight", ("head.weight",)),
         *affine(f"{_LAYER}.input_layernorm", "blocks.{layer}.attention_norm"),
         *affine(f"{_LAYER}.post_attention_layernorm", "blocks.{layer}.ffn_norm"),
         *affine(

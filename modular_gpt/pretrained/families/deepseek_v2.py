@@ -6,7 +6,7 @@ from modular_gpt.core.errors import CheckpointError
 from modular_gpt.pretrained.families.llama_like import DEFAULTS, ENDS, GATED, LAYER, NORMS, decoder
 from modular_gpt.pretrained.families.rope_config import yarn_magnitude
 from modular_gpt.pretrained.family import Family, Settings, must_be
-from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, Rule, affine
+from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, TensorMapping, affine
 
 _ATTENTION = f"{LAYER}.self_attn"
 _QUERY_LATENT = "blocks.{layer}.attention.query_down.weight"
@@ -15,23 +15,23 @@ RULES = (
     *ENDS,
     *NORMS,
     *GATED,
-    Rule(f"{_ATTENTION}.q_proj.weight", ("blocks.{layer}.attention.query.weight",), unless=_QUERY_LATENT),
-    Rule(f"{_ATTENTION}.q_b_proj.weight", ("blocks.{layer}.attention.query.weight",), where=_QUERY_LATENT),
+    TensorMapping(f"{_ATTENTION}.q_proj.weight", ("blocks.{layer}.attention.query.weight",), unless=_QUERY_LATENT),
+    TensorMapping(f"{_ATTENTION}.q_b_proj.weight", ("blocks.{layer}.attention.query.weight",), where=_QUERY_LATENT),
     *affine(f"{_ATTENTION}.q_a_proj", "blocks.{layer}.attention.query_down"),
-    Rule(f"{_ATTENTION}.q_a_layernorm.weight", ("blocks.{layer}.attention.query_norm.weight",)),
+    TensorMapping(f"{_ATTENTION}.q_a_layernorm.weight", ("blocks.{layer}.attention.query_norm.weight",)),
     *affine(f"{_ATTENTION}.kv_a_proj_with_mqa", "blocks.{layer}.attention.latent"),
-    Rule(f"{_ATTENTION}.kv_a_layernorm.weight", ("blocks.{layer}.attention.latent_norm.weight",)),
-    Rule(
+    TensorMapping(f"{_ATTENTION}.kv_a_layernorm.weight", ("blocks.{layer}.attention.latent_norm.weight",)),
+    TensorMapping(
         f"{_ATTENTION}.kv_b_proj.weight",
         ("blocks.{layer}.attention.key.weight", "blocks.{layer}.attention.value.weight"),
         FUSED_PER_HEAD,
     ),
     *affine(f"{_ATTENTION}.o_proj", "blocks.{layer}.attention.out"),
-    Rule(f"{LAYER}.mlp.gate.weight", ("blocks.{layer}.ffn.router.weight",)),
-    Rule(f"{LAYER}.mlp.gate.e_score_correction_bias", ("blocks.{layer}.ffn.select_bias",)),
-    Rule(f"{_EXPERT}.gate_proj.weight", ("blocks.{layer}.ffn.gate",)),
-    Rule(f"{_EXPERT}.up_proj.weight", ("blocks.{layer}.ffn.up",)),
-    Rule(f"{_EXPERT}.down_proj.weight", ("blocks.{layer}.ffn.down",)),
+    TensorMapping(f"{LAYER}.mlp.gate.weight", ("blocks.{layer}.ffn.router.weight",)),
+    TensorMapping(f"{LAYER}.mlp.gate.e_score_correction_bias", ("blocks.{layer}.ffn.select_bias",)),
+    TensorMapping(f"{_EXPERT}.gate_proj.weight", ("blocks.{layer}.ffn.gate",)),
+    TensorMapping(f"{_EXPERT}.up_proj.weight", ("blocks.{layer}.ffn.up",)),
+    TensorMapping(f"{_EXPERT}.down_proj.weight", ("blocks.{layer}.ffn.down",)),
     *affine(f"{LAYER}.mlp.shared_experts.gate_proj", "blocks.{layer}.ffn.shared.gate"),
     *affine(f"{LAYER}.mlp.shared_experts.up_proj", "blocks.{layer}.ffn.shared.up"),
     *affine(f"{LAYER}.mlp.shared_experts.down_proj", "blocks.{layer}.ffn.shared.down"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, GATED, LAYER, decoder, windows
 from modular_gpt.pretrained.family import Family, Settings, must_be
-from modular_gpt.pretrained.tensor_map import Rule
+from modular_gpt.pretrained.tensor_map import TensorMapping
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -36,10 +36,10 @@ FAMILY = Family(
         *ENDS,
         *ATTENTION,
         *GATED,
-        Rule(f"{LAYER}.input_layernorm.weight", ("blocks.{layer}.attention_norm.weight",)),
-        Rule(f"{LAYER}.post_attention_layernorm.weight", ("blocks.{layer}.attention_post_norm.weight",)),
-        Rule(f"{LAYER}.pre_feedforward_layernorm.weight", ("blocks.{layer}.ffn_norm.weight",)),
-        Rule(f"{LAYER}.post_feedforward_layernorm.weight", ("blocks.{layer}.ffn_post_norm.weight",)),
+        TensorMapping(f"{LAYER}.input_layernorm.weight", ("blocks.{layer}.attention_norm.weight",)),
+        TensorMapping(f"{LAYER}.post_attention_layernorm.weight", ("blocks.{layer}.attention_post_norm.weight",)),
+        TensorMapping(f"{LAYER}.pre_feedforward_layernorm.weight", ("blocks.{layer}.ffn_norm.weight",)),
+        TensorMapping(f"{LAYER}.post_feedforward_layernorm.weight", ("blocks.{layer}.ffn_post_norm.weight",)),
     ),
     read=read,
     defaults={

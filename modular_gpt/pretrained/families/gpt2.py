@@ -4,15 +4,15 @@ from typing import Any
 
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.family import Family, Settings, activation, dropout, must_be, parts, their_activation
-from modular_gpt.pretrained.tensor_map import COPY, FUSED, Rule, affine, transposed
+from modular_gpt.pretrained.tensor_map import COPY, FUSED, TensorMapping, affine, transposed
 
 _LAYER = "transformer.h.{layer}"
 _STORED_IN_OUT = transposed(COPY)
 
 RULES = (
-    Rule("transformer.wte.weight", ("embedding.weight",)),
-    Rule("transformer.wpe.weight", ("positions.0.table.weight",)),
-    Rule("lm_head.weight", ("head.weight",)),
+    TensorMapping("transformer.wte.weight", ("embedding.weight",)),
+    TensorMapping("transformer.wpe.weight", ("positions.0.table.weight",)),
+    TensorMapping("lm_head.weight", ("head.weight",)),
     *affine("transformer.ln_f", "final_norm"),
     *affine(f"{_LAYER}.ln_1", "blocks.{layer}.attention_norm"),
     *affine(f"{_LAYER}.ln_2", "blocks.{layer}.ffn_norm"),

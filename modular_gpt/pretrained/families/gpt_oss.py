@@ -4,7 +4,7 @@ from typing import Any
 
 from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, LAYER, NORMS, decoder, windows
 from modular_gpt.pretrained.family import Family, Settings, must_be
-from modular_gpt.pretrained.tensor_map import COPY, INTERLEAVED, Rule, affine, transposed
+from modular_gpt.pretrained.tensor_map import COPY, INTERLEAVED, TensorMapping, affine, transposed
 
 _EXPERTS = f"{LAYER}.mlp.experts"
 
@@ -38,20 +38,20 @@ FAMILY = Family(
         *ENDS,
         *NORMS,
         *ATTENTION,
-        Rule(f"{LAYER}.self_attn.sinks", ("blocks.{layer}.attention.sinks",)),
+        TensorMapping(f"{LAYER}.self_attn.sinks", ("blocks.{layer}.attention.sinks",)),
         *affine(f"{LAYER}.mlp.router", "blocks.{layer}.ffn.router"),
-        Rule(
+        TensorMapping(
             f"{_EXPERTS}.gate_up_proj",
             ("blocks.{layer}.ffn.gate", "blocks.{layer}.ffn.up"),
             transposed(INTERLEAVED),
         ),
-        Rule(
+        TensorMapping(
             f"{_EXPERTS}.gate_up_proj_bias",
             ("blocks.{layer}.ffn.gate_bias", "blocks.{layer}.ffn.up_bias"),
             INTERLEAVED,
         ),
-        Rule(f"{_EXPERTS}.down_proj", ("blocks.{layer}.ffn.down",), transposed(COPY)),
-        Rule(f"{_EXPERTS}.down_proj_bias", ("blocks.{layer}.ffn.down_bias",)),
+        TensorMapping(f"{_EXPERTS}.down_proj", ("blocks.{layer}.ffn.down",), transposed(COPY)),
+        TensorMapping(f"{_EXPERTS}.down_proj_bias", ("blocks.{layer}.ffn.down_bias",)),
     ),
     read=read,
     defaults={

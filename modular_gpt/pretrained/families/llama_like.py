@@ -7,17 +7,17 @@ from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.families.rope_config import rope, rope_written
 from modular_gpt.pretrained.family import Settings, activation, parts, their_activation
-from modular_gpt.pretrained.tensor_map import Rule, affine
+from modular_gpt.pretrained.tensor_map import TensorMapping, affine
 
 LAYER = "model.layers.{layer}"
 ENDS = [
-    Rule("model.embed_tokens.weight", ("embedding.weight",)),
-    Rule("model.norm.weight", ("final_norm.weight",)),
-    Rule("lm_head.weight", ("head.weight",)),
+    TensorMapping("model.embed_tokens.weight", ("embedding.weight",)),
+    TensorMapping("model.norm.weight", ("final_norm.weight",)),
+    TensorMapping("lm_head.weight", ("head.weight",)),
 ]
 NORMS = [
-    Rule(f"{LAYER}.input_layernorm.weight", ("blocks.{layer}.attention_norm.weight",)),
-    Rule(f"{LAYER}.post_attention_layernorm.weight", ("blocks.{layer}.ffn_norm.weight",)),
+    TensorMapping(f"{LAYER}.input_layernorm.weight", ("blocks.{layer}.attention_norm.weight",)),
+    TensorMapping(f"{LAYER}.post_attention_layernorm.weight", ("blocks.{layer}.ffn_norm.weight",)),
 ]
 ATTENTION = [
     *affine(f"{LAYER}.self_attn.q_proj", "blocks.{layer}.attention.query"),

@@ -5,7 +5,7 @@ from typing import Any
 from modular_gpt.pretrained.families import mistral
 from modular_gpt.pretrained.families.llama_like import ATTENTION, ENDS, LAYER, NORMS
 from modular_gpt.pretrained.family import Family, Settings
-from modular_gpt.pretrained.tensor_map import Rule
+from modular_gpt.pretrained.tensor_map import TensorMapping
 
 _EXPERT = f"{LAYER}.block_sparse_moe.experts.{{expert}}"
 
@@ -32,10 +32,10 @@ FAMILY = Family(
         *ENDS,
         *NORMS,
         *ATTENTION,
-        Rule(f"{LAYER}.block_sparse_moe.gate.weight", ("blocks.{layer}.ffn.router.weight",)),
-        Rule(f"{_EXPERT}.w1.weight", ("blocks.{layer}.ffn.gate",)),
-        Rule(f"{_EXPERT}.w2.weight", ("blocks.{layer}.ffn.down",)),
-        Rule(f"{_EXPERT}.w3.weight", ("blocks.{layer}.ffn.up",)),
+        TensorMapping(f"{LAYER}.block_sparse_moe.gate.weight", ("blocks.{layer}.ffn.router.weight",)),
+        TensorMapping(f"{_EXPERT}.w1.weight", ("blocks.{layer}.ffn.gate",)),
+        TensorMapping(f"{_EXPERT}.w2.weight", ("blocks.{layer}.ffn.down",)),
+        TensorMapping(f"{_EXPERT}.w3.weight", ("blocks.{layer}.ffn.up",)),
     ),
     read=read,
     defaults={

@@ -3,7 +3,7 @@
 from typing import Any
 
 from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
-from modular_gpt.pretrained.tensor_map import FUSED, Rule
+from modular_gpt.pretrained.tensor_map import FUSED, TensorMapping
 
 _BLOCK = "transformer.blocks.{layer}"
 _ATTENTION_DEFAULTS = {
@@ -43,19 +43,19 @@ FAMILY = Family(
     model_type="mpt",
     architecture="MptForCausalLM",
     rules=(
-        Rule("transformer.wte.weight", ("embedding.weight",)),
-        Rule("transformer.norm_f.weight", ("final_norm.weight",)),
-        Rule("lm_head.weight", ("head.weight",)),
-        Rule(f"{_BLOCK}.norm_1.weight", ("blocks.{layer}.attention_norm.weight",)),
-        Rule(f"{_BLOCK}.norm_2.weight", ("blocks.{layer}.ffn_norm.weight",)),
-        Rule(
+        TensorMapping("transformer.wte.weight", ("embedding.weight",)),
+        TensorMapping("transformer.norm_f.weight", ("final_norm.weight",)),
+        TensorMapping("lm_head.weight", ("head.weight",)),
+        TensorMapping(f"{_BLOCK}.norm_1.weight", ("blocks.{layer}.attention_norm.weight",)),
+        TensorMapping(f"{_BLOCK}.norm_2.weight", ("blocks.{layer}.ffn_norm.weight",)),
+        TensorMapping(
             f"{_BLOCK}.attn.Wqkv.weight",
             tuple(f"blocks.{{layer}}.attention.{part}.weight" for part in ("query", "key", "value")),
             FUSED,
         ),
-        Rule(f"{_BLOCK}.attn.out_proj.weight", ("blocks.{layer}.attention.out.weight",)),
-        Rule(f"{_BLOCK}.ffn.up_proj.weight", ("blocks.{layer}.ffn.up.weight",)),
-        Rule(f"{_BLOCK}.ffn.down_proj.weight", ("blocks.{layer}.ffn.down.weight",)),
+        TensorMapping(f"{_BLOCK}.attn.out_proj.weight", ("blocks.{layer}.attention.out.weight",)),
+        TensorMapping(f"{_BLOCK}.ffn.up_proj.weight", ("blocks.{layer}.ffn.up.weight",)),
+        TensorMapping(f"{_BLOCK}.ffn.down_proj.weight", ("blocks.{layer}.ffn.down.weight",)),
     ),
     read=read,
     prefix="transformer.",

@@ -6,7 +6,7 @@ from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.families import qwen2
 from modular_gpt.pretrained.families.llama_like import LAYER, LLAMA_PARTS, LLAMA_RULES
 from modular_gpt.pretrained.family import Family, Settings, parts
-from modular_gpt.pretrained.tensor_map import Rule
+from modular_gpt.pretrained.tensor_map import TensorMapping
 
 
 def read(settings: Settings) -> dict[str, Any]:
@@ -30,8 +30,8 @@ FAMILY = Family(
     architecture="Qwen3ForCausalLM",
     rules=(
         *LLAMA_RULES,
-        Rule(f"{LAYER}.self_attn.q_norm.weight", ("blocks.{layer}.attention.query_norm.weight",)),
-        Rule(f"{LAYER}.self_attn.k_norm.weight", ("blocks.{layer}.attention.key_norm.weight",)),
+        TensorMapping(f"{LAYER}.self_attn.q_norm.weight", ("blocks.{layer}.attention.query_norm.weight",)),
+        TensorMapping(f"{LAYER}.self_attn.k_norm.weight", ("blocks.{layer}.attention.key_norm.weight",)),
     ),
     read=read,
     write=write,
