@@ -10,8 +10,8 @@ import pytest
 
 from modular_gpt.core.atomic_files import (
     MARK,
-    new_directory,
     link,
+    new_directory,
     remove_stale,
     resolve_link,
     sha256_file,
