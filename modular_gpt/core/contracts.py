@@ -74,7 +74,7 @@ class Position(Component, nn.Module, ABC, slot="pos"):
     extrapolates: ClassVar[bool] = True  # False: positions end at context_length
     # Whether scores depend on distances alone, so that a text may go on past context_length with each token
     # seeing the last context_length ones, and no distance is new to the model.
-    slides: ClassVar[bool] = True
+    slides: bool = True
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
         super().__init__()
@@ -175,6 +175,8 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
 
 class FeedForward(Component, nn.Module, ABC, slot="ffn"):
     """Transforms each token by itself: (B, T, D) -> (B, T, D)."""
+
+    takes_mask: ClassVar[bool] = False  # True: ``forward`` takes the mask (B, T) of tokens that are no padding, or None
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
         super().__init__()

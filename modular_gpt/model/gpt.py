@@ -60,9 +60,9 @@ class TransformerBlock(nn.Module):
         """(B, T, D) -> (B, T, D), after dropout"""
         return self.dropout(self.attention(x, pos, cache))
 
-    def feed(self, x: Tensor) -> Transformed:
+    def feed(self, x: Tensor, pos: Positions) -> Transformed:
         """(B, T, D) -> (B, T, D) after dropout, and auxiliary losses"""
-        out, losses = self.ffn(x)
+        out, losses = self.ffn(x, pos.valid()) if self.ffn.takes_mask else self.ffn(x)
         return self.dropout(out), losses
 
     def scale(self, update: Tensor) -> Tensor:

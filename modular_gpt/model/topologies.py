@@ -19,28 +19,28 @@ Transformed = tuple[Tensor, dict[str, Tensor]]
 def pre(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """x + attention(norm(x)), then x + ffn(norm(x)): GPT-2, Llama"""
     x = x + block.scale(block.attend(block.attention_norm(x), pos, cache))
-    out, losses = block.feed(block.ffn_norm(x))
+    out, losses = block.feed(block.ffn_norm(x), pos)
     return x + block.scale(out), losses
 
 
 def post(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """norm(x + attention(x)), then norm(x + ffn(x)): the original transformer"""
     x = block.attention_post_norm(x + block.scale(block.attend(x, pos, cache)))
-    out, losses = block.feed(x)
+    out, losses = block.feed(x, pos)
     return block.ffn_post_norm(x + block.scale(out)), losses
 
 
 def sandwich(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """x + norm(attention(norm(x))), then the same with ffn: Gemma 2"""
     x = x + block.scale(block.attention_post_norm(block.attend(block.attention_norm(x), pos, cache)))
-    out, losses = block.feed(block.ffn_norm(x))
+    out, losses = block.feed(block.ffn_norm(x), pos)
     return x + block.scale(block.ffn_post_norm(out)), losses
 
 
 def post_residual(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """x + norm(attention(x)), then the same with ffn: OLMo 2"""
     x = x + block.scale(block.attention_post_norm(block.attend(x, pos, cache)))
-    out, losses = block.feed(x)
+    out, losses = block.feed(x, pos)
     return x + block.scale(block.ffn_post_norm(out)), losses
 
 
@@ -48,7 +48,7 @@ def parallel(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) ->
     """x + attention(norm(x)) + ffn(norm(x)), one norm for both: GPT-J, PaLM"""
     h = block.attention_norm(x)
     attended = block.attend(h, pos, cache)
-    out, losses = block.feed(h)
+    out, losses = block.feed(h, pos)
     return x + block.scale(attended + out), losses
 
 

@@ -22,6 +22,7 @@ from modular_gpt.core.validation import fraction, one_of, positive
 from modular_gpt.nn.fused_linear import compiling_for_cpu
 
 BACKENDS = ("auto", "flash", "math", "flex")
+_GRAPHS = 256  # shapes that FlexAttention may be compiled for in one process
 _SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -214,7 +215,13 @@ def _eager(
 def _compiled_flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def attention(*args: Any, **kwargs: Any) -> Tensor:  # past PyTorch's limit of 8 shapes it would run unfused
+        with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
+            return compiled(*args, **kwargs)
+
+    return attention
 
 
 def _flex(

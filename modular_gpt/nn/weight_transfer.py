@@ -1,4 +1,4 @@
-"""Arithmetic with which parts start from the weights of other kinds of parts."""
+"""Initialise components from the weights of other implementations: regrouped heads, low-rank factors, biases."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ CARRIED = "a constant that makes the norm the identity"
 
 
 def fill(part: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: str = "") -> TransferReport:
-    """Fill the linear layer ``name`` of a part with a weight (out, in) and a bias (out,), and say how it was made."""
+    """Copy a weight (out, in) and a bias (out,) into linear layer ``name``; returns how each was derived, by name."""
     linear = getattr(part, name)
     linear.weight.copy_(weight)
     if linear.bias is None:
@@ -23,8 +23,8 @@ def fill(part: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: s
     return {f"{name}.weight": how, f"{name}.bias": "zero, as there was none" if bias is None else how}
 
 
-def offer_of(part: Any, width: int, scale: float) -> AttentionWeights:
-    """The offer of an attention part with linear layers query, key, value and out, and heads of one width."""
+def head_weights(part: Any, width: int, scale: float) -> AttentionWeights:
+    """Canonical weights of an attention with linear layers query, key, value and out and heads of one ``width``."""
 
     def heads(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.detach().unflatten(0, (-1, width))
@@ -42,13 +42,13 @@ def offer_of(part: Any, width: int, scale: float) -> AttentionWeights:
     )
 
 
-def adopt_heads(part: Any, source: AttentionWeights, local_heads: AttentionWeights) -> TransferReport:
-    """Fill linear layers query, key, value and out, whose present weights are ``mine``."""
-    count = len(local_heads.key)
-    fits = source.query.shape == local_heads.query.shape and source.out.shape == local_heads.out.shape
+def init_heads(part: Any, source: AttentionWeights, present: AttentionWeights) -> TransferReport:
+    """Fill linear layers query, key, value and out, whose weights so far are ``present``."""
+    count = len(present.key)
+    fits = source.query.shape == present.query.shape and source.out.shape == present.out.shape
     if not fits or (len(source.key) % count and count % len(source.key)):
         return {}
-    scale = source.scale / local_heads.scale
+    scale = source.scale / present.scale
     how = _regrouping(len(source.key), count)
     value_bias = regroup(source.value_bias, count)
     moved = value_bias is not None and part.value.bias is None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from modular_gpt import ConfigError, GPTConfig
+from modular_gpt.nn import sdpa
 from tests.components.cases import MODEL
 from tests.components.laws import build, close, compiles_whole, feed, text
 
@@ -54,3 +55,17 @@ def test_inductor_says_the_same() -> None:
     """The default backend of torch.compile, which makes its own kernels, on one block."""
     attention = {"name": "swa", "window": 7, "n_kv_heads": 2, "qk_norm": "rmsnorm"}
     compiles_whole(GPTConfig(**{**MODEL, "n_layers": 1, "attention": attention, "ffn": "swiglu"}), backend="inductor")
+
+
+def test_flex_is_compiled_for_many_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch stops at 8 shapes by default and then runs FlexAttention unfused, with a warning alone."""
+    limits = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: lambda *a, **k: limits.append(torch._dynamo.config.recompile_limit)
+    )
+    sdpa._compiled_flex.cache_clear()
+    try:
+        sdpa._compiled_flex()()
+    finally:
+        sdpa._compiled_flex.cache_clear()
+    assert limits == [256] and torch._dynamo.config.recompile_limit < 256

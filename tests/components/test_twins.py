@@ -187,6 +187,8 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: 
         ({"qk_norm": "rmsnorm", "qk_norm_after_rope": True}, "rope"),
         ({"qk_norm": "layernorm", "qk_norm_scope": "full"}, "rope"),
         ({"clip_qkv": 0.4}, "none"),
+        ({"clip_qkv": 0.4, "qk_norm": "rmsnorm"}, "rope"),
+        ({"clip_qkv": 0.4, "qk_norm": "rmsnorm", "qk_norm_scope": "full"}, "rope"),
     ],
     ids=str,
 )
@@ -196,13 +198,14 @@ def test_multi_head_attention(settings: dict, pos: str, backend: str) -> None:
     module = part("attention", {"name": "mha", "backend": backend, **settings}, pos=pos)
     x, where = inputs(), positions()
     q, k, v = module.query(x), module.key(x), module.value(x)
-    if clip := settings.get("clip_qkv"):
-        q, k, v = (each.clip(-clip, clip) for each in (q, k, v))
     after, full = settings.get("qk_norm_after_rope"), settings.get("qk_norm_scope") == "full"
+    if full:  # OLMoE: the norm of the full width comes before clipping
+        q, k = module.query_norm(q), module.key_norm(k)
+    if clip := settings.get("clip_qkv"):
+        q, k, v = (tensor.clip(-clip, clip) for tensor in (q, k, v))
     n = settings.get("head_dim", WIDTH // HEADS)
 
     def placed(y: Tensor, norm: nn.Module | None) -> Tensor:
-        y = norm(y) if norm is not None and full else y
         y = torch.stack(y.split(n, dim=-1), dim=1)
         y = norm(y) if norm is not None and not full and not after else y
         y = module.position.rotate(y, where)

@@ -19,7 +19,7 @@ from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import shard_heads
-from modular_gpt.nn.weight_transfer import adopt_heads, offer_of
+from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 
 class LinearAttention(Attention, name="linear"):
@@ -52,7 +52,7 @@ class LinearAttention(Attention, name="linear"):
     @classmethod
     def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
         super().check(config, dims, position)
-        positive("attention", head_dim=config.head_dim, chunk=config.chunk)
+        positive("attention", head_dim=config.head_dim, chunk=config.chunk, eps=config.eps)
         if config.head_dim is None and dims.d_model % dims.n_heads:
             raise ConfigError(
                 f"d_model={dims.d_model} does not divide into n_heads={dims.n_heads}; "
@@ -104,12 +104,12 @@ class LinearAttention(Attention, name="linear"):
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS}
 
     def canonical_weights(self) -> AttentionWeights:
-        return offer_of(self, self.head_dim, scale=1.0)
+        return head_weights(self, self.head_dim, scale=1.0)
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
         """The same projections; what is made of them is another thing, which only training can mend."""
-        return adopt_heads(self, replace(source, scale=1.0), self.canonical_weights())
+        return init_heads(self, replace(source, scale=1.0), self.canonical_weights())
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H * N) -> (B, H, T, N)"""

@@ -21,7 +21,7 @@ from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import AttentionScoreConfig, sdpa, shard_heads
-from modular_gpt.nn.weight_transfer import adopt_heads, offer_of
+from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 
 class MultiHeadAttention(
@@ -84,6 +84,7 @@ class MultiHeadAttention(
         super().check(config, dims, position)
         n_heads, n_kv_heads, _ = heads(config, dims)
         positive("attention", n_kv_heads=config.n_kv_heads, head_dim=config.head_dim, clip_qkv=config.clip_qkv)
+        positive("attention", qk_norm_eps=config.qk_norm_eps)
         AttentionScoreConfig.read(config, dims, heads(config, dims)[2]).check()
         if config.head_dim is None and dims.d_model % n_heads:
             raise ConfigError(
@@ -128,10 +129,8 @@ class MultiHeadAttention(
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
         q, k, v = fused_linear(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)
-        if self.config.clip_qkv is not None:
-            q, k, v = (each.clamp(-self.config.clip_qkv, self.config.clip_qkv) for each in (q, k, v))
         q, k = self._place(q, self.query_norm, pos), self._place(k, self.key_norm, pos)
-        v = self._split(v)
+        v = self._split(self._clip(v))
         columns = pos.columns
         if cache is not None:
             (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
@@ -159,27 +158,32 @@ class MultiHeadAttention(
         norms = {name: SHARED for name in ("query_norm", "key_norm", "sinks") if getattr(self, name) is not None}
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS, **norms}
 
+    def _clip(self, x: Tensor) -> Tensor:
+        limit = self.config.clip_qkv
+        return x if limit is None else x.clamp(-limit, limit)
+
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads * N) -> (B, heads, T, N)"""
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def _place(self, x: Tensor, norm: nn.Module | None, pos: Positions) -> Tensor:
         """Split queries or keys into heads, normalise and rotate them: (B, T, heads * N) -> (B, heads, T, N)."""
+        if norm is not None and self.config.qk_norm_scope == "full":
+            x, norm = norm(x), None
+        x = self._clip(x)  # after a norm of the full width, as OLMoE does, and before a norm of each head
         if norm is None:
             return self.position.rotate(self._split(x), pos)
-        if self.config.qk_norm_scope == "full":
-            return self.position.rotate(self._split(norm(x)), pos)
         if self.config.qk_norm_after_rope:
             return norm(self.position.rotate(self._split(x), pos))
         return self.position.rotate(norm(self._split(x)), pos)
 
     def canonical_weights(self) -> AttentionWeights:
-        return offer_of(self, self.head_dim, self.scoring.scale)
+        return head_weights(self, self.head_dim, self.scoring.scale)
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
         """Key and value heads that more query heads come to share are the means of those these had."""
-        return adopt_heads(self, source, self.canonical_weights())
+        return init_heads(self, source, self.canonical_weights())
 
     def reset_parameters(self) -> None:
         if self.sinks is not None:

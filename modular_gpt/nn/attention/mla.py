@@ -18,6 +18,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
+from modular_gpt.nn.fused_linear import has_hooks
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import AttentionScoreConfig, sdpa
 from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
@@ -33,7 +34,7 @@ class Widths(NamedTuple):
 
 
 class ReadLinear(nn.Linear):
-    """A linear layer whose weight is also read directly, so that it must stay a plain matrix."""
+    """A linear layer whose weight is also read directly while decoding, so that weight packing must leave it alone."""
 
 
 class MultiHeadLatentAttention(Attention, name="mla"):
@@ -94,6 +95,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             q_lora_rank=config.q_lora_rank,
             qk_nope_head_dim=config.qk_nope_head_dim,
             v_head_dim=config.v_head_dim,
+            latent_norm_eps=config.latent_norm_eps,
         )
         if dims.d_model % dims.n_heads and (config.qk_nope_head_dim is None or config.v_head_dim is None):
             raise ConfigError(
@@ -156,9 +158,9 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         made = dict.fromkeys(("latent.weight", "key.weight", "value.weight"), f"rank {len(down)} by SVD")
         if room < latent:
             made |= {"latent.bias": CARRIED, "latent_norm.weight": CARRIED}
-        return {**self._adopt_query(source), **made, **fill_out(self, source, moved=True)}
+        return {**self._init_query(source), **made, **fill_out(self, source, moved=True)}
 
-    def _adopt_query(self, source: AttentionWeights) -> TransferReport:
+    def _init_query(self, source: AttentionWeights) -> TransferReport:
         scale, rotated = source.scale / self.scoring.scale, self.widths.rope
         weight = F.pad(source.query * scale, (0, 0, 0, rotated)).flatten(0, 1)
         bias = None if source.query_bias is None else F.pad(source.query_bias * scale, (0, rotated)).flatten()
@@ -193,7 +195,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         columns = pos.columns
         if cache is not None:
             (kept,), columns = cast(TokenCache, cache).append(pos, kept)
-        absorbed = cache is not None and self._absorbing_is_cheaper(pos.count, kept.shape[2])
+        absorbed = cache is not None and self._absorbing_is_cheaper(pos.count, kept.shape[2]) and self._can_absorb()
         mixed = (self._over_latents if absorbed else self._over_keys)(q, kept.to(q.dtype), pos, columns)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -203,6 +205,10 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         absorbed = count * n_keys * 2 * latent + count * latent * (nope + value)
         expanded = count * n_keys * (nope + value) + n_keys * latent * (nope + value)
         return absorbed < expanded
+
+    def _can_absorb(self) -> bool:
+        """Whether ``key`` and ``value`` are plain matrices: an adapter around them or a hook on them must run."""
+        return all(type(layer) is ReadLinear and not has_hooks(layer) for layer in (self.key, self.value))
 
     def _over_keys(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
         """Expand the latents to keys and values of every head: training and long prompts. -> (B, H, T, value)"""

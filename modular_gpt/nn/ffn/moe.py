@@ -60,6 +60,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
         bias_step: float = 0.001
         z_weight: float = 0.001
 
+    takes_mask = True
     select_bias: Tensor | None
     load: Tensor | None
 
@@ -109,21 +110,28 @@ class MixtureOfExperts(FeedForward, name="moe"):
     def resolved(cls, config: Config, dims: Dims) -> Config:
         return replace(config, hidden=hidden_size(config, dims), bias=dims.biased(config.bias))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T, D) -> (B, T, D), weighted losses ``load_balancing`` and ``router_z`` while training"""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, T, D) -> (B, T, D), weighted losses ``load_balancing`` and ``router_z`` while training
+
+        mask: (B, T) True where a token is no padding; padding counts neither in the losses nor in the load
+        """
         tokens = x.flatten(0, -2)  # (M, D)
         logits = self.router(tokens).float()
         weights, chosen, scores = self._route(logits)
-        counts = (chosen.flatten()[:, None] == torch.arange(self.config.n_experts, device=x.device)).sum(0)
+        routed = chosen.flatten()[:, None] == torch.arange(self.config.n_experts, device=x.device)  # (M * k, E)
+        counts = routed.sum(0)
         out = self._experts(tokens, weights, chosen, counts).view_as(x)
         if self.shared is not None:
             out = out + self.shared(x)[0]
         if not self.training:
             return out, {}
+        if mask is not None:
+            mask = mask.flatten()
+            counts = (routed & mask.repeat_interleave(self.config.top_k)[:, None]).sum(0)
         counts = all_reduce_sum(counts)
         if self.load is not None and not is_recomputing():
             self.load.add_(counts)
-        return out, self._losses(logits, scores, counts / counts.sum())
+        return out, self._losses(logits, scores, counts / counts.sum(), mask)
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """logits (M, E) -> weights (M, k), chosen experts (M, k), scores (M, E)"""
@@ -162,13 +170,13 @@ class MixtureOfExperts(FeedForward, name="moe"):
         out = linear(hidden, self.down, self.down_bias)[order.argsort()]  # back to token order, no atomic adds
         return (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
 
-    def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor) -> dict[str, Tensor]:
+    def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         losses = {}
         if self.config.balance == "loss" and self.config.balance_weight > 0:
-            shares = (scores / scores.sum(-1, keepdim=True)).mean(0)
+            shares = _mean(scores / scores.sum(-1, keepdim=True), mask)
             losses["load_balancing"] = self.config.balance_weight * self.config.n_experts * (fractions * shares).sum()
         if self.config.z_weight > 0:
-            losses["router_z"] = self.config.z_weight * logits.logsumexp(-1).square().mean()
+            losses["router_z"] = self.config.z_weight * _mean(logits.logsumexp(-1).square(), mask)
         return losses
 
     def inactive_parameters(self) -> int:
@@ -201,17 +209,25 @@ class MixtureOfExperts(FeedForward, name="moe"):
             return {}
         made: TransferReport = {}
         for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"):
-            local_heads, theirs = getattr(self, name), getattr(source, name)
-            if local_heads is None or theirs is None:
+            parameter, theirs = getattr(self, name), getattr(source, name)
+            if parameter is None or theirs is None:
                 continue
             factor = 1 / self.config.routed_scale if name.startswith("down") else 1.0
-            local_heads.copy_((theirs * factor).expand_as(local_heads))
+            parameter.copy_((theirs * factor).expand_as(parameter))
             made[name] = "for every expert" + (f", times {factor:.4g}" if factor != 1 else "")
         return made
 
     def extra_repr(self) -> str:
         kind = "mlp" if self.gate is None else "glu"
         return f"{self.config.n_experts} experts ({kind}, hidden {self.up.shape[1]}), top_k={self.config.top_k}"
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the first dimension, of the rows where ``mask`` (M,) is True."""
+    if mask is None:
+        return values.mean(0)
+    weight = mask.to(values.dtype) / mask.sum()
+    return torch.tensordot(weight, values, dims=1)
 
 
 def _dense(config: MixtureOfExperts.Config) -> glu.GatedLinearUnit.Config | mlp.MLP.Config:

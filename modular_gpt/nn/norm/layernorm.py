@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.validation import not_negative
+from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
@@ -24,7 +24,7 @@ class LayerNorm(Norm, name="layernorm"):
         bias: bool | None = None
 
         def __post_init__(self) -> None:
-            not_negative("norm", eps=self.eps)
+            positive("norm", eps=self.eps)
 
     def __init__(self, config: Config, width: int, bias: bool) -> None:
         super().__init__(config, width, bias)

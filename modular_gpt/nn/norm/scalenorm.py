@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.validation import not_negative
+from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
@@ -23,7 +23,7 @@ class ScaleNorm(Norm, name="scalenorm"):
         affine: bool = True
 
         def __post_init__(self) -> None:
-            not_negative("norm", eps=self.eps)
+            positive("norm", eps=self.eps)
 
     def __init__(self, config: Config, width: int, bias: bool = False) -> None:
         super().__init__(config, width, bias)
@@ -35,7 +35,8 @@ class ScaleNorm(Norm, name="scalenorm"):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).clamp(min=self.eps)
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision overflows; float64 stays float64
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp(min=self.eps)
         scale = self.first if self.weight is None else self.weight
         return x * (scale / length).to(x.dtype)
 

@@ -74,6 +74,8 @@ class RoPE(Position, name="rope"):
         self.config = config
         self.scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
         self.original_length = (self.scaling and self.scaling.original_context_length) or dims.context_length
+        if self.scaling is not None and self.scaling.kind == "dynamic":
+            self.slides = False  # its angles depend on the length of the text, not on distances alone
         self.settings = repr(config)  # written once: torch.compile cannot trace a dataclass's repr
 
     @classmethod
@@ -86,6 +88,8 @@ class RoPE(Position, name="rope"):
             raise ConfigError(f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head")
         if turning % 2:
             raise ConfigError(f"pos=rope turns pairs of dimensions: {turning} is odd; set an even pos.rotary_dim")
+        if scaling is not None and scaling.kind == "yarn" and config.theta <= 1:
+            raise ConfigError(f"pos.scaling.kind=yarn needs pos.theta above 1, got {config.theta:g}")
         if scaling is not None and scaling.kind == "dynamic" and turning == 2:
             raise ConfigError("pos.scaling.kind=dynamic needs more than one pair of dimensions that turn; use linear")
 
@@ -120,7 +124,7 @@ class RoPE(Position, name="rope"):
         return (angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype)
 
     def _frequencies(self, pos: Positions, dim: int) -> tuple[Tensor, float]:
-        """(dim / 2,) angle per position, and what queries and keys are multiplied by."""
+        """Angle per position, (dim / 2,) or (B, 1, dim / 2), and the factor on queries and keys."""
         exponent = torch.arange(0, dim, 2, device=pos.index.device, dtype=torch.float32) / dim
         scaling = self.scaling
         if scaling is None:
@@ -138,8 +142,11 @@ class RoPE(Position, name="rope"):
         return self._yarn(scaling, plain, dim), magnitude
 
     def _dynamic(self, scaling: Scaling, pos: Positions, exponent: Tensor, dim: int) -> Tensor:
-        """A base that grows with the present length; cached keys keep the angles of the length they were made at."""
-        length = (pos.index.max() + 1).clamp(min=self.original_length)
+        """(B or 1, 1, dim / 2): the base grows with the present length of each row by itself.
+
+        Cached keys keep the angles of the length at which they were computed.
+        """
+        length = (pos.index.amax(-1, keepdim=True) + 1).clamp(min=self.original_length)[..., None]
         growth = scaling.factor * length / self.original_length - (scaling.factor - 1)
         return 1.0 / (self.config.theta * growth ** (dim / (dim - 2))) ** exponent
 
