@@ -2,9 +2,11 @@
 
 import platform
 import re
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +73,32 @@ def copy_bandwidth(device: torch.device, mebibytes: int = 512) -> float:
     copy = Variant("copy", lambda: target.copy_(source), 0)
     interleave([copy], rounds=5)
     return 2 * source.nbytes / copy.median
+
+
+def forget_peak() -> None:
+    """Let the peak of memory count from now on, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Most bytes used at once: of the GPU, or by the process."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+
+
+def held_memory() -> int:
+    """Bytes in use: of the GPU, or by the process."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _resident("VmRSS")
+
+
+def _resident(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import multiprocessing
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from typing import Any
 
 import torch
 from contestants import SIZES, Contestant, Size, described, write_tokens
-from measure import MIB, machine, synchronise, table, write_section
+from measure import MIB, forget_peak, machine, peak_memory, synchronise, table, write_section
 
 from modular_gpt import GPTConfig
 from modular_gpt.data import TokenSplit
@@ -80,25 +79,6 @@ def work(contestant: Contestant, size: Size, tokens: TokenSplit, options: Any, t
             pipe.send(clock() - begun)
     except Exception as error:  # of whatever kind: the others go on without it
         pipe.send(f"{type(error).__name__}: {error}".strip().splitlines()[0])
-
-
-def forget_peak() -> None:
-    """Let the peak of memory count from now on, where the system can."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Most bytes used at once: of the GPU, or by the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @contextmanager

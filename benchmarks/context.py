@@ -1,0 +1,187 @@
+"""Time and memory of one attention layer against the length of the text, for every registered attention.
+
+    python benchmarks/context.py [--lengths 512 1024 2048 4096 8192 16384 32768] [--window 256] [--rounds 5]
+        [--write docs/attention.md] [--figure docs/images/context.png]
+
+The layer is 128 wide with 4 heads and rotary positions; one row, float32. A step is forward and backward, with
+gradients of all weights and of the input. Times are interleaved: every attention once a round, at each length. Memory
+is the most that a process of its own held during a step, beyond what it held before.
+"""
+
+import argparse
+import datetime
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import MIB, Variant, forget_peak, held_memory, interleave, machine, peak_memory, table, write_section
+from torch import Tensor
+
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.core.contracts import Positions
+from modular_gpt.core.registry import entries
+from modular_gpt.runtime.cpu_allocator import keep_memory
+
+WIDTH, HEADS = 128, 4
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+
+
+@dataclass
+class Curve:
+    """One attention's seconds forward and per step, and bytes of a step, by length."""
+
+    name: str
+    forward: dict[int, float] = field(default_factory=dict)
+    step: dict[int, float] = field(default_factory=dict)
+    memory: dict[int, int] = field(default_factory=dict)
+
+
+def layer(name: str, window: int, device: torch.device) -> torch.nn.Module:
+    """One attention layer; an attention that has a window by default gets this one."""
+    settings: dict[str, Any] = {"name": name}
+    if getattr(entries("attention")[name].default(), "window", None) is not None:
+        settings["window"] = window
+    torch.manual_seed(0)
+    config = GPTConfig(
+        vocab_size=2, d_model=WIDTH, n_heads=HEADS, n_layers=1, context_length=window, pos="rope", attention=settings
+    )
+    return GPTModel(config).blocks[0].attention.to(device)
+
+
+def work(attention: torch.nn.Module, length: int, device: torch.device) -> tuple[Callable[[], Tensor], Callable]:
+    """(forward alone, forward and backward) of a layer on one row of random numbers."""
+    x = torch.randn(1, length, WIDTH, device=device, requires_grad=True)
+    gradient = torch.randn_like(x)
+
+    @torch.no_grad()
+    def forward() -> Tensor:
+        return attention(x, Positions(0, length, None, device))
+
+    def step() -> None:
+        attention(x, Positions(0, length, None, device)).backward(gradient)
+        x.grad = None
+        attention.zero_grad()
+
+    return forward, step
+
+
+def time_lengths(curves: list[Curve], options: argparse.Namespace) -> None:
+    """Seconds of every attention at every length, all in this process."""
+    device = torch.device(options.device)
+    layers = {curve.name: layer(curve.name, options.window, device) for curve in curves}
+    for length in options.lengths:
+        variants: list[Variant] = []
+        for curve in curves:
+            forward, step = work(layers[curve.name], length, device)
+            variants += [Variant(curve.name, forward, length), Variant(curve.name, step, length)]
+        interleave(variants, options.rounds)
+        for curve, forward, step in zip(curves, variants[::2], variants[1::2], strict=True):
+            curve.forward[length], curve.step[length] = forward.median, step.median
+        print(f"{length}: timed", flush=True)
+
+
+def send_memory(name: str, length: int, options: argparse.Namespace, pipe: Connection) -> None:
+    """The bytes that a step needs at most, measured in a process of its own."""
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    attention = layer(name, options.window, device)
+    work(attention, 64, device)[1]()  # libraries load and make what they keep
+    _, step = work(attention, length, device)
+    before = held_memory()
+    forget_peak()
+    step()
+    pipe.send(peak_memory() - before)
+
+
+def measure_memory(curves: list[Curve], options: argparse.Namespace) -> None:
+    """Bytes of every attention's step at every length, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    for curve in curves:
+        for length in options.lengths:
+            mine, theirs = context.Pipe()
+            process = context.Process(target=send_memory, args=(curve.name, length, options, theirs))
+            process.start()
+            theirs.close()
+            curve.memory[length] = mine.recv()
+            process.join()
+        print(f"{curve.name}: memory measured", flush=True)
+
+
+def draw(curves: list[Curve], path: Path) -> None:
+    """Three panels on logarithmic scales: forward, step, memory."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = zip(
+        figure.subplots(1, 3),
+        [
+            ("forward, ms", "forward", 1e-3),
+            ("training step, ms", "step", 1e-3),
+            ("memory of a step, MiB", "memory", MIB),
+        ],
+        strict=True,
+    )
+    for axes, (title, values, unit) in panels:
+        for curve in curves:
+            points = getattr(curve, values)
+            axes.plot(list(points), [value / unit for value in points.values()], "o-", markersize=3, label=curve.name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(list(points), [f"{length:,}" for length in points], rotation=45)
+        axes.set_xlabel("tokens")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def report(curves: list[Curve], options: argparse.Namespace) -> str:
+    """The conditions, and a table with a line per attention and measure."""
+    lengths = options.lengths
+    rows = []
+    for curve in curves:
+        rows.append([f"{curve.name}, forward, ms", *(f"{curve.forward[n] * 1e3:,.1f}" for n in lengths)])
+        rows.append([f"{curve.name}, step, ms", *(f"{curve.step[n] * 1e3:,.1f}" for n in lengths)])
+        rows.append([f"{curve.name}, step, MiB", *(f"{curve.memory[n] / MIB:,.0f}" for n in lengths)])
+    where = f"{machine(torch.device(options.device))}, {datetime.date.today()}"
+    conditions = (
+        f"One layer, {WIDTH} wide, {HEADS} heads, windows of {options.window}, float32. {where}; medians of "
+        f"{options.rounds} rounds."
+    )
+    return f"{conditions}\n\n{table(['tokens', *(f'{n:,}' for n in lengths)], rows)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--attention", nargs="+", default=list(entries("attention")))
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--write", type=Path, help="page whose section 'measured context' is replaced")
+    parser.add_argument("--figure", type=Path, help="PNG file to draw")
+    options = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(options.threads)
+    curves = [Curve(name) for name in options.attention]
+    measure_memory(curves, options)
+    time_lengths(curves, options)
+    text = report(curves, options)
+    print(text)
+    if options.figure:
+        draw(curves, options.figure)
+    if options.write:
+        write_section(options.write, "context", text)
+
+
+if __name__ == "__main__":
+    main()
