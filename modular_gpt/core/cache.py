@@ -167,8 +167,8 @@ class TokenCache(LayerCache):
     def append(self, pos: Positions, *new: Tensor) -> tuple[list[Tensor], Tensor]:
         """Keep the new rows, each (B, heads, T, width).
 
-        Returns all rows to attend to, each (B, heads, S, width), and the column (S,) of each; a negative column
-        marks a slot that has never been written.
+        Returns all rows to attend to, each (B, heads, S, width), and the column (S,) of each, one after the other
+        where several tokens are new; a negative column marks a slot that has never been written.
         """
         if isinstance(pos.start, Tensor):
             return self._append_anywhere(pos, new)
@@ -190,7 +190,7 @@ class TokenCache(LayerCache):
             last = end - 1
             return last - torch.remainder(last - slot, self.capacity)
 
-        return pos.memo(("ring columns", self.capacity, end is pos.start), make)
+        return pos.memo(("ring columns", self.capacity), make)
 
     def _append_to_ring(self, pos: Positions, start: int, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
         """One token overwrites the slot that left the window; a longer chunk attends first and evicts then."""
@@ -200,9 +200,13 @@ class TokenCache(LayerCache):
                 tensor[:, :, slot : slot + 1] = rows
             return list(self.tensors), self._columns(start + 1, pos)
         used = min(start, self.capacity)
-        columns = torch.cat([self._columns(start, pos)[:used], pos.columns])
-        everything = [
-            torch.cat([tensor[:, :, :used], rows], dim=2) for tensor, rows in zip(self.tensors, new, strict=True)
+        oldest = (start - used) % self.capacity
+        columns = pos.memo(
+            ("ring and chunk", used), lambda: torch.arange(start - used, start + pos.count, device=pos.columns.device)
+        )
+        everything = [  # in the order of their columns
+            torch.cat([tensor[:, :, oldest:used], tensor[:, :, :oldest], rows], dim=2)
+            for tensor, rows in zip(self.tensors, new, strict=True)
         ]
         keep = min(pos.count, self.capacity)
         slots = pos.columns[-keep:] % self.capacity

@@ -59,6 +59,17 @@ class Positions:
         same._memo = {}
         return same
 
+    def narrow(self, first: int, count: int) -> "Positions":
+        """The positions of ``count`` of the new tokens, from ``first`` on."""
+        return self.memo(
+            ("narrow", first, count),
+            lambda: Positions(self.start + first, count, self.padding, self.columns.device, self.window),
+        )
+
+    def unpadded(self) -> "Positions":
+        """The positions where no row is padded."""
+        return self.memo("unpadded", lambda: Positions(self.start, self.count, None, self.columns.device, self.window))
+
     def memo(self, key: Hashable, make: Callable[[], R]) -> R:
         """What ``make`` returns, computed by the first layer that asks and shared with the later ones."""
         try:

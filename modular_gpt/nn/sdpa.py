@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,24 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modular_gpt.core.contracts import Dims, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import fraction, one_of, positive
+from modular_gpt.nn.attention_forms import AttentionInputs, ScoreBias, by_window, text_first, visible
+from modular_gpt.nn.block_sparse import Band, block_size
 from modular_gpt.nn.fused_linear import compiling_for_cpu
 
 BACKENDS = ("auto", "flash", "math", "flex")
+_BANDS_FROM = 2  # times the window: queries from which blocks are used instead of one mask for all
 _GRAPHS = 256  # shapes that FlexAttention may be compiled for in one process
+_LONG = 128  # queries from which left-padded rows are turned instead of masked
 _SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-
-
-def visible(pos: Positions, key_columns: Tensor, window: int | None) -> Tensor:
-    """(B or 1, 1, T, S) True where a query may look at a key. Every query sees itself, also padding."""
-    distance = pos.columns[:, None] - key_columns[None, :]
-    seen = (distance >= 0) & (key_columns >= 0)
-    if window is not None:
-        seen &= distance < window
-    if pos.padding is None:
-        return seen[None, None]
-    text = key_columns[None, :] >= pos.padding[:, None]
-    return ((seen & text[:, None, :]) | (distance == 0))[:, None]
 
 
 def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
@@ -84,6 +76,20 @@ class AttentionScoreConfig:
             raise ConfigError("attention.backend=flash has no softcap; use auto, math or flex")
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """How one call turns scores into weights: the layer's settings, and what this call adds to them."""
+
+    scoring: AttentionScoreConfig
+    sinks: Tensor | None
+    bias: ScoreBias | None
+    training: bool
+
+    @property
+    def dropout(self) -> float:
+        return self.scoring.dropout if self.training else 0.0
+
+
 def sdpa(
     q: Tensor,
     k: Tensor,
@@ -94,78 +100,129 @@ def sdpa(
     *,
     training: bool = False,
     sinks: Tensor | None = None,
-    bias: Tensor | None = None,
+    bias: ScoreBias | None = None,
 ) -> Tensor:
     """Softmax attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
-    key_columns: (S,) the column of each key
-    sinks: (H,) logit of an extra key with a zero value; bias: (1, H, T, S) added to the scores
+    key_columns: (S,) the column of each key, one after the other where T > 1
+    sinks: (H,) logit of an extra key with a zero value; bias: what is added to the scores
     Returns (B, H, T, M).
     """
-    window, n_keys = pos.limit(scoring.window), k.shape[2]
-    seen, causal = None, False
+    inputs = AttentionInputs(q, k, v, pos, key_columns, pos.limit(scoring.window))
+    return _attend(inputs, _Weights(scoring, sinks, bias, training))
+
+
+def _attend(inputs: AttentionInputs, weights: _Weights) -> Tensor:
+    """By the form that is quickest; all say the same."""
+    pos = inputs.pos
+    if pos.count == 1 or isinstance(pos.start, Tensor) or torch.compiler.is_exporting():
+        return _dense(inputs, weights)
+    if pos.padding is not None and pos.is_prefill and inputs.n_keys == pos.count >= _LONG:
+        return text_first(inputs, partial(_attend, weights=weights))
+    band = _band(inputs, weights.scoring.backend)
+    if band is None:
+        return _dense(inputs, weights)
+    return by_window(inputs, band, partial(_dense, weights=weights), partial(_masked, weights=weights), weights.bias)
+
+
+def _band(inputs: AttentionInputs, backend: str) -> Band | None:
+    """The blocks of a sliding window, where they are quicker than one mask for all."""
+    window = inputs.window
+    if window is None or backend == "flex" or inputs.n_queries < _BANDS_FROM * window:
+        return None
+    band = Band.of(inputs.n_queries, inputs.n_keys, window, block_size(window))
+    return band if band.blocks else None
+
+
+def _dense(inputs: AttentionInputs, weights: _Weights) -> Tensor:
+    """Every query with every key, hidden ones behind a mask."""
+    pos, window, n_keys, columns = inputs.pos, inputs.window, inputs.n_keys, inputs.key_columns
+    bias = None if weights.bias is None else weights.bias(pos, columns)
+    seen: Tensor | None = None
     if needs_mask(pos, n_keys, window):
-        seen = pos.memo(("visible", window, n_keys), lambda: visible(pos, key_columns, window))
+        seen = pos.memo(("visible", window, n_keys), lambda: visible(pos, columns, window))
     elif pos.count > 1:
-        causal = True
-    dropout = scoring.dropout if training else 0.0
-    use_eager = (
-        scoring.backend == "math" or scoring.softcap is not None or _better_written_out(q, n_keys, scoring, training)
-    )
-    plain = scoring.backend != "flex" and not use_eager
-    if causal and not (plain and bias is None and sinks is None):
-        seen = pos.memo("causal", lambda: visible(pos, key_columns, None))
-    if scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: nothing for single tokens
-        return _flex(q, k, v, scoring, seen, sinks, bias, dropout)
+        plain = bias is None and weights.sinks is None and weights.scoring.backend != "flex"
+        if plain and not _use_eager(inputs.q, n_keys, weights):
+            return _fused(inputs.q, inputs.k, inputs.v, None, None, weights, causal=True)
+        seen = pos.memo("causal", lambda: visible(pos, columns, None))
+    return _masked(inputs.q, inputs.k, inputs.v, seen, bias, weights)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
+    """Attention with a mask (B or 1, 1, T, S), or None for all, and a bias (B or 1, H, T, S)."""
+    scoring, count = weights.scoring, q.shape[2]
+    if scoring.backend == "flex" and count > 1:  # its kernels are made per length: nothing for single tokens
+        return _flex(q, k, v, seen, bias, weights)
     # for one query PyTorch would copy all keys and values, to add the sink or where their widths differ
-    copies = pos.count == 1 and (sinks is not None or k.shape[-1] != v.shape[-1])
-    if use_eager or (copies and scoring.backend == "auto"):
-        return _eager(q, k, v, scoring, seen, sinks, bias, dropout)
-    return _fused(q, k, v, scoring, seen, sinks, bias, dropout, causal and seen is None)
+    copies = count == 1 and (weights.sinks is not None or k.shape[-1] != v.shape[-1])
+    if _use_eager(q, k.shape[2], weights) or (copies and scoring.backend == "auto"):
+        return _eager(q, k, v, seen, bias, weights)
+    return _fused(q, k, v, seen, bias, weights)
 
 
-def _better_written_out(q: Tensor, n_keys: int, scoring: AttentionScoreConfig, training: bool) -> bool:
-    """Whether compiled training on a CPU, whose flash kernels are slow backwards, goes quicker by plain products."""
-    return scoring.backend == "auto" and n_keys <= _SHORT and compiling_for_cpu(q, training)
+def _use_eager(q: Tensor, n_keys: int, weights: _Weights) -> bool:
+    """Whether weights are written out: where no kernel does it, and where plain products are quicker.
+
+    Flash kernels are slow backwards on a CPU, so that compiled training goes quicker without them over few keys.
+    """
+    scoring = weights.scoring
+    if scoring.backend == "math" or (scoring.softcap is not None and scoring.backend != "flex"):
+        return True
+    return scoring.backend == "auto" and n_keys <= _SHORT and compiling_for_cpu(q, weights.training)
 
 
 def _fused(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    scoring: AttentionScoreConfig,
     seen: Tensor | None,
-    sinks: Tensor | None,
     bias: Tensor | None,
-    dropout: float,
-    causal: bool,
+    weights: _Weights,
+    causal: bool = False,
 ) -> Tensor:
     """PyTorch's scaled_dot_product_attention, which picks a flash or memory-efficient kernel."""
-    mask = seen
+    mask, scoring = seen, weights.scoring
     if bias is not None:
         mask = bias.to(q.dtype) if seen is None else bias.to(q.dtype).masked_fill(~seen, -torch.inf)
-    if sinks is not None:
-        k, v, mask = _with_sink(q, k, v, mask, sinks)
+    if weights.sinks is not None:
+        k, v, mask = _with_sink(q, k, v, mask, weights.sinks)
     batch, heads, count, width = q.shape
-    groups = k.shape[1]
+    groups, value_width = k.shape[1], v.shape[-1]
     fold = count == 1 and heads != groups
     if fold:  # the queries that share a key stand side by side, as if they were tokens
         q = q.reshape(batch, groups, -1, width)
         if mask is not None and mask.shape[1] == heads:
             mask = mask.reshape(mask.shape[0], groups, -1, mask.shape[-1])
+    elif count > 1 and q.device.type == "cpu" and width != value_width:
+        q, k, v = _of_one_width(q, k, v)
     shared = not fold and heads != groups
     only_fused = sdpa_kernel(_FUSED) if scoring.backend == "flash" else nullcontext()
     try:
         with only_fused:
             out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scoring.scale, enable_gqa=shared
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=weights.dropout,
+                is_causal=causal,
+                scale=scoring.scale,
+                enable_gqa=shared,
             )
     except RuntimeError as error:
         if scoring.backend != "flash" or "kernel" not in str(error):
             raise
         raise ConfigError("backend=flash has no kernel for this device, dtype and mask; use backend=auto") from error
-    return out.reshape(batch, heads, count, -1)
+    return out[..., :value_width].reshape(batch, heads, count, -1)
+
+
+def _of_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values filled up with zeros to one width, which the flash kernel of a CPU asks for."""
+    width = max(q.shape[-1], v.shape[-1])
+    q, k, v = (each if each.shape[-1] == width else F.pad(each, (0, width - each.shape[-1])) for each in (q, k, v))
+    return q, k, v
 
 
 def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,17 +238,9 @@ def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tens
     return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), mask
 
 
-def _eager(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scoring: AttentionScoreConfig,
-    seen: Tensor | None,
-    sinks: Tensor | None,
-    bias: Tensor | None,
-    dropout: float,
-) -> Tensor:
-    """The definition, step by step: matmul, softcap, bias, mask, softmax in float32, matmul."""
+def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
+    """The definition, step by step: matmul, softcap, bias, mask, softmax in float32 or better, matmul."""
+    scoring, sinks = weights.scoring, weights.sinks
     batch, heads, count, width = q.shape
     groups = k.shape[1]
     folded = (q * scoring.scale).reshape(batch, groups, -1, width)  # queries that share a key stand side by side
@@ -204,11 +253,11 @@ def _eager(
         scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(batch, heads, count, 1)], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
     if sinks is not None:
-        weights = weights[..., :-1]
-    weights = F.dropout(weights, dropout)
-    return (weights.reshape(batch, groups, -1, weights.shape[-1]) @ v).reshape(batch, heads, count, -1)
+        shares = shares[..., :-1]
+    shares = F.dropout(shares, weights.dropout)
+    return (shares.reshape(batch, groups, -1, shares.shape[-1]) @ v).reshape(batch, heads, count, -1)
 
 
 @cache
@@ -224,22 +273,13 @@ def _compiled_flex() -> Callable[..., Any]:
     return attention
 
 
-def _flex(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scoring: AttentionScoreConfig,
-    seen: Tensor | None,
-    sinks: Tensor | None,
-    bias: Tensor | None,
-    dropout: float,
-) -> Tensor:
+def _flex(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
     """FlexAttention: one compiled kernel with the mask, bias and softcap inside."""
-    if dropout > 0:
+    if weights.dropout > 0:
         raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         raise ConfigError("backend=flex does not train on a CPU; use backend=auto")
-    softcap, n_keys = scoring.softcap, k.shape[2]
+    scoring, sinks, softcap, n_keys = weights.scoring, weights.sinks, weights.scoring.softcap, k.shape[2]
     rows = None if seen is None else seen.expand(q.shape[0], -1, -1, -1)
     if sinks is not None:  # one more key, whose score the sink replaces
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.nn import sdpa as sdpa_module
 from modular_gpt.nn.block_sparse import (
     Band,
     BlockRule,
@@ -16,6 +18,19 @@ from modular_gpt.nn.block_sparse import (
     band_attention,
     block_size,
     block_sparse_attention,
+)
+from tests.components.cases import CHOSEN, MODEL, Case
+from tests.components.laws import (
+    TOKENS,
+    Law,
+    any_chunking,
+    build,
+    causal,
+    compiles_whole,
+    every_parameter_learns,
+    ragged_rows,
+    recomputing_changes_nothing,
+    text,
 )
 
 WIDTH = 4
@@ -174,3 +189,77 @@ def test_blocks_are_half_a_window() -> None:
         256,
         256,
     ]
+
+
+# ------------------------------------------------------------- models
+
+WINDOWED = [case for case in CHOSEN if case.settings.get("window") or case.name == "swa"]
+BLOCK_LAWS: list[Law] = [causal, any_chunking, ragged_rows, every_parameter_learns, recomputing_changes_nothing]
+
+
+def use_blocks(patch: pytest.MonkeyPatch) -> None:
+    """Blocks of two, and rows turned, also where a mask would be quicker."""
+    patch.setattr(sdpa_module, "block_size", lambda window: 2)
+    patch.setattr(sdpa_module, "_BANDS_FROM", 0)
+    patch.setattr(sdpa_module, "_LONG", 1)
+
+
+@pytest.fixture
+def blocks_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_blocks(monkeypatch)
+
+
+@pytest.mark.usefixtures("blocks_everywhere")
+@pytest.mark.parametrize("law", BLOCK_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("case", WINDOWED, ids=lambda case: case.id)
+def test_laws_hold_in_blocks(case: Case, law: Law) -> None:
+    law(case.config())
+
+
+@pytest.mark.usefixtures("blocks_everywhere")
+def test_blocks_compile_whole() -> None:
+    attention = {"name": "swa", "window": 5, "n_kv_heads": 2, "sinks": True}
+    compiles_whole(GPTConfig(**{**MODEL, "n_layers": 1, "attention": attention}), backend="aot_eager")
+
+
+COMBINED = {
+    "plain": {},
+    "gqa with sinks": {"n_kv_heads": 2, "sinks": True},
+    "softcap": {"softcap": 2.0},
+    "softcap with sinks": {"n_kv_heads": 1, "softcap": 2.0, "sinks": True},
+    "written out": {"backend": "math", "qk_norm": "rmsnorm"},
+}
+
+
+def logits_and_gradients(model: GPTModel, padding: Tensor | None) -> list[Tensor]:
+    """The logits of text, and gradients of a sum of those that are no padding, each with a weight of its own."""
+    ids = text(model.config)
+    model.zero_grad()
+    logits = model(ids, padding=padding)
+    if padding is not None:
+        logits = logits * (torch.arange(TOKENS) >= padding[:, None])[..., None]
+    (logits * torch.linspace(-1, 1, logits.numel(), dtype=logits.dtype).view(logits.shape)).sum().backward()
+    return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("pads", [None, [0, 4, 9]], ids=["full", "padded"])
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+@pytest.mark.parametrize("settings", COMBINED.values(), ids=COMBINED.keys())
+def test_blocks_equal_the_mask(settings: dict[str, object], pos: str, pads: list[int] | None) -> None:
+    """Windows shorter and longer than blocks and text; values and gradients; both precisions."""
+    padding = None if pads is None else torch.tensor(pads)
+    for dtype, tolerance in EXACT.items():
+        models = [
+            build(GPTConfig(**{**MODEL, "pos": pos, "attention": {"name": "mha", "window": window, **settings}})).to(
+                dtype
+            )
+            for window in (1, 2, 5, 8, TOKENS - 1, TOKENS + 1)
+        ]
+        by_mask = [logits_and_gradients(model, padding) for model in models]
+        with pytest.MonkeyPatch.context() as patch:
+            use_blocks(patch)
+            by_blocks = [logits_and_gradients(model, padding) for model in models]
+        for got, wanted in zip(by_blocks, by_mask, strict=True):
+            largest = max(float(each.abs().max()) for each in wanted)  # some gradients are sums that cancel out
+            for one, other in zip(got, wanted, strict=True):
+                assert (one - other).abs().max() <= tolerance * largest

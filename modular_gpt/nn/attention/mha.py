@@ -20,7 +20,7 @@ from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import AttentionScoreConfig, sdpa, shard_heads
+from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, sdpa, shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 
@@ -135,7 +135,6 @@ class MultiHeadAttention(
         if cache is not None:
             (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be of another type than the model
-        bias = self.position.bias(pos, columns, self.n_heads)
         mixed = sdpa(
             q,
             k,
@@ -145,7 +144,7 @@ class MultiHeadAttention(
             self.scoring,
             training=self.training,
             sinks=None if self.sinks is None else self.sinks[self.local_heads],
-            bias=None if bias is None else bias[:, self.local_heads],
+            bias=ScoreBias(self.position, self.n_heads, self.local_heads) if self.position.biases else None,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -20,7 +20,7 @@ from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import has_hooks
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import AttentionScoreConfig, sdpa
+from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, sdpa
 from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
 
 
@@ -238,7 +238,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             columns,
             self.scoring,
             training=self.training,
-            bias=self.position.bias(pos, columns, self.n_heads),
+            bias=ScoreBias(self.position, self.n_heads) if self.position.biases else None,
         )
 
 
