@@ -1,7 +1,7 @@
-"""Tables in the pages that are made from the code, so that they cannot go stale.
+"""Tables and pictures in the pages that are made from the code, so that they cannot go stale.
 
-A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. To write all of them anew, from the top of
-the checkout: python docs/scripts/tables.py
+A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; a picture is a file in docs/images. To write
+all of them anew, from the top of the checkout: python docs/scripts/tables.py
 """
 
 import re
@@ -16,6 +16,7 @@ import families_table  # noqa: E402
 import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
 import options_tables  # noqa: E402
+import rooms_picture  # noqa: E402
 
 from modular_gpt.model.aliases import NAMES, WORDS  # noqa: E402
 
@@ -80,6 +81,10 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
+PICTURES: dict[str, Callable[[], str]] = {"rooms.svg": rooms_picture.svg}
+IMAGES = ROOT / "docs" / "images"
+
+
 def region(name: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
 
@@ -95,3 +100,5 @@ def with_tables(text: str) -> str:
 if __name__ == "__main__":
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         page.write_text(with_tables(page.read_text()))
+    for name, picture in PICTURES.items():
+        (IMAGES / name).write_text(picture())

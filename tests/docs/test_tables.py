@@ -1,5 +1,6 @@
 """The tables in the pages are what docs/scripts makes of the code today."""
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,16 @@ WITH_TABLES = [page for page in pages() if "<!-- begin" in page.read_text()]
 def test_the_tables_of_a_page_are_fresh(page: Path, tables: ModuleType) -> None:
     text = page.read_text()
     assert tables.with_tables(text) == text, "write them anew: python docs/scripts/tables.py"
+
+
+def test_the_pictures_are_fresh(tables: ModuleType) -> None:
+    stale = [name for name, picture in tables.PICTURES.items() if (tables.IMAGES / name).read_text() != picture()]
+    assert stale == [], "write them anew: python docs/scripts/tables.py"
+
+
+def test_the_picture_has_every_room_once(tables: ModuleType) -> None:
+    drawn = re.findall(r'font-weight="bold"[^>]*>(\w+)<', (tables.IMAGES / "rooms.svg").read_text())
+    assert sorted(drawn) == sorted(path.parent.name for path in (ROOT / "modular_gpt").glob("*/__init__.py"))
 
 
 def test_every_table_is_used(tables: ModuleType) -> None:
