@@ -11,13 +11,18 @@ WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 ARGS ?= # more words for the command behind a target: make train ARGS="attention=mla trainer.max_steps=500"
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format docs hooks wheel clean
+.PHONY: help train check test lint format docs hooks wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 train: $(CORE) ## train with the default settings and print samples; ARGS="attention=mla" changes them
 	$(VENV)/bin/mgpt-train $(ARGS)
+
+check: $(DEV) ## ruff and the quick, telling tests, in under a minute
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q --quick -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)
 
 test: lint ## lint, then the whole test suite; ARGS="-k mla" selects
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)

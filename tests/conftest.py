@@ -24,6 +24,40 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)  # the workers share the cores, and one order of summation repeats
 
 
+# What `make check` runs, in under a minute on two cores: rooms whose tests are quick and catch most mistakes.
+QUICK = (
+    *("tests/architecture", "tests/config", "tests/model", "tests/components/test_laws.py"),
+    *("tests/components/test_coverage.py", "tests/components/test_twins.py", "tests/generation/test_sampling.py"),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="only tests that are quick and telling, as `make check` does")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick") and config.args_source is not pytest.Config.ArgsSource.ARGS:
+        config.args = [str(ROOT / path) for path in QUICK]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--quick``, each component obeys the laws with its default settings alone."""
+    if not config.getoption("--quick"):
+        return
+    kept = [item for item in items if _is_quick(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    if item.get_closest_marker("slow") or item.get_closest_marker("distributed"):
+        return False
+    if item.path.name != "test_laws.py":
+        return True
+    case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+    return item.name.startswith("test_law[") and not (case.settings or case.model)
+
+
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """Each test draws the same numbers whether it runs alone or after others."""

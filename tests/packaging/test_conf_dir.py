@@ -9,7 +9,7 @@ from modular_gpt.core.errors import ConfigError
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in which the package seems to be installed."""
-    monkeypatch.setattr(_conf_dir, "__file__", str(tmp_path / "modular_gpt" / "cli" / "_conf_dir.py"))
+    monkeypatch.setattr(_conf_dir, "__file__", str(tmp_path / "modular_gpt" / "cli" / "composition" / "conf_dir.py"))
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
 from modular_gpt.optim.optimizers import build_optimizer
 from modular_gpt.training import TrainerConfig, train
-from modular_gpt.training.estimate import Estimate, estimate, flops_per_token, keeping, size, smaller
+from modular_gpt.training.estimate import Estimate, estimate, flops_per_token, saved_tensors, size, suggest_smaller
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import EXPLAINED, config, run, run_with_little_memory
 
@@ -79,7 +79,7 @@ def test_activations_are_those_that_are_kept(slot: str, name: str) -> None:
     config = described(slot, name)
     model = GPTModel(config)
     ids = torch.randint(61, (3, 24))
-    with keeping() as kept:
+    with saved_tensors() as kept:
         model(ids, ids)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
@@ -192,7 +192,7 @@ def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
 )
 def test_what_to_change(count: int, parts: int, every: int, context: int, words: str) -> None:
     trainer = rows(count, gradient_accumulation=parts, activation_checkpointing=every)
-    assert smaller(described("", "", context_length=context), trainer) == words
+    assert suggest_smaller(described("", "", context_length=context), trainer) == words
 
 
 def test_what_to_change_makes_it_fit() -> None:
@@ -201,12 +201,14 @@ def test_what_to_change_makes_it_fit() -> None:
     said = estimate(model, "adamw", rows(16))
     for divisor in (2, 4, 8, 16):
         available = estimate(model, "adamw", rows(16 // divisor)).training_bytes
-        assert smaller(model, trainer, said, available * 101 // 100) == f"trainer.gradient_accumulation={divisor}"
+        assert (
+            suggest_smaller(model, trainer, said, available * 101 // 100) == f"trainer.gradient_accumulation={divisor}"
+        )
     least = rows(16, gradient_accumulation=16, activation_checkpointing=1)
     available = estimate(model, "adamw", least).training_bytes
     words = "trainer.gradient_accumulation=16 trainer.activation_checkpointing=1"
-    assert smaller(model, trainer, said, available * 101 // 100) == words
-    assert smaller(model, trainer, said, said.weights) == "model_size=nano"
+    assert suggest_smaller(model, trainer, said, available * 101 // 100) == words
+    assert suggest_smaller(model, trainer, said, said.weights) == "model_size=nano"
 
 
 @pytest.mark.parametrize(
