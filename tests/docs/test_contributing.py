@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 from tests.docs.pages import ROOT, blocks
 
-BLOCKS = {block.kind: block.code for block in blocks((ROOT / "CONTRIBUTING.md").read_text())}
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+BLOCKS = {block.kind: block.code for block in blocks(PAGE)}
 
 
 @pytest.fixture
@@ -26,21 +28,15 @@ def checkout(tmp_path: Path) -> Path:
 def add_row(path: Path, table: str, function: str, row: str) -> None:
     """Write a function above the assignment of a table, and a row at the end of the table."""
     source = path.read_text()
-    (node,) = (
-        node
+    assigned = {
+        ast.unparse(target): node
         for node in ast.parse(source).body
         if isinstance(node, ast.AnnAssign | ast.Assign)
-        and table
-        in [ast.unparse(target) for target in (node.targets if isinstance(node, ast.Assign) else [node.target])]
-    )
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    }
+    first, last = assigned[table].lineno - 1, (assigned[table].end_lineno or 0) - 1
     lines = source.splitlines(keepends=True)
-    assert node.end_lineno is not None
-    above, inside, below = (
-        lines[: node.lineno - 1],
-        lines[node.lineno - 1 : node.end_lineno - 1],
-        lines[node.end_lineno - 1 :],
-    )
-    path.write_text("".join([*above, function, "\n\n", *inside, row, *below]))
+    path.write_text("".join([*lines[:first], function, "\n\n", *lines[first:last], row, *lines[last:]]))
 
 
 def python(checkout: Path, *arguments: str) -> str:
@@ -61,3 +57,14 @@ def test_a_topology_is_a_function_and_a_row(checkout: Path) -> None:
     formulas.write_text(source.replace(other, BLOCKS["python topology-formula"] + other))
     printed = python(checkout, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(formulas), "-k", "pre_post")
     assert " passed" in printed
+
+
+def test_every_place_that_it_names_is_there() -> None:
+    """The files and folders of the table; of a file to be written, its folder."""
+    table = PAGE.partition("## Where each thing goes")[2].partition("\n### ")[0]
+    rows = "".join(line for line in table.splitlines() if line.startswith("|"))
+    named = set(re.findall(r"`([\w.<>/]+/[\w.<>/]*|pyproject\.toml)`", rows))
+    written = {path.replace("<slot>", "attention") for path in named}
+    there = {path: ROOT / (path.rpartition("/")[0] if "<" in path.rpartition("/")[2] else path) for path in written}
+    assert len(there) > 20
+    assert [path for path, place in there.items() if not place.exists()] == []
