@@ -85,7 +85,7 @@ def _same_ids(source: Opened, tokenizer: Tokenizer, ids: list[int]) -> bool:
         return source.model.config.vocab_size == tokenizer.vocab_size
     if theirs.fingerprint == tokenizer.fingerprint:
         return True
-    text = tokenizer.decode(ids)
+    text = tokenizer.decode(ids, errors="ignore")
     try:
         return list(theirs.encode(text)) == list(tokenizer.encode(text))
     except DataError:  # characters that theirs does not know

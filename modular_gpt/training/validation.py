@@ -72,7 +72,7 @@ class Validation:
             out = model.generate(
                 ids, config.sample_tokens, temperature=config.sample_temperature, seed=self.seed, overflow="window"
             )
-        return self.tokenizer.decode(out[0])
+        return self.tokenizer.decode(out[0], errors="ignore")
 
     def prompt(self) -> list[int]:
         """Ids of the text that samples continue, no longer than the context."""

@@ -21,6 +21,7 @@ from modular_gpt.core.registry import entries
 from modular_gpt.data import CharTokenizer, Corpus, Tokenizer, build_corpus, build_tokenizer
 from modular_gpt.data.tokenizers.base import END_OF_TEXT
 from modular_gpt.data.tokenizers.huggingface import HuggingFaceTokenizer
+from modular_gpt.data.tokenizers.tiktoken_encoding import TiktokenTokenizer
 from tests.data.conftest import PLAY
 
 LEARNED = ("bpe", "wordpiece", "sentencepiece")
@@ -419,3 +420,52 @@ class TestDamage:
         fingerprint = hashlib.sha256(json.dumps(["bpe", definition], sort_keys=True).encode()).hexdigest()
         file.write_text(json.dumps({**content, "definition": definition, "fingerprint": fingerprint}))
         assert "damaged" in self.refused(file)
+
+
+def with_gaps(make: Callable[[str], Tokenizer], kind: str) -> Tokenizer:
+    """A tokenizer whose vocabulary has ids inside that stand for nothing, as cl100k_base and some published ones."""
+    if kind == "tiktoken":
+        ranks = {bytes([byte]): byte for byte in range(256)}
+        return TiktokenTokenizer("gaps", r"\S+|\s+", ranks, {END_OF_TEXT: 260})
+    definition = make("bpe").definition()
+    definition["tokenizer"]["added_tokens"].append(
+        {**definition["tokenizer"]["added_tokens"][0], "id": 700, "content": "<late>"}
+    )
+    definition["tokenizer"]["model"]["vocab"]["<late>"] = 700
+    return type(make("bpe")).from_definition(definition)
+
+
+class TestIdsWithoutText:
+    """A model's vocabulary may be wider than its tokenizer's, or the tokenizer's may have gaps."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_ids_past_the_end(self, kind: str, make: Callable[[str], Tokenizer]) -> None:
+        tokenizer = make(kind)
+        end = tokenizer.vocab_size
+        assert tokenizer.unused_ids(end) == [] == tokenizer.unused_ids(end - 1)
+        assert tokenizer.unused_ids(end + 3) == [end, end + 1, end + 2]
+        self.check(tokenizer, [end, end + 2, -1])
+
+    @pytest.mark.parametrize("kind", ["tiktoken", "bpe"])
+    def test_gaps(self, kind: str, make: Callable[[str], Tokenizer]) -> None:
+        tokenizer = with_gaps(make, kind)
+        first = {"tiktoken": 256, "bpe": make("bpe").vocab_size}[kind]
+        last = tokenizer.vocab_size - 2
+        gaps = list(range(first, last + 1))
+        assert gaps and tokenizer.unused_ids(tokenizer.vocab_size + 1) == [*gaps, tokenizer.vocab_size]
+        assert tokenizer.unused_ids(first + 1) == [first]
+        with pytest.raises(DataError, match=f"id {last} is a gap in the vocabulary of this {kind} tokenizer"):
+            tokenizer.decode([last])
+        self.check(tokenizer, [first, last])
+
+    @staticmethod
+    def check(tokenizer: Tokenizer, unused: list[int]) -> None:
+        """Ids without text are refused by the strict decode, and left out by the tolerant one and by streams."""
+        ids = tokenizer.encode("Speak, é" if tokenizer.name != "char" else "Speak")
+        for place in range(len(ids) + 1):
+            mixed = [*ids[:place], *unused, *ids[place:]]
+            with pytest.raises(DataError, match=f"id {unused[0]} "):
+                tokenizer.decode(mixed)
+            assert tokenizer.decode(mixed, errors="ignore") == tokenizer.decode(ids)
+            stream = tokenizer.decode_stream()
+            assert "".join([*map(stream.push, mixed), stream.flush()]) == tokenizer.decode(ids)

@@ -61,7 +61,30 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """The text of ids that are known to lie in the vocabulary."""
+        """The text of ids that all have one."""
+
+    def _gaps(self) -> Iterable[int]:
+        """The ids below ``vocab_size`` that stand for no text."""
+        return ()
+
+    @cached_property
+    def _gap_set(self) -> frozenset[int]:
+        return frozenset(self._gaps())
+
+    def has_text(self, id: int) -> bool:
+        """Whether an id lies in the vocabulary and stands for a token."""
+        return 0 <= id < self.vocab_size and id not in self._gap_set
+
+    def unused_ids(self, vocab_size: int) -> list[int]:
+        """The ids of a model's vocabulary that this tokenizer has no text for, in ascending order.
+
+        A model may have more ids than its tokenizer (padded embeddings), and some vocabularies have gaps.
+        Generation forbids these ids.
+
+        vocab_size: number of ids of the model
+        """
+        gaps = sorted(id for id in self._gap_set if id < vocab_size)
+        return [*gaps, *range(self.vocab_size, vocab_size)]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text.
@@ -71,25 +94,30 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         """
         return self.encode_many([text])[0].tolist()
 
-    def decode(self, ids: Iterable[int] | Tensor | np.ndarray) -> str:
-        """The text of some ids; bytes that are no UTF-8 become U+FFFD.
+    def decode(self, ids: Iterable[int] | Tensor | np.ndarray, errors: str = "strict") -> str:
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD.
+
+        errors: what to do with an id that has no text: ``strict`` raises; ``ignore`` leaves it out, which is meant
+            for ids that a model generated (its vocabulary may be wider than the tokenizer's)
 
         Raises:
-            DataError: an id lies outside the vocabulary.
+            DataError: an id has no text, and ``errors`` is ``strict``.
         """
+        assert errors in ("strict", "ignore"), errors
         numbers = [int(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)]
-        for number in numbers:
-            if not 0 <= number < self.vocab_size:
-                raise self._foreign(number)
-        return self._decode(numbers)
+        known = [number for number in numbers if self.has_text(number)]
+        if errors == "strict" and len(known) < len(numbers):
+            raise self._without_text(next(number for number in numbers if not self.has_text(number)))
+        return self._decode(known)
 
     def decode_stream(self) -> StreamDecoder:
-        """Decodes ids one by one and never hands out a part of a character."""
-        return TextStream(self.decode)
+        """A decoder of ids one by one, which never returns a part of a character and leaves out ids without text."""
+        return TextStream(self._decode, self.has_text)
 
-    def _foreign(self, number: int) -> DataError:
+    def _without_text(self, number: int) -> DataError:
+        where = "is a gap" if 0 <= number < self.vocab_size else "is not"
         return DataError(
-            f"id {number} is not in the vocabulary of this {self.name} tokenizer, which ends at"
+            f"id {number} {where} in the vocabulary of this {self.name} tokenizer, which ends at"
             f" {self.vocab_size - 1}: use the tokenizer that the model was trained with"
         )
 

@@ -35,4 +35,4 @@ class ByteTokenizer(Tokenizer, name="byte"):
         return bytes(ids).decode(errors="replace")
 
     def decode_stream(self) -> StreamDecoder:
-        return ByteStream(lambda id: bytes([id]))
+        return ByteStream(lambda id: bytes([id]), self.has_text)

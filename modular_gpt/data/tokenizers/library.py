@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -41,6 +41,10 @@ class LibraryTokenizer(Tokenizer, ABC):
         check_text(texts)
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _gaps(self) -> Iterable[int]:
+        known = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return set(range(self.vocab_size)).difference(known)
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)

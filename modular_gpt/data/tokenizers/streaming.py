@@ -8,7 +8,10 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class StreamDecoder(Protocol):
-    """Text as it becomes complete: what ``push`` and ``flush`` return, joined, is ``decode`` of all ids."""
+    """Text as it becomes complete.
+
+    The strings that ``push`` and ``flush`` return, joined, equal ``decode(ids, errors="ignore")`` of all ids.
+    """
 
     def push(self, id: int) -> str:
         """The characters that this id completes; may be empty."""
@@ -20,12 +23,13 @@ class StreamDecoder(Protocol):
 class ByteStream:
     """For vocabularies whose ids stand for bytes."""
 
-    def __init__(self, to_bytes: Callable[[int], bytes]) -> None:
-        self._to_bytes = to_bytes
+    def __init__(self, to_bytes: Callable[[int], bytes], has_text: Callable[[int], bool]) -> None:
+        """to_bytes: the bytes of an id; has_text: whether an id has any, others are left out"""
+        self._to_bytes, self._has_text = to_bytes, has_text
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, id: int) -> str:
-        return self._decoder.decode(self._to_bytes(id))
+        return self._decoder.decode(self._to_bytes(id)) if self._has_text(id) else ""
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -38,12 +42,15 @@ class TextStream:
     ends in the replacement character may be an unfinished character, so it waits for the next id.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        self._decode = decode
+    def __init__(self, decode: Callable[[list[int]], str], has_text: Callable[[int], bool]) -> None:
+        """decode: the text of ids; has_text: whether an id has any, others are left out"""
+        self._decode, self._has_text = decode, has_text
         self._context: list[int] = []
         self._waiting: list[int] = []
 
     def push(self, id: int) -> str:
+        if not self._has_text(id):
+            return ""
         self._waiting.append(id)
         text = self._new_text()
         if text.endswith(UNFINISHED):

@@ -5,7 +5,7 @@ GPT-2's is described in "Language Models are Unsupervised Multitask Learners" (R
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -83,14 +83,12 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
         encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
         return [np.array(ids, dtype=np.int64) for ids in encoded]
 
-    def _bytes(self, id: int) -> bytes:
-        try:
-            return self._encoding.decode_single_token_bytes(id)
-        except KeyError as error:  # some encodings leave ids unused
-            raise self._foreign(id) from error
+    def _gaps(self) -> Iterable[int]:
+        _, _, ranks, special = self._parts
+        return set(range(self.vocab_size)).difference(ranks.values(), special.values())
 
     def _decode(self, ids: list[int]) -> str:
-        return b"".join(map(self._bytes, ids)).decode(errors="replace")
+        return b"".join(map(self._encoding.decode_single_token_bytes, ids)).decode(errors="replace")
 
     def decode_stream(self) -> StreamDecoder:
-        return ByteStream(self._bytes)
+        return ByteStream(self._encoding.decode_single_token_bytes, self.has_text)
