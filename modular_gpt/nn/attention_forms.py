@@ -125,6 +125,21 @@ def _band_bias(inputs: AttentionInputs, band: Band, bias: ScoreBias) -> Tensor |
     return torch.cat(blocks).repeat(inputs.q.shape[0], 1, 1, 1) if blocks else None
 
 
+def by_rows(inputs: AttentionInputs, rows: int, dense: Dense) -> Tensor:
+    """Queries in chunks of ``rows``, each with the keys from its first query's window to its last query.
+
+    Masks live as long as their chunk; the keys after it, half of all in a long text, cost nothing.
+    """
+    before, window = inputs.n_keys - inputs.n_queries, inputs.window
+    outs = []
+    for first in range(0, inputs.n_queries, rows):
+        count = min(rows, inputs.n_queries - first)
+        oldest = 0 if window is None else max(0, before + first - window + 1)
+        chunk = inputs.part(first, count, slice(oldest, before + first + count))
+        outs.append(dense(replace(chunk, pos=chunk.pos.without_memo())))
+    return torch.cat(outs, dim=2)
+
+
 def text_first(inputs: AttentionInputs, attend: Dense) -> Tensor:
     """Attention of a left-padded batch to itself alone: rows turn until their text comes first, and back.
 

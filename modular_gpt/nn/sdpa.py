@@ -19,14 +19,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modular_gpt.core.contracts import Dims, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import fraction, one_of, positive
-from modular_gpt.nn.attention_forms import AttentionInputs, ScoreBias, by_window, text_first, visible
+from modular_gpt.nn.attention_forms import AttentionInputs, ScoreBias, by_rows, by_window, text_first, visible
 from modular_gpt.nn.block_sparse import Band, block_size
 from modular_gpt.nn.fused_linear import compiling_for_cpu
 
 BACKENDS = ("auto", "flash", "math", "flex")
-_BANDS_FROM = 2  # times the window: queries from which blocks are used instead of one mask for all
+_BLOCKS_FROM = 256  # keys more than a window from which blocks are quicker than one mask: 16 to 1,024 wide, on a CPU
 _GRAPHS = 256  # shapes that FlexAttention may be compiled for in one process
-_LONG = 128  # queries from which left-padded rows are turned instead of masked
+_LONG = 256  # queries from which left-padded rows are turned instead of masked
+_ROWS = 2**20  # numbers in a mask, above which a prompt is read in chunks of queries
 _SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -122,6 +123,9 @@ def _attend(inputs: AttentionInputs, weights: _Weights) -> Tensor:
         return text_first(inputs, partial(_attend, weights=weights))
     band = _band(inputs, weights.scoring.backend)
     if band is None:
+        rows = _ROWS // inputs.n_keys
+        if rows < inputs.n_queries and _masks(inputs, weights):
+            return by_rows(inputs, max(rows, 16), partial(_dense, weights=weights))
         return _dense(inputs, weights)
     return by_window(inputs, band, partial(_dense, weights=weights), partial(_masked, weights=weights), weights.bias)
 
@@ -129,10 +133,18 @@ def _attend(inputs: AttentionInputs, weights: _Weights) -> Tensor:
 def _band(inputs: AttentionInputs, backend: str) -> Band | None:
     """The blocks of a sliding window, where they are quicker than one mask for all."""
     window = inputs.window
-    if window is None or backend == "flex" or inputs.n_queries < _BANDS_FROM * window:
+    if window is None or backend == "flex" or inputs.n_keys < window + _BLOCKS_FROM:
         return None
     band = Band.of(inputs.n_queries, inputs.n_keys, window, block_size(window))
     return band if band.blocks else None
+
+
+def _masks(inputs: AttentionInputs, weights: _Weights) -> bool:
+    """Whether this is a prompt, with no backward pass that would keep every mask, in which hidden keys cost."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or weights.scoring.backend == "flex":
+        return False
+    plain = weights.bias is None and weights.sinks is None and not _use_eager(inputs.q, inputs.n_keys, weights)
+    return not plain or needs_mask(inputs.pos, inputs.n_keys, inputs.window)
 
 
 def _dense(inputs: AttentionInputs, weights: _Weights) -> Tensor:

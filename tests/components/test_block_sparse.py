@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.nn import sdpa as sdpa_module
@@ -28,6 +31,7 @@ from tests.components.laws import (
     causal,
     compiles_whole,
     every_parameter_learns,
+    feed,
     ragged_rows,
     recomputing_changes_nothing,
     text,
@@ -193,6 +197,7 @@ def test_blocks_are_half_a_window() -> None:
 
 # ------------------------------------------------------------- models
 
+SOFTMAX = [case for case in CHOSEN if case.slot == "attention" and case.name != "linear"]
 WINDOWED = [case for case in CHOSEN if case.settings.get("window") or case.name == "swa"]
 BLOCK_LAWS: list[Law] = [causal, any_chunking, ragged_rows, every_parameter_learns, recomputing_changes_nothing]
 
@@ -200,8 +205,9 @@ BLOCK_LAWS: list[Law] = [causal, any_chunking, ragged_rows, every_parameter_lear
 def use_blocks(patch: pytest.MonkeyPatch) -> None:
     """Blocks of two, and rows turned, also where a mask would be quicker."""
     patch.setattr(sdpa_module, "block_size", lambda window: 2)
-    patch.setattr(sdpa_module, "_BANDS_FROM", 0)
+    patch.setattr(sdpa_module, "_BLOCKS_FROM", 0)
     patch.setattr(sdpa_module, "_LONG", 1)
+    patch.setattr(sdpa_module, "_ROWS", 1)
 
 
 @pytest.fixture
@@ -213,6 +219,13 @@ def blocks_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("law", BLOCK_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("case", WINDOWED, ids=lambda case: case.id)
 def test_laws_hold_in_blocks(case: Case, law: Law) -> None:
+    law(case.config())
+
+
+@pytest.mark.usefixtures("blocks_everywhere")
+@pytest.mark.parametrize("law", [any_chunking, ragged_rows], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("case", [case for case in SOFTMAX if case not in WINDOWED], ids=lambda case: case.id)
+def test_laws_hold_where_prompts_are_read_in_chunks_of_rows(case: Case, law: Law) -> None:
     law(case.config())
 
 
@@ -263,3 +276,71 @@ def test_blocks_equal_the_mask(settings: dict[str, object], pos: str, pads: list
             largest = max(float(each.abs().max()) for each in wanted)  # some gradients are sums that cancel out
             for one, other in zip(got, wanted, strict=True):
                 assert (one - other).abs().max() <= tolerance * largest
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operator returns."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                stored = tensor.untyped_storage().nbytes() // tensor.element_size()  # an expanded one has few
+                self.numbers = max(self.numbers, min(tensor.numel(), stored))
+        return out
+
+
+LONG = 1024
+LINEAR = {
+    "swa": {"name": "swa", "window": 16},
+    "mqa": {"name": "mqa", "window": 16, "sinks": True},
+    "mla": {"name": "mla", "window": 16},
+    "softcap": {"name": "mha", "window": 16, "softcap": 2.0},
+    "dropout": {"name": "mha", "window": 16, "dropout": 0.5},
+}
+
+
+def long_model(attention: dict[str, object], pos: str) -> GPTModel:
+    sizes = dict(n_layers=1, n_heads=2, d_model=16, context_length=LONG)
+    return build(GPTConfig(**{**MODEL, **sizes, "pos": pos, "attention": attention}))
+
+
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+@pytest.mark.parametrize("attention", LINEAR.values(), ids=LINEAR.keys())
+def test_training_with_a_window_makes_no_square(attention: dict[str, object], pos: str) -> None:
+    model = long_model(attention, pos).train()
+    ids = text(model.config, rows=1, tokens=LONG)
+    with Largest() as largest:
+        model(ids, ids).loss.backward()
+    assert largest.numbers < LONG * LONG / 4
+
+
+@pytest.mark.parametrize("pads", [None, [300]], ids=["full", "padded"])
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+@pytest.mark.parametrize("attention", LINEAR.values(), ids=LINEAR.keys())
+def test_a_prompt_past_the_ring_makes_no_square(attention: dict[str, object], pos: str, pads: list[int] | None) -> None:
+    """In two chunks, the second of which begins with a full ring."""
+    model = long_model(attention, pos)
+    ids = text(model.config, rows=1, tokens=LONG)
+    with Largest() as largest:
+        padding = None if pads is None else torch.tensor(pads)
+        feed(model, ids, model.new_cache(1, LONG), [LONG // 2], padding)
+    assert largest.numbers < LONG * LONG / 8  # a quarter is the mask of the second chunk
+
+
+def test_a_padded_prompt_of_full_attention_makes_no_square() -> None:
+    model = long_model({"name": "gqa"}, "rope")
+    with Largest() as largest, torch.no_grad():
+        model(text(model.config, rows=1, tokens=LONG), padding=torch.tensor([300]))
+    assert largest.numbers < LONG * LONG / 8
+
+
+def test_a_mask_is_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laws above can fail."""
+    monkeypatch.setattr(sdpa_module, "_BLOCKS_FROM", LONG)
+    model = long_model({"name": "swa", "window": 16}, "rope")
+    with Largest() as largest:
+        model(text(model.config, rows=1, tokens=LONG))
+    assert largest.numbers >= LONG * LONG
