@@ -143,6 +143,14 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
     def cache_spec(cls, config: Any, dims: Dims, position: type[Position]) -> CacheSpec:
         """What one layer keeps of the past; both the prediction and the allocation are made from it."""
 
+    @classmethod
+    def score_flops(cls, config: Any, dims: Dims, position: type[Position]) -> int:
+        """Floating-point operations for one query to meet one key: its score, and its share of the weighted sum.
+
+        0 where the cost of a token does not depend on how many tokens stand before it.
+        """
+        return 0
+
     @abstractmethod
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, appends the new tokens to it."""

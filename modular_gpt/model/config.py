@@ -71,6 +71,12 @@ class LayerConfig(NamedTuple):
     def cache_spec(self, dims: Dims) -> CacheSpec:
         return self.attention_class.cache_spec(self.attention, dims, self.position_class)
 
+    def score_flops(self, dims: Dims, context: int, causal: bool) -> float:
+        """Operations in which one query of a full context meets its keys, on average where ``causal``."""
+        window = min(self.cache_spec(dims).window or context, context)
+        keys = window - window * (window - 1) / (2 * context) if causal else window
+        return keys * self.attention_class.score_flops(self.attention, dims, self.position_class)
+
     def resolved(self, dims: Dims) -> "LayerConfig":
         """The same with every null that stands for something else replaced by it."""
         rotary_width = self.attention_class.rotary_width(self.attention, dims, self.position_class)

@@ -113,9 +113,17 @@ class WarmupStableDecay(Schedule, name="wsd"):
             if not 0 < self.decay <= 1:
                 raise ConfigError(f"schedule.decay must lie in (0, 1], got {self.decay}")
 
+    def __init__(self, config: Config, max_steps: int) -> None:
+        super().__init__(config, max_steps)
+        self.decay_steps = max(1, round(config.decay * max_steps))
+        if self.warmup_steps < max_steps < self.warmup_steps + self.decay_steps:
+            raise ConfigError(
+                f"schedule.warmup takes {self.warmup_steps} and schedule.decay {self.decay_steps} of {max_steps} steps,"
+                " so that they overlap: make one of them shorter"
+            )
+
     def after_warmup(self, step: int) -> float:
-        length = max(1, round(self.config.decay * self.max_steps))
-        left = min(1.0, max(0, self.max_steps - 1 - step) / length)
+        left = min(1.0, max(0, self.max_steps - 1 - step) / self.decay_steps)
         return self.config.final + (1 - self.config.final) * left
 
 

@@ -27,12 +27,18 @@ CGROUPS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """flops_per_token: floating-point operations of a forward and backward pass, as PyTorch's FlopCounterMode counts
-    them, without what activation checkpointing computes again; the others are bytes, in float32: of activations those
-    that one micro-batch keeps for its backward pass, and those of one block that are made again in it; of the cache
-    those of generating a full context; average: of the weights, where one is kept."""
+    """Arithmetic and memory that a training takes.
+
+    flops_per_token: floating-point operations of the forward and backward pass of one token, each query meeting
+        min(window, context) keys; recomputation by activation checkpointing is not counted
+    causal_flops_per_token: the same without the keys after each query
+    weights, gradients, optimizer: bytes in float32; average: bytes of averaged weights, 0 where there are none
+    activations: bytes that one micro-batch keeps for its backward pass, with those of one recomputed block
+    cache: bytes of the cache that generates a full context
+    """
 
     flops_per_token: float
+    causal_flops_per_token: float
     weights: int
     gradients: int
     optimizer: int
@@ -64,6 +70,7 @@ class Estimate:
         """The parts, one a line."""
         rows = [(name, size(count)) for name, count in {**self.parts(), "together": self.training_bytes}.items()]
         rows += [("cache, generating", size(self.cache)), ("FLOPs per token", f"{self.flops_per_token:,.0f}")]
+        rows += [("causal FLOPs", f"{self.causal_flops_per_token:,.0f}")]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
 
@@ -85,6 +92,7 @@ def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig, lora: LoraCo
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return Estimate(
         flops_per_token=flops_per_token(config, trainer.frozen, lora),
+        causal_flops_per_token=flops_per_token(config, trainer.frozen, lora, causal=True),
         weights=sum(parameter.nbytes for parameter in model.parameters()),
         gradients=trained,
         optimizer=optimizer,
@@ -132,19 +140,35 @@ def kept_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> i
     return sum(count for storage, count in storages.items() if storage not in own)
 
 
-def flops_per_token(config: GPTConfig, frozen: Sequence[str] = (), lora: LoraConfig = WHOLE) -> float:
+def flops_per_token(
+    config: GPTConfig, frozen: Sequence[str] = (), lora: LoraConfig = WHOLE, causal: bool = False
+) -> float:
     """Floating-point operations of the forward and backward pass of one token in a full context.
 
+    A query meets min(window, context) keys, or with ``causal`` only those not after it, on average over the context.
     frozen: patterns of the parameters that have no gradient; lora: the adapters
-    Tensors on the meta device take PyTorch's plain path through attention, of which every product is counted once.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # where attention takes PyTorch's plain path, of which every product is counted once
         model = GPTModel(config)
         trained_parts(model, lora, frozen)
         ids = torch.zeros(1, config.context_length, dtype=torch.long)
+    layers = config.layer_configs
     with FlopCounterMode(display=False) as counter:
-        model(ids, ids).loss.backward()
-    return counter.get_total_flops() / config.context_length
+        loss = model(ids, ids).loss
+        forward = [_score_flops(counter, index) for index in range(len(layers))]
+        loss.backward()
+    operations = float(counter.get_total_flops())
+    for index, layer in enumerate(layers):
+        exact = config.context_length * layer.score_flops(config.dims, config.context_length, causal)
+        if forward[index] and exact:  # counted were whole blocks of keys, with those that are hidden
+            operations += _score_flops(counter, index) * (exact / forward[index] - 1)
+    return operations / config.context_length
+
+
+def _score_flops(counter: FlopCounterMode, layer: int) -> int:
+    """The products of queries, keys and values among what was counted in one layer's attention."""
+    counts = counter.get_flop_counts().get(f"GPTModel.blocks.{layer}.attention", {})
+    return sum(count for operator, count in counts.items() if operator in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
 
 
 @register_flop_formula([torch.ops.modular_gpt.grouped_matmul, torch.ops.modular_gpt.grouped_outer])

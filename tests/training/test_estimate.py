@@ -51,7 +51,7 @@ def test_operations_are_those_that_pytorch_counts(slot: str, name: str) -> None:
 
 def test_processes_that_divide_a_model_need_less_each() -> None:
     """All but activations, which are of a process's own rows, and the cache."""
-    whole = Estimate(1.0, weights=64, gradients=64, optimizer=128, average=32, activations=50, cache=7)
+    whole = Estimate(1.0, 0.5, weights=64, gradients=64, optimizer=128, average=32, activations=50, cache=7)
     each = whole.divided(4)
     assert (each.weights, each.gradients, each.optimizer, each.average) == (16, 16, 32, 8)
     assert (each.activations, each.cache, each.flops_per_token) == (50, 7, 1.0)
@@ -64,6 +64,22 @@ def test_operations_of_a_plain_model_by_hand() -> None:
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and n != "embedding.weight")
     attention = 2 * 2 * 24 * 32 * 2  # scores and their product with values, over all keys, in two layers
     assert flops_per_token(config) == 6 * matrices + 3 * attention
+
+
+@pytest.mark.parametrize("context", [24, 64, 96])
+@pytest.mark.parametrize("attention", ["mha", "gqa", "mla"])
+def test_operations_of_windows_and_causality(attention: str, context: int) -> None:
+    """A window gets credit for the keys that it hides, also where whole blocks of keys are computed."""
+    size = {"context_length": context, "n_layers": 1}
+    full = described("attention", attention, **size)
+    windowed = described("", "", attention={"name": attention, "window": 8}, **size)
+    layer = full.layer_configs[0]
+    each = 3 * layer.attention_class.score_flops(layer.attention, full.dims, layer.position_class)
+    assert flops_per_token(full) - flops_per_token(windowed) == pytest.approx(each * (context - 8), abs=0.01)
+    seen = {"full": (context + 1) / 2, "windowed": sum(min(t + 1, 8) for t in range(context)) / context}
+    assert flops_per_token(full) - flops_per_token(full, causal=True) == pytest.approx(each * (context - seen["full"]))
+    hidden = flops_per_token(windowed) - flops_per_token(windowed, causal=True)
+    assert hidden == pytest.approx(each * (8 - seen["windowed"]))
 
 
 def test_operations_of_a_mixture_follow_the_experts_a_token_uses() -> None:

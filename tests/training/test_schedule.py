@@ -1,5 +1,6 @@
 """Schedules against their formulas and against the libraries that have them."""
 
+import itertools
 import math
 from itertools import pairwise
 from typing import Any
@@ -72,6 +73,15 @@ def test_wsd_stays_and_then_falls() -> None:
     assert values[70:] == pytest.approx([(STEPS - 1 - step) / 30 for step in range(70, STEPS)])
 
 
+@pytest.mark.parametrize("warmup", [0, 10, 0.5])
+@pytest.mark.parametrize("decay", [0.01, 0.3, 0.5])
+def test_wsd_never_falls_in_one_step(warmup: float, decay: float) -> None:
+    """From the end of the warmup on, no step takes more than its share of the fall."""
+    values = factors({"name": "wsd", "warmup": warmup, "decay": decay, "final": 0.0})
+    falls = [before - after for before, after in itertools.pairwise(values)]
+    assert max(falls) <= 1 / max(1, round(decay * STEPS)) + 1e-9
+
+
 def test_one_step_is_enough() -> None:
     for name in entries("schedule"):
         assert factors(name, 1) == [pytest.approx(factors(name, 1)[0])]
@@ -87,6 +97,8 @@ def test_one_step_is_enough() -> None:
         ({"name": "cosine", "warmup": 101}, "schedule.warmup=101 steps are more than trainer.max_steps=100"),
         ({"name": "cosine", "final": 2.0}, "schedule.final must lie in"),
         ({"name": "wsd", "decay": 0.0}, "schedule.decay must lie in"),
+        ({"name": "wsd", "warmup": 0.5, "decay": 0.8}, "overlap: make one of them shorter"),
+        ({"name": "wsd", "warmup": 10, "decay": 0.91}, "overlap"),
         ({"name": "linear", "final": "low"}, "schedule.final must be a number"),
     ],
     ids=str,

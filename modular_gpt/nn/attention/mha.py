@@ -126,6 +126,11 @@ class MultiHeadAttention(
         _, n_kv_heads, head_dim = heads(config, dims)
         return CacheSpec(rows=((n_kv_heads, head_dim),) * 2, window=config.window)
 
+    @classmethod
+    def score_flops(cls, config: Config, dims: Dims, position: type[Position]) -> int:
+        n_heads, _, head_dim = heads(config, dims)
+        return 2 * n_heads * 2 * head_dim
+
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
         q, k, v = fused_linear(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)

@@ -137,6 +137,11 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         latent, _, rope, _ = widths(config, dims, position)
         return CacheSpec(rows=((1, latent + rope),), window=config.window)
 
+    @classmethod
+    def score_flops(cls, config: Config, dims: Dims, position: type[Position]) -> int:
+        _, nope, rope, value = widths(config, dims, position)
+        return 2 * dims.n_heads * (nope + rope + value)
+
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
         """The latent is the best one of its rank for keys and values together, by SVD, where heads have these widths.
