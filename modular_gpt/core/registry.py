@@ -13,10 +13,12 @@ Defining the class registers it. ``presets`` register further names for corners 
 
 import importlib
 import os
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any, ClassVar
 
 from modular_gpt.core.errors import ConfigError, unknown
@@ -115,6 +117,14 @@ def _load_plugins() -> None:
             importlib.import_module(module.strip())
         except ImportError as error:
             raise ConfigError(f"{PLUGINS} names {module.strip()!r}, which cannot be imported: {error}") from error
+
+
+def import_folder(package: str, path: Iterable[str]) -> list[ModuleType]:
+    """Import every module of one of this project's own packages, so that its components register themselves.
+
+    package, path: its ``__name__`` and ``__path__``
+    """
+    return [importlib.import_module(module.name) for module in pkgutil.walk_packages(path, f"{package}.")]
 
 
 def slots() -> list[str]:

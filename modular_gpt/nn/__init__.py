@@ -1,7 +1,5 @@
 """The components, one file each. Importing this package registers all of them: it imports its own folders."""
 
-import importlib
-import pkgutil
+from modular_gpt.core.registry import import_folder
 
-for _module in pkgutil.walk_packages(__path__, __name__ + "."):
-    importlib.import_module(_module.name)
+import_folder(__name__, __path__)

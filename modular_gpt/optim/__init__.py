@@ -1,1 +1,25 @@
-"""Optimizers, learning-rate schedules, and which parameters they reach."""
+"""Optimizers, one file each, learning-rate schedules, and which parameters they reach.
+
+Importing this package registers them all: it imports its own folder.
+"""
+
+from typing import Any
+
+from modular_gpt.core.registry import decode, import_folder
+from modular_gpt.model import GPTModel
+from modular_gpt.optim.base import Optimizer, OptimizerConfig
+from modular_gpt.optim.schedules import Schedule, build_schedule
+
+__all__ = ["Optimizer", "OptimizerConfig", "Schedule", "build_optimizer", "build_schedule"]
+
+import_folder(__name__, __path__)
+
+
+def build_optimizer(config: Any, model: GPTModel) -> Optimizer:
+    """An optimizer of a model's parameters from its name, a mapping with a name, or a Config.
+
+    Raises:
+        ConfigError: the name or a setting is unknown.
+    """
+    optimizer: Optimizer = decode("optim", config).build(model)
+    return optimizer

@@ -6,12 +6,16 @@ shape turned around, through the iteration together: many small matrices then co
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from modular_gpt.core.validation import one_of, positive
 from modular_gpt.distributed.dtensor import distribute_like, full_tensor
+from modular_gpt.optim.adamw import adamw
+from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, check_averages
 
 MOMENTUM = "momentum_buffer"
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steep at zero
@@ -21,6 +25,59 @@ SCALINGS: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
     "match_rms_adamw": lambda rows, columns: 0.2 * max(rows, columns) ** 0.5,
 }
+
+
+class Muon(Optimizer, name="muon"):
+    """Orthogonalised momentum for matrices, AdamW for the rest (https://arxiv.org/abs/2502.16982)."""
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate of the matrices, and the settings of AdamW for what is none.
+
+        momentum: of the matrices; nesterov: look ahead by it; ns_steps: of the iteration that orthogonalises
+        scaling: match_rms_adamw makes updates of matrices as large as AdamW's, so that its learning rates fit; original
+            leaves them orthogonal, sqrt(rows / columns) larger where there are more rows (0.02 is usual)
+        adamw_learning_rate: of embeddings, norms and biases (null: the same); beta1, beta2, eps: theirs
+        head: muon | adamw, by which a head of its own, not tied to the embeddings, is updated
+        Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
+        """
+
+        momentum: float = 0.95
+        nesterov: bool = True
+        ns_steps: int = 5
+        scaling: str = "match_rms_adamw"
+        adamw_learning_rate: float | None = None
+        head: str = "muon"
+        beta1: float = 0.9
+        beta2: float = 0.99
+        eps: float = 1e-8
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            positive("optim", ns_steps=self.ns_steps, adamw_learning_rate=self.adamw_learning_rate)
+            check_averages(momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
+            one_of(self.scaling, tuple(SCALINGS), "optim.scaling")
+            one_of(self.head, ("muon", "adamw"), "optim.head")
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        config = self.config
+        by_muon = {p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)}
+        rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in by_muon]}
+        parts: list[torch.optim.Optimizer] = []
+        if by_muon:  # of frozen parts, and of adapters, one of the two may have nothing to do
+            muon = OrthogonalMomentum(
+                [p for p in groups["matrices"] if p in by_muon],
+                learning_rate=self.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                ns_steps=config.ns_steps,
+                scaling=config.scaling,
+            )
+            parts.append(muon)
+        if any(rest.values()):
+            parts.append(adamw(config, rest, config.adamw_learning_rate or self.learning_rate))
+        return parts
 
 
 class OrthogonalMomentum(torch.optim.Optimizer):

@@ -14,8 +14,7 @@ from modular_gpt.distributed import Parallel, build_parallel
 from modular_gpt.model import GPTModel
 from modular_gpt.model.aliases import read_config
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.optim.optimizers import build_optimizer
-from modular_gpt.optim.schedules import build_schedule
+from modular_gpt.optim import build_optimizer, build_schedule
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training.checkpointing import restore
 from modular_gpt.training.config import RunConfig

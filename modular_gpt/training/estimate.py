@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.optim.optimizers import build_optimizer
+from modular_gpt.optim import build_optimizer
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.lora import LoraConfig, trained_parts
 

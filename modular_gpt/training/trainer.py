@@ -23,8 +23,7 @@ from modular_gpt.data.shuffle import key_of
 from modular_gpt.distributed import Parallel, build_parallel
 from modular_gpt.distributed.dtensor import clip, total_norm
 from modular_gpt.model import GPTModel
-from modular_gpt.optim.optimizers import Optimizer
-from modular_gpt.optim.schedules import Schedule
+from modular_gpt.optim import Optimizer, Schedule
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.compile import compiles

@@ -16,7 +16,7 @@ from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.checkpoint import load_checkpoint
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
-from modular_gpt.optim.optimizers import build_optimizer
+from modular_gpt.optim import build_optimizer
 from modular_gpt.training import TrainerConfig, train
 from modular_gpt.training.estimate import Estimate, estimate, flops_per_token, saved_tensors, size, suggest_smaller
 from modular_gpt.training.trainer import Trainer

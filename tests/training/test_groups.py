@@ -9,7 +9,7 @@ import torch
 from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.checkpoint import load_checkpoint
 from modular_gpt.core.registry import entries
-from modular_gpt.optim.optimizers import build_optimizer
+from modular_gpt.optim import build_optimizer
 from modular_gpt.training import load_config
 from modular_gpt.training.estimate import estimate
 from modular_gpt.training.trainer import Trainer

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from modular_gpt import GPTModel
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.optim import build_optimizer
 from modular_gpt.optim.muon import OrthogonalMomentum, newton_schulz
-from modular_gpt.optim.optimizers import build_optimizer
 
 SHAPES = [(16, 16), (64, 16), (16, 64), (16, 16), (8, 24)]
 MODEL = {"vocab_size": 20, "d_model": 16, "n_heads": 2, "n_layers": 2, "context_length": 8}

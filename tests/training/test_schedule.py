@@ -10,7 +10,7 @@ import torch
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
-from modular_gpt.optim.schedules import build_schedule
+from modular_gpt.optim import build_schedule
 
 STEPS = 100
 

@@ -1,4 +1,4 @@
-"""Optimizers: which parameters are updated how, and their state by parameter name."""
+"""What an optimizer is: which parameters are updated how, and their state by parameter name."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import Component, ComponentConfig, decode
-from modular_gpt.core.validation import not_negative, one_of, positive
+from modular_gpt.core.registry import Component, ComponentConfig
+from modular_gpt.core.validation import not_negative, positive
 from modular_gpt.distributed.dtensor import distribute_like, division_of
 from modular_gpt.model import GPTModel
-from modular_gpt.optim.muon import SCALINGS, OrthogonalMomentum
 from modular_gpt.optim.parameter_patterns import first_match
 
 Groups = dict[str, list[nn.Parameter]]
@@ -163,113 +162,6 @@ class Optimizer(Component, ABC, slot="optim"):
             part.load_state_dict({"state": each, "param_groups": part.state_dict()["param_groups"]})
 
 
-class AdamW(Optimizer, name="adamw"):
-    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
-
-    @dataclass
-    class Config(OptimizerConfig):
-        """Learning rate, weight decay, and the averages of gradients.
-
-        beta1, beta2: how slowly the averages of the gradient and of its square move, in [0, 1)
-        eps: added to the root of the second
-        """
-
-        beta1: float = 0.9
-        beta2: float = 0.99
-        eps: float = 1e-8
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            check_averages(beta1=self.beta1, beta2=self.beta2)
-
-    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
-        return [adamw(self.config, groups, self.learning_rate)]
-
-
-class Muon(Optimizer, name="muon"):
-    """Orthogonalised momentum for matrices, AdamW for the rest (https://arxiv.org/abs/2502.16982)."""
-
-    @dataclass
-    class Config(OptimizerConfig):
-        """Learning rate of the matrices, and the settings of AdamW for what is none.
-
-        momentum: of the matrices; nesterov: look ahead by it; ns_steps: of the iteration that orthogonalises
-        scaling: match_rms_adamw makes updates of matrices as large as AdamW's, so that its learning rates fit; original
-            leaves them orthogonal, sqrt(rows / columns) larger where there are more rows (0.02 is usual)
-        adamw_learning_rate: of embeddings, norms and biases (null: the same); beta1, beta2, eps: theirs
-        head: muon | adamw, by which a head of its own, not tied to the embeddings, is updated
-        Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
-        """
-
-        momentum: float = 0.95
-        nesterov: bool = True
-        ns_steps: int = 5
-        scaling: str = "match_rms_adamw"
-        adamw_learning_rate: float | None = None
-        head: str = "muon"
-        beta1: float = 0.9
-        beta2: float = 0.99
-        eps: float = 1e-8
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            positive("optim", ns_steps=self.ns_steps, adamw_learning_rate=self.adamw_learning_rate)
-            check_averages(momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
-            one_of(self.scaling, tuple(SCALINGS), "optim.scaling")
-            one_of(self.head, ("muon", "adamw"), "optim.head")
-
-    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
-        config = self.config
-        by_muon = {p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)}
-        rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in by_muon]}
-        parts: list[torch.optim.Optimizer] = []
-        if by_muon:  # of frozen parts, and of adapters, one of the two may have nothing to do
-            muon = OrthogonalMomentum(
-                [p for p in groups["matrices"] if p in by_muon],
-                learning_rate=self.learning_rate,
-                weight_decay=config.weight_decay,
-                momentum=config.momentum,
-                nesterov=config.nesterov,
-                ns_steps=config.ns_steps,
-                scaling=config.scaling,
-            )
-            parts.append(muon)
-        if any(rest.values()):
-            parts.append(adamw(config, rest, config.adamw_learning_rate or self.learning_rate))
-        return parts
-
-
-class Adafactor(Optimizer, name="adafactor"):
-    """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
-
-    takes_parts = False
-
-    @dataclass
-    class Config(OptimizerConfig):
-        """Learning rate, which is relative to the size of each weight, weight decay, and clipping.
-
-        beta2_decay: the second average at step t moves by t to this power; clip: largest root mean square of an update
-        """
-
-        learning_rate: float | None = 1e-2
-        weight_decay: float = 0.0
-        beta2_decay: float = -0.8
-        clip: float = 1.0
-
-    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
-        config = self.config
-        settings = {"lr": self.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
-        return [torch.optim.Adafactor(with_decay(config, groups), **settings)]
-
-    def state_bytes(self) -> int:
-        """A row and a column of each matrix, and all of a vector, besides the number of the step; its own step needs
-        the parameters' content."""
-        count = 0
-        for p in self.parameters():
-            count += p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel()
-        return 4 * (count + len(self.parameters()))
-
-
 def with_decay(config: Any, groups: Groups) -> list[dict[str, Any]]:
     """Groups as PyTorch takes them; only matrices decay."""
     return [
@@ -279,30 +171,8 @@ def with_decay(config: Any, groups: Groups) -> list[dict[str, Any]]:
     ]
 
 
-def adamw(config: Any, groups: Groups, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW over groups of parameters; one kernel for all where PyTorch has it."""
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
-    return torch.optim.AdamW(
-        with_decay(config, groups),
-        lr=learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=fused,
-    )
-
-
 def check_averages(**values: float) -> None:
     """Raise a ConfigError unless averages can move by these."""
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ConfigError(f"optim.{name} must lie in [0, 1), got {value}")
-
-
-def build_optimizer(config: Any, model: GPTModel) -> Optimizer:
-    """An optimizer of a model's parameters from its name, a mapping with a name, or a Config.
-
-    Raises:
-        ConfigError: the name or a setting is unknown.
-    """
-    config = decode("optim", config)
-    return config.build(model)

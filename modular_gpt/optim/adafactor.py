@@ -1,0 +1,38 @@
+"""Adafactor, by PyTorch."""
+
+from dataclasses import dataclass
+
+import torch
+
+from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, with_decay
+
+
+class Adafactor(Optimizer, name="adafactor"):
+    """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
+
+    takes_parts = False
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate, which is relative to the size of each weight, weight decay, and clipping.
+
+        beta2_decay: the second average at step t moves by t to this power; clip: largest root mean square of an update
+        """
+
+        learning_rate: float | None = 1e-2
+        weight_decay: float = 0.0
+        beta2_decay: float = -0.8
+        clip: float = 1.0
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        config = self.config
+        settings = {"lr": self.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
+        return [torch.optim.Adafactor(with_decay(config, groups), **settings)]
+
+    def state_bytes(self) -> int:
+        """A row and a column of each matrix, and all of a vector, besides the number of the step; its own step needs
+        the parameters' content."""
+        count = 0
+        for p in self.parameters():
+            count += p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel()
+        return 4 * (count + len(self.parameters()))

@@ -1,0 +1,43 @@
+"""AdamW, alone and for the parameters that another optimizer leaves to it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, check_averages, with_decay
+
+
+class AdamW(Optimizer, name="adamw"):
+    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101)."""
+
+    @dataclass
+    class Config(OptimizerConfig):
+        """Learning rate, weight decay, and the averages of gradients.
+
+        beta1, beta2: how slowly the averages of the gradient and of its square move, in [0, 1)
+        eps: added to the root of the second
+        """
+
+        beta1: float = 0.9
+        beta2: float = 0.99
+        eps: float = 1e-8
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_averages(beta1=self.beta1, beta2=self.beta2)
+
+    def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        return [adamw(self.config, groups, self.learning_rate)]
+
+
+def adamw(config: Any, groups: Groups, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW over groups of parameters; one kernel for all where PyTorch has it."""
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
+    return torch.optim.AdamW(
+        with_decay(config, groups),
+        lr=learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=fused,
+    )
