@@ -17,6 +17,7 @@ import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
 import options_tables  # noqa: E402
 import rooms_picture  # noqa: E402
+import sampling_table  # noqa: E402
 
 from modular_gpt.model.aliases import NAMES, WORDS  # noqa: E402
 
@@ -61,6 +62,11 @@ def families() -> str:
     return markdown(families_table.HEAD, families_table.rows())
 
 
+def sampling() -> str:
+    """Sampling filters, in the order in which they are applied."""
+    return markdown(sampling_table.HEAD, sampling_table.rows())
+
+
 def group(name: str) -> Callable[[], str]:
     """The options of a group of the command line."""
     return lambda: markdown(options_tables.HEAD, options_tables.rows(name))
@@ -72,6 +78,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kv_cache": kv_cache,
     "rooms": rooms,
     "families": families,
+    "sampling": sampling,
     "reference": options_tables.train_groups,
     **options_tables.HELP,
     **{

@@ -1,7 +1,6 @@
 """What mgpt-generate can be told, and what it does with prompts: one, a file of them, or a small suite."""
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.validation import from_mapping, one_of
 from modular_gpt.deploy.cpu_packing import can_pack, pack
 from modular_gpt.generation import Continuation, GenerationConfig, SamplingSettings
+from modular_gpt.generation.config import FORMER_NAMES, RANDOM, SEARCHES, FilterSettings
 from modular_gpt.runtime.device import choose_device, prepare_device
 
 SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read
-SEARCHES = ("beam", "contrastive")  # draw nothing: the temperature of generate.yaml is not for them
 
 
 @dataclass
@@ -33,7 +32,6 @@ class Task:
     checkpoint: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published name such as gpt2
     prompt: text to continue; without one, a few short ones
     prompts: a file with a prompt on each line, or with {"prompt": ...} on each line where it ends in .jsonl
-    num_samples: continuations of each prompt
     json: a JSON object on each line instead of text
     interactive: prompt after prompt from the keyboard
     draft: a smaller model with the same tokenizer, for strategy=speculative
@@ -45,7 +43,6 @@ class Task:
     checkpoint: str = "runs/latest"
     prompt: str | None = None
     prompts: str | None = None
-    num_samples: int = 1
     json: bool = False
     interactive: bool = False
     draft: str | None = None
@@ -59,19 +56,19 @@ class Task:
             raise ConfigError(f"{' and '.join(given)} exclude each other: give one of them")
         if self.json and self.interactive:
             raise ConfigError("json=true has no conversation: leave out interactive=true")
-        if self.num_samples < 1:
-            raise ConfigError(f"num_samples must be 1 or more, got {self.num_samples}")
         if self.dtype is not None:
             one_of(self.dtype, tuple(DTYPES), "dtype")
 
 
-_sampling = names_of(GenerationConfig) - {"samples", "stop_tokens"}  # num_samples; the tokenizer knows its end
+_sampling = names_of(GenerationConfig)
 GenerateSettings = make_dataclass(
     "GenerateSettings",
     [*fields_of(Task, names_of(Task)), *fields_of(GenerationConfig, _sampling)],
-    namespace=described(Task, GenerationConfig, SamplingSettings),
+    namespace=described(Task, GenerationConfig, FilterSettings, SamplingSettings),
 )
-GENERATE = Command(name="generate", plain=GenerateSettings)
+GENERATE = Command(
+    name="generate", plain=GenerateSettings, former_names={**FORMER_NAMES, "num_samples": "num_return_sequences"}
+)
 
 
 def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, GenerationConfig, str]:
@@ -86,9 +83,10 @@ def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, Generation
         values = plain(config)
     task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, GENERATE.name)
     sampling = {name: values[name] for name in _sampling}
-    if sampling["strategy"] in SEARCHES and not any(each.key == "temperature" for each in typed):
-        del sampling["temperature"]
-    settings = from_mapping(GenerationConfig, {**sampling, "samples": task.num_samples}, GENERATE.name)
+    if sampling["strategy"] in SEARCHES or sampling["greedy"]:  # what generate.yaml sets for drawing is not for them
+        given = {each.key for each in typed}
+        sampling = {name: value for name, value in sampling.items() if name not in RANDOM or name in given}
+    settings = from_mapping(GenerationConfig, sampling, GENERATE.name)
     return task, settings, as_yaml(config)
 
 
@@ -98,7 +96,7 @@ def own_words() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(re.sub(r"\bsamples\b", "num_samples", str(error).replace("trainer.", ""))) from error
+        raise ConfigError(str(error).replace("trainer.", "")) from error
 
 
 def open_writer(task: Task, settings: GenerationConfig) -> Writer:
@@ -125,7 +123,7 @@ def write_texts(task: Task, settings: GenerationConfig, writer: Writer) -> None:
     ids = [writer.encode(prompt) for prompt in prompts]
     if task.json:
         _print_json(prompts, writer.write(ids, settings))
-    elif len(ids) * settings.samples == 1:
+    elif len(ids) * settings.num_return_sequences == 1:
         writer.write(ids, settings, shown_after(prompts[0]))
         print()
     else:
@@ -193,7 +191,7 @@ def _print_json(prompts: Sequence[str], found: Sequence[Sequence[Continuation]])
     for prompt, texts in zip(prompts, found, strict=True):
         for sample, text in enumerate(texts):
             line = {"prompt": prompt, "sample": sample, "text": text.text, "tokens": len(text.ids), "end": text.reason}
-            more = {"log_probabilities": text.log_probabilities, "score": text.score}
+            more = {"logprobs": text.logprobs, "log_probabilities": text.logprobs, "score": text.score}
             line |= {name: value for name, value in more.items() if value is not None}
             print(json.dumps(line, ensure_ascii=False), flush=True)
 

@@ -23,6 +23,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or not one of ours."""
 
 
+class NonFiniteError(UserError, ArithmeticError):
+    """A model computes NaN or infinity where a number is needed."""
+
+
 class ReportedElsewhere(UserError):
     """Another process of the same training says what it is; this one only ends."""
 

@@ -27,7 +27,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
-    """``value`` if it is a ``hint``; whole numbers become floats where a float is declared."""
+    """``value`` if it is a ``hint``; whole numbers become floats where a float is declared, numpy's become Python's."""
+    value = _python_number(value)
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         base = typing.get_origin(option) or option
@@ -38,12 +39,17 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         if base is dict and isinstance(value, Mapping):
             return dict(value)
         if base is list and isinstance(value, (list, tuple)):
-            return list(value)
+            return [_python_number(each) for each in value]
         if base is float and isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where} must be a finite number, got {value}")
         if isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool)):
             return value
     raise ConfigError(f"{where} must be {_spelled(options)}, got {value!r}")
+
+
+def _python_number(value: Any) -> Any:
+    """A number of numpy or a tensor of no dimensions as a number of Python; anything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def _spelled(options: tuple[Any, ...]) -> str:

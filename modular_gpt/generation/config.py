@@ -2,124 +2,146 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.former_names import by_present_names, former_names
 from modular_gpt.core.validation import from_mapping, one_of
+from modular_gpt.generation.sampling import FILTERS
 
 OVERFLOWS = ("slide", "window", "error")
 STRATEGIES = ("sample", "beam", "contrastive", "speculative", "lookup")
-# settings that one kind of strategy alone uses; given to another they are refused
+SEARCHES = ("beam", "contrastive")  # draw nothing
+FORMER_NAMES = {
+    "samples": "num_return_sequences",
+    "beams": "num_beams",
+    "log_probabilities": "logprobs",
+    "lookup_ngram": "prompt_lookup_ngram",
+}
+RANDOM = tuple(row.name for row in FILTERS if row.random)  # filters of the distribution to draw from
+# Settings that some strategies alone use; given to another one they are refused.
 _ONLY = {
-    "beams": ("beam",),
+    "num_beams": ("beam",),
     "length_penalty": ("beam",),
     "contrastive_alpha": ("contrastive",),
     "contrastive_candidates": ("contrastive",),
     "draft_tokens": ("speculative", "lookup"),
-    "lookup_ngram": ("lookup",),
+    "prompt_lookup_ngram": ("lookup",),
+    "compile": ("sample", "beam"),
+    "stop": ("sample", "contrastive", "speculative", "lookup"),
+    **dict.fromkeys((*RANDOM, "greedy", "seed"), ("sample", "speculative", "lookup")),
 }
-_RANDOM = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "greedy")
+_MAX_LOGIT = 3.4028234663852886e38  # largest number of float32
+_MAX_EXPONENT = 60.0  # of e, to which length ** length_penalty may grow: scores divided by it stay normal numbers
+
+# A field for each row of the table of filters. The annotation lets a type checker accept a base made at run time.
+FilterSettings: Any = make_dataclass(
+    "FilterSettings",
+    [(row.name, row.value_type, field(default=row.default)) for row in FILTERS],
+    namespace={"__doc__": "\n".join(f"{row.name}: {row.help}" for row in FILTERS), "__module__": __name__},
+)
 
 
 @dataclass
-class SamplingSettings:
-    """How the next token is chosen.
+class SamplingSettings(FilterSettings):
+    """How the next token is chosen: scores are adjusted, then filtered, then a token is drawn.
 
-    greedy: always the most likely token; otherwise drawn from softmax(logits / temperature), filtered by
-    top_k: the k most likely tokens; top_p: the fewest that hold this probability; min_p: those at least this
-        fraction as likely as the most likely; typical_p: the least surprising ones that hold this probability
-    repetition_penalty: above 1 makes what was seen less likely; frequency_penalty: subtracted from the logit for each
-        time a token was generated; presence_penalty: once if it was; no_repeat_ngram n: no n tokens in a row twice
-        (reads the whole text at each step)
-    logit_bias: token id -> what is added to its logit
-    seed: of private random numbers, of which every row has its own: a row's text does not depend on its
-        neighbours; null takes a seed from PyTorch's global generator
+    logit_bias: add a number to the logit of a token, as a mapping of token ids to numbers; -inf forbids the token
+    suppress_tokens: ids that are never generated
+    greedy: take the most likely token instead of drawing one
+    seed: seed of the random numbers, of which each row has its own stream, so that a row's text does not depend on
+        its neighbours; null takes a seed from PyTorch's global generator
     """
 
-    greedy: bool = False
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    no_repeat_ngram: int | None = None
     logit_bias: dict[int, float] = field(default_factory=dict)
+    suppress_tokens: list[int] = field(default_factory=list)
+    greedy: bool = False
     seed: int | None = None
 
     def check(self, vocab_size: int) -> None:
-        """Refuse, by a ConfigError, what cannot work for a vocabulary of this size."""
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ConfigError(
-                f"temperature must be above 0, got {self.temperature}; for always the most likely token use greedy=true"
-            )
-        for name, above_zero in (("top_p", True), ("typical_p", True), ("min_p", False)):
-            value = getattr(self, name)
-            if value is not None and not (0 < value <= 1 if above_zero else 0 <= value <= 1):
-                raise ConfigError(f"{name} must lie in {'(' if above_zero else '['}0, 1], got {value}")
-        for name in ("top_k", "no_repeat_ngram"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be 1 or more, or null for off, got {value}")
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
-            raise ConfigError(f"repetition_penalty must be above 0 (1 is off), got {self.repetition_penalty}")
-        for name in ("frequency_penalty", "presence_penalty"):
-            if not math.isfinite(getattr(self, name)):
-                raise ConfigError(f"{name} must be a finite number, got {getattr(self, name)}")
+        """Raise a ConfigError for a value that cannot work with a vocabulary of this size."""
+        for row in FILTERS:
+            value = getattr(self, row.name)
+            if value is not None:
+                row.check(row.name, value)
         for token, bias in self.logit_bias.items():
             _check_bias(token, bias, vocab_size)
+        for token in self.suppress_tokens:
+            _check_token("suppress_tokens", token, vocab_size)
+        never = {int(token) for token, bias in self.logit_bias.items() if float(bias) == -math.inf}
+        if len(never.union(self.suppress_tokens)) == vocab_size:
+            raise ConfigError(
+                f"logit_bias and suppress_tokens forbid all {vocab_size} tokens, so none can be generated; allow one"
+            )
         if self.seed is not None and self.seed < 0:
             raise ConfigError(f"seed must be 0 or more, got {self.seed}")
 
 
+@former_names(**FORMER_NAMES)
 @dataclass
 class GenerationConfig(SamplingSettings):
-    """Everything that generation can be asked.
+    """All settings of a generation.
 
-    max_new_tokens: at most so many per text; samples: continuations of each prompt (of beam search the best ones)
-    stop_tokens: ids that end a text (and belong to it); stop: strings that end it (and do not)
-    log_probabilities: of every new token, by the model itself: before temperature, filters and penalties
-    overflow: past the context, ``slide`` lets every token see the last context_length ones (positions permitting),
-        ``window`` starts anew from the last half of the context whenever it is full, ``error`` refuses
-    compile: one compiled graph for all single steps
-    strategy: ``sample`` draws one token after the other, or takes the likeliest where greedy
-        ``beam`` looks for the likeliest text, with ``beams`` rows per prompt, scored by the sum of its log
-        probabilities divided by its number of new tokens to the power of ``length_penalty``
-        ``contrastive`` takes, of the ``contrastive_candidates`` likeliest tokens, the one best in probability
-        minus ``contrastive_alpha`` parts of its likeness to the text
-        ``speculative`` has a smaller model draft ``draft_tokens`` at a time, which the model checks at once;
-        ``lookup`` drafts what followed the last ``lookup_ngram`` tokens (or fewer) earlier in the text; both give
-        the distribution of ``sample``
+    max_new_tokens: largest number of tokens to generate for each text
+    num_return_sequences: number of texts for each prompt; with beam search the best ones
+    stop_tokens: ids that end a text and belong to it
+    stop: strings that end a text and do not belong to it
+    logprobs: return the log-probability of each new token under the model itself, before bias, penalties and filters
+    overflow: what happens past the context: ``slide`` lets each token attend to the last context_length tokens, if the
+        position encoding permits, ``window`` reads the text again from the last half of the context whenever it is
+        full, ``error`` refuses
+    compile: run single steps as one compiled graph
+    strategy: ``sample`` draws one token after the other, or takes the most likely one if greedy, ``beam`` searches for
+        the most likely text, ``contrastive`` weighs probability against similarity to the text so far, ``speculative``
+        lets a smaller model draft tokens that the model checks together, ``lookup`` drafts what followed the same
+        tokens earlier in the text; the last two keep the distribution of ``sample``
+    num_beams: rows that beam search keeps for each prompt
+    length_penalty: exponent of the number of new tokens by which beam search divides the sum of log-probabilities
+    contrastive_alpha: weight of the similarity in contrastive search, from 0 to 1
+    contrastive_candidates: number of most likely tokens among which contrastive search chooses
+    draft_tokens: number of tokens that ``speculative`` and ``lookup`` draft at a time
+    prompt_lookup_ngram: longest n-gram that ``lookup`` searches for in the text
     """
 
     max_new_tokens: int = 64
-    samples: int = 1
+    num_return_sequences: int = 1
     stop_tokens: list[int] = field(default_factory=list)
     stop: list[str] = field(default_factory=list)
-    log_probabilities: bool = False
+    logprobs: bool = False
     overflow: str = "slide"
     compile: bool = False
     strategy: str = "sample"
-    beams: int = 4
+    num_beams: int = 4
     length_penalty: float = 1.0
     contrastive_alpha: float = 0.6
     contrastive_candidates: int = 4
     draft_tokens: int = 5
-    lookup_ngram: int = 3
+    prompt_lookup_ngram: int = 3
 
     @classmethod
     def read(cls, max_new_tokens: int, settings: Mapping[str, Any]) -> "GenerationConfig":
         """From keywords; raises a ConfigError for an unknown name or a value of the wrong type."""
-        return from_mapping(cls, {"max_new_tokens": max_new_tokens, **settings}, "generate")
+        return cls.from_values({"max_new_tokens": max_new_tokens, **settings})
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "GenerationConfig":
+        """From a mapping, former names included; raises a ConfigError for an unknown name or a wrong type."""
+        return from_mapping(cls, by_present_names(values, FORMER_NAMES), "generate")
+
+    def checked(self, vocab_size: int) -> "GenerationConfig":
+        """A copy with values of the declared types; raises a ConfigError for what cannot work."""
+        copy = self.from_values({each.name: getattr(self, each.name) for each in fields(self)})
+        copy.check(vocab_size)
+        return copy
 
     def check(self, vocab_size: int) -> None:
+        """Raise a ConfigError for a value that cannot work, alone or with the others."""
         super().check(vocab_size)
         if self.max_new_tokens < 0:
             raise ConfigError(f"max_new_tokens must be 0 or more, got {self.max_new_tokens}")
-        for name in ("samples", "beams", "contrastive_candidates", "draft_tokens", "lookup_ngram"):
+        counts = ("num_return_sequences", "num_beams", "contrastive_candidates", "draft_tokens", "prompt_lookup_ngram")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not 0 <= self.contrastive_alpha <= 1:
@@ -130,29 +152,42 @@ class GenerationConfig(SamplingSettings):
             _check_token("stop_tokens", token, vocab_size)
         if not all(isinstance(text, str) and text for text in self.stop):
             raise ConfigError(f"stop names texts of at least one character, got {list(self.stop)!r}")
+        self._check_length_penalty()
         self._check_strategy()
 
+    def _check_length_penalty(self) -> None:
+        largest = _MAX_EXPONENT / math.log(max(self.max_new_tokens, 2))
+        if not abs(self.length_penalty) <= largest:
+            raise ConfigError(
+                f"length_penalty={self.length_penalty} overflows for texts of {self.max_new_tokens} tokens;"
+                f" use a number from {-largest:.0f} to {largest:.0f}"
+            )
+
     def _check_strategy(self) -> None:
-        """Refuse what the strategy would not heed."""
-        unheeded = [name for name, users in _ONLY.items() if self.strategy not in users]
-        if self.strategy in ("beam", "contrastive"):
-            unheeded += _RANDOM
-        if self.strategy == "beam":
-            unheeded.append("stop")
-        if self.strategy not in ("sample", "beam"):
-            unheeded.append("compile")
+        """Refuse settings that the strategy would ignore."""
         defaults = GenerationConfig()
-        for name in unheeded:
-            if getattr(self, name) != getattr(defaults, name):
+        changed = [name for name in _ONLY if getattr(self, name) != getattr(defaults, name)]
+        for name in changed:
+            if self.strategy not in _ONLY[name]:
                 raise ConfigError(f"strategy={self.strategy} has no use for {name}; leave {name} out")
-        if self.strategy == "beam" and self.samples > self.beams:
-            raise ConfigError(f"samples={self.samples} best texts need as many beams, got beams={self.beams}")
-        if self.samples > 1 and (self.greedy or self.strategy == "contrastive"):
-            raise ConfigError(f"samples={self.samples} would all be the same text: nothing is drawn; use samples=1")
+            if self.greedy and name in RANDOM:
+                raise ConfigError(
+                    f"greedy=true takes the most likely token and has no use for {name}; leave one of them out"
+                )
+        count = self.num_return_sequences
+        if self.strategy == "beam" and count > self.num_beams:
+            raise ConfigError(
+                f"num_return_sequences={count} best texts need as many beams, got num_beams={self.num_beams}"
+            )
+        if count > 1 and (self.greedy or self.strategy == "contrastive"):
+            raise ConfigError(
+                f"num_return_sequences={count} would all be the same text, since nothing is drawn;"
+                " use num_return_sequences=1"
+            )
 
 
 def _check_token(name: str, token: Any, vocab_size: int) -> None:
-    if not isinstance(token, int) or not 0 <= token < vocab_size:
+    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
         raise ConfigError(f"{name} names token {token!r}, but ids run from 0 to {vocab_size - 1}")
 
 
@@ -162,5 +197,5 @@ def _check_bias(token: Any, bias: Any, vocab_size: int) -> None:
     except (TypeError, ValueError):
         raise ConfigError(f"logit_bias maps token ids to numbers, got {token!r}: {bias!r}") from None
     _check_token("logit_bias", number, vocab_size)
-    if math.isnan(value) or value == math.inf:
-        raise ConfigError(f"logit_bias of token {number} must be a number or -inf, got {value}")
+    if not (value == -math.inf or abs(value) <= _MAX_LOGIT):
+        raise ConfigError(f"logit_bias of token {number} must be -inf or a number that float32 can hold, got {value}")

@@ -1,20 +1,24 @@
-"""The loop of all strategies: advance, append, hand out, until everything has stopped."""
+"""The loop of all strategies: advance, append, return the step, until all rows have stopped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.former_names import former_names
+from modular_gpt.core.stream_decoder import StreamDecoder
 from modular_gpt.generation.compiled import compiled_step
-from modular_gpt.generation.config import GenerationConfig
+from modular_gpt.generation.config import SEARCHES, GenerationConfig
 from modular_gpt.generation.protocol import LanguageModel
 from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
 from modular_gpt.generation.sequences import RowGenerators, TokenBuffer, check_prompt
-from modular_gpt.generation.stopping import StoppingState, StopStringStreamer, StreamDecoder
+from modular_gpt.generation.stopping import StoppingState, StopStringStreamer
 from modular_gpt.generation.strategies.base import Sampling, Strategy
 from modular_gpt.generation.strategies.beam import BeamSearch, Pool
 from modular_gpt.generation.strategies.contrastive import ContrastiveSearch
@@ -27,45 +31,48 @@ from modular_gpt.generation.strategies.speculative import (
 )
 
 
+@former_names(log_probabilities="logprobs")
 @dataclass
 class Step:
     """One new token of every row.
 
     tokens: (B,); a row that has stopped repeats its last token
-    log_probabilities: (B,) of the tokens by the model itself, where they were asked for
-    stopped: (B,) whether the row is complete, with this token or before
-    pieces: the text of each row that became certain, where a decoder was given
+    logprobs: (B,) log-probabilities of the tokens under the model itself, if the settings ask for them
+    stopped: (B,) whether the row is complete, with this token or an earlier one
+    pieces: new text of each row, if there is a decoder; what may belong to a stop string is held back
     """
 
     tokens: Tensor
-    log_probabilities: Tensor | None
+    logprobs: Tensor | None
     stopped: Tensor
     pieces: list[str]
 
 
+@former_names(log_probabilities="logprobs")
 @dataclass
 class Continuation:
-    """What followed a prompt.
+    """A generated text.
 
-    ids: new tokens, with the one that stopped the text; log_probabilities: one for each, where asked for
-    reason: ``length``, ``token`` or ``text``: what ended it
-    text: the new text before any stop token or string, where a decoder was given
+    ids: new tokens, including the one that stopped the text
+    logprobs: log-probability of each, if the settings ask for them
+    reason: what ended the text: ``length``, ``token`` or ``text`` (a stop string)
+    text: new text before any stop token or string, if there is a decoder
     score: of beam search
     """
 
     ids: list[int]
-    log_probabilities: list[float] | None
+    logprobs: list[float] | None
     reason: str
     text: str | None = None
     score: float | None = None
 
 
 class Generation:
-    """One run over a batch of prompts. Iterate over it for its steps, or let ``finish`` do so.
+    """One run over a batch of prompts. Iterate over it for its steps, or call ``finish``.
 
-    Tokens stay on the device. The host waits for it only to see whether all rows have stopped: at every step on a CPU,
-    where that is free, and at every 16th elsewhere; never where nothing is to stop at. A decoder for text reads
-    every token on the host, speculation waits once per round.
+    Tokens stay on the device. On a CPU the host reads results at every step, where that is free. On other devices it
+    waits at every 16th step, to see whether all rows have stopped and whether the logits are finite, at each step if a
+    decoder needs the tokens, and once in each round of speculation.
 
     draft_counts: how many drafted tokens were kept, with ``speculative`` and ``lookup``
     """
@@ -79,27 +86,33 @@ class Generation:
         padding: Tensor | None = None,
         draft: LanguageModel | None = None,
         decode_stream: Callable[[], StreamDecoder] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
-        """ids: (B, T) prompts; padding: (B,) leading columns that are no text; draft: model for ``speculative``;
-        decode_stream: makes a decoder of ids to text, for pieces of text and stop strings
+        """Check the settings and allocate.
+
+        ids: (B, T) prompts; padding: (B,) number of leading columns that are padding
+        draft: smaller model for ``speculative``
+        decode_stream: makes a decoder of ids to text, for ``Step.pieces`` and stop strings
+        numbers: of the prompts among all prompts, if this is one batch of many; they choose the random numbers
 
         Raises:
             ConfigError: settings that cannot work, an empty prompt, ids outside the vocabulary, or a text longer than
-                the context where positions or settings do not allow it.
+                the context where position encoding or settings do not allow it.
         """
         vocab_size = model.config.vocab_size
-        settings.check(vocab_size)
+        settings = settings.checked(vocab_size)
         check_prompt(ids, padding, vocab_size)
         self.model, self.settings, self.draft = model, settings, draft
         self._decode_stream = decode_stream
         self._check()
         self.prompts = len(ids)
+        self._numbers = range(self.prompts) if numbers is None else numbers
         self.text = TokenBuffer(ids, settings.max_new_tokens, padding)
-        self.stops = StoppingState(settings.stop_tokens, self.prompts * settings.samples, ids.device)
+        self.stops = StoppingState(settings.stop_tokens, self.prompts * settings.num_return_sequences, ids.device)
         self.draft_counts = DraftCounts()
         self._sampler = Sampler(settings, vocab_size, ids.device)
-        self._readers = self._make_readers()
-        self._scores: list[Tensor] = []
+        self._runners = self._make_runners()
+        self._logprobs: list[Tensor] = []
         self._steps = self._run()
 
     def _check(self) -> None:
@@ -119,23 +132,22 @@ class Generation:
         if self.settings.stop and self._decode_stream is None:
             raise ConfigError("stop strings need a tokenizer that decodes the text; without one use stop_tokens")
 
-    def _make_readers(self) -> list[ModelRunner]:
-        """The model's decoder, and the draft model's."""
+    def _make_runners(self) -> list[ModelRunner]:
+        """The runner of the model, and that of the draft model."""
         strategy = self.settings.strategy
         max_tokens = self.text.length + self.settings.max_new_tokens
         if strategy != "contrastive":
             max_tokens -= self.settings.max_new_tokens > 0  # the last token is never read
-        searches = strategy in ("beam", "contrastive")  # they read more than becomes text
         step = compiled_step() if self.settings.compile else None
-        text = self.text.clone() if searches else self.text
-        readers = [ModelRunner(self.model, text, max_tokens, self.settings.overflow, step)]
+        text = self.text.clone() if strategy in SEARCHES else self.text  # they read more than becomes text
+        runners = [ModelRunner(self.model, text, max_tokens, self.settings.overflow, step)]
         if self.draft is not None:
             overflow = "slide" if self.draft.slides else "window"
-            readers.append(ModelRunner(self.draft, self.text, max_tokens, overflow))
-        return readers
+            runners.append(ModelRunner(self.draft, self.text, max_tokens, overflow))
+        return runners
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps that are still to come; leaving a loop over them and going on later is fine."""
+        """The steps that are still to come. A loop over them may be left and continued later."""
         if self.settings.strategy == "beam":
             raise ConfigError("strategy=beam knows its texts at the end only; it cannot be streamed")
         return self._steps
@@ -147,23 +159,27 @@ class Generation:
             return
         if self._decode_stream is not None:
             stops.transcripts = [
-                self._transcript(prompt) for prompt in range(self.prompts) for _ in range(settings.samples)
+                self._transcript(prompt) for prompt in range(self.prompts) for _ in range(settings.num_return_sequences)
             ]
         with evaluating(self.model, self.draft):
             strategy = self._start()
             while (max_tokens := settings.max_new_tokens - text.generated.shape[1]) > 0:
                 tokens, logits = strategy.advance(max_tokens, stops.stopped)
                 for index, token in enumerate(tokens.unbind(1)):
-                    token = torch.where(stops.stopped, text.ids[:, -1], token)
-                    text.append(token[:, None])
-                    pieces = stops.update(token, last=index + 1 == max_tokens)
-                    scores = None
-                    if settings.log_probabilities:
-                        scores = logits[:, index].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
-                        self._scores.append(scores)
-                    yield Step(token, scores, stops.stopped, pieces)
+                    yield self._append(token, logits[:, index], last=index + 1 == max_tokens)
                 if stops.all():
                     return
+
+    def _append(self, token: Tensor, logits: Tensor, last: bool) -> Step:
+        """Add a token (B,) to the text; logits (B, V): the model's own; last: no more tokens follow."""
+        token = torch.where(self.stops.stopped, self.text.ids[:, -1], token)
+        self.text.append(token[:, None])
+        pieces = self.stops.update(token, last)
+        logprobs = None
+        if self.settings.logprobs:
+            logprobs = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+            self._logprobs.append(logprobs)
+        return Step(token, logprobs, self.stops.stopped, pieces)
 
     def _transcript(self, prompt: int) -> StopStringStreamer:
         assert self._decode_stream is not None
@@ -172,53 +188,63 @@ class Generation:
         return StopStringStreamer(self._decode_stream(), self.settings.stop, ids)
 
     def _start(self) -> Strategy:
-        """Make the strategy; several samples of a prompt share one reading of it."""
-        settings, readers, sampler = self.settings, self._readers, self._sampler
+        """Make the strategy; several texts of a prompt share one pass over it."""
+        settings, runners, sampler = self.settings, self._runners, self._sampler
         if settings.strategy == "contrastive":
             candidates, alpha = settings.contrastive_candidates, settings.contrastive_alpha
-            return ContrastiveSearch(readers[0], self.text, sampler, candidates, alpha)
-        if settings.samples > 1 or settings.strategy != "sample":
-            for reader in readers:
-                reader.prefill()
-                reader.cache.expand(settings.samples)
-            self.text.expand(settings.samples)
+            return ContrastiveSearch(runners[0], self.text, sampler, candidates, alpha)
+        if settings.num_return_sequences > 1 or settings.strategy != "sample":
+            for runner in runners:
+                runner.prefill()
+                runner.cache.expand(settings.num_return_sequences)
+            self.text.expand(settings.num_return_sequences)
         seed = 0 if settings.greedy else settings.seed  # nothing is drawn: leave the global generator alone
-        noise = RowGenerators(seed, self.prompts, settings.samples, self.text.ids.device)
+        generators = RowGenerators(seed, self._numbers, settings.num_return_sequences, self.text.ids.device)
         if settings.strategy == "sample":
-            return Sampling(readers[0], sampler, noise)
-        drafter: Drafter = LookupDrafter(self.text, settings.lookup_ngram)
+            return Sampling(runners[0], sampler, generators)
+        drafter: Drafter = LookupDrafter(self.text, settings.prompt_lookup_ngram)
         if self.draft is not None:
-            drafter = ModelDrafter(readers[1], sampler, noise)
-        return SpeculativeDecoding(readers[0], drafter, sampler, noise, settings.draft_tokens, self.draft_counts)
+            drafter = ModelDrafter(runners[1], sampler, generators)
+        return SpeculativeDecoding(runners[0], drafter, sampler, generators, settings.draft_tokens, self.draft_counts)
 
     def finish(self) -> list[list[Continuation]]:
-        """Run to the end; for each prompt its continuations."""
-        return self._search() if self.settings.strategy == "beam" else self._collect()
-
-    def _collect(self) -> list[list[Continuation]]:
+        """Run to the end; for each prompt its texts."""
+        if self.settings.strategy == "beam":
+            return self._search()
         for _ in self._steps:
             pass
-        stops, samples = self.stops, self.settings.samples
-        lengths, by_token, stopped = stops.lengths.tolist(), stops.by_token.tolist(), stops.stopped.tolist()
-        ids = self.text.generated.tolist() if self.settings.max_new_tokens else [[]] * len(lengths)
-        scores = torch.stack(self._scores, dim=1).tolist() if self._scores else None
+        count = self.settings.num_return_sequences
+        found = self.continuations(range(self.prompts * count))
+        return [found[i : i + count] for i in range(0, len(found), count)]
+
+    def continuations(self, rows: Sequence[int]) -> list[Continuation]:
+        """The texts of some rows as far as they have come; row ``p * num_return_sequences + s`` is text s of prompt p.
+
+        Not for beam search, whose texts exist at the end only.
+        """
+        stops, place = self.stops, torch.tensor(list(rows), dtype=torch.long, device=self.text.ids.device)
+        lengths, by_token, stopped = (each[place].tolist() for each in (stops.lengths, stops.by_token, stops.stopped))
+        started = self.text.length > self.text.prompt_length
+        ids = self.text.generated[place].tolist() if started else [[]] * len(rows)
+        logprobs = torch.stack(self._logprobs, dim=1)[place].tolist() if self._logprobs else None
         found = []
-        for row, length in enumerate(lengths):
-            reason = "token" if by_token[row] else "text" if stopped[row] else "length"
+        for index, row in enumerate(rows):
+            length = lengths[index]
+            reason = "token" if by_token[index] else "text" if stopped[index] else "length"
             text = stops.transcripts[row].text if stops.transcripts else None
-            found.append(Continuation(ids[row][:length], scores and scores[row][:length], reason, text))
-        return [found[i : i + samples] for i in range(0, len(found), samples)]
+            found.append(Continuation(ids[index][:length], logprobs and logprobs[index][:length], reason, text))
+        return found
 
     @torch.no_grad()
     def _search(self) -> list[list[Continuation]]:
         with evaluating(self.model):
-            pool = BeamSearch(self._readers[0], self._sampler, self.settings).search()
+            pool = BeamSearch(self._runners[0], self._sampler, self.settings).search()
         return [self._best(prompt, pool) for prompt in range(self.prompts)]
 
     def _best(self, prompt: int, pool: Pool) -> list[Continuation]:
         """The best texts of a prompt; fewer than asked for where fewer texts exist."""
         found = []
-        for ids, score, per_token in pool.texts(prompt)[: self.settings.samples]:
+        for ids, score, per_token in pool.texts(prompt)[: self.settings.num_return_sequences]:
             reason = "token" if ids and ids[-1] in self.settings.stop_tokens else "length"
             text = None
             if self._decode_stream is not None:
@@ -227,23 +253,36 @@ class Generation:
                     transcript.push(id)
                 transcript.finish()
                 text = transcript.text
-            scores = per_token if self.settings.log_probabilities else None
-            found.append(Continuation(ids, scores, reason, text, score))
+            found.append(Continuation(ids, per_token if self.settings.logprobs else None, reason, text, score))
         return found
 
     def cache_bytes(self) -> int:
         """Bytes of all caches really allocated."""
-        return sum(reader.cache.nbytes() for reader in self._readers)
+        return sum(runner.cache.nbytes() for runner in self._runners)
+
+
+# How many runs use each model now, and the mode it had before the first of them. A run cannot know of the others: when
+# the first one ends, the model must stay in evaluation mode for the rest. Threads may generate side by side.
+_in_use: "WeakKeyDictionary[LanguageModel, tuple[int, bool]]" = WeakKeyDictionary()
+_lock = Lock()
 
 
 @contextmanager
 def evaluating(*models: LanguageModel | None) -> Iterator[None]:
-    """Dropout off inside, and as it was after."""
-    were = [(model, model.training) for model in models if model is not None]
-    for model, _ in were:
-        model.train(False)
+    """Context manager: the models are in evaluation mode; the last run that uses a model restores its mode."""
+    used = [model for model in models if model is not None]
+    for model in used:
+        with _lock:
+            count, mode = _in_use.get(model, (0, model.training))
+            _in_use[model] = (count + 1, mode)
+            model.train(False)
     try:
         yield
     finally:
-        for model, was in were:
-            model.train(was)
+        for model in used:
+            with _lock:
+                count, mode = _in_use.pop(model)
+                if count > 1:
+                    _in_use[model] = (count - 1, mode)
+                else:
+                    model.train(mode)

@@ -1,6 +1,6 @@
 """A model that reads a text: what it has not read yet goes through it, and its cache follows.
 
-The text is the truth; the decoder only catches up with it. That makes one rule of prompts, single steps, drafted
+The text is the truth; the runner only catches up with it. That makes one rule of prompts, single steps, drafted
 tokens and tokens taken back.
 """
 
@@ -34,7 +34,7 @@ class ModelRunner:
         overflow: str = "slide",
         step: StepFunction | None = None,
     ) -> None:
-        """most: columns that will be read at most; step: what reads single tokens, see ``compiled_step``"""
+        """max_tokens: largest number of columns to read; step: reads single tokens, see ``compiled_step``"""
         self.model = model
         self.text = text
         self.context: int = model.config.context_length

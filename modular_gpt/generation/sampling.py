@@ -1,20 +1,86 @@
-"""From logits to a choice: pure functions on (B, V) logits, and their order.
+"""Sampling: the table of filters, the functions behind it, and the sampler that applies them to (B, V) logits.
 
-temperature https://arxiv.org/abs/1503.02531, top-k https://arxiv.org/abs/1805.04833, top-p
-https://arxiv.org/abs/1904.09751, min-p https://arxiv.org/abs/2407.01082, typical https://arxiv.org/abs/2202.00666,
-repetition penalty https://arxiv.org/abs/1909.05858, frequency and presence penalty
-https://platform.openai.com/docs/api-reference, no repeated n-gram https://arxiv.org/abs/1705.04304.
+**To add a sampling filter, add one row to** ``FILTERS``, at the place where it is to be applied. The setting of
+``GenerationConfig``, its validation, its help text, the table in docs/generation.md, and the refusal by greedy
+decoding, beam search and contrastive search all follow from the row:
 
-What a filter removes becomes -inf. Every filter leaves at least one token.
+    def keep_top_n_sigma(logits: Tensor, n: float) -> Tensor:
+        allowed = ~logits.isneginf()  # an earlier filter may have removed tokens
+        spread = torch.stack([row[kept].std(correction=0) for row, kept in zip(logits, allowed)])
+        return logits.masked_fill(logits < logits.amax(-1, keepdim=True) - n * spread[:, None], -torch.inf)
+
+    Filter(
+        "top_n_sigma",                     # name of the setting
+        keep_top_n_sigma,                  # (logits (B, V), value) -> logits (B, V); removed tokens become -inf
+        "keep the tokens whose logit lies within n standard deviations of the largest one",  # help text
+        above_zero,                        # check(name, value) raises a ConfigError
+        source="https://arxiv.org/abs/2411.07641",
+    )
+
+A filter must leave at least one token of each row. See ``Filter`` for the fields that have a default.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from modular_gpt.generation.config import SamplingSettings
+from modular_gpt.core.errors import ConfigError, NonFiniteError
 from modular_gpt.generation.sequences import RowGenerators, TokenBuffer
 
 _FEW = 1024  # tokens that usually hold the probability asked for
+_SMALLEST = 2.0**-126  # smallest normal number of float32
+_LARGEST = 1e30  # of a setting: its product with a logit or a count stays finite in float32
+_LARGEST_LOGIT = torch.finfo(torch.float32).max
+_STEPS_BETWEEN_CHECKS = 16  # of the logits, where reading a result makes the host wait for the device
+
+
+# ----- checks of a setting's value -----------------------------------------------------------------------------------
+
+
+def above_zero(name: str, value: float) -> None:
+    """Raise a ConfigError unless 0 < value <= 1e30."""
+    if not 0 < value <= _LARGEST:
+        raise ConfigError(f"{name} must be above 0 and at most {_LARGEST:g}, got {value}")
+
+
+def one_or_more(name: str, value: int) -> None:
+    """Raise a ConfigError unless value >= 1."""
+    if value < 1:
+        raise ConfigError(f"{name} must be 1 or more, or null for off, got {value}")
+
+
+def probability(name: str, value: float) -> None:
+    """Raise a ConfigError unless 0 < value <= 1."""
+    if not 0 < value <= 1:
+        raise ConfigError(f"{name} must lie in (0, 1], got {value}")
+
+
+def finite(name: str, value: float) -> None:
+    """Raise a ConfigError unless -1e30 <= value <= 1e30."""
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ConfigError(f"{name} must be a finite number from -{_LARGEST:g} to {_LARGEST:g}, got {value}")
+
+
+def _check_temperature(name: str, value: float) -> None:
+    if not 0 < value <= _LARGEST:
+        bound = "above 0" if not value > _LARGEST else f"at most {_LARGEST:g}"
+        raise ConfigError(f"{name} must be {bound}, got {value}; for always the most likely token use greedy=true")
+
+
+def _check_min_p(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} must lie in [0, 1], got {value}")
+
+
+# ----- filters: (B, V) logits -> (B, V) logits -----------------------------------------------------------------------
+
+
+def scale(logits: Tensor, temperature: float) -> Tensor:
+    """(logits - maximum of the row) / temperature, which cannot overflow."""
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, _SMALLEST)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -25,6 +91,8 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """The smallest set of most likely tokens that hold at least p of the probability."""
+    if p >= 1:
+        return logits
     return _keep_first(logits, -logits, p)
 
 
@@ -36,6 +104,8 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 def keep_typical(logits: Tensor, p: float) -> Tensor:
     """Tokens whose surprise is closest to the entropy, until they hold p of the probability."""
+    if p >= 1:
+        return logits
     log_probabilities = logits.log_softmax(-1)
     entropy = -(log_probabilities * log_probabilities.exp()).nansum(-1, keepdim=True)
     return _keep_first(logits, (-log_probabilities - entropy).abs(), p)
@@ -90,6 +160,142 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, n: int, padding: Tensor 
     return logits.masked_fill(hits > 0, -torch.inf)
 
 
+def _repetition(logits: Tensor, penalty: float, text: TokenBuffer) -> Tensor:
+    counts = token_counts(text.ids, logits.shape[-1], text.padding)
+    return penalise_repetition(logits, counts, penalty).clamp(max=_LARGEST_LOGIT)
+
+
+def _frequency(logits: Tensor, penalty: float, text: TokenBuffer) -> Tensor:
+    return penalise_counts(logits, token_counts(text.generated, logits.shape[-1]), penalty, 0.0)
+
+
+def _presence(logits: Tensor, penalty: float, text: TokenBuffer) -> Tensor:
+    return penalise_counts(logits, token_counts(text.generated, logits.shape[-1]), 0.0, penalty)
+
+
+def _repeated_ngrams(logits: Tensor, n: int, text: TokenBuffer) -> Tensor:
+    """Where all tokens of a row would be forbidden, none is."""
+    allowed = forbid_repeated_ngrams(logits, text.ids, n, text.padding)
+    return torch.where(allowed.isneginf().all(-1, keepdim=True), logits, allowed)
+
+
+# ----- the table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One sampling filter and the setting that controls it.
+
+    name: of the setting, a field of ``SamplingSettings``
+    function: (logits (B, V) in float32, value) -> logits (B, V); with ``reads_text`` also (..., text: TokenBuffer)
+    help: one clause for --help and docs
+    check: check(name, value) raises a ConfigError for a value that cannot work
+    value_type: type of the setting; ``None`` in it where null turns the filter off
+    default: value that turns the filter off
+    random: whether the filter shapes the distribution that tokens are drawn from. Greedy decoding, beam search and
+        contrastive search draw nothing and refuse it. A filter that is not random changes the scores of tokens, which
+        all strategies use.
+    reads_text: whether the function looks at the tokens so far
+    source: address of the paper
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    help: str
+    check: Callable[[str, Any], None]
+    value_type: Any = float | None
+    default: Any = None
+    random: bool = True
+    reads_text: bool = False
+    source: str = ""
+
+
+# In the order in which they are applied. What changes scores (random=False) stands before what shapes the distribution.
+FILTERS: tuple[Filter, ...] = (
+    Filter(
+        "repetition_penalty",
+        _repetition,
+        "make tokens of prompt and text less likely: divide positive logits by this value, multiply negative ones",
+        above_zero,
+        float,
+        1.0,
+        random=False,
+        reads_text=True,
+        source="https://arxiv.org/abs/1909.05858",
+    ),
+    Filter(
+        "frequency_penalty",
+        _frequency,
+        "subtract this value from a logit for each time that the token was generated",
+        finite,
+        float,
+        0.0,
+        random=False,
+        reads_text=True,
+        source="https://platform.openai.com/docs/api-reference",
+    ),
+    Filter(
+        "presence_penalty",
+        _presence,
+        "subtract this value from a logit once if the token was generated",
+        finite,
+        float,
+        0.0,
+        random=False,
+        reads_text=True,
+        source="https://platform.openai.com/docs/api-reference",
+    ),
+    Filter(
+        "no_repeat_ngram",
+        _repeated_ngrams,
+        "forbid tokens that would repeat an n-gram of prompt and text",
+        one_or_more,
+        int | None,
+        random=False,
+        reads_text=True,
+        source="https://arxiv.org/abs/1705.04304",
+    ),
+    Filter(
+        "temperature",
+        scale,
+        "divide the logits by this value: below 1 sharpens the distribution, above 1 flattens it",
+        _check_temperature,
+        float,
+        1.0,
+        source="https://arxiv.org/abs/1503.02531",
+    ),
+    Filter(
+        "top_k",
+        keep_top_k,
+        "keep the k most likely tokens",
+        one_or_more,
+        int | None,
+        source="https://arxiv.org/abs/1805.04833",
+    ),
+    Filter(
+        "top_p",
+        keep_top_p,
+        "keep the fewest most likely tokens that hold this probability together",
+        probability,
+        source="https://arxiv.org/abs/1904.09751",
+    ),
+    Filter(
+        "min_p",
+        keep_min_p,
+        "keep the tokens that are at least this fraction as likely as the most likely one",
+        _check_min_p,
+        source="https://arxiv.org/abs/2407.01082",
+    ),
+    Filter(
+        "typical_p",
+        keep_typical,
+        "keep the tokens whose surprise is closest to the entropy, until they hold this probability together",
+        probability,
+        source="https://arxiv.org/abs/2202.00666",
+    ),
+)
+
+
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """(B,) the token of each row at which the summed probabilities (B, V) pass ``uniform`` (B,), in [0, 1)."""
     total = probabilities.to(uniform.dtype).cumsum(-1)
@@ -97,64 +303,82 @@ def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(total, target, right=True)[:, 0].clamp(max=total.shape[-1] - 1)
 
 
-class Sampler:
-    """The functions above, in order, with one set of settings for a vocabulary of ``vocab_size``."""
+class ChoiceSettings(Protocol):
+    """Settings of the sampler besides those of the filters; see ``SamplingSettings``."""
 
-    def __init__(self, settings: SamplingSettings, vocab_size: int, device: torch.device) -> None:
+    greedy: bool
+    logit_bias: dict[int, float]
+    suppress_tokens: list[int]
+
+
+class Sampler:
+    """Applies the filters whose setting is on, in the order of the table, and chooses tokens.
+
+    Every strategy passes the model's logits through ``adjust``, which also checks that they are finite.
+    """
+
+    def __init__(self, settings: ChoiceSettings, vocab_size: int, device: torch.device) -> None:
         self.settings = settings
-        self.bias: Tensor | None = None
-        if settings.logit_bias:
-            self.bias = torch.zeros(vocab_size, device=device)
-            for token, value in settings.logit_bias.items():
-                self.bias[int(token)] = value
+        active = [(row, getattr(settings, row.name)) for row in FILTERS]
+        active = [(row, value) for row, value in active if value != row.default]
+        self._penalties = [each for each in active if not each[0].random]
+        self._filters = [each for each in active if each[0].random]
+        self._bias = _bias(settings, vocab_size).to(device) if settings.logit_bias or settings.suppress_tokens else None
+        self._every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
+        self._steps = 0
 
     def adjust(self, logits: Tensor, text: TokenBuffer) -> Tensor:
-        """Bias and penalties, which look at the text so far: (B, V) -> (B, V) in float32.
+        """The scores of the tokens after ``text``: logits (B, V) with bias and penalties, in float32.
 
-        Frequency and presence count what was generated, the others all of the text. Where everything would be
-        forbidden, nothing is.
+        Raises:
+            NonFiniteError: the model's logits are NaN or infinite; looked at in the first step, and then at each
+                step on a CPU and at every 16th elsewhere.
         """
-        settings, adjusted, vocab_size = self.settings, logits.float(), logits.shape[-1]
-        if self.bias is not None:
-            adjusted = adjusted + self.bias
-        if settings.repetition_penalty != 1:
-            counts = token_counts(text.ids, vocab_size, text.padding)
-            adjusted = penalise_repetition(adjusted, counts, settings.repetition_penalty)
-        if settings.frequency_penalty or settings.presence_penalty:
-            counts = token_counts(text.generated, vocab_size)
-            adjusted = penalise_counts(adjusted, counts, settings.frequency_penalty, settings.presence_penalty)
-        if settings.no_repeat_ngram is not None:
-            allowed = forbid_repeated_ngrams(adjusted, text.ids, settings.no_repeat_ngram, text.padding)
-            adjusted = torch.where(allowed.isneginf().all(-1, keepdim=True), adjusted, allowed)
-        return adjusted
-
-    def filter(self, logits: Tensor) -> Tensor:
-        """Temperature and the filters: (B, V) -> (B, V), softmax of which is the distribution to draw from."""
-        settings = self.settings
-        logits = logits / settings.temperature
-        if settings.top_k is not None:
-            logits = keep_top_k(logits, settings.top_k)
-        if settings.top_p is not None and settings.top_p < 1:
-            logits = keep_top_p(logits, settings.top_p)
-        if settings.min_p is not None:
-            logits = keep_min_p(logits, settings.min_p)
-        if settings.typical_p is not None and settings.typical_p < 1:
-            logits = keep_typical(logits, settings.typical_p)
-        return logits
+        if self._steps % self._every == 0:
+            check_finite(logits, text.length)
+        self._steps += 1
+        scores = logits.float()
+        if self._bias is not None:
+            scores = (scores + self._bias).clamp(max=_LARGEST_LOGIT)
+        return _apply(self._penalties, scores, text)
 
     def distribution(self, logits: Tensor, text: TokenBuffer) -> Tensor:
         """(B, V) probabilities of the token after ``text``, from the model's logits (B, V); greedy: all on one."""
-        adjusted = self.adjust(logits, text)
+        scores = self.adjust(logits, text)
         if self.settings.greedy:
-            return torch.zeros_like(adjusted).scatter_(1, adjusted.argmax(-1, keepdim=True), 1.0)
-        return self.filter(adjusted).softmax(-1)
+            return torch.zeros_like(scores).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
+        return _apply(self._filters, scores, text).softmax(-1)
 
-    def choose(self, logits: Tensor, text: TokenBuffer, noise: RowGenerators) -> Tensor:
+    def choose(self, logits: Tensor, text: TokenBuffer, generators: RowGenerators) -> Tensor:
         """(B,) the token after ``text``."""
         if self.settings.greedy:
             return self.adjust(logits, text).argmax(-1)
-        return self.draw(self.distribution(logits, text), noise)
+        return self.draw(self.distribution(logits, text), generators)
 
-    def draw(self, weights: Tensor, noise: RowGenerators) -> Tensor:
+    def draw(self, weights: Tensor, generators: RowGenerators) -> Tensor:
         """(B,) a token of each row with probabilities in proportion to ``weights`` (B, V), which need not sum to 1."""
-        return weights.argmax(-1) if self.settings.greedy else draw(weights, noise.uniform())
+        return weights.argmax(-1) if self.settings.greedy else draw(weights, generators.uniform())
+
+
+def _apply(filters: list[tuple[Filter, Any]], logits: Tensor, text: TokenBuffer) -> Tensor:
+    for row, value in filters:
+        logits = row.function(logits, value, text) if row.reads_text else row.function(logits, value)
+    return logits
+
+
+def _bias(settings: ChoiceSettings, vocab_size: int) -> Tensor:
+    """(V,) what is added to each logit; -inf forbids a token."""
+    bias = torch.zeros(vocab_size)
+    for token, value in settings.logit_bias.items():
+        bias[int(token)] = float(value)
+    bias[[int(token) for token in settings.suppress_tokens]] = -torch.inf
+    return bias
+
+
+def check_finite(logits: Tensor, position: int) -> None:
+    """Raise a NonFiniteError where the model's logits (B, V) have a NaN or +inf, or nothing but -inf in a row."""
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise NonFiniteError(
+            f"the model's logits after {position} tokens are not finite (NaN or infinity): its weights are damaged, or"
+            f" its activations overflow {str(logits.dtype).removeprefix('torch.')}; use another checkpoint or dtype"
+        )

@@ -69,14 +69,12 @@ class TokenBuffer:
 
 
 class RowGenerators:
-    """One uniform number per row and step. Sample s of prompt p draws from a stream of (seed, p, s) alone."""
+    """One uniform number per row and step. The stream of text t of prompt p depends on (seed, p, t) alone."""
 
-    def __init__(self, seed: int | None, prompts: int, samples: int, device: torch.device) -> None:
-        """seed: None takes one from PyTorch's global generator"""
+    def __init__(self, seed: int | None, prompts: Sequence[int], texts: int, device: torch.device) -> None:
+        """seed: None takes one from PyTorch's global generator; prompts: their numbers; texts: of each prompt"""
         seed = int(torch.randint(2**62, ())) if seed is None else seed
-        self._streams = [
-            np.random.default_rng([seed, prompt, sample]) for prompt in range(prompts) for sample in range(samples)
-        ]
+        self._streams = [np.random.default_rng([seed, prompt, text]) for prompt in prompts for text in range(texts)]
         self._device = device
         self._block = torch.empty(0)
         self._used = 0
@@ -90,6 +88,29 @@ class RowGenerators:
             self._used = 0
         self._used += 1
         return self._block[self._used - 1]
+
+
+def as_ids(values: object, name: str = "prompts", device: torch.device | None = None) -> Tensor:
+    """Token ids, or other whole numbers, as a tensor; a tensor stays as it is, anything else goes to ``device``.
+
+    Raises:
+        ConfigError: text, numbers that are not whole, or lists of different lengths.
+    """
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, str) or (isinstance(values, list | tuple) and any(isinstance(each, str) for each in values)):
+        raise ConfigError(
+            f"{name} are token ids, got text: encode it with the model's tokenizer, such as [tokenizer.encode(text)]"
+        )
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ConfigError(
+            f"{name} have different lengths: pad them with left_pad, or use modular_gpt.generation.complete"
+        ) from None
+    if array.size and array.dtype.kind not in "iu":
+        raise ConfigError(f"{name} are whole token ids, got {type(values).__name__} of {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64)).to(device)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor | None]:
@@ -124,6 +145,8 @@ def check_prompt(ids: Tensor, padding: Tensor | None, vocab_size: int) -> None:
         raise ConfigError(f"prompts are token ids of shape (batch, tokens), got shape {tuple(ids.shape)}")
     if ids.dtype not in (torch.long, torch.int32):
         raise ConfigError(f"prompts are whole token ids, got {ids.dtype}")
+    if padding is not None and padding.dtype not in (torch.long, torch.int32):
+        raise ConfigError(f"padding gives whole numbers of columns, got {padding.dtype}")
     if padding is not None and (padding.shape != ids.shape[:1] or bool((padding < 0).any())):
         raise ConfigError(
             f"padding gives the leading columns to ignore of each of {len(ids)} rows, got {padding.tolist()}"

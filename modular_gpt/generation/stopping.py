@@ -1,22 +1,13 @@
 """When a text ends: stop tokens, seen on the device, and stop strings, seen in the text as it becomes certain."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from modular_gpt.core.stream_decoder import StreamDecoder
+
 _STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, where asking makes the host wait for the device
-
-
-class StreamDecoder(Protocol):
-    """Text as it becomes complete: never a part of a character; tokenizers' ``decode_stream()`` makes one."""
-
-    def push(self, id: int) -> str:
-        """The characters that this id completes; may be empty."""
-
-    def flush(self) -> str:
-        """What is left when no more ids come."""
 
 
 class StopStringStreamer:

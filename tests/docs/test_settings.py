@@ -59,7 +59,7 @@ def spelled(setting: Field) -> set[str]:
 
 
 def test_generation_is_explained_with_its_defaults() -> None:
-    section = text("generation.md").partition("## Settings")[2].partition("\n## ")[0]
+    section = text("generation.md").partition("\n## Settings")[2].partition("\n## ")[0]
     told = {match["name"]: match["default"] for match in ROW.finditer(section)}
     settings = {f.name: f for f in fields(GenerationConfig)}
     strategies = text("generation.md").partition("## Strategies")[2]

@@ -85,7 +85,7 @@ def test_sizes_are_rounded_so_that_graphs_are_shared() -> None:
 def test_compile_true_from_prompt_to_text() -> None:
     torch._dynamo.reset()
     model, ids = tiny("mha"), prompts(2)
-    rules = {"seed": 1, "samples": 2, "top_k": 5}
+    rules = {"seed": 1, "num_return_sequences": 2, "top_k": 5}
     assert torch.equal(generate(model, ids, 15, compile=True, **rules), generate(model, ids, 15, **rules))
 
 
@@ -93,7 +93,7 @@ def test_beams_move_compiled_caches_too(monkeypatch: pytest.MonkeyPatch, graphs:
     from modular_gpt.generation import engine
 
     monkeypatch.setattr(engine, "compiled_step", lambda: compiled_step(graphs))
-    settings = GenerationConfig(max_new_tokens=12, strategy="beam", beams=3, samples=3)
+    settings = GenerationConfig(max_new_tokens=12, strategy="beam", num_beams=3, num_return_sequences=3)
     plain = complete(tiny(), [[1, 2, 3]], settings)
     settings.compile = True
     assert [text.ids for text in complete(tiny(), [[1, 2, 3]], settings)[0]] == [text.ids for text in plain[0]]

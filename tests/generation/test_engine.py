@@ -38,7 +38,7 @@ def test_a_seed_reproduces_whatever_the_neighbours_and_the_global_generator(stra
     assert not torch.equal(generate(model, ids, 20, seed=8, strategy=strategy), first)
     if strategy == "sample":
         assert torch.equal(generate(model, ids[:1], 20, seed=7), first[:1])
-        samples = generate(model, ids, 20, seed=7, samples=2)
+        samples = generate(model, ids, 20, seed=7, num_return_sequences=2)
         assert torch.equal(samples[::2], first)
         assert not torch.equal(samples[1::2], first)
 
@@ -78,7 +78,7 @@ class Counted:
 
 def test_a_prompt_is_read_once_for_all_samples() -> None:
     model = Counted(tiny())
-    generate(model, prompts(2, 10), 4, samples=3, seed=0)  # type: ignore[arg-type]
+    generate(model, prompts(2, 10), 4, num_return_sequences=3, seed=0)  # type: ignore[arg-type]
     assert model.shapes == [(2, 9), (6, 1), (6, 1), (6, 1), (6, 1)]
 
 
@@ -110,10 +110,10 @@ def test_the_run_ends_when_all_rows_have() -> None:
     assert sum(1 for _ in run) < 40
 
 
-@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("num_return_sequences", [1, 3])
 @pytest.mark.parametrize("strategy", ["sample", "beam", "lookup"])
 def test_no_new_tokens(strategy: str, samples: int) -> None:
-    settings = GenerationConfig(max_new_tokens=0, strategy=strategy, samples=samples)
+    settings = GenerationConfig(max_new_tokens=0, strategy=strategy, num_return_sequences=samples)
     texts = complete(tiny(), [[1, 2], [3]], settings)
     assert all(text.ids == [] and text.reason == "length" for row in texts for text in row)
     assert generate(tiny(), prompts(), 0).shape == (2, 6)
@@ -123,13 +123,13 @@ def test_no_new_tokens(strategy: str, samples: int) -> None:
 def test_log_probabilities_are_the_models_own(strategy: str) -> None:
     model = tiny()
     extra = {} if strategy in ("beam", "contrastive") else {"temperature": 2.0, "top_k": 5, "seed": 1}
-    settings = GenerationConfig(max_new_tokens=12, log_probabilities=True, strategy=strategy, **extra)
+    settings = GenerationConfig(max_new_tokens=12, logprobs=True, strategy=strategy, **extra)
     texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     for prompt, [text] in zip(texts, complete(model, texts, settings), strict=True):
         whole = torch.tensor([prompt + text.ids])
         scores = model(whole).log_softmax(-1)[0, len(prompt) - 1 : -1]
         expected = scores.gather(1, torch.tensor(text.ids)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(text.log_probabilities), expected.detach(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.tensor(text.logprobs), expected.detach(), atol=1e-4, rtol=0)
 
 
 def test_dropout_is_off_while_generating_and_back_after() -> None:
@@ -147,13 +147,13 @@ def test_dropout_is_off_while_generating_and_back_after() -> None:
 def test_a_loop_may_be_left_and_gone_on_with() -> None:
     model, ids = tiny(), prompts()
     whole = generate(model, ids, 20, seed=1)[:, 6:].tolist()
-    run = Generation(model, ids, GenerationConfig(max_new_tokens=20, seed=1, log_probabilities=True))
+    run = Generation(model, ids, GenerationConfig(max_new_tokens=20, seed=1, logprobs=True))
     for index, _ in enumerate(run):
         if index == 4:
             break
     texts = run.finish()
     assert [text.ids for [text] in texts] == whole
-    assert all(len(text.log_probabilities or ()) == 20 for [text] in texts)
+    assert all(len(text.logprobs or ()) == 20 for [text] in texts)
 
 
 def test_no_gradients_and_no_change_of_the_callers_mode() -> None:
@@ -164,7 +164,7 @@ def test_no_gradients_and_no_change_of_the_callers_mode() -> None:
 
 def test_cache_bytes_are_those_of_the_tokens_read() -> None:
     model = tiny("swa")
-    run = Generation(model, prompts(2), GenerationConfig(max_new_tokens=10, samples=3, seed=0))
+    run = Generation(model, prompts(2), GenerationConfig(max_new_tokens=10, num_return_sequences=3, seed=0))
     run.finish()
     assert run.cache_bytes() == model.config.cache_bytes(6, 15)
 

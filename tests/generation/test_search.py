@@ -36,8 +36,8 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(penalty: float, stop: 
     settings = GenerationConfig(
         max_new_tokens=NEW,
         strategy="beam",
-        beams=V**NEW,
-        samples=20,
+        num_beams=V**NEW,
+        num_return_sequences=20,
         length_penalty=penalty,
         stop_tokens=[] if stop is None else [stop],
     )
@@ -51,7 +51,7 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(penalty: float, stop: 
 
 
 def test_fewer_texts_than_asked_for_are_all_there_are() -> None:
-    settings = GenerationConfig(max_new_tokens=1, strategy="beam", beams=10, samples=10)
+    settings = GenerationConfig(max_new_tokens=1, strategy="beam", num_beams=10, num_return_sequences=10)
     [found] = complete(tiny(vocab_size=V), [[1, 2]], settings)
     assert sorted(text.ids for text in found) == [[token] for token in range(V)]
 
@@ -67,7 +67,12 @@ def test_the_same_beams_as_transformers(penalty: float, stops: int, tmp_path: Pa
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     ids = prompts(3)
     settings = GenerationConfig(
-        max_new_tokens=10, strategy="beam", beams=4, samples=3, length_penalty=penalty, stop_tokens=[5][:stops]
+        max_new_tokens=10,
+        strategy="beam",
+        num_beams=4,
+        num_return_sequences=3,
+        length_penalty=penalty,
+        stop_tokens=[5][:stops],
     )
     ours = complete(model, ids.tolist(), settings)
     out = theirs.generate(
@@ -96,7 +101,9 @@ def test_the_same_beams_as_transformers(penalty: float, stops: int, tmp_path: Pa
 def test_scores_are_those_of_the_texts(attention: str, pos: str) -> None:
     """Wrongly moved cache rows would give scores that no full pass over the text gives."""
     model = tiny(attention, pos)
-    settings = GenerationConfig(max_new_tokens=12, strategy="beam", beams=3, samples=3, stop_tokens=[7])
+    settings = GenerationConfig(
+        max_new_tokens=12, strategy="beam", num_beams=3, num_return_sequences=3, stop_tokens=[7]
+    )
     texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
     for prompt, found in zip(texts, complete(model, texts, settings), strict=True):
         assert len({tuple(text.ids) for text in found}) == 3
@@ -109,7 +116,7 @@ def test_scores_are_those_of_the_texts(attention: str, pos: str) -> None:
 def test_one_beam_is_greedy() -> None:
     model, ids = tiny(), prompts()
     rules = {"no_repeat_ngram": 3, "repetition_penalty": 1.3}
-    beam = generate(model, ids, 20, strategy="beam", beams=1, **rules)
+    beam = generate(model, ids, 20, strategy="beam", num_beams=1, **rules)
     assert torch.equal(beam, generate(model, ids, 20, greedy=True, **rules))
 
 

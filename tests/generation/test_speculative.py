@@ -41,13 +41,13 @@ def test_greedy_is_the_text_without_drafts(attention: str, pos: str) -> None:
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
 def test_drafts_leave_no_trace_in_the_cache(attention: str, pos: str) -> None:
     model, ids, padding = tiny(attention, pos), prompts(2), torch.tensor([2, 0])
-    settings = GenerationConfig(max_new_tokens=30, seed=3, strategy="speculative", log_probabilities=True)
+    settings = GenerationConfig(max_new_tokens=30, seed=3, strategy="speculative", logprobs=True)
     run = Generation(model, ids, settings, padding=padding, draft=nearly(model, 0.05))
     for row, [text] in enumerate(run.finish()):
         prompt = ids[row, padding[row] :].tolist()
         scores = model(torch.tensor([prompt + text.ids])).log_softmax(-1)[0, len(prompt) - 1 : -1]
         expected = scores.gather(1, torch.tensor(text.ids)[:, None])[:, 0].detach()
-        torch.testing.assert_close(torch.tensor(text.log_probabilities), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.tensor(text.logprobs), expected, atol=1e-4, rtol=0)
     assert run.draft_counts.kept > 0
 
 
@@ -153,7 +153,7 @@ def always_keep(self: SpeculativeDecoding, drafts: Tensor, *rest: object) -> Ten
 def redraw(
     self: SpeculativeDecoding, fewest: int, kept: Tensor, drafts: Tensor, drawn_from: object, wanted: list
 ) -> Tensor:
-    fresh = self._sampler.draw(wanted[fewest], self._noise)
+    fresh = self._sampler.draw(wanted[fewest], self._generators)
     return torch.where(kept > fewest, drafts[:, fewest], fresh) if fewest < drafts.shape[1] else fresh
 
 

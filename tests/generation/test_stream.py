@@ -126,8 +126,8 @@ def test_the_text_goes_on_where_the_prompt_broke_off() -> None:
 
 
 def test_streaming_is_one_text_at_a_time() -> None:
-    with pytest.raises(ConfigError, match="samples=1"):
-        stream(tiny(), [1], GenerationConfig(samples=2), BYTES.decode_stream)
+    with pytest.raises(ConfigError, match="num_return_sequences=1"):
+        stream(tiny(), [1], GenerationConfig(num_return_sequences=2), BYTES.decode_stream)
 
 
 @pytest.mark.parametrize("strategy", ["sample", "lookup", "contrastive", "beam"])

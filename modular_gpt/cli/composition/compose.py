@@ -38,6 +38,8 @@ def prepare(command: Command, where: list[Path]) -> None:
     OmegaConf.set_struct(with_groups, False)
     for group in command.choices():
         OmegaConf.update(with_groups, group, MISSING if group in command.groups() else None, force_add=True)
+    for name in command.former_names:
+        OmegaConf.update(with_groups, name, None, force_add=True)
     _store(None, f"{command.name}{SCHEMA}", with_groups)
     for group in command.groups():
         with_yaml = {path.stem for folder in where for path in (folder / group).glob("*.yaml")}
@@ -85,6 +87,10 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
     _refuse_code(config)
     with open_dict(config):
         del config["hydra"]
+        for old, new in command.former_names.items():
+            value = config.pop(old)
+            if value is not None:  # from a yaml file
+                config[new] = value
     return config
 
 

@@ -71,7 +71,7 @@ def read_overrides(
         match = WORD.fullmatch(word)
         if match is None:
             raise ConfigError(f"cannot read {word!r}: settings are written key=value, such as {_example(command)}")
-        key, value = match["key"], match["value"]
+        key, value = command.former_names.get(match["key"], match["key"]), match["value"]
         if TARGET in key:
             raise ConfigError(f"{key!r} cannot be set: no setting names code to run")
         if key == "hydra":

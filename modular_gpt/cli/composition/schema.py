@@ -51,12 +51,14 @@ class Command:
     name: of the command and of its yaml; plain: dataclass of the settings outside groups
     tables: groups that are no slots of the registry, with the dataclass of their options
     slots: whether the slots of the registry are groups too
+    former_names: of plain settings, with the present ones; accepted on the command line and in the command's yaml
     """
 
     name: str
     plain: type
     tables: dict[str, type] = dataclasses.field(default_factory=dict)
     slots: bool = False
+    former_names: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def schemas(self, group: str) -> dict[str, Schema]:
         """The schemas of a group, by name."""

@@ -2,22 +2,12 @@
 
 import codecs
 from collections.abc import Callable
-from typing import Protocol
+
+from modular_gpt.core.stream_decoder import StreamDecoder
+
+__all__ = ["ByteStream", "StreamDecoder", "TextStream"]
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-
-
-class StreamDecoder(Protocol):
-    """Text as it becomes complete.
-
-    The strings that ``push`` and ``flush`` return, joined, equal ``decode(ids, errors="ignore")`` of all ids.
-    """
-
-    def push(self, id: int) -> str:
-        """The characters that this id completes; may be empty."""
-
-    def flush(self) -> str:
-        """What is left when no more ids come."""
 
 
 class ByteStream:

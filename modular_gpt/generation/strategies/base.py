@@ -14,7 +14,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
-        """The next n tokens, 1 <= n <= most, as (B, n), and the model's own logits for each, (B, n, V).
+        """The next n tokens, 1 <= n <= max_tokens, as (B, n), and the model's own logits for each, (B, n, V).
 
         stopped: (B,) rows whose tokens do not matter any more
         """
@@ -23,11 +23,11 @@ class Strategy(ABC):
 class Sampling(Strategy):
     """Draws one token at a time, or takes the most likely one."""
 
-    def __init__(self, decoder: ModelRunner, sampler: Sampler, noise: RowGenerators) -> None:
-        self._decoder = decoder
+    def __init__(self, runner: ModelRunner, sampler: Sampler, generators: RowGenerators) -> None:
+        self._runner = runner
         self._sampler = sampler
-        self._noise = noise
+        self._generators = generators
 
     def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self._decoder.logits()
-        return self._sampler.choose(logits[:, 0], self._decoder.text, self._noise)[:, None], logits
+        logits = self._runner.logits()
+        return self._sampler.choose(logits[:, 0], self._runner.text, self._generators)[:, None], logits

@@ -21,13 +21,13 @@ _STEPS_BETWEEN_CHECKS = 16
 class Pool:
     """The best ``beams`` complete texts of each prompt, best first; scores of -inf mark free places.
 
-    scores: (B, beams); lengths: (B, beams) new tokens; ids, log_probabilities: (B, beams, max_new_tokens)
+    scores: (B, beams); lengths: (B, beams) new tokens; ids, logprobs: (B, beams, max_new_tokens)
     """
 
     scores: Tensor
     lengths: Tensor
     ids: Tensor
-    log_probabilities: Tensor
+    logprobs: Tensor
 
     @classmethod
     def empty(cls, prompts: int, beams: int, max_tokens: int, device: torch.device) -> "Pool":
@@ -38,7 +38,7 @@ class Pool:
             torch.zeros(prompts, beams, max_tokens, device=device),
         )
 
-    def merge(self, scores: Tensor, length: int, ids: Tensor, log_probabilities: Tensor) -> None:
+    def merge(self, scores: Tensor, length: int, ids: Tensor, logprobs: Tensor) -> None:
         """Take in texts of ``length`` new tokens: scores (B, n), ids and log probabilities (B, n, length)."""
         beams, max_tokens = self.ids.shape[1:]
         missing = (0, max_tokens - length)
@@ -48,7 +48,7 @@ class Pool:
         wide = order[..., None].expand(-1, -1, max_tokens)
         pad = torch.nn.functional.pad
         self.ids = torch.cat([self.ids, pad(ids, missing)], dim=1).gather(1, wide)
-        self.log_probabilities = torch.cat([self.log_probabilities, pad(log_probabilities, missing)], 1).gather(1, wide)
+        self.logprobs = torch.cat([self.logprobs, pad(logprobs, missing)], 1).gather(1, wide)
 
     def texts(self, prompt: int) -> list[tuple[list[int], float, list[float]]]:
         """(ids, score, log probability of each token) of a prompt's texts, best first."""
@@ -57,31 +57,31 @@ class Pool:
             if score > -torch.inf:
                 length = int(self.lengths[prompt, place])
                 ids = self.ids[prompt, place, :length].tolist()
-                found.append((ids, score, self.log_probabilities[prompt, place, :length].tolist()))
+                found.append((ids, score, self.logprobs[prompt, place, :length].tolist()))
         return found
 
 
 class BeamSearch:
     """Grows ``beams`` rows per prompt by their likeliest continuations."""
 
-    def __init__(self, decoder: ModelRunner, sampler: Sampler, settings: GenerationConfig) -> None:
-        """decoder: of the prompts, one row each"""
-        self._decoder = decoder
+    def __init__(self, runner: ModelRunner, sampler: Sampler, settings: GenerationConfig) -> None:
+        """runner: of the prompts, one row each"""
+        self._runner = runner
         self._sampler = sampler
         self._settings = settings
-        self._stops = torch.tensor(settings.stop_tokens, dtype=torch.long, device=decoder.text.ids.device)
+        self._stops = torch.tensor(settings.stop_tokens, dtype=torch.long, device=runner.text.ids.device)
 
     def search(self) -> Pool:
         """The best texts of each prompt."""
-        settings, beams, decoder = self._settings, self._settings.beams, self._decoder
-        prompts, device = decoder.cache.batch, decoder.text.ids.device
+        settings, beams, runner = self._settings, self._settings.num_beams, self._runner
+        prompts, device = runner.cache.batch, runner.text.ids.device
         max_tokens = settings.max_new_tokens
         pool = Pool.empty(prompts, beams, max_tokens, device)
         if max_tokens == 0:
             pool.scores[:, 0] = 0.0  # the one text of no tokens
             return pool
-        decoder.prefill()
-        decoder.expand(beams)
+        runner.prefill()
+        runner.expand(beams)
         totals = torch.full((prompts, beams), -torch.inf, device=device)
         totals[:, 0] = 0.0  # all beams are the prompt: one of them stands for all
         scores = torch.zeros(prompts, beams, max_tokens, device=device)  # log probability of each token
@@ -96,14 +96,14 @@ class BeamSearch:
     def _step(self, length: int, totals: Tensor, scores: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
         """Every beam by every token; the best complete texts go to the pool, the best others become the beams."""
         prompts, beams = totals.shape
-        decoder = self._decoder
-        logits = self._sampler.adjust(decoder.logits()[:, 0], decoder.text)
-        log_probabilities = logits.log_softmax(-1).unflatten(0, (prompts, beams))
+        runner = self._runner
+        logits = self._sampler.adjust(runner.logits()[:, 0], runner.text)
+        logprobs = logits.log_softmax(-1).unflatten(0, (prompts, beams))
         vocab_size = logits.shape[-1]
-        candidates = (totals[..., None] + log_probabilities).flatten(1)  # (B, beams * V)
+        candidates = (totals[..., None] + logprobs).flatten(1)  # (B, beams * V)
         best, index = candidates.topk(min(beams * (1 + len(self._stops)), candidates.shape[1]), dim=1)
         parent, token = index // vocab_size, index % vocab_size
-        score = log_probabilities.flatten(1).gather(1, index)
+        score = logprobs.flatten(1).gather(1, index)
         ends = torch.isin(token, self._stops)
 
         def continued(which: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,15 +120,15 @@ class BeamSearch:
         totals, alive = best.masked_fill(ends, -torch.inf).topk(min(beams, best.shape[1]), dim=1)
         _, new_scores = continued(alive)
         rows = torch.arange(prompts, device=best.device)[:, None] * beams + parent.gather(1, alive)
-        decoder.reorder(rows.flatten())
-        decoder.text.append(token.gather(1, alive).flatten()[:, None])
+        runner.reorder(rows.flatten())
+        runner.text.append(token.gather(1, alive).flatten()[:, None])
         scores = scores.clone()
         scores[..., :length] = new_scores
         return totals, scores
 
     def _new(self, prompts: int) -> Tensor:
         """(B, beams, new tokens so far)"""
-        return self._decoder.text.generated.unflatten(0, (prompts, -1))
+        return self._runner.text.generated.unflatten(0, (prompts, -1))
 
     def _settled(self, length: int, totals: Tensor, pool: Pool) -> bool:
         """Whether no beam can beat the worst complete text: totals only fall, and at best the length helps."""

@@ -20,15 +20,13 @@ class ContrastiveSearch(Strategy):
     Costs k rows of cache per text, a copy of them per token, and a hidden state per token of the text.
     """
 
-    def __init__(
-        self, decoder: ModelRunner, text: TokenBuffer, sampler: Sampler, candidates: int, alpha: float
-    ) -> None:
-        """text: what has been chosen; decoder: of a text of its own, a copy of the prompts that was not read yet"""
-        self._decoder = decoder
+    def __init__(self, runner: ModelRunner, text: TokenBuffer, sampler: Sampler, candidates: int, alpha: float) -> None:
+        """text: what has been chosen; runner: of a text of its own, a copy of the prompts that was not read yet"""
+        self._runner = runner
         self._text = text
         self._sampler = sampler
         self._alpha = alpha
-        self._k = min(candidates, decoder.model.config.vocab_size)
+        self._k = min(candidates, runner.model.config.vocab_size)
         self._states: Tensor | None = None  # (B, columns the text may reach, D), of length 1
         self._count = 0  # columns of them in use
         self._logits: Tensor | None = None  # (B, V) after the text
@@ -36,31 +34,33 @@ class ContrastiveSearch(Strategy):
     def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         states, logits = self._read_prompt(max_tokens) if self._states is None else (self._states, self._logits)
         assert logits is not None
-        likely, candidates = self._sampler.adjust(logits, self._text).softmax(-1).topk(self._k, dim=-1)  # (B, k)
-        self._decoder.text.append(candidates.reshape(-1, 1))
-        hidden = self._decoder.hidden_states()[:, 0]  # (B * k, D)
+        scores = self._sampler.adjust(logits, self._text)
+        likely, candidates = scores.softmax(-1).topk(self._k, dim=-1)  # (B, k)
+        self._runner.text.append(candidates.reshape(-1, 1))
+        hidden = self._runner.hidden_states()[:, 0]  # (B * k, D)
         new = F.normalize(hidden.float(), dim=-1).unflatten(0, (-1, self._k))  # (B, k, D)
         likeness = (new @ states[:, : self._count].mT).amax(-1)
-        best = ((1 - self._alpha) * likely - self._alpha * likeness).argmax(-1)  # (B,)
+        worth = (1 - self._alpha) * likely - self._alpha * likeness
+        best = worth.masked_fill(scores.gather(1, candidates).isneginf(), -torch.inf).argmax(-1)  # (B,)
         rows = torch.arange(len(best), device=best.device)
         winners = rows * self._k + best
-        self._decoder.reorder(winners.repeat_interleave(self._k))
+        self._runner.reorder(winners.repeat_interleave(self._k))
         states[:, self._count] = new[rows, best]
         self._count += 1
-        self._logits = self._decoder.model.logits(hidden[winners])
+        self._logits = self._runner.model.logits(hidden[winners])
         return candidates[rows, best][:, None], logits[:, None]
 
     def _read_prompt(self, max_tokens: int) -> tuple[Tensor, Tensor]:
         """Hidden states of the prompt (its last context_length tokens), and the logits after it."""
-        decoder, padding = self._decoder, self._decoder.text.padding
-        count = min(decoder.text.length, decoder.context)
-        hidden = decoder.hidden_states(count)  # (B, count, D)
+        runner, padding = self._runner, self._runner.text.padding
+        count = min(runner.text.length, runner.context)
+        hidden = runner.hidden_states(count)  # (B, count, D)
         self._states = states = hidden.new_zeros(len(hidden), count + max_tokens, hidden.shape[-1], dtype=torch.float32)
         states[:, :count] = F.normalize(hidden.float(), dim=-1)
         if padding is not None:  # no token: repeat the last one, which changes no maximum
-            column = torch.arange(decoder.text.length - count, decoder.text.length, device=hidden.device)
+            column = torch.arange(runner.text.length - count, runner.text.length, device=hidden.device)
             absent = column < padding[:, None]
             states[:, :count] = torch.where(absent[..., None], states[:, count - 1 : count], states[:, :count])
         self._count = count
-        decoder.expand(self._k)
-        return states, decoder.model.logits(hidden[:, -1])
+        runner.expand(self._k)
+        return states, runner.model.logits(hidden[:, -1])

@@ -24,7 +24,7 @@ class Drafter(Protocol):
     """Appends tokens to the text it was made for."""
 
     def draft(self, max_tokens: int) -> list[Tensor | None]:
-        """Append at most ``most`` tokens to the text.
+        """Append at most ``max_tokens`` tokens to the text.
 
         Returns, for each, the distribution (B, V) it was drawn from, or None where it was certain.
         """
@@ -36,26 +36,26 @@ class Drafter(Protocol):
 class ModelDrafter:
     """A smaller model with the same vocabulary."""
 
-    def __init__(self, decoder: ModelRunner, sampler: Sampler, noise: RowGenerators) -> None:
-        self._decoder = decoder
+    def __init__(self, runner: ModelRunner, sampler: Sampler, generators: RowGenerators) -> None:
+        self._runner = runner
         self._sampler = sampler
-        self._noise = noise
+        self._generators = generators
 
     def draft(self, max_tokens: int) -> list[Tensor | None]:
-        decoder, text = self._decoder, self._decoder.text
-        if decoder.remaining < max_tokens:  # a draft may see less of the text than the model does
-            decoder.reset_window()
-        max_tokens = min(max_tokens, max(decoder.remaining, 0))
-        decoder.begin_draft(max_tokens)
+        runner, text = self._runner, self._runner.text
+        if runner.remaining < max_tokens:  # a draft may see less of the text than the model does
+            runner.reset_window()
+        max_tokens = min(max_tokens, max(runner.remaining, 0))
+        runner.begin_draft(max_tokens)
         drawn_from: list[Tensor | None] = []
         for _ in range(max_tokens):
-            probabilities = self._sampler.distribution(decoder.logits()[:, 0], text)
-            text.append(self._sampler.draw(probabilities, self._noise)[:, None])
+            probabilities = self._sampler.distribution(runner.logits()[:, 0], text)
+            text.append(self._sampler.draw(probabilities, self._generators)[:, None])
             drawn_from.append(probabilities)
         return drawn_from
 
     def rollback(self) -> None:
-        self._decoder.rollback()
+        self._runner.rollback()
 
 
 class LookupDrafter:
@@ -109,34 +109,34 @@ class SpeculativeDecoding(Strategy):
 
     def __init__(
         self,
-        decoder: ModelRunner,
+        runner: ModelRunner,
         drafter: Drafter,
         sampler: Sampler,
-        noise: RowGenerators,
+        generators: RowGenerators,
         draft_tokens: int,
         counts: DraftCounts,
     ) -> None:
-        self._decoder = decoder
+        self._runner = runner
         self._drafter = drafter
         self._sampler = sampler
-        self._noise = noise
+        self._generators = generators
         self._draft_tokens = draft_tokens
         self._counts = counts
 
     def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
-        decoder, text = self._decoder, self._decoder.text
+        runner, text = self._runner, self._runner.text
         start = text.length
-        allowed = min(self._draft_tokens, max_tokens - 1, max(decoder.remaining, 0))
-        decoder.begin_draft(allowed)
+        allowed = min(self._draft_tokens, max_tokens - 1, max(runner.remaining, 0))
+        runner.begin_draft(allowed)
         drawn_from = self._drafter.draft(allowed)
         drafts = text.ids[:, start:].clone()  # (B, n)
-        logits = decoder.logits(len(drawn_from) + 1)
+        logits = runner.logits(len(drawn_from) + 1)
         wanted = [self._sampler.distribution(logits[:, i], text.until(start + i)) for i in range(logits.shape[1])]
         kept = self._keep(drafts, drawn_from, wanted)  # (B,)
         fewest = int(torch.where(stopped, drafts.shape[1], kept).min())
         last = self._last_token(fewest, kept, drafts, drawn_from, wanted)
         text.truncate(start + fewest)
-        decoder.rollback()
+        runner.rollback()
         self._drafter.rollback()
         text.truncate(start)
         self._counts.rounds += 1
@@ -151,7 +151,7 @@ class SpeculativeDecoding(Strategy):
             token = drafts[:, i : i + 1]
             p = wanted[i].gather(1, token)[:, 0]
             chance = p if q is None else p / q.gather(1, token)[:, 0]
-            keeping[:, i] = chance >= 1 if self._sampler.settings.greedy else self._noise.uniform() < chance
+            keeping[:, i] = chance >= 1 if self._sampler.settings.greedy else self._generators.uniform() < chance
         return keeping.long().cumprod(dim=1).sum(dim=1)
 
     def _last_token(
@@ -165,10 +165,10 @@ class SpeculativeDecoding(Strategy):
         """(B,) the token after ``fewest`` drafts: one more draft where it was kept, else one that makes up for it."""
         p = wanted[fewest]
         if fewest == drafts.shape[1]:
-            return self._sampler.draw(p, self._noise)
+            return self._sampler.draw(p, self._generators)
         token, q = drafts[:, fewest], drawn_from[fewest]
         if q is None:
             q = torch.zeros_like(p).scatter_(1, token[:, None], 1.0)
         rest = (p - q).clamp(min=0)
         rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
-        return torch.where(kept > fewest, token, self._sampler.draw(rest, self._noise))
+        return torch.where(kept > fewest, token, self._sampler.draw(rest, self._generators))
