@@ -12,7 +12,7 @@ EXAMPLES = (
     ("mgpt-generate prompt='def '", "or after this one"),
     ("mgpt-generate checkpoint=runs/20260101-120000-000000-gqa", "a certain run, or one of its checkpoints"),
     ("mgpt-generate checkpoint=gpt2 prompt='Once upon a time'", "a published model, or a folder in its format"),
-    ("mgpt-generate prompt='def ' num_samples=3 temperature=0.5", "several texts, less daring"),
+    ("mgpt-generate prompt='def ' num_return_sequences=3 temperature=0.5", "several texts, less daring"),
     ("mgpt-generate prompts=lines.txt json=true > texts.jsonl", "a prompt from each line of a file"),
     ("mgpt-generate interactive=true", "a conversation"),
 )

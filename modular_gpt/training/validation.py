@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
 from modular_gpt.data.batches import IGNORED
 from modular_gpt.distributed import Parallel
@@ -69,9 +70,17 @@ class Validation:
         if model is None:
             return None
         with self._evaluating(), autocast(forward.precision, forward.device):
-            out = model.generate(
-                ids, config.sample_tokens, temperature=config.sample_temperature, seed=self.seed, overflow="window"
-            )
+            try:
+                out = model.generate(
+                    ids,
+                    config.sample_tokens,
+                    temperature=config.sample_temperature,
+                    seed=self.seed,
+                    overflow="window",
+                    suppress_tokens=self.tokenizer.unused_ids(model.config.vocab_size),
+                )
+            except NonFiniteError as error:  # the training decides what becomes of it
+                return f"(no sample: {error})"
         return self.tokenizer.decode(out[0], errors="ignore")
 
     def prompt(self) -> list[int]:

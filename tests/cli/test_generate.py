@@ -3,6 +3,7 @@
 import builtins
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
 from modular_gpt.cli import text_writer as _writer
+from modular_gpt.cli.composition import schema
 from modular_gpt.data import build_tokenizer
 from modular_gpt.generation import Step, generate
 from modular_gpt.model import GPTModel
@@ -73,12 +75,12 @@ def test_the_text_is_shown_as_it_grows(write: Callable[..., Answer], monkeypatch
 
 def test_json_lines(write: Callable[..., Answer], folder: Path) -> None:
     (folder / "prompts.txt").write_text("def f(\n\nimport é\n", encoding="utf-8")
-    answer = write("prompts=prompts.txt", "json=true", "num_samples=2", "max_new_tokens=5", "log_probabilities=true")
+    answer = write("prompts=prompts.txt", "json=true", "num_return_sequences=2", "max_new_tokens=5", "logprobs=true")
     lines = [json.loads(line) for line in answer.out.splitlines()]
     assert [(line["prompt"], line["sample"]) for line in lines] == [
         ("def f(", 0), ("def f(", 1), ("import é", 0), ("import é", 1)
     ]  # fmt: skip
-    assert all(line["tokens"] == 5 == len(line["log_probabilities"]) and line["end"] == "length" for line in lines)
+    assert all(line["tokens"] == 5 == len(line["logprobs"]) and line["end"] == "length" for line in lines)
     assert FIGURES.search(answer.err)
 
 
@@ -89,7 +91,7 @@ def test_prompts_as_json_lines(write: Callable[..., Answer], folder: Path) -> No
 
 
 def test_several_texts_are_told_apart(write: Callable[..., Answer]) -> None:
-    out = write("prompt=ab", "num_samples=3", "max_new_tokens=2", "seed=3").out
+    out = write("prompt=ab", "num_return_sequences=3", "max_new_tokens=2", "seed=3").out
     assert [line for line in out.splitlines() if line.startswith("---")] == [f"--- 'ab', {n} of 3" for n in (1, 2, 3)]
 
 
@@ -97,6 +99,29 @@ def test_without_a_prompt_there_are_a_few(write: Callable[..., Answer], run: Run
     assert write("max_new_tokens=2").out.count("---") == 5
     answer = run("generate", CPU, "max_new_tokens=2")  # its characters are those of "the cat sat on the mat. "
     assert answer.code == 2 and "none of the prompts" in answer.err
+
+
+def test_former_names_of_settings_are_still_read(write: Callable[..., Answer], folder: Path, run: Run) -> None:
+    words = ["prompt=ab", "strategy=beam", "max_new_tokens=3", "json=true"]
+    before = write(*words, "beams=3", "num_samples=2", "log_probabilities=true").out
+    assert before == write(*words, "num_beams=3", "num_return_sequences=2", "logprobs=true").out
+    lines = [json.loads(line) for line in before.splitlines()]
+    assert [len(line["logprobs"]) for line in lines] == [3, 3] and lines[0]["log_probabilities"] == lines[0]["logprobs"]
+    words = ["prompt=ab", "strategy=lookup", "seed=1", "max_new_tokens=3"]
+    assert write(*words, "lookup_ngram=2").code == write(*words, "prompt_lookup_ngram=2").code == 0
+    listed = write("--cfg", "job", "beams=3").out
+    assert "num_beams: 3" in listed and "\nbeams" not in listed
+
+
+def test_former_names_in_a_yaml_file(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = schema.conf_dir()
+    yaml = "defaults: [generate_schema, _self_]\nlookup_ngram: 5\nlog_probabilities: true\n"
+    own = Path("own_conf").absolute()
+    shutil.copytree(conf, own)
+    (own / "generate.yaml").write_text(yaml)
+    monkeypatch.setattr(schema, "conf_dir", lambda: own)
+    listed = write("--cfg", "job").out
+    assert "prompt_lookup_ngram: 5" in listed and "logprobs: true" in listed and "\nlookup_ngram" not in listed
 
 
 @pytest.mark.parametrize("strategy", ["beam", "contrastive", "lookup", "speculative"])
@@ -128,8 +153,8 @@ MISTAKES = [
     ("top_p=2", ["top_p must lie in (0, 1]"]),
     ("max_new_tokens=-1", ["max_new_tokens must be 0 or more"]),
     ("max_new_tokens=abc", ["max_new_tokens must be a whole number, got 'abc'"]),
-    ("num_samples=0", ["num_samples must be 1 or more"]),
-    ("greedy=true num_samples=2", ["num_samples=2 would all be the same text"]),
+    ("num_samples=0", ["num_return_sequences must be 1 or more"]),
+    ("greedy=true num_samples=2", ["num_return_sequences=2 would all be the same text"]),
     ("promt=x", ["no setting 'promt'", "did you mean 'prompt'?"]),
     ("attention=gqa", ["no setting 'attention'"]),
     ("prompt=", ["the prompt is empty"]),

@@ -54,7 +54,7 @@ def test_each_filter_leaves_a_token_of_each_row(name: str) -> None:
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(20))
 
 
-ROW = '''
+ROW = """
     Filter(
         "top_n_sigma",
         lambda logits, n: logits.masked_fill(logits < logits.amax(-1, True) - n * logits.std(-1, True), -torch.inf),
@@ -62,7 +62,7 @@ ROW = '''
         above_zero,
         source="https://arxiv.org/abs/2411.07641",
     ),
-'''
+"""
 
 USE = """
 import sys, torch
