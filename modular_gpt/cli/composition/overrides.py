@@ -166,8 +166,12 @@ def quoted(text: str) -> str:
     """
     if text == MISSING:
         raise ConfigError(f"the text {text!r} cannot be given here: it is the sign of a value that is missing")
-    literal = BACKSLASHES_BEFORE_INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", text)
-    return QuotedString(text=literal, quote=Quote.single).with_quotes()
+    return QuotedString(text=without_interpolation(text), quote=Quote.single).with_quotes()
+
+
+def without_interpolation(text: str) -> str:
+    """The text as OmegaConf reads it back unchanged: every interpolation in it is escaped."""
+    return BACKSLASHES_BEFORE_INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", text)
 
 
 def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from modular_gpt.checkpoint.resolve import tokenizer_settings
 from modular_gpt.cli.composition.compose import composed, plain
 from modular_gpt.cli.composition.errors import explained
-from modular_gpt.cli.composition.overrides import NONE, Override, read_overrides
+from modular_gpt.cli.composition.overrides import NONE, Override, read_overrides, without_interpolation
 from modular_gpt.cli.composition.run_name import about_the_model, run_name
 from modular_gpt.cli.composition.schema import Command, described, fields_of, folders, names_of
 from modular_gpt.core.atomic_files import resolve_link
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import decode, encode, slots
 from modular_gpt.model.config import SLOTS, GPTConfig, LayersConfig
 from modular_gpt.training.config import SLOTS as RUN_SLOTS
 from modular_gpt.training.config import RunConfig, TrainerConfig
@@ -78,98 +79,119 @@ def compose(*overrides: str, config_dir: str | None = None) -> RunConfig:
 
 
 def composed_run(words: Sequence[str], where: list[Path]) -> tuple[RunConfig, DictConfig]:
-    """The RunConfig of some words, and the config that it was read from.
+    """The RunConfig that some overrides describe, and the composed config that it was read from.
 
-    A run that no name is given to is named after what was set; one that is resumed keeps what was not set.
+    A run without a name is named after the overrides. A resumed run keeps every setting that is not overridden.
     """
     typed, spelled = read_overrides(TRAIN, words, where)
     with explained(TRAIN, where):
-        # a setting of a part that the other model has, and the default one has not, is composed with that part
-        source = _typed("init_from", typed) if _typed("resume", typed) is None else None
-        config = composed(TRAIN, spelled, where) if source is None else started_from(source, typed, spelled, where)
-        if config.resume is not None:
-            return _resumed(config.resume, typed, spelled, where)
+        # overrides are composed over the components of the other run, whose settings may differ from the defaults'
+        resume, source = _typed("resume", typed), _typed("init_from", typed)
+        if resume is None:
+            config = composed(TRAIN, spelled, where) if source is None else started_from(source, typed, spelled, where)
+            resume = config.resume  # a yaml may set it
+        if resume is not None:
+            config = resumed_from(resume, typed, spelled, where)
+            return run_config(config), config
         if source is None and config.init_from is not None:  # an experiment says so
             config = started_from(config.init_from, typed, spelled, where)
         if config.name == RunConfig.name:
-            telling = [each for each in typed if about_the_model(each.key)]
+            telling = [override for override in typed if about_the_model(override.key)]
             config.name = run_name(telling, TRAIN.choices()) or config.name
         return run_config(config), config
 
 
 def _typed(key: str, typed: Sequence[Override]) -> str | None:
-    """What a setting was set to last; None for nothing and for null."""
-    values = [each.value for each in typed if each.key == key]
+    """The value that a setting was overridden with last; None for nothing and for null."""
+    values = [override.value for override in typed if override.key == key]
     return values[-1] if values and values[-1] != NONE else None
 
 
 def started_from(source: str, typed: Sequence[Override], spelled: list[str], where: list[Path]) -> DictConfig:
-    """The config of a run that starts from another model: the model's settings and tokenizer, but for what was typed.
+    """The config of a run that starts from another model: that model's settings and tokenizer, then the overrides.
 
     Raises:
-        CheckpointError: there is no such model, or its tokenizer is not known and none was typed.
-        ConfigError: an experiment was chosen, which would set parts of the model at once.
+        CheckpointError: there is no such model, or its tokenizer is not known and none was given.
+        ConfigError: an experiment was chosen, which would replace several components at once.
     """
     from modular_gpt.training.finetune import open_source
 
-    if any(each.key == "experiment" for each in typed):
+    if any(override.key == "experiment" for override in typed):
         raise ConfigError("init_from keeps the model's settings: set what is to differ one by one, not by experiment=")
     opened = open_source(source)
-    model = opened.model.config.to_dict()
-    parts = {slot: model[slot] for slot in MODEL_GROUPS}
-    chosen = {each.key for each in typed}
-    if "tokenizer" not in chosen:
-        parts["tokenizer"] = tokenizer_settings(source, opened)
-    parts = {slot: settings for slot, settings in parts.items() if slot not in chosen}
-    same = [f"{slot}={settings['name']}" for slot, settings in parts.items()]
-    now = composed(TRAIN, [*same, *spelled], where)
-    kept = ["vocab_size"] if "tokenizer" in parts else []
-    values = {
-        **({} if "model_size" in chosen else {f"model_size.{name}": model[name] for name in SIZE}),
-        **{f"model.{name}": model[name] for name in [*kept, *sorted(_plain_model)]},
-        **{f"{slot}.{name}": value for slot, each in parts.items() for name, value in each.items() if name != "name"},
-    }
-    config = copy.deepcopy(now)
-    for key, value in values.items():
-        OmegaConf.update(config, key, value, merge=False)
-    for key in chosen - set(TRAIN.choices()):
-        OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
-    leads = resolve_link(Path(source).expanduser())  # runs/latest will lead to the new run
-    config.init_from = source if leads == Path(source) else str(leads)
+    base = _model_settings(opened.model.config.to_dict())
+    if any(override.key == "tokenizer" for override in typed):
+        del base["model"]["vocab_size"]
+    else:
+        base["tokenizer"] = encode(decode("tokenizer", tokenizer_settings(source, opened)))
+    config = _composed_over(base, typed, spelled, where)
+    target = resolve_link(Path(source).expanduser())  # runs/latest will lead to the new run
+    config.init_from = source if target == Path(source) else str(target)
     return config
 
 
-def _resumed(
-    resume: str, typed: Sequence[Override], spelled: list[str], where: list[Path]
-) -> tuple[RunConfig, DictConfig]:
-    """The settings of the run to go on with, but for those that were typed."""
+def resumed_from(resume: str, typed: Sequence[Override], spelled: list[str], where: list[Path]) -> DictConfig:
+    """The config of a run that is resumed: its own settings, then the overrides.
+
+    Raises:
+        CheckpointError: there is no such run.
+        ConfigError: an experiment was chosen, which would replace several components at once.
+    """
     from modular_gpt.training.run import load_config
 
-    if any(each.key == "experiment" for each in typed):
+    if any(override.key == "experiment" for override in typed):
         raise ConfigError("resume keeps the settings of its run: set what is to differ one by one, not by experiment=")
     before = load_config(resume).to_dict()
-    chosen = {each.key for each in typed}
-    parts = {**before["model"], **before}
-    same = [f"{slot}={parts[slot]['name']}" for slot in (*SLOTS, *RUN_SLOTS) if slot not in chosen]
-    config = composed(TRAIN, [*same, *spelled], where)
-    now = run_config(config).to_dict()
-    for each in typed:
-        for path in _paths(each.key):
-            _copy(now, before, path)
-    return RunConfig.from_dict({**before, "resume": resume}), config
+    config = _composed_over({**before, **_model_settings(before["model"])}, typed, spelled, where)
+    config.resume = resume
+    return config
 
 
-def _paths(key: str) -> list[list[str]]:
-    """Where a setting of the command line is in a RunConfig."""
-    first, *rest = key.split(".")
-    if first == "model_size":
-        return [["model", name] for name in rest or SIZE]
-    return [["model", first, *rest] if first in MODEL_GROUPS else [first, *rest]]
+def _model_settings(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings by the groups of the command line."""
+    plain = {name: model.get(name) for name in sorted({"vocab_size", *_plain_model})}
+    size = {name: model[name] for name in SIZE}
+    return {"model": plain, "model_size": size, **{group: model[group] for group in MODEL_GROUPS}}
 
 
-def _copy(source: dict[str, Any], target: dict[str, Any], path: list[str]) -> None:
-    *parents, name = path
-    for parent in parents:
-        source, target = source[parent], target[parent]
-    if name in source:
-        target[name] = source[name]
+def _composed_over(
+    base: dict[str, Any], typed: Sequence[Override], spelled: list[str], where: list[Path]
+) -> DictConfig:
+    """The settings ``base`` of another run, by group, and the overrides composed over them.
+
+    A group that is overridden with the option it has in ``base`` keeps its settings; another option starts from that
+    option's own. ``base`` enters as data: an interpolation in it stays text.
+    """
+    replaced = {key for key in TRAIN.choices() if _replaces(base.get(key), _typed(key, typed))}
+    kept = {group: settings for group, settings in base.items() if group not in replaced}
+    names = [f"{group}={settings['name']}" for group, settings in kept.items() if group in slots()]
+    now = composed(TRAIN, [*names, *spelled], where)
+    config = copy.deepcopy(now)
+    for key, value in _leaves(kept):
+        OmegaConf.update(config, key, _literal(value), merge=False, force_add=True)
+    for key in {override.key for override in typed} - set(TRAIN.choices()):
+        OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
+    return config
+
+
+def _replaces(settings: Any, option: str | None) -> bool:
+    """Whether an option, if one was given, is another one than that which has these settings."""
+    return option is not None and (not isinstance(settings, dict) or settings.get("name") != option)
+
+
+def _leaves(base: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted settings and their values; names of components are left out, since options choose them."""
+    for group, settings in base.items():
+        if group in (*TRAIN.choices(), "model", "lora"):
+            yield from ((f"{group}.{name}", value) for name, value in settings.items() if name != "name")
+        else:
+            yield group, settings
+
+
+def _literal(value: Any) -> Any:
+    """The same value with every interpolation in its texts escaped."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return without_interpolation(value) if isinstance(value, str) else value
