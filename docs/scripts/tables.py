@@ -6,7 +6,7 @@ all of them anew, from the top of the checkout: python docs/scripts/tables.py
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,13 @@ import options_tables  # noqa: E402
 import rooms_picture  # noqa: E402
 import sampling_table  # noqa: E402
 
-from modular_gpt.model.aliases import NAMES, WORDS  # noqa: E402
+from modular_gpt.core.aliases import (  # noqa: E402
+    COMPONENTS,
+    MODEL_SETTINGS,
+    TRAINING_SETTINGS,
+    VOCABULARIES,
+    Alias,
+)
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -29,22 +35,39 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def words() -> str:
-    """Foreign word -> ours."""
-    ours: dict[str, list[str]] = {}
-    for theirs, our in WORDS.items():
-        ours.setdefault(our, []).append(f"`{theirs}`")
-    return markdown(["ours", "theirs"], [(f"`{our}`", ", ".join(theirs)) for our, theirs in ours.items()])
+def settings(table: Mapping[str, Alias]) -> str:
+    """Foreign settings by ours."""
+    rows: dict[str, list[str]] = {}
+    notes = {}
+    for theirs, alias in table.items():
+        ours = " and ".join(f"`{target}`" for target in alias.targets)
+        rows.setdefault(ours + alias.note, []).append(f"`{theirs}`")
+        notes[ours + alias.note] = (ours, alias.note and f"not converted: {alias.note}")
+    return markdown(
+        ["ours", "theirs", ""], [(notes[key][0], ", ".join(theirs), notes[key][1]) for key, theirs in rows.items()]
+    )
 
 
 def names() -> str:
-    """Foreign names of parts -> ours."""
+    """Foreign names of components -> ours."""
     rows = [
-        (slot, f"`{ours}`", ", ".join(f"`{theirs}`" for theirs, our in table.items() if our == ours))
-        for slot, table in NAMES.items()
+        (
+            slot,
+            ", ".join(f"`{name}`" for name in ours),
+            ", ".join(f"`{each}`" for each, o in table.items() if o == ours),
+        )
+        for slot, table in COMPONENTS.items()
         for ours in dict.fromkeys(table.values())
     ]
     return markdown(["slot", "ours", "theirs"], rows)
+
+
+def vocabularies() -> str:
+    """Whole vocabularies and the positions of their models."""
+    return markdown(
+        ["vocabulary", "settings that must all be given", "`pos`"],
+        [(each.origin, " ".join(f"`{name}`" for name in each.settings), f"`{each.pos}`") for each in VOCABULARIES],
+    )
 
 
 def kv_cache() -> str:
@@ -73,8 +96,10 @@ def group(name: str) -> Callable[[], str]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "words": words,
+    "words": lambda: settings(MODEL_SETTINGS),
+    "training_words": lambda: settings(TRAINING_SETTINGS),
     "names": names,
+    "vocabularies": vocabularies,
     "kv_cache": kv_cache,
     "rooms": rooms,
     "families": families,

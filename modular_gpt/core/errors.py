@@ -31,9 +31,22 @@ class ReportedElsewhere(UserError):
     """Another process of the same training says what it is; this one only ends."""
 
 
-def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """The sentence for an unknown name: what it was, the closest valid one, and all valid ones."""
+def unknown(kind: str, name: str, valid: Iterable[str], also: Iterable[str] = ()) -> str:
+    """The sentence for an unknown name: what it was, the closest valid one, and all valid ones.
+
+    also: further names that are understood, such as foreign ones; they are suggested and not listed
+    """
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=1)
+    close = [each for each in difflib.get_close_matches(name, [*valid, *also], n=9) if _same_words(name, each)]
+    if not close and "_" not in name:
+        close = [each for each in valid if len(each) > 2 and (name.startswith(each) or each.startswith(name))]
     hint = f" did you mean {close[0]!r}?" if close else ""
     return f"no {kind} {name!r};{hint} there are: {', '.join(valid)}"
+
+
+def _same_words(name: str, other: str) -> bool:
+    """Whether two names differ by spelling; ``attention_dims`` and ``attention_bias`` differ by a whole word."""
+    ours, theirs = name.split("_"), other.split("_")
+    if len(ours) != len(theirs):
+        return difflib.SequenceMatcher(None, name, other).ratio() >= 0.75
+    return all(difflib.SequenceMatcher(None, a, b).ratio() >= 0.6 for a, b in zip(ours, theirs, strict=True))

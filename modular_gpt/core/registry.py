@@ -21,6 +21,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, ClassVar
 
+from modular_gpt.core.aliases import component_names, our_settings
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.validation import from_mapping
 
@@ -156,11 +157,23 @@ def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> Compo
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{slot} must be a name, or a mapping with a name, got {value!r}")
+    entry = lookup(slot, name)
+    own = {setting.name for setting in fields(entry.component.Config)}
+    settings = our_settings(slot, settings, own)
+    return from_mapping(entry.component.Config, {"name": entry.name, **entry.settings, **settings}, slot)
+
+
+def lookup(slot: str, name: str) -> Entry:
+    """The entry of a registered name, or of a foreign name that stands for one.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
     known = entries(slot)
-    if name not in known:
+    names = component_names(slot, name, known)
+    if not names:
         raise ConfigError(unknown(slot, name, known))
-    entry = known[name]
-    return from_mapping(entry.component.Config, {"name": name, **entry.settings, **settings}, slot)
+    return known[names[0]]
 
 
 def encode(config: ComponentConfig) -> dict[str, Any]:
@@ -181,6 +194,8 @@ def merge(slot: str, base: ComponentConfig, override: Mapping[str, Any] | str) -
     if not isinstance(override, (str, Mapping)):
         raise ConfigError(f"what differs in the {slot} of a layer must be a name or a mapping, got {override!r}")
     override = {"name": override} if isinstance(override, str) else override
-    if override.get("name", base.name) != base.name:
+    name = override.get("name", base.name)
+    if not isinstance(name, str) or lookup(slot, name).name != base.name:
         return decode(slot, override)
-    return decode(slot, {**encode(base), **override})
+    changed = our_settings(slot, override, {setting.name for setting in fields(base)})
+    return decode(slot, {**encode(base), **changed, "name": base.name})

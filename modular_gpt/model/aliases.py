@@ -1,123 +1,128 @@
-"""The words in which other code bases describe a model, read into a GPTConfig through one table."""
+"""A GPTConfig from any description of a model: ours, or in the settings of other code bases (core/aliases.py)."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from modular_gpt.core.aliases import (
+    COMPONENTS,
+    MODEL_SETTINGS,
+    TRAINING_SETTINGS,
+    component_names,
+    no_counterpart,
+    our_value,
+    put,
+    vocabulary,
+)
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import decode, encode, entries
 from modular_gpt.model.config import SLOTS, GPTConfig
 
-# Their word -> ours; a dot leads into a component.
-WORDS = {
-    "n_embd": "d_model",
-    "emb_dim": "d_model",
-    "embedding_dimension": "d_model",
-    "embedding_dim": "d_model",
-    "n_head": "n_heads",
-    "num_heads": "n_heads",
-    "n_layer": "n_layers",
-    "num_layers": "n_layers",
-    "block_size": "context_length",
-    "max_seq_length": "context_length",
-    "max_seq_len": "context_length",
-    "drop_rate": "dropout",
-    "dropout_rate": "dropout",
-    "d_ff": "ffn.hidden",
-    "qkv_bias": "attention.qkv_bias",
-    "num_kv_groups": "attention.n_kv_heads",  # there it is the number of key/value heads, not of groups' members
-    "latent_dim": "attention.kv_lora_rank",
-    "sliding_window_size": "attention.window",
-    "attention_type": "attention.name",
-    "attention_class": "attention.name",
-    "ffn_type": "ffn.name",
-    "norm_type": "norm.name",
-    "pos_type": "pos.name",
-}
-
-# Their names of parts -> ours, compared without case, underscores and hyphens.
-NAMES = {
-    "attention": {
-        "flashattention": "mha",
-        "multiheadattention": "mha",
-        "groupedqueryattention": "gqa",
-        "multiqueryattention": "mqa",
-        "multiheadlatentattention": "mla",
-        "latentattention": "mla",
-        "linearattention": "linear",
-        "localwindowattention": "swa",
-        "slidingwindowattention": "swa",
-    },
-    "ffn": {"ffstandard": "mlp", "standard": "mlp", "ffswiglu": "swiglu", "ffmoe": "moe"},
-    "norm": {},
-    "pos": {"rotary": "rope", "learnedpositional": "learned", "sinusoidalpositional": "sinusoidal"},
-}
-
-# What a model in other words has where it says nothing of positions: they describe GPT-2 and its descendants.
-THEIR_POSITIONS = "learned"
-
-# A setting that only one kind of part has names that part, where nothing else does.
-IMPLIED = {"kv_lora_rank": "mla"}
+# The tables by their names of before: foreign setting -> ours, and foreign name of a component -> ours.
+WORDS = {name: alias.targets[0] for name, alias in MODEL_SETTINGS.items() if not alias.note}
+NAMES = {slot: {name: ours[0] for name, ours in COMPONENTS[slot].items()} for slot in SLOTS}
 
 
 def read_config(config: Any = None, **keywords: Any) -> GPTConfig:
-    """A GPTConfig from a GPTConfig, a mapping, a namespace, or keywords, in our words or those of the table.
+    """A GPTConfig from a GPTConfig, a mapping, a namespace, or keywords, in our settings or foreign ones.
 
     Raises:
-        ConfigError: a word is unknown, two words say different things, or the model cannot work.
+        ConfigError: a setting is unknown, two settings contradict each other, or the model cannot work.
     """
+    return read_description(config, **keywords)[0]
+
+
+def read_description(config: Any = None, **keywords: Any) -> tuple[GPTConfig, str]:
+    """``read_config``, and a line about what the description left to its vocabulary; empty where it left nothing."""
     if isinstance(config, GPTConfig):
         if keywords:
             raise ConfigError(f"give either a GPTConfig or keywords, not both ({', '.join(keywords)})")
-        return config
+        return config, ""
     if isinstance(config, SimpleNamespace):
         config = vars(config)
     if not isinstance(config, (Mapping, type(None))):
         raise ConfigError(f"a model is described by a GPTConfig, a dict, a SimpleNamespace or keywords, not {config!r}")
-    return GPTConfig.from_dict(translate({**(config or {}), **keywords}))
+    settings = {**(config or {}), **keywords}
+    values, left_open = translate(settings), ""
+    whole = vocabulary(settings)
+    if whole is not None and "pos" not in values:
+        values["pos"] = whole.pos
+        left_open = f"pos: {whole.pos}, as in models described by {' '.join(whole.settings)} ({whole.origin})"
+    return GPTConfig.from_dict(values), left_open
 
 
-def translate(words: Mapping[str, Any]) -> dict[str, Any]:
-    """Our words for theirs; words that are ours already pass through."""
+def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Our settings for foreign ones; our own pass unchanged.
+
+    Raises:
+        ConfigError: a setting is unknown or has no exact counterpart, or two of them contradict each other.
+    """
     values: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {}
+    origin: dict[str, str] = {}
+    components: dict[str, _Component] = {}
     ours = ["format", *GPTConfig.__dataclass_fields__]
-    for word, value in words.items():
-        if word not in WORDS and word not in ours:
-            raise ConfigError(unknown("setting", str(word), [*ours, *WORDS]))
-        target = WORDS.get(word, word)
-        slot, _, setting = target.partition(".")
-        if setting and value is None:
-            continue
-        if setting:
-            _put(parts.setdefault(slot, {}), setting, value, word)
-        elif slot in SLOTS:
-            if isinstance(value, str):
-                settings: Mapping[str, Any] = {"name": value}
+    for name, value in settings.items():
+        if name not in MODEL_SETTINGS and name not in ours:
+            raise ConfigError(_unknown(str(name), ours))
+        alias = None if name in ours else MODEL_SETTINGS[name]
+        if alias is not None and alias.note:
+            raise ConfigError(no_counterpart(name))
+        for target in (name,) if alias is None else alias.targets:
+            slot, _, setting = target.partition(".")
+            if slot in SLOTS:
+                if setting and value is None:
+                    continue
+                component = components.setdefault(slot, _Component(slot))
+                component.add(setting, value, name)
+                component.implied = component.implied or (alias.implies if alias is not None else "")
             else:
-                settings = value if isinstance(value, Mapping) else encode(decode(slot, value))
-            for key, each in settings.items():
-                _put(parts.setdefault(slot, {}), key, each, word)
+                put(values, origin, target, our_value(target, value), name)
+    return {**values, **{slot: component.decoded() for slot, component in components.items()}}
+
+
+class _Component:
+    """What a description says of one slot: the names it may have, and settings."""
+
+    def __init__(self, slot: str) -> None:
+        self.slot = slot
+        self.implied = ""
+        self.names: tuple[str, ...] = ()
+        self.chosen_by = ""
+        self.values: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+
+    def add(self, setting: str, value: Any, name: str) -> None:
+        """One setting of the component, or with ``setting`` empty the component itself; ``name`` is the user's word."""
+        if setting == "name":
+            self.choose(value, name)
+        elif setting:
+            put(self.values, self.origin, setting, our_value(f"{self.slot}.{setting}", value), name)
+        elif isinstance(value, str):
+            self.choose(value, name)
         else:
-            _put(values, target, value, word)
-    if "pos" not in parts and any(word in WORDS for word in words):
-        parts["pos"] = {"name": THEIR_POSITIONS}
-    for slot, settings in parts.items():
-        implied = next((name for setting, name in IMPLIED.items() if settings.get(setting) is not None), None)
-        default = GPTConfig.__dataclass_fields__[slot].default
-        name = _our_name(slot, settings.pop("name", implied or default))
-        values[slot] = decode(slot, {"name": name, **settings})
-    return values
+            given = value if isinstance(value, Mapping) else encode(decode(self.slot, value))
+            for key, inner in given.items():
+                self.add(str(key), inner, name if key == "name" else f"{name}.{key}")
+
+    def choose(self, value: Any, name: str) -> None:
+        """Narrow the component down to the names that ``value`` stands for."""
+        known = entries(self.slot)
+        names = component_names(self.slot, value, known) if isinstance(value, str) else ()
+        if not names:
+            decode(
+                self.slot, value if isinstance(value, str) else {"name": value}
+            )  # refuses it with the right sentence
+        both = tuple(each for each in self.names if each in names)
+        if self.names and not both:
+            raise ConfigError(f"{name}={value!r} contradicts {self.chosen_by}: both choose the {self.slot}; give one")
+        self.names, self.chosen_by = both or names, f"{name}={value!r}"
+
+    def decoded(self) -> Any:
+        default = GPTConfig.__dataclass_fields__[self.slot].default
+        return decode(self.slot, {**self.values, "name": self.names[0] if self.names else self.implied or default})
 
 
-def _put(values: dict[str, Any], key: str, value: Any, word: str) -> None:
-    if key in values and values[key] != value:
-        raise ConfigError(f"{word}={value!r} contradicts another word for {key}, which says {values[key]!r}")
-    values[key] = value
-
-
-def _our_name(slot: str, name: Any) -> Any:
-    if not isinstance(name, str) or name in entries(slot):
-        return name
-    plain = name.lower().replace("_", "").replace("-", "")
-    return NAMES[slot].get(plain, plain if plain in entries(slot) else name)
+def _unknown(name: str, ours: list[str]) -> str:
+    if name in TRAINING_SETTINGS:
+        return f"{name} is a setting of a training ({TRAINING_SETTINGS[name].targets[0]}), not of a model"
+    return unknown("setting", name, ours, also=MODEL_SETTINGS)

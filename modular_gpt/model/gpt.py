@@ -12,7 +12,7 @@ from modular_gpt.core.cache import LayerCache, ModelCache
 from modular_gpt.core.contracts import Attention, FeedForward, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.model.aliases import read_config
+from modular_gpt.model.aliases import read_description
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.model.init import initialise
 from modular_gpt.model.loss import PLAIN, LossConfig, LossOutput, token_losses
@@ -78,7 +78,8 @@ class GPTModel(nn.Module):
 
     def __init__(self, config: Any = None, **keywords: Any) -> None:
         super().__init__()
-        self.config = config = read_config(config, **keywords)
+        self.config, self.assumed = read_description(config, **keywords)
+        config = self.config
         layers = config.layer_configs
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.embedding_norm = build_norm(config.norm, config) if config.embed_norm else None
@@ -273,9 +274,21 @@ class GPTModel(nn.Module):
         idle = sum(cast(TransformerBlock, block).ffn.inactive_parameters() for block in self.blocks)
         return ParameterCount(total, total - tables, total - idle)
 
+    def get_num_params(self, non_embedding: bool = False) -> int:
+        """The number of parameters, as nanoGPT and its descendants ask for it.
+
+        non_embedding: without tables of positions; the token table counts, since a tied head reads it
+        """
+        tables = [m.weight for position in self.positions for m in position.modules() if isinstance(m, nn.Embedding)]
+        return self.num_parameters().total - non_embedding * sum(table.numel() for table in tables)
+
     def summary(self) -> str:
-        """A table of the parts: what each is, its parameters, and what it caches per token."""
-        return summary_table(self, self.config)
+        """A table of the modules: type, parameters, share of all, bytes cached per token and row.
+
+        A line below it names the component that the vocabulary of the description decided (see docs/vocabularies.md).
+        """
+        table = summary_table(self, self.config)
+        return f"{table}\n{self.assumed}" if self.assumed else table
 
 
 def build_norm(norm: ComponentConfig, config: GPTConfig) -> nn.Module:

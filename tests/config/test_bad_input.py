@@ -38,7 +38,7 @@ TABLE = [
     # names
     (dict(attention="mhaa"), "no attention 'mhaa'; did you mean 'mha'? there are: gqa, linear, mha, mla, mqa, swa"),
     (dict(ffn="swiglue"), "no ffn 'swiglue'; did you mean 'swiglu'?"),
-    (dict(norm="rms"), "there are: layernorm, rmsnorm, scalenorm"),
+    (dict(norm="rns"), "there are: layernorm, rmsnorm, scalenorm"),
     (dict(pos="rop"), "no pos 'rop'; did you mean 'rope'?"),
     (dict(attention={"name": "gqa", "n_kv_headz": 2}), "no setting 'n_kv_headz'; did you mean 'n_kv_heads'?"),
     (dict(attention={"n_kv_heads": 2}), "attention must be a name, or a mapping with a name, got {'n_kv_heads': 2}"),
@@ -72,7 +72,7 @@ TABLE = [
         "backend=flash has no softcap; use auto, math or flex",
     ),
     (dict(attention={**MHA, "backend": "flsh"}), "attention.backend: no choice 'flsh'; did you mean 'flash'?"),
-    (dict(attention={**MHA, "qk_norm": "rms_norm"}), "no norm 'rms_norm'; did you mean 'rmsnorm'?"),
+    (dict(attention={**MHA, "qk_norm": "rms_nrm"}), "no norm 'rms_nrm'; did you mean 'rmsnorm'?"),
     (dict(attention={**MHA, "qk_norm_scope": "all"}), "attention.qk_norm_scope: no choice 'all'"),
     (
         dict(attention={**MHA, "qk_norm": "rmsnorm", "qk_norm_scope": "full", "qk_norm_after_rope": True}),
@@ -111,7 +111,7 @@ TABLE = [
     (dict(pos={"name": "alibi", "max_bias": 0.0}), "pos.max_bias must be above 0, got 0.0"),
     # feed-forward
     (dict(ffn={"name": "mlp", "hidden": 0}), "ffn.hidden must be above 0, got 0"),
-    (dict(ffn={"name": "mlp", "activation": "swish"}), "ffn.activation: no choice 'swish'"),
+    (dict(ffn={"name": "mlp", "activation": "swash"}), "ffn.activation: no choice 'swash'"),
     (dict(ffn={"name": "mlp", "activation": "clamped_swish"}), "ffn.activation: no choice 'clamped_swish'"),
     (dict(ffn={"name": "swiglu", "activation": "silux"}), "did you mean 'silu'?"),
     (dict(ffn={**MOE, "n_experts": 0}), "ffn.n_experts must be above 0, got 0"),

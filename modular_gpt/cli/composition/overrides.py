@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import MISSING
 
 from modular_gpt.cli.composition.schema import TARGET, Command, names_of, options
+from modular_gpt.core.aliases import SETTINGS
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import slots
-from modular_gpt.model.aliases import WORDS
 
 KEY = r"""[^\s=+~."'{}]+"""  # one part of a dotted key
 WORD = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DOTALL)
@@ -31,19 +31,6 @@ NONE = "null"
 CLOSE = 0.75  # likeness of a word that is meant for sure, or of one that is far away
 MOST_VALUES = 50  # of a sweep that are tried before it begins
 SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
-
-
-# What trainings are called elsewhere, as vocabularies.WORDS has it for models.
-TRAINING_WORDS = {
-    **dict.fromkeys(("lr", "max_lr"), "learning_rate"),
-    **dict.fromkeys(("steps", "max_iters", "iterations", "num_steps", "epochs", "max_epochs"), "max_steps"),
-    **dict.fromkeys(("grad_clip", "max_grad_norm", "clip"), "gradient_clip"),
-    **dict.fromkeys(("grad_accum", "accumulate", "gradient_accumulation_steps"), "gradient_accumulation"),
-    "wd": "weight_decay",
-    "ema": "ema_decay",
-    "dtype": "precision",
-    "warmup_steps": "warmup",
-}
 
 
 @dataclass(frozen=True)
@@ -182,7 +169,7 @@ def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:
         return f"the chosen {parent} has no setting {name!r}; use it with {parent}={' or '.join(able)}"
     where = f" of {parent}" if parent else ""
     valid = sorted(sibling for sibling in siblings if sibling != "hydra")
-    ours = {**TRAINING_WORDS, **WORDS}.get(name, name).removesuffix(".name")
+    ours = (SETTINGS[name].targets[0] if name in SETTINGS else name).removesuffix(".name")
     everything = [*command.settings(), *command.choices()]
     same = [each for each in everything if each == ours or each.endswith(f".{ours}")]
     beside = difflib.get_close_matches(name, valid, n=1, cutoff=CLOSE) if parent and ours == name else []
