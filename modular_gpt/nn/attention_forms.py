@@ -89,6 +89,15 @@ def _visible(columns: Tensor, key_columns: Tensor, padding: Tensor | None, windo
     return ((seen & text[:, :, None]) | (distance == 0)).flatten(0, 1)
 
 
+def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
+    """False when plain causal attention, or attention to all keys by one query, says the same as ``visible``."""
+    if pos.padding is not None or isinstance(pos.start, Tensor):
+        return True
+    if window is not None and n_keys > window:
+        return True
+    return not (pos.is_prefill and n_keys == pos.count) and pos.count > 1
+
+
 def by_window(inputs: AttentionInputs, band: Band, dense: Dense, masked: Masked, bias: ScoreBias | None) -> Tensor:
     """A sliding window over keys of consecutive columns: (B, H, T, M)."""
     keys = slice(band.first_key, band.first_key + band.keys)

@@ -1,14 +1,13 @@
-"""Scaled dot-product attention as pure functions; the only caller of PyTorch's attention kernels.
+"""Scaled dot-product attention as pure functions; with ``flex``, the only caller of PyTorch's attention kernels.
 
 Who sees whom is one rule on columns: a query sees a key when 0 <= query column - key column < window and the
 key is no padding. From it follow causal masks, sliding windows, ring caches, chunked prefill and ragged batches.
 """
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,26 +18,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modular_gpt.core.contracts import Dims, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import fraction, one_of, positive
-from modular_gpt.nn.attention_forms import AttentionInputs, ScoreBias, by_rows, by_window, text_first, visible
+from modular_gpt.nn.attention_forms import (
+    AttentionInputs,
+    ScoreBias,
+    by_rows,
+    by_window,
+    needs_mask,
+    text_first,
+    visible,
+)
 from modular_gpt.nn.block_sparse import Band, block_size
+from modular_gpt.nn.flex import flex
 from modular_gpt.nn.fused_linear import compiling_for_cpu
 
 BACKENDS = ("auto", "flash", "math", "flex")
 _BLOCKS_FROM = 256  # keys more than a window from which blocks are quicker than one mask: 16 to 1,024 wide, on a CPU
-_GRAPHS = 256  # shapes that FlexAttention may be compiled for in one process
 _LONG = 256  # queries from which left-padded rows are turned instead of masked
 _ROWS = 2**20  # numbers in a mask, above which a prompt is read in chunks of queries
 _SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-
-
-def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
-    """False when plain causal attention, or attention to all keys by one query, says the same as ``visible``."""
-    if pos.padding is not None or isinstance(pos.start, Tensor):
-        return True
-    if window is not None and n_keys > window:
-        return True
-    return not (pos.is_prefill and n_keys == pos.count) and pos.count > 1
 
 
 @dataclass(frozen=True)
@@ -151,22 +149,28 @@ def _dense(inputs: AttentionInputs, weights: _Weights) -> Tensor:
     """Every query with every key, hidden ones behind a mask."""
     pos, window, n_keys, columns = inputs.pos, inputs.window, inputs.n_keys, inputs.key_columns
     bias = None if weights.bias is None else weights.bias(pos, columns)
+    if weights.scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: no use for one query
+        return _flex(inputs, bias, weights)
     seen: Tensor | None = None
     if needs_mask(pos, n_keys, window):
         seen = pos.memo(("visible", window, n_keys), lambda: visible(pos, columns, window))
     elif pos.count > 1:
-        plain = bias is None and weights.sinks is None and weights.scoring.backend != "flex"
-        if plain and not _use_eager(inputs.q, n_keys, weights):
+        if bias is None and weights.sinks is None and not _use_eager(inputs.q, n_keys, weights):
             return _fused(inputs.q, inputs.k, inputs.v, None, None, weights, causal=True)
         seen = pos.memo("causal", lambda: visible(pos, columns, None))
     return _masked(inputs.q, inputs.k, inputs.v, seen, bias, weights)
 
 
+def _flex(inputs: AttentionInputs, bias: Tensor | None, weights: _Weights) -> Tensor:
+    """FlexAttention, which has no dropout."""
+    if weights.dropout > 0:
+        raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
+    return flex(inputs, weights.scoring.scale, weights.scoring.softcap, weights.sinks, bias)
+
+
 def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
     """Attention with a mask (B or 1, 1, T, S), or None for all, and a bias (B or 1, H, T, S)."""
     scoring, count = weights.scoring, q.shape[2]
-    if scoring.backend == "flex" and count > 1:  # its kernels are made per length: nothing for single tokens
-        return _flex(q, k, v, seen, bias, weights)
     # for one query PyTorch would copy all keys and values, to add the sink or where their widths differ
     copies = count == 1 and (weights.sinks is not None or k.shape[-1] != v.shape[-1])
     if _use_eager(q, k.shape[2], weights) or (copies and scoring.backend == "auto"):
@@ -180,7 +184,7 @@ def _use_eager(q: Tensor, n_keys: int, weights: _Weights) -> bool:
     Flash kernels are slow backwards on a CPU, so that compiled training goes quicker without them over few keys.
     """
     scoring = weights.scoring
-    if scoring.backend == "math" or (scoring.softcap is not None and scoring.backend != "flex"):
+    if scoring.backend == "math" or scoring.softcap is not None:
         return True
     return scoring.backend == "auto" and n_keys <= _SHORT and compiling_for_cpu(q, weights.training)
 
@@ -270,45 +274,6 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | 
         shares = shares[..., :-1]
     shares = F.dropout(shares, weights.dropout)
     return (shares.reshape(batch, groups, -1, shares.shape[-1]) @ v).reshape(batch, heads, count, -1)
-
-
-@cache
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    compiled = torch.compile(flex_attention, dynamic=False)
-
-    def attention(*args: Any, **kwargs: Any) -> Tensor:  # past PyTorch's limit of 8 shapes it would run unfused
-        with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
-            return compiled(*args, **kwargs)
-
-    return attention
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
-    """FlexAttention: one compiled kernel with the mask, bias and softcap inside."""
-    if weights.dropout > 0:
-        raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
-    if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
-        raise ConfigError("backend=flex does not train on a CPU; use backend=auto")
-    scoring, sinks, softcap, n_keys = weights.scoring, weights.sinks, weights.scoring.softcap, k.shape[2]
-    rows = None if seen is None else seen.expand(q.shape[0], -1, -1, -1)
-    if sinks is not None:  # one more key, whose score the sink replaces
-        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-        rows = None if rows is None else F.pad(rows, (0, 1), value=True)
-        bias = None if bias is None else F.pad(bias, (0, 1))
-
-    def score(value: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if softcap is not None:
-            value = softcap * torch.tanh(value / softcap)
-        if bias is not None:
-            value = value + bias[0, h, i, j]
-        if rows is not None:
-            value = torch.where(rows[b, 0, i, j], value, -torch.inf)
-        return value if sinks is None else torch.where(j == n_keys, sinks[h], value)
-
-    shared = q.shape[1] != k.shape[1]
-    return _compiled_flex()(q, k, v, score_mod=score, scale=scoring.scale, enable_gqa=shared)
 
 
 def shard_heads(part: int, parts: int, **counts: int) -> slice:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from modular_gpt import ConfigError, GPTConfig
-from modular_gpt.nn import sdpa
+from modular_gpt.nn import flex as flex_module
 from tests.components.cases import MODEL
 from tests.components.laws import build, close, compiles_whole, feed, text
 
@@ -29,6 +29,19 @@ def test_flex_says_what_the_definition_says() -> None:
         close(flex(ids), expected)
         close(flex(ids, padding=torch.tensor([0, 3, 9])), plain(ids, padding=torch.tensor([0, 3, 9])))
         close(feed(flex, ids, flex.new_cache(3, 20), [9, 1]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # a C++ compiler runs, on a machine that may be busy
+@torch.no_grad()
+def test_flex_skips_blocks_that_nobody_sees() -> None:
+    """Three blocks of 128 and a window that reaches into one before; the sink's key stands in the last."""
+    settings = {"name": "mha", "window": 100, "sinks": True}
+    flex, plain = model_with("flex", **settings), model_with("math", **settings)
+    ids = text(plain.config, rows=1, tokens=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        close(flex(ids), plain(ids))
 
 
 def test_flex_refuses_what_it_cannot_do() -> None:
@@ -64,9 +77,9 @@ def test_flex_is_compiled_for_many_lengths(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         torch, "compile", lambda function, **_: lambda *a, **k: limits.append(torch._dynamo.config.recompile_limit)
     )
-    sdpa._compiled_flex.cache_clear()
+    flex_module._compiled.cache_clear()
     try:
-        sdpa._compiled_flex()()
+        flex_module._compiled()()
     finally:
-        sdpa._compiled_flex.cache_clear()
+        flex_module._compiled.cache_clear()
     assert limits == [256] and torch._dynamo.config.recompile_limit < 256
