@@ -205,7 +205,7 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> O
     loss, whole = progress.best_loss, config.eval_batches == 0
     if config.final_evaluation and not whole:
         recorder.say("Measuring the best weights on the whole validation text ...")
-        with suppress(KeyboardInterrupt), trainer.stop.catch(), trainer.eval_weights():
+        with suppress(KeyboardInterrupt), trainer.stop.catch("the report is written"), trainer.eval_weights():
             if progress.best_step != progress.step:
                 best = trainer.parallel.processes.lead(lambda: str(find_checkpoint(directory)))
                 trainer.load_weights(build_model(Path(best)).state_dict())

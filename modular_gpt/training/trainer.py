@@ -88,7 +88,7 @@ class Trainer:
         self.progress = Progress()
         self.averages = Averages()
         self.cause = ""  # of the last update that was left out
-        self.stop = GracefulShutdown(self.parallel.processes.highest)
+        self.stop = GracefulShutdown(self.parallel.processes.highest, self.parallel.processes.is_main)
         self.adapters = adapters
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop, self.parallel)
@@ -112,7 +112,8 @@ class Trainer:
         config, progress = self.config, self.progress
         self.model.train()
         self.since, self.logged = time.perf_counter(), progress.step
-        compiling = self.forward.compiled
+        # the first step waits for the compiler, and nothing is lost where a signal ends it
+        compiling = self.stop.nothing_to_save = self.forward.compiled
         with self.stop.catch():
             while not self.stop.requested():
                 last = progress.step == config.max_steps
@@ -131,7 +132,7 @@ class Trainer:
                 if compiling:  # for which the first step waits: that takes time, and tells nothing of the speed
                     with self.off_the_clock():
                         self.update()
-                    self.logged, compiling = self.logged + 1, False
+                    self.logged, compiling, self.stop.nothing_to_save = self.logged + 1, False, False
                 else:
                     self.update()
                 progress.step += 1

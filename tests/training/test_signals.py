@@ -1,0 +1,69 @@
+"""What a signal does in a training: said at once, obeyed at once where nothing is lost, and the second time anyway."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modular_gpt.runtime.signals import GracefulShutdown
+from modular_gpt.training.recorder import Silent
+from modular_gpt.training.trainer import Trainer
+from tests.training.small import config, trainer_of
+
+BY_NUMBER = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+
+
+def fit(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, at: int, number: int, times: int = 1) -> list[int]:
+    """Train with signals in the middle of the forward pass number ``at``; returns the steps that were saved."""
+    saved: list[int] = []
+    calls = []
+    forward: Callable[..., Any] = trainer.forward._run
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        for _ in range(times if len(calls) == at else 0):
+            signal.raise_signal(number)
+        return forward(*arguments)
+
+    monkeypatch.setattr(trainer.forward, "_run", interrupted)
+    trainer.fit(Silent(), lambda: saved.append(trainer.progress.step))
+    return saved
+
+
+@pytest.fixture
+def trainer(folder: Path) -> Trainer:
+    return trainer_of(config(folder, compile=False, sample_tokens=0))
+
+
+@pytest.mark.parametrize("number", BY_NUMBER)
+def test_while_the_first_step_compiles_a_signal_ends_at_once(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    trainer.forward.compiled = True  # as far as ``fit`` knows; the compiler itself takes too long for a test
+    with pytest.raises(BY_NUMBER[signal.Signals(number)]):
+        fit(trainer, monkeypatch, at=1, number=number)
+    assert "stopping at once: no step is done yet" in capfd.readouterr().err
+    assert signal.getsignal(number) is signal.default_int_handler or number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_later_a_step_is_finished_and_saved(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], compiled: bool
+) -> None:
+    trainer.forward.compiled = compiled
+    assert fit(trainer, monkeypatch, at=3, number=signal.SIGINT)[-1] == trainer.progress.step == 3
+    assert "stopping: this step is finished and saved; Ctrl-C again ends at once" in capfd.readouterr().err
+
+
+def test_a_second_signal_ends_at_once(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(trainer, monkeypatch, at=3, number=signal.SIGINT, times=2)
+
+
+def test_of_several_processes_one_tells(capfd: pytest.CaptureFixture[str]) -> None:
+    stop = GracefulShutdown(tells=False)
+    with stop.catch():
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.requested() and not capfd.readouterr().err
