@@ -2,7 +2,14 @@
 
 import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
+
+# What torch.compile makes is shared by the workers and new in each session: a test that was killed may have left half a
+# library in the directory that all programs share.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="modular-gpt-compiled-")
 
 # Read when the libraries are imported, so set before any of them is.
 os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
@@ -38,6 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--quick") and config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args = [str(ROOT / path) for path in QUICK]
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

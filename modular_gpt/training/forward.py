@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from modular_gpt.data.cache_dir import cache_directory
 from modular_gpt.distributed import Parallel
 from modular_gpt.model import GPTModel
 from modular_gpt.model.loss import PLAIN, LossConfig, LossOutput
+from modular_gpt.runtime.compile_cache import CompileCache
 from modular_gpt.runtime.device import autocast
 from modular_gpt.training.compile import from_compiler, reason
 
@@ -27,6 +29,7 @@ class Forward:
         """
         self.model, self.precision, self.parallel, self.optional = model, precision, parallel, optional
         self.device = next(model.parameters()).device
+        self.cache = CompileCache(cache_directory() / "compiled") if compile else None
         self.prepare(compile)
 
     def prepare(self, compile: bool) -> None:
@@ -44,11 +47,23 @@ class Forward:
         try:
             return self._run(self.module, ids, targets, loss, self.rounds)
         except Exception as error:
-            if not (self.optional and self.compiled and from_compiler(error)):
+            if not (self.compiled and from_compiler(error)):
                 raise
-            log.warning("torch.compile does not work here (%s), so the training goes on without it", reason(error))
-        self.prepare(compile=False)
-        return self._run(self.module, ids, targets, loss)
+            again = self._clear_cache()
+            if not again and not self.optional:
+                raise
+            if not again:
+                log.warning("torch.compile does not work here (%s), so training continues without it", reason(error))
+        self.prepare(compile=again)
+        return self(ids, targets, loss)
+
+    def _clear_cache(self) -> bool:
+        """Once in a training: empty the compiler's directory, in which a killed process may have left half a file."""
+        cache, self.cache = self.cache, None
+        if cache is None or not cache.clear():
+            return False
+        log.warning("torch.compile failed; its cache in '%s' is emptied, to try once more", cache.directory)
+        return True
 
     def plain(self, ids: Tensor, targets: Tensor) -> LossOutput:
         """The same by the modules themselves, so that their hooks are called."""
