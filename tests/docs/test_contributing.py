@@ -59,6 +59,18 @@ def test_a_topology_is_a_function_and_a_row(checkout: Path) -> None:
     assert " passed" in printed
 
 
+def test_a_sampling_filter_is_a_function_and_a_row(checkout: Path) -> None:
+    """Drawing from it, its validation, the refusal by beam search, and its help follow."""
+    table = checkout / "modular_gpt" / "generation" / "sampling.py"
+    add_row(table, "FILTERS", BLOCKS["python filter"], BLOCKS["python filter-row"])
+    narrow, negative, beam = python(checkout, "-c", BLOCKS["python filter-use"]).splitlines()
+    assert narrow == "True"
+    assert negative.startswith("top_n_sigma must be above 0")
+    assert "beam" in beam and "top_n_sigma" in beam
+    printed = python(checkout, "-m", "modular_gpt.cli.generate", "--help")
+    assert "top_n_sigma=null" in printed and "standard deviations" in printed
+
+
 def test_every_place_that_it_names_is_there() -> None:
     """The files and folders of the table; of a file to be written, its folder."""
     table = PAGE.partition("## Where each thing goes")[2].partition("\n### ")[0]
@@ -68,3 +80,20 @@ def test_every_place_that_it_names_is_there() -> None:
     there = {path: ROOT / (path.rpartition("/")[0] if "<" in path.rpartition("/")[2] else path) for path in written}
     assert len(there) > 20
     assert [path for path, place in there.items() if not place.exists()] == []
+
+
+NEW = "Only a file of its own, in the folder of its kind."
+KINDS = {  # slot -> folder, and the name of the base class in its base.py
+    "optim": ("optim", "Optimizer"),
+}
+
+
+def test_a_file_in_its_folder_is_registered(checkout: Path) -> None:
+    """No list names it."""
+    for folder, base in KINDS.values():
+        module = f"modular_gpt.{folder.replace('/', '.')}.base"
+        code = f'from {module} import {base}\n\n\nclass New({base}, name="brand_new"):\n    """{NEW}"""\n'
+        (checkout / "modular_gpt" / folder / "brand_new.py").write_text(code)
+    script = "import modular_gpt.training; from modular_gpt.core.registry import entries; "
+    script += f"print(*(entries(slot)['brand_new'].summary for slot in {list(KINDS)}), sep='\\n')"
+    assert python(checkout, "-c", script).splitlines() == [NEW] * len(KINDS)
