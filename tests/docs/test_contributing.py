@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def add_row(path: Path, table: str, function: str, row: str) -> None:
     }
     first, last = assigned[table].lineno - 1, (assigned[table].end_lineno or 0) - 1
     lines = source.splitlines(keepends=True)
+    row = textwrap.indent(row.rstrip(), "    ") + ",\n"
     path.write_text("".join([*lines[:first], function, "\n\n", *lines[first:last], row, *lines[last:]]))
 
 
