@@ -68,7 +68,7 @@ class FailingCompiler:
 
         def run(*arguments: Any, **keywords: Any) -> Any:
             if self.damaged.exists():
-                raise InductorError(RuntimeError("file too short"))
+                raise InductorError(RuntimeError("file too short"), None)
             return module(*arguments, **keywords)
 
         return run
