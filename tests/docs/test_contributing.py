@@ -86,6 +86,9 @@ def test_every_place_that_it_names_is_there() -> None:
 
 NEW = "Only a file of its own, in the folder of its kind."
 KINDS = {  # slot -> folder, and the name of the base class in its base.py
+    "data": ("data/corpora", "Corpus"),
+    "tokenizer": ("data/tokenizers", "Tokenizer"),
+    "logger": ("training/loggers", "Logger"),
     "optim": ("optim", "Optimizer"),
 }
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from modular_gpt.core.registry import ComponentConfig, decode
-from modular_gpt.data.corpora import huggingface, python_stdlib, shakespeare, text
+from modular_gpt.core.registry import ComponentConfig, decode, import_folder
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk
 
-__all__ = ["SPLITS", "Corpus", "TextChunk", "build_corpus", "huggingface", "python_stdlib", "shakespeare", "text"]
+__all__ = ["SPLITS", "Corpus", "TextChunk", "build_corpus"]
+
+import_folder(__name__, __path__)
 
 
 def build_corpus(config: str | Mapping[str, Any] | ComponentConfig) -> Corpus:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from modular_gpt.core.errors import DataError
-from modular_gpt.core.registry import ComponentConfig, decode, encode
+from modular_gpt.core.registry import ComponentConfig, decode, encode, import_folder
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.base import Corpus
-from modular_gpt.data.tokenizers import byte, char, huggingface, sentencepiece_model, tiktoken_encoding, trained
 from modular_gpt.data.tokenizers.base import Tokenizer
 from modular_gpt.data.tokenizers.char import CharTokenizer
 from modular_gpt.data.tokenizers.streaming import StreamDecoder
@@ -23,13 +22,9 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "build_tokenizer",
-    "byte",
-    "char",
-    "huggingface",
-    "sentencepiece_model",
-    "tiktoken_encoding",
-    "trained",
 ]
+
+import_folder(__name__, __path__)
 
 
 def build_tokenizer(

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from modular_gpt.core.errors import ConfigError, UserError
-from modular_gpt.core.registry import ComponentConfig, decode
-from modular_gpt.training.loggers import none, tensorboard, trackio, wandb
+from modular_gpt.core.registry import ComponentConfig, decode, import_folder
 from modular_gpt.training.loggers.base import Logger, LoggerConfig
 
-__all__ = ["Logger", "LoggerConfig", "Loggers", "build_loggers", "none", "tensorboard", "trackio", "wandb"]
+__all__ = ["Logger", "LoggerConfig", "Loggers", "build_loggers"]
+
+import_folder(__name__, __path__)
 
 log = logging.getLogger(__name__)
 
