@@ -1,25 +1,29 @@
 """Weights on disk: native checkpoints, shards, Hugging Face folders, and any of them by name."""
 
-from modular_gpt.checkpoint.native import (
-    BEST,
+from modular_gpt.checkpoint.manifest import (
     CONFIG,
-    FOLDER,
     FORMAT,
-    LATEST,
     MANIFEST,
     META,
     MODEL,
-    STEP,
     TOKENIZER,
+    read_json,
+    verify,
+)
+from modular_gpt.checkpoint.native import (
+    BEST,
+    FOLDER,
+    LATEST,
+    STEP,
     Checkpoint,
+    CheckpointReader,
     Savable,
     build_model,
     find_checkpoint,
     load_checkpoint,
-    read_json,
+    open_checkpoint,
     read_tensors,
     save_checkpoint,
-    verify,
 )
 
 __all__ = [
@@ -34,10 +38,12 @@ __all__ = [
     "STEP",
     "TOKENIZER",
     "Checkpoint",
+    "CheckpointReader",
     "Savable",
     "build_model",
     "find_checkpoint",
     "load_checkpoint",
+    "open_checkpoint",
     "read_json",
     "read_tensors",
     "save_checkpoint",

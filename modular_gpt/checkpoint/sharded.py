@@ -1,11 +1,11 @@
-"""Tensors of which each of several safetensors files holds pieces, as torch.distributed.checkpoint writes them.
+"""Tensors in shards over several safetensors files, as torch.distributed.checkpoint writes them.
 
-A file's header says where its pieces begin; so they are put together again without that library, and in one process.
+The header of each file gives the offsets of its shards, so that one process without that library can join them.
 """
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,61 +13,63 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from modular_gpt.core.json_files import parse_json
+
 FILES = "shard-*.safetensors"
 HEADER, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 
 
 class TensorShard(NamedTuple):
-    """A part of a tensor: in which file, from which index in each dimension, and how large."""
+    """A block of a tensor: the file that holds it, its first index and its size in each dimension."""
 
     path: Path
     start: list[int]
     shape: list[int]
 
 
-def shard_files(directory: Path) -> list[Path]:
-    """The files with pieces in a directory."""
-    return sorted(directory.glob(FILES))
+def shard_files(directory: Path, names: Iterable[str]) -> list[Path]:
+    """The paths of those of the ``names`` in a directory that are shard files."""
+    return [directory / name for name in sorted(names) if fnmatch(name, FILES)]
 
 
-def read_shards(directory: Path, prefix: str) -> dict[str, Tensor]:
-    """The whole tensors ``<prefix>/<name>``, by name.
+def read_shards(paths: Sequence[Path], prefix: str) -> dict[str, Tensor]:
+    """The whole tensors ``<prefix>/<name>`` of some files, by name.
 
     Raises:
-        OSError, SafetensorError: a file cannot be read, or the pieces do not make up whole tensors.
+        OSError, SafetensorError: a file cannot be read, or the shards do not make up whole tensors.
     """
-    pieces: dict[str, list[TensorShard]] = {}
-    for path in shard_files(directory):
-        for key, piece in _pieces(path):
+    shards: dict[str, list[TensorShard]] = {}
+    for path in paths:
+        for key, shard in _shards(path):
             if key.startswith(f"{prefix}/"):
-                pieces.setdefault(key, []).append(piece)
-    return {key.removeprefix(f"{prefix}/"): _whole(key, found) for key, found in pieces.items()}
+                shards.setdefault(key, []).append(shard)
+    return {key.removeprefix(f"{prefix}/"): _joined(key, found) for key, found in shards.items()}
 
 
-def _pieces(path: Path) -> Iterator[tuple[str, TensorShard]]:
+def _shards(path: Path) -> Iterator[tuple[str, TensorShard]]:
     with safe_open(path, framework="pt") as file:
         try:
-            places = json.loads((file.metadata() or {})[HEADER])
+            places = parse_json((file.metadata() or {})[HEADER])
             starts = {key: [int(start) for start in places[key][OFFSETS]] for key in file.keys()}  # noqa: SIM118
         except (KeyError, TypeError, ValueError) as error:
-            raise SafetensorError(f"the header of {path.name} does not say where its pieces belong") from error
+            raise SafetensorError(f"the header of {path.name} does not give the offsets of its shards") from error
         for key, start in starts.items():
             yield key, TensorShard(path, start, file.get_slice(key).get_shape())
 
 
-def _whole(key: str, pieces: list[TensorShard]) -> Tensor:
-    first = pieces[0]
-    same = all(len(piece.start) == len(piece.shape) == len(first.shape) for piece in pieces)
-    shape = [max(p.start[d] + p.shape[d] for p in pieces) for d in range(len(first.shape))] if same else []
-    negative = any(start < 0 for piece in pieces for start in piece.start)
+def _joined(key: str, shards: list[TensorShard]) -> Tensor:
+    first = shards[0]
+    same = all(len(shard.start) == len(shard.shape) == len(first.shape) for shard in shards)
+    shape = [max(s.start[d] + s.shape[d] for s in shards) for d in range(len(first.shape))] if same else []
+    negative = any(start < 0 for shard in shards for start in shard.start)
     # before memory is taken for a size that a header claims
-    if not same or negative or math.prod(shape) != sum(math.prod(piece.shape) for piece in pieces):
-        raise SafetensorError(f"the pieces of {key} do not make up one tensor")
+    if not same or negative or math.prod(shape) != sum(math.prod(shard.shape) for shard in shards):
+        raise SafetensorError(f"the shards of {key} do not make up one tensor")
     whole: Tensor | None = None
-    for piece in pieces:
-        with safe_open(piece.path, framework="pt") as file:
+    for shard in shards:
+        with safe_open(shard.path, framework="pt") as file:
             tensor = file.get_tensor(key)
         whole = torch.empty(shape, dtype=tensor.dtype) if whole is None else whole
-        whole[tuple(slice(a, a + n) for a, n in zip(piece.start, piece.shape, strict=True))] = tensor
+        whole[tuple(slice(a, a + n) for a, n in zip(shard.start, shard.shape, strict=True))] = tensor
     assert whole is not None
     return whole

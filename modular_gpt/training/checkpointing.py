@@ -73,7 +73,7 @@ class Checkpoints:
                 meta={**meta, "run": self.settings},
                 weights=small.pop("model", None),
                 tensors=small,
-                pieces=pieces,
+                write_shards=pieces,
             )
         elif pieces is not None:
             pieces(self.folder)  # the first process says where

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modular_gpt.checkpoint import MANIFEST, load_checkpoint, verify
-from modular_gpt.checkpoint.native import _write_manifest as write_manifest
+from modular_gpt.checkpoint.manifest import seal, write_manifest
 from modular_gpt.core.errors import CheckpointError
 
 FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "meta.json", "tokenizer.json", MANIFEST)
@@ -173,8 +173,6 @@ def test_a_manifest_reaches_no_other_directory(name: str, saved: Path) -> None:
     (saved.parent / "outside").write_text("secret")
     manifest = json.loads((saved / MANIFEST).read_text())
     manifest["files"][name] = {"size": 6, "sha256": "0" * 64}
-    from modular_gpt.checkpoint.native import _seal as seal
-
     manifest["sha256"] = seal(manifest["files"])
     (saved / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="which lies elsewhere"):
@@ -187,8 +185,6 @@ def test_a_manifest_reaches_no_other_directory(name: str, saved: Path) -> None:
     ids=repr,
 )
 def test_a_manifest_of_another_shape(files: Any, saved: Path) -> None:
-    from modular_gpt.checkpoint.native import _seal as seal
-
     content = {"format": 1, "files": files, "sha256": seal(files)}
     (saved / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"manifest\.json"):

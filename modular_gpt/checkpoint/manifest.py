@@ -1,0 +1,124 @@
+"""The manifest of a checkpoint: the size and SHA-256 of every file, and a hash over itself.
+
+Only files that it lists belong to the checkpoint; other files in the directory are never read.
+"""
+
+import hashlib
+import json
+import stat
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.checkpoint.sharded import FILES
+from modular_gpt.core.atomic_files import sha256_file
+from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.json_files import load_json_object
+from modular_gpt.model.materialize import printable
+
+FORMAT = 1
+MANIFEST, CONFIG, MODEL, META, TOKENIZER = (
+    "manifest.json", "config.json", "model.safetensors", "meta.json", "tokenizer.json")  # fmt: skip
+REMEDY = "use another checkpoint, or restore it from a copy"
+
+Files = dict[str, dict[str, Any]]  # name -> {"size": bytes, "sha256": hexadecimal}
+
+
+def read_manifest(directory: Path) -> Files:
+    """The files that a checkpoint's manifest lists; their contents are not looked at.
+
+    Raises:
+        CheckpointError: there is no checkpoint, the manifest is damaged, or it lists a file of another directory.
+    """
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise CheckpointError(f"there is no checkpoint at '{directory}'")
+    if not path.is_file():
+        raise CheckpointError(
+            f"'{directory}' is not a checkpoint of this program: it has no {MANIFEST}"
+            " (a checkpoint is a directory that mgpt-train or save_checkpoint wrote)"
+        )
+    manifest = read_json(path)
+    files = manifest.pop("files", None)
+    if manifest.pop("sha256", None) != seal(files) or not isinstance(files, dict):
+        raise damaged(path, "its content does not match its own SHA-256")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"'{path}' has format {manifest.get('format')!r}, this version reads {FORMAT}; update modular_gpt"
+        )
+    for name, entry in files.items():
+        if not _is_plain(name):
+            raise CheckpointError(
+                f"'{path}' names the file {printable(name)!r}, which lies elsewhere: it is not to be trusted"
+            )
+        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
+            raise damaged(path, f"it has no size for {printable(name)}")
+    if not ({CONFIG, META} <= files.keys() and (MODEL in files or any(fnmatch(name, FILES) for name in files))):
+        raise damaged(path, f"it does not list {CONFIG}, {MODEL} and {META}")
+    return files
+
+
+def verify(directory: Path) -> Files:
+    """The files that a checkpoint's manifest lists, after checking that each is as it was written.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or a file is missing or damaged; names the file.
+    """
+    files = read_manifest(directory)
+    for name, entry in files.items():
+        _verify_file(directory / name, entry)
+    return files
+
+
+def write_manifest(directory: Path) -> None:
+    """Write the manifest of all files in a directory."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(directory.iterdir())
+    }
+    write_json(directory / MANIFEST, {"format": FORMAT, "files": files, "sha256": seal(files)})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds no object.
+    """
+    try:
+        return load_json_object(path, error=CheckpointError, remedy=REMEDY)
+    except FileNotFoundError as error:
+        raise damaged(path, "there is no such file") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write an object as a JSON file."""
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def seal(files: Any) -> str:
+    """The hash of a manifest over its own list of files."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def damaged(path: Path, reason: str) -> CheckpointError:
+    """The error for a file that is not as it was written."""
+    return CheckpointError(f"'{path}' is damaged ({reason}): {REMEDY}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the directory itself, and one that a file system can have."""
+    return Path(name).name == name and name not in ("", "..") and name.isprintable()
+
+
+def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+            raise damaged(path, "it is not a regular file")
+        if status.st_size != entry["size"]:
+            raise damaged(path, f"it has {status.st_size:,} bytes instead of {entry['size']:,}")
+        if sha256_file(path) != entry.get("sha256"):
+            raise damaged(path, "its content is not what was written")
+    except (OSError, ValueError) as error:
+        raise damaged(path, getattr(error, "strerror", None) or str(error)) from error

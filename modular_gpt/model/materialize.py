@@ -1,0 +1,161 @@
+"""Models whose weights come from tensors: built on the meta device, checked there, then allocated and filled."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.model.gpt import GPTModel
+
+DEVICE = str | torch.device
+
+
+def meta_model(config: GPTConfig) -> GPTModel:
+    """The model that a config describes, on the meta device: shapes and names without storage.
+
+    Raises:
+        ConfigError: a size is beyond what any tensor can have.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return GPTModel(config)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        raise ConfigError("this config describes a model of impossible size: make its sizes smaller") from error
+
+
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that a checkpoint holds, by name, a shared one once: parameters and persistent buffers."""
+    saved = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+@torch.no_grad()
+def materialize(
+    model: GPTModel,
+    fill: Callable[[Mapping[str, Tensor]], None],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    device: DEVICE = "cpu",
+) -> GPTModel:
+    """Give storage to a model on the meta device and let ``fill`` write its tensors; draws no random numbers.
+
+    fill: receives the tensors of ``saved_tensors`` and copies the weights into them
+    dtypes: by name; tensors without an entry keep their dtype
+    device: of the storage
+    Returns the model in evaluation mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if not _can_allocate(model):
+            model = GPTModel(model.config)
+        for prefix, module in model.named_modules():
+            _allocate(module, prefix, dtypes or {}, torch.device(device))
+    fill(saved_tensors(model))
+    return model.eval()
+
+
+def model_from_tensors(
+    config: GPTConfig | GPTModel,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    device: DEVICE = "cpu",
+) -> GPTModel:
+    """The model of a config, or of one on the meta device, with these weights (names of ``state_dict``).
+
+    dtype: of the parameters; null: each tensor has the dtype that it is given in
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape.
+        ConfigError: the config describes a model of impossible size.
+    """
+    model = config if isinstance(config, GPTModel) else meta_model(config)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    check_shapes({name: tensor.shape for name, tensor in model.state_dict().items()}, found, "the weights", "config")
+
+    def fill(ours: Mapping[str, Tensor]) -> None:
+        for name, tensor in ours.items():
+            tensor.copy_(tensors[name])
+
+    return materialize(model, fill, dtypes_of(model, tensors, dtype), device)
+
+
+def dtypes_of(
+    model: GPTModel, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, torch.dtype]:
+    """The dtype of each tensor: as it was saved, or ``dtype`` for the parameters."""
+    parameters = {name for name, _ in model.named_parameters()}
+    return {name: tensor.dtype if dtype is None or name not in parameters else dtype
+            for name, tensor in tensors.items()}  # fmt: skip
+
+
+def check_shapes(
+    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], holder: str, config: str
+) -> None:
+    """Raise a CheckpointError that names the first tensor that is missing, unknown or of another shape."""
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            want, have = (tuple(shapes[name]) if name in shapes else "nothing" for shapes in (expected, found))
+            raise CheckpointError(f"{holder} has {have} for {printable(name)} where {config} asks for {want}")
+
+
+def printable(text: str, limit: int = 100) -> str:
+    """A name from a file as one short line: control characters become U+FFFD, and the middle of a long one goes."""
+    short = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+    return "".join(c if c.isprintable() else "\ufffd" for c in short)
+
+
+def _can_allocate(model: GPTModel) -> bool:
+    """Whether every tensor of the model is a parameter, a saved buffer, or filled by ``reset_parameters``.
+
+    A component of a plugin may compute tensors in its constructor; then the model is built again with storage.
+    """
+    for module in model.modules():
+        fillable = callable(getattr(module, "reset_parameters", None))
+        computed = [name for name, buffer in module._buffers.items()
+                    if buffer is not None and name in module._non_persistent_buffers_set]  # fmt: skip
+        if (computed and not fillable) or any(_holds_tensor(value) for value in vars(module).values()):
+            return False
+    return True
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _allocate(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype], device: torch.device) -> None:
+    def empty(name: str, tensor: Tensor, make: Callable[..., Tensor]) -> Tensor:
+        full = f"{prefix}.{name}" if prefix else name
+        return make(tensor, dtype=dtypes.get(full, tensor.dtype), device=device)
+
+    for name, parameter in module.named_parameters(recurse=False):
+        new = nn.Parameter(empty(name, parameter, torch.empty_like), parameter.requires_grad)
+        _mark(parameter, new)
+        setattr(module, name, new)
+    buffers = list(module.named_buffers(recurse=False))
+    if not buffers:
+        return
+    computed = [pair for pair in buffers if pair[0] in module._non_persistent_buffers_set]
+    if any(not buffer.is_meta for _, buffer in computed):
+        for name, buffer in computed:  # built with storage: what the constructor computed stays
+            setattr(module, name, buffer.to(device))
+        buffers = [pair for pair in buffers if pair not in computed]
+    for name, buffer in buffers:
+        setattr(module, name, empty(name, buffer, torch.zeros_like))
+    reset = getattr(module, "reset_parameters", None)
+    if computed and computed[0][1].is_meta and callable(reset):
+        reset()
+
+
+def _mark(old: Tensor, new: Tensor) -> None:
+    """Keep the marks that components put on their parameters, such as those that initialisation reads."""
+    for name, value in vars(old).items():
+        setattr(new, name, value)
+
+
+def layers_in(names: Iterable[str], prefix: str = "blocks.") -> int:
+    """How many layers tensor names speak of: the different numbers after a prefix."""
+    return len({name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)})
