@@ -13,9 +13,8 @@ from typing import Any
 
 from modular_gpt.checkpoint.sharded import FILES
 from modular_gpt.core.atomic_files import sha256_file
-from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.json_files import load_json_object
-from modular_gpt.model.materialize import printable
 
 FORMAT = 1
 MANIFEST, CONFIG, MODEL, META, TOKENIZER = (

@@ -50,3 +50,9 @@ def _same_words(name: str, other: str) -> bool:
     if len(ours) != len(theirs):
         return difflib.SequenceMatcher(None, name, other).ratio() >= 0.75
     return all(difflib.SequenceMatcher(None, a, b).ratio() >= 0.6 for a, b in zip(ours, theirs, strict=True))
+
+
+def printable(text: str, limit: int = 100) -> str:
+    """A name from a file as one short line: control characters become U+FFFD, and the middle of a long one goes."""
+    short = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+    return "".join(c if c.isprintable() else "\ufffd" for c in short)

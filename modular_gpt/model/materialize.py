@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.errors import CheckpointError, ConfigError, printable
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.gpt import GPTModel
 
@@ -98,12 +98,6 @@ def check_shapes(
         if expected.get(name) != found.get(name):
             want, have = (tuple(shapes[name]) if name in shapes else "nothing" for shapes in (expected, found))
             raise CheckpointError(f"{holder} has {have} for {printable(name)} where {config} asks for {want}")
-
-
-def printable(text: str, limit: int = 100) -> str:
-    """A name from a file as one short line: control characters become U+FFFD, and the middle of a long one goes."""
-    short = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
-    return "".join(c if c.isprintable() else "\ufffd" for c in short)
 
 
 def _can_allocate(model: GPTModel) -> bool:

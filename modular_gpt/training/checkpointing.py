@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from modular_gpt.checkpoint import BEST, FOLDER, LATEST, STEP, read_json, read_tensors, save_checkpoint
-from modular_gpt.checkpoint import META as META_FILE
+from modular_gpt.checkpoint import BEST, FOLDER, LATEST, META, STEP, CheckpointReader, save_checkpoint
 from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.distributed import Tensors
@@ -143,9 +142,13 @@ def restore(trainer: Trainer, directory: Path) -> None:
         CheckpointError: the checkpoint holds no training, or that of other parameters or settings.
         DataError: the text or the tokenizer has changed.
     """
-    meta = read_json(directory / META_FILE)
+    reader = CheckpointReader(directory)
+    meta = reader.meta
     if meta.get("training") != FORMAT:
         raise CheckpointError(f"'{directory}' holds a model but no training to go on with")
+    missing = [name for name in ("data", "order", "optimizer", "progress", "averaged_steps", "scaler") if name not in meta]
+    if missing:
+        raise CheckpointError(f"'{directory / META}' lacks {', '.join(missing)}: use another checkpoint of the run")
     trainer.data.check_identity(meta["data"])
     check_settings(trainer, meta, directory)
     progress = meta["progress"]
@@ -154,9 +157,10 @@ def restore(trainer: Trainer, directory: Path) -> None:
     trainer.progress = Progress(**progress)
     if not best_is_there(directory, trainer.progress.best_step):
         trainer.progress.best_loss, trainer.progress.best_step = math.inf, 0
-    trainer.parallel.load(trainer.model, read_tensors(directory, TRAINED))
-    trainer.optimizer.load_state(read_tensors(directory, OPTIMIZER))
-    tensors = read_tensors(directory, TRAINER)
+    averaged = meta.get("run", {}).get("trainer", {}).get("ema_decay") is not None
+    trainer.parallel.load(trainer.model, reader.required_tensors(TRAINED) if averaged else reader.tensors(TRAINED))
+    trainer.optimizer.load_state(reader.required_tensors(OPTIMIZER))
+    tensors = reader.required_tensors(TRAINER)
     torch.set_rng_state(tensors.pop(RANDOM))
     trainer.averages.sums = {key.removeprefix(AVERAGE): t.to(trainer.device) for key, t in tensors.items()}
     trainer.averages.steps = meta["averaged_steps"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.checkpoint import META, read_json, read_tensors
+from modular_gpt.checkpoint import META, CheckpointReader, read_json
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.validation import fraction, positive
 from modular_gpt.optim.parameter_patterns import first_match, freeze
@@ -134,4 +134,4 @@ def check_lora(settings: LoraConfig, checkpoint: Path) -> None:
 
 def restore_adapters(adapters: Adapters, checkpoint: Path) -> None:
     """Put adapters, and the weights beside which they stand, where a verified checkpoint left them."""
-    adapters.model.load_state_dict(read_tensors(checkpoint, ADAPTERS), strict=False)
+    adapters.model.load_state_dict(CheckpointReader(checkpoint).required_tensors(ADAPTERS), strict=False)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +21,14 @@ def only_here(directory: Path | None) -> Iterator[None]:
     if directory is None:
         yield
         return
-    with file_lock(directory / LOCK) as ours:
+    with ExitStack() as held:
+        try:
+            ours = held.enter_context(file_lock(directory / LOCK))
+        except OSError as error:
+            raise ConfigError(
+                f"the run '{directory}' cannot be written ({error.strerror}): copy it to a folder that you can write,"
+                " or start a new run from it with init_from="
+            ) from error
         if not ours:
             raise ConfigError(
                 f"another process trains in '{directory}': wait for it, or start a new run without resume"
