@@ -16,6 +16,6 @@ def title(model_type: str) -> str:
 
 def rows() -> list[list[str]]:
     return [
-        [title(kind), f"`{kind}`", f"`{family.architecture}`", "yes", "yes" if family.write else "no"]
+        [title(kind), f"`{kind}`", f"`{family.architecture}`", "yes", "yes" if family.to_hf else "no"]
         for kind, family in FAMILIES.items()
     ]

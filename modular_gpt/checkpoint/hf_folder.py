@@ -1,112 +1,154 @@
-"""Folders that transformers loads, with what our own tools need besides: the exact tokenizer, and notes on the run.
+"""Folders in the format of Hugging Face, with further files for this program: the exact tokenizer, notes on the run.
 
-config.json, model.safetensors              of a published kind of model where one is the same, else of ours
+config.json, model.safetensors              of a published family if one computes the same, else of our own kind
+generation_config.json                      the ids that end a text
 tokenizer.json, tokenizer_config.json       as transformers reads them
 README.md                                   the model card
 modular_gpt/tokenizer.json, meta.json       as a checkpoint of this program has them
+
+Our own kind (``model_type: modular_gpt``) holds any GPTModel. It is read here, from config.json and the safetensors
+files alone; nothing else in the folder is looked at, so no file outside it and no code can be named.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 
-from modular_gpt.checkpoint import META, read_json
+from modular_gpt.checkpoint.manifest import MANIFEST, META, TOKENIZER, read_json, write_json
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.validation import one_of
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.model.materialize import layers_in, model_from_tensors, saved_tensors
 from modular_gpt.pretrained import save_pretrained
-from modular_gpt.pretrained.save import family_of
+from modular_gpt.pretrained.hub import CONFIG_FILE, Source
+from modular_gpt.pretrained.load import OWN_TYPE
+from modular_gpt.pretrained.save import family_of, write_files
+from modular_gpt.pretrained.weight_files import Tensors
 
-CONFIG, OWN = "config.json", "modular_gpt"  # OWN: the model_type of our own kind, and the folder inside the folder
-FORMATS = ("auto", "family", OWN)
-_TOLD = ("step", "data", "run")  # of a checkpoint's notes, for the model card
+FORMATS = ("auto", "family", OWN_TYPE, "hf")  # hf: the former name of auto
+PREFIX = "model."  # of the tensor names of our own kind, where the model lies within the one of transformers
+_FOR_CARD = ("step", "data", "run")  # of a checkpoint's notes
 
 
 class Written(NamedTuple):
-    """kind: the model_type in config.json; tokenizer: why transformers finds none, or an empty text where it does."""
+    """model_type: in config.json; tokenizer: why transformers finds none, or an empty text if it does."""
 
-    kind: str
+    model_type: str
     tokenizer: str
 
 
-def is_ours(path: Path) -> bool:
+def is_own_kind(path: Path) -> bool:
     """Whether a folder holds a model of this package's own kind."""
     try:
-        settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path / CONFIG_FILE).get("model_type") == OWN_TYPE
+    except CheckpointError:
         return False
-    return isinstance(settings, dict) and settings.get("model_type") == OWN
 
 
-def read_model(path: Path, dtype: torch.dtype | None = None) -> GPTModel:
+def read_own_kind(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPTModel:
     """The model of a folder of this package's own kind, in evaluation mode.
 
-    Raises:
-        CheckpointError: a file is missing or damaged.
-    """
-    from modular_gpt.hf import ModularGPTForCausalLM
+    dtype: of the parameters; None: as they were saved
 
-    try:
-        with _without_bars():
-            loaded: Any = ModularGPTForCausalLM.from_pretrained(path, dtype=dtype or "auto")
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"'{path}' cannot be read ({reason}): restore it from a copy") from error
-    return loaded.model
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights are not those of the config.
+    """
+    settings = read_json(path / CONFIG_FILE)
+    if settings.get("quantization_config"):
+        raise CheckpointError(f"'{path}' is quantised, which is not supported; use its unquantised copy")
+    described = settings.get("gpt")
+    if not isinstance(described, Mapping):
+        raise CheckpointError(f"'{path / CONFIG_FILE}' has no mapping 'gpt' that describes the model: restore the file")
+    with Tensors(Source(str(path), folder=path)) as files:
+        names = {key.removeprefix(PREFIX): key for key in sorted(files.keys())}
+        layers = described.get("n_layers")
+        if isinstance(layers, (int, float)) and layers > layers_in(names):  # before a list of so many is made
+            raise CheckpointError(f"'{path / CONFIG_FILE}' describes {layers} layers, more than the weights beside it")
+        tensors = {name: files.tensor(key) for name, key in names.items()}
+        try:
+            return model_from_tensors(GPTConfig.from_dict(described), tensors, dtype, device)
+        except (ConfigError, CheckpointError) as error:
+            raise CheckpointError(f"'{path}' does not fit its {CONFIG_FILE}: {error}") from error
 
 
 def read_notes(path: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
-    """The tokenizer and the notes that ``write_folder`` put beside a model; None and nothing where there are none."""
-    own = path / OWN
-    tokenizer = Tokenizer.load(own) if (own / "tokenizer.json").is_file() else None
+    """The tokenizer and the notes that ``write_folder`` put beside a model; None and nothing if there are none."""
+    own = path / OWN_TYPE
+    tokenizer = Tokenizer.load(own) if (own / TOKENIZER).is_file() else None
     return tokenizer, read_json(own / META) if (own / META).is_file() else {}
+
+
+def save_model(
+    model: GPTModel,
+    path: str | Path,
+    format: str = "auto",
+    eos_token_id: int | list[int] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a model into a folder in the format of Hugging Face; returns the model_type in its config.json.
+
+    path: a folder, created if missing; other files in it stay
+    format: family: a published family, which needs nothing of this package | modular_gpt: our own kind, which holds any
+        model | auto: the first if a family computes the same, else the second
+    eos_token_id: the id or ids that end a text, for the generation of transformers
+    training: what is known of how the weights came about, for the model card of our own kind
+
+    Raises:
+        CheckpointError: format=family, and no published family computes the same; the folder cannot be written, or is a
+            checkpoint of this program.
+        ConfigError: the format is unknown.
+    """
+    one_of(format, FORMATS, "format")
+    path = Path(path)
+    if (path / MANIFEST).exists():
+        raise CheckpointError(f"'{path}' is a checkpoint of this program, which this would damage: give another folder")
+    if format == "family" or (format != OWN_TYPE and _is_published(model)):
+        save_pretrained(model, path, eos_token_id=eos_token_id)
+        return family_of(model.config).model_type
+    from modular_gpt.hf import ModularGPTConfig, ModularGPTForCausalLM
+
+    config = ModularGPTConfig(model.config, dict(training or {}), eos_token_id=eos_token_id)
+    settings = {
+        **config.to_dict(),
+        "architectures": [ModularGPTForCausalLM.__name__],
+        "dtype": str(model.embedding.weight.dtype).removeprefix("torch."),
+    }
+    tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in saved_tensors(model).items()}
+    write_files(path, settings, tensors, eos_token_id)
+    return OWN_TYPE
 
 
 def write_folder(
     directory: Path, model: GPTModel, tokenizer: Tokenizer | None, meta: Mapping[str, Any], format: str = "auto"
 ) -> Written:
-    """Write a model for transformers into a folder that exists.
-
-    format: ``family`` for a published kind of model, which needs nothing of this package; ``modular_gpt`` for our own
-        kind, which holds any model; ``auto`` for the first where there is one
+    """Write a model with its card, its tokenizer and the notes of its checkpoint; arguments as in ``save_model``.
 
     Raises:
-        CheckpointError: format=family, and no published kind is the same.
-        ConfigError: the format is unknown.
+        CheckpointError, ConfigError: as ``save_model``.
     """
-    from modular_gpt.hf import ModularGPTForCausalLM, to_transformers
+    from modular_gpt.hf import to_transformers
     from modular_gpt.hf.card import write_card
 
-    one_of(format, FORMATS, "format")
-    eos = None if tokenizer is None else tokenizer.eos_id
-    training = {name: meta[name] for name in _TOLD if name in meta}
-    if format == "family" or (format == "auto" and _is_published(model)):
-        save_pretrained(model, directory, eos_token_id=eos)
-        kind = family_of(model.config).model_type
-        write_card(directory, model, training, importing=False)
-    else:
-        wrapped = ModularGPTForCausalLM.from_gpt(model, training)
-        wrapped.generation_config.eos_token_id = eos
-        with _without_bars():
-            wrapped.save_pretrained(directory)
-        kind = OWN
-    own = directory / OWN
+    training = {name: meta[name] for name in _FOR_CARD if name in meta}
+    model_type = save_model(model, directory, format, None if tokenizer is None else tokenizer.eos_id, training)
+    write_card(directory, model, training, importing=model_type == OWN_TYPE)
+    own = directory / OWN_TYPE
     own.mkdir(exist_ok=True)
-    (own / META).write_text(json.dumps(dict(meta), indent=1), encoding="utf-8")
+    write_json(own / META, meta)
     if tokenizer is None:
-        return Written(kind, "the checkpoint has none")
+        return Written(model_type, "the checkpoint has none")
     tokenizer.save(own)
     try:
-        to_transformers(tokenizer, model.config.context_length).save_pretrained(directory)
+        with _without_bars():
+            to_transformers(tokenizer, model.config.context_length).save_pretrained(directory)
     except ConfigError as error:
-        return Written(kind, str(error))
-    return Written(kind, "")
+        return Written(model_type, str(error))
+    return Written(model_type, "")
 
 
 @contextmanager

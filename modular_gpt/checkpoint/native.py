@@ -11,7 +11,6 @@ Nothing in it can name or carry code. Further tensors, such as an optimizer's st
 
 import errno
 import logging
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -44,6 +43,7 @@ from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import check_shapes, layers_in, meta_model, model_from_tensors
+from modular_gpt.pretrained.weight_files import as_os_error
 
 FOLDER, STEP, BEST, LATEST = "checkpoints", "step_", "best", "latest"  # of a run: checkpoints/step_000100 ...
 
@@ -202,14 +202,6 @@ def save_checkpoint(
             " the checkpoints saved before are untouched"
         ) from error
     return directory
-
-
-def as_os_error(error: Exception) -> OSError:
-    """The OSError that a SafetensorError reports in its text, with its number; any other OSError as it is."""
-    if isinstance(error, OSError):
-        return error
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), str(error)) if number else OSError(str(error))
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:

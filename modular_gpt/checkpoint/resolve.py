@@ -1,4 +1,8 @@
-"""Models by what a user calls them: a run, a checkpoint, a folder of Hugging Face's, or a published name."""
+"""The one door: models by any name that a user gives them.
+
+A name is a run's directory, ``runs/latest``, a checkpoint, a folder in the format of Hugging Face (of a published
+family, or of this package's own kind), or the name of a published model.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,66 +10,92 @@ from typing import Any, NamedTuple
 
 import torch
 
-from modular_gpt.checkpoint import FOLDER, MANIFEST, load_checkpoint
-from modular_gpt.checkpoint.hf_folder import is_ours, read_model, read_notes
-from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.checkpoint.hf_folder import is_own_kind, read_notes, read_own_kind
+from modular_gpt.checkpoint.manifest import MANIFEST
+from modular_gpt.checkpoint.native import FOLDER, open_checkpoint
+from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
+from modular_gpt.core.registry import decode, encode
 from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer
 from modular_gpt.model import GPTModel
+from modular_gpt.pretrained.hub import CONFIG_FILE
 
-CONFIG = "config.json"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
+class LoadedModel(NamedTuple):
+    """A model and its tokenizer, or None if there is none."""
+
+    model: GPTModel
+    tokenizer: Tokenizer | None
+
+
 class Loaded(NamedTuple):
-    """A model with what turns text into its ids."""
+    """A model with the tokenizer that turns text into its ids."""
 
     model: GPTModel
     tokenizer: Tokenizer
 
 
 class Opened(NamedTuple):
-    """A model, its tokenizer if it has one, and what its writer noted."""
+    """A model, its tokenizer if it has one, and the notes of its writer."""
 
     model: GPTModel
     tokenizer: Tokenizer | None
     meta: dict[str, Any]
 
 
-def load_model(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Loaded:
-    """The model and the tokenizer of a run, a checkpoint, a folder in Hugging Face's format, or a published name.
+def load_model(
+    name_or_path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> LoadedModel:
+    """The model, in evaluation mode, and the tokenizer behind a name.
+
+    name_or_path: a run's directory (its best checkpoint is taken), ``runs/latest``, a checkpoint, a folder in the
+        format of Hugging Face, or a published name such as gpt2
+    dtype: of the parameters; None: as they were saved
+    device: where they are put; None: the CPU
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it has no tokenizer.
+        CheckpointError: there is no such model, or it is damaged.
     """
-    model, tokenizer, _ = open_model(name, device, dtype)
+    opened = open_model(name_or_path, device or "cpu", dtype)
+    return LoadedModel(opened.model, opened.tokenizer)
+
+
+def load_with_tokenizer(
+    name_or_path: str | Path, device: str | torch.device, dtype: torch.dtype | None = None
+) -> Loaded:
+    """As ``load_model``; CheckpointError if there is no tokenizer."""
+    model, tokenizer, _ = open_model(name_or_path, device, dtype)
     if tokenizer is not None:
         return Loaded(model, tokenizer)
-    path = Path(name).expanduser()
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
     if is_published(name, path):
         raise CheckpointError(f"{name!r} has no tokenizer.json, so it cannot read a prompt; save one beside it")
     raise CheckpointError(f"the checkpoint at '{path}' has no tokenizer, so it cannot read a prompt")
 
 
-def open_model(name: str, device: torch.device, dtype: torch.dtype | None = None) -> Opened:
-    """As ``load_model``, also without a tokenizer."""
-    path = Path(name).expanduser()
+def open_model(
+    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Opened:
+    """As ``load_model``, and the notes."""
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
     if is_published(name, path):
         return _published(name, path, device, dtype)
-    checkpoint = load_checkpoint(path, device)
-    return Opened(checkpoint.model.to(dtype=dtype), checkpoint.tokenizer, checkpoint.meta)
+    reader = open_checkpoint(path)
+    return Opened(reader.model(dtype, device), reader.tokenizer, reader.meta)
 
 
-def tokenizer_settings(name: str, opened: Opened) -> dict[str, Any]:
+def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> dict[str, Any]:
     """The settings that build the tokenizer of a model, which ``open_model`` has opened by this name.
 
     Raises:
-        CheckpointError: they are not known.
+        CheckpointError: they are not known, or are not those of a tokenizer.
     """
-    path = Path(name).expanduser()
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
     recorded = recorded_tokenizer(opened.meta)
     if recorded is not None:
         return recorded
-    if is_published(name, path) and not is_ours(path):
+    if is_published(name, path) and not is_own_kind(path):
         from modular_gpt.pretrained import tokenizer_file
         from modular_gpt.pretrained.hub import SHORT_NAMES
 
@@ -78,28 +108,40 @@ def tokenizer_settings(name: str, opened: Opened) -> dict[str, Any]:
 
 
 def recorded_tokenizer(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The tokenizer's settings of the run that a checkpoint comes from, as its notes have them."""
+    """The tokenizer's settings of the run that a checkpoint comes from, validated; None if its notes have none.
+
+    Raises:
+        CheckpointError: the notes have settings that no tokenizer has.
+    """
     run = meta.get("run")
-    return run.get("tokenizer") if isinstance(run, dict) else None
+    recorded = run.get("tokenizer") if isinstance(run, Mapping) else None
+    if recorded is None:
+        return None
+    try:
+        return encode(decode("tokenizer", recorded))
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(
+            f"the notes of this model describe no tokenizer ({error}): use tokenizer=<name>"
+        ) from error
 
 
 def is_published(name: str, path: Path) -> bool:
-    """Whether a name is a folder in Hugging Face's format, or no path at all."""
+    """Whether a name is that of a folder in the format of Hugging Face, or no path at all."""
     if path.is_dir():
-        return (path / CONFIG).is_file() and not (path / MANIFEST).exists() and not (path / FOLDER).exists()
+        return (path / CONFIG_FILE).is_file() and not (path / MANIFEST).exists() and not (path / FOLDER).exists()
     looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     in_a_folder = "/" in name and path.parent.is_dir()  # a misspelt run rather than owner/name of a hub
     return not (path.exists() or path.is_symlink() or looks_like_path or in_a_folder or name.startswith("runs/"))
 
 
-def _published(name: str, path: Path, device: torch.device, dtype: torch.dtype | None) -> Opened:
+def _published(name: str, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Opened:
     from modular_gpt.pretrained import load_pretrained, tokenizer_file
     from modular_gpt.pretrained.hub import SHORT_NAMES
 
     if "/" not in name and name not in SHORT_NAMES and not path.exists():
         known = unknown("published model", name, SHORT_NAMES)
         raise CheckpointError(f"there is no checkpoint at {name!r}, and {known}, or owner/name of the Hugging Face hub")
-    model = read_model(path, dtype).to(device) if is_ours(path) else load_pretrained(name, dtype, device)
+    model = read_own_kind(path, dtype, device) if is_own_kind(path) else load_pretrained(name, dtype, device)
     tokenizer, meta = read_notes(path)
     if tokenizer is None:
         file = tokenizer_file(name)

@@ -1,4 +1,4 @@
-"""What mgpt-convert can be told, and what it does."""
+"""The command mgpt-convert: its settings, and the conversion."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,26 +6,28 @@ from pathlib import Path
 import torch
 
 from modular_gpt.checkpoint import save_checkpoint
-from modular_gpt.checkpoint.hf_folder import FORMATS, OWN, write_folder
+from modular_gpt.checkpoint.hf_folder import FORMATS, OWN_TYPE, write_folder
 from modular_gpt.checkpoint.resolve import DTYPES, Opened, open_model
 from modular_gpt.cli.composition.schema import Command
-from modular_gpt.core.atomic_files import new_directory
+from modular_gpt.core.atomic_files import new_directory, write_problem
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.validation import one_of
 
 TARGETS = ("hf", "checkpoint")
+# notes that only a checkpoint with the state of its training has
+TRAINING_ONLY = ("training", "progress", "optimizer", "order", "compiled", "averaged_steps", "scaler")
 
 
 @dataclass
 class ConvertSettings:
-    """What to write where.
+    """The model to convert, and the folder to write.
 
-    checkpoint: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published name such as gpt2
-    to: hf, a folder that transformers loads | checkpoint, of this program
+    checkpoint: a run's directory, a checkpoint, a folder in the format of Hugging Face, or a published name such as gpt2
+    to: hf: a folder that transformers loads | checkpoint: one of this program
     path: the folder to write; it must not exist
-    format: of to=hf: family, a published kind of model, for which transformers needs nothing else | modular_gpt, any
-        model, loaded after `import modular_gpt.hf` | auto, the first where there is one
-    dtype: float32 | bf16, of the weights (null: as they were saved)
+    format: with to=hf: family: a published family, which transformers loads by itself | modular_gpt: any model, which
+        transformers loads after `import modular_gpt.hf` | auto: family if one computes the same, else modular_gpt
+    dtype: float32 | bf16, dtype of the weights (null: as they were saved)
     """
 
     checkpoint: str = "runs/latest"
@@ -47,7 +49,7 @@ CONVERT = Command(name="convert", plain=ConvertSettings)
 
 
 def convert(settings: ConvertSettings) -> str:
-    """Write the folder; returns what to say of it.
+    """Write the folder; returns a message that says how to load it.
 
     Raises:
         UserError: there is no such model, the folder exists or cannot be written, or the model is not of the format.
@@ -63,7 +65,9 @@ def convert(settings: ConvertSettings) -> str:
 
 
 def _to_checkpoint(path: Path, opened: Opened, settings: ConvertSettings) -> str:
-    meta = opened.meta or {"converted_from": settings.checkpoint}
+    # without the optimizer's state no training can resume from it, so its notes must not promise one
+    meta = {name: value for name, value in opened.meta.items() if name not in TRAINING_ONLY}
+    meta = meta or {"converted_from": settings.checkpoint}
     save_checkpoint(path, opened.model, opened.tokenizer, meta=meta)
     without = "" if opened.tokenizer else ", without a tokenizer: there was none"
     return f"{path}: a checkpoint of this program{without}. Use it with mgpt-generate checkpoint={path}"
@@ -74,10 +78,11 @@ def _to_hf(path: Path, opened: Opened, settings: ConvertSettings) -> str:
         with new_directory(path) as new:
             written = write_folder(new, opened.model, opened.tokenizer, opened.meta, settings.format)
     except OSError as error:
-        raise CheckpointError(f"cannot write '{path}' ({error.strerror or error}): give another path") from error
-    first = "after `import modular_gpt.hf`, " if written.kind == OWN else ""
+        reason, remedy = write_problem(error, path.parent)
+        raise CheckpointError(f"cannot write '{path}' ({reason}): {remedy}") from error
+    first = "import modular_gpt.hf first, then " if written.model_type == OWN_TYPE else ""
     lines = [
-        f"{path}: a {written.kind} model. In Python: {first}AutoModelForCausalLM.from_pretrained('{path}')",
+        f"{path}: a {written.model_type} model. In Python: {first}AutoModelForCausalLM.from_pretrained('{path}')",
         f"Tokenizer: {written.tokenizer or f'AutoTokenizer.from_pretrained({str(path)!r})'}",
     ]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from modular_gpt.checkpoint.resolve import DTYPES, Loaded, load_model
+from modular_gpt.checkpoint.resolve import DTYPES, Loaded, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.core.validation import one_of
@@ -87,7 +87,7 @@ def measure(settings: EvalSettings) -> Results:
     prepare_device(threads=None)
     if settings.names():
         _check_harness()
-    loaded = load_model(settings.checkpoint, device, None if settings.dtype is None else DTYPES[settings.dtype])
+    loaded = load_with_tokenizer(settings.checkpoint, device, None if settings.dtype is None else DTYPES[settings.dtype])
     results: Results = {}
     if settings.text is not None or settings.corpus is not None or not settings.names():
         found = _on_text(settings, loaded)

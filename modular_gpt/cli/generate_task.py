@@ -8,7 +8,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
-from modular_gpt.checkpoint.resolve import DTYPES, load_model
+from modular_gpt.checkpoint.resolve import DTYPES, load_with_tokenizer
 from modular_gpt.cli.composition.compose import as_yaml, composed, plain
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
@@ -108,8 +108,8 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
     device = choose_device(task.device)
     prepare_device(threads=None)
     dtype = None if task.dtype is None else DTYPES[task.dtype]
-    loaded = load_model(task.checkpoint, device, dtype)
-    draft = None if task.draft is None else load_model(task.draft, device, dtype).model
+    loaded = load_with_tokenizer(task.checkpoint, device, dtype)
+    draft = None if task.draft is None else load_with_tokenizer(task.draft, device, dtype).model
     for model in filter(None, (loaded.model, draft)):
         if task.pack or (task.pack is None and can_pack(model) and not settings.compile):
             pack(model)

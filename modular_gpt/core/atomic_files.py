@@ -190,13 +190,17 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def link(pointer: Path, name: str) -> None:
+def link(pointer: Path, name: str, *, set_aside: bool = False) -> None:
     """Make ``pointer`` lead to the file or directory ``name`` beside it, at once for every reader.
 
-    It is a symbolic link, or a text file with the name where the system has no links. A directory that stands at
-    ``pointer``, because a copy followed the link, is renamed to ``<pointer>-copied`` and stays.
+    It is a symbolic link, or a text file with the name where the system has no links.
+    set_aside: a directory that stands at ``pointer``, because a copy followed the link, is renamed to
+        ``<pointer>-copied``
+
+    Raises:
+        OSError: it cannot be written; a directory stands there and is not to be set aside.
     """
-    if pointer.is_dir() and not pointer.is_symlink():
+    if set_aside and pointer.is_dir() and not pointer.is_symlink():
         names = (pointer.with_name(f"{pointer.name}{COPIED}{number or ''}") for number in count())
         os.rename(pointer, next(free for free in names if not free.exists()))
     temporary = temporary_name(pointer)
@@ -222,7 +226,7 @@ def resolve_link(path: Path) -> Path:
 
 
 def write_problem(error: OSError, folder: Path) -> tuple[str, str]:
-    """Why a file could not be written in a folder, and what helps, as two phrases: ("the disk is full", "make room")."""
+    """Two phrases: why a file in a folder could not be written ("the disk is full"), and what helps ("make room")."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno == errno.ENOSPC:
         return ("the file system has no inodes left", "remove files there") if _without_inodes(folder) else (

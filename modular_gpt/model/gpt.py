@@ -240,16 +240,37 @@ class GPTModel(nn.Module):
     def from_pretrained(
         cls, name_or_path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> "GPTModel":
-        """A published model, in evaluation mode; see ``modular_gpt.pretrained.load_pretrained``."""
-        from modular_gpt.pretrained import load_pretrained
+        """The model behind a name, in evaluation mode; ``modular_gpt.load_model`` returns the tokenizer as well.
 
-        return load_pretrained(name_or_path, dtype, device)
+        name_or_path: a run's directory, ``runs/latest``, a checkpoint, a folder in the format of Hugging Face, or a
+            published name such as gpt2
+        dtype: of the parameters; None: as they were saved
+        device: where they are put; None: the CPU
 
-    def save_pretrained(self, path: str | Path, format: str = "hf", eos_token_id: int | None = None) -> None:
-        """Write a folder that other programs read; see ``modular_gpt.pretrained.save_pretrained``."""
-        from modular_gpt.pretrained import save_pretrained
+        Raises:
+            CheckpointError: there is no such model, or it is damaged.
+        """
+        from modular_gpt.checkpoint.resolve import load_model
 
-        save_pretrained(self, path, format, eos_token_id)
+        return load_model(name_or_path, dtype, device).model
+
+    def save_pretrained(
+        self, path: str | Path, format: str = "auto", eos_token_id: int | list[int] | None = None
+    ) -> None:
+        """Write the model into a folder in the format of Hugging Face, which ``from_pretrained`` reads.
+
+        path: a folder, created if missing; other files in it stay
+        format: family: a published family, which transformers loads by itself | modular_gpt: any model, which transformers
+            loads after ``import modular_gpt.hf`` | auto: the first if a family computes the same, else the second
+        eos_token_id: the id or ids that end a text, for the generation of transformers
+
+        Raises:
+            CheckpointError: format=family, and no published family computes the same; or the folder cannot be written.
+            ConfigError: the format is unknown.
+        """
+        from modular_gpt.checkpoint.hf_folder import save_model
+
+        save_model(self, path, format, eos_token_id)
 
     def checkpoint_activations(self, every: int = 1) -> None:
         """Let every so-many-th block, from the first on, keep its input alone and compute the rest again in the

@@ -90,9 +90,7 @@ def dtypes_of(
             for name, tensor in tensors.items()}  # fmt: skip
 
 
-def check_shapes(
-    expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], holder: str, config: str
-) -> None:
+def check_shapes(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size], holder: str, config: str) -> None:
     """Raise a CheckpointError that names the first tensor that is missing, unknown or of another shape."""
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):

@@ -1,4 +1,4 @@
-"""What the loader knows about one kind of published model; the kinds themselves are in families/."""
+"""One family of published models: how its config.json and its tensors map to ours. The families are in families/."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -7,22 +7,24 @@ from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.config_map import HFConfig, check_all_read
 from modular_gpt.pretrained.tensor_map import TensorMapping
-
-Settings = Mapping[str, Any]  # of their config.json, with the defaults filled in
 
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of published model.
+    """One family of published models.
 
-    model_type, architecture: as in their config.json
-    rules: which tensor is which
-    read: their settings -> ours, as ``GPTConfig.from_dict`` takes them
-    write: ours and its layers with nulls resolved -> theirs, for kinds that can be saved; as near as it can come,
-        since what ``read`` makes of it is compared with ours
-    parts: the component of each slot, by name, where ``write`` is given
-    defaults: what a setting is that their config.json leaves out
+    model_type, architecture: as in its config.json
+    rules: which tensor of its files corresponds to which of ours
+    from_hf: its settings -> ours, as ``GPTConfig.from_dict`` takes them
+    to_hf: our config and its layers with nulls resolved -> its settings, for families that can be written. It may be
+        approximate: the result is read back with ``from_hf`` and compared with the config
+    slots: the component of each slot, by name, where ``to_hf`` is given
+    defaults: values of settings that its config.json leaves out
+    synonyms: other names of settings -> the name in ``defaults``
+    harmless: settings that change nothing here: name -> ANY, or the values at which they change nothing
+    layers: the setting that counts layers
     prefix: of tensor names, absent in files of the bare model without a head
     ignored: regular expressions of tensor names that hold nothing learned; {n_layers} is filled in
     """
@@ -30,12 +32,42 @@ class Family:
     model_type: str
     architecture: str
     rules: tuple[TensorMapping, ...]
-    read: Callable[[Settings], dict[str, Any]]
+    from_hf: Callable[[HFConfig], dict[str, Any]]
     defaults: Mapping[str, Any]
-    write: Callable[[GPTConfig, list[LayerConfig]], dict[str, Any]] | None = None
-    parts: Mapping[str, str] = field(default_factory=dict)
+    to_hf: Callable[[GPTConfig, list[LayerConfig]], dict[str, Any]] | None = None
+    slots: Mapping[str, str] = field(default_factory=dict)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    harmless: Mapping[str, Any] = field(default_factory=dict)
+    layers: str = "num_hidden_layers"
     prefix: str = "model."
     ignored: tuple[str, ...] = field(default=(r".*rotary_emb\.inv_freq",))
+
+    def settings(self, given: Mapping[str, Any]) -> HFConfig:
+        """The settings of a config.json under their usual names, with this family's defaults.
+
+        Raises:
+            CheckpointError: two names of one setting have different values.
+        """
+        given = dict(given)
+        for synonym, name in self.synonyms.items():
+            if synonym not in given:
+                continue
+            value = given.pop(synonym)
+            if given.setdefault(name, value) != value:
+                raise CheckpointError(f"the checkpoint has {name}={given[name]!r} and {synonym}={value!r}: remove one")
+        return HFConfig(given, self.defaults)
+
+    def config(self, given: Mapping[str, Any]) -> GPTConfig:
+        """Our config for the settings of a config.json.
+
+        Raises:
+            CheckpointError: a setting is neither read nor known to be harmless, or has no counterpart here.
+            ConfigError: a setting cannot work.
+        """
+        settings = self.settings(given)
+        config = GPTConfig.from_dict(self.from_hf(settings))
+        check_all_read(settings, self.harmless, self.model_type)
+        return config
 
 
 ACTIVATIONS = {
@@ -51,27 +83,27 @@ ACTIVATIONS = {
 
 
 def activation(name: str) -> str:
-    """Our name of their activation function."""
+    """Our name of an activation function of transformers."""
     if name not in ACTIVATIONS:
         raise CheckpointError(unknown("activation function", str(name), ACTIVATIONS))
     return ACTIVATIONS[name]
 
 
-def parts(layer: LayerConfig) -> tuple[Any, Any, Any, Any]:
-    """The settings of attention, ffn, norm and pos, for a family that knows which settings its parts have."""
+def component_configs(layer: LayerConfig) -> tuple[Any, Any, Any, Any]:
+    """The configs of attention, ffn, norm and pos, for a family that knows the classes of its components."""
     return layer.attention, layer.ffn, layer.norm, layer.pos
 
 
-def their_activation(name: str) -> str:
-    """Their name of our activation function; ours, which they do not know, where they have none."""
-    return next((theirs for theirs, ours in ACTIVATIONS.items() if ours == name), name)
+def hf_activation(name: str) -> str:
+    """The name in transformers of our activation function; ours, if transformers has none."""
+    return next((hf_name for hf_name, our_name in ACTIVATIONS.items() if our_name == name), name)
 
 
-def dropout(settings: Settings, name: str, embeddings: str | None = None) -> float:
-    """The rate after attention and ffn; with a warning where that of the ``embeddings``, which get it too, differs."""
-    rate, theirs = float(settings[name]), float(settings[embeddings]) if embeddings else 0.0
-    if rate != theirs:
-        has = f"{embeddings}={theirs}" if embeddings else "none"
+def dropout(settings: HFConfig, name: str, embeddings: str | None = None) -> float:
+    """The rate after attention and ffn; warns if the rate of the ``embeddings``, which is the same here, differs."""
+    rate, embedding_rate = float(settings[name]), float(settings[embeddings]) if embeddings else 0.0
+    if rate != embedding_rate:
+        has = f"{embeddings}={embedding_rate}" if embeddings else "none"
         warnings.warn(
             f"while training, the embeddings get the dropout {name}={rate}, where the checkpoint has {has}",
             stacklevel=2,
@@ -79,8 +111,8 @@ def dropout(settings: Settings, name: str, embeddings: str | None = None) -> flo
     return rate
 
 
-def must_be(settings: Settings, **only: Any) -> None:
-    """Refuse a checkpoint with a setting that has no counterpart here."""
+def must_be(settings: HFConfig, **only: Any) -> None:
+    """Raise a CheckpointError for a setting with a value that has no counterpart here."""
     for name, value in only.items():
         if settings[name] != value:
             raise CheckpointError(

@@ -1,23 +1,26 @@
 """Published models into GPTModel: their config is read as ours, then each tensor is copied to its place."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.core.errors import CheckpointError, ConfigError, printable, unknown
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.model.materialize import materialize, meta_model, saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.hub import CONFIG, Source, locate
+from modular_gpt.pretrained.hub import CONFIG_FILE, Source, locate
 from modular_gpt.pretrained.tensor_map import TensorPair, expand
 from modular_gpt.pretrained.weight_files import Tensors, listed
 
 HEAD, EMBEDDING = "lm_head.weight", "embedding.weight"
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")  # the first number in the name of a tensor
+OWN_TYPE = "modular_gpt"  # the model_type of folders that hold any GPTModel, written by this program
 
 
 def load_pretrained(
@@ -31,85 +34,120 @@ def load_pretrained(
     device: where they are put; None for the CPU
 
     Raises:
-        CheckpointError: there is no such model, it is of an unknown kind, damaged, or has tensors that are unknown,
-            missing or of another shape.
+        CheckpointError: there is no such model, its family is unknown, it is damaged, or tensors or settings are
+            unknown, missing or of another shape.
         ConfigError: its config has a setting that cannot work.
     """
     source = locate(name_or_path)
-    family, config = read_config(source)
-    with torch.device("meta"):
-        model = GPTModel(config)
+    family, given = read_family(source)
     with Tensors(source) as files:
-        links = match(family, model, files)
-        fill(model, links, files, dtype, torch.device(device or "cpu"))
-    return model.eval()
+        check_layers(given, family, files, source)
+        model = _described(read_settings(source, family, given), files, source)
+        pairs = match(family, model, files)
+        return fill(model, pairs, files, dtype, torch.device(device or "cpu"))
 
 
 def read_config(source: Source) -> tuple[Family, GPTConfig]:
-    """The kind of a published model, and its config as ours."""
-    given = source.json(CONFIG)
+    """The family of a published model, and its config as ours."""
+    family, given = read_family(source)
+    return family, read_settings(source, family, given)
+
+
+def read_family(source: Source) -> tuple[Family, dict[str, Any]]:
+    """The family of a published model, and the content of its config.json.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or names a family that is not known here.
+    """
+    given = source.json(CONFIG_FILE)
     if given is None:
-        raise CheckpointError(f"{source.name!r} has no {CONFIG}; give the folder of a model")
-    kind = given.get("model_type")
-    if kind not in FAMILIES:
-        if "format" in given:
-            raise CheckpointError(
-                f"{source.name!r} is a checkpoint of this program, which modular_gpt.checkpoint reads"
-            )
-        if kind is None:
-            raise CheckpointError(
-                f"{CONFIG} of {source.name!r} has no model_type; there are: {listed(sorted(FAMILIES))}"
-            )
-        raise CheckpointError(f"{source.name!r}: {unknown('architecture', str(kind), FAMILIES)}")
+        raise CheckpointError(f"{source.name!r} has no {CONFIG_FILE}; give the folder of a model")
+    model_type = given.get("model_type")
+    if model_type is None and "format" in given:
+        raise CheckpointError(f"{source.name!r} is a checkpoint of this program, which modular_gpt.load_model opens")
+    if model_type is None:
+        raise CheckpointError(
+            f"{CONFIG_FILE} of {source.name!r} has no model_type; there are: {listed(sorted(FAMILIES))}"
+        )
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        reason = unknown("architecture", printable(str(model_type)), FAMILIES)
+        raise CheckpointError(f"{source.name!r}: {reason}")
     if given.get("quantization_config"):
         raise CheckpointError(f"{source.name!r} is quantised, which is not supported; use its unquantised copy")
-    family = FAMILIES[kind]
+    return FAMILIES[model_type], given
+
+
+def read_settings(source: Source, family: Family, given: Mapping[str, Any]) -> GPTConfig:
+    """Our config for the content of a config.json; CheckpointError or ConfigError if there is none."""
     try:
-        return family, GPTConfig.from_dict(family.read({**family.defaults, **given}))
+        return family.config(given)
     except KeyError as error:
-        raise CheckpointError(f"{CONFIG} of {source.name!r} lacks the setting {error}") from error
-    except (TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
-        raise CheckpointError(f"{CONFIG} of {source.name!r} has a setting of a wrong type or size: {error}") from error
+        raise CheckpointError(f"{CONFIG_FILE} of {source.name!r} lacks the setting {error}") from error
+    except (TypeError, AttributeError, ZeroDivisionError, OverflowError, MemoryError) as error:
+        raise CheckpointError(
+            f"{CONFIG_FILE} of {source.name!r} has a setting of a wrong type or size: {error}"
+        ) from error
 
 
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model, each tensor once: parameters and the buffers that are saved."""
-    saved = model.state_dict(keep_vars=True)
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    return {**dict(model.named_parameters()), **buffers}
+def check_layers(given: Mapping[str, Any], family: Family, files: Tensors, source: Source) -> None:
+    """Raise a CheckpointError if a config.json counts more layers than its tensors: before a list of them is made."""
+    count = family.settings(given).get(family.layers)
+    numbers = {found[1] for key in files.keys() if (found := _LAYER_NUMBER.search(key))}  # noqa: SIM118
+    if isinstance(count, (int, float)) and count > len(numbers):
+        raise CheckpointError(
+            f"the checkpoint does not fit its {CONFIG_FILE} ({family.model_type}): {family.layers} is {count},"
+            f" and its tensors are those of {len(numbers)} layers"
+        )
+
+
+def _described(config: GPTConfig, files: Tensors, source: Source) -> GPTModel:
+    """The model of a config on the meta device; CheckpointError if it is far larger than the tensors."""
+    try:
+        model = meta_model(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{CONFIG_FILE} of {source.name!r} describes a model of impossible size") from error
+    wanted = sum(tensor.numel() for tensor in saved_tensors(model).values())
+    if wanted > 100 * (files.numel() + 10**6):  # before each of its experts is looked for
+        raise CheckpointError(
+            f"the checkpoint does not fit its {CONFIG_FILE}, which describes {wanted:,} parameters:"
+            f" its tensors have {files.numel():,}"
+        )
+    return model
 
 
 def match(family: Family, model: GPTModel, files: Tensors) -> list[TensorPair]:
-    """Which tensor of the files goes where; every one of them, and every one of the model.
+    """Which tensor of the files belongs where: every one of them, and every one of the model.
 
     Raises:
-        CheckpointError: one is left over, missing, or of another shape.
+        CheckpointError: a tensor is unknown, missing, or of another shape.
     """
-    ours, theirs = own_tensors(model), files.keys()
+    ours, hf_names = saved_tensors(model), files.keys()
     config = model.config
-    links = list(expand(family.rules, ours, config.n_layers, config.n_heads))
-    if not any(key.startswith(family.prefix) for key in theirs):  # saved without its head
-        links = [link._replace(theirs=link.theirs.removeprefix(family.prefix)) for link in links]
-    wanted = {link.theirs for link in links}
-    unfilled = sorted(set(ours) - {name for link in links for name in link.ours})
+    pairs = list(expand(family.rules, ours, config.n_layers, config.n_heads))
+    if not any(key.startswith(family.prefix) for key in hf_names):  # saved without its head
+        pairs = [pair._replace(hf_name=pair.hf_name.removeprefix(family.prefix)) for pair in pairs]
+    wanted = {pair.hf_name for pair in pairs}
+    unfilled = sorted(set(ours) - {name for pair in pairs for name in pair.our_names})
     if unfilled:
         raise CheckpointError(f"no tensor of a {family.model_type} checkpoint fills {listed(unfilled)}")
-    missing, left_over = sorted(wanted - theirs), sorted(_left_over(family, config, theirs - wanted))
-    if HEAD in left_over and config.tie_embeddings:
+    missing, left_over = sorted(wanted - hf_names), sorted(_left_over(family, config, hf_names - wanted))
+    tied_head = HEAD in left_over and config.tie_embeddings
+    if tied_head:
         left_over.remove(HEAD)
-        _check_tied(files, links)
     if missing or left_over:
         faults = [f"lacks {listed(missing)}"] * bool(missing) + [f"has unknown {listed(left_over)}"] * bool(left_over)
         raise CheckpointError(
-            f"the checkpoint does not fit its {CONFIG} ({family.model_type}): it {' and '.join(faults)}"
+            f"the checkpoint does not fit its {CONFIG_FILE} ({family.model_type}): it {' and '.join(faults)}"
         )
-    for link in links:
-        expected, found = link.joined(ours).shape, files.shape(link.theirs)
+    if tied_head:
+        _check_tied(files, pairs)
+    for pair in pairs:
+        expected, found = pair.joined(ours).shape, files.shape(pair.hf_name)
         if expected != found:
             raise CheckpointError(
-                f"tensor {link.theirs!r} has the shape {list(found)}, but {CONFIG} asks for {list(expected)}"
+                f"tensor {pair.hf_name!r} has the shape {list(found)}, but {CONFIG_FILE} asks for {list(expected)}"
             )
-    return links
+    return pairs
 
 
 def _left_over(family: Family, config: GPTConfig, keys: set[str]) -> set[str]:
@@ -118,38 +156,26 @@ def _left_over(family: Family, config: GPTConfig, keys: set[str]) -> set[str]:
     return {key for key in keys if not any(re.fullmatch(p, prefix + key) for p in patterns for prefix in prefixes)}
 
 
-def _check_tied(files: Tensors, links: Sequence[TensorPair]) -> None:
-    """A head in a file whose config says that the head is the embedding must be the embedding."""
-    embedding = next(link.theirs for link in links if link.ours == (EMBEDDING,))
-    if not torch.equal(files.tensor(HEAD), files.tensor(embedding)):
+def _check_tied(files: Tensors, pairs: Sequence[TensorPair]) -> None:
+    """Raise a CheckpointError if a file has a head beside the embedding that it says to be the same, and is not."""
+    embedding = next(pair.hf_name for pair in pairs if pair.our_names == (EMBEDDING,))
+    if files.shape(HEAD) != files.shape(embedding) or not torch.equal(files.tensor(HEAD), files.tensor(embedding)):
         raise CheckpointError(
-            f"tensor {HEAD!r} differs from {embedding!r}, but {CONFIG} says tie_word_embeddings; set it to false"
+            f"tensor {HEAD!r} differs from {embedding!r}, but {CONFIG_FILE} has tie_word_embeddings; set it to false"
         )
 
 
-@torch.no_grad()
 def fill(
-    model: GPTModel, links: Sequence[TensorPair], files: Tensors, dtype: torch.dtype | None, device: torch.device
-) -> None:
-    """Allocate a model that was built without storage, and copy one tensor after another into it."""
+    model: GPTModel, pairs: Sequence[TensorPair], files: Tensors, dtype: torch.dtype | None, device: torch.device
+) -> GPTModel:
+    """Allocate a model on the meta device, and copy one tensor after another into it; parameters get one dtype."""
     if dtype is None:
-        dtype = files.tensor(next(link.theirs for link in links if link.ours == (EMBEDDING,))).dtype
+        dtype = files.tensor(next(pair.hf_name for pair in pairs if pair.our_names == (EMBEDDING,))).dtype
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise CheckpointError(f"tensors of {dtype} are not supported: give dtype=torch.float32")
-    allocate(model, dtype, device)
-    ours = own_tensors(model)
-    for link in links:
-        link.fill(ours, files.tensor(link.theirs))
 
+    def copy_all(ours: Mapping[str, Tensor]) -> None:
+        for pair in pairs:
+            pair.fill(ours, files.tensor(pair.hf_name))
 
-def allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Give storage to a model built on the meta device: parameters of ``dtype``, buffers as they are."""
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty_like(parameter, dtype=dtype, device=device)))
-        buffers: list[tuple[str, Any]] = list(module.named_buffers(recurse=False))
-        for name, buffer in buffers:
-            setattr(module, name, torch.zeros_like(buffer, device=device))
-        reset = getattr(module, "reset_parameters", None)
-        if buffers and callable(reset):
-            reset()  # buffers that no file holds
+    return materialize(model, copy_all, {name: dtype for name, _ in model.named_parameters()}, device)

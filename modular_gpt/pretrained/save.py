@@ -1,9 +1,10 @@
-"""GPTModel into folders that ``transformers`` loads, where a published kind of model is exactly the same."""
+"""GPTModel into folders that ``transformers`` loads, if a published family computes exactly the same."""
 
 import json
 import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,34 +13,39 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from modular_gpt.core.atomic_files import MARK, write_text
+from modular_gpt.core.atomic_files import temporary_name, write_problem, write_text
 from modular_gpt.core.errors import CheckpointError, UserError
 from modular_gpt.core.registry import encode, entries
 from modular_gpt.core.validation import one_of
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import SLOTS, GPTConfig, LayerConfig
+from modular_gpt.model.materialize import saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.hub import CONFIG
-from modular_gpt.pretrained.load import own_tensors
+from modular_gpt.pretrained.hub import CONFIG_FILE
+from modular_gpt.pretrained.load import OWN_TYPE
 from modular_gpt.pretrained.tensor_map import expand
-from modular_gpt.pretrained.weight_files import WEIGHTS, listed
+from modular_gpt.pretrained.weight_files import WEIGHTS, as_os_error, listed
 
-# Settings that say nothing about what a trained model computes: how it began, how it trains, by which kernels,
-# and those that are compared part by part.
+GENERATION = "generation_config.json"
+
+# Settings that change nothing that a trained model computes (initialisation, training, kernels), and those that are
+# compared component by component.
 _NOT_COMPUTED = {"init", "init_std", "init_residual", "init_head", "dropout", "bias", "layers", "final_norm", *SLOTS}
-_NOT_COMPUTED_IN_PARTS = {"name", "dropout", "backend"}
+_NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend"}
 
 
-def save_pretrained(model: GPTModel, path: str | Path, format: str = "hf", eos_token_id: int | None = None) -> None:
-    """Write ``config.json`` and ``model.safetensors`` as ``transformers`` writes and reads them.
+def save_pretrained(
+    model: GPTModel, path: str | Path, format: str = "hf", eos_token_id: int | list[int] | None = None
+) -> None:
+    """Write a model as one of a published family, with the files that ``transformers`` writes and reads.
 
-    path: a folder, made where there is none; other files in it stay
+    path: a folder, created if missing; other files in it stay
     format: hf
-    eos_token_id: the id that ends a text, which transformers' generation asks for; the model itself has no such thing
+    eos_token_id: the id or ids that end a text, for the generation of transformers
 
     Raises:
-        CheckpointError: no published kind of model is the same as this one, or the folder cannot be written.
+        CheckpointError: no published family computes the same as this model, or the folder cannot be written.
         ConfigError: the format is unknown.
     """
     one_of(format, ("hf",), "format")
@@ -51,62 +57,61 @@ def save_pretrained(model: GPTModel, path: str | Path, format: str = "hf", eos_t
         "bos_token_id": None,
         "eos_token_id": eos_token_id,
         "pad_token_id": None,
-        **_written(family, model.config),
+        **_to_hf(family, model.config),
     }
-    _write(Path(path), settings, their_tensors(family, model))
+    write_files(Path(path), settings, hf_tensors(family, model), eos_token_id)
 
 
 def family_of(config: GPTConfig) -> Family:
-    """The published kind of model that computes the same.
+    """The published family that computes the same as a model.
 
     Raises:
-        CheckpointError: there is none; names what the nearest one differs in.
+        CheckpointError: there is none; names what the nearest one lacks.
     """
-    apart: list[tuple[bool, list[str], str]] = []
+    differences: list[tuple[bool, list[str], str]] = []
     for family in FAMILIES.values():
-        if family.write is None:
+        if family.to_hf is None:
             continue
-        other_parts = _other_parts(family, config)
-        differing = other_parts or _other_settings(family, config)
+        other_components = _other_components(family, config)
+        differing = other_components or _other_settings(family, config)
         if not differing:
             return family
-        apart.append((bool(other_parts), differing, family.model_type))
-    _, differing, nearest = min(apart, key=lambda each: (each[0], len(each[1])))
+        differences.append((bool(other_components), differing, family.model_type))
+    _, differing, nearest = min(differences, key=lambda difference: (difference[0], len(difference[1])))
     raise CheckpointError(
-        f"this model cannot be written for transformers: the nearest kind, {nearest}, is without {listed(differing)}; "
-        "save it as a checkpoint of this program"
+        f"no published family computes the same as this model: the nearest one, {nearest}, is without "
+        f"{listed(differing)}; use format={OWN_TYPE}"
     )
 
 
-def their_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
-    """Their tensors by name, made from ours."""
-    ours = {name: tensor.detach() for name, tensor in own_tensors(model).items()}
-    links = list(expand(family.rules, ours, model.config.n_layers, model.config.n_heads))
-    assert set(ours) == {name for link in links for name in link.ours}, "a rule is missing"
-    return {link.theirs: link.joined(ours).cpu().contiguous() for link in links}
+def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
+    """The tensors of a family's files by name, made from ours."""
+    ours = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
+    pairs = list(expand(family.rules, ours, model.config.n_layers, model.config.n_heads))
+    assert set(ours) == {name for pair in pairs for name in pair.our_names}, "a mapping is missing"
+    return {pair.hf_name: pair.joined(ours).cpu().contiguous() for pair in pairs}
 
 
-def _written(family: Family, config: GPTConfig) -> dict[str, Any]:
-    assert family.write is not None
-    return family.write(config, _resolved(config))
+def _to_hf(family: Family, config: GPTConfig) -> dict[str, Any]:
+    assert family.to_hf is not None
+    return family.to_hf(config, _resolved(config))
 
 
 def _resolved(config: GPTConfig) -> list[LayerConfig]:
     return [layer.resolved(config.dims) for layer in config.layer_configs]
 
 
-def _other_parts(family: Family, config: GPTConfig) -> list[str]:
-    """The parts of a model that the family has another kind of."""
-    theirs = {slot: entries(slot)[name].component for slot, name in family.parts.items()}
+def _other_components(family: Family, config: GPTConfig) -> list[str]:
+    """The components of a model that are not those of the family."""
+    expected = {slot: entries(slot)[name].component for slot, name in family.slots.items()}
     chosen = [(slot, getattr(layer, slot)) for slot in SLOTS for layer in config.layer_configs]
-    return list(dict.fromkeys(f"{slot}={part.name}" for slot, part in chosen if part.component is not theirs[slot]))
+    return list(dict.fromkeys(f"{slot}={c.name}" for slot, c in chosen if c.component is not expected[slot]))
 
 
 def _other_settings(family: Family, config: GPTConfig) -> list[str]:
-    """What the family, which has the same parts, cannot say about a model."""
+    """The settings of a model that the family, which has the same components, cannot express."""
     try:
-        settings = {**family.defaults, **_written(family, config)}
-        back = GPTConfig.from_dict(family.read(settings))
+        back = family.config(_to_hf(family, config))
     except UserError as error:
         return [f"a setting ({error})"]
     return list(_differences(config, back))
@@ -120,16 +125,16 @@ def _differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
         value = getattr(config, setting.name)
         if setting.name not in _NOT_COMPUTED and not _equal(value, getattr(other, setting.name)):
             yield f"{setting.name}={value}"
-    said = set()
+    named = set()
     for layer, counterpart in zip(_resolved(config), _resolved(other), strict=True):
         for slot in SLOTS:
             values, others = encode(getattr(layer, slot)), encode(getattr(counterpart, slot))
             for name, value in values.items():
-                sentence = f"{slot}.{name}={value}"
-                if name in _NOT_COMPUTED_IN_PARTS or _equal(value, others[name]) or sentence in said:
+                difference = f"{slot}.{name}={value}"
+                if name in _NOT_COMPUTED_IN_COMPONENTS or _equal(value, others[name]) or difference in named:
                     continue
-                said.add(sentence)
-                yield sentence
+                named.add(difference)
+                yield difference
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -141,18 +146,31 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def _write(folder: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    temporary = folder / f"{WEIGHTS}{MARK}{os.getpid()}"
+def write_files(
+    folder: Path,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    eos_token_id: int | list[int] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors; each replaces the old one only when it is whole.
+
+    Raises:
+        CheckpointError: the folder cannot be written; the message gives the number of bytes needed.
+    """
+    generation = {"eos_token_id": eos_token_id, "pad_token_id": None, "bos_token_id": None}
+    temporary = temporary_name(folder / WEIGHTS)  # a directory, since save_file would follow a link
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        os.replace(temporary, folder / WEIGHTS)
-        write_text(folder / CONFIG, json.dumps(settings, indent=2) + "\n")
+        temporary.mkdir()
+        save_file(dict(tensors), temporary / WEIGHTS, metadata={"format": "pt"})
+        os.replace(temporary / WEIGHTS, folder / WEIGHTS)
+        write_text(folder / GENERATION, json.dumps(generation, indent=2) + "\n")
+        write_text(folder / CONFIG_FILE, json.dumps(dict(settings), indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         size = sum(tensor.nbytes for tensor in tensors.values())
+        reason, remedy = write_problem(as_os_error(error), folder)
         raise CheckpointError(
-            f"cannot write the model to '{folder}' ({error}); it needs {size:,} bytes in a folder that can be written"
+            f"cannot write the model to '{folder}' ({reason}; it needs {size:,} bytes): {remedy}"
         ) from error
     finally:
-        if folder.is_dir():
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)

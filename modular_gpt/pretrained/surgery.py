@@ -19,7 +19,7 @@ from modular_gpt.core.weight_transfer import TransferReport
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import SLOTS, GPTConfig
 from modular_gpt.model.loss import IGNORED
-from modular_gpt.pretrained.load import own_tensors
+from modular_gpt.model.materialize import saved_tensors
 
 LOADED, CONVERTED, NEW, SKIPPED = "loaded", "converted", "new", "skipped"
 _LAYER = re.compile(r"blocks\.(\d+)\.")
@@ -95,17 +95,17 @@ def transplant(source: GPTModel, config: GPTConfig) -> tuple[GPTModel, Transplan
         made |= {f"{where}.{name}": how for name, how in part_made.items()}
         used |= {f"{where}.{name}" for name in part_used}
     report = Transplant()
-    for name, tensor in own_tensors(target).items():
+    for name, tensor in saved_tensors(target).items():
         status = NEW if name not in made else CONVERTED if made[name] else LOADED
         report.rows.append(Row(name, status, made.get(name, ""), tensor.numel()))
-    skipped = {name: tensor for name, tensor in own_tensors(source).items() if name not in used}
+    skipped = {name: tensor for name, tensor in saved_tensors(source).items() if name not in used}
     report.rows += [Row(name, SKIPPED, "", tensor.numel()) for name, tensor in skipped.items()]
     return target, report
 
 
 def _tables(source: GPTModel, target: GPTModel) -> tuple[TransferReport, set[str]]:
     """Copy the rows that both have of what has a row for each token or position."""
-    old, new = own_tensors(source), own_tensors(target)
+    old, new = saved_tensors(source), saved_tensors(target)
     made, used = {}, set()
     for name, tensor in new.items():
         if not name.startswith(("embedding.", "positions.", "head")):
@@ -150,7 +150,7 @@ def _part(old: nn.Module | None, new: nn.Module, same: bool) -> tuple[TransferRe
     """Copy a part, or let it start from what the old one offers: how its tensors were made, and the old ones used."""
     if old is None:
         return {}, set()
-    mine, theirs = own_tensors(new), own_tensors(old)
+    mine, theirs = saved_tensors(new), saved_tensors(old)
     alike = {name for name in mine if name in theirs and mine[name].shape == theirs[name].shape}
     made: TransferReport = {}
     if not (same and len(alike) == len(mine) == len(theirs)):

@@ -1,11 +1,11 @@
-"""Two-way rules between the tensors of a published checkpoint and ours; data, and the engine that expands them.
+"""Two-way mappings between the tensors of a published checkpoint and ours: data, and the code that expands them.
 
-A rule joins one tensor of theirs to one or several of ours::
+A mapping joins one tensor of the checkpoint to one or several of ours::
 
-    Rule("transformer.h.{layer}.attn.c_attn.bias", ("blocks.{layer}.attention.query.bias", ...), FUSED)
+    TensorMapping("transformer.h.{layer}.attn.c_attn.bias", ("blocks.{layer}.attention.query.bias", ...), FUSED)
 
-``{layer}`` stands for every layer. ``{expert}``, which only their name has, stands for every expert: ours are stacked
-in one tensor, whose first dimension counts experts. A rule applies where the model has the tensors of ours, so one
+``{layer}`` stands for every layer. ``{expert}``, which only the checkpoint's name has, stands for every expert: ours
+are stacked in one tensor, whose first dimension counts experts. A mapping applies if the model has our tensors, so one
 list serves models with and without biases, dense and sparse layers, tied and untied heads.
 """
 
@@ -21,31 +21,31 @@ LAYER, EXPERT = "{layer}", "{expert}"
 
 @dataclass(frozen=True)
 class Transform:
-    """How one tensor of theirs becomes ours, and back.
+    """How one tensor of a checkpoint becomes ours, and back.
 
-    split: (theirs, shapes of ours, query heads) -> ours; join: (ours, query heads) -> theirs
+    split: (hf, shapes of ours, query heads) -> ours; join: (ours, query heads) -> hf
     """
 
     split: Callable[[Tensor, Sequence[torch.Size], int], Sequence[Tensor]]
     join: Callable[[Sequence[Tensor], int], Tensor]
 
 
-COPY = Transform(lambda theirs, shapes, heads: [theirs], lambda ours, heads: ours[0])
+COPY = Transform(lambda hf, shapes, heads: [hf], lambda ours, heads: ours[0])
 # rows of the first, then of the second, ...
 FUSED = Transform(
-    lambda theirs, shapes, heads: theirs.split([shape[0] for shape in shapes]),
+    lambda hf, shapes, heads: hf.split([shape[0] for shape in shapes]),
     lambda ours, heads: torch.cat(list(ours)),
 )
 # for each head the rows of the first, then of the second, ...
 FUSED_PER_HEAD = Transform(
-    lambda theirs, shapes, heads: [
-        part.flatten(0, 1) for part in theirs.unflatten(0, (heads, -1)).split([s[0] // heads for s in shapes], dim=1)
+    lambda hf, shapes, heads: [
+        rows.flatten(0, 1) for rows in hf.unflatten(0, (heads, -1)).split([s[0] // heads for s in shapes], dim=1)
     ],
-    lambda ours, heads: torch.cat([each.unflatten(0, (heads, -1)) for each in ours], dim=1).flatten(0, 1),
+    lambda ours, heads: torch.cat([tensor.unflatten(0, (heads, -1)) for tensor in ours], dim=1).flatten(0, 1),
 )
 # stacked experts: a row of the first, then one of the second, ...
 INTERLEAVED = Transform(
-    lambda theirs, shapes, heads: [theirs[:, i :: len(shapes)] for i in range(len(shapes))],
+    lambda hf, shapes, heads: [hf[:, i :: len(shapes)] for i in range(len(shapes))],
     lambda ours, heads: torch.stack(list(ours), dim=2).flatten(1, 2),
 )
 
@@ -53,78 +53,78 @@ INTERLEAVED = Transform(
 def transposed(inner: Transform) -> Transform:
     """``inner`` for matrices that are stored as (in, out)."""
     return Transform(
-        lambda theirs, shapes, heads: inner.split(theirs.mT, shapes, heads),
+        lambda hf, shapes, heads: inner.split(hf.mT, shapes, heads),
         lambda ours, heads: inner.join(ours, heads).mT,
     )
 
 
 class TensorMapping(NamedTuple):
-    """One tensor of theirs and what it is called here; only in models that have ``where`` and have not ``unless``."""
+    """One tensor of a checkpoint and its names here; only for models that have ``where`` and have not ``unless``."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    hf_name: str
+    our_names: tuple[str, ...]
     transform: Transform = COPY
     where: str = ""
     unless: str = ""
 
     def applies(self, tensors: Mapping[str, Tensor], layer: int) -> bool:
-        """Whether a model with our ``tensors`` has what this rule is about, in this layer."""
-        needed = [*self.ours, *([self.where] if self.where else [])]
+        """Whether a model with our ``tensors`` has the tensors of this mapping in a layer."""
+        needed = [*self.our_names, *([self.where] if self.where else [])]
         return all(_in_layer(name, layer) in tensors for name in needed) and (
             not self.unless or _in_layer(self.unless, layer) not in tensors
         )
 
 
 class TensorPair(NamedTuple):
-    """A rule applied to one layer and, where they are separate, to one expert of a model."""
+    """A mapping applied to one layer and, if they are separate, to one expert of a model."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    hf_name: str
+    our_names: tuple[str, ...]
     transform: Transform
     expert: int | None
     heads: int
 
     def targets(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """The parts of our ``tensors`` that this link fills."""
-        found = [tensors[name] for name in self.ours]
+        """The views of our ``tensors`` that this pair fills."""
+        found = [tensors[name] for name in self.our_names]
         return found if self.expert is None else [tensor[self.expert] for tensor in found]
 
     def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The tensor of theirs, made from ours."""
+        """The checkpoint's tensor, made from ours."""
         return self.transform.join(self.targets(tensors), self.heads)
 
-    def fill(self, tensors: Mapping[str, Tensor], theirs: Tensor) -> None:
-        """Copy the tensor of theirs into ours."""
+    def fill(self, tensors: Mapping[str, Tensor], hf_tensor: Tensor) -> None:
+        """Copy the checkpoint's tensor into ours."""
         targets = self.targets(tensors)
-        parts = self.transform.split(theirs, [target.shape for target in targets], self.heads)
-        for target, part in zip(targets, parts, strict=True):
-            target.copy_(part)
+        split = self.transform.split(hf_tensor, [target.shape for target in targets], self.heads)
+        for target, values in zip(targets, split, strict=True):
+            target.copy_(values)
 
 
 def expand(
-    rules: Sequence[TensorMapping], tensors: Mapping[str, Tensor], n_layers: int, heads: int
+    mappings: Sequence[TensorMapping], tensors: Mapping[str, Tensor], n_layers: int, heads: int
 ) -> Iterator[TensorPair]:
-    """Every link between a checkpoint and a model with our ``tensors``, by name."""
-    for rule in rules:
-        for layer in range(n_layers) if LAYER in rule.theirs else [0]:
-            if not rule.applies(tensors, layer):
+    """Every pair between a checkpoint and a model with our ``tensors``, by name."""
+    for mapping in mappings:
+        for layer in range(n_layers) if LAYER in mapping.hf_name else [0]:
+            if not mapping.applies(tensors, layer):
                 continue
-            ours = tuple(_in_layer(name, layer) for name in rule.ours)
-            theirs = _in_layer(rule.theirs, layer)
-            if EXPERT not in theirs:
-                yield TensorPair(theirs, ours, rule.transform, None, heads)
+            our_names = tuple(_in_layer(name, layer) for name in mapping.our_names)
+            hf_name = _in_layer(mapping.hf_name, layer)
+            if EXPERT not in hf_name:
+                yield TensorPair(hf_name, our_names, mapping.transform, None, heads)
                 continue
-            for expert in range(tensors[ours[0]].shape[0]):
-                yield TensorPair(theirs.replace(EXPERT, str(expert)), ours, rule.transform, expert, heads)
+            for expert in range(tensors[our_names[0]].shape[0]):
+                yield TensorPair(hf_name.replace(EXPERT, str(expert)), our_names, mapping.transform, expert, heads)
 
 
 def _in_layer(name: str, layer: int) -> str:
     return name.replace(LAYER, str(layer))
 
 
-def affine(theirs: str, *ours: str, weight: Transform = COPY, bias: Transform = COPY) -> list[TensorMapping]:
-    """The rules for ``.weight`` and ``.bias`` of a layer."""
+def affine(hf_name: str, *our_names: str, weight: Transform = COPY, bias: Transform = COPY) -> list[TensorMapping]:
+    """The mappings for ``.weight`` and ``.bias`` of a layer."""
     return [
-        TensorMapping(f"{theirs}.weight", tuple(f"{name}.weight" for name in ours), weight),
-        TensorMapping(f"{theirs}.bias", tuple(f"{name}.bias" for name in ours), bias),
+        TensorMapping(f"{hf_name}.weight", tuple(f"{name}.weight" for name in our_names), weight),
+        TensorMapping(f"{hf_name}.bias", tuple(f"{name}.bias" for name in our_names), bias),
     ]

@@ -1,5 +1,6 @@
 """The tensors of a published model, read one at a time from memory-mapped files."""
 
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Protocol, Self, cast
 import torch
 from torch import Tensor
 
-from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.pretrained.hub import Source, Unreachable
 
 WEIGHTS = "model.safetensors"
@@ -114,9 +115,11 @@ class Tensors:
         if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
             raise CheckpointError(f"{index} of {source.name!r} has no weight_map; copy or download it again")
         for name in sorted(set(where.values())):
-            path = source.file(name) if Path(name).name == name else None
+            path = source.file(name) if Path(name).name == name and name.isprintable() else None
             if path is None:
-                raise CheckpointError(f"{source.name!r} has no file {name!r}, which its {index} names; copy it there")
+                raise CheckpointError(
+                    f"{source.name!r} has no file {printable(name)!r}, which its {index} names; copy it there"
+                )
             self._add(path)
         missing = sorted(set(where) - set(self._files))
         if missing:
@@ -124,6 +127,10 @@ class Tensors:
 
     def keys(self) -> set[str]:
         return set(self._files)
+
+    def numel(self) -> int:
+        """The number of elements of all tensors together."""
+        return sum(self.shape(key).numel() for key in self._files)
 
     def shape(self, key: str) -> torch.Size:
         return self._files[key].shape(key)
@@ -141,7 +148,15 @@ class Tensors:
         self._files.clear()
 
 
-def listed(names: list[str], most: int = 20) -> str:
-    """Names in one line, the first ones where there are very many."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(names: list[str], limit: int = 20) -> str:
+    """Names in one line, printable and not too long; the first ones if there are very many."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(printable, names[:limit])) + more
+
+
+def as_os_error(error: Exception) -> OSError:
+    """The OSError that a SafetensorError reports in its text, with its number; any other OSError as it is."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), str(error)) if number else OSError(str(error))

@@ -81,9 +81,9 @@ class Checkpoints:
         """Let ``latest``, and ``best`` where it is that, lead to the checkpoint of this step."""
         progress = self.trainer.progress
         try:
-            link(self.folder / LATEST, self.path(progress.step).name)
+            link(self.folder / LATEST, self.path(progress.step).name, set_aside=True)
             if progress.best_step == progress.step:
-                link(self.folder / BEST, self.path(progress.step).name)
+                link(self.folder / BEST, self.path(progress.step).name, set_aside=True)
         except OSError as error:
             raise CheckpointError(
                 f"'{self.path(progress.step)}' is saved, but not noted as the latest ({error.strerror})"
@@ -146,7 +146,8 @@ def restore(trainer: Trainer, directory: Path) -> None:
     meta = reader.meta
     if meta.get("training") != FORMAT:
         raise CheckpointError(f"'{directory}' holds a model but no training to go on with")
-    missing = [name for name in ("data", "order", "optimizer", "progress", "averaged_steps", "scaler") if name not in meta]
+    needed = ("data", "order", "optimizer", "progress", "averaged_steps", "scaler")
+    missing = [name for name in needed if name not in meta]
     if missing:
         raise CheckpointError(f"'{directory / META}' lacks {', '.join(missing)}: use another checkpoint of the run")
     trainer.data.check_identity(meta["data"])

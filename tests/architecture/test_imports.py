@@ -20,7 +20,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Methods of a class whose work is done on a higher floor, which they import when they are called.
-DOORS_UP = {("model", "pretrained")}
+DOORS_UP = {("model", "checkpoint")}
 HYDRA_ROOM, HYDRA = "cli", {"hydra", "omegaconf"}
 CORE_LIBRARIES = {"torch"}
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.model.materialize import meta_model, saved_tensors
 from modular_gpt.pretrained import FAMILIES
-from modular_gpt.pretrained.load import own_tensors
 from modular_gpt.pretrained.tensor_map import (
     COPY,
     FUSED,
@@ -53,14 +52,13 @@ def test_every_rule_is_used_by_some_model(kind: str) -> None:
     """And no tensor of theirs or ours has two rules in one model."""
     family, used = FAMILIES[kind], set()
     for settings in CASES[kind].values():
-        config = GPTConfig.from_dict(family.read({**family.defaults, **settings}))
-        with torch.device("meta"):
-            tensors = own_tensors(GPTModel(config))
+        config = family.config(settings)
+        tensors = saved_tensors(meta_model(config))
         links = list(expand(family.rules, tensors, config.n_layers, config.n_heads))
-        theirs = [link.theirs for link in links]
-        ours = [(name, link.expert) for link in links for name in link.ours]
+        theirs = [link.hf_name for link in links]
+        ours = [(name, link.expert) for link in links for name in link.our_names]
         assert len(theirs) == len(set(theirs)) and len(ours) == len(set(ours))
         used |= {rule for rule in family.rules if any(rule.applies(tensors, i) for i in range(config.n_layers))}
     # biases of parts that no published model of the family has stand in the shared lists
-    unused = {rule.theirs for rule in family.rules if rule not in used}
+    unused = {rule.hf_name for rule in family.rules if rule not in used}
     assert all(name.endswith((".bias", "lm_head.weight", "e_score_correction_bias")) for name in unused)

@@ -14,7 +14,8 @@ from modular_gpt.pretrained import FAMILIES, load_pretrained, save_pretrained
 from tests.reference.cases import CASES, ids, reference
 from tests.reference.conftest import difference
 
-WRITTEN = [kind for kind, family in FAMILIES.items() if family.write is not None]
+WRITTEN_FILES = ["config.json", "generation_config.json", "model.safetensors"]
+WRITTEN = [kind for kind, family in FAMILIES.items() if family.to_hf is not None]
 ROUND_TRIPS = [(kind, case) for kind in WRITTEN for case in CASES[kind]]
 
 
@@ -118,20 +119,20 @@ def test_dtype(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"attention": "mla"}, "the nearest kind, gpt2, is without attention=mla;"),
+    ({"attention": "mla"}, "the nearest one, gpt2, is without attention=mla;"),
     ({**LLAMA, "attention": "linear"}, "attention=linear"),
     ({"ffn": "moe"}, "ffn=moe"),
     ({"pos": "alibi"}, "pos=alibi"),
     ({**LLAMA, "norm": "scalenorm"}, "without norm=scalenorm;"),
     ({"bias": False}, "attention.qkv_bias=False"),
-    ({"attention": {"name": "swa", "window": 5}}, "the nearest kind, gpt2, is without attention.window=5;"),
+    ({"attention": {"name": "swa", "window": 5}}, "the nearest one, gpt2, is without attention.window=5;"),
     ({"attention": {"name": "gqa", "n_kv_heads": 2}}, "attention.n_kv_heads=2"),
     ({**LLAMA, "attention": {"name": "mha", "softcap": 20.0}}, "attention.softcap=20.0"),
     ({**LLAMA, "attention": {"name": "mha", "sinks": True}}, "attention.sinks=True"),
     ({**LLAMA, "topology": "parallel"}, "topology=parallel"),
     ({**LLAMA, "topology": "post", "final_norm": True}, "topology=post"),
     ({**LLAMA, "final_norm": False}, "final_norm=False"),
-    ({**LLAMA, "logit_softcap": 5.0}, "the nearest kind, llama, is without logit_softcap=5.0;"),
+    ({**LLAMA, "logit_softcap": 5.0}, "the nearest one, llama, is without logit_softcap=5.0;"),
     ({**LLAMA, "embed_scale": 2.0}, "embed_scale=2.0"),
     ({**LLAMA, "head_bias": True}, "head_bias=True"),
     ({**LLAMA, "embed_norm": True}, "embed_norm=True"),
@@ -160,7 +161,7 @@ def test_unknown_format(tmp_path: Path) -> None:
 def test_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     GPTModel(**SIZES).save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*WRITTEN_FILES, "tokenizer.json"])
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +175,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("modular_gpt.pretrained.save.save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*it needs [0-9,]+ bytes"):
         GPTModel(**SIZES).save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == WRITTEN_FILES
     assert torch.equal(load_pretrained(tmp_path).embedding.weight, model.embedding.weight)
 
 

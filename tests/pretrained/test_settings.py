@@ -55,7 +55,7 @@ def written_by_transformers(kind: str, **settings: Any) -> dict[str, Any]:
 
 
 def ours(family: Family, settings: Mapping[str, Any]) -> GPTConfig:
-    return GPTConfig.from_dict(family.read({**family.defaults, **settings}))
+    return family.config(settings)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

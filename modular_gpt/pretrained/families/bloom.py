@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
+from modular_gpt.pretrained.config_map import ANY, HFConfig
+from modular_gpt.pretrained.family import Family, dropout, must_be
 from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, TensorMapping, affine
 
 _LAYER = "transformer.h.{layer}"
 _ANY_LENGTH = 2048  # what it was trained at; its config names no length, and its positions have no end
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, apply_residual_connection_post_layernorm=False)
     return {
         "vocab_size": settings["vocab_size"],
-        "d_model": settings.get("n_embed") or settings["hidden_size"],
+        "d_model": settings["hidden_size"],
         "n_heads": settings["n_head"],
         "n_layers": settings["n_layer"],
         "context_length": _ANY_LENGTH,
@@ -50,8 +51,24 @@ FAMILY = Family(
         *affine(f"{_LAYER}.mlp.dense_h_to_4h", "blocks.{layer}.ffn.up"),
         *affine(f"{_LAYER}.mlp.dense_4h_to_h", "blocks.{layer}.ffn.down"),
     ),
-    read=read,
+    from_hf=from_hf,
     prefix="transformer.",
+    layers="n_layer",
+    synonyms={"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "n_embed": "hidden_size"},
+    harmless=dict.fromkeys(
+        (
+            "slow_but_exact",
+            "seq_length",
+            "n_inner",
+            "offset_alibi",
+            "skip_bias_add",
+            "skip_bias_add_qkv",
+            "attention_softmax_in_fp32",
+            "masked_softmax_fusion",
+            "bias_dropout_fusion",
+        ),
+        ANY,
+    ),
     defaults={
         "vocab_size": 250880,
         "hidden_size": 64,

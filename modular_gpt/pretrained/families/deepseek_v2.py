@@ -3,9 +3,10 @@
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError
+from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.llama_like import DEFAULTS, ENDS, GATED, LAYER, NORMS, decoder
-from modular_gpt.pretrained.families.rope_config import yarn_magnitude
-from modular_gpt.pretrained.family import Family, Settings, must_be
+from modular_gpt.pretrained.families.rope_config import rope_settings, yarn_magnitude
+from modular_gpt.pretrained.family import Family, must_be
 from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, TensorMapping, affine
 
 _ATTENTION = f"{LAYER}.self_attn"
@@ -38,7 +39,14 @@ RULES = (
 )
 
 
-def latent_decoder(settings: Settings) -> dict[str, Any]:
+# what their files have besides, and transformers does not read
+UNUSED: dict[str, Any] = {
+    **dict.fromkeys(("qk_head_dim", "ep_size", "seq_aux", "num_nextn_predict_layers", "aux_loss_alpha"), ANY),
+    "moe_layer_freq": (1,),
+}
+
+
+def latent_decoder(settings: HFConfig) -> dict[str, Any]:
     """Our settings of a decoder with latent attention, and of its experts as far as all versions agree."""
     if settings["attention_bias"] and settings["q_lora_rank"] is None:
         raise CheckpointError("the checkpoint has attention_bias=true without q_lora_rank, which is not supported")
@@ -47,8 +55,8 @@ def latent_decoder(settings: Settings) -> dict[str, Any]:
             "the checkpoint has fewer key/value heads than query heads, which latent attention has not"
         )
     nope, turning = settings["qk_nope_head_dim"], settings["qk_rope_head_dim"]
-    ours = decoder({**settings, "head_dim": turning})
-    given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    ours = decoder(settings.with_values(head_dim=turning))
+    given = rope_settings(settings)
     magnitude = yarn_magnitude(given.get("factor") or 1.0, given.get("mscale_all_dim") or 0.0)
     ours["attention"] = {
         "name": "mla",
@@ -78,7 +86,7 @@ def latent_decoder(settings: Settings) -> dict[str, Any]:
     return ours
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, norm_topk_prob=False, mlp_bias=False)
     ours = latent_decoder(settings)
     ours["pos"]["layout"] = "interleaved"
@@ -87,6 +95,7 @@ def read(settings: Settings) -> dict[str, Any]:
         ours["ffn"] |= {"groups": settings["n_group"], "top_groups": settings["topk_group"]}
     else:
         must_be(settings, topk_method="greedy")
+        settings.ignore("n_group", "topk_group")
     return ours
 
 
@@ -94,7 +103,9 @@ FAMILY = Family(
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",
     rules=RULES,
-    read=read,
+    from_hf=from_hf,
+    synonyms={"num_experts": "n_routed_experts"},
+    harmless={**UNUSED, "scoring_func": ("softmax",), "rope_interleave": (True,)},
     defaults={
         **DEFAULTS,
         "vocab_size": 102400,

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families import deepseek_v2
 from modular_gpt.pretrained.families.llama_like import DEFAULTS
-from modular_gpt.pretrained.family import Family, Settings
+from modular_gpt.pretrained.family import Family
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     ours = deepseek_v2.latent_decoder(settings)
     ours["pos"]["layout"] = "interleaved" if settings["rope_interleave"] else "half"
     ours["ffn"] |= {
@@ -25,7 +26,14 @@ FAMILY = Family(
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
     rules=deepseek_v2.RULES,
-    read=read,
+    from_hf=from_hf,
+    synonyms={"num_local_experts": "n_routed_experts"},
+    harmless={
+        **deepseek_v2.UNUSED,
+        "num_mtp_layers": ANY,
+        "scoring_func": ("sigmoid",),
+        "topk_method": ("noaux_tc",),
+    },
     # the layer after the last predicts a further token, for training only
     ignored=(r".*rotary_emb\.inv_freq", r"model\.layers\.{n_layers}\..*"),
     defaults={

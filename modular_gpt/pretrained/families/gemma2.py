@@ -3,14 +3,15 @@
 import math
 from typing import Any
 
+from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, GATED, LAYER, decoder, windows
-from modular_gpt.pretrained.family import Family, Settings, must_be
+from modular_gpt.pretrained.family import Family, must_be
 from modular_gpt.pretrained.tensor_map import TensorMapping
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, use_bidirectional_attention=None)
-    ours = decoder({**settings, "hidden_act": settings["hidden_activation"]})
+    ours = decoder(settings.with_values(hidden_act=settings["hidden_activation"]))
     n_layers = settings["num_hidden_layers"]
     types = settings["layer_types"] or [("sliding_attention", "full_attention")[i % 2] for i in range(n_layers)]
     window, ours["layers"] = windows(types, settings["sliding_window"])
@@ -41,7 +42,8 @@ FAMILY = Family(
         TensorMapping(f"{LAYER}.pre_feedforward_layernorm.weight", ("blocks.{layer}.ffn_norm.weight",)),
         TensorMapping(f"{LAYER}.post_feedforward_layernorm.weight", ("blocks.{layer}.ffn_post_norm.weight",)),
     ),
-    read=read,
+    from_hf=from_hf,
+    harmless={"cache_implementation": ANY},
     defaults={
         **DEFAULTS,
         "vocab_size": 256000,

@@ -3,7 +3,8 @@
 from typing import Any
 
 from modular_gpt.model.config import GPTConfig, LayerConfig
-from modular_gpt.pretrained.family import Family, Settings, activation, dropout, must_be, parts, their_activation
+from modular_gpt.pretrained.config_map import ANY, HFConfig
+from modular_gpt.pretrained.family import Family, activation, component_configs, dropout, hf_activation, must_be
 from modular_gpt.pretrained.tensor_map import COPY, FUSED, TensorMapping, affine, transposed
 
 _LAYER = "transformer.h.{layer}"
@@ -30,7 +31,7 @@ RULES = (
 )
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, add_cross_attention=False)
     width, n_heads, n_layers = settings["n_embd"], settings["n_head"], settings["n_layer"]
     scale = None if settings["scale_attn_weights"] else 1.0
@@ -62,8 +63,8 @@ def read(settings: Settings) -> dict[str, Any]:
     }
 
 
-def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
-    attention, ffn, norm, _ = parts(layers[0])
+def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    attention, ffn, norm, _ = component_configs(layers[0])
     return {
         "vocab_size": config.vocab_size,
         "n_positions": config.context_length,
@@ -71,14 +72,14 @@ def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
         "n_layer": config.n_layers,
         "n_head": config.n_heads,
         "n_inner": ffn.hidden,
-        "activation_function": their_activation(ffn.activation),
+        "activation_function": hf_activation(ffn.activation),
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": attention.dropout,
         "layer_norm_epsilon": norm.eps,
         "initializer_range": config.init_std,
         "scale_attn_weights": attention.scale != 1.0,
-        "scale_attn_by_inverse_layer_idx": parts(layers[-1])[0].scale != attention.scale,
+        "scale_attn_by_inverse_layer_idx": component_configs(layers[-1])[0].scale != attention.scale,
         "tie_word_embeddings": config.tie_embeddings,
     }
 
@@ -87,10 +88,29 @@ FAMILY = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     rules=RULES,
-    read=read,
-    write=write,
-    parts={"attention": "mha", "ffn": "mlp", "norm": "layernorm", "pos": "learned"},
+    from_hf=from_hf,
+    to_hf=to_hf,
+    slots={"attention": "mha", "ffn": "mlp", "norm": "layernorm", "pos": "learned"},
     prefix="transformer.",
+    layers="n_layer",
+    synonyms={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    harmless=dict.fromkeys(
+        (
+            "n_ctx",
+            "reorder_and_upcast_attn",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+        ),
+        ANY,
+    ),
     ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # the causal mask, as a table
     defaults={
         "vocab_size": 50257,

@@ -2,14 +2,15 @@
 
 from typing import Any
 
+from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, LAYER, NORMS, decoder, windows
-from modular_gpt.pretrained.family import Family, Settings, must_be
+from modular_gpt.pretrained.family import Family, must_be
 from modular_gpt.pretrained.tensor_map import COPY, INTERLEAVED, TensorMapping, affine, transposed
 
 _EXPERTS = f"{LAYER}.mlp.experts"
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, swiglu_alpha=1.702, swiglu_limit=7.0)
     ours = decoder(settings)
     n_layers = settings["num_hidden_layers"]
@@ -53,7 +54,9 @@ FAMILY = Family(
         TensorMapping(f"{_EXPERTS}.down_proj", ("blocks.{layer}.ffn.down",), transposed(COPY)),
         TensorMapping(f"{_EXPERTS}.down_proj_bias", ("blocks.{layer}.ffn.down_bias",)),
     ),
-    read=read,
+    from_hf=from_hf,
+    synonyms={"num_experts": "num_local_experts"},
+    harmless={"experts_per_token": ANY, "initial_context_length": ANY},
     defaults={
         **DEFAULTS,
         "vocab_size": 201088,

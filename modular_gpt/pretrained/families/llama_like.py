@@ -1,12 +1,13 @@
-"""What the families that descend from Llama have in common: names of tensors, sizes, windows per layer."""
+"""Common to the families that descend from Llama: names of tensors, sizes, windows per layer."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.model.config import GPTConfig, LayerConfig
-from modular_gpt.pretrained.families.rope_config import rope, rope_written
-from modular_gpt.pretrained.family import Settings, activation, parts, their_activation
+from modular_gpt.pretrained.config_map import HFConfig
+from modular_gpt.pretrained.families.rope_config import rope, rope_to_hf
+from modular_gpt.pretrained.family import activation, component_configs, hf_activation
 from modular_gpt.pretrained.tensor_map import TensorMapping, affine
 
 LAYER = "model.layers.{layer}"
@@ -30,7 +31,7 @@ GATED = [
     *affine(f"{LAYER}.mlp.up_proj", "blocks.{layer}.ffn.up"),
     *affine(f"{LAYER}.mlp.down_proj", "blocks.{layer}.ffn.down"),
 ]
-# what a config.json leaves out has this value, unless the family says otherwise
+# the values of what a config.json leaves out, unless the family has others
 DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -51,7 +52,7 @@ DEFAULTS = {
 LLAMA_RULES = (*ENDS, *NORMS, *ATTENTION, *GATED)
 
 
-def decoder(settings: Settings) -> dict[str, Any]:
+def decoder(settings: HFConfig) -> dict[str, Any]:
     """Our settings of a decoder whose sizes are named as in Llama."""
     n_heads = settings["num_attention_heads"]
     n_kv_heads = settings["num_key_value_heads"] or n_heads
@@ -80,12 +81,12 @@ def decoder(settings: Settings) -> dict[str, Any]:
     }
 
 
-LLAMA_PARTS = {"attention": "mha", "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
+LLAMA_SLOTS = {"attention": "mha", "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
 
 
-def decoder_written(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
-    """Theirs from ours; the reverse of ``decoder``."""
-    attention, ffn, norm, pos = parts(layers[0])
+def decoder_to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    """The settings of a config.json from our config; the inverse of ``decoder``."""
+    attention, ffn, norm, pos = component_configs(layers[0])
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
@@ -94,39 +95,39 @@ def decoder_written(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, A
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": attention.n_kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": their_activation(ffn.activation),
+        "hidden_act": hf_activation(ffn.activation),
         "max_position_embeddings": config.context_length,
         "initializer_range": config.init_std,
         "rms_norm_eps": norm.eps,
-        "rope_parameters": rope_written(pos),
+        "rope_parameters": rope_to_hf(pos),
         "attention_dropout": attention.dropout,
         "tie_word_embeddings": config.tie_embeddings,
     }
 
 
 def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[str, Any]]:
-    """From the kind of each layer: the window of all layers, and the pattern of those that differ."""
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise CheckpointError(unknown("layer type", str(kind), ["full_attention", "sliding_attention"]))
+    """From the attention type of each layer: the window of all layers, and the pattern of those that differ."""
+    for layer_type in types:
+        if layer_type not in ("full_attention", "sliding_attention"):
+            raise CheckpointError(unknown("layer type", str(layer_type), ["full_attention", "sliding_attention"]))
     if window is None or "sliding_attention" not in types:
         return None, {}
     if "full_attention" not in types:
         return window, {}
-    names = ["sliding" if kind == "sliding_attention" else "base" for kind in types]
+    names = ["sliding" if layer_type == "sliding_attention" else "base" for layer_type in types]
     variants = {"sliding": {"attention": {"window": window}}}
     return None, {"name": "windows", "variants": variants, "cycle": shortest_cycle(names)}
 
 
-def windows_written(layers: list[LayerConfig]) -> dict[str, Any]:
-    """The kind of each layer and their window; the reverse of ``windows``."""
-    widths = [parts(layer)[0].window for layer in layers]
+def windows_to_hf(layers: list[LayerConfig]) -> dict[str, Any]:
+    """The attention type of each layer and their window; the inverse of ``windows``."""
+    widths = [component_configs(layer)[0].window for layer in layers]
     types = ["full_attention" if width is None else "sliding_attention" for width in widths]
     window = next((width for width in widths if width is not None), None)
     return {"layer_types": types, "sliding_window": window, "use_sliding_window": window is not None}
 
 
 def shortest_cycle(names: list[str]) -> list[str]:
-    """The shortest beginning whose repetition gives the whole list."""
+    """The shortest prefix whose repetition gives the whole list."""
     lengths = range(1, len(names) + 1)
     return next(names[:n] for n in lengths if all(name == names[i % n] for i, name in enumerate(names)))

@@ -2,21 +2,23 @@
 
 from typing import Any
 
+from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families import mistral
-from modular_gpt.pretrained.families.llama_like import ATTENTION, ENDS, LAYER, NORMS
-from modular_gpt.pretrained.family import Family, Settings
+from modular_gpt.pretrained.families.llama_like import ATTENTION, ENDS, LAYER, NORMS, decoder
+from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.tensor_map import TensorMapping
 
 _EXPERT = f"{LAYER}.block_sparse_moe.experts.{{expert}}"
 
 
-def read(settings: Settings) -> dict[str, Any]:
-    ours = mistral.read(settings)
+def from_hf(settings: HFConfig) -> dict[str, Any]:
+    ours = decoder(settings)
+    ours["attention"]["window"] = settings["sliding_window"]
     ours["ffn"] |= {
         "name": "moe",
         "n_experts": settings["num_local_experts"],
         "top_k": settings["num_experts_per_tok"],
-        # theirs counts every choice of a token, and averages over layers where ours sums
+        # transformers counts every choice of a token, and averages over layers where this program sums
         "balance_weight": settings["router_aux_loss_coef"]
         * settings["num_experts_per_tok"]
         / settings["num_hidden_layers"],
@@ -37,7 +39,9 @@ FAMILY = Family(
         TensorMapping(f"{_EXPERT}.w2.weight", ("blocks.{layer}.ffn.down",)),
         TensorMapping(f"{_EXPERT}.w3.weight", ("blocks.{layer}.ffn.up",)),
     ),
-    read=read,
+    from_hf=from_hf,
+    synonyms={"num_experts": "num_local_experts"},
+    harmless={"router_jitter_noise": ANY},
     defaults={
         **mistral.FAMILY.defaults,
         "rms_norm_eps": 1e-5,

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from modular_gpt.pretrained.family import Family, Settings, dropout, must_be
+from modular_gpt.pretrained.config_map import ANY, HFConfig
+from modular_gpt.pretrained.family import Family, dropout, must_be
 from modular_gpt.pretrained.tensor_map import FUSED, TensorMapping
 
 _BLOCK = "transformer.blocks.{layer}"
@@ -17,9 +18,9 @@ _ATTENTION_DEFAULTS = {
 }
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, no_bias=True, logit_scale=None)
-    attention = {**_ATTENTION_DEFAULTS, **settings["attn_config"]}
+    attention = settings["attn_config"].with_defaults(_ATTENTION_DEFAULTS)
     must_be(attention, alibi=True, prefix_lm=False, qk_ln=False)
     clip = attention["clip_qkv"]
     return {
@@ -57,8 +58,29 @@ FAMILY = Family(
         TensorMapping(f"{_BLOCK}.ffn.up_proj.weight", ("blocks.{layer}.ffn.up.weight",)),
         TensorMapping(f"{_BLOCK}.ffn.down_proj.weight", ("blocks.{layer}.ffn.down.weight",)),
     ),
-    read=read,
+    from_hf=from_hf,
     prefix="transformer.",
+    layers="n_layers",
+    synonyms={"num_attention_heads": "n_heads", "hidden_size": "d_model", "num_hidden_layers": "n_layers"},
+    harmless={
+        **dict.fromkeys(
+            (
+                "expansion_ratio",
+                "resid_pdrop",
+                "emb_pdrop",
+                "learned_pos_emb",
+                "init_device",
+                "init_config",
+                "embedding_fraction",
+                "norm_type",
+                "verbose",
+                "attn_config.attn_impl",
+            ),
+            ANY,
+        ),
+        "attn_config.attn_type": ("multihead_attention",),
+        "attn_config.attn_uses_sequence_id": (False,),
+    },
     defaults={
         "vocab_size": 50368,
         "d_model": 2048,

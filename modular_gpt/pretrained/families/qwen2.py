@@ -3,38 +3,39 @@
 from typing import Any
 
 from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families.llama_like import (
     DEFAULTS,
-    LLAMA_PARTS,
     LLAMA_RULES,
+    LLAMA_SLOTS,
     decoder,
-    decoder_written,
+    decoder_to_hf,
     windows,
-    windows_written,
+    windows_to_hf,
 )
-from modular_gpt.pretrained.family import Family, Settings
+from modular_gpt.pretrained.family import Family
 
 
-def read(settings: Settings) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> dict[str, Any]:
     ours = decoder(settings)
-    width = settings["sliding_window"] if settings["use_sliding_window"] else None
-    window, ours["layers"] = windows(layer_types(settings), width)
+    width = settings["sliding_window"]
+    window, ours["layers"] = windows(layer_types(settings), width if settings["use_sliding_window"] else None)
     ours["attention"] |= {"qkv_bias": True, "out_bias": False, "window": window}
     return ours
 
 
-def layer_types(settings: Settings) -> list[str]:
-    """The kind of each layer; unless written out, those from ``max_window_layers`` on have the window."""
-    if settings["layer_types"] is not None:
-        return settings["layer_types"]
-    first = settings["max_window_layers"]
+def layer_types(settings: HFConfig) -> list[str]:
+    """The attention type of each layer; by default, layers from ``max_window_layers`` on have the window."""
+    first, types = settings["max_window_layers"], settings["layer_types"]
+    if types is not None:
+        return types
     return [
         "sliding_attention" if index >= first else "full_attention" for index in range(settings["num_hidden_layers"])
     ]
 
 
-def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
-    return {**decoder_written(config, layers), **windows_written(layers)}
+def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    return {**decoder_to_hf(config, layers), **windows_to_hf(layers)}
 
 
 QWEN_DEFAULTS = {
@@ -52,8 +53,8 @@ FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     rules=LLAMA_RULES,
-    read=read,
-    write=write,
-    parts=LLAMA_PARTS,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    slots=LLAMA_SLOTS,
     defaults=QWEN_DEFAULTS,
 )

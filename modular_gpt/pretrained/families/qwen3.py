@@ -3,14 +3,15 @@
 from typing import Any
 
 from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families import qwen2
-from modular_gpt.pretrained.families.llama_like import LAYER, LLAMA_PARTS, LLAMA_RULES
-from modular_gpt.pretrained.family import Family, Settings, parts
+from modular_gpt.pretrained.families.llama_like import LAYER, LLAMA_RULES, LLAMA_SLOTS
+from modular_gpt.pretrained.family import Family, component_configs
 from modular_gpt.pretrained.tensor_map import TensorMapping
 
 
-def read(settings: Settings) -> dict[str, Any]:
-    ours = qwen2.read(settings)
+def from_hf(settings: HFConfig) -> dict[str, Any]:
+    ours = qwen2.from_hf(settings)
     bias = settings["attention_bias"]
     ours["attention"] |= {
         "qkv_bias": bias,
@@ -21,8 +22,8 @@ def read(settings: Settings) -> dict[str, Any]:
     return ours
 
 
-def write(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
-    return {**qwen2.write(config, layers), "attention_bias": parts(layers[0])[0].qkv_bias}
+def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+    return {**qwen2.to_hf(config, layers), "attention_bias": component_configs(layers[0])[0].qkv_bias}
 
 
 FAMILY = Family(
@@ -33,8 +34,8 @@ FAMILY = Family(
         TensorMapping(f"{LAYER}.self_attn.q_norm.weight", ("blocks.{layer}.attention.query_norm.weight",)),
         TensorMapping(f"{LAYER}.self_attn.k_norm.weight", ("blocks.{layer}.attention.key_norm.weight",)),
     ),
-    read=read,
-    write=write,
-    parts=LLAMA_PARTS,
+    from_hf=from_hf,
+    to_hf=to_hf,
+    slots=LLAMA_SLOTS,
     defaults={**qwen2.QWEN_DEFAULTS, "head_dim": 128, "attention_bias": False},
 )

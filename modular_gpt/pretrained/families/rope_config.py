@@ -1,12 +1,13 @@
-"""Rotary positions and their scalings, in the words of config.json files, both ways."""
+"""Rotary positions and their scalings, as config.json files name them, both ways."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
-from modular_gpt.pretrained.family import Settings
+from modular_gpt.pretrained.config_map import HFConfig
 
-# kind of scaling -> their word -> ours; what is left out has the same default here
+# kind of scaling -> key of config.json -> our setting; the defaults are the same
 SCALINGS: dict[str, dict[str, str]] = {
     "linear": {"factor": "factor"},
     "dynamic": {"factor": "factor"},
@@ -25,33 +26,55 @@ SCALINGS: dict[str, dict[str, str]] = {
         "attention_factor": "attention_factor",
     },
 }
+_SCALING_KEYS = {key for keys in SCALINGS.values() for key in keys} | {"mscale", "mscale_all_dim"}
 
 
-def rope(settings: Settings) -> dict[str, Any]:
+def rope(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary positions, written as ``rope_parameters`` or, before that, as ``rope_theta`` and ``rope_scaling``."""
-    given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
-    if any(isinstance(value, dict) for value in given.values()):
+    settings = settings if isinstance(settings, HFConfig) else HFConfig(settings)
+    given = rope_settings(settings)
+    if given.holds_mapping():
         raise CheckpointError("the checkpoint has rotary positions per layer type, which are not supported")
-    kind = given.get("rope_type", given.get("type", "default"))
-    theta = given["rope_theta"] if "rope_theta" in given else settings["rope_theta"]
-    partial = given.get("partial_rotary_factor", settings.get("partial_rotary_factor"))
-    if partial not in (None, 1):
-        raise CheckpointError(f"the checkpoint has partial_rotary_factor={partial}, which is not supported: only 1 is")
-    position = {"name": "rope", "theta": float(theta)}
+    old_type, outer_theta = given.get("type", "default"), settings["rope_theta"]
+    kind, theta = given.get("rope_type", old_type), given.get("rope_theta", outer_theta)
+    for partial in (given.get("partial_rotary_factor"), settings.get("partial_rotary_factor")):
+        if partial not in (None, 1):
+            raise CheckpointError(
+                f"the checkpoint has partial_rotary_factor={partial}, which is not supported: only 1 is"
+            )
+    length, trained = settings["max_position_embeddings"], settings.get("original_max_position_embeddings")
     if kind == "default":
-        return position
+        given.ignore(*_SCALING_KEYS)
+        return {"name": "rope", "theta": float(theta)}
     if kind not in SCALINGS:
         raise CheckpointError(unknown("rope scaling", str(kind), ["default", *SCALINGS]))
-    scaling = {ours: given[theirs] for theirs, ours in SCALINGS[kind].items() if given.get(theirs) is not None}
-    length = settings["max_position_embeddings"]
-    if kind == "dynamic":  # which takes this for the length it was trained at
+    scaling = {ours: given[key] for key, ours in SCALINGS[kind].items() if given.get(key) is not None}
+    if trained is not None and "original_max_position_embeddings" in SCALINGS[kind]:
+        scaling["original_context_length"] = trained  # transformers prefers it to the one inside
+    if kind == "dynamic":
         scaling["original_context_length"] = length
-    if kind == "yarn" and "factor" not in scaling:
-        scaling["factor"] = length / scaling["original_context_length"]
-    if kind == "yarn" and "attention_factor" not in scaling and given.get("mscale") and given.get("mscale_all_dim"):
-        over, under = (yarn_magnitude(scaling["factor"], given[each]) for each in ("mscale", "mscale_all_dim"))
-        scaling["attention_factor"] = over / under
-    return {**position, "scaling": {"kind": kind, **scaling}}
+    if kind == "yarn":
+        _complete_yarn(scaling, given, length)
+    given.ignore(*_SCALING_KEYS)  # of other scalings
+    return {"name": "rope", "theta": float(theta), "scaling": {"kind": kind, **scaling}}
+
+
+def rope_settings(settings: HFConfig) -> HFConfig:
+    """The object that describes rotary positions: ``rope_scaling`` if it is given, else ``rope_parameters``."""
+    scaling, parameters = settings.get("rope_scaling"), settings.get("rope_parameters")
+    if scaling:
+        settings.ignore("rope_parameters")
+    found = scaling or parameters or {}
+    return found if isinstance(found, HFConfig) else HFConfig(found)
+
+
+def _complete_yarn(scaling: dict[str, Any], given: HFConfig, length: int) -> None:
+    """Add what yarn derives: the factor from the lengths, the magnitude from DeepSeek's two weights."""
+    if "factor" not in scaling:
+        scaling["factor"] = length / scaling.setdefault("original_context_length", length)
+    over, under = given.get("mscale"), given.get("mscale_all_dim")
+    if "attention_factor" not in scaling and over and under:
+        scaling["attention_factor"] = yarn_magnitude(scaling["factor"], over) / yarn_magnitude(scaling["factor"], under)
 
 
 def yarn_magnitude(factor: float, weight: float) -> float:
@@ -59,10 +82,10 @@ def yarn_magnitude(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def rope_written(position: Any) -> dict[str, Any]:
-    """The ``rope_parameters`` for the settings of our rotary positions."""
+def rope_to_hf(position: Any) -> dict[str, Any]:
+    """The ``rope_parameters`` of our rotary positions."""
     scaling = position.scaling
     if not scaling:
         return {"rope_type": "default", "rope_theta": position.theta}
-    words = {theirs: scaling[ours] for theirs, ours in SCALINGS[scaling["kind"]].items() if scaling[ours] is not None}
-    return {"rope_type": scaling["kind"], "rope_theta": position.theta, **words}
+    keys = {key: scaling[ours] for key, ours in SCALINGS[scaling["kind"]].items() if scaling[ours] is not None}
+    return {"rope_type": scaling["kind"], "rope_theta": position.theta, **keys}

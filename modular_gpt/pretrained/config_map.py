@@ -1,0 +1,135 @@
+"""The settings of a config.json, with a record of which were read: every key is read, known to be harmless, or refused.
+
+A key that nobody reads could change what the model computes (a window per layer, another rope length), so loading
+without it could give wrong logits in silence.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from modular_gpt.core.errors import CheckpointError, printable
+
+ANY: Final = "any"  # a harmless key, whatever its value
+
+# Keys that change nothing that any family computes: key -> ANY, or the values at which it changes nothing.
+HARMLESS: Mapping[str, Any] = {
+    # where it comes from, and how transformers handles it
+    **dict.fromkeys(
+        (
+            "architectures", "model_type", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash",
+            "dtype", "torch_dtype", "torchscript", "use_bfloat16", "use_cache", "gradient_checkpointing", "auto_map",
+            "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
+            "tokenizer_class", "task_specific_params", "finetuning_task", "unsloth_version", "unsloth_fixed",
+            "model_name", "transformers.js_config", "pretraining_tp", "_experts_implementation",
+        ),
+        ANY,
+    ),
+    # tokens, outputs, other tasks
+    **dict.fromkeys(
+        (
+            "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
+            "output_attentions", "output_hidden_states", "output_scores", "output_router_logits", "return_dict",
+            "id2label", "label2id", "num_labels", "problem_type", "classifier_dropout", "hidden_dropout_prob",
+            "prefix", "return_dict_in_generate", "is_decoder", "remove_invalid_values",
+        ),
+        ANY,
+    ),
+    # how generate draws, in files from before generation_config.json
+    **dict.fromkeys(
+        (
+            "do_sample", "max_length", "min_length", "temperature", "top_k", "top_p", "typical_p", "num_beams",
+            "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping", "length_penalty",
+            "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+            "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
+            "exponential_decay_length_penalty", "max_new_tokens", "tf_legacy_loss",
+        ),
+        ANY,
+    ),
+    # parts that these models have not
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "pruned_heads": ({},),
+    "chunk_size_feed_forward": (0,),
+    "quantization_config": ({},),
+}  # fmt: skip
+
+
+class HFConfig(Mapping[str, Any]):
+    """The settings of a config.json, with defaults for those it leaves out; remembers which were read.
+
+    A nested object is an HFConfig that shares the memory. Iterating over names reads none of them.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        *,
+        read: set[str] | None = None,
+        path: str = "",
+    ) -> None:
+        self._given = dict(given)
+        self._values = {**(defaults or {}), **given}
+        self._read = set() if read is None else read
+        self._path = path
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(self._path + name)
+        value = self._values[name]
+        if isinstance(value, HFConfig) or not isinstance(value, Mapping):
+            return value
+        return HFConfig(value, read=self._read, path=f"{self._path}{name}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def with_values(self, **values: Any) -> "HFConfig":
+        """The same settings with other values for some; it shares the memory of what was read."""
+        return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**self._values, **values})
+
+    def _replace(self, values: Mapping[str, Any]) -> "HFConfig":
+        self._values = dict(values)
+        return self
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "HFConfig":
+        """The same settings with defaults for those that are left out."""
+        return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**defaults, **self._values})
+
+    def ignore(self, *names: str) -> None:
+        """Treat these keys, and what is nested in them, as read: other settings make them irrelevant."""
+        self._read.update(f"{self._path}{name}{suffix}" for name in names for suffix in ("", ".*"))
+
+    def holds_mapping(self) -> bool:
+        """Whether any value is an object; reads none."""
+        return any(isinstance(value, Mapping) for value in self._values.values())
+
+    def unread(self, harmless: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """(path, value) of each given setting that was neither read nor is ``harmless``; null says nothing."""
+        found: list[tuple[str, Any]] = []
+        for name, value in self._given.items():
+            path = self._path + name
+            if value is None or f"{path}.*" in self._read:
+                continue
+            if path not in self._read:
+                if not _is_harmless(value, harmless.get(path, HARMLESS.get(name, ()))):
+                    found.append((path, value))
+            elif isinstance(value, Mapping):
+                found += HFConfig(value, read=self._read, path=f"{path}.").unread(harmless)
+        return found
+
+
+def check_all_read(settings: HFConfig, harmless: Mapping[str, Any], model_type: str) -> None:
+    """Raise a CheckpointError that names the first setting that was neither read nor is harmless."""
+    for path, value in settings.unread({**HARMLESS, **harmless}):
+        raise CheckpointError(
+            f"the checkpoint has {printable(path)}={printable(repr(value))}, which models of model_type={model_type}"
+            " do not have here, so its logits could be wrong: remove that key from config.json if it changes nothing"
+        )
+
+
+def _is_harmless(value: Any, allowed: Any) -> bool:
+    return allowed == ANY or any(type(value) is type(other) and value == other for other in allowed)
