@@ -25,6 +25,7 @@ from modular_gpt.checkpoint.native import (
     read_tensors,
     save_checkpoint,
 )
+from modular_gpt.checkpoint.resolve import LoadedModel, load_model
 
 __all__ = [
     "BEST",
@@ -39,10 +40,12 @@ __all__ = [
     "TOKENIZER",
     "Checkpoint",
     "CheckpointReader",
+    "LoadedModel",
     "Savable",
     "build_model",
     "find_checkpoint",
     "load_checkpoint",
+    "load_model",
     "open_checkpoint",
     "read_json",
     "read_tensors",

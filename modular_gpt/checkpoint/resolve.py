@@ -121,7 +121,7 @@ def recorded_tokenizer(meta: Mapping[str, Any]) -> dict[str, Any] | None:
         return encode(decode("tokenizer", recorded))
     except (ConfigError, TypeError) as error:
         raise CheckpointError(
-            f"the notes of this model describe no tokenizer ({error}): use tokenizer=<name>"
+            f"the notes of this model describe no tokenizer ({error}): choose it, tokenizer=<name>"
         ) from error
 
 

@@ -22,7 +22,7 @@ TRAINING_ONLY = ("training", "progress", "optimizer", "order", "compiled", "aver
 class ConvertSettings:
     """The model to convert, and the folder to write.
 
-    checkpoint: a run's directory, a checkpoint, a folder in the format of Hugging Face, or a published name such as gpt2
+    checkpoint: a run's directory, a checkpoint, a folder in the format of Hugging Face, or a published name (gpt2)
     to: hf: a folder that transformers loads | checkpoint: one of this program
     path: the folder to write; it must not exist
     format: with to=hf: family: a published family, which transformers loads by itself | modular_gpt: any model, which

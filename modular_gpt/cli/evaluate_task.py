@@ -87,7 +87,9 @@ def measure(settings: EvalSettings) -> Results:
     prepare_device(threads=None)
     if settings.names():
         _check_harness()
-    loaded = load_with_tokenizer(settings.checkpoint, device, None if settings.dtype is None else DTYPES[settings.dtype])
+    loaded = load_with_tokenizer(
+        settings.checkpoint, device, None if settings.dtype is None else DTYPES[settings.dtype]
+    )
     results: Results = {}
     if settings.text is not None or settings.corpus is not None or not settings.names():
         found = _on_text(settings, loaded)

@@ -260,8 +260,8 @@ class GPTModel(nn.Module):
         """Write the model into a folder in the format of Hugging Face, which ``from_pretrained`` reads.
 
         path: a folder, created if missing; other files in it stay
-        format: family: a published family, which transformers loads by itself | modular_gpt: any model, which transformers
-            loads after ``import modular_gpt.hf`` | auto: the first if a family computes the same, else the second
+        format: family: a published family, which transformers loads by itself | modular_gpt: any model, which
+            transformers loads after ``import modular_gpt.hf`` | auto: family if one computes the same, else modular_gpt
         eos_token_id: the id or ids that end a text, for the generation of transformers
 
         Raises:

@@ -109,7 +109,7 @@ def test_a_tokenizer_without_counterpart_travels_all_the_same(tmp_path: Path, mo
     [
         (["path={tmp}/ours"], "exists already"),
         ([], "give path="),
-        (["path={tmp}/x", "format=family"], "cannot be written for transformers"),
+        (["path={tmp}/x", "format=family"], "no published family computes the same"),
         (["path={tmp}/x", "to=onnx"], "no choice 'onnx'"),
         (["path={tmp}/x", "to=checkpoint", "format=family"], "format=family is for to=hf"),
         (["path={tmp}/x", "dtype=int8"], "no choice 'int8'"),
