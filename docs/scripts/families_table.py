@@ -1,14 +1,14 @@
-"""Which published kinds of model can be read and written; tables.py writes the table into docs/pretrained.md."""
+"""The published families that can be read and written; tables.py writes the table into docs/pretrained.md."""
 
 import importlib
 
 from modular_gpt.pretrained import FAMILIES
 
-HEAD = ["kind", "`model_type`", "in transformers", "read", "written"]
+HEAD = ["family", "`model_type`", "in transformers", "read", "written"]
 
 
 def title(model_type: str) -> str:
-    """The name of a kind and the link to its paper, from the first line of its file."""
+    """The name of a family and the link to its paper, from the first line of its file."""
     module = importlib.import_module(f"modular_gpt.pretrained.families.{model_type}")
     name, _, link = (module.__doc__ or "").strip().splitlines()[0].partition(": ")
     return f"[{name}]({link.strip()})"
@@ -16,6 +16,6 @@ def title(model_type: str) -> str:
 
 def rows() -> list[list[str]]:
     return [
-        [title(kind), f"`{kind}`", f"`{family.architecture}`", "yes", "yes" if family.to_hf else "no"]
-        for kind, family in FAMILIES.items()
+        [title(model_type), f"`{model_type}`", f"`{family.architecture}`", "yes", "yes" if family.to_hf else "no"]
+        for model_type, family in FAMILIES.items()
     ]
