@@ -135,7 +135,8 @@ def write_folder(
     from modular_gpt.hf.card import write_card
 
     training = {name: meta[name] for name in _FOR_CARD if name in meta}
-    model_type = save_model(model, directory, format, None if tokenizer is None else tokenizer.eos_id, training)
+    ends = [] if tokenizer is None else tokenizer.eos_ids
+    model_type = save_model(model, directory, format, ends if len(ends) > 1 else next(iter(ends), None), training)
     write_card(directory, model, training, importing=model_type == OWN_TYPE)
     own = directory / OWN_TYPE
     own.mkdir(exist_ok=True)

@@ -79,7 +79,8 @@ class Conversation:
             self._go_on(line)
 
     def _go_on(self, line: str) -> None:
-        ids = self._cut([*self.ids, *(self.writer.encode(line) if line else [])])
+        encode = self.writer.tokenizer.encode if self.ids else self.writer.encode  # a text begins once
+        ids = self._cut([*self.ids, *(encode(line) if line else [])])
         text = self.writer.write([ids], self.settings, shown_after(line))[0][0]
         print()
         self.ids = [*ids, *text.ids, *self._line_end()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from modular_gpt.checkpoint.resolve import Loaded
-from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.errors import DataError
 from modular_gpt.generation import Continuation, Generation, GenerationConfig, Step, left_pad
 from modular_gpt.model import GPTModel
 
@@ -42,20 +42,13 @@ class Writer:
         self.figures = Figures()
 
     def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt; an empty one is the token that stands between documents.
+        """The ids of a prompt, as ``Tokenizer.prompt_ids`` gives them.
 
         Raises:
             DataError: a character is not in the vocabulary.
-            ConfigError: it is empty and the tokenizer has no such token.
+            ConfigError: it is empty and the tokenizer has no token to begin with.
         """
-        ids = self.tokenizer.encode(prompt)
-        if ids:
-            return ids
-        if self.tokenizer.eos_id is None:
-            raise ConfigError(
-                f"the prompt is empty, and a {self.tokenizer.name} tokenizer has no token to begin with: give some text"
-            )
-        return [self.tokenizer.eos_id]
+        return self.tokenizer.prompt_ids(prompt)
 
     def reads(self, prompt: str) -> bool:
         """Whether the tokenizer knows all characters of a prompt."""
@@ -73,9 +66,11 @@ class Writer:
         Raises:
             ConfigError: settings that do not fit the model or the prompts.
         """
-        end = self.tokenizer.eos_id
-        if end is not None:
-            settings = replace(settings, stop_tokens=[*settings.stop_tokens, end])
+        settings = replace(
+            settings,
+            stop_tokens=[*settings.stop_tokens, *self.tokenizer.eos_ids],
+            suppress_tokens=[*settings.suppress_tokens, *self.tokenizer.unused_ids(self.model.config.vocab_size)],
+        )
         ids, padding = left_pad(prompts, self.device)
         run = Generation(
             self.model, ids, settings, padding=padding, draft=self.draft, decode_stream=self.tokenizer.decode_stream

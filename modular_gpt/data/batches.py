@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.data.shuffle import key_of, mix, permuted
 from modular_gpt.data.token_files import TokenSplit
 
-IGNORED = -100  # the target that cross-entropy leaves out
 MODES = ("random", "epoch")
 
 Tokens = TokenSplit | np.ndarray | Tensor | Sequence[int]

@@ -15,6 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from modular_gpt.core.errors import ConfigError, DataError, unknown
 from modular_gpt.data.tokenizers import Tokenizer
+from modular_gpt.evaluation.windows import check_finite
 from modular_gpt.generation import Generation, GenerationConfig, left_pad
 from modular_gpt.model import GPTModel
 
@@ -40,7 +41,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What a text without a context is predicted from: the token between documents, or else a line end."""
+        """The token that stands between documents, or else a line end."""
         if self.texts.eos_id is not None:
             return self.texts.eos_id
         try:
@@ -48,8 +49,20 @@ class HarnessModel(TemplateLM):
         except (DataError, IndexError):
             return 0
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self.texts.encode(string)
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that a text without a context is predicted from: ``bos_id``, or else ``eot_token_id``."""
+        return self.eot_token_id if self.texts.bos_id is None else self.texts.bos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
+        """The ids of a string, without ``bos_id`` unless ``add_special_tokens`` is true."""
+        ids = self.texts.encode(string)
+        return self.texts.with_bos(ids) if add_special_tokens else ids
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The ids of a context, which begins with ``bos_id`` where there is one, and of its continuation."""
+        before, after = super()._encode_pair(context, continuation)
+        return self.texts.with_bos(before), after
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
@@ -77,6 +90,7 @@ class HarnessModel(TemplateLM):
             target = torch.tensor(continuation, device=self._device)
             scores = self.gpt.logits(row[-len(continuation) :]).float().log_softmax(-1)
             value = scores.gather(1, target[:, None]).double().sum().item()
+            check_finite(value, f"the continuation {text[:30]!r}")
             yield value, bool((scores.argmax(-1) == target).all())
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -108,7 +122,8 @@ class HarnessModel(TemplateLM):
             same = list(alike)
             settings = self._settings(same[0][2])
             room = max(self.max_length - settings.max_new_tokens, self.max_length // 2, 1)
-            prompts = [(self.texts.encode(context) or [self.eot_token_id])[-room:] for _, context, _ in same]
+            encoded = [self.texts.with_bos(self.texts.encode(context)) for _, context, _ in same]
+            prompts = [(ids or [self.eot_token_id])[-room:] for ids in encoded]
             for batch in self._batches([len(prompt) for prompt in prompts]):
                 ids, padding = left_pad([prompts[each] for each in batch], self._device)
                 run = Generation(self.gpt, ids, settings, padding=padding, decode_stream=self.texts.decode_stream)
@@ -132,7 +147,8 @@ class HarnessModel(TemplateLM):
         return GenerationConfig(
             max_new_tokens=int(wishes.get("max_gen_toks", _NEW_TOKENS)),
             stop=[until] if isinstance(until, str) else [each for each in until if each],
-            stop_tokens=[] if self.texts.eos_id is None else [self.texts.eos_id],
+            stop_tokens=self.texts.eos_ids,
+            suppress_tokens=self.texts.unused_ids(self.gpt.config.vocab_size),
             greedy=not sampled,
             overflow="slide" if self.gpt.slides else "window",
             **({name: wishes[name] for name in _SAMPLING if name in wishes} if sampled else {}),

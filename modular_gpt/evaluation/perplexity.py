@@ -1,25 +1,42 @@
 """Loss, perplexity and bits per byte of a model on a text."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
 
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.data.tokenizers import Tokenizer
-from modular_gpt.evaluation.windows import Window, log_probabilities, windows
+from modular_gpt.evaluation.windows import Window, check_finite, log_probabilities, windows
 from modular_gpt.model import GPTModel
+
+Progress = Callable[[int, int], object]  # called with the tokens scored so far and in all
+
+
+class WindowOptions(TypedDict, total=False):
+    """How a text is read.
+
+    context: tokens that the model reads at once; None for its context_length
+    stride: tokens from one window to the next; None for ``context``, which cuts the text into chunks. A smaller one
+        gives tokens more to look back on, and takes context / stride times as long.
+    batch_size: windows computed at once, 8 unless given
+    """
+
+    context: int | None
+    stride: int | None
+    batch_size: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a text was predicted.
+    """How well a model predicts a text.
 
-    loss: nats per token, the mean over ``scored`` tokens, all but the first
-    tokens, bytes: of the text, the bytes in UTF-8
+    loss: nats per token, the mean over ``scored`` tokens: all but the first, and all where bos_id stands before them
+    tokens, bytes: of the text (without bos_id), and of its UTF-8
     context, stride: of the windows (see ``windows``)
     """
 
@@ -46,18 +63,20 @@ def evaluate_text(
     tokenizer: Tokenizer,
     text: str,
     *,
-    context: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 8,
+    progress: Progress | None = None,
+    **options: Unpack[WindowOptions],
 ) -> Evaluation:
-    """Predict a text; see ``evaluate_tokens``.
+    """Measure how well a model predicts a text; the tokenizer's ``bos_id``, where it has one, stands before it.
+
+    progress, options: as in ``evaluate_tokens``
 
     Raises:
-        DataError: the text has fewer than two tokens, or characters that the tokenizer does not know.
+        DataError: the text has too few tokens, or characters that the tokenizer does not know.
         ConfigError: a setting that cannot work.
+        NonFiniteError: the model's logits are not finite.
     """
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
-    return evaluate_tokens(model, ids, len(text.encode()), context=context, stride=stride, batch_size=batch_size)
+    return evaluate_tokens(model, ids, len(text.encode()), bos_id=tokenizer.bos_id, progress=progress, **options)
 
 
 def evaluate_tokens(
@@ -65,50 +84,90 @@ def evaluate_tokens(
     ids: np.ndarray | Sequence[int],
     size: int,
     *,
-    context: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 8,
+    bos_id: int | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[WindowOptions],
 ) -> Evaluation:
-    """Predict every token but the first, each once, from the tokens before it within a window.
+    """Measure how well a model predicts tokens, each once, from the tokens before it within a window.
 
-    ids: one-dimensional, may be memory-mapped; size: bytes of the text that they stand for
-    context: tokens that the model reads at once; None for its context_length
-    stride: tokens from one window to the next; None for ``context``, which cuts the text into chunks. A smaller one
-        gives tokens more to look back on, and takes context / stride times as long.
-    batch_size: windows computed at once
+    ids: (n,) may be memory-mapped; size: bytes of the text that they stand for
+    bos_id: id that stands once before the text, so that the first token is predicted too; None: it is not predicted
+    progress: called after each batch with the number of tokens scored so far and in all
+    options: context, stride and batch_size, see ``WindowOptions``
 
     Raises:
-        DataError: fewer than two tokens, or ids outside the model's vocabulary.
+        DataError: fewer than two tokens, bos_id included, or ids outside the model's vocabulary.
         ConfigError: a setting that cannot work.
+        NonFiniteError: the model's logits are not finite.
     """
-    ids = np.asarray(ids)
+    context = options.get("context")
     context = model.config.context_length if context is None else context
+    stride = options.get("stride")
     stride = context if stride is None else stride
+    batch_size = options.get("batch_size", 8)
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-    if len(ids) < 2:
-        raise DataError(f"the text has {len(ids)} tokens; at least 2 are needed, one to predict from the other")
-    highest = int(ids.max())
-    if highest >= model.config.vocab_size or int(ids.min()) < 0:
-        raise DataError(
-            f"the text has token {highest}, but the model's ids end at {model.config.vocab_size - 1}; "
-            "use the tokenizer that the model was trained with"
-        )
-    device, total, training = model.embedding.weight.device, 0.0, model.training
+    ids = np.asarray(ids)
+    text = _Text(ids, bos_id)
+    _check(text, model.config.vocab_size)
+    total, done, scored = 0.0, 0, len(text) - 1
+    was_training = model.training
     model.eval()
     try:
-        for batch in _batches(windows(len(ids), context, stride), batch_size):
-            rows = np.stack([ids[each.start : each.end + 1] for each in batch]).astype(np.int64)
-            found = log_probabilities(model, torch.from_numpy(rows).to(device), batch[0].scored)
-            total -= found.double().sum().item()
+        for batch in _batches(windows(len(text), context, stride), batch_size):
+            total += _negative_log_likelihood(model, text, batch)
+            done += len(batch) * batch[0].scored
+            if progress is not None:
+                progress(done, scored)
     finally:
-        model.train(training)
-    scored = len(ids) - 1
+        model.train(was_training)
     return Evaluation(total / scored, scored, len(ids), size, context, stride)
 
 
+class _Text:
+    """The ids of a text with an optional id before them, without a copy of the whole."""
+
+    def __init__(self, ids: np.ndarray, bos_id: int | None) -> None:
+        self.ids = ids
+        self.before = np.array([] if bos_id is None else [bos_id], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.ids)
+
+    def slice(self, start: int, end: int) -> np.ndarray:
+        """(end - start,) int64"""
+        shift = len(self.before)
+        rest = self.ids[max(start - shift, 0) : max(end - shift, 0)]
+        return np.concatenate([self.before[start:end], rest.astype(np.int64)])
+
+
+def _check(text: _Text, vocab_size: int) -> None:
+    if len(text) < 2:
+        raise DataError(f"the text has {len(text.ids)} tokens; at least 2 are needed, one to predict from the other")
+    wrong = [int(id) for ids in (text.before, text.ids) if len(ids) for id in (ids.max(), ids.min())]
+    wrong = [id for id in wrong if not 0 <= id < vocab_size]
+    if wrong:
+        raise DataError(
+            f"the text has token {wrong[0]}, but the model's ids end at {vocab_size - 1}; "
+            "use the tokenizer that the model was trained with"
+        )
+
+
+def _negative_log_likelihood(model: GPTModel, text: _Text, batch: Sequence[Window]) -> float:
+    """The sum over the scored tokens of windows of one length.
+
+    Raises:
+        CheckpointError: it is not finite.
+    """
+    rows = np.stack([text.slice(window.start, window.end + 1) for window in batch])
+    device = model.embedding.weight.device
+    value = -log_probabilities(model, torch.from_numpy(rows).to(device), batch[0].scored).double().sum().item()
+    check_finite(value, f"token {batch[0].start:,}")
+    return value
+
+
 def _batches(found: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    """Windows of one length that score equally many, side by side."""
-    for _, alike in groupby(found, key=lambda each: (each.end - each.start, each.scored)):
+    """Windows of one length that score equally many tokens, up to ``size`` of them together."""
+    for _, alike in groupby(found, key=lambda window: (window.end - window.start, window.scored)):
         while batch := list(islice(alike, size)):
             yield batch

@@ -1,5 +1,6 @@
 """A long text in windows of the model's context, so that every token but the first is predicted exactly once."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, NonFiniteError
 from modular_gpt.model import GPTModel
 
 _LOGITS = 2**24  # held at once; 64 MiB in float32
@@ -40,6 +41,15 @@ def windows(count: int, context: int, stride: int) -> Iterator[Window]:
         end = min(start + context, count - 1)
         yield Window(start, end, end - done)
         start, done = start + stride, end
+
+
+def check_finite(value: float, place: str) -> None:
+    """Raise a NonFiniteError where a log-probability is not finite; ``place`` names the text in the message."""
+    if not math.isfinite(value):
+        raise NonFiniteError(
+            f"the model's logits are not finite at {place}: its weights are damaged, or its training diverged, or they"
+            " overflow in this dtype; use another checkpoint, or dtype=float32"
+        )
 
 
 @torch.no_grad()

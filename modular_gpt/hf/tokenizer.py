@@ -3,18 +3,26 @@
 import base64
 import json
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.data.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as LibraryTokenizer
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
 
 _SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level vocabularies write as themselves
 _HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
 _LETTERS = {**{b: chr(b) for b in _SHOWN}, **{b: chr(256 + i) for i, b in enumerate(_HIDDEN)}}
 
 
-def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> Any:
-    """A ``PreTrainedTokenizerFast`` that gives the same ids; it pads on the left, as ``generate`` needs.
+def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> "PreTrainedTokenizerFast":
+    """A ``PreTrainedTokenizerFast`` that gives the ids of ``prompt_ids``: ``bos_id``, where there is one, and the text.
+
+    Special tokens that are spelled out in a text are text, as in our ``encode``. It pads on the left, as ``generate``
+    needs.
 
     context_length: becomes its model_max_length, past which it warns
 
@@ -32,15 +40,31 @@ def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> 
         inner = tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
     else:
         raise ConfigError(f"tokenizer={tokenizer.name} cannot be written for transformers, which has no such kind")
-    end = None if tokenizer.eos_id is None else inner.id_to_token(tokenizer.eos_id)
-    known = {} if end is None else {"eos_token": end, "bos_token": end, "pad_token": end}
+    bos, end = (None if id is None else inner.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
+    inner.post_processor = _template(bos, tokenizer.bos_id)
+    named = {"eos_token": end, "bos_token": bos or end, "pad_token": end}
+    known = {name: token for name, token in named.items() if token is not None}
     limit = {} if context_length is None else {"model_max_length": context_length}
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, padding_side="left", clean_up_tokenization_spaces=False, **known, **limit
+        tokenizer_object=inner,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        **known,
+        **limit,
     )
 
 
-def _bytes(definition: dict[str, Any]) -> Any:
+def _template(bos: str | None, bos_id: int | None) -> "processors.PostProcessor":
+    """The post-processor that puts ``bos`` before a text, and nothing else anywhere."""
+    from tokenizers import processors
+
+    begin = "" if bos is None else f"{bos}:0 "
+    special = [] if bos is None else [(bos, bos_id)]
+    return processors.TemplateProcessing(single=f"{begin}$A:0", pair=f"{begin}$A:0 $B:1", special_tokens=special)
+
+
+def _bytes(definition: dict[str, Any]) -> "LibraryTokenizer":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in _LETTERS.items()}, merges=[]))
@@ -49,7 +73,7 @@ def _bytes(definition: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _characters(definition: dict[str, Any]) -> Any:
+def _characters(definition: dict[str, Any]) -> "LibraryTokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     from modular_gpt.data.tokenizers.char import UNKNOWN
@@ -62,7 +86,7 @@ def _characters(definition: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _ranks(definition: dict[str, Any]) -> Any:
+def _ranks(definition: dict[str, Any]) -> "LibraryTokenizer":
     """A byte-pair encoding that is given by the rank of each token instead of by its merges."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 

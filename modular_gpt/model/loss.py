@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import fraction, not_negative
 
-IGNORED = -100  # a target that does not count
 _CHUNK = 2**24  # logits held at once while training; 64 MiB in float32
 
 

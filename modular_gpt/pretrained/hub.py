@@ -91,15 +91,21 @@ def locate(name_or_path: str | Path) -> Source:
 
 
 def tokenizer_file(name_or_path: str | Path) -> Path | None:
-    """The ``tokenizer.json`` of a published model, beside its ``tokenizer_config.json``; None where it has none.
+    """The ``tokenizer.json`` of a published model, or its ``vocab.json`` beside a ``merges.txt``; None for neither.
+
+    The files that name its special tokens lie in the same folder.
 
     Raises:
         CheckpointError: there is no such model, or the hub cannot be reached.
     """
     source = locate(name_or_path)
-    with suppress(Unreachable):  # names the end-of-text token, and is looked for beside the other
-        source.file("tokenizer_config.json")
-    return source.file(TOKENIZER)
+    with suppress(Unreachable):  # they name special tokens, and are looked for beside the tokenizer
+        for name in ("tokenizer_config.json", "generation_config.json"):
+            source.file(name)
+    if (file := source.file(TOKENIZER)) is not None:
+        return file
+    vocab, merges = source.file("vocab.json"), source.file("merges.txt")
+    return vocab if merges is not None else None
 
 
 def _from_cache(repository: str, name: str, revision: str | None) -> Path | None:

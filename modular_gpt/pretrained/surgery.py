@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from modular_gpt.core.contracts import Attention, FeedForward, Norm
 from modular_gpt.core.registry import ComponentConfig, encode, merge
 from modular_gpt.core.weight_transfer import TransferReport
+from modular_gpt.evaluation import evaluate_tokens
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import SLOTS, GPTConfig
-from modular_gpt.model.loss import IGNORED
 from modular_gpt.model.materialize import saved_tensors
 
 LOADED, CONVERTED, NEW, SKIPPED = "loaded", "converted", "new", "skipped"
@@ -172,23 +172,9 @@ def _word(name: str) -> str:
     return name.removesuffix(".weight").replace(".", "_")
 
 
-@torch.no_grad()
 def text_loss(model: GPTModel, ids: Tensor, batch: int = 8) -> float:
     """Mean cross-entropy in nats of each token of a text (n,) given those before it in its window.
 
     The text is cut into windows of the model's context_length, ``batch`` of which are read at once.
     """
-    length, training = model.config.context_length, model.training
-    windows = (ids[:-1].split(length), ids[1:].split(length))
-    inputs, targets = (
-        nn.utils.rnn.pad_sequence(list(each), batch_first=True, padding_value=padding)
-        for each, padding in zip(windows, (0, IGNORED), strict=True)
-    )
-    model.eval()
-    total = 0.0
-    for rows, following in zip(inputs.split(batch), targets.split(batch), strict=True):
-        device = model.embedding.weight.device
-        parts = model(rows.to(device), following.to(device)).parts
-        total += parts["cross_entropy"].item() * int((following != IGNORED).sum())
-    model.train(training)
-    return total / (len(ids) - 1)
+    return evaluate_tokens(model, ids.cpu().numpy(), len(ids), batch_size=batch).loss

@@ -12,9 +12,10 @@ from modular_gpt.core.registry import decode
 from modular_gpt.data import PreparedData, Tokenizer, build_tokenizer
 from modular_gpt.data.batches import as_array
 from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.evaluation import evaluate_tokens
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.pretrained import text_loss, transplant
+from modular_gpt.pretrained import transplant
 from modular_gpt.training.config import RunConfig
 
 WINDOWS = 8  # of the validation text, from its beginning, on which a loss before any training is measured
@@ -45,7 +46,7 @@ def tokenizer_of(config: RunConfig, corpus: Corpus, source: Opened | None, check
     elif source is not None:
         meta, before = source.meta, source.tokenizer
     else:
-        return build_tokenizer(config.tokenizer, corpus)
+        return build_tokenizer(config.tokenizer, corpus).for_new_model()
     recorded = recorded_tokenizer(meta)
     same = before is not None and recorded is not None and decode("tokenizer", recorded) == config.tokenizer
     return before if same and before is not None else build_tokenizer(config.tokenizer, corpus)
@@ -94,5 +95,4 @@ def _same_ids(source: Opened, tokenizer: Tokenizer, ids: list[int]) -> bool:
 
 def _loss(model: GPTModel, ids: torch.Tensor, block: int) -> float:
     """Mean loss of the targets of a text (n,) in windows of ``block`` tokens, which may be less than the context."""
-    windows = [ids[start : start + block + 1] for start in range(0, len(ids) - 1, block)]
-    return sum(text_loss(model, each) * (len(each) - 1) for each in windows) / (len(ids) - 1)
+    return evaluate_tokens(model, ids.numpy(), len(ids), context=block).loss

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import UserError
+from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer
-from modular_gpt.data.batches import IGNORED
 from modular_gpt.data.shuffle import key_of
 from modular_gpt.distributed import Parallel, build_parallel
 from modular_gpt.distributed.dtensor import clip, total_norm

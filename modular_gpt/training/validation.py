@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import NonFiniteError
+from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
-from modular_gpt.data.batches import IGNORED
 from modular_gpt.distributed import Parallel
 from modular_gpt.runtime.device import autocast
 from modular_gpt.runtime.signals import GracefulShutdown
@@ -81,15 +81,17 @@ class Validation:
                 )
             except NonFiniteError as error:  # the training decides what becomes of it
                 return f"(no sample: {error})"
-        return self.tokenizer.decode(out[0], errors="ignore")
+        skipped = int(out[0, 0] == self.tokenizer.bos_id)
+        return self.tokenizer.decode(out[0, skipped:], errors="ignore")
 
     def prompt(self) -> list[int]:
-        """Ids of the text that samples continue, no longer than the context."""
+        """Ids of the text that samples continue, no longer than the context; ``bos_id``, where there is one, first."""
         if self.config.sample_prompt:
             ids = self.tokenizer.encode(self.config.sample_prompt)
         else:
             ids = self.tokens.array[:PROMPT].tolist()
-        return ids[-self.block :]
+        bos = self.tokenizer.with_bos([])
+        return [*bos, *ids[-max(1, self.block - len(bos)) :]]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

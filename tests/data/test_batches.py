@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, Corpus, TokenSplit, build_tokenizer, prepare, sequential
-from modular_gpt.data.batches import IGNORED, MODES
+from modular_gpt.data.batches import MODES
 from modular_gpt.data.shuffle import key_of, permuted
 
 TOKENS = np.arange(1000, dtype=np.uint16)

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from modular_gpt import ConfigError, DataError, GPTConfig, GPTModel
+from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.data import build_tokenizer
+from modular_gpt.data.tokenizers.byte import ByteTokenizer
 from modular_gpt.evaluation import evaluate_text, evaluate_tokens, log_probabilities, windows
 from modular_gpt.pretrained import load_pretrained
 
@@ -120,3 +122,39 @@ def test_training_mode_is_put_back() -> None:
 def test_what_cannot_be_is_refused(ids: list[int], more: dict[str, Any], error: type, sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         evaluate_tokens(small(pos="learned"), ids, 10, **more)
+
+
+class WithBos(ByteTokenizer):
+    """Bytes, and an id that begins a text, as Llama's and Gemma's tokenizers have."""
+
+    bos_id = 1
+
+
+@pytest.mark.parametrize("stride", [3, CONTEXT])
+@torch.no_grad()
+def test_a_text_begins_once_with_its_bos(stride: int) -> None:
+    model, ids = small(), list(TEXT.encode())
+    found = evaluate_text(model, WithBos(), TEXT, stride=stride, batch_size=3)
+    assert found.loss == pytest.approx(twin(model, [1, *ids], CONTEXT, stride), rel=1e-5)
+    assert (found.scored, found.tokens, found.bytes) == (len(ids), len(ids), len(ids))
+    assert evaluate_tokens(model, [7], 1, bos_id=1).scored == 1
+
+
+def test_progress_counts_every_token() -> None:
+    seen: list[tuple[int, int]] = []
+    evaluate_tokens(small(), np.arange(50), 50, stride=3, batch_size=2, progress=lambda *counts: seen.append(counts))
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1] == (49, 49) and len(seen) > 5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_named(value: float) -> None:
+    model = small()
+    with torch.no_grad():
+        model.blocks[-1].ffn.down.weight[0, 0] = value
+    with pytest.raises(NonFiniteError) as caught:
+        evaluate_tokens(model, np.arange(20), 20)
+    assert str(caught.value) == (
+        "the model's logits are not finite at token 0: its weights are damaged, or its training diverged, or they"
+        " overflow in this dtype; use another checkpoint, or dtype=float32"
+    )

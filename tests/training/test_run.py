@@ -25,6 +25,7 @@ from modular_gpt.training.recorder import METRICS, duration, read_metrics
 from modular_gpt.training.run_directory import new_run_directory
 from tests.training.small import (
     EXPLAINED,
+    MODEL,
     assert_same_ending,
     config,
     ending,
@@ -384,3 +385,21 @@ def test_compiled_training_is_the_same_training(folder: Path) -> None:
     losses = [[entry["loss"] for entry in figures if "loss" in entry] for _, _, figures in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert plain[0].keys() == compiled[0].keys(), "a checkpoint does not show that its model was compiled"
+
+
+def test_a_vocabulary_wider_than_the_tokenizer(folder: Path) -> None:
+    """Samples may hold ids that no text stands for; neither they nor the report end the training."""
+    settings = config(folder, {**MODEL, "vocab_size": 3000}, max_steps=2, eval_interval=1, sample_tokens=40)
+    result = train(settings)
+    assert (result.directory / "samples.txt").read_text().count("=== step ") == 2
+
+
+def test_samples_begin_as_the_models_texts_do(folder: Path) -> None:
+    """The token is read by the model and not shown."""
+    trainer = trainer_of(config(folder, max_steps=1, sample_prompt="cat"))
+    tokenizer = trainer.validation.tokenizer
+    assert trainer.validation.prompt() == list(b"cat") and (trainer.validation.sample() or "").startswith("cat")
+    tokenizer.__dict__["bos_id"] = 1
+    assert trainer.validation.prompt() == [1, *b"cat"] and (trainer.validation.sample() or "").startswith("cat")
+    trainer.validation.config.sample_prompt = ""
+    assert trainer.validation.prompt()[0] == 1 and trainer.validation.prompt().count(1) == 1

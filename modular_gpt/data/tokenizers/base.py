@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.json_files import MAX_BYTES, parse_json, read_regular
 from modular_gpt.core.registry import Component, ComponentConfig, entries
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.streaming import StreamDecoder, TextStream
@@ -30,12 +31,15 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     learns: whether ``build`` takes its vocabulary from a corpus
     vocab_size: ids run from 0 to vocab_size - 1
     eos_id: the id that stands between documents, or None where the kind has none
+    bos_id: the id that a pretrained model's texts begin with, or None; ``encode`` never adds it, ``prompt_ids`` does
     """
 
     name: ClassVar[str] = ""
     learns: ClassVar[bool] = False
     vocab_size: int
     eos_id: int | None = None
+    bos_id: int | None = None
+    _end_ids: tuple[int, ...] = ()  # that end a text, besides eos_id
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
         cls.name = name
@@ -94,6 +98,38 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         """
         return self.encode_many([text])[0].tolist()
 
+    @property
+    def eos_ids(self) -> list[int]:
+        """All ids that end a text: ``eos_id``, then the others that a pretrained model's files name."""
+        return [*([] if self.eos_id is None else [self.eos_id]), *self._end_ids]
+
+    def with_bos(self, ids: Sequence[int]) -> list[int]:
+        """Ids of a whole text as a pretrained model expects them: ``bos_id``, where there is one, and ``ids``."""
+        return [*([] if self.bos_id is None else [self.bos_id]), *ids]
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids that a model reads before it continues a text: ``bos_id``, where there is one, and the text's.
+
+        An empty text becomes ``bos_id``, or else ``eos_id``.
+
+        Raises:
+            DataError: a character is not in the vocabulary.
+            ConfigError: the text is empty, and the tokenizer has neither of the two.
+        """
+        ids = self.with_bos(self.encode(text))
+        if not ids and self.eos_id is None:
+            raise ConfigError(
+                f"the prompt is empty, and a {self.name} tokenizer has no token to begin with: give some text"
+            )
+        return ids or [cast(int, self.eos_id)]
+
+    def for_new_model(self) -> "Tokenizer":
+        """The same tokenizer without the tokens that only a pretrained model knows: ``bos_id`` and further end ids.
+
+        The training text holds neither, so a model trained from scratch must not meet them in a prompt.
+        """
+        return self
+
     def decode(self, ids: Iterable[int] | Tensor | np.ndarray, errors: str = "strict") -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
 
@@ -146,7 +182,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         """
         path = Path(directory) / FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_regular(path, MAX_BYTES))
         except FileNotFoundError as error:
             raise DataError(f"there is no tokenizer file '{path}': name the directory of a checkpoint") from error
         except (OSError, ValueError) as error:

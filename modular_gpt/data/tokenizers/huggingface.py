@@ -1,14 +1,26 @@
-"""Tokenizers that come with a pretrained model, from its ``tokenizer.json`` (Hugging Face's format)."""
+"""Tokenizers of published models: ``tokenizer.json`` (Hugging Face's format), or GPT-2's vocab.json and merges.txt."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.json_files import load_json_object, read_regular
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.data.tokenizers.base import END_OF_TEXT, FILE
 from modular_gpt.data.tokenizers.library import LibraryTokenizer
+from modular_gpt.data.tokenizers.special_tokens import (
+    TOKENIZER_CONFIG,
+    SpecialTokens,
+    read_special_tokens,
+)
+
+VOCAB, MERGES = "vocab.json", "merges.txt"
+MAX_BYTES = 256 * 2**20  # of a tokenizer file
+REMEDY = "correct tokenizer.path"
+# Tokenizers that split text as GPT-2 does. Others have these two files too, but their splitting is not in them.
+GPT2_LIKE = {"GPT2Tokenizer", "GPT2TokenizerFast", "gpt2", "gpt_neo", "gptj"}
 
 
 class HuggingFaceTokenizer(LibraryTokenizer, name="hf"):
@@ -18,7 +30,7 @@ class HuggingFaceTokenizer(LibraryTokenizer, name="hf"):
     class Config(ComponentConfig):
         """Which file.
 
-        path: a ``tokenizer.json``, or a directory that has one
+        path: a ``tokenizer.json``, or a directory that has one, or one with GPT-2's ``vocab.json`` and ``merges.txt``
         eos: token that ends a text; ``eos_token`` of the ``tokenizer_config.json`` beside it unless given
         """
 
@@ -30,30 +42,80 @@ class HuggingFaceTokenizer(LibraryTokenizer, name="hf"):
         assert isinstance(config, HuggingFaceTokenizer.Config)
         if not config.path:
             raise ConfigError("tokenizer=hf needs tokenizer.path=<a tokenizer.json, or a directory with one>")
-        path = Path(config.path).expanduser()
-        path = path / "tokenizer.json" if path.is_dir() else path
-        import tokenizers
-
+        path = _file(Path(config.path).expanduser())
+        content = _gpt2_json(path) if path.name == VOCAB else _read(path)
+        special = read_special_tokens(path, content.get("post_processor"))
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot read '{path}' ({error.strerror}): correct tokenizer.path") from error
-        except Exception as error:  # the library raises the bare class
-            remedy = "correct tokenizer.path"
-            raise DataError(f"'{path}' is no tokenizer.json of Hugging Face ({error}): {remedy}") from error
-        eos = config.eos or _eos_beside(path)
-        if eos is not None and tokenizer.token_to_id(eos) is None:
-            raise ConfigError(f"tokenizer.eos: the token {eos!r} is not in the vocabulary of '{path}'")
-        return cls(tokenizer, eos)
+            plain = cls.from_json(content, SpecialTokens())
+        except ValueError as error:
+            raise DataError(f"'{path}' is no tokenizer.json of Hugging Face ({error}): {REMEDY}") from error
+        return cls(plain._tokenizer, *plain._resolved(replace(special, eos=config.eos or special.eos), path))
+
+    def _resolved(self, special: SpecialTokens, path: Path) -> tuple[str | None, str | None, list[int]]:
+        """eos, bos and further end ids, all of them in the vocabulary.
+
+        Raises:
+            ConfigError: the token that ends a text is not in the vocabulary.
+            DataError: the one that begins a text is not.
+        """
+        for token, setting in ((special.eos, "eos"), (special.bos, "bos")):
+            if token is not None and self._tokenizer.token_to_id(token) is None:
+                where = f"the token {token!r} is not in the vocabulary of '{path}'"
+                if setting == "eos":
+                    raise ConfigError(f"tokenizer.eos: {where}")
+                raise DataError(f"the beginning of a text: {where}: correct {TOKENIZER_CONFIG}")
+        ends = [id for id in special.end_ids if self.has_text(id)]
+        eos = self._tokenizer.id_to_token(ends[0]) if special.eos is None and ends else special.eos
+        return eos, special.bos, ends
 
 
-def _eos_beside(path: Path) -> str | None:
-    """The end-of-text token named in the ``tokenizer_config.json`` beside a tokenizer, if there is one."""
-    beside = path.with_name("tokenizer_config.json")
-    if not beside.is_file():
-        return None
+def _file(path: Path) -> Path:
+    """The tokenizer file that a path means: of a directory, its tokenizer.json, or else its vocab.json."""
+    if not path.is_dir():
+        return path
+    files = {name: path / name for name in (FILE, VOCAB, MERGES)}
+    if not files[FILE].exists() and files[VOCAB].is_file() and files[MERGES].is_file():
+        return files[VOCAB]
+    return files[FILE]
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        token: Any = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"'{beside}' cannot be read ({error}): set tokenizer.eos") from error
-    return token["content"] if isinstance(token, dict) else token
+        return load_json_object(path, MAX_BYTES, remedy=REMEDY)
+    except FileNotFoundError as error:
+        raise DataError(f"cannot read '{path}' ({error.strerror}): {REMEDY}") from error
+
+
+def _gpt2_json(path: Path) -> dict[str, Any]:
+    """The library's JSON for the vocabulary and merges of GPT-2's byte-pair encoding.
+
+    Raises:
+        DataError: a file cannot be read, or the files beside it name another kind of tokenizer.
+    """
+    model, settings = (
+        load_json_object(beside, remedy="correct or remove it") if beside.is_file() else {}
+        for beside in (path.with_name("config.json"), path.with_name(TOKENIZER_CONFIG))
+    )
+    kind = settings.get("tokenizer_class") or model.get("model_type") or "gpt2"
+    if kind not in GPT2_LIKE:
+        raise DataError(
+            f"'{path}' belongs to a {kind!r:.60} tokenizer, and how that splits a text is not in {VOCAB} and {MERGES}:"
+            f" add its {FILE}"
+        )
+    vocab = _read(path)
+    try:
+        lines = read_regular(path.with_name(MERGES), MAX_BYTES).decode().split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path.with_name(MERGES)}' cannot be read ({error}): {REMEDY}") from error
+    merges = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    spaces = bool(settings.get("add_prefix_space"))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": spaces, "trim_offsets": True, "use_regex": True}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": vocab[END_OF_TEXT], "content": END_OF_TEXT, **special}] if END_OF_TEXT in vocab else []
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }

@@ -1,45 +1,73 @@
-"""What all kinds share that run on the ``tokenizers`` library (https://github.com/huggingface/tokenizers)."""
+"""Base of the tokenizers that run on the ``tokenizers`` library (https://github.com/huggingface/tokenizers)."""
 
 import json
 from abc import ABC
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text
+from modular_gpt.data.tokenizers.library_checks import check_library_json, library_errors
+from modular_gpt.data.tokenizers.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
     import tokenizers
 
 
 class LibraryTokenizer(Tokenizer, ABC):
-    """A tokenizer of the ``tokenizers`` library, defined by the JSON of that library.
+    """A tokenizer of the ``tokenizers`` library, defined by the JSON of that library."""
 
-    eos: the token that stands between documents, or None
-    """
+    def __init__(
+        self, tokenizer: "tokenizers.Tokenizer", eos: str | None, bos: str | None = None, end_ids: Iterable[int] = ()
+    ) -> None:
+        """eos: token that stands between documents; bos: token that begins a text; None where there is none
 
-    def __init__(self, tokenizer: "tokenizers.Tokenizer", eos: str | None) -> None:
+        end_ids: further ids that end a text; those without a token are left out
+        """
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._eos = eos
+        self._eos, self._bos = eos, bos
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
         self.eos_id = None if eos is None else tokenizer.token_to_id(eos)
+        self.bos_id = None if bos is None else tokenizer.token_to_id(bos)
+        self._end_ids = tuple(id for id in dict.fromkeys(end_ids) if self.has_text(id) and id != self.eos_id)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], special: SpecialTokens) -> Self:
+        """A tokenizer from the library's own JSON.
+
+        Raises:
+            ValueError: the JSON has a shape that the library cannot take.
+            DataError: the library refuses it.
+        """
+        import tokenizers
+
+        check_library_json(content)
+        with library_errors("the tokenizers library cannot use it"):
+            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+            return cls(tokenizer, special.eos, special.bos, special.end_ids)
 
     @classmethod
     def from_definition(cls, definition: dict[str, Any]) -> Self:
-        import tokenizers
-
-        return cls(tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"])), definition["eos"])
+        special = SpecialTokens(definition.get("bos"), definition["eos"], tuple(definition.get("end_ids", ())))
+        return cls.from_json(definition["tokenizer"], special)
 
     def definition(self) -> dict[str, Any]:
-        return {"tokenizer": json.loads(self._tokenizer.to_str()), "eos": self._eos}
+        # Keys without a value are left out, so that older definitions keep their fingerprints.
+        optional = {"bos": self._bos, "end_ids": list(self._end_ids)}
+        given = {name: value for name, value in optional.items() if value}
+        return {"tokenizer": json.loads(self._tokenizer.to_str()), "eos": self._eos, **given}
+
+    def for_new_model(self) -> Tokenizer:
+        return type(self)(self._tokenizer, self._eos)
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:
         check_text(texts)
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with library_errors(f"the {self.name} tokenizer cannot encode this text"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def _gaps(self) -> Iterable[int]:
@@ -47,4 +75,5 @@ class LibraryTokenizer(Tokenizer, ABC):
         return set(range(self.vocab_size)).difference(known)
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
+        with library_errors(f"the {self.name} tokenizer cannot decode these ids"):
+            return self._tokenizer.decode(ids, skip_special_tokens=False)

@@ -15,6 +15,7 @@ from modular_gpt.core.errors import ConfigError, DataError, unknown
 from modular_gpt.core.registry import ComponentConfig, Preset
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import END_OF_TEXT, Ids, Tokenizer, check_text
+from modular_gpt.data.tokenizers.library_checks import check_ranks, library_errors
 from modular_gpt.data.tokenizers.streaming import ByteStream, StreamDecoder
 
 
@@ -46,8 +47,10 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
     def __init__(self, encoding: str, pattern: str, ranks: dict[bytes, int], special: dict[str, int]) -> None:
         import tiktoken
 
+        check_ranks(ranks, special)
         self._parts = (encoding, pattern, ranks, special)
-        self._encoding = tiktoken.Encoding(encoding, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        with library_errors("tiktoken cannot use the encoding"):
+            self._encoding = tiktoken.Encoding(encoding, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
         self.vocab_size = self._encoding.n_vocab
         self.eos_id = special.get(END_OF_TEXT)
 
@@ -80,7 +83,8 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:
         check_text(texts)
-        encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
+        with library_errors(f"the {self._encoding.name} encoding cannot encode this text"):
+            encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
         return [np.array(ids, dtype=np.int64) for ids in encoded]
 
     def _gaps(self) -> Iterable[int]:

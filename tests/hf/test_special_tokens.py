@@ -1,0 +1,227 @@
+"""A text begins and ends for us as it does for the transformers library, whose own tokenizers are the reference."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, GemmaTokenizer, GPT2TokenizerFast, LlamaTokenizer, PreTrainedTokenizerFast
+
+from modular_gpt import DataError, GPTModel
+from modular_gpt.checkpoint.hf_folder import write_folder
+from modular_gpt.checkpoint.resolve import load_model
+from modular_gpt.data import Tokenizer, build_tokenizer
+from modular_gpt.hf import to_transformers
+
+TEXTS = ["abc", "a b  c\n", "", "<s>a</s>", "x<|begin|>", "é🙂"]
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+MERGES = [("a", "b"), ("ab", "c")]
+
+
+def vocabulary(*special: str) -> dict[str, int]:
+    """Special tokens, bytes and letters, as sentencepiece-style vocabularies have them."""
+    return {token: id for id, token in enumerate([*special, *BYTES, "▁", "a", "b", "c", "ab", "abc"])}
+
+
+def llama(folder: Path) -> None:
+    LlamaTokenizer(vocabulary("<unk>", "<s>", "</s>"), MERGES, add_bos_token=True).save_pretrained(folder)
+
+
+def llama_without_flags(folder: Path) -> None:
+    """The post-processor alone says it."""
+    llama(folder)
+    change(folder, add_bos_token=None, add_eos_token=None)
+
+
+def llama_with_a_false_flag(folder: Path) -> None:
+    """The post-processor is stronger than the flag."""
+    llama(folder)
+    change(folder, add_bos_token=False)
+
+
+def llama_with_an_end(folder: Path) -> None:
+    """As above, with a flag for the other end, which a prompt must not have."""
+    llama(folder)
+    change(folder, add_bos_token=True, add_eos_token=True)
+
+
+def gemma(folder: Path) -> None:
+    names = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    GemmaTokenizer(vocabulary(*names), MERGES, add_bos_token=True).save_pretrained(folder)
+
+
+def byte_level(folder: Path, post_processor: processors.PostProcessor | None, **settings: object) -> None:
+    """As Mistral's newer ones, Llama 3's and GPT-2's: bytes spelled as letters."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, "ab", "abc"]
+    library = tokenizers.Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, MERGES))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(["<s>", "</s>", "<|begin|>"])
+    if post_processor is not None:
+        library.post_processor = post_processor
+    PreTrainedTokenizerFast(tokenizer_object=library, **settings).save_pretrained(folder)
+
+
+def mistral(folder: Path) -> None:
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 258), ("</s>", 259)])
+    byte_level(folder, template, bos_token="<s>", eos_token="</s>", add_bos_token=True, add_eos_token=False)
+
+
+def llama3(folder: Path) -> None:
+    template = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 260)])
+    steps = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    byte_level(folder, steps, bos_token="<|begin|>", eos_token="</s>")
+
+
+def qwen(folder: Path) -> None:
+    byte_level(folder, None, eos_token="</s>", add_bos_token=False)
+
+
+def bert_style(folder: Path) -> None:
+    byte_level(folder, processors.RobertaProcessing(("</s>", 259), ("<s>", 258)), bos_token="<s>", eos_token="</s>")
+
+
+FOLDERS: list[tuple[Callable[[Path], None], str | None]] = [
+    (llama, "<s>"),
+    (llama_without_flags, "<s>"),
+    (llama_with_a_false_flag, "<s>"),
+    (llama_with_an_end, "<s>"),
+    (gemma, "<bos>"),
+    (mistral, "<s>"),
+    (llama3, "<|begin|>"),
+    (qwen, None),
+    (bert_style, "<s>"),
+]
+
+
+def change(folder: Path, **settings: object) -> None:
+    """Change the folder's tokenizer_config.json; None removes a key."""
+    path = folder / "tokenizer_config.json"
+    content = {**json.loads(path.read_text()), **settings}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+def prompts(theirs: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The ids that transformers gives to a model before it continues a text: without an end."""
+    ids = theirs(text, split_special_tokens=True)["input_ids"]
+    return ids[:-1] if theirs("")["input_ids"][-1:] == [theirs.eos_token_id] else ids
+
+
+def small_llama(vocab_size: int) -> GPTModel:
+    return GPTModel(
+        vocab_size=vocab_size,
+        d_model=16,
+        n_heads=2,
+        n_layers=1,
+        context_length=8,
+        ffn="swiglu",
+        norm="rmsnorm",
+        bias=False,
+    )
+
+
+@pytest.mark.parametrize(("write", "bos"), FOLDERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_text_begins_as_in_transformers(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
+    write(tmp_path)
+    ours, theirs = build_tokenizer({"name": "hf", "path": str(tmp_path)}), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.bos_id == (None if bos is None else theirs.convert_tokens_to_ids(bos))
+    for text in filter(None, TEXTS):
+        assert ours.prompt_ids(text) == prompts(theirs, text), text
+        assert ours.prompt_ids(text) == ours.with_bos(ours.encode(text))
+    assert ours.prompt_ids("") == [ours.eos_id if bos is None else ours.bos_id]
+    ours.save(tmp_path)  # and so in every checkpoint
+    assert Tokenizer.load(tmp_path).prompt_ids("abc") == ours.prompt_ids("abc")
+    assert ours.for_new_model().bos_id is None and ours.for_new_model().encode("abc") == ours.encode("abc")
+
+
+@pytest.mark.parametrize(("write", "bos"), FOLDERS, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_is_written_gives_exactly_our_ids(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
+    write(tmp_path)
+    ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+    model = small_llama(300)
+    folder = tmp_path / "written"
+    folder.mkdir()
+    write_folder(folder, model, ours, {}, "family")
+    for tokenizer in (ours, ours.for_new_model()):
+        to_transformers(tokenizer).save_pretrained(folder)
+        theirs = AutoTokenizer.from_pretrained(folder)
+        for text in TEXTS:
+            assert theirs(text)["input_ids"] == tokenizer.with_bos(tokenizer.encode(text)), text
+
+
+def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
+    llama3(tmp_path)
+    model = small_llama(261)
+    folder = tmp_path / "first"
+    folder.mkdir()
+    write_folder(folder, model, build_tokenizer({"name": "hf", "path": str(tmp_path)}), {}, "family")
+    for path in (folder / "modular_gpt").iterdir():
+        path.unlink()
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "eos_token_id": [259, 258, 9999]}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 257]}))
+    loaded = load_model(str(folder), torch.device("cpu"))
+    assert loaded.tokenizer.eos_id == 259 and loaded.tokenizer.eos_ids == [259, 258, 257]  # 9999 has no token
+    for format in ("family", "modular_gpt"):
+        written = tmp_path / format
+        written.mkdir()
+        write_folder(written, loaded.model, loaded.tokenizer, {}, format)
+        name = "config.json" if format == "family" else "generation_config.json"
+        content = json.loads((written / name).read_text())
+        assert content["eos_token_id"] == [259, 258, 257]
+        assert load_model(str(written), torch.device("cpu")).tokenizer.eos_ids == [259, 258, 257]
+
+
+def test_the_flag_alone(tmp_path: Path) -> None:
+    """As DeepSeek's: the post-processor adds nothing, and the class that its config names reads the flag."""
+    byte_level(tmp_path, processors.ByteLevel(), bos_token="<|begin|>", eos_token="</s>")
+    assert build_tokenizer({"name": "hf", "path": str(tmp_path)}).bos_id is None
+    change(tmp_path, add_bos_token=True)
+    assert build_tokenizer({"name": "hf", "path": str(tmp_path)}).bos_id == 260
+
+
+def test_several_tokens_before_a_text_are_refused(tmp_path: Path) -> None:
+    template = processors.TemplateProcessing(
+        single="<|begin|> <s> $A", special_tokens=[("<|begin|>", 260), ("<s>", 258)]
+    )
+    byte_level(tmp_path, template)
+    with pytest.raises(DataError, match=r"begins a text with 2 tokens \(<\|begin\|>, <s>\), and one is supported"):
+        build_tokenizer({"name": "hf", "path": str(tmp_path)})
+
+
+def test_an_end_that_only_the_models_config_names(tmp_path: Path) -> None:
+    qwen(tmp_path)
+    change(tmp_path, eos_token=None)
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 259}))
+    assert build_tokenizer({"name": "hf", "path": str(tmp_path)}).eos_ids == [259]
+
+
+def test_gpt2_files_without_a_tokenizer_json(tmp_path: Path) -> None:
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "abc", "<|endoftext|>"]
+    vocab = {token: id for id, token in enumerate(alphabet)}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 258}))
+    ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+    theirs = GPT2TokenizerFast(vocab=vocab, merges=MERGES)
+    for text in [*TEXTS, "don't  go\n\n 123abc<|endoftext|>"]:
+        ids = ours.encode(text)
+        assert ids == theirs(text, split_special_tokens=True)["input_ids"]
+        assert ours.decode(ids) == text
+    assert ours.eos_ids == [258] and ours.bos_id is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    with pytest.raises(DataError, match=r"belongs to a 'Qwen2Tokenizer' tokenizer, .*: add its tokenizer.json"):
+        build_tokenizer({"name": "hf", "path": str(tmp_path)})
+
+
+@pytest.mark.parametrize("token", [["</s>"], 3, {"x": 1}, True, {"content": 4}])
+def test_tokens_of_the_wrong_type(token: object, tmp_path: Path) -> None:
+    llama3(tmp_path)
+    for name in ("eos_token", "bos_token"):
+        change(tmp_path, **{"eos_token": "</s>", "bos_token": None, name: token})
+        with pytest.raises(DataError, match=f"tokenizer_config.json': {name} must be a text, or a mapping"):
+            build_tokenizer({"name": "hf", "path": str(tmp_path)})
