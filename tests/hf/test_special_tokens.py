@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-import torch
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, GemmaTokenizer, GPT2TokenizerFast, LlamaTokenizer, PreTrainedTokenizerFast
 
@@ -164,7 +163,7 @@ def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "eos_token_id": [259, 258, 9999]}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 257]}))
-    loaded = load_model(str(folder), torch.device("cpu"))
+    loaded = load_model(folder)
     assert loaded.tokenizer.eos_id == 259 and loaded.tokenizer.eos_ids == [259, 258, 257]  # 9999 has no token
     for format in ("family", "modular_gpt"):
         written = tmp_path / format
@@ -173,7 +172,7 @@ def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
         name = "config.json" if format == "family" else "generation_config.json"
         content = json.loads((written / name).read_text())
         assert content["eos_token_id"] == [259, 258, 257]
-        assert load_model(str(written), torch.device("cpu")).tokenizer.eos_ids == [259, 258, 257]
+        assert load_model(written).tokenizer.eos_ids == [259, 258, 257]
 
 
 def test_the_flag_alone(tmp_path: Path) -> None:
