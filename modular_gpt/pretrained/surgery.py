@@ -33,6 +33,7 @@ class Row(NamedTuple):
     status: str
     how: str
     numbers: int
+    partly_new: bool = False  # some of its rows are newly initialised
 
 
 @dataclass
@@ -44,6 +45,10 @@ class Transplant:
     def count(self, status: str) -> int:
         """How many numbers have this status."""
         return sum(row.numbers for row in self.rows if row.status == status)
+
+    def new_weights(self) -> list[str]:
+        """The names of the tensors that are newly initialised, all of them or some of their rows."""
+        return [row.name for row in self.rows if row.status == NEW or row.partly_new]
 
     def __str__(self) -> str:
         lines = [("", "tensors", "numbers", "how")]
@@ -89,24 +94,38 @@ def transplant(source: GPTModel, config: GPTConfig) -> tuple[GPTModel, Transplan
     """
     weight = source.embedding.weight
     target = GPTModel(config).to(weight.device, weight.dtype).train(source.training)
-    made, used = _tables(source, target)
+    made, used, partly_new = _tables(source, target)
     for where, old, new, same in _parts(source, target):
+        drawn = {} if same else {name: tensor.clone() for name, tensor in saved_tensors(new).items()}
         part_made, part_used = _part(old, new, same)
         made |= {f"{where}.{name}": how for name, how in part_made.items()}
         used |= {f"{where}.{name}" for name in part_used}
+        kept = (name for name, tensor in drawn.items() if _has_rows_of(saved_tensors(new)[name], tensor))
+        partly_new |= {f"{where}.{name}" for name in kept}
     report = Transplant()
     for name, tensor in saved_tensors(target).items():
         status = NEW if name not in made else CONVERTED if made[name] else LOADED
-        report.rows.append(Row(name, status, made.get(name, ""), tensor.numel()))
+        report.rows.append(Row(name, status, made.get(name, ""), tensor.numel(), name in partly_new))
     skipped = {name: tensor for name, tensor in saved_tensors(source).items() if name not in used}
     report.rows += [Row(name, SKIPPED, "", tensor.numel()) for name, tensor in skipped.items()]
     return target, report
 
 
-def _tables(source: GPTModel, target: GPTModel) -> tuple[TransferReport, set[str]]:
-    """Copy the rows that both have of what has a row for each token or position."""
+def _has_rows_of(tensor: Tensor, drawn: Tensor) -> bool:
+    """Whether some row is still the random one with which the tensor was initialised."""
+    if tensor.ndim < 2:
+        return False
+    rows, before = tensor.flatten(1), drawn.flatten(1)
+    return bool(((rows == before).all(1) & before.ne(0).any(1)).any())
+
+
+def _tables(source: GPTModel, target: GPTModel) -> tuple[TransferReport, set[str], set[str]]:
+    """Copy the rows that both models have of each table of tokens or positions.
+
+    Returns how each was made, the tables used, and those with more rows than there were.
+    """
     old, new = saved_tensors(source), saved_tensors(target)
-    made, used = {}, set()
+    made, used, partly_new = {}, set(), set()
     for name, tensor in new.items():
         if not name.startswith(("embedding.", "positions.", "head")):
             continue
@@ -119,7 +138,9 @@ def _tables(source: GPTModel, target: GPTModel) -> tuple[TransferReport, set[str
         some = "" if rows == len(tensor) == len(theirs) else f"the first {rows} rows"
         made[name] = ", ".join(filter(None, ["the embedding" if untied else "", some]))
         used.add(name)
-    return made, used
+        if rows < len(tensor):
+            partly_new.add(name)
+    return made, used, partly_new
 
 
 def _parts(source: GPTModel, target: GPTModel) -> Iterator[tuple[str, nn.Module | None, nn.Module, bool]]:

@@ -20,7 +20,7 @@ from modular_gpt.training.checkpointing import restore
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.estimate import check_weights
 from modular_gpt.training.finetune import init_from_source, open_source
-from modular_gpt.training.lora import check_lora, restore_adapters, trained_parts
+from modular_gpt.training.lora import check_lora, new_weights_of, restore_adapters, select_trained
 from modular_gpt.training.trainer import Trainer
 
 
@@ -51,11 +51,12 @@ def build_trainer(
     data.check_vocabulary(described.vocab_size)
     schedule = build_schedule(config.schedule, config.trainer.max_steps)
     torch.manual_seed(config.seed)
+    new_weights: list[str] = []
     if checkpoint is not None:
         check_lora(config.lora, checkpoint)
-        model = build_model(checkpoint)
+        model, new_weights = build_model(checkpoint), new_weights_of(checkpoint)
     elif config.init_from is not None:
-        model = init_from_source(
+        model, new_weights = init_from_source(
             config.init_from, source or open_source(config.init_from), described, data, tokenizer, say
         )
     else:
@@ -63,7 +64,9 @@ def build_trainer(
         torch.manual_seed(config.seed)
         model = GPTModel(described)
     check_same(described.to_dict(), model.config.to_dict(), checkpoint)
-    adapters = trained_parts(model, config.lora, config.trainer.frozen)
+    adapters = select_trained(model, config.lora, config.trainer.frozen, new_weights)
+    if adapters is not None and adapters.new_weights and checkpoint is None:
+        say(f"Trained   whole beside the adapters, as new: {', '.join(adapters.new_weights)}")
     if adapters is not None and checkpoint is not None:
         restore_adapters(adapters, checkpoint)
     model = parallel.shard_model(model, device, precision)

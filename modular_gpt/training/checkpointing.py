@@ -13,7 +13,7 @@ from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.distributed import Tensors
 from modular_gpt.distributed.sharded_checkpoint import write_pieces
-from modular_gpt.training.lora import ADAPTERS
+from modular_gpt.training.lora import ADAPTERS, NEW_WEIGHTS
 from modular_gpt.training.trainer import Progress, Trainer
 
 FORMAT = 1
@@ -128,6 +128,7 @@ def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]
     beside = {} if trainer.ema is None else {TRAINED: trainer.ema.held}
     if trainer.adapters is not None:
         beside[ADAPTERS] = trainer.adapters.state()
+        meta[NEW_WEIGHTS] = trainer.adapters.new_weights
     return meta, {
         **beside,
         OPTIMIZER: trainer.optimizer.state(),

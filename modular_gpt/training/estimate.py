@@ -16,7 +16,7 @@ from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.optim import build_optimizer
 from modular_gpt.training.config import TrainerConfig
-from modular_gpt.training.lora import LoraConfig, trained_parts
+from modular_gpt.training.lora import LoraConfig, select_trained
 
 WHOLE = LoraConfig()  # no adapters
 CGROUPS = (
@@ -106,7 +106,7 @@ def meta_model(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> G
     """The model as it is trained, of tensors without content, inside a FakeTensorMode."""
     with torch.device("meta"):
         model = GPTModel(config)
-        trained_parts(model, lora, trainer.frozen)
+        select_trained(model, lora, trainer.frozen)
     for module in model.modules():  # on the CPU, whose kernels keep other tensors than those of meta
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad))
@@ -150,7 +150,7 @@ def flops_per_token(
     """
     with torch.device("meta"):  # where attention takes PyTorch's plain path, of which every product is counted once
         model = GPTModel(config)
-        trained_parts(model, lora, frozen)
+        select_trained(model, lora, frozen)
         ids = torch.zeros(1, config.context_length, dtype=torch.long)
     layers = config.layer_configs
     with FlopCounterMode(display=False) as counter:

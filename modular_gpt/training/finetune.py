@@ -59,24 +59,24 @@ def init_from_source(
     data: PreparedData,
     tokenizer: Tokenizer,
     say: Callable[[str], None],
-) -> GPTModel:
-    """A model of this config with the weights of ``source``, as far as they go.
+) -> tuple[GPTModel, list[str]]:
+    """A model of this config with the weights of ``source`` where they fit, and the names of those that are new.
 
-    Says what became of each tensor, and the loss on a piece of the validation text before any training.
+    Reports what became of each tensor, and the loss on the beginning of the validation text before any training.
     """
     model, report = transplant(source.model, config)
     say(f"Weights   from {name}\n{report}")
     piece = torch.from_numpy(as_array(data.validation)[: WINDOWS * config.context_length + 1].astype("int64"))
     if not _same_ids(source, tokenizer, piece[:1000].tolist()):
         say("Loss      is not compared before training: the tokenizer is not the one that these weights were made for")
-        return model
+        return model, report.new_weights()
     block = min(config.context_length, source.model.config.context_length)
     before, after = (_loss(each, piece[: WINDOWS * block + 1], block) for each in (source.model, model))
     say(
         f"Loss      before training, on the first {min(len(piece), WINDOWS * block + 1) - 1:,} tokens to validate:"
         f" {before:.4f} with the original parts, {after:.4f} with those of this run"
     )
-    return model
+    return model, report.new_weights()
 
 
 def _same_ids(source: Opened, tokenizer: Tokenizer, ids: list[int]) -> bool:

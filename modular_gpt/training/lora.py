@@ -1,14 +1,17 @@
-"""Low-rank adaptation (https://arxiv.org/abs/2106.09685) by the peft library.
+"""Low-rank adaptation (https://arxiv.org/abs/2106.09685), of linear layers by the peft library.
 
-Beside each chosen linear layer stand two narrow ones, which alone are trained. To be judged and saved, a model has
-them merged into its weights, so that a checkpoint holds a plain model; training goes on from the layers' own weights.
+Two narrow matrices beside each chosen layer are trained instead of its weights; what the model has newly initialised is
+trained whole. For evaluation and checkpoints the adapters are merged into the weights, so that a checkpoint holds a
+plain model; training continues from the weights without them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +20,24 @@ from modular_gpt.checkpoint import META, CheckpointReader, read_json
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.validation import fraction, positive
 from modular_gpt.optim.parameter_patterns import first_match, freeze
+from modular_gpt.training.expert_adapters import adapt_stack
 
 ADAPTERS = "adapters"  # a checkpoint's set of tensors that the merged weights do not tell
-ADAPTED, ADAPTER = ".base_layer.", ".lora_"  # in peft's names of a layer's own weights, and of what stands beside them
+NEW_WEIGHTS = "trained_whole"  # in a checkpoint's notes: parameters that are trained beside the adapters
+ROUTER = ".router"  # a linear layer that chooses experts: a small change of its output is none of its choice
+ADAPTER = ".lora_"  # in the names of adapters' parameters
+ADAPTED = re.compile(r"\.base_layer(?=\.)|parametrizations\.(?=\w+\.original$)|\.original$")  # not in a plain model
 
 
 @dataclass
 class LoraConfig:
     """Train low-rank adapters of a model that was trained before, instead of its weights.
 
-    rank: of the adapters (null: the weights themselves are trained); alpha: adapters count alpha / rank
-    dropout: of what adapters read
-    targets: patterns of the linear layers that get one, by name or its last part, such as [query, value] or
-        [blocks.3.*] (empty: all in the blocks)
+    rank: rank of the adapters (null: train the weights themselves)
+    alpha: adapters are scaled by alpha / rank
+    dropout: dropout on the input of adapters of linear layers
+    targets: patterns of the linear layers and stacks of experts that get an adapter, by name or its last component,
+        such as [query, value] or [blocks.3.*] (empty: all in the blocks except routers)
     """
 
     rank: int | None = None
@@ -42,56 +50,71 @@ class LoraConfig:
         fraction("lora", dropout=self.dropout)
 
 
+class Adapted(NamedTuple):
+    """A weight with an adapter: without it, what the adapter adds, and how to switch the adapter on or off."""
+
+    weight: Tensor
+    delta: Callable[[], Tensor]
+    enable: Callable[[bool], None]
+
+
 class Adapters:
     """The adapters of a model."""
 
-    def __init__(self, model: nn.Module, settings: LoraConfig) -> None:
-        """Put them beside the layers; the first pass gives what the model gave without them.
+    def __init__(self, model: nn.Module, settings: LoraConfig, new_weights: Sequence[str] = ()) -> None:
+        """Add adapters, which do not change the output until they are trained, and freeze the other parameters.
+
+        new_weights: names of parameters that are newly initialised, to be trained whole
 
         Raises:
-            ConfigError: peft is not installed, or a pattern fits no linear layer.
+            ConfigError: peft is not installed, or a pattern fits no layer.
         """
-        peft = peft_package()
-        config = peft.LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=targets(model, settings.targets),
-        )
-        peft.inject_adapter_in_model(config, model)
+        assert settings.rank is not None
         self.model = model
-        kind = peft.tuners.lora.LoraLayer
-        self.layers: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, kind)}
-        self.own: dict[str, Tensor] = {}  # weights of the layers themselves, while they are merged
+        self.new_weights = list(new_weights)
+        self.base_weights: dict[str, Tensor] = {}  # of adapted layers, while adapters are merged
+        names = targets(model, settings.targets)
+        stacks = [name for name in names if name in dict(model.named_parameters())]
+        model.requires_grad_(False)
+        self.adapted = _adapt_linear(model, settings, [name for name in names if name not in stacks])
+        for name in stacks:
+            where, _, last = name.rpartition(".")
+            module = model.get_submodule(where)
+            adapter = adapt_stack(module, last, settings.rank, settings.alpha)
+            weight = module.get_parameter(f"parametrizations.{last}.original")
+            enable = partial(setattr, adapter, "enabled")
+            self.adapted[f"{where}.parametrizations.{last}.original"] = Adapted(weight, adapter.delta, enable)
+        for name, parameter in model.named_parameters():
+            if plain_name(name) in self.new_weights:
+                parameter.requires_grad_(True)
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside, the layers' weights have the adapters in them; after it they are what they were, to the last bit."""
+        """Context manager: the adapters are merged into the weights, which are bitwise the same again afterwards."""
         with torch.no_grad():
-            for name, layer in self.layers.items():
-                weight = layer.base_layer.weight
-                self.own[f"{name}{ADAPTED}weight"] = weight.clone()
-                weight.add_(layer.get_delta_weight(layer.active_adapters[0]))
-                layer.enable_adapters(False)
+            for name, adapted in self.adapted.items():
+                self.base_weights[name] = adapted.weight.clone()
+                adapted.weight.add_(adapted.delta())
+                adapted.enable(False)
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, layer in self.layers.items():
-                    layer.base_layer.weight.copy_(self.own.pop(f"{name}{ADAPTED}weight"))
-                    layer.enable_adapters(True)
+                for name, adapted in self.adapted.items():
+                    adapted.weight.copy_(self.base_weights.pop(name))
+                    adapted.enable(True)
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's state as that of one without adapters; inside ``merged``, that of the merged model."""
-        return {name.replace(ADAPTED, "."): tensor for name, tensor in self._items() if ADAPTER not in name}
+        """The model's state by the names of a model without adapters; inside ``merged``, that of the merged model."""
+        return {plain_name(name): tensor for name, tensor in self._items() if ADAPTER not in name}
 
     def complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What ``weights`` of the same model gave, by the names of this one, with the adapters that it has."""
-        return {n: tensor if ADAPTER in n else weights[n.replace(ADAPTED, ".")] for n, tensor in self._items()}
+        """The state of this model, with its present adapters, from what ``weights`` of the same model returned."""
+        return {n: tensor if ADAPTER in n else weights[plain_name(n)] for n, tensor in self._items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Inside ``merged``: what the merged weights do not tell, the adapters and the layers' own weights."""
-        return {**self.own, **{name: tensor for name, tensor in self._items() if ADAPTER in name}}
+        """Inside ``merged``: what the merged weights do not contain, the adapters and the weights without them."""
+        return {**self.base_weights, **{name: tensor for name, tensor in self._items() if ADAPTER in name}}
 
     def _items(self) -> Iterable[tuple[str, Tensor]]:
         return self.model.state_dict().items()
@@ -106,18 +129,52 @@ def peft_package() -> Any:
     return peft
 
 
+def plain_name(name: str) -> str:
+    """The name that a parameter has in a model without adapters."""
+    return ADAPTED.sub("", name)
+
+
+def _adapt_linear(model: nn.Module, settings: LoraConfig, names: list[str]) -> dict[str, Adapted]:
+    """Wrap linear layers in peft's; the adapted weights by their names in the model."""
+    peft = peft_package()
+    if not names:
+        return {}
+    config = peft.LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=names
+    )
+    peft.inject_adapter_in_model(config, model)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, peft.tuners.lora.LoraLayer)}
+    return {
+        f"{name}.base_layer.weight": Adapted(
+            layer.base_layer.weight,
+            partial(layer.get_delta_weight, layer.active_adapters[0]),
+            layer.enable_adapters,
+        )
+        for name, layer in layers.items()
+    }
+
+
 def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The names of the linear layers that patterns choose; without any, all in the blocks."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    spelled = [p if p in linear or "." in p or "*" in p else f"*.{p}" for p in patterns]
-    return list(first_match(spelled or ["blocks.*"], linear, "lora.targets", "linear layer"))
+    """Names of the linear layers and stacks (E, out, in) that match; without patterns all in blocks, no routers."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names += [name for name, parameter in model.named_parameters() if parameter.ndim == 3]
+    full = [p if p in names or "." in p or "*" in p else f"*.{p}" for p in patterns]
+    found = first_match(full or ["blocks.*"], names, "lora.targets", "linear layer")
+    return [name for name in found if patterns or not name.endswith(ROUTER)]
 
 
-def trained_parts(model: nn.Module, lora: LoraConfig, frozen: Sequence[str]) -> Adapters | None:
-    """Give a model its adapters, where they are wished, and freeze what is to be frozen."""
-    adapters = None if lora.rank is None else Adapters(model, lora)
+def select_trained(
+    model: nn.Module, lora: LoraConfig, frozen: Sequence[str], new_weights: Sequence[str] = ()
+) -> Adapters | None:
+    """Add adapters to a model where ``lora`` asks for them, and freeze what ``frozen`` matches."""
+    adapters = None if lora.rank is None else Adapters(model, lora, new_weights)
     freeze(model, frozen)
     return adapters
+
+
+def new_weights_of(checkpoint: Path) -> list[str]:
+    """The parameters that the run of a checkpoint trains whole beside its adapters."""
+    return list(read_json(checkpoint / META).get(NEW_WEIGHTS, []))
 
 
 def check_lora(settings: LoraConfig, checkpoint: Path) -> None:
@@ -127,11 +184,11 @@ def check_lora(settings: LoraConfig, checkpoint: Path) -> None:
     changed = [f"lora.{name}={before.get(name)}" for name, now in asdict(settings).items() if before.get(name) != now]
     if changed:
         raise CheckpointError(
-            f"'{checkpoint}' was trained with {', '.join(changed)}: go on with that, or start a new run from its merged"
-            f" weights with init_from={checkpoint}"
+            f"'{checkpoint}' was trained with {', '.join(changed)}: resume with that, or start a new run from the"
+            f" merged weights with init_from={checkpoint}"
         )
 
 
 def restore_adapters(adapters: Adapters, checkpoint: Path) -> None:
-    """Put adapters, and the weights beside which they stand, where a verified checkpoint left them."""
+    """Load adapters, and the weights without them, from a verified checkpoint."""
     adapters.model.load_state_dict(CheckpointReader(checkpoint).required_tensors(ADAPTERS), strict=False)

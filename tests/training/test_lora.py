@@ -10,7 +10,7 @@ from modular_gpt import CheckpointError, ConfigError, GPTConfig
 from modular_gpt.checkpoint import load_checkpoint, read_tensors
 from modular_gpt.training import load_config
 from modular_gpt.training.estimate import estimate
-from modular_gpt.training.lora import LoraConfig
+from modular_gpt.training.lora import LoraConfig, plain_name
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import assert_same_ending, config, run, stop_after, trainer_of
 
@@ -43,6 +43,8 @@ def test_adapters_alone_are_trained_and_merging_says_the_same(kind: dict[str, An
         trainer.update()
     end = own_weights(trainer)
     assert all(torch.equal(end[name], start[name]) != (".lora_" in name) for name in end)
+    experts = [name for name in end if "ffn.parametrizations" in name and ".lora_" in name]
+    assert bool(experts) == (kind.get("ffn") == "moe") and not any("router" in name for name in end if "lora" in name)
     ids = trainer.batches.batch(0)[0]
     plain = trainer_of(config(folder, kind)).model.eval()
     with torch.no_grad():
@@ -108,8 +110,9 @@ def test_what_is_saved_is_a_plain_model_with_the_loss_that_was_reported(base: st
 def test_which_layers_are_adapted(patterns: list[str], chosen: list[str], base: str, folder: Path) -> None:
     trainer = trainer_of(lora(folder, base, lora={"rank": 1, "targets": patterns}))
     assert trainer.adapters is not None
-    assert sorted({name.rpartition(".")[2] for name in trainer.adapters.layers}) == chosen
-    assert len(trainer.adapters.layers) == (1 if patterns == ["blocks.1.attention.out"] else 2 * len(chosen))
+    names = [plain_name(name).removesuffix(".weight") for name in trainer.adapters.adapted]
+    assert sorted({name.rpartition(".")[2] for name in names}) == chosen
+    assert len(names) == (1 if patterns == ["blocks.1.attention.out"] else 2 * len(chosen))
 
 
 def test_what_cannot_be_adapted(base: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,3 +160,26 @@ def test_without_the_package(base: str, folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ConfigError, match=r"pip install 'modular-gpt\[peft\]'"):
         run(lora(folder, base))
+
+
+def test_what_is_new_is_trained_whole_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wider vocabulary, a router and a latent were never trained: frozen at random they would stay noise."""
+    source = str(run(config(folder, max_steps=1, sample_tokens=0)).directory)
+    changed = {"attention": "mla", "ffn": "moe", "vocab_size": 260}
+    settings = lora(folder, source, changed, sample_tokens=0)
+    trainer = trainer_of(settings)
+    trained = {plain_name(n) for n, p in trainer.model.named_parameters() if p.requires_grad and ".lora_" not in n}
+    assert trained == set(trainer.adapters.new_weights)
+    assert {"embedding.weight", "blocks.0.attention.latent.weight", "blocks.0.ffn.router.weight"} <= trained
+    assert "blocks.0.attention_norm.weight" not in trained
+    start = own_weights(trainer)
+    for step in range(3):
+        trainer.progress.step = step
+        trainer.update()
+    moved = {plain_name(n) for n, tensor in own_weights(trainer).items() if not torch.equal(tensor, start[n])}
+    assert trained <= moved | {n for n in trained if n.endswith("bias")}
+    whole = run(settings).directory
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        directory = run(lora(folder, source, changed, sample_tokens=0, runs=str(folder / "stopped"))).directory
+    assert_same_ending(whole, run(load_config(directory)).directory)
