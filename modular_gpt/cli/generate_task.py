@@ -2,11 +2,12 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from modular_gpt.checkpoint.resolve import DTYPES, load_with_tokenizer
 from modular_gpt.cli.composition.compose import as_yaml, composed, plain
@@ -31,7 +32,8 @@ class Task:
 
     checkpoint: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published name such as gpt2
     prompt: text to continue; without one, a few short ones
-    prompts: a file with a prompt on each line, or with {"prompt": ...} on each line where it ends in .jsonl
+    prompts: a file with a prompt on each line, or with {"prompt": ...} on each line if its name ends in .jsonl
+    batch_size: prompts of the file to continue at once (null: as many as memory allows, at most 64)
     json: a JSON object on each line instead of text
     interactive: prompt after prompt from the keyboard
     draft: a smaller model with the same tokenizer, for strategy=speculative
@@ -43,6 +45,7 @@ class Task:
     checkpoint: str = "runs/latest"
     prompt: str | None = None
     prompts: str | None = None
+    batch_size: int | None = None
     json: bool = False
     interactive: bool = False
     draft: str | None = None
@@ -56,6 +59,10 @@ class Task:
             raise ConfigError(f"{' and '.join(given)} exclude each other: give one of them")
         if self.json and self.interactive:
             raise ConfigError("json=true has no conversation: leave out interactive=true")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, or null to choose it by memory, got {self.batch_size}")
+        if self.batch_size is not None and self.prompts is None:
+            raise ConfigError(f"batch_size={self.batch_size} is for a file of prompts: give prompts=<file>, too")
         if self.dtype is not None:
             one_of(self.dtype, tuple(DTYPES), "dtype")
 
@@ -87,6 +94,8 @@ def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, Generation
         given = {each.key for each in typed}
         sampling = {name: value for name, value in sampling.items() if name not in RANDOM or name in given}
     settings = from_mapping(GenerationConfig, sampling, GENERATE.name)
+    if task.interactive and settings.num_return_sequences > 1:
+        raise ConfigError("a conversation has one answer to each prompt: leave out num_return_sequences")
     return task, settings, as_yaml(config)
 
 
@@ -118,29 +127,59 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
 
 
 def write_texts(task: Task, settings: GenerationConfig, writer: Writer) -> None:
-    """Continue the prompts of a task and print the texts, then the figures."""
+    """Continue the prompts of a task, print each text when it is complete, and print the throughput at the end."""
     prompts = _prompts(task, writer)
-    ids = [writer.encode(prompt) for prompt in prompts]
-    if task.json:
-        _print_json(prompts, writer.write(ids, settings))
-    elif len(ids) * settings.num_return_sequences == 1:
-        writer.write(ids, settings, shown_after(prompts[0]))
+    ids = [_encoded(task, writer, number, prompt) for number, prompt in enumerate(prompts, 1)]
+    if not task.json and len(ids) * settings.num_return_sequences == 1:
+        writer.write(ids[0], settings, shown_after(prompts[0]))
         print()
     else:
-        _print_texts(prompts, writer.write(ids, settings))
-    print(f"[{writer.figures}]", file=sys.stderr if task.json else sys.stdout)
+        _write_all(task, settings, writer, prompts, ids)
+    print(f"[{writer.throughput}]", file=sys.stderr if task.json else sys.stdout)
+
+
+def _encoded(task: Task, writer: Writer, number: int, prompt: str) -> list[int]:
+    try:
+        return writer.encode(prompt)
+    except DataError as error:
+        if task.prompts is None:
+            raise
+        raise DataError(f"prompt {number} of '{task.prompts}': {error}") from error
+
+
+def _write_all(
+    task: Task, settings: GenerationConfig, writer: Writer, prompts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> None:
+    count = settings.num_return_sequences
+    progress = Progress(len(prompts) * count, sys.stderr) if task.prompts is not None else None
+    done = 0
+    for index, sample, text in writer.write_all(ids, settings, task.batch_size):
+        done += 1
+        if progress is not None:
+            progress.clear()
+        shown = (
+            _as_json(index, prompts[index], sample, text) if task.json else _titled(prompts[index], sample, count, text)
+        )
+        print(shown, flush=True)
+        if progress is not None:
+            progress.show(done, writer.throughput.rate)
+    if progress is not None:
+        progress.clear()
+    if writer.interrupted:
+        print(f"interrupted: {done} of {len(prompts) * count} texts, some of them cut short", file=sys.stderr)
 
 
 def converse(words: Sequence[str], where: list[Path], settings: GenerationConfig, writer: Writer) -> None:
-    """Answer prompts from the keyboard; a line such as ``top_k=40`` is one more word of the command line."""
-    said = list(words)
+    """Answer prompts from the keyboard; a line such as ``top_k=40`` is one more setting of the command line."""
+    given = list(words)
 
     def change(line: str) -> GenerationConfig | None:
-        if line.partition("=")[0] not in _sampling or "=" not in line:
+        name = line.partition("=")[0]
+        if GENERATE.former_names.get(name, name) not in _sampling or "=" not in line:
             return None
-        changed = read_task([*said, line], where)[1]
+        changed = read_task([*given, line], where)[1]
         changed.check(writer.model.config.vocab_size)
-        said.append(line)
+        given.append(line)
         return changed
 
     Conversation(writer, settings, change).run()
@@ -158,18 +197,22 @@ def _prompts(task: Task, writer: Writer) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file, one on each line; lines that are empty are left out.
+    r"""The prompts of a file, one on each line; empty lines are left out.
+
+    A line ends with \\n or \\r\\n, and with nothing else: other characters that Unicode counts as line ends stay in the
+    prompt. A byte order mark at the beginning is left out.
 
     Raises:
-        DataError: the file is missing, empty or no UTF-8, or a line is not what it should be; names it.
+        DataError: the file is missing, empty or not UTF-8, or a line is not what it should be; names it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 (at byte {error.start}): convert it with iconv") from error
     except OSError as error:
         raise DataError(f"cannot read the prompts in '{path}' ({error.strerror})") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line]
+    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1)]
+    numbered = [(number, line) for number, line in numbered if line]
     if not numbered:
         raise DataError(f"'{path}' has no prompts: write one on each line")
     if path.suffix != ".jsonl":
@@ -187,17 +230,38 @@ def _json_prompt(line: str, where: str) -> str:
     return value["prompt"]
 
 
-def _print_json(prompts: Sequence[str], found: Sequence[Sequence[Continuation]]) -> None:
-    for prompt, texts in zip(prompts, found, strict=True):
-        for sample, text in enumerate(texts):
-            line = {"prompt": prompt, "sample": sample, "text": text.text, "tokens": len(text.ids), "end": text.reason}
-            more = {"logprobs": text.logprobs, "log_probabilities": text.logprobs, "score": text.score}
-            line |= {name: value for name, value in more.items() if value is not None}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+def _as_json(index: int, prompt: str, sample: int, text: Continuation) -> str:
+    line = {"index": index, "prompt": prompt, "sample": sample, "text": text.text}
+    line |= {"tokens": len(text.ids), "end": text.reason}
+    # log_probabilities is the former name of logprobs
+    more = {"logprobs": text.logprobs, "log_probabilities": text.logprobs, "score": text.score}
+    line |= {name: value for name, value in more.items() if value is not None}
+    return json.dumps(line, ensure_ascii=False)
 
 
-def _print_texts(prompts: Sequence[str], found: Sequence[Sequence[Continuation]]) -> None:
-    for prompt, texts in zip(prompts, found, strict=True):
-        for sample, text in enumerate(texts, 1):
-            number = f", {sample} of {len(texts)}" if len(texts) > 1 else ""
-            print(f"--- {prompt!r}{number}\n{prompt}{text.text}\n")
+def _titled(prompt: str, sample: int, count: int, text: Continuation) -> str:
+    number = f", {sample + 1} of {count}" if count > 1 else ""
+    return f"--- {prompt!r}{number}\n{prompt}{text.text}\n"
+
+
+class Progress:
+    """How many texts are complete: one line that is replaced on a terminal, else a line now and then."""
+
+    seconds_between_lines = 10.0
+
+    def __init__(self, total: int, out: TextIO) -> None:
+        self._total, self._out, self._terminal = total, out, out.isatty()
+        self._last = time.monotonic()
+
+    def show(self, done: int, rate: str) -> None:
+        line = f"{done} of {self._total} texts, {rate}"
+        if self._terminal:
+            print(f"\r{line}", end="", file=self._out, flush=True)
+        elif time.monotonic() - self._last >= self.seconds_between_lines:
+            print(line, file=self._out, flush=True)
+            self._last = time.monotonic()
+
+    def clear(self) -> None:
+        """Remove the line from a terminal, so that a text can be printed."""
+        if self._terminal:
+            print("\r\033[K", end="", file=self._out, flush=True)

@@ -1,4 +1,4 @@
-"""interactive=true: prompt after prompt, each going on from what was written before."""
+"""interactive=true: a conversation in which each prompt continues the text so far."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -9,8 +9,8 @@ from modular_gpt.core.errors import DataError, UserError
 from modular_gpt.generation import GenerationConfig
 
 HELP = """\
-Write a text and the model goes on with it; what was written before stays in its view.
-  clear              forget what was written so far
+Write a text and the model continues it; it also sees the earlier texts.
+  clear              forget the earlier texts
   temperature=0.5    change a setting; `settings` shows them all
   quit, or Ctrl-D    leave; Ctrl-C stops a text that is being written"""
 
@@ -18,7 +18,7 @@ Change = Callable[[str], GenerationConfig | None]
 
 
 def shown_after(prompt: str) -> Show:
-    """Prints the prompt, and then what follows it as it comes."""
+    """Print the prompt, then the pieces of text that follow it."""
     waiting = [prompt]
 
     def show(piece: str) -> None:
@@ -57,7 +57,7 @@ class Conversation:
                 self.answer(line)
             except UserError as error:
                 print(f"error: {error}")
-        print(f"[{self.writer.figures}]")
+        print(f"[{self.writer.throughput}]")
 
     def answer(self, line: str) -> None:
         """Do what a line says.
@@ -81,7 +81,7 @@ class Conversation:
     def _go_on(self, line: str) -> None:
         encode = self.writer.tokenizer.encode if self.ids else self.writer.encode  # a text begins once
         ids = self._cut([*self.ids, *(encode(line) if line else [])])
-        text = self.writer.write([ids], self.settings, shown_after(line))[0][0]
+        text = self.writer.write(ids, self.settings, shown_after(line))
         print()
         self.ids = [*ids, *text.ids, *self._line_end()]
 

@@ -270,18 +270,18 @@ _lock = Lock()
 @contextmanager
 def evaluating(*models: LanguageModel | None) -> Iterator[None]:
     """Context manager: the models are in evaluation mode; the last run that uses a model restores its mode."""
-    used = [model for model in models if model is not None]
-    for model in used:
+    used = [(model, model.training) for model in models if model is not None]
+    for model, training in used:
         with _lock:
-            count, mode = _in_use.get(model, (0, model.training))
+            count, mode = _in_use.get(model, (0, training))
             _in_use[model] = (count + 1, mode)
             model.train(False)
     try:
         yield
     finally:
-        for model in used:
+        for model, training in used:
             with _lock:
-                count, mode = _in_use.pop(model)
+                count, mode = _in_use.pop(model, (1, training))  # gone where both are collected as garbage
                 if count > 1:
                     _in_use[model] = (count - 1, mode)
                 else:

@@ -6,15 +6,17 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
+from modular_gpt.cli import generate_task
 from modular_gpt.cli import text_writer as _writer
 from modular_gpt.cli.composition import schema
 from modular_gpt.data import build_tokenizer
-from modular_gpt.generation import Step, generate
+from modular_gpt.generation import GenerationConfig, Step, generate
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from tests.cli.conftest import Answer, Run
@@ -73,12 +75,29 @@ def test_the_text_is_shown_as_it_grows(write: Callable[..., Answer], monkeypatch
     assert shown[0] == "ab" and len(shown) == 1 + 6 + 2  # one piece a step, what ends the line, the figures
 
 
+def test_escapes_in_stop_strings_mean_what_they_mean_in_yaml(
+    write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[str]] = []
+    original = generate_task.write_texts
+
+    def seen(task: Any, settings: GenerationConfig, writer: Any) -> None:
+        found.append(settings.stop)
+        original(task, settings, writer)
+
+    monkeypatch.setattr(generate_task, "write_texts", seen)
+    lists = (r'["\n"]', r'["a\tb", c]', r"['\n']", r"""["\\n", "\u00e9", "it's, [x]"]""", r"\n", "[a, b]", r'["\d"]')
+    for typed in lists:
+        assert write("prompt=ab", "max_new_tokens=1", f"stop={typed}").code == 0
+    assert found == [["\n"], ["a\tb", "c"], [r"\n"], [r"\n", "é", "it's, [x]"], [r"\n"], ["a", "b"], [r"\d"]]
+
+
 def test_json_lines(write: Callable[..., Answer], folder: Path) -> None:
     (folder / "prompts.txt").write_text("def f(\n\nimport é\n", encoding="utf-8")
     answer = write("prompts=prompts.txt", "json=true", "num_return_sequences=2", "max_new_tokens=5", "logprobs=true")
     lines = [json.loads(line) for line in answer.out.splitlines()]
-    assert [(line["prompt"], line["sample"]) for line in lines] == [
-        ("def f(", 0), ("def f(", 1), ("import é", 0), ("import é", 1)
+    assert [(line["index"], line["prompt"], line["sample"]) for line in lines] == [
+        (0, "def f(", 0), (0, "def f(", 1), (1, "import é", 0), (1, "import é", 1)
     ]  # fmt: skip
     assert all(line["tokens"] == 5 == len(line["logprobs"]) and line["end"] == "length" for line in lines)
     assert FIGURES.search(answer.err)
@@ -158,6 +177,13 @@ MISTAKES = [
     ("promt=x", ["no setting 'promt'", "did you mean 'prompt'?"]),
     ("attention=gqa", ["no setting 'attention'"]),
     ("prompt=", ["the prompt is empty"]),
+    ("batch_size=4", ["batch_size=4 is for a file of prompts"]),
+    ("prompts=none.txt batch_size=0", ["batch_size must be 1 or more"]),
+    ("interactive=true num_samples=2", ["a conversation has one answer to each prompt"]),
+    ("greedy=true temperature=0.3", ["greedy=true takes the most likely token and has no use for temperature"]),
+    ("greedy=true top_p=0.5", ["has no use for top_p"]),
+    ("strategy=beam length_penalty=1e30", ["length_penalty=1e+30 overflows"]),
+    ("logit_bias={3: 1e39}", ["logit_bias of token 3 must be -inf or a number that float32 can hold"]),
     ("prompt=x prompts=y", ["prompt and prompts exclude each other"]),
     ("json=true interactive=true", ["json=true has no conversation"]),
     ("prompts=none.txt", ["cannot read the prompts in 'none.txt'"]),
@@ -255,8 +281,8 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     given: list[bytes] = []
     original = _writer.Writer.write
 
-    def write(self: _writer.Writer, ids: list[list[int]], *rest: object) -> object:
-        given.append(bytes(ids[0]))
+    def write(self: _writer.Writer, ids: list[int], *rest: object) -> object:
+        given.append(bytes(ids))
         return original(self, ids, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_writer.Writer, "write", write)

@@ -110,7 +110,7 @@ def test_the_run_ends_when_all_rows_have() -> None:
     assert sum(1 for _ in run) < 40
 
 
-@pytest.mark.parametrize("num_return_sequences", [1, 3])
+@pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("strategy", ["sample", "beam", "lookup"])
 def test_no_new_tokens(strategy: str, samples: int) -> None:
     settings = GenerationConfig(max_new_tokens=0, strategy=strategy, num_return_sequences=samples)

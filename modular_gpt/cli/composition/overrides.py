@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import yaml  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from hydra.errors import HydraException
@@ -27,6 +28,7 @@ KEY = r"""[^\s=+~."'{}]+"""  # one part of a dotted key
 WORD = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DOTALL)
 BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
 QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, where Hydra wants keys without quotes
+QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 NONE = "null"
 CLOSE = 0.75  # likeness of a word that is meant for sure, or of one that is far away
 MOST_VALUES = 50  # of a sweep that are tried before it begins
@@ -91,6 +93,8 @@ def _spelled(command: Command, key: str, value: str, where: list[Path], sweep: b
         return f"++{key}={_quoted_if_needed(key, QUOTED_KEY.sub(_without_quotes, value))}"
     if any(get_origin(hint) is list and _holds_text(hint) for hint in hints) and not _is_list(key, value):
         return f"{key}=[{quoted(value)}]"
+    if any(get_origin(hint) is list and _holds_text(hint) for hint in hints):
+        return f"{key}={_escapes_read(value)}"
     if not sweep and any(_holds_text(hint) for hint in hints) and not _is_value(key, value, hints):
         return f"{key}={quoted(value)}"
     return f"{key}={_quoted_if_needed(key, value)}"
@@ -131,6 +135,19 @@ def _without_quotes(key: re.Match[str]) -> str:
 
 def _is_list(key: str, value: str) -> bool:
     return value.startswith("[") and value.endswith("]") and _parses(key, value)
+
+
+def _escapes_read(value: str) -> str:
+    """A list in which each text in double quotes means what it means in YAML, where "\\n" is a line end."""
+
+    def read(match: re.Match[str]) -> str:
+        try:
+            text = yaml.safe_load(match[0]) if match[0].startswith('"') else None
+        except yaml.YAMLError:  # no escape that YAML knows: as it stands
+            text = None
+        return quoted(text) if isinstance(text, str) else match[0]
+
+    return QUOTED.sub(read, value)
 
 
 def _quoted_if_needed(key: str, value: str) -> str:

@@ -3,13 +3,16 @@
 import json
 from abc import ABC
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from modular_gpt.core.stream_decoder import StreamDecoder
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text
 from modular_gpt.data.tokenizers.library_checks import check_library_json, library_errors
 from modular_gpt.data.tokenizers.special_tokens import SpecialTokens
+from modular_gpt.data.tokenizers.streaming import TextStream
 
 if TYPE_CHECKING:
     import tokenizers
@@ -73,6 +76,15 @@ class LibraryTokenizer(Tokenizer, ABC):
     def _gaps(self) -> Iterable[int]:
         known = self._tokenizer.get_vocab(with_added_tokens=True).values()
         return set(range(self.vocab_size)).difference(known)
+
+    @cached_property
+    def _byte_ids(self) -> frozenset[int]:
+        """Ids that stand for one byte, where characters without an id are spelled in bytes."""
+        found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(id for id in found if id is not None)
+
+    def decode_stream(self) -> StreamDecoder:
+        return TextStream(self._decode, self.has_text, self._byte_ids.__contains__)
 
     def _decode(self, ids: list[int]) -> str:
         with library_errors(f"the {self.name} tokenizer cannot decode these ids"):

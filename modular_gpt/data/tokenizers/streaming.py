@@ -29,12 +29,21 @@ class TextStream:
     """For any vocabulary: decodes the newest ids together with the ones shown last.
 
     The ones shown last are context (a decoder may treat the first token of a text differently). Text that
-    ends in the replacement character may be an unfinished character, so it waits for the next id.
+    ends in the replacement character may be an unfinished character, so it waits for the next id. A run of bytes
+    waits for its end: one byte that is not UTF-8 turns all of the run into replacement characters.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], has_text: Callable[[int], bool]) -> None:
-        """decode: the text of ids; has_text: whether an id has any, others are left out"""
-        self._decode, self._has_text = decode, has_text
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        has_text: Callable[[int], bool],
+        is_byte: Callable[[int], bool] = lambda id: False,
+    ) -> None:
+        """decode: the text of ids; has_text: whether an id has any, others are left out
+
+        is_byte: whether an id stands for one byte, and ``decode`` decodes a run of such ids as one
+        """
+        self._decode, self._has_text, self._is_byte = decode, has_text, is_byte
         self._context: list[int] = []
         self._waiting: list[int] = []
 
@@ -42,6 +51,8 @@ class TextStream:
         if not self._has_text(id):
             return ""
         self._waiting.append(id)
+        if self._is_byte(id):
+            return ""
         text = self._new_text()
         if text.endswith(UNFINISHED):
             return ""
