@@ -16,7 +16,8 @@ import yaml
 from modular_gpt import __version__
 from modular_gpt.checkpoint import FOLDER, load_checkpoint
 from modular_gpt.core.atomic_files import MARK
-from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
+from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, NonFiniteError, UserError
+from modular_gpt.model import GPTModel
 from modular_gpt.runtime.environment import git_commit
 from modular_gpt.training import RunConfig, TrainerConfig, train
 from modular_gpt.training.checkpointing import Checkpoints
@@ -355,6 +356,33 @@ def test_samples_cannot_command_a_terminal(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("modular_gpt.training.validation.Validation.sample", lambda self: "a\x1b[2Jb\rc\x00\n\td é")
     text = (run(config(folder)).directory / "samples.txt").read_text(encoding="utf-8")
     assert "    | a\ufffd[2Jb\ufffdc\ufffd\n    | \td é\n" in text
+
+
+def test_samples_never_have_ids_without_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 64 ids, whose tokenizer has text for fewer."""
+    drawn: list[int] = []
+    original = GPTModel.generate
+
+    def seen(self: GPTModel, *args: Any, **settings: Any) -> Any:
+        out = original(self, *args, **settings)
+        drawn.extend(out[0].tolist())
+        return out
+
+    monkeypatch.setattr(GPTModel, "generate", seen)
+    settings = {"max_steps": 4, "sample_tokens": 60, "sample_temperature": 5.0}
+    directory = run(config(folder, {"vocab_size": 64}, tokenizer="char", **settings)).directory
+    tokenizer = load_checkpoint(directory).tokenizer
+    assert tokenizer is not None and tokenizer.vocab_size < 40
+    assert len(drawn) > 60 and max(drawn) < tokenizer.vocab_size
+
+
+def test_a_sample_of_a_broken_model_does_not_end_the_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise NonFiniteError("the model's logits are not finite")
+
+    monkeypatch.setattr("modular_gpt.generation.sampling.check_finite", broken)
+    text = (run(config(folder)).directory / "samples.txt").read_text(encoding="utf-8")
+    assert text.count("(no sample: the model's logits are not finite)") == 3
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
