@@ -127,11 +127,10 @@ class SlidingWindow(BlockRule):
     block: int
 
     def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
-        query = first + self.block * torch.arange(blocks, device=device)[:, None]
-        lowest = torch.div(query - self.window + 1, self.block, rounding_mode="floor")
-        longest = (self.window + self.block - 3) // self.block + 2  # wherever a block of queries begins
-        key = lowest + torch.arange(longest, device=device)
-        return torch.where(key <= (query + self.block - 1) // self.block, key, -1).clamp(min=-1)[None]
+        lowest = (first - self.window + 1) // self.block
+        highest = (first + self.block - 1) // self.block
+        listed = torch.arange(lowest, highest + 1, device=device) + torch.arange(blocks, device=device)[:, None]
+        return listed.clamp(min=-1)[None]
 
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
         distance = query - key

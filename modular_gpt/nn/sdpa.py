@@ -105,10 +105,11 @@ def sdpa(
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
     key_columns: (S,) the column of each key, one after the other where T > 1
-    sinks: (H,) logit of an extra key with a zero value; bias: what is added to the scores
+    sinks: (H,) logit of an extra key with a zero value; bias: the position, where it may add something to scores
     Returns (B, H, T, M).
     """
     inputs = AttentionInputs(q, k, v, pos, key_columns, pos.limit(scoring.window))
+    bias = bias if bias is not None and bias.position.biases else None
     return _attend(inputs, _Weights(scoring, sinks, bias, training))
 
 

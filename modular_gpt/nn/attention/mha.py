@@ -149,7 +149,7 @@ class MultiHeadAttention(
             self.scoring,
             training=self.training,
             sinks=None if self.sinks is None else self.sinks[self.local_heads],
-            bias=ScoreBias(self.position, self.n_heads, self.local_heads) if self.position.biases else None,
+            bias=ScoreBias(self.position, self.n_heads, self.local_heads),
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 

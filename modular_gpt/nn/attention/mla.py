@@ -243,7 +243,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             columns,
             self.scoring,
             training=self.training,
-            bias=ScoreBias(self.position, self.n_heads) if self.position.biases else None,
+            bias=ScoreBias(self.position, self.n_heads),
         )
 
 
