@@ -1,18 +1,28 @@
 """Compose, train and compare GPT architectures from proven parts."""
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
-from modular_gpt.model import GPTModel
-from modular_gpt.model.config import GPTConfig, LayersConfig
-from modular_gpt.model.loss import LossConfig, LossOutput
-
-LossSettings = LossConfig  # the name of before
 
 if TYPE_CHECKING:
+    from modular_gpt.model import GPTModel
+    from modular_gpt.model.config import GPTConfig, LayersConfig
+    from modular_gpt.model.loss import LossConfig, LossOutput
+    from modular_gpt.model.loss import LossConfig as LossSettings  # the old name
     from modular_gpt.training.config import RunConfig
 
 __version__ = "0.1.0"
+
+# Public names that are imported at first use, because their modules import torch: name -> module and name there.
+_LAZY = {
+    "GPTModel": ("modular_gpt.model", "GPTModel"),
+    "GPTConfig": ("modular_gpt.model.config", "GPTConfig"),
+    "LayersConfig": ("modular_gpt.model.config", "LayersConfig"),
+    "LossConfig": ("modular_gpt.model.loss", "LossConfig"),
+    "LossOutput": ("modular_gpt.model.loss", "LossOutput"),
+    "LossSettings": ("modular_gpt.model.loss", "LossConfig"),
+}
 
 __all__ = [
     "CheckpointError",
@@ -30,14 +40,34 @@ __all__ = [
 ]
 
 
-def compose(*overrides: str, config_dir: str | None = None) -> "RunConfig":
-    """The RunConfig that ``mgpt-train`` makes of the same words: ``compose("attention=gqa", "trainer.max_steps=100")``.
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        module, attribute = _LAZY[name]
+        value = getattr(importlib.import_module(module), attribute)
+    elif name in ("model", "nn"):  # packages that `import modular_gpt` has always brought
+        value = importlib.import_module(f"modular_gpt.{name}")
+    else:
+        raise AttributeError(f"module 'modular_gpt' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-    Train it with ``modular_gpt.training.run.train(config)``. config_dir: a folder with yaml files of one's own
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def compose(*overrides: str, config_dir: str | None = None) -> "RunConfig":
+    """The RunConfig that ``mgpt-train`` makes of the same settings: ``compose("attention=gqa", "seed=1")``.
+
+    Train it with ``modular_gpt.training.run.train(config)``.
+
+    Args:
+        overrides: settings as on the command line
+        config_dir: a folder with further yaml files
 
     Raises:
-        ConfigError: a word is no setting, or what they say together cannot work.
+        ConfigError: a setting does not exist, or the settings cannot work together.
     """
-    from modular_gpt.cli.composition import train_config as _run  # only here: it brings Hydra
+    from modular_gpt.cli.composition import train_config  # only here: it imports Hydra
 
-    return _run.compose(*overrides, config_dir=config_dir)
+    return train_config.compose(*overrides, config_dir=config_dir)

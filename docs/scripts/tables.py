@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
 
+import conf_files  # noqa: E402
 import families_table  # noqa: E402
 import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
@@ -130,6 +131,7 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
+    conf_files.write()
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         page.write_text(with_tables(page.read_text()))
     for name, picture in PICTURES.items():

@@ -1,30 +1,40 @@
-"""What the commands have in common: flags, help, and one sentence with exit code 2 for a user's mistake."""
+"""The shared frame of all commands: flags, help, exit codes, and one sentence for a user's mistake.
+
+This module imports no heavy library, so that Ctrl-C during the start of a command is answered here.
+"""
 
 import argparse
 import os
+import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from modular_gpt.core.errors import ConfigError, ReportedElsewhere, UserError
 from modular_gpt.core.registry import PLUGINS
 
+if TYPE_CHECKING:
+    from modular_gpt.cli.composition.schema import Command
+
 MISTAKE = 2  # exit codes
-AFTER_YOU = 5.0  # seconds in which another process says what happened
-ENDED_BY_SIGNAL = 128  # and the signal's number, so that Ctrl-C gives 130
+REPORT_DELAY = 5.0  # seconds in which another process reports the mistake
+ENDED_BY_SIGNAL = 128  # plus the signal's number, so that Ctrl-C gives 130
 INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
 
 @dataclass
-class Line:
-    """A command line, read: settings as ``words``, and flags."""
+class CommandLine:
+    """The flags of a command line, and its settings as typed; with ``help``, the settings are topics."""
 
-    words: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
     help: bool = False
     version: bool = False
     cfg: str | None = None
@@ -47,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def read_line(arguments: Sequence[str]) -> Line:
+def read_command_line(arguments: Sequence[str]) -> CommandLine:
     """The flags and the settings of a command line.
 
     Raises:
@@ -62,35 +72,39 @@ def read_line(arguments: Sequence[str]) -> Line:
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFO)
     parser.add_argument("--shell-completion", "-sc", action="store_true")
-    line = Line()
+    line = CommandLine()
     _, rest = parser.parse_known_args(list(arguments), namespace=line)
-    for word in rest:
-        if not word.startswith("-"):
-            line.words.append(word)
-        else:
-            bare = word.lstrip("-")
-            hint = f"settings are written without dashes: {bare}" if "=" in bare else "see --help"
-            if word.startswith("--") and "=" not in bare:
-                hint += f"; a setting is written without dashes, {bare}=..."
-            raise ConfigError(f"no flag {word!r}; {hint}")
+    for argument in rest:
+        if argument.startswith("-"):
+            raise ConfigError(_unknown_flag(argument))
+        line.settings.append(argument)
     return line
 
 
-def answer(run: Callable[[Line], int], arguments: Sequence[str] | None) -> int:
-    """Run a command and return its exit code; mistakes of the user are told in one sentence on stderr."""
+def _unknown_flag(flag: str) -> str:
+    bare = flag.lstrip("-")
+    if "=" in bare:
+        return f"no flag {flag!r}; settings are written without dashes: {bare}"
+    setting = f"; a setting is written without dashes, {bare}=..." if flag.startswith("--") else ""
+    return f"no flag {flag!r}; see --help{setting}"
+
+
+def answer(run: Callable[[CommandLine], int], arguments: Sequence[str] | None) -> int:
+    """Run a command and return its exit code; a user's mistake is one sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if os.environ.get(PLUGINS):
         sys.path.append(os.getcwd())  # the user's own modules; last, so that they hide nothing
     try:
-        line = read_line(arguments)
+        line = read_command_line(arguments)
         if line.version:
-            print(f"modular-gpt {version()}")
+            torch, python = metadata.version("torch"), platform.python_version()
+            print(f"modular-gpt {version()} with PyTorch {torch}, Python {python}")
             return 0
         code = run(line)
         sys.stdout.flush()
         return code
     except ReportedElsewhere:
-        time.sleep(AFTER_YOU)  # a launcher ends all processes when the first one ends
+        time.sleep(REPORT_DELAY)  # a launcher ends all processes when the first one ends
         return MISTAKE
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -98,21 +112,60 @@ def answer(run: Callable[[Line], int], arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ENDED_BY_SIGNAL + signal.SIGINT
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 @contextmanager
-def hydras_command_line(program: str, words: Sequence[str]) -> Iterator[None]:
-    """While Hydra's own main runs: its words, and its errors as exceptions instead of its way of printing them."""
-    arguments, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = [program, *words]
+def imports() -> Iterator[None]:
+    """Context manager around the imports of a command: Ctrl-C ends the process at once and without a traceback.
+
+    A KeyboardInterrupt inside a library's import can be swallowed there, or leave the library half imported.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(ENDED_BY_SIGNAL + number)
+
+
+def answered_by_flags(
+    line: CommandLine, command: "Command", about: str, examples: Sequence[tuple[str, str]], where: list[Path]
+) -> bool:
+    """Print the help of a command without groups where it was asked for.
+
+    Raises:
+        ConfigError: a flag is only for commands with groups.
+    """
+    if line.help:
+        from modular_gpt.cli.help import help_text
+
+        print(help_text(command, about, examples, line.settings, where))
+    elif line.for_hydra() or line.multirun:
+        raise ConfigError(f"mgpt-{command.name} has the flags --help, --version, --cfg job and --config-dir only")
+    return line.help
+
+
+@contextmanager
+def hydra_command_line(program: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Context manager for Hydra's own main: its arguments, and its errors as exceptions."""
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [program, *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         yield
     finally:
-        sys.argv = arguments
+        sys.argv = before
         if full is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
@@ -120,16 +173,13 @@ def hydras_command_line(program: str, words: Sequence[str]) -> Iterator[None]:
 
 
 def version() -> str:
-    """The package's version, from its ``__init__``, which has run before any module of it."""
-    return str(sys.modules[__name__.partition(".")[0]].__dict__["__version__"])
+    """The package's version."""
+    import modular_gpt
+
+    return modular_gpt.__version__
 
 
-def topic(line: Line, choices: Sequence[str]) -> str | None:
-    """The group that --help was asked about, if any."""
-    return next((word for word in line.words if word in choices), None)
-
-
-def where_to_look(line: Line) -> list[Path]:
+def config_folders(line: CommandLine) -> list[Path]:
     """The folders with yaml files."""
     from modular_gpt.cli.composition.schema import folders
 

@@ -20,14 +20,16 @@ TRAINING_ONLY = ("training", "progress", "optimizer", "order", "compiled", "aver
 
 @dataclass
 class ConvertSettings:
-    """The model to convert, and the folder to write.
+    """Settings of mgpt-convert.
 
-    checkpoint: a run's directory, a checkpoint, a folder in the format of Hugging Face, or a published name (gpt2)
-    to: hf: a folder that transformers loads | checkpoint: one of this program
-    path: the folder to write; it must not exist
-    format: with to=hf: family: a published family, which transformers loads by itself | modular_gpt: any model, which
-        transformers loads after `import modular_gpt.hf` | auto: family if one computes the same, else modular_gpt
-    dtype: float32 | bf16, dtype of the weights (null: as they were saved)
+    checkpoint: The model to convert: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published
+        name such as gpt2.
+    to: The format to write: hf, a folder that transformers loads, or checkpoint, a checkpoint of this program.
+    path: The folder to write. It must not exist yet.
+    format: With to=hf, the kind of folder: family writes a published kind of model, which transformers loads by itself;
+        modular_gpt writes any model, which transformers loads after `import modular_gpt.hf`; auto chooses family where
+        the model is of a published kind.
+    dtype: Data type of the written weights, float32 or bf16. By default (null) they keep the one they were saved in.
     """
 
     checkpoint: str = "runs/latest"

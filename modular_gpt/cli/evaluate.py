@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import Line, answer, where_to_look
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
 
 ABOUT = "measure how well a model predicts a text, or how it does at tasks"
 EXAMPLES = (
@@ -22,19 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return answer(_execute, arguments)
 
 
-def _execute(line: Line) -> int:
-    from modular_gpt.cli.composition.flat_config import read_plain
-    from modular_gpt.cli.evaluate_task import EVAL, measure, print_results
+def _execute(line: CommandLine) -> int:
+    with imports():
+        from modular_gpt.cli.composition.flat_config import read_plain
+        from modular_gpt.cli.evaluate_task import EVAL, measure, print_results
 
-    where = where_to_look(line)
-    if line.help:
-        from modular_gpt.cli.help import overview
-
-        print(overview(EVAL, ABOUT, EXAMPLES, where))
+    where = config_folders(line)
+    if answered_by_flags(line, EVAL, ABOUT, EXAMPLES, where):
         return 0
-    if line.for_hydra() or line.multirun:
-        raise ConfigError("mgpt-eval has the flags --help, --version, --cfg job and --config-dir only")
-    settings, listing = read_plain(EVAL, line.words, where)
+    settings, listing = read_plain(EVAL, line.settings, where)
     if line.cfg:
         print(listing, end="")
         return 0

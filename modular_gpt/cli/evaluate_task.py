@@ -17,23 +17,25 @@ from modular_gpt.training.run import load_config
 
 @dataclass
 class EvalSettings:
-    """What to measure, of which model.
+    """Settings of mgpt-eval.
 
-    checkpoint: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published name such as gpt2
-    text: a file, as one text
-    corpus: text by its name, such as python_stdlib; without text, corpus and tasks, the one of the model's own run
-    split: part of the corpus, validation | train
-    stride: tokens from one window to the next (null: as many as the context, which cuts the text into chunks); every
-        token but the first counts once, seen after at least context - stride + 1 others where the text has them
-    context: tokens that the model reads at once (null: as many as it was made for)
-    tasks: of lm-evaluation-harness, by name or by yaml file: one, several with commas between them, or a list
-    include: a folder with more tasks
-    fewshot: solved examples before each question of a task (null: as the task says)
-    limit: questions of each task (null: all)
-    batch_size: windows or questions computed at once
-    json: print a JSON object
-    device: auto | cpu | cuda | cuda:1 | mps ...
-    dtype: float32 | bf16, of the weights (null: as they were saved)
+    checkpoint: The model to evaluate: a run's directory, a checkpoint, a folder in Hugging Face's format, or a
+        published name such as gpt2.
+    text: Evaluate the model on this text file.
+    corpus: Evaluate the model on this corpus, such as python_stdlib. Without text, corpus and tasks, the corpus of the
+        model's own run is used.
+    split: The split of the corpus to use, validation or train.
+    stride: Distance in tokens between the starts of consecutive windows. Each token counts once and is predicted from
+        at least context - stride tokens before it, where the text has them. By default (null) windows do not overlap.
+    context: Length of a window in tokens. By default (null) the context length of the model.
+    tasks: Tasks of lm-evaluation-harness, by name or by yaml file: one, several separated by commas, or a list.
+    include: A folder with more task definitions for lm-evaluation-harness.
+    fewshot: Number of solved examples before each question of a task. By default (null) the task decides.
+    limit: Evaluate only this many questions of each task. By default (null) all are evaluated.
+    batch_size: Number of windows or questions in a batch.
+    json: Print the results as a JSON object.
+    device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
+    dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
     """
 
     checkpoint: str = "runs/latest"

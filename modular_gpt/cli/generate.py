@@ -3,8 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import Line, answer, where_to_look
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
 
 ABOUT = "let a model continue a text"
 EXAMPLES = (
@@ -23,25 +22,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return answer(_execute, arguments)
 
 
-def _execute(line: Line) -> int:
-    from modular_gpt.cli.generate_task import GENERATE, converse, open_writer, own_words, read_task, write_texts
+def _execute(line: CommandLine) -> int:
+    with imports():
+        from modular_gpt.cli.generate_task import GENERATE, converse, open_writer, own_words, read_task, write_texts
 
-    where = where_to_look(line)
-    if line.help:
-        from modular_gpt.cli.help import overview
-
-        print(overview(GENERATE, ABOUT, EXAMPLES, where))
+    where = config_folders(line)
+    if answered_by_flags(line, GENERATE, ABOUT, EXAMPLES, where):
         return 0
-    if line.for_hydra() or line.multirun:
-        raise ConfigError("mgpt-generate has the flags --help, --version, --cfg job and --config-dir only")
-    task, settings, listing = read_task(line.words, where)
+    task, settings, listing = read_task(line.settings, where)
     if line.cfg:
         print(listing, end="")
         return 0
     with own_words():
         writer = open_writer(task, settings)
         if task.interactive:
-            converse(line.words, where, settings, writer)
+            converse(line.settings, where, settings, writer)
         else:
             write_texts(task, settings, writer)
     return 0

@@ -28,18 +28,21 @@ SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt
 
 @dataclass
 class Task:
-    """What to write, with which model.
+    """Settings of mgpt-generate besides those of generation.
 
-    checkpoint: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published name such as gpt2
-    prompt: text to continue; without one, a few short ones
-    prompts: a file with a prompt on each line, or with {"prompt": ...} on each line if its name ends in .jsonl
-    batch_size: prompts of the file to continue at once (null: as many as memory allows, at most 64)
-    json: a JSON object on each line instead of text
-    interactive: prompt after prompt from the keyboard
-    draft: a smaller model with the same tokenizer, for strategy=speculative
-    device: auto | cpu | cuda | cuda:1 | mps ...
-    dtype: float32 | bf16, of the weights (null: as they were saved)
-    pack: reorder the weights for faster arithmetic on this CPU (null: where that is possible and compile is off)
+    checkpoint: The model that generates: a run's directory, a checkpoint, a folder in Hugging Face's format, or a
+        published name such as gpt2.
+    prompt: The text to continue. Without prompt, prompts and interactive, a few short texts are continued.
+    prompts: A file with one prompt per line, or one JSON object {"prompt": ...} per line where its name ends in .jsonl.
+    batch_size: Number of prompts of the file to continue at once. By default (null) as many as memory allows, at most
+        64.
+    json: Print one JSON object per continuation instead of text.
+    interactive: Read prompts from the keyboard, one after the other.
+    draft: A smaller model with the same tokenizer that drafts tokens for strategy=speculative.
+    device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
+    dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
+    pack: Reorder the weights for faster matrix products on this CPU. By default (null) this is done where it is
+        possible and compile is off.
     """
 
     checkpoint: str = "runs/latest"

@@ -1,137 +1,193 @@
-"""What ``--help`` prints: every group with its options, and the settings of one group in detail."""
+"""What ``--help`` prints: every group with its options, and the details of a group, an option or a setting."""
 
 import dataclasses
-import inspect
-import re
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modular_gpt.cli.app import version
+from modular_gpt.cli.composition.overrides import closest_setting, our_settings
 from modular_gpt.cli.composition.schema import Command, options, read_yaml, yaml_file
+from modular_gpt.cli.setting_docs import setting_docs, value_text
+from modular_gpt.core.errors import ConfigError, closest
 
-EXAMPLE = 58  # columns of an example before what it does
+EXAMPLE = 58  # columns of an example before its explanation
 NAME = 22  # columns of an option's name
 SETTING = 32  # columns of a setting with its default
 
-ABOUT_FIELD = re.compile(
-    r"(?:^|;)\s*(\w+(?:, \w+)*)( \w+)?: ", re.MULTILINE
-)  # in docstrings: `field: words; other: words`
-
-Examples = Iterable[tuple[str, str]]
+Rows = Iterable[tuple[str, str]]
 
 
-def overview(command: Command, about: str, examples: Examples, where: list[Path]) -> str:
+def help_text(command: Command, about: str, examples: Rows, topics: Sequence[str], where: list[Path]) -> str:
+    """The help of a command: an overview, or the details of each topic.
+
+    topics: groups, options (``gqa`` or ``attention=gqa``) or settings (``attention.window``)
+    where: folders with yaml files
+
+    Raises:
+        ConfigError: a topic is no group, option or setting of the command.
+    """
+    if not topics:
+        return overview(command, about, examples, where)
+    return "\n\n".join(topic_details(command, topic, where) for topic in topics)
+
+
+def overview(command: Command, about: str, examples: Rows, where: list[Path]) -> str:
     """The whole help text of a command."""
     program = f"mgpt-{command.name}"
-    parts = [f"{program} {version()}: {about}", _table("Examples", examples)]
+    sections = [f"{program} {version()}: {about}", _table("Examples", examples)]
     choices = command.choices()
     if choices:
-        parts.append("Groups: choose an option with group=option; the one marked * is taken otherwise.")
+        sections.append("Groups: choose an option with group=option. Without one, the option marked * is used.")
     for group, choice in choices.items():
         lines = options(command, group, where)
         first = [choice.default] if choice.default in lines else []
         names = [*first, *(name for name in lines if name not in first)]
         marked = [(f"{'*' if name in first else ' '} {name}", lines[name]) for name in names]
-        parts.append(_table(f"{group} - {choice.about}" if choice.about else group, marked, NAME))
-    parts.append(_table("Settings, with what they are otherwise", _settings(command.starts(where[0])), SETTING))
-    parts.append(_table("More", _more(command)))
-    return "\n\n".join(parts)
+        sections.append(_table(f"{group} - {choice.about}" if choice.about else group, marked, NAME))
+    sections.append(_table("Settings, with their defaults", _settings(command.starts(where[0])), SETTING))
+    sections.append(_table("More", _more(command)))
+    return "\n\n".join(sections)
 
 
-def _more(command: Command) -> Examples:
+def _more(command: Command) -> Rows:
     program = f"mgpt-{command.name}"
+    yield f"{program} --help TOPIC", "the details of a group, an option or a setting"
     if command.choices():
-        yield f"{program} --help GROUP", "the settings of each option of a group, such as group.setting=value"
-        yield f"{program} --multirun GROUP=A,B", "one run after another, and a table that compares them"
+        yield f"{program} --multirun GROUP=A,B", "train one run after another and compare them in a table"
         yield f"{program} --config-dir FOLDER", "more options, as yaml files such as FOLDER/GROUP/mine.yaml"
-    yield f"{program} --cfg job", "every setting as it would be used, without running anything"
-    yield f"{program} --version", "the version"
+    yield f"{program} --cfg job", "print every setting with the value that would be used, and stop"
+    yield f"{program} --version", "print the versions of this program, Python and PyTorch"
     if command.choices():
         yield f"{program} --hydra-help", "what else Hydra can do: launchers, sweepers, tab completion"
+
+
+def topic_details(command: Command, topic: str, where: list[Path]) -> str:
+    """The details of a group, of the options of that name, or of a setting.
+
+    Raises:
+        ConfigError: the command has nothing of that name.
+    """
+    choices = command.choices()
+    if topic in choices:
+        return details(command, topic, where)
+    group, _, option = topic.partition("=") if "=" in topic else ("", "", topic)
+    found = [name for name in choices if group in ("", name) and option in options(command, name, where)]
+    sections = [_option_details(command, name, option, where) for name in found]
+    title, rows = topic, _setting_rows(command, topic, where)
+    if not sections and not rows:
+        ours = our_settings(command, topic) or our_settings(command, topic.rpartition(".")[2])
+        title = f"{', '.join(ours)} ({topic} in other programs)"
+        rows = [row for setting in ours for row in _setting_rows(command, setting, where)]
+    if rows:
+        sections.append(_table(title, rows, SETTING))
+    if not sections:
+        raise ConfigError(_unknown_topic(command, topic, where))
+    return "\n\n".join(sections)
+
+
+def _unknown_topic(command: Command, topic: str, where: list[Path]) -> str:
+    choices = list(command.choices())
+    names = [*choices, *(name for group in choices for name in options(command, group, where))]
+    close = closest(topic, names) or closest_setting(command, topic)
+    hint = f" did you mean {close!r}?" if close else ""
+    listed = f" groups: {', '.join(choices)}" if choices else " --help alone lists every setting"
+    return f"no group, option or setting {topic!r};{hint}{listed}"
 
 
 def details(command: Command, group: str, where: list[Path]) -> str:
     """The options of a group, and every setting of each with its default."""
     named = options(command, group, where)
     files = {name: path for name in named if (path := yaml_file(where, group, name))}
-    parts = [_table(f"{group} - {command.choices()[group].about}", list(named.items()), NAME)]
+    sections = [_table(f"{group} - {command.choices()[group].about}", list(named.items()), NAME)]
     if group not in command.groups():
-        parts += [
-            f"{name} is\n{textwrap.indent(path.read_text(encoding='utf-8'), '    ')}" for name, path in files.items()
-        ]
-        return "\n\n".join(parts)
-    by_class: dict[type, list[str]] = {}
-    schemas = command.schemas(group)
-    for name, schema in schemas.items():
-        by_class.setdefault(type(schema.defaults), []).append(name)
-    for kind, names in by_class.items():
-        parts.append(_one_kind(command, group, kind, {name: schemas[name].defaults for name in names}))
-    starts = [f"  {name} sets {_listed(values)}" for name, path in files.items() if (values := read_yaml(path))]
-    return "\n\n".join([*parts, *filter(None, ["\n".join(starts)])])
+        return "\n\n".join([*sections, *(_content(name, path) for name, path in files.items())])
+    by_class: dict[type, dict[str, Any]] = {}
+    for name, schema in command.schemas(group).items():
+        by_class.setdefault(type(schema.defaults), {})[name] = schema.defaults
+    sections += [_shared_settings(command, group, defaults) for defaults in by_class.values()]
+    registered = () if group in command.tables else command.schemas(group)
+    values = {name: read_yaml(path) for name, path in files.items() if name not in registered}
+    starts = [f"  {name} sets {_listed(given)}" for name, given in values.items() if given]
+    return "\n\n".join([*sections, *filter(None, ["\n".join(starts)])])
 
 
-def _one_kind(command: Command, group: str, kind: type, defaults: dict[str, Any]) -> str:
-    """The settings that some options share, and where each starts from other values than the first."""
+def _content(name: str, path: Path) -> str:
+    return f"{name} is\n{textwrap.indent(path.read_text(encoding='utf-8'), '    ')}"
+
+
+def _shared_settings(command: Command, group: str, defaults: dict[str, Any]) -> str:
+    """The settings of options with the same dataclass, and the options that start from other values."""
     title = "Settings" if group in command.tables else f"Settings of {', '.join(defaults)}"
     first, *others = defaults
     rows = _settings(defaults[first], f"{group}.")
     if not rows:
         return f"{title}: none"
-    parts = [_table(title, rows, SETTING)]
-    if group not in command.tables and not all(words for _, words in rows):  # said otherwise than a line for each
-        parts.append(textwrap.indent(inspect.cleandoc(kind.__doc__ or ""), "    "))
     starts = [(name, differences(defaults[first], defaults[name])) for name in others]
     lines = [f"  {name} starts from {_listed(differs)}" for name, differs in starts if differs]
-    return "\n\n".join([*parts, *filter(None, ["\n".join(lines)])])
+    return "\n\n".join([_table(title, rows, SETTING), *filter(None, ["\n".join(lines)])])
+
+
+def _option_details(command: Command, group: str, option: str, where: list[Path]) -> str:
+    """One option: its description, its settings with the defaults that it starts from, and its yaml's values."""
+    title = f"{group}={option} - {options(command, group, where)[option]}"
+    path = yaml_file(where, group, option)
+    if group not in command.groups():
+        return title if path is None else f"{title}\n\n{_content(option, path)}"
+    schemas = command.schemas(group)
+    if group in command.tables or option not in schemas:
+        given = {} if path is None else read_yaml(path)
+        return f"{title}\n\n  {option} sets {_listed(given)}" if given else title
+    rows = _settings(schemas[option].defaults, f"{group}.")
+    return f"{title}\n\n{_table('Settings, with their defaults', rows, SETTING) if rows else 'Settings: none'}"
+
+
+def _setting_rows(command: Command, key: str, where: list[Path]) -> list[tuple[str, str]]:
+    """A row for a setting and for those inside it; where options differ in its default, a row for each default."""
+    roots = [("", command.starts(where[0]), "")]
+    for group in command.groups():
+        roots += [(name, schema.defaults, f"{group}.") for name, schema in command.schemas(group).items()]
+    found: dict[tuple[str, str], list[str]] = {}
+    for option, defaults, prefix in roots:
+        for setting, text in _settings(defaults, prefix):
+            name = setting.partition("=")[0]
+            if name == key or name.startswith(f"{key}."):
+                found.setdefault((setting, text), []).append(option)
+    keys = [setting.partition("=")[0] for setting, _ in found]
+    return [
+        (setting, f"{text} Default of {', '.join(names)}." if keys.count(setting.partition("=")[0]) > 1 else text)
+        for (setting, text), names in found.items()
+    ]
 
 
 def differences(first: Any, other: Any) -> dict[str, Any]:
-    """The settings in which a dataclass differs from another of its kind, but for the name."""
+    """The settings in which a dataclass differs from another of the same class, except the name."""
     values = {field.name: getattr(other, field.name) for field in dataclasses.fields(other) if field.name != "name"}
     return {key: value for key, value in values.items() if value != getattr(first, key)}
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={spelled(value)}" for key, value in values.items() if key != "name")
-
-
-def _about_fields(kind: type) -> dict[str, str]:
-    """What the docstrings of a dataclass and its bases say about fields, where they say ``field: words``."""
-    found: dict[str, str] = {}
-    for base in kind.__mro__:
-        documentation = inspect.cleandoc(base.__doc__ or "")
-        matches = list(ABOUT_FIELD.finditer(documentation))
-        for match, end in zip(matches, [each.start() for each in matches[1:]] + [len(documentation)], strict=False):
-            words = " ".join(documentation[match.end() : end].partition("\n\n")[0].split())
-            condition = f"{match[2].strip()}: " if match[2] == " null" else ""
-            for name in match[1].split(", "):
-                found.setdefault(name, (condition + words).strip(" ;."))
-    return found
+    return ", ".join(f"{key}={value_text(value)}" for key, value in values.items() if key != "name")
 
 
 def _settings(defaults: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A row for each setting: how it is written, with its default, and what its dataclass says about it."""
-    about = _about_fields(type(defaults))
-    rows = []
+    """A row for each setting: ``key=default`` as it is written, and its help text."""
+    return list(_setting_lines(defaults, prefix))
+
+
+def _setting_lines(defaults: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    texts = setting_docs(type(defaults))
     for field in dataclasses.fields(defaults):
         value = getattr(defaults, field.name)
         if dataclasses.is_dataclass(value):
-            rows += _settings(value, f"{prefix}{field.name}.")
+            yield from _setting_lines(value, f"{prefix}{field.name}.")
         elif not (prefix and field.name == "name"):
-            rows.append((f"{prefix}{field.name}={spelled(value)}", about.get(field.name, "")))
-    return rows
+            yield f"{prefix}{field.name}={value_text(value)}", texts.get(field.name, "")
 
 
-def spelled(value: Any) -> str:
-    """A value as it is written on the command line."""
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _table(title: str, rows: Examples, column: int = EXAMPLE) -> str:
+def _table(title: str, rows: Rows, column: int = EXAMPLE) -> str:
     width = max(80, min(shutil.get_terminal_size((120, 24)).columns, 140))
     lines = [title]
     for left, right in rows:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from modular_gpt.cli.help import spelled
+from modular_gpt.cli.setting_docs import value_text
 from modular_gpt.cli.text_writer import Show, Writer
 from modular_gpt.core.errors import DataError, UserError
 from modular_gpt.generation import GenerationConfig
@@ -72,7 +72,7 @@ class Conversation:
             self.ids = []
             print("(forgotten)")
         elif command == "settings":
-            print("  ".join(f"{name}={spelled(value)}" for name, value in vars(self.settings).items()))
+            print("  ".join(f"{name}={value_text(value)}" for name, value in vars(self.settings).items()))
         elif (changed := self.change(command)) is not None:
             self.settings = changed
         elif line or self.ids:

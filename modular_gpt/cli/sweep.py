@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from modular_gpt.cli.app import ENDED_BY_SIGNAL, MISTAKE, Line, hydras_command_line
+from modular_gpt.cli.app import ENDED_BY_SIGNAL, MISTAKE, CommandLine, hydra_command_line
 from modular_gpt.cli.composition.compose import HYDRA, composed, prepare
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import Override, jobs_to_try, quoted, read_overrides
@@ -98,10 +98,10 @@ def multirun(words: Sequence[str], where: list[Path]) -> int:
     return max(sweep.codes, default=0)
 
 
-def hydra_itself(line: Line, where: list[Path]) -> int:
+def hydra_itself(line: CommandLine, where: list[Path]) -> int:
     """What only Hydra can answer: its own help, its config, where settings come from, tab completion."""
     # tab completion has words of its own, and unfinished ones
-    words = line.words if line.shell_completion else read_overrides(TRAIN, line.words, where)[1]
+    words = line.settings if line.shell_completion else read_overrides(TRAIN, line.settings, where)[1]
     try:
         _hydra_main([*line.for_hydra(), *words], where, lambda config: None)
     except SystemExit as end:  # Hydra's way to end after its help
@@ -111,7 +111,7 @@ def hydra_itself(line: Line, where: list[Path]) -> int:
 
 def _hydra_main(words: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
     prepare(TRAIN, where)
-    with explained(TRAIN, where), hydras_command_line("mgpt-train", words):
+    with explained(TRAIN, where), hydra_command_line("mgpt-train", words):
         hydra.main(**HYDRA, config_path=str(where[0]), config_name=TRAIN.name)(job)()
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import ENDED_BY_SIGNAL, Line, answer, topic, where_to_look
+from modular_gpt.cli.app import ENDED_BY_SIGNAL, CommandLine, answer, config_folders, imports
 
 ABOUT = "train a GPT that you compose from parts"
 EXAMPLES = (
@@ -32,32 +32,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _execute(line: Line) -> int:
-    from modular_gpt.cli import help as _help
-    from modular_gpt.cli import sweep as _multirun
-    from modular_gpt.cli.composition.compose import as_yaml
-    from modular_gpt.cli.composition.train_config import TRAIN, composed_run
-    from modular_gpt.core.errors import ConfigError
-    from modular_gpt.runtime.processes import ProcessGroup
+def _execute(line: CommandLine) -> int:
+    with imports():
+        from modular_gpt.cli import sweep
+        from modular_gpt.cli.composition.compose import as_yaml
+        from modular_gpt.cli.composition.train_config import TRAIN, composed_run
+        from modular_gpt.cli.help import help_text
+        from modular_gpt.core.errors import ConfigError
+        from modular_gpt.runtime.processes import ProcessGroup
 
-    where = where_to_look(line)
+    where = config_folders(line)
     if line.help:
-        group = topic(line, list(TRAIN.choices()))
-        print(_help.details(TRAIN, group, where) if group else _help.overview(TRAIN, ABOUT, EXAMPLES, where))
+        print(help_text(TRAIN, ABOUT, EXAMPLES, line.settings, where))
         return 0
     if line.for_hydra():
-        return _multirun.hydra_itself(line, where)
+        return sweep.hydra_itself(line, where)
     processes = ProcessGroup.launched()
     with processes.same_error_on_all_ranks():
         if line.multirun and processes.world > 1:
             raise ConfigError("--multirun trains one run after another: start it without torchrun, or leave it out")
         if line.multirun:
-            return _multirun.multirun(line.words, where)
-        config, source = composed_run(line.words, where)
+            return sweep.multirun(line.settings, where)
+        config, source = composed_run(line.settings, where)
     if line.cfg:
         print(as_yaml(source), end="")
         return 0
-    from modular_gpt.training.run import train
+    with imports():
+        from modular_gpt.training.run import train
 
     signal = train(config).signal
     return 0 if signal is None else ENDED_BY_SIGNAL + signal

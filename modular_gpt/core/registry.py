@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from modular_gpt.core.aliases import component_names, our_settings
-from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.errors import ConfigError, closest, unknown
 from modular_gpt.core.validation import from_mapping
 
 PLUGINS = "MODULAR_GPT_PLUGINS"  # environment: modules with components of the user's own, comma separated
@@ -84,7 +84,8 @@ class Component:
             place = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}  # for pickle
             cls.Config = dataclass(type("Config", (ComponentConfig,), place))
         cls.Config.component = cls
-        _add(Entry(name, cls, (cls.__doc__ or name).strip().splitlines()[0]))
+        first_paragraph = (cls.__doc__ or name).strip().partition("\n\n")[0]
+        _add(Entry(name, cls, " ".join(first_paragraph.split())))
         for preset_name, preset in (presets or {}).items():
             _add(Entry(preset_name, cls, preset.summary, preset.settings))
 
@@ -172,7 +173,8 @@ def lookup(slot: str, name: str) -> Entry:
     known = entries(slot)
     names = component_names(slot, name, known)
     if not names:
-        raise ConfigError(unknown(slot, name, known))
+        own = f" a component of your own is found through {PLUGINS}=<its module>;"
+        raise ConfigError(unknown(slot, name, known, hint="" if closest(name, known) else own))
     return known[names[0]]
 
 

@@ -30,13 +30,15 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
 
     @dataclass
     class Config(ParallelConfig):
-        """Settings.
+        """Settings of FSDP.
 
-        sharded_checkpoints: each process writes what it holds into a checkpoint, instead of the first one gathering all
-        reshard: drop a block's gathered weights between its forward and its backward pass, which gather them again;
-            false needs more memory and sends less
-        mixed_precision: with trainer.precision=bf16 or fp16, gather blocks' weights in it instead of float32, which
-            halves what is sent; what flows through a block is then rounded to it too. Gradients are summed in float32.
+        sharded_checkpoints: Let each process write its own shards into a checkpoint, instead of gathering all weights
+            on the first process.
+        reshard: Free a block's gathered weights between its forward and its backward pass, which gather them again.
+            False needs more memory and sends less.
+        mixed_precision: With trainer.precision=bf16 or fp16, gather the weights of blocks in that data type instead of
+            float32, which halves the traffic. Activations inside a block are then rounded to it too; gradients are
+            summed in float32.
         """
 
         sharded_checkpoints: bool = False

@@ -19,9 +19,9 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class ParallelConfig(ComponentConfig):
-    """Settings of every way in which several processes train.
+    """Settings that all parallel strategies share.
 
-    timeout: seconds without an answer after which another process counts as lost
+    timeout: Number of seconds without an answer after which another process counts as lost.
     """
 
     timeout: float = 600.0

@@ -25,9 +25,10 @@ class TensorParallel(Parallel, name="tensor"):
 
     @dataclass
     class Config(ParallelConfig):
-        """Settings.
+        """Settings of tensor parallelism.
 
-        sharded_checkpoints: each process writes what it holds into a checkpoint, instead of the first one gathering all
+        sharded_checkpoints: Let each process write its own shards into a checkpoint, instead of gathering all weights
+            on the first process.
         """
 
         sharded_checkpoints: bool = False

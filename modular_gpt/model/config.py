@@ -24,10 +24,14 @@ Choice = str | Mapping[str, Any] | ComponentConfig
 
 @dataclass
 class LayersConfig:
-    """Which layers differ, and how.
+    """Settings that differ between layers.
 
-    variants: name -> slot -> settings that differ from the model's own (another ``name`` starts afresh)
-    prefix, suffix: variant names of the first and last layers; cycle: repeated over those between (``base``: as is)
+    name: Name of the pattern, which is only shown.
+    variants: Named sets of settings that differ from the model's own, as a mapping from name to slot to settings.
+        Another component name starts from that component's defaults.
+    prefix: Variants of the first layers, by name.
+    cycle: Variants that are repeated over the layers between prefix and suffix; base is a layer without changes.
+    suffix: Variants of the last layers, by name.
     """
 
     name: str = "uniform"
@@ -90,20 +94,33 @@ class LayerConfig(NamedTuple):
 
 @dataclass
 class GPTConfig:
-    """A GPT, from parts.
+    """Configuration of a GPT.
 
-    vocab_size: V; d_model: D, width of the residual stream; n_heads: H; context_length: tokens trained at once
-    dropout: after embeddings, attention and ffn, and of attention weights; bias: in linear layers and LayerNorm
-    attention, ffn, norm, pos: a registered name, a mapping with a name and settings, or a component's Config
-    layers: what differs per layer (LayersConfig or a mapping)
-    topology: pre | post | sandwich | post_residual | parallel, where the norms stand in a block
-    residual_multiplier: factor on what attention and ffn add; embed_scale: factor on token embeddings
-    embed_norm: a norm right after the embeddings; final_norm: one before the head (null: unless topology is post)
-    tie_embeddings: the head uses the embedding matrix; head_bias: the head has a bias
-    logit_scale: factor on the logits; logit_softcap c: logits become c tanh(logits / c), after the factor
-    init: normal | fan_in | xavier | orthogonal; init_std: of ``normal``; init_residual: what writes into the residual
-        stream is ``scaled`` by 1/sqrt(2 n_layers), ``plain`` or ``zero``
-    init_head: a head that is not tied is drawn like every ``matrix``, or ``zero``
+    vocab_size: Number of token ids.
+    d_model: Width of the residual stream.
+    n_heads: Number of attention heads per layer.
+    n_layers: Number of blocks.
+    context_length: Number of tokens in a training window.
+    dropout: Dropout probability after embeddings, attention and ffn, and of attention weights.
+    bias: Use biases in linear layers and LayerNorm.
+    attention, ffn, norm, pos: A registered name, a mapping with a name and settings, or a component's Config.
+    layers: The settings that differ between layers, as a LayersConfig or a mapping.
+    topology: Arrangement of the norms in a block: pre, post, sandwich, post_residual or parallel.
+    residual_multiplier: Multiply the outputs of attention and ffn by this factor before they are added to the residual
+        stream.
+    embed_scale: Multiply token embeddings by this factor.
+    embed_norm: Normalise the embeddings.
+    final_norm: Normalise before the head. By default (null) all topologies but post do.
+    tie_embeddings: Use the embedding matrix as the head.
+    head_bias: Give the head a bias.
+    logit_scale: Multiply the logits by this factor.
+    logit_softcap: Limit the logits to (-c, c) by c tanh(logits / c), after logit_scale. By default (null) they are not
+        limited.
+    init: Distribution of initial weights: normal, fan_in, xavier or orthogonal.
+    init_std: Standard deviation of init=normal.
+    init_residual: Initialisation of the matrices that write into the residual stream: scaled multiplies them by
+        1/sqrt(2 n_layers), plain leaves them as other matrices, zero starts at zero.
+    init_head: Initialisation of an untied head: matrix treats it as any matrix, zero starts at zero.
 
     Raises ConfigError, in one sentence, for what cannot work.
     """

@@ -14,9 +14,10 @@ class Adafactor(Optimizer, name="adafactor"):
 
     @dataclass
     class Config(OptimizerConfig):
-        """Learning rate, which is relative to the size of each weight, weight decay, and clipping.
+        """Settings of Adafactor, whose learning rate is relative to the size of each weight.
 
-        beta2_decay: the second average at step t moves by t to this power; clip: largest root mean square of an update
+        beta2_decay: Exponent of the second average's decay: at step t it moves by t to this power.
+        clip: Largest root mean square of an update.
         """
 
         learning_rate: float | None = 1e-2

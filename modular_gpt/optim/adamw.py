@@ -13,10 +13,11 @@ class AdamW(Optimizer, name="adamw"):
 
     @dataclass
     class Config(OptimizerConfig):
-        """Learning rate, weight decay, and the averages of gradients.
+        """Settings of AdamW.
 
-        beta1, beta2: how slowly the averages of the gradient and of its square move, in [0, 1)
-        eps: added to the root of the second
+        beta1: Decay rate of the average of the gradient, in [0, 1).
+        beta2: Decay rate of the average of the squared gradient, in [0, 1).
+        eps: Added to the square root of the second average.
         """
 
         beta1: float = 0.9

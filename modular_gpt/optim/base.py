@@ -42,13 +42,13 @@ def parameter_groups(model: nn.Module) -> Groups:
 
 @dataclass
 class OptimizerConfig(ComponentConfig):
-    """Settings that every optimizer has.
+    """Settings that all optimizers share.
 
-    learning_rate: the peak, which the schedule scales; null means 0.5 / d_model and at most 0.004, since wider models
-        want smaller steps (0.004 at a width of 128, 0.00065 at GPT-2's 768)
-    weight_decay: of matrices only; embeddings, norms and biases have none
-    learning_rate_scale: factors of the learning rate by patterns of parameters' names, such as {embedding*: 0.1,
-        *.attention.*: 0.5}; where several fit, the first counts
+    learning_rate: Peak learning rate, which the schedule scales. By default (null) 0.5 / d_model and at most 0.004:
+        0.004 at a width of 128, 0.00065 at 768.
+    weight_decay: Weight decay of matrices. Embeddings, norms and biases have none.
+    learning_rate_scale: Factors of the learning rate by patterns of parameter names, such as {embedding*: 0.1,
+        *.attention.*: 0.5}. Where several match, the first counts.
     """
 
     learning_rate: float | None = None

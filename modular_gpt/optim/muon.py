@@ -32,14 +32,21 @@ class Muon(Optimizer, name="muon"):
 
     @dataclass
     class Config(OptimizerConfig):
-        """Learning rate of the matrices, and the settings of AdamW for what is none.
+        """Settings of Muon for matrices, and of AdamW for all other parameters.
 
-        momentum: of the matrices; nesterov: look ahead by it; ns_steps: of the iteration that orthogonalises
-        scaling: match_rms_adamw makes updates of matrices as large as AdamW's, so that its learning rates fit; original
-            leaves them orthogonal, sqrt(rows / columns) larger where there are more rows (0.02 is usual)
-        adamw_learning_rate: of embeddings, norms and biases (null: the same); beta1, beta2, eps: theirs
-        head: muon | adamw, by which a head of its own, not tied to the embeddings, is updated
         Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
+
+        momentum: Momentum of the matrices' gradients.
+        nesterov: Use Nesterov momentum.
+        ns_steps: Number of Newton-Schulz iterations that orthogonalise an update.
+        scaling: Size of an update: match_rms_adamw makes it as large as AdamW's, so that AdamW's learning rates fit;
+            original leaves it orthogonal and multiplies it by sqrt(rows / columns) where there are more rows (a
+            learning rate of 0.02 is usual).
+        adamw_learning_rate: Learning rate of embeddings, norms and biases. By default (null) the same as learning_rate.
+        head: Optimizer of an untied head, muon or adamw.
+        beta1: AdamW's decay rate of the average of the gradient, in [0, 1).
+        beta2: AdamW's decay rate of the average of the squared gradient, in [0, 1).
+        eps: Added to the square root of AdamW's second average.
         """
 
         momentum: float = 0.95

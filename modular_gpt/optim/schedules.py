@@ -11,9 +11,9 @@ from modular_gpt.core.registry import Component, ComponentConfig, decode
 
 @dataclass
 class ScheduleConfig(ComponentConfig):
-    """Settings that every schedule has.
+    """Settings that all schedules share.
 
-    warmup: how long the rate rises from 0 in a straight line; below 1 a share of all steps, from 1 a number of steps
+    warmup: Length of the linear warmup from 0: below 1 a fraction of all steps, from 1 on a number of steps.
     """
 
     warmup: float = 0.05
@@ -25,9 +25,9 @@ class ScheduleConfig(ComponentConfig):
 
 @dataclass
 class EndingConfig(ScheduleConfig):
-    """Settings of a schedule that falls until the last step.
+    """Settings of a schedule that decays until the last step.
 
-    final: the factor at the last step
+    final: Learning rate at the last step, as a fraction of the peak.
     """
 
     final: float = 0.1
@@ -100,9 +100,9 @@ class WarmupStableDecay(Schedule, name="wsd"):
 
     @dataclass
     class Config(EndingConfig):
-        """Warmup, final factor, and where the fall begins.
+        """Settings of warmup, stable and decay.
 
-        decay: share of all steps that the fall takes
+        decay: Fraction of all steps that the decay takes.
         """
 
         final: float = 0.0

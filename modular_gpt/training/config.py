@@ -21,31 +21,40 @@ PRECISIONS = ("auto", "float32", "bf16_products", "bf16", "fp16")
 
 @dataclass
 class TrainerConfig:
-    """How long, in what portions and where a model is trained.
+    """Settings of the training loop.
 
-    max_steps: updates of the weights; batch_size: windows in one update, over all micro-batches and processes
-    gradient_accumulation: micro-batches that an update is computed in; changes the memory needed, not the result
-    activation_checkpointing: every so-many-th block keeps only its input and computes the rest again in the backward
-        pass, which takes less memory and more time (1: every block; 0: none); the result is the same
-    gradient_clip: longest norm of the gradient, which is scaled down to it; 0 leaves it alone
-    label_smoothing: share of each target that is spread evenly over the vocabulary; z_loss: weight of the squared
-        logarithm of the softmax's denominator, which keeps logits from drifting (1e-4 is usual)
-    frozen: patterns of the names of parameters that stay as they are, such as [embedding*, blocks.0.*]
-    ema_decay: how slowly an average of the weights follows them (0.999 is usual), which is then evaluated and saved as
-        the model (null: none is kept)
-    order: windows start anywhere (``random``), or lie side by side and each comes once an ``epoch``
-    eval_interval: steps between evaluations; eval_batches: fixed batches in one, 0 for the whole validation text
-    sample_tokens: tokens of text generated at each evaluation, 0 for none; sample_prompt: what they continue (null:
-        the beginning of the validation text); sample_temperature: how freely they are drawn
-    patience: evaluations without a better loss after which training ends early (null: it goes on to the last step)
-    final_evaluation: at the end, measure the best weights on the whole validation text
-    log_interval: steps between entries of metrics.jsonl
-    save_interval: steps between checkpoints (null: at each evaluation); keep: how many stay besides the best one
-    device: auto | cpu | cuda | cuda:1 | mps ...; precision: auto | float32 | bf16_products | bf16 | fp16, of the
-        arithmetic (weights and optimizer stay float32; bf16_products: all is float32, but matrix products round their
-        inputs to bf16, which is twice as fast on CPUs with bf16 units); compile: let torch.compile generate code for
-        this machine (auto: where that saves a run more time than it takes)
-    threads: of the CPU (null: one for each physical core this process may use, or OMP_NUM_THREADS)
+    max_steps: Number of optimizer steps.
+    batch_size: Number of windows per optimizer step, over all micro-batches and processes.
+    gradient_accumulation: Number of micro-batches per optimizer step. More need less memory; the result is the same.
+    activation_checkpointing: Recompute every n-th block in the backward pass (1: all, 0: off), which takes less memory
+        and more time. The result is the same.
+    gradient_clip: Clip the global gradient norm to this value; 0 disables clipping.
+    label_smoothing: Fraction of each target that is spread evenly over the vocabulary.
+    z_loss: Weight of the squared log-partition function of the softmax, which keeps logits from drifting (1e-4 is
+        usual).
+    frozen: Patterns of names of parameters that are not trained, such as [embedding*, blocks.0.*].
+    ema_decay: Decay rate of an exponential moving average of the weights (0.999 is usual), which is evaluated and saved
+        as the model. By default (null) there is none.
+    order: Order of training windows: random starts them anywhere; epoch takes adjacent windows, each once per epoch.
+    eval_interval: Number of steps between evaluations.
+    eval_batches: Number of fixed batches per evaluation; 0 evaluates the whole validation text.
+    patience: Stop after this many evaluations without a better loss. By default (null) training runs to the last step.
+    sample_prompt: Prompt of the sample that is generated at each evaluation. By default (null) the beginning of the
+        validation text.
+    sample_tokens: Number of tokens in that sample; 0 generates none.
+    sample_temperature: Temperature of that sample.
+    final_evaluation: Evaluate the best weights on the whole validation text at the end.
+    log_interval: Number of steps between entries of metrics.jsonl.
+    save_interval: Number of steps between checkpoints. By default (null) one is saved at each evaluation.
+    keep: Number of checkpoints to keep besides the best one.
+    device: The device to train on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
+    precision: Precision of the arithmetic: auto, float32, bf16_products, bf16 or fp16. Weights and optimizer state stay
+        float32. With bf16_products, only matrix products round their inputs to bf16, which is twice as fast on CPUs
+        with bf16 units.
+    compile: Compile the model with torch.compile: true, false or auto, which compiles where that saves a run more time
+        than it takes.
+    threads: Number of CPU threads. By default (null) OMP_NUM_THREADS, or one per physical core that this process may
+        use.
     """
 
     max_steps: int = 1600
@@ -100,22 +109,24 @@ class TrainerConfig:
 
 @dataclass
 class RunConfig:
-    """Everything that decides what a run does; ``train(RunConfig(...))`` does it.
+    """All settings of a training run. ``train(RunConfig(...))`` trains it.
 
-    model: settings of GPTConfig; the vocabulary's size comes from the tokenizer
-    data, tokenizer, optim, schedule, parallel, logger: a registered name, a mapping with a name, or a Config of
-        that slot
-    seed: of the weights, the order of the data and dropout
-    name: the last part of the run's directory, which is made in ``runs``
-    resume: the directory of a run, or one of its checkpoints, to go on with in the same directory; the settings are
-        those given here (``load_config`` reads the old ones)
-    init_from: a run, a checkpoint, a folder in Hugging Face's format or a published name whose weights the model
-        starts from; ``model`` says the parts that it shall have
-    lora: adapters that are trained instead of the weights of ``init_from``
-    dry_run: say what the training would need, and whether it fits, instead of doing it
+    model: Settings of GPTConfig; the vocabulary's size comes from the tokenizer.
+    data, tokenizer, optim, schedule, parallel, logger: A registered name, a mapping with a name, or a Config of that
+        slot.
+    trainer: Settings of the training loop, as a TrainerConfig or a mapping.
+    seed: Seed of the initial weights, the order of the data and dropout.
+    name: Name of the run, which is the last part of its directory's name in runs.
+    runs: Directory in which each run gets a directory of its own.
+    resume: Resume this run, or one of its checkpoints, in the same directory. The settings are those given here;
+        ``load_config`` reads the old ones.
+    init_from: Start from the weights of this run, checkpoint, folder in Hugging Face's format or published name. The
+        other settings of the model decide which components it has.
+    lora: Train low-rank adapters instead of the weights of init_from.
+    dry_run: Print the memory and time that the training would need, without training.
 
     Raises:
-        ConfigError: anything in it that cannot work.
+        ConfigError: a setting cannot work.
     """
 
     model: dict[str, Any] = field(default_factory=dict)

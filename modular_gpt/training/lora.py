@@ -31,13 +31,13 @@ ADAPTED = re.compile(r"\.base_layer(?=\.)|parametrizations\.(?=\w+\.original$)|\
 
 @dataclass
 class LoraConfig:
-    """Train low-rank adapters of a model that was trained before, instead of its weights.
+    """Settings of low-rank adapters (LoRA), which are trained instead of a trained model's weights.
 
-    rank: rank of the adapters (null: train the weights themselves)
-    alpha: adapters are scaled by alpha / rank
-    dropout: dropout on the input of adapters of linear layers
-    targets: patterns of the linear layers and stacks of experts that get an adapter, by name or its last component,
-        such as [query, value] or [blocks.3.*] (empty: all in the blocks except routers)
+    rank: Rank of the adapters. By default (null) there are none, and all weights are trained.
+    alpha: Scale of the adapters, which are multiplied by alpha / rank.
+    dropout: Dropout probability of the inputs of adapters of linear layers.
+    targets: Patterns of the linear layers and stacks of experts that get an adapter, by name or its last component,
+        such as [query, value] or [blocks.3.*]. Empty selects all in the blocks except routers.
     """
 
     rank: int | None = None

@@ -10,6 +10,7 @@ from modular_gpt import GPTModel, compose
 from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.composition.schema import SCHEMA, options
 from modular_gpt.cli.composition.train_config import TRAIN
+from modular_gpt.cli.setting_docs import plain_text
 from modular_gpt.core.registry import entries, slots
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.training.config import RunConfig
@@ -48,14 +49,35 @@ def test_the_composed_default_is_the_dataclass_default() -> None:
     assert compose().model == {k: v for k, v in GPTConfig().to_dict().items() if k != "vocab_size"}
 
 
-# A named size stays what it is when the default changes; an experiment spells out what was once measured.
-@pytest.mark.parametrize("path", [path for path in YAMLS if path.parts[0] not in ("experiment", "model_size")], ids=str)
-def test_no_yaml_repeats_a_default(path: Path) -> None:
-    content = yaml.safe_load((conf_dir() / path).read_text())
-    (schema,) = content.pop("defaults")
-    defaults = TRAIN.schemas(path.parts[0])[schema.removesuffix(SCHEMA)].defaults
-    repeated = [key for key, value in content.items() if value == getattr(defaults, key)]
-    assert not repeated
+@pytest.mark.parametrize("path", YAMLS, ids=str)
+def test_every_yaml_has_one_line_of_comment_about_the_option(path: Path) -> None:
+    lines = (conf_dir() / path).read_text().splitlines()
+    comments = [line for line in lines if line.startswith("#") and not line.startswith("# @")]
+    assert len(comments) == 1 and len(comments[0]) > 20, path
+    assert lines.index(comments[0]) == (1 if lines[0].startswith("# @") else 0)
+
+
+@pytest.mark.parametrize("slot", slots())
+def test_the_yaml_of_a_component_says_what_the_code_says(slot: str) -> None:
+    """The comment is the component's summary; the values are those that a preset sets, and no default stands twice."""
+    for name, entry in entries(slot).items():
+        if not entry.component.__module__.startswith("modular_gpt."):
+            continue
+        text = (conf_dir() / slot / f"{name}.yaml").read_text()
+        values = yaml.safe_load(text)
+        assert values.pop("defaults") == [f"{name}{SCHEMA}"]
+        assert text.splitlines()[0] == f"# {plain_text(entry.summary)}", "write them anew: make docs"
+        assert values == entry.settings
+
+
+# A named size stays what it is when the default changes.
+@pytest.mark.parametrize("group", ["layers", "trainer"])
+def test_no_yaml_of_a_table_repeats_a_default(group: str) -> None:
+    for path in (conf_dir() / group).glob("*.yaml"):
+        content = yaml.safe_load(path.read_text())
+        (schema,) = content.pop("defaults")
+        defaults = TRAIN.schemas(group)[schema.removesuffix(SCHEMA)].defaults
+        assert [key for key, value in content.items() if value == getattr(defaults, key)] == []
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """--help is the map of the program: everything that can be chosen, with a line about it."""
 
 import os
+import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from modular_gpt import __version__
 from modular_gpt.cli.composition.conf_dir import conf_dir
@@ -80,7 +82,9 @@ def test_the_examples_of_the_help_are_right(run: Run) -> None:
 
 def test_the_version(run: Run) -> None:
     for command in ("train", "generate"):
-        assert run(command, "--version").out == f"modular-gpt {__version__}\n"
+        answer = run(command, "--version")
+        assert answer.code == 0 and answer.out.startswith(f"modular-gpt {__version__} with PyTorch {torch.__version__}")
+        assert platform.python_version() in answer.out and answer.out.count("\n") == 1
 
 
 def test_cfg_shows_every_setting_and_runs_nothing(run: Run, folder: Path) -> None:

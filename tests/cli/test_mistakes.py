@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from modular_gpt import GPTConfig, compose
+from modular_gpt.core.errors import ConfigError, closest
 from tests.cli.conftest import Run
 
 # What is typed, and what the sentence must say.
@@ -17,16 +19,14 @@ MISTAKES = [
     ("attention=null", ["no attention 'null'"]),
     ("attention=[mha]", ["no attention '[mha]'"]),
     ("attention=mha,gqa", ["2 options", "--multirun"]),
-    ("attn=gqa", ["no setting 'attn'", "did you mean 'attention'?"]),
+    ("attnetion=gqa", ["no setting 'attnetion'", "did you mean 'attention'?"]),
     ("attention.n_kv_headz=1", ["no setting 'n_kv_headz' of attention", "did you mean 'n_kv_heads'?", "backend"]),
     ("+attention.n_kv_headz=1", ["no setting 'n_kv_headz' of attention"]),
     ("++trainer.max_step=1", ["no setting 'max_step' of trainer", "did you mean 'max_steps'?"]),
-    ("+lr=1", ["no setting 'lr'"]),
     ("n_layers=2", ["did you mean 'model_size.n_layers'?"]),
-    ("n_embd=64", ["did you mean 'model_size.d_model'?"]),
     ("window=3", ["did you mean 'attention.window'?"]),
     ("data.val_fraction=0.2", ["the chosen data has no setting 'val_fraction'", "shakespeare or text"]),
-    ("~attention", ["nothing can be taken away"]),
+    ("~attention", ["a setting cannot be removed"]),
     ("attention.name=mla", ["attention=mla"]),
     ("foo", ["cannot read 'foo'", "key=value"]),
     ("=3", ["cannot read '=3'"]),
@@ -96,18 +96,29 @@ MISTAKES = [
     ("+trainer.lrr=1", ["no setting 'lrr' of trainer"]),
     ("+ffn.topk=2 ffn=moe", ["no setting 'topk' of ffn", "did you mean 'top_k'?"]),
     ("++foo.bar=1", ["no setting 'foo'"]),
-    ("lr=1", ["did you mean 'optim.learning_rate'?"]),
-    ("epochs=3", ["did you mean 'trainer.max_steps'?"]),
-    ("trainer.grad_clip=1", ["did you mean 'trainer.gradient_clip'?"]),
+    ("epochs=3", ["epochs is not converted: set trainer.max_steps instead", "not passes over the text"]),
+    ("gradient_accumulation_steps=3", ["set trainer.gradient_accumulation instead"]),
+    ("pretrained=gpt2", ["init_from=<model>"]),
+    ("load=runs/latest", ["resume=<run>"]),
+    ("gpus=2", ["torchrun"]),
+    ("attention_dims=2", ["no setting 'attention_dims'; there are"]),
+    ("trainer.max_steps=1e400", ["trainer.max_steps must be a whole number, got inf"]),
+    # what has no effect
+    ("hydra.run.dir=elsewhere", ["'hydra.run.dir=elsewhere' has no effect", "runs=<folder>"]),
+    ("hydra.sweep.dir=elsewhere", ["add --multirun"]),
+    ("hydra/launcher=joblib", ["add --multirun"]),
+    ("--multirun seed=1,2 hydra.run.dir=elsewhere", ["has no effect"]),
+    ("seed=1,2", ["seed=1,2 gives several values: add --multirun"]),
+    ("trainer.max_steps=range(1,3)", ["gives several values: add --multirun"]),
     ("model_size.layers=3", ["did you mean 'n_layers'?"]),
-    ("optimizer=adamw", ["did you mean 'optim'?"]),
+    ("optimize=adamw", ["did you mean 'optim'?"]),
     # not readable
     ("trainer.=3", ["cannot read 'trainer.=3'", "key=value"]),
     (".trainer=3", ["cannot read '.trainer=3'"]),
     ("trainer..max_steps=3", ["cannot read 'trainer..max_steps=3'"]),
     ('"seed=3', ["cannot read", "key=value"]),
     ("hydra=3", ["Hydra's own settings"]),
-    ("hydra/launcher=joblip", ["no launcher 'joblip'", "pip install hydra-joblip-launcher"]),
+    ("--multirun seed=1,2 hydra/launcher=joblip", ["no launcher 'joblip'", "pip install hydra-joblip-launcher"]),
     ("--resume runs/latest", ["no flag '--resume'", "without dashes, resume=..."]),
     ("--multirun seed=1,two", ["seed must be a whole number, got 'two'"]),
     ("--multirun attention=mha,", ["cannot read 'attention=mha,'"]),
@@ -123,7 +134,7 @@ MISTAKES = [
     ("schedule.warmup=nan", ["schedule.warmup must be a finite number"]),
     ("schedule=wsd schedule.decay=2", ["schedule.decay must lie in (0, 1]"]),
     ("data=text data.path=short.txt schedule.warmup=9999 model_size.context_length=4", ["more than trainer.max_steps"]),
-    ("norm.eps=-1", ["norm.eps must be 0 or more"]),
+    ("norm.eps=-1", ["norm.eps must be above 0"]),
     ("trainer.max_steps=1e3", ["trainer.max_steps must be a whole number, got 1000.0"]),
     ("trainer.label_smoothing=1", ["trainer.label_smoothing must lie in [0, 1)"]),
     ("trainer.activation_checkpointing=-1", ["must be at least 0"]),
@@ -144,6 +155,60 @@ MISTAKES = [
         ["'short.txt'", "set runs=<directory>"],
     ),
 ]
+
+
+# Settings, values and names of other programs that have an exact counterpart, and ours.
+UNDERSTOOD = [
+    ("n_embd=64", "model_size.d_model=64"),
+    ("num_attention_heads=8", "model_size.n_heads=8"),
+    ("lr=0.1 grad_clip=2", "optim.learning_rate=0.1 trainer.gradient_clip=2"),
+    ("optim.lr=0.1", "optim.learning_rate=0.1"),
+    ("optimizer=muon attention=multi_query pos=rotary", "optim=muon attention=mqa pos=rope"),
+    ("rms_norm_eps=1e-4", "norm=rmsnorm norm.eps=1e-4"),
+    ("attention=gqa latent_dim=8 attention=mla", "attention=mla attention.kv_lora_rank=8"),
+    ("attention_bias=false", "attention.qkv_bias=false attention.out_bias=false"),
+    ("trainer.precision=bf16-mixed", "trainer.precision=bf16"),
+    ("gradient_checkpointing=true", "trainer.activation_checkpointing=1"),
+    ("save_steps=7 out_dir=elsewhere", "trainer.save_interval=7 runs=elsewhere"),
+    ("experiment=null", ""),
+    ("experiment=speedrun experiment=null", ""),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), UNDERSTOOD)
+def test_settings_of_other_programs_are_understood(theirs: str, ours: str) -> None:
+    assert compose(*theirs.split(), "name=x").to_dict() == compose(*ours.split(), "name=x").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "not_meant"),
+    [("gpt_neox", "gpt_oss"), ("num_attention", "attention_class"), ("pretrained", "trainer"), ("load", "lora"),
+     ("save_stepz_every", "ns_steps"), ("bfloat16", "float32")],
+)  # fmt: skip
+def test_a_hint_never_names_something_else(name: str, not_meant: str) -> None:
+    assert closest(name, [not_meant]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("max_step", "max_steps"), ("topk", "top_k"), ("layers", "n_layers"), ("optimizer", "optim"), ("yearn", "yarn"),
+     ("learn_rate", "learning_rate"), ("gqq", "gqa"), ("prenorm", "pre"), ("haeds", "heads"), ("wand", "wandb")],
+)  # fmt: skip
+def test_a_misspelling_is_recognised(name: str, meant: str) -> None:
+    assert closest(name, ["qqqqqq", meant, "zzz"]) == meant
+
+
+def test_a_very_long_name_is_answered_at_once_and_shortened(run: Run) -> None:
+    answer = run("train", f"{'x' * 100_000}=1")
+    assert answer.code == 2 and len(answer.err) < 2000
+
+
+def test_a_component_that_nobody_knows_is_said_to_come_from_a_plugin() -> None:
+    with pytest.raises(ConfigError, match="MODULAR_GPT_PLUGINS"):
+        GPTConfig.from_dict({"attention": {"name": "shared_qk"}})
+    with pytest.raises(ConfigError, match="did you mean 'gqa'") as caught:
+        GPTConfig.from_dict({"attention": {"name": "gqq"}})
+    assert "MODULAR_GPT_PLUGINS" not in str(caught.value)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Hydra at work: schemas into its store, folders into its search path, words into one plain nested dict."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +16,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from modular_gpt.cli.composition.schema import SCHEMA, TARGET, Command
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import entries, slots
 
 # Hydra 1.3 asks whose behaviour it is to show; 1.4 shows its own, and warns where that is asked for.
 HYDRA: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and sweepers are made of
+
+
+_last_prepared: Any = None  # Hydra's store of configs is one for the whole process
 
 
 class _Folders(SearchPathPlugin):
@@ -33,7 +37,24 @@ class _Folders(SearchPathPlugin):
 
 
 def prepare(command: Command, where: list[Path]) -> None:
-    """Tell Hydra what can be composed; ``where``: folders with yaml files, the package's own first."""
+    """Tell Hydra what can be composed; ``where``: folders with yaml files, the package's own first.
+
+    Nothing is stored again while components, folders and their yaml files are the same as in the last call.
+    """
+    global _last_prepared
+    with_yaml = {group: [path.stem for folder in where for path in sorted((folder / group).glob("*.yaml"))]
+                 for group in command.groups()}  # fmt: skip
+    components = [(slot, list(entries(slot).items())) for slot in slots()] if command.slots else []
+    now = (command.name, where, with_yaml, components)
+    if now != _last_prepared:
+        _last_prepared = None
+        _store_all(command, with_yaml)
+        _Folders.extra = tuple(where[1:])
+        Plugins.instance().register(_Folders)
+        _last_prepared = now
+
+
+def _store_all(command: Command, with_yaml: Mapping[str, Sequence[str]]) -> None:
     with_groups = OmegaConf.merge(OmegaConf.structured(command.plain), {})
     OmegaConf.set_struct(with_groups, False)
     for group in command.choices():
@@ -42,13 +63,10 @@ def prepare(command: Command, where: list[Path]) -> None:
         OmegaConf.update(with_groups, name, None, force_add=True)
     _store(None, f"{command.name}{SCHEMA}", with_groups)
     for group in command.groups():
-        with_yaml = {path.stem for folder in where for path in (folder / group).glob("*.yaml")}
         for name, schema in command.schemas(group).items():
             _store(group, f"{name}{SCHEMA}", schema.defaults)
             if group not in command.tables:
-                _store(group, name, None if name in with_yaml else schema.defaults)
-    _Folders.extra = tuple(where[1:])
-    Plugins.instance().register(_Folders)
+                _store(group, name, None if name in with_yaml[group] else schema.defaults)
 
 
 def _store(group: str | None, name: str, node: Any) -> None:

@@ -1,11 +1,10 @@
-"""The words of a command line as Hydra's override language spells them.
+"""The settings of a command line in Hydra's override language.
 
-Hydra's language gives meaning to ``, ' = # { } $`` and to words such as ``null``, so text is quoted before Hydra
-reads it. A setting that exists needs no ``+`` and one that does not exist is refused with or without it, so the plus
-is dropped. What begins with ``hydra`` is Hydra's own business and passes unchanged.
+Hydra's language gives a meaning to ``, ' = # { } $`` and to ``null``, so text is quoted before Hydra reads it. A
+setting that exists needs no ``+``, and one that does not exist is refused with or without it, so the plus is dropped.
+Settings of Hydra's launchers and sweepers pass unchanged where several runs are started; others are refused.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import MISSING
 
 from modular_gpt.cli.composition.schema import TARGET, Command, names_of, options
-from modular_gpt.core.aliases import SETTINGS
-from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.aliases import SETTINGS, component_names, no_counterpart, our_value
+from modular_gpt.core.errors import ConfigError, closest, printable, unknown
 from modular_gpt.core.registry import slots
 
 KEY = r"""[^\s=+~."'{}]+"""  # one part of a dotted key
@@ -30,61 +29,160 @@ BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
 QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, where Hydra wants keys without quotes
 QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 NONE = "null"
-CLOSE = 0.75  # likeness of a word that is meant for sure, or of one that is far away
 MOST_VALUES = 50  # of a sweep that are tried before it begins
+HYDRA_IN_SWEEPS = re.compile(r"hydra[/.](launcher|sweeper)\b|hydra\.sweep\.dir$|hydra\.job\.env_(set|copy)\b")
 SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
+
+
+# Settings of other programs that no single setting of ours stands for.
+HINTS = {
+    **dict.fromkeys(
+        ("pretrained", "load", "weights", "checkpoint", "model_name", "from_pretrained"),
+        "resume=<run> resumes a training, and init_from=<model> starts a new one from trained weights",
+    ),
+    **dict.fromkeys(("gpus", "devices", "num_gpus", "nproc_per_node"), "torchrun starts a process for each GPU"),
+}
 
 
 @dataclass(frozen=True)
 class Override:
-    """A setting and what it is set to, as typed."""
+    """A setting and the value it is set to, as typed."""
 
     key: str
     value: str
 
 
 def read_overrides(
-    command: Command, words: Sequence[str], where: list[Path], sweep: bool = False
+    command: Command, words: Sequence[str], where: list[Path], sweep: bool = False, hydra: bool = False
 ) -> tuple[list[Override], list[str]]:
-    """What was typed, and how Hydra spells it.
+    """The settings of a command line, as typed and in Hydra's language.
 
-    where: folders with yaml files; sweep: several jobs, so that commas separate values
+    where: folders with yaml files
+    sweep: several runs, so that commas separate values and Hydra's launchers and sweepers can be set
+    hydra: Hydra itself answers, so that all of its settings pass
 
     Raises:
-        ConfigError: a word is no setting, an option does not exist, or a key names code.
+        ConfigError: a setting or an option does not exist, has no effect, or names code.
     """
-    typed, spelled = [], []
+    typed: list[Override] = []
+    spelled: list[str] = []
     for word in words:
-        if word.startswith("~"):
-            raise ConfigError(f"{word!r}: nothing can be taken away; set it to {NONE}, or choose another option")
-        match = WORD.fullmatch(word)
-        if match is None:
-            raise ConfigError(f"cannot read {word!r}: settings are written key=value, such as {_example(command)}")
-        key, value = command.former_names.get(match["key"], match["key"]), match["value"]
-        if TARGET in key:
-            raise ConfigError(f"{key!r} cannot be set: no setting names code to run")
-        if key == "hydra":
-            raise ConfigError(
-                f"{word!r}: Hydra's own settings are given one by one, hydra.<setting>=...; see --hydra-help"
-            )
+        key, value = _key_and_value(command, word)
         if re.match(r"hydra\b", key):
+            if not hydra:
+                _check_hydra(word, key, sweep)
             spelled.append(word)
             continue
-        if "." not in key and key not in (first := {*command.choices(), *names_of(command.plain)}):
-            raise ConfigError(unknown_setting(command, key, list(first)))
-        group, _, setting = key.partition(".")
-        if setting == "name" and group in slots():
-            raise ConfigError(f"{word!r}: choose the option itself, {group}={value}")
-        typed.append(Override(key, value))
-        spelled.append(_spelled(command, key, value, where, sweep))
+        for override in _understood(command, key, value):
+            _check_key(command, word, override)
+            if _unset(command, override):
+                typed = [other for other in typed if other.key != override.key]
+                spelled = [other for other in spelled if other.partition("=")[0] != override.key]
+                continue
+            typed.append(override)
+            spelled.append(_spelled(command, override, where, sweep))
+    for override in _implied(command, words, typed):
+        typed.insert(0, override)
+        spelled.insert(0, f"{override.key}={override.value}")
     return typed, spelled
 
 
-def _example(command: Command) -> str:
-    return "attention=gqa" if "attention" in command.groups() else "max_new_tokens=100"
+def _key_and_value(command: Command, word: str) -> tuple[str, str]:
+    if word.startswith("~"):
+        raise ConfigError(f"{word!r}: a setting cannot be removed; set it to {NONE}, or choose another option")
+    match = WORD.fullmatch(word)
+    if match is None:
+        example = "attention=gqa" if "attention" in command.groups() else "max_new_tokens=100"
+        raise ConfigError(f"cannot read {printable(word)!r}: settings are written key=value, such as {example}")
+    if TARGET in match["key"]:
+        raise ConfigError(f"{match['key']!r} cannot be set: no setting names code to run")
+    return command.former_names.get(match["key"], match["key"]), match["value"]
 
 
-def _spelled(command: Command, key: str, value: str, where: list[Path], sweep: bool) -> str:
+def _check_hydra(word: str, key: str, sweep: bool) -> None:
+    """Raise a ConfigError for a setting of Hydra's that would have no effect."""
+    if key == "hydra":
+        raise ConfigError(f"{word!r}: Hydra's own settings are given one by one, hydra.<setting>=...; see --hydra-help")
+    if not sweep and HYDRA_IN_SWEEPS.match(key):
+        raise ConfigError(f"{word!r} is for several runs: add --multirun")
+    if not HYDRA_IN_SWEEPS.match(key):
+        raise ConfigError(
+            f"{word!r} has no effect here: runs=<folder> and name=<name> choose the directory of a run; of Hydra's"
+            " settings, those of hydra/launcher, hydra/sweeper, hydra.sweep.dir and hydra.job.env_set can be set"
+        )
+
+
+def _understood(command: Command, key: str, value: str) -> list[Override]:
+    """An override in our names, from the names of another program where they have exact counterparts.
+
+    Raises:
+        ConfigError: the counterpart of a name means something else.
+    """
+    ours = [] if _exists(command, key) else our_settings(command, key)
+    name = key.rpartition(".")[2]
+    if ours and SETTINGS[name].note:
+        raise ConfigError(no_counterpart(name))
+    return [Override(setting, _our_value(command, setting, value)) for setting in ours or [key]]
+
+
+def _exists(command: Command, key: str) -> bool:
+    return key in command.choices() or bool(command.hints(key))
+
+
+def _our_value(command: Command, key: str, value: str) -> str:
+    if key in command.groups() and key not in command.tables and SELECTS.fullmatch(value):
+        known = command.schemas(key)
+        return ",".join((*component_names(key, name, known), name)[0] for name in value.split(","))
+    ours = our_value(key, value)
+    return value if ours == value else str(ours)
+
+
+def our_settings(command: Command, key: str) -> list[str]:
+    """The settings that another program calls by ``key``, or by its last part within the same group; may be none."""
+    group, _, name = key.rpartition(".")
+    found = [_path(command, target) for target in SETTINGS[name].targets] if name in SETTINGS else []
+    return [path for path in found if path is not None and (not group or path.rpartition(".")[0] == group)]
+
+
+def _path(command: Command, target: str) -> str | None:
+    """Where the command line has a setting of the table of aliases."""
+    if target.removesuffix(".name") in command.choices():
+        return target.removesuffix(".name")
+    everything = list(command.settings())
+    inside = (setting for setting in everything if setting.endswith(f".{target}"))
+    return target if target in everything else next(inside, None)
+
+
+def _implied(command: Command, words: Sequence[str], typed: Sequence[Override]) -> list[Override]:
+    """The options that foreign settings belong to, where no other option of the group is chosen."""
+    chosen = {override.key for override in typed}
+    found: dict[str, str] = {}
+    for word in words:
+        name = word.lstrip("+").partition("=")[0]
+        if name in SETTINGS and SETTINGS[name].implies and not _exists(command, name):
+            group = SETTINGS[name].targets[0].partition(".")[0]
+            if group in command.choices() and group not in chosen:
+                found[group] = SETTINGS[name].implies
+    return [Override(group, option) for group, option in found.items()]
+
+
+def _check_key(command: Command, word: str, override: Override) -> None:
+    known = {*command.choices(), *names_of(command.plain)}
+    if "." not in override.key and override.key not in known:
+        raise ConfigError(unknown_setting(command, override.key, list(known)))
+    group, _, setting = override.key.partition(".")
+    if setting == "name" and group in slots():
+        raise ConfigError(f"{word!r}: choose the option itself, {group}={override.value}")
+
+
+def _unset(command: Command, override: Override) -> bool:
+    """Whether an override takes back an option of a group that starts with none, as ``experiment=null`` does."""
+    choice = command.choices().get(override.key)
+    return choice is not None and (choice.default, override.value) == (NONE, NONE)
+
+
+def _spelled(command: Command, override: Override, where: list[Path], sweep: bool) -> str:
+    key, value = override.key, override.value
     if key in command.choices():
         _check_options(command, key, value, where, sweep)
         return f"{key}={value}"
@@ -97,7 +195,20 @@ def _spelled(command: Command, key: str, value: str, where: list[Path], sweep: b
         return f"{key}={_escapes_read(value)}"
     if not sweep and any(_holds_text(hint) for hint in hints) and not _is_value(key, value, hints):
         return f"{key}={quoted(value)}"
+    if not sweep:
+        _check_single(command, key, value)
     return f"{key}={_quoted_if_needed(key, value)}"
+
+
+def _check_single(command: Command, key: str, value: str) -> None:
+    """Raise a ConfigError for several values, which only --multirun takes."""
+    try:
+        several = OverridesParser.create().parse_override(f"{key}={value}").is_sweep_override()
+    except HydraException:
+        return
+    if several:
+        hint = "add --multirun to run them one after another" if command.slots else "give one"
+        raise ConfigError(f"{key}={printable(value)} gives several values: {hint}")
 
 
 def _check_options(command: Command, group: str, value: str, where: list[Path], sweep: bool) -> None:
@@ -182,20 +293,27 @@ def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:
     """The sentence for a key that does not exist, with the closest that does; ``siblings`` exist beside it."""
     parent, _, name = key.rpartition(".")
     if command.hints(key):
-        able = [each for each, schema in command.schemas(parent).items() if hasattr(schema.defaults, name)]
+        able = [option for option, schema in command.schemas(parent).items() if hasattr(schema.defaults, name)]
         return f"the chosen {parent} has no setting {name!r}; use it with {parent}={' or '.join(able)}"
-    where = f" of {parent}" if parent else ""
+    place = f" of {parent}" if parent else ""
+    if name in HINTS and command.slots:
+        return f"no setting {name!r}{place}; {HINTS[name]}"
     valid = sorted(sibling for sibling in siblings if sibling != "hydra")
-    ours = (SETTINGS[name].targets[0] if name in SETTINGS else name).removesuffix(".name")
-    everything = [*command.settings(), *command.choices()]
-    same = [each for each in everything if each == ours or each.endswith(f".{ours}")]
-    beside = difflib.get_close_matches(name, valid, n=1, cutoff=CLOSE) if parent and ours == name else []
-    close = beside or same[:1] or difflib.get_close_matches(name, valid, n=1)
-    if not close:
-        leaves = {each.rpartition(".")[2]: each for each in reversed(everything)}
-        close = [leaves[leaf] for leaf in difflib.get_close_matches(ours, leaves, n=1, cutoff=CLOSE)]
-    hint = f" did you mean {close[0]!r}?" if close else ""
-    return f"no setting {name!r}{where};{hint} there are: {', '.join(valid)}"
+    close = closest_setting(command, key, valid)
+    hint = f" did you mean {close!r}?" if close else ""
+    return f"no setting {printable(name)!r}{place};{hint} there are: {', '.join(valid)}"
+
+
+def closest_setting(command: Command, key: str, siblings: Sequence[str] = ()) -> str | None:
+    """The setting that a key which does not exist means: a setting of another program, or a misspelling."""
+    parent, _, name = key.rpartition(".")
+    ours = our_settings(command, key) or our_settings(command, name)
+    beside = closest(name, siblings) if siblings else None
+    if ours or (parent and beside):
+        return ours[0] if ours else beside
+    leaves = {setting.rpartition(".")[2]: setting for setting in reversed([*command.settings(), *command.choices()])}
+    close = closest(name, leaves)
+    return leaves.get(name) or beside or (leaves[close] if close else None)
 
 
 def jobs_to_try(command: Command, spelled: Sequence[str]) -> list[list[str]]:

@@ -8,7 +8,7 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import entry_points
@@ -19,6 +19,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from modular_gpt.cli.composition.conf_dir import conf_dir
+from modular_gpt.cli.setting_docs import plain_text
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries, slots
 
@@ -52,6 +53,7 @@ class Command:
     tables: groups that are no slots of the registry, with the dataclass of their options
     slots: whether the slots of the registry are groups too
     former_names: of plain settings, with the present ones; accepted on the command line and in the command's yaml
+    sizes: for groups whose yaml files have an order, the size that a file's values describe
     """
 
     name: str
@@ -59,6 +61,7 @@ class Command:
     tables: dict[str, type] = dataclasses.field(default_factory=dict)
     slots: bool = False
     former_names: dict[str, str] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, Callable[[dict[str, Any]], float]] = dataclasses.field(default_factory=dict)
 
     def schemas(self, group: str) -> dict[str, Schema]:
         """The schemas of a group, by name."""
@@ -75,6 +78,11 @@ class Command:
         lines = (conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8").splitlines()
         found = (match for line in lines if (match := CHOICE.fullmatch(line)))
         return {match["group"]: Choice(match["default"], match["about"] or "") for match in found}
+
+    def order(self, group: str, path: Path) -> tuple[float, str]:
+        """The place of a yaml file among the options of a group: by size, where the command knows one, then by name."""
+        size = self.sizes.get(group)
+        return (0.0 if size is None else size(read_yaml(path))), path.as_posix()
 
     def starts(self, conf: Path) -> Any:
         """The settings outside groups as the command's yaml starts with them."""
@@ -164,14 +172,15 @@ def _installed() -> list[Path]:
 
 
 def options(command: Command, group: str, where: list[Path]) -> dict[str, str]:
-    """The options of a group with a line about each: in the order of registration, then other yaml files."""
-    yamls: dict[str, str] = {}
+    """The options of a group with a line about each: registered ones first, then those that only a yaml file has."""
+    files: dict[str, Path] = {}
     for folder in where:
         for path in sorted((folder / group).rglob("*.yaml")):
-            yamls.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), headline(path))
-    known = command.schemas(group) if group in command.groups() else {}
-    registered = {name: yamls.get(name) or known[name].summary for name in known if group not in command.tables}
-    return {**registered, **{name: line for name, line in yamls.items() if name not in registered}}
+            files.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), path)
+    known = command.schemas(group) if group in command.groups() and group not in command.tables else {}
+    names = [*known, *sorted(files.keys() - known.keys(), key=lambda name: command.order(group, files[name]))]
+    lines = {name: headline(files[name]) if name in files else "" for name in names}
+    return {name: plain_text(lines[name] or known[name].summary) if name in known else lines[name] for name in names}
 
 
 def _filled(cls: Any, values: dict[str, Any]) -> Any:

@@ -24,7 +24,8 @@ from modular_gpt.training.config import RunConfig, TrainerConfig
 
 SIZE = ("d_model", "n_heads", "n_layers", "context_length")
 MODEL_GROUPS = (*SLOTS, "layers")  # groups that are settings of the model by the same name
-RESUME = "a run's directory, or a checkpoint, to go on with; what is not set stays as it was there"
+RESUME = "resume: Resume this run, or one of its checkpoints. Settings that are not given stay as they were."
+VOCAB_SIZE = "vocab_size: Number of token ids. By default (null) as many as the tokenizer has."
 
 
 _plain_model = names_of(GPTConfig) - {"vocab_size", *SIZE, *MODEL_GROUPS}
@@ -32,23 +33,32 @@ _plain_run = names_of(RunConfig) - {"model", "trainer", *RUN_SLOTS}
 ModelSize = make_dataclass(
     "ModelSize",
     fields_of(GPTConfig, SIZE),
-    namespace=described(GPTConfig, first="n_layers: blocks, one after the other; n_heads: of attention, in each"),
+    namespace=described(GPTConfig),
 )
 ModelSettings = make_dataclass(
     "ModelSettings",
     [("vocab_size", int | None, None), *fields_of(GPTConfig, _plain_model)],
-    namespace=described(GPTConfig, first="vocab_size null: as many ids as the tokenizer has"),
+    namespace=described(GPTConfig, first=VOCAB_SIZE),
 )
 RunSettings = make_dataclass(
     "RunSettings",
     [("model", ModelSettings, dataclasses.field(default_factory=ModelSettings)), *fields_of(RunConfig, _plain_run)],
-    namespace=described(RunConfig, first="runs: where each run gets a directory of its own\nresume: " + RESUME),
+    namespace=described(RunConfig, first=RESUME),
 )
+
+
+def _block_parameters(size: dict[str, Any]) -> float:
+    """Roughly the number of parameters in the blocks of a model size."""
+    default = ModelSize()
+    return float(size.get("n_layers", default.n_layers) * size.get("d_model", default.d_model) ** 2)
+
+
 TRAIN = Command(
     name="train",
     plain=RunSettings,
     tables={"model_size": ModelSize, "layers": LayersConfig, "trainer": TrainerConfig},
     slots=True,
+    sizes={"model_size": _block_parameters},
 )
 
 

@@ -21,16 +21,17 @@ class HuggingFace(Corpus, name="hf"):
 
     @dataclass
     class Config(ComponentConfig):
-        """Which dataset and which of its columns.
+        """Settings of a corpus that the datasets library reads.
 
-        path: name on the hub such as ``roneneldan/TinyStories``, or a local directory of data files
-        subset: configuration of the dataset, where it has several
-        revision: commit, tag or branch on the hub; the newest commit of ``main`` unless given
-        column: the one that holds the text
-        train_split: split to train on
-        validation_split: split to validate on; without one, ``val_fraction`` of the training documents
-        val_fraction: share of documents, chosen by a hash of their number, that is for validation
-        max_documents: read only so many of each split
+        path: Name of a dataset on the Hub such as roneneldan/TinyStories, or a local directory of data files.
+        subset: Configuration of the dataset, for datasets with several.
+        revision: Commit, tag or branch on the Hub. By default (null) the newest commit of main is used.
+        column: The column that holds the text.
+        train_split: The split to train on.
+        validation_split: The split to validate on. By default (null) val_fraction of the training documents is held
+            out.
+        val_fraction: Fraction of the documents, chosen by a hash of their number, that is held out for validation.
+        max_documents: Read only this many documents of each split.
         """
 
         path: str = ""

@@ -25,10 +25,10 @@ class Shakespeare(FileCorpus, name="shakespeare"):
 
     @dataclass
     class Config(ComponentConfig):
-        """Where the plays are and how they are split.
+        """Settings of the Tiny Shakespeare corpus.
 
-        path: a copy of the file to use instead of the cached download
-        val_fraction: share of the characters, at the end of the text, that is for validation
+        path: A copy of the file to use instead of the cached download.
+        val_fraction: Fraction of the characters, at the end of the text, that is held out for validation.
         """
 
         path: str | None = None

@@ -13,10 +13,10 @@ class Text(FileCorpus, name="text"):
 
     @dataclass
     class Config(ComponentConfig):
-        """Files by path or pattern.
+        """Settings of a corpus of text files.
 
-        path: a path, a pattern such as ``corpus/**/*.txt``, or a list of these
-        val_fraction: share of all characters, at the end of the text, that is for validation
+        path: A path, a pattern such as corpus/**/*.txt, or a list of paths and patterns.
+        val_fraction: Fraction of all characters, at the end of the text, that is held out for validation.
         """
 
         path: Any = None  # str or list[str]: a structured config cannot spell that union

@@ -20,9 +20,10 @@ class CharTokenizer(Tokenizer, name="char"):
 
     @dataclass
     class Config(ComponentConfig):
-        """What to do with a character that the corpus does not have.
+        """Settings of the character tokenizer.
 
-        unknown: ``error`` names the character; ``unk`` gives it the id of an extra token ``<unk>``
+        unknown: Handling of characters that the corpus does not contain: error names the character and stops; unk
+            encodes it as an extra token <unk>.
         """
 
         unknown: str = "error"

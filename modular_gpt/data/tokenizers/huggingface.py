@@ -28,10 +28,11 @@ class HuggingFaceTokenizer(LibraryTokenizer, name="hf"):
 
     @dataclass
     class Config(ComponentConfig):
-        """Which file.
+        """Settings of a tokenizer.json.
 
-        path: a ``tokenizer.json``, or a directory that has one, or one with GPT-2's ``vocab.json`` and ``merges.txt``
-        eos: token that ends a text; ``eos_token`` of the ``tokenizer_config.json`` beside it unless given
+        path: A tokenizer.json, a directory that contains one, or a directory with GPT-2's vocab.json and merges.txt.
+        eos: The token that ends a text. By default (null) it is read from the tokenizer_config.json in the same
+            directory.
         """
 
         path: str = ""

@@ -34,10 +34,11 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
 
     @dataclass
     class Config(ComponentConfig):
-        """How many ids to learn, and how.
+        """Settings of a SentencePiece vocabulary.
 
-        vocab_size: 256 bytes, 2 special tokens, the corpus's characters, and longer pieces
-        algorithm: ``unigram`` or ``bpe``
+        vocab_size: Number of tokens to learn: 256 bytes, 2 special tokens, the characters of the corpus and longer
+            tokens.
+        algorithm: The algorithm that learns the vocabulary, unigram or bpe.
         """
 
         vocab_size: int = 4096

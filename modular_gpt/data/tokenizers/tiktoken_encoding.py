@@ -37,9 +37,9 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
 
     @dataclass
     class Config(ComponentConfig):
-        """Which encoding.
+        """Settings of a tiktoken encoding.
 
-        encoding: a name that tiktoken knows, such as ``gpt2`` or ``o200k_harmony``
+        encoding: Name of an encoding that tiktoken knows, such as gpt2 or o200k_harmony.
         """
 
         encoding: str = "gpt2"

@@ -32,9 +32,9 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
 
     @dataclass
     class Config(ComponentConfig):
-        """How many ids to learn.
+        """Settings of a byte-level BPE vocabulary.
 
-        vocab_size: 256 bytes, the end of text, and merges; a small corpus may give fewer
+        vocab_size: Number of tokens to learn: 256 bytes, the end of text and merges. A small corpus may give fewer.
         """
 
         vocab_size: int = 4096
@@ -68,9 +68,10 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
 
     @dataclass
     class Config(ComponentConfig):
-        """How many ids to learn.
+        """Settings of a WordPiece vocabulary.
 
-        vocab_size: each byte at the start of a word and inside one, the end of text, and longer pieces
+        vocab_size: Number of tokens to learn: each byte at the start of a word and inside one, the end of text and
+            longer tokens. A small corpus may give fewer.
         """
 
         vocab_size: int = 4096

@@ -29,8 +29,16 @@ class LinearAttention(Attention, name="linear"):
 
     @dataclass
     class Config(ComponentConfig):
-        """head_dim null: d_model / n_heads; biases null: the model's; chunk: tokens mixed by a matrix product
-        before the state is carried on; eps is added to the normaliser."""
+        """Settings of linear attention.
+
+        head_dim: Width of a head. By default (null) d_model / n_heads.
+        qkv_bias: Use biases in the query, key and value projections. By default (null) the model's bias setting
+            applies.
+        out_bias: Use a bias in the output projection. By default (null) the model's bias setting applies.
+        chunk: Number of tokens that one matrix product mixes before the state is updated. It changes speed, not
+            results.
+        eps: Added to the normaliser.
+        """
 
         head_dim: int | None = None
         qkv_bias: bool | None = None

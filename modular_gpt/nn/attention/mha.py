@@ -37,13 +37,25 @@ class MultiHeadAttention(
 
     @dataclass
     class Config(ComponentConfig):
-        """Settings; null means: as many key/value heads as query heads, head_dim d_model / n_heads, biases and
-        dropout (of attention weights) as the model's, scale 1 / sqrt(head_dim), no window, softcap, clipping or
-        query-key norm.
+        """Settings of multi-head attention and its variants.
 
-        window: keys that a query sees, its own included; softcap c: scores become c tanh(scores / c);
-        sinks: a learned logit per head that takes attention away; qk_norm: name of a norm, per ``head`` or over
-        ``full`` width (qk_norm_scope); backend: auto | flash | math | flex.
+        n_kv_heads: Number of key/value heads. By default (null) as many as query heads.
+        head_dim: Width of a head. By default (null) d_model / n_heads.
+        window: Number of keys that a query attends to, its own included. By default (null) all earlier ones.
+        qkv_bias: Use biases in the query, key and value projections. By default (null) the model's bias setting
+            applies.
+        out_bias: Use a bias in the output projection. By default (null) the model's bias setting applies.
+        scale: Multiply attention scores by this factor. By default (null) 1 / sqrt(head_dim).
+        softcap: Limit attention scores to (-c, c) by c tanh(scores / c). By default (null) they are not limited.
+        sinks: Learn a logit per head that takes attention away from all keys.
+        qk_norm: Name of a norm for queries and keys. By default (null) they are not normalised.
+        qk_norm_scope: Normalise each head separately (head), or the full width of all heads together (full).
+        qk_norm_eps: The eps of qk_norm.
+        qk_norm_after_rope: Normalise queries and keys after they are rotated instead of before.
+        clip_qkv: Clip queries, keys and values to [-c, c]. By default (null) they are not clipped.
+        dropout: Dropout probability of attention weights. By default (null) the model's dropout applies.
+        backend: Implementation of the score computation: auto, flash (fused kernels or an error), math (written out) or
+            flex (FlexAttention).
         """
 
         n_kv_heads: int | None = None

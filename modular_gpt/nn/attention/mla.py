@@ -42,12 +42,26 @@ class MultiHeadLatentAttention(Attention, name="mla"):
 
     @dataclass
     class Config(ComponentConfig):
-        """Settings; null means: kv_lora_rank d_model / 8, queries not compressed, qk_nope_head_dim and v_head_dim
-        d_model / n_heads, qk_rope_head_dim half of that where the position rotates and 0 where it does not,
-        scale 1 / sqrt(qk_nope_head_dim + qk_rope_head_dim), biases and dropout as the model's, no window.
+        """Settings of multi-head latent attention.
 
-        latent_norm: name of the norm of the latents (null: none), with latent_norm_eps;
-        backend: auto | flash | math | flex.
+        kv_lora_rank: Width of the latent from which keys and values are computed. By default (null) d_model / 8.
+        q_lora_rank: Width of the latent from which queries are computed. By default (null) queries are not compressed.
+        qk_nope_head_dim: Width of a head's query and key without rotation. By default (null) d_model / n_heads.
+        qk_rope_head_dim: Width of a head's rotated query and key. By default (null) half of d_model / n_heads with
+            rotary positions, otherwise 0.
+        v_head_dim: Width of a head's value. By default (null) d_model / n_heads.
+        window: Number of keys that a query attends to, its own included. By default (null) all earlier ones.
+        qkv_bias: Use biases in the query, key and value projections. By default (null) the model's bias setting
+            applies.
+        out_bias: Use a bias in the output projection. By default (null) the model's bias setting applies.
+        scale: Multiply attention scores by this factor. By default (null) 1 / sqrt(qk_nope_head_dim +
+            qk_rope_head_dim).
+        softcap: Limit attention scores to (-c, c) by c tanh(scores / c). By default (null) they are not limited.
+        latent_norm: Name of the norm of the latents; null leaves them unnormalised.
+        latent_norm_eps: The eps of latent_norm.
+        dropout: Dropout probability of attention weights. By default (null) the model's dropout applies.
+        backend: Implementation of the score computation: auto, flash (fused kernels or an error), math (written out) or
+            flex (FlexAttention).
         """
 
         kv_lora_rank: int | None = None

@@ -28,8 +28,13 @@ class GatedLinearUnit(
 
     @dataclass
     class Config(ComponentConfig):
-        """hidden null: 8/3 d_model, to the nearest multiple of 8, so that it costs what an mlp of 4 d_model does;
-        activation of the gate: silu | gelu | gelu_tanh | relu | relu2 | clamped_swish; bias null: the model's."""
+        """Settings of a gated feed-forward network.
+
+        hidden: Width of the hidden layer. By default (null) 8/3 d_model, rounded to a multiple of 8, which costs as
+            much as an mlp of 4 d_model.
+        activation: Activation of the gate: silu, gelu, gelu_tanh, relu, relu2 or clamped_swish.
+        bias: Use biases. By default (null) the model's bias setting applies.
+        """
 
         hidden: int | None = None
         activation: str = "silu"

@@ -20,7 +20,12 @@ class MLP(FeedForward, name="mlp"):
 
     @dataclass
     class Config(ComponentConfig):
-        """hidden null: 4 d_model; activation: gelu | gelu_tanh | relu | relu2 | silu; bias null: the model's."""
+        """Settings of a feed-forward network of two layers.
+
+        hidden: Width of the hidden layer. By default (null) 4 d_model.
+        activation: Activation of the hidden layer: gelu, gelu_tanh, relu, relu2 or silu.
+        bias: Use biases. By default (null) the model's bias setting applies.
+        """
 
         hidden: int | None = None
         activation: str = "gelu_tanh"

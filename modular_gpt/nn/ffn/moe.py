@@ -30,15 +30,27 @@ class MixtureOfExperts(FeedForward, name="moe"):
 
     @dataclass
     class Config(ComponentConfig):
-        """Settings.
+        """Settings of a mixture of experts.
 
-        expert: glu | mlp; hidden, activation, bias: as in that part, for one expert; shared_experts: how many
-        experts' width every token passes through besides; router_bias: the router's own bias.
-        score: softmax | sigmoid; norm_topk: the chosen weights sum to 1; routed_scale multiplies them.
-        groups: experts stand in so many groups, of which a token uses the best top_groups, judged by the best
-        expert (group_score ``max``) or the sum of the best two (``top2``).
-        balance: ``loss`` adds balance_weight times the load-balancing loss (1 when even); ``bias`` moves a bias
-        that only the choice sees by bias_step after each update; ``none``. z_weight weighs the router z-loss.
+        n_experts: Number of experts that the router chooses from.
+        top_k: Number of experts per token.
+        expert: Kind of expert, glu or mlp.
+        hidden: Width of an expert's hidden layer. By default (null) that of a single glu or mlp.
+        activation: Activation of an expert's hidden layer, as for glu or mlp.
+        bias: Use biases in experts. By default (null) the model's bias setting applies.
+        shared_experts: Give every token a shared expert, as wide as this many experts.
+        router_bias: Use a bias in the router.
+        score: Function that turns router logits into scores, softmax or sigmoid.
+        norm_topk: Rescale the weights of the chosen experts so that they sum to 1.
+        routed_scale: Multiply the weights of the chosen experts by this factor.
+        groups: Number of groups that experts are divided into; a token uses experts of its best top_groups groups.
+        top_groups: Number of groups per token.
+        group_score: Score of a group: that of its best expert (max), or the sum of its best two (top2).
+        balance: Load balancing: loss adds balance_weight times the load-balancing loss, bias moves a bias that only the
+            choice of experts sees, none does nothing.
+        balance_weight: Weight of the load-balancing loss, which is 1 where the load is even.
+        bias_step: Change of the balancing bias after each update, with balance=bias.
+        z_weight: Weight of the router z-loss.
         """
 
         n_experts: int = 8

@@ -17,7 +17,12 @@ class LayerNorm(Norm, name="layernorm"):
 
     @dataclass
     class Config(ComponentConfig):
-        """eps is added to the variance; bias null follows the model's."""
+        """Settings of LayerNorm.
+
+        eps: Added to the variance.
+        affine: Learn a scale.
+        bias: Learn a bias. By default (null) the model's bias setting applies.
+        """
 
         eps: float = 1e-5
         affine: bool = True

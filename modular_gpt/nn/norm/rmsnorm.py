@@ -17,7 +17,12 @@ class RMSNorm(Norm, name="rmsnorm"):
 
     @dataclass
     class Config(ComponentConfig):
-        """eps is added to the mean square; weight_offset: the scale is 1 + weight, stored around 0 (Gemma)."""
+        """Settings of RMSNorm.
+
+        eps: Added to the mean square.
+        affine: Learn a scale.
+        weight_offset: Scale by 1 + weight, where weight is stored around 0, as Gemma does.
+        """
 
         eps: float = 1e-5
         affine: bool = True

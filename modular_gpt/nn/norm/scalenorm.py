@@ -17,7 +17,11 @@ class ScaleNorm(Norm, name="scalenorm"):
 
     @dataclass
     class Config(ComponentConfig):
-        """eps is the smallest length divided by."""
+        """Settings of ScaleNorm.
+
+        eps: Smallest norm that a vector is divided by.
+        affine: Learn a scale.
+        """
 
         eps: float = 1e-5
         affine: bool = True

@@ -18,7 +18,10 @@ class ALiBi(Position, name="alibi"):
 
     @dataclass
     class Config(ComponentConfig):
-        """max_bias: the last head's slope is 2^-max_bias."""
+        """Settings of ALiBi.
+
+        max_bias: Negative exponent of the last head's slope, which is 2^-max_bias.
+        """
 
         max_bias: float = 8.0
 

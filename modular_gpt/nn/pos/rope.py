@@ -21,16 +21,17 @@ from modular_gpt.core.validation import from_mapping, one_of, positive
 
 @dataclass
 class Scaling:
-    """How frequencies change to reach past the length they were trained for.
+    """How rotary frequencies are scaled to extend the context.
 
-    kind: linear | dynamic | llama3 | yarn
-    factor: how many times longer the context becomes
-    original_context_length: the length trained for; null means the model's context_length
-    low_frequency_factor, high_frequency_factor: llama3 keeps waves shorter than original/high, stretches those longer
-        than original/low, and blends between
-    beta_fast, beta_slow: yarn keeps dimensions that turn more than beta_fast times over the original length,
-        stretches those that turn less than beta_slow times; truncate rounds the borders to whole dimensions
-    attention_factor: yarn multiplies queries and keys by it; null means 0.1 ln(factor) + 1
+    kind: The method: linear, dynamic, llama3 or yarn.
+    factor: Ratio of the extended context to the original one.
+    original_context_length: Context length of the original training. By default (null) the model's context_length.
+    low_frequency_factor, high_frequency_factor: With llama3, keep wavelengths shorter than original/high, divide the
+        frequencies of those longer than original/low by factor, and interpolate between them.
+    beta_fast, beta_slow: With yarn, keep dimensions that turn more than beta_fast times over the original context,
+        divide the frequencies of those that turn less than beta_slow times, and interpolate between them.
+    truncate: With yarn, round the borders between these ranges to whole dimensions.
+    attention_factor: With yarn, multiply queries and keys by this factor. By default (null) 0.1 ln(factor) + 1.
     """
 
     kind: str = "linear"
@@ -60,9 +61,13 @@ class RoPE(Position, name="rope"):
 
     @dataclass
     class Config(ComponentConfig):
-        """theta: base of the wavelengths; rotary_dim: how many dimensions of a head turn (null: all);
-        layout: dimension i turns with i + half (``half``) or with its neighbour (``interleaved``);
-        scaling: settings of ``Scaling``, empty for none."""
+        """Settings of rotary positions.
+
+        theta: Base of the wavelengths.
+        rotary_dim: Number of dimensions of a head that are rotated. By default (null) all.
+        layout: Pairing of dimensions: half rotates dimension i with i + half, interleaved with its neighbour.
+        scaling: Settings that scale the frequencies for a longer context: kind, factor and others; empty for none.
+        """
 
         theta: float = 10000.0
         rotary_dim: int | None = None

@@ -20,7 +20,10 @@ class SinusoidalPosition(Position, name="sinusoidal"):
 
     @dataclass
     class Config(ComponentConfig):
-        """theta: the longest wavelength is 2 pi theta."""
+        """Settings of sinusoidal positions.
+
+        theta: Base of the wavelengths; the longest is 2 pi theta.
+        """
 
         theta: float = 10000.0
 

@@ -12,9 +12,9 @@ from modular_gpt.core.registry import Component, ComponentConfig, decode
 
 @dataclass
 class LoggerConfig(ComponentConfig):
-    """Settings that every logger has.
+    """Settings that all loggers share.
 
-    also: further loggers at the same time, by name; each has its own defaults
+    also: Names of further loggers to use at the same time, with their default settings.
     """
 
     also: list[str] = field(default_factory=list)

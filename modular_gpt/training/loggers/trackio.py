@@ -16,9 +16,10 @@ class Trackio(Logger, name="trackio"):
 
     @dataclass
     class Config(LoggerConfig):
-        """
-        project: under which the run is filed
-        space_id: `owner/name` of a Space that takes the figures instead of this machine (null: none)
+        """Settings of Trackio.
+
+        project: Project of the run.
+        space_id: The Space, as owner/name, that stores the metrics instead of this machine. By default (null) none.
         """
 
         project: str = "modular_gpt"

@@ -22,11 +22,12 @@ class WeightsAndBiases(Logger, name="wandb"):
 
     @dataclass
     class Config(LoggerConfig):
-        """
-        project: under which the run is filed
-        entity: the account or team that has the project (null: your own)
-        group: runs that belong together, such as the seeds of one experiment (null: none)
-        tags: words to find the run by
+        """Settings of Weights & Biases.
+
+        project: Project of the run.
+        entity: Account or team that owns the project. By default (null) your own.
+        group: Name of a group of runs, such as the seeds of one experiment. By default (null) none.
+        tags: Tags of the run.
         """
 
         project: str = "modular_gpt"
