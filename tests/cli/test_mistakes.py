@@ -101,7 +101,7 @@ MISTAKES = [
     ("pretrained=gpt2", ["init_from=<model>"]),
     ("load=runs/latest", ["resume=<run>"]),
     ("gpus=2", ["torchrun"]),
-    ("attention_dims=2", ["no setting 'attention_dims'; there are"]),
+    ("attention_dims=2", ["did you mean 'attention'?"]),
     ("trainer.max_steps=1e400", ["trainer.max_steps must be a whole number, got inf"]),
     # what has no effect
     ("hydra.run.dir=elsewhere", ["'hydra.run.dir=elsewhere' has no effect", "runs=<folder>"]),
