@@ -173,10 +173,8 @@ def hydra_command_line(program: str, arguments: Sequence[str]) -> Iterator[None]
 
 
 def version() -> str:
-    """The package's version."""
-    import modular_gpt
-
-    return modular_gpt.__version__
+    """The package's version, from its ``__init__``, which has run before any module of it."""
+    return str(sys.modules[__name__.partition(".")[0]].__dict__["__version__"])
 
 
 def config_folders(line: CommandLine) -> list[Path]:
