@@ -2,8 +2,8 @@
 
 ``CacheSpec`` is what one layer keeps, read off the config: the predicted bytes and the allocation both come
 from it. ``TokenCache`` keeps a row per token, growing or as a ring of the last ``window`` ones; ``StateCache``
-keeps a constant state. ``ModelCache`` holds one of them per layer and the one length they share; only
-``GPTModel.forward`` advances it.
+keeps a constant state. ``ModelCache`` holds one of them per layer and the one length they share: only
+``GPTModel.forward`` calls ``advance``, others ``seek``, ``truncate`` or ``reset``.
 
 Positions are not stored: a row's column follows from its slot (see ``TokenCache._columns``).
 """
@@ -265,6 +265,21 @@ class ModelCache:
     def nbytes(self) -> int:
         """Bytes of all storages really allocated."""
         return sum(layer.nbytes() for layer in self.layers)
+
+    def advance(self, count: int) -> None:
+        """Count ``count`` new tokens, which every layer has appended."""
+        self.length = self.length + count
+
+    def seek(self, length: int | Tensor) -> None:
+        """Express the length as a number, or as a 0-dim tensor, which one compiled graph takes at every step.
+
+        length: columns whose tokens the layers hold; to go back, use ``truncate``
+        """
+        self.length = length
+
+    def begin(self, padding: Tensor | None) -> None:
+        """Keep the left padding (B,) of the rows, which is given with the first tokens."""
+        self.padding = padding
 
     def reset(self) -> None:
         """Forget all tokens; the memory stays allocated."""

@@ -34,9 +34,19 @@ class Dims:
     dropout: float
     bias: bool
 
-    def biased(self, own: bool | None) -> bool:
-        """Whether a part has biases: what it says itself, or where it says nothing, what the model says."""
-        return self.bias if own is None else own
+    def head_dim(self, setting: str) -> int:
+        """d_model / n_heads, the width of a head where none is given.
+
+        setting: what gives it instead, for the message
+
+        Raises:
+            ConfigError: the heads do not divide the width.
+        """
+        if self.d_model % self.n_heads:
+            raise ConfigError(
+                f"d_model={self.d_model} does not divide into n_heads={self.n_heads}; change one, or set {setting}"
+            )
+        return self.d_model // self.n_heads
 
 
 class Norm(Component, nn.Module, ABC, slot="norm"):

@@ -15,11 +15,11 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from modular_gpt.core.aliases import component_names, our_settings
 from modular_gpt.core.errors import ConfigError, closest, unknown
@@ -39,6 +39,10 @@ class ComponentConfig:
         """The component that these settings describe, made from them and what its constructor takes besides."""
         component: Any = self.component
         return component(self, *args, **kwargs)
+
+
+C = TypeVar("C", bound=ComponentConfig)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,12 @@ class Component:
 
     slot: ClassVar[str] = ""
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
+
+    @classmethod
+    def of(cls, config: ComponentConfig) -> type[Self]:
+        """The class that ``config`` configures: ``Attention.of(config)`` is some attention."""
+        assert issubclass(config.component, cls)
+        return config.component
 
     def __init_subclass__(
         cls, slot: str = "", name: str = "", presets: Mapping[str, Preset] | None = None, **kwargs: Any
@@ -189,6 +199,17 @@ def described(config: ComponentConfig) -> str:
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
     changed = [f"{name}={value}" for name, value in values.items() if value != getattr(default, name)]
     return ", ".join([config.name, *changed])
+
+
+def filled(config: C, **defaults: Any) -> C:
+    """``config`` with its null settings replaced by ``defaults``; settings that were given stay."""
+    return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
+
+
+def plain(value: T | None) -> T:
+    """A setting whose null has been resolved, see ``filled``."""
+    assert value is not None, "a component reads settings whose nulls are resolved: take them from layer_configs"
+    return value
 
 
 def merge(slot: str, base: ComponentConfig, override: Mapping[str, Any] | str) -> ComponentConfig:

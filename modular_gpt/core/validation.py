@@ -4,7 +4,8 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from modular_gpt.core.errors import ConfigError, unknown
@@ -34,7 +35,10 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         base = typing.get_origin(option) or option
         if base is Any or (base is type(None) and value is None):
             return value
-        if base is float and isinstance(value, int) and not isinstance(value, bool):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if base in (int, float) and whole and not -(2**63) <= value < 2**64:
+            raise ConfigError(f"{where} must have at most 64 bits, got {shown(value)}")
+        if base is float and whole:
             return float(value)
         if base is dict and isinstance(value, Mapping):
             return dict(value)
@@ -42,9 +46,9 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             return [_python_number(each) for each in value]
         if base is float and isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{where} must be a finite number, got {value}")
-        if isinstance(base, type) and isinstance(value, base) and not (base is int and isinstance(value, bool)):
+        if isinstance(base, type) and isinstance(value, base) and (base is not int or whole):
             return value
-    raise ConfigError(f"{where} must be {_spelled(options)}, got {value!r}")
+    raise ConfigError(f"{where} must be {_spelled(options)}, got {shown(value)}")
 
 
 def _python_number(value: Any) -> Any:
@@ -63,6 +67,41 @@ def _group(option: Any) -> str:
     if not dataclasses.is_dataclass(option):
         return f"a {getattr(option, '__name__', str(option))}"
     return f"a group of settings ({', '.join(field.name for field in dataclasses.fields(option))})"
+
+
+def at_most(where: str, largest: Mapping[str, int], settings: object) -> None:
+    """Raise a ConfigError for the first setting above its largest value, by name."""
+    for name, limit in largest.items():
+        value = getattr(settings, name)
+        if value is not None and value > limit:
+            raise ConfigError(f"{where}.{name} must be at most {limit:,}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message; a number of hundreds of digits is described, not printed."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+@contextmanager
+def size_errors(what: str) -> Iterator[None]:
+    """Turn the errors of sizes beyond any memory, or beyond this machine's, into one ConfigError.
+
+    PyTorch raises them as RuntimeError (also on the meta device, where a size itself overflows), Python as MemoryError
+    or OverflowError.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, RuntimeError) and not any(sign in text for sign in _SIZE_SIGNS):
+            raise
+        raise ConfigError(f"{what} is beyond the memory of this machine; make it smaller ({text[:200]})") from error
+
+
+_SIZE_SIGNS = ("overflow", "memory", "invalid size", "too large", "exceeds", "out of range")
 
 
 def one_of(value: str, valid: tuple[str, ...], setting: str) -> None:

@@ -60,7 +60,7 @@ class Step(nn.Module):
         given = iter(cache_tensors)
         for layer in cache.layers:
             layer.tensors = [next(given).clone() for _ in layer.tensors]  # inputs stay as they are
-        cache.length = start
+        cache.seek(start)
         logits = self.model(ids, cache=cache)
         return logits[:, 0], _tensors(cache)
 

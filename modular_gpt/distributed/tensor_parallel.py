@@ -1,7 +1,7 @@
 """Tensor parallelism: https://arxiv.org/abs/1909.08053"""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,7 +42,7 @@ class TensorParallel(Parallel, name="tensor"):
             raise ConfigError("parallel=tensor has no loss scaler for fp16: use trainer.precision=bf16 or float32")
         model.to(device)
         mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("tensor",))
-        divided = [self._divide(cast(TransformerBlock, block), mesh) for block in model.blocks]
+        divided = [self._divide(block, mesh) for block in model.blocks]
         if not any(divided):
             raise ConfigError("parallel=tensor divides nothing of this attention and ffn: use parallel=fsdp")
         return model

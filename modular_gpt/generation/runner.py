@@ -76,7 +76,7 @@ class ModelRunner:
         new = self._unread(count)
         if self._compiled is not None and new.shape[1] == 1 and self._cached:
             if isinstance(self.cache.length, int):
-                self.cache.length = torch.tensor(self._cached, device=new.device)
+                self.cache.seek(torch.tensor(self._cached, device=new.device))
             self._cached += 1
             return self._compiled(self.model, new.contiguous(), self.cache)  # one stride, one graph
         padding = self._prepare(new)
@@ -108,7 +108,8 @@ class ModelRunner:
 
     def _prepare(self, new: Tensor) -> Tensor | None:
         """Set the cache's length to a number, count ``new``, and return the padding if these are the first tokens."""
-        first, self.cache.length = self._cached == 0, self._cached
+        first = self._cached == 0
+        self.cache.seek(self._cached)
         self._cached += new.shape[1]
         if not first or self.text.padding is None:
             return None
@@ -123,7 +124,7 @@ class ModelRunner:
         """Before ``count`` tokens are drafted: make sure that they can be taken back."""
         if self._behind:
             self.prefill()
-        self.cache.length = self._cached
+        self.cache.seek(self._cached)
         self._saved = self.cache.save(self.text.length - self.read + count)
 
     def rollback(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
@@ -12,12 +12,15 @@ from modular_gpt.core.cache import CacheSpec
 from modular_gpt.core.contracts import Attention, Dims, FeedForward, Norm, Position
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
-from modular_gpt.core.validation import checked, fraction, from_mapping, one_of, positive
+from modular_gpt.core.validation import at_most, checked, fraction, from_mapping, one_of, positive
 from modular_gpt.model.topologies import TOPOLOGIES
 
 FORMAT = 1  # of the dict that to_dict writes
 SLOTS = ("attention", "ffn", "norm", "pos")
 BASE = "base"  # the pattern's name for a layer without overrides
+BLOCK = "block"  # beside the slots, what a variant may set: the topology and the residual multiplier
+# No published model comes near these; what a typo or a damaged file asks for does, and would never be built.
+LARGEST = {"vocab_size": 2**31, "d_model": 2**24, "n_heads": 2**20, "n_layers": 2**14, "context_length": 2**31}
 
 Choice = str | Mapping[str, Any] | ComponentConfig
 
@@ -28,7 +31,8 @@ class LayersConfig:
 
     name: Name of the pattern, which is only shown.
     variants: Named sets of settings that differ from the model's own, as a mapping from name to slot to settings.
-        Another component name starts from that component's defaults.
+        Another component name starts from that component's defaults. Beside the slots, block sets the topology and
+        the residual_multiplier of the layer.
     prefix: Variants of the first layers, by name.
     cycle: Variants that are repeated over the layers between prefix and suffix; base is a layer without changes.
     suffix: Variants of the last layers, by name.
@@ -39,6 +43,12 @@ class LayersConfig:
     prefix: list = field(default_factory=list)
     cycle: list = field(default_factory=list)
     suffix: list = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for place in ("prefix", "cycle", "suffix"):
+            names = getattr(self, place)
+            if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+                raise ConfigError(f"layers.{place} must be a list of names of variants, got {names!r}")
 
     def pattern(self, n_layers: int) -> list[str]:
         """The variant of each layer."""
@@ -56,21 +66,27 @@ class LayersConfig:
         return names
 
 
-class LayerConfig(NamedTuple):
-    """The components of one layer."""
+class BlockConfig(NamedTuple):
+    """One transformer block: its components, where its norms stand, and the factor on what it adds."""
 
     attention: ComponentConfig
     ffn: ComponentConfig
     norm: ComponentConfig
     pos: ComponentConfig
+    topology: str
+    residual_multiplier: float
 
     @property
     def position_class(self) -> type[Position]:
-        return cast(type[Position], self.pos.component)
+        return Position.of(self.pos)
 
     @property
     def attention_class(self) -> type[Attention]:
-        return cast(type[Attention], self.attention.component)
+        return Attention.of(self.attention)
+
+    def rotary_width(self, dims: Dims) -> int:
+        """The width of the vectors that the attention gives to its position to rotate."""
+        return self.attention_class.rotary_width(self.attention, dims, self.position_class)
 
     def cache_spec(self, dims: Dims) -> CacheSpec:
         return self.attention_class.cache_spec(self.attention, dims, self.position_class)
@@ -81,15 +97,43 @@ class LayerConfig(NamedTuple):
         keys = window - window * (window - 1) / (2 * context) if causal else window
         return keys * self.attention_class.score_flops(self.attention, dims, self.position_class)
 
-    def resolved(self, dims: Dims) -> "LayerConfig":
-        """The same with every null that stands for something else replaced by it."""
-        rotary_width = self.attention_class.rotary_width(self.attention, dims, self.position_class)
-        return LayerConfig(
-            self.attention_class.resolved(self.attention, dims, self.position_class),
-            cast(type[FeedForward], self.ffn.component).resolved(self.ffn, dims),
-            cast(type[Norm], self.norm.component).resolved(self.norm, dims.bias),
-            self.position_class.resolved(self.pos, dims, rotary_width),
+    def resolved(self, dims: Dims) -> "BlockConfig":
+        """The block with every null that stands for a default replaced by the default; called when the config is read.
+
+        Raises:
+            ConfigError: a default cannot be derived from these dimensions.
+        """
+        block = self._replace(
+            attention=self.attention_class.resolved(self.attention, dims, self.position_class),
+            ffn=FeedForward.of(self.ffn).resolved(self.ffn, dims),
+            norm=Norm.of(self.norm).resolved(self.norm, dims.bias),
         )
+        return block._replace(pos=self.position_class.resolved(self.pos, dims, block.rotary_width(dims)))
+
+    def check(self, dims: Dims) -> None:
+        """Let every component refuse, by a ConfigError, what it cannot do."""
+        self.attention_class.check(self.attention, dims, self.position_class)
+        self.position_class.check(self.pos, dims, self.rotary_width(dims))
+        FeedForward.of(self.ffn).check(self.ffn, dims)
+
+
+@dataclass
+class _Block:
+    topology: str
+    residual_multiplier: float
+
+    def __post_init__(self) -> None:
+        one_of(self.topology, tuple(TOPOLOGIES), "topology")
+
+
+LayerConfig = BlockConfig  # the name of before
+
+
+class _Layer(NamedTuple):
+    """One layer as the settings give it, with nulls, and with its nulls resolved."""
+
+    given: BlockConfig
+    resolved: BlockConfig
 
 
 @dataclass
@@ -154,16 +198,8 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             setattr(self, name, checked(getattr(self, name), hint, f"model.{name}"))
-        positive(
-            "model",
-            vocab_size=self.vocab_size,
-            d_model=self.d_model,
-            n_heads=self.n_heads,
-            n_layers=self.n_layers,
-            context_length=self.context_length,
-            logit_softcap=self.logit_softcap,
-            init_std=self.init_std,
-        )
+        positive("model", **{name: getattr(self, name) for name in (*LARGEST, "logit_softcap", "init_std")})
+        at_most("model", LARGEST, self)
         fraction("model", dropout=self.dropout)
         one_of(self.topology, tuple(TOPOLOGIES), "topology")
         one_of(self.init, ("normal", "fan_in", "xavier", "orthogonal"), "init")
@@ -177,8 +213,7 @@ class GPTConfig:
             self.layers = from_mapping(LayersConfig, self.layers, "layers")
         if not isinstance(self.layers, LayersConfig):
             raise ConfigError(f"layers must be a mapping with variants, prefix, cycle and suffix, got {self.layers!r}")
-        for layer in self.layer_configs:
-            self._check(layer)
+        self._check_layers()
 
     @property
     def dims(self) -> Dims:
@@ -194,38 +229,69 @@ class GPTConfig:
 
     @property
     def has_final_norm(self) -> bool:
-        """Whether a norm stands before the head: where null, unless a norm ends every block anyway."""
-        return self.topology != "post" if self.final_norm is None else self.final_norm
+        """Whether a norm stands before the head: where null, unless a norm ends the last block."""
+        return self.layer_configs[-1].topology != "post" if self.final_norm is None else self.final_norm
+
+    @property
+    def layer_configs(self) -> list[BlockConfig]:
+        """The components and the block of each layer, with the overrides of its variant and every null resolved."""
+        return [layer.resolved for layer in self._layers]
+
+    @property
+    def given_layers(self) -> list[BlockConfig]:
+        """The layers as the settings give them, nulls included."""
+        return [layer.given for layer in self._layers]
 
     @cached_property
-    def layer_configs(self) -> list[LayerConfig]:
-        """The components of each layer, with the overrides of its variant."""
-        made = {BASE: LayerConfig(self.attention, self.ffn, self.norm, self.pos)}
+    def _layers(self) -> list[_Layer]:
+        given = {BASE: self._variant({})}
         for name, overrides in self.layers.variants.items():
             if not isinstance(overrides, Mapping):
                 raise ConfigError(f"layers.variants.{name} must be a mapping of slots to settings, got {overrides!r}")
             if name == BASE:
                 raise ConfigError(f"layers.variants cannot name {BASE!r}, which stands for a layer without changes")
             for slot in overrides:
-                if slot not in SLOTS:
-                    raise ConfigError(f"layers.variants.{name}: {unknown('slot', str(slot), SLOTS)}")
-            made[name] = LayerConfig(
-                *(merge(slot, getattr(self, slot), overrides[slot]) if slot in overrides else getattr(self, slot)
-                  for slot in SLOTS)
-            )  # fmt: skip
-        return [made[name] for name in self.layers.pattern(self.n_layers)]
+                if slot not in (*SLOTS, BLOCK):
+                    raise ConfigError(f"layers.variants.{name}: {unknown('slot', str(slot), (*SLOTS, BLOCK))}")
+            given[name] = self._variant(overrides)
+        pattern = self.layers.pattern(self.n_layers)
+        layers = {name: _Layer(given[name], given[name].resolved(self.dims)) for name in dict.fromkeys(pattern)}
+        return [layers[name] for name in pattern]
 
-    def _check(self, layer: LayerConfig) -> None:
-        """Let every part refuse what it cannot do, when the config is read."""
-        dims, position = self.dims, layer.position_class
-        attention = layer.attention_class
-        attention.check(layer.attention, dims, position)
-        position.check(layer.pos, dims, attention.rotary_width(layer.attention, dims, position))
-        cast(type[FeedForward], layer.ffn.component).check(layer.ffn, dims)
-        if position.embeds and layer.pos != self.pos:
-            raise ConfigError(
-                f"pos={layer.pos.name} is added once to the embeddings and cannot be set per layer; set it as pos"
-            )
+    def _variant(self, overrides: Mapping[str, Any]) -> BlockConfig:
+        components: dict[str, ComponentConfig] = {
+            slot: merge(slot, getattr(self, slot), overrides[slot]) if slot in overrides else getattr(self, slot)
+            for slot in SLOTS
+        }
+        block = overrides.get(BLOCK, {})
+        block = {"topology": block} if isinstance(block, str) else block
+        if not isinstance(block, Mapping):
+            raise ConfigError(f"what differs in the block of a layer must be a topology or a mapping, got {block!r}")
+        block = from_mapping(_Block, {**asdict(_Block(self.topology, self.residual_multiplier)), **block}, BLOCK)
+        return BlockConfig(**components, topology=block.topology, residual_multiplier=block.residual_multiplier)
+
+    @cached_property
+    def resolved_norm(self) -> ComponentConfig:
+        """The norm after the embeddings and before the head, with its nulls resolved."""
+        resolved: ComponentConfig = Norm.of(self.norm).resolved(self.norm, self.bias)
+        return resolved
+
+    @cached_property
+    def resolved_pos(self) -> ComponentConfig:
+        """The model's own position, which may be added to the embeddings, with its nulls resolved."""
+        used = [layer.resolved.pos for layer in self._layers if layer.given.pos == self.pos]
+        return used[0] if used else Position.of(self.pos).resolved(self.pos, self.dims, 0)
+
+    def _check_layers(self) -> None:
+        """Let every component refuse what it cannot do, when the config is read."""
+        for given, resolved in {id(layer): layer for layer in self._layers}.values():  # each variant once
+            resolved.check(self.dims)
+            if resolved.position_class.embeds and given.pos != self.pos:
+                raise ConfigError(
+                    f"pos={given.pos.name} is added once to the embeddings and cannot be set per layer; set it as pos"
+                )
+        if Position.of(self.pos).embeds:  # also where every layer has a position of its own
+            Position.of(self.pos).check(self.resolved_pos, self.dims, 0)
 
     def cache_bytes(self, batch: int, tokens: int, dtype: torch.dtype = torch.float32) -> int:
         """Bytes of the cache of ``batch`` texts of ``tokens`` tokens, all layers; exactly what is allocated."""

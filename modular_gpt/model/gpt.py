@@ -1,7 +1,8 @@
 """The decoder: embeddings, a stack of blocks, a head. Shapes by the letters of core/contracts.py."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +12,28 @@ from modular_gpt.core.activation_checkpointing import checkpointed
 from modular_gpt.core.cache import LayerCache, ModelCache
 from modular_gpt.core.contracts import Attention, FeedForward, Position, Positions
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.registry import ComponentConfig, described
+from modular_gpt.core.validation import size_errors
 from modular_gpt.model.aliases import read_description
-from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.model.init import initialise
 from modular_gpt.model.loss import PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
 from modular_gpt.model.topologies import NORMS, TOPOLOGIES
 
 Transformed = tuple[Tensor, dict[str, Tensor]]
+M = TypeVar("M", bound=nn.Module)
+
+if TYPE_CHECKING:
+
+    class ModuleList(nn.ModuleList, Generic[M]):
+        """For the type checker alone: a ModuleList whose items are all of one type."""
+
+        def __iter__(self) -> Iterator[M]: ...
+        def __getitem__(self, index: int) -> M: ...  # type: ignore[override]
+
+else:
+    ModuleList = nn.ModuleList
 
 
 class ParameterCount(NamedTuple):
@@ -33,17 +47,14 @@ class ParameterCount(NamedTuple):
 class TransformerBlock(nn.Module):
     """Attention and a feed-forward part around one residual stream; its topology says where the norms stand."""
 
-    attention: Attention
-    ffn: FeedForward
-
-    def __init__(self, layer: LayerConfig, config: GPTConfig, position: Position) -> None:
+    def __init__(self, layer: BlockConfig, config: GPTConfig, position: Position) -> None:
         super().__init__()
         dims = config.dims
-        self.topology = TOPOLOGIES[config.topology]
-        self.multiplier = config.residual_multiplier
+        self.topology = TOPOLOGIES[layer.topology]
+        self.multiplier = layer.residual_multiplier
         self.recomputes = False  # set by GPTModel.checkpoint_activations
-        self.attention = layer.attention.build(dims, position)
-        self.ffn = layer.ffn.build(dims)
+        self.attention: Attention = layer.attention.build(dims, position)
+        self.ffn: FeedForward = layer.ffn.build(dims)
         for name in NORMS:
             setattr(self, name, build_norm(layer.norm, config) if name in self.topology.norms else None)
         self.dropout = nn.Dropout(config.dropout)
@@ -80,23 +91,37 @@ class GPTModel(nn.Module):
         super().__init__()
         self.config, self.assumed = read_description(config, **keywords)
         config = self.config
-        layers = config.layer_configs
+        with size_errors("the model"):
+            self._build(config)
+            initialise(self, config)
+        self._own_cache: ModelCache | None = None
+
+    def _build(self, config: GPTConfig) -> None:
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.embedding_norm = build_norm(config.norm, config) if config.embed_norm else None
-        # one position module per distinct setting; the model's own is first and the only one that embeds
-        self.positions = nn.ModuleList()
-        modules: dict[str, Position] = {}
-        for each in [config.pos, *(layer.pos for layer in layers)]:
-            if repr(each) not in modules:
-                modules[repr(each)] = each.build(config.dims)
-                self.positions.append(modules[repr(each)])
+        self.embedding_norm = build_norm(config.resolved_norm, config) if config.embed_norm else None
+        self.positions: ModuleList[Position] = ModuleList()
+        modules = self._build_positions(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(TransformerBlock(layer, config, modules[repr(layer.pos)]) for layer in layers)
-        self.final_norm = build_norm(config.norm, config) if config.has_final_norm else None
+        self.blocks: ModuleList[TransformerBlock] = ModuleList()
+        for layer, given in zip(config.layer_configs, config.given_layers, strict=True):
+            block = TransformerBlock(layer, config, modules[repr(layer.pos)])
+            block.attention.described = f"{described(given.attention)}; pos {block.attention.position.described}"
+            self.blocks.append(block)
+        self.final_norm = build_norm(config.resolved_norm, config) if config.has_final_norm else None
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
-        self._own_cache: ModelCache | None = None
-        initialise(self, config)
+
+    def _build_positions(self, config: GPTConfig) -> dict[str, Position]:
+        """One module for each distinct position, by its settings; the model's own, which may embed, is first."""
+        modules: dict[str, Position] = {}
+        own = (config.resolved_pos, config.pos)
+        layers = zip(config.layer_configs, config.given_layers, strict=True)
+        for pos, given in [own, *((layer.pos, shown.pos) for layer, shown in layers)]:
+            if repr(pos) not in modules:
+                modules[repr(pos)] = pos.build(config.dims)
+                modules[repr(pos)].described = described(given)
+                self.positions.append(modules[repr(pos)])
+        return modules
 
     @overload
     def forward(
@@ -156,7 +181,7 @@ class GPTModel(nn.Module):
         x = self.embedding(ids)
         if self.config.embed_scale != 1.0:
             x = x * self.config.embed_scale
-        x = _apply(self.embedding_norm, cast(Position, self.positions[0]).embed(x, pos))
+        x = _apply(self.embedding_norm, self.positions[0].embed(x, pos))
         x = self.dropout(x)
         losses: dict[str, Tensor] = {}
         for index, block in enumerate(self.blocks):
@@ -164,7 +189,7 @@ class GPTModel(nn.Module):
             for name, value in more.items():
                 losses[name] = losses[name] + value if name in losses else value
         if cache is not None:
-            cache.length = cache.length + ids.shape[1]
+            cache.advance(ids.shape[1])
         return _apply(self.final_norm, x), losses
 
     def logits(self, x: Tensor) -> Tensor:
@@ -219,7 +244,7 @@ class GPTModel(nn.Module):
     @property
     def slides(self) -> bool:
         """Whether a text may go on past context_length while each token sees the last context_length ones."""
-        return all(cast(Position, position).slides for position in self.positions)
+        return all(position.slides for position in self.positions)
 
     def _kept_cache(self, batch: int) -> ModelCache:
         if self._own_cache is None:
@@ -276,23 +301,23 @@ class GPTModel(nn.Module):
         """Let every so-many-th block, from the first on, keep its input alone and compute the rest again in the
         backward pass, which saves memory and costs time; 0: none does."""
         for index, block in enumerate(self.blocks):
-            cast(TransformerBlock, block).recomputes = every > 0 and index % every == 0
+            block.recomputes = every > 0 and index % every == 0
 
     def after_optimizer_step(self) -> None:
         """To be called after each update; parts adjust what gradients do not reach."""
         for block in self.blocks:
-            cast(TransformerBlock, block).ffn.after_optimizer_step()
+            block.ffn.after_optimizer_step()
 
     def after_skipped_step(self) -> None:
         """To be called instead where an update is left out."""
         for block in self.blocks:
-            cast(TransformerBlock, block).ffn.after_skipped_step()
+            block.ffn.after_skipped_step()
 
     def num_parameters(self) -> ParameterCount:
         """How many parameters the model has, has without its tables, and uses for one token."""
         total = sum(p.numel() for p in self.parameters())
         tables = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
-        idle = sum(cast(TransformerBlock, block).ffn.inactive_parameters() for block in self.blocks)
+        idle = sum(block.ffn.inactive_parameters() for block in self.blocks)
         return ParameterCount(total, total - tables, total - idle)
 
     def get_num_params(self, non_embedding: bool = False) -> int:

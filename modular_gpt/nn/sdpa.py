@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from modular_gpt.core.contracts import Dims, Positions
+from modular_gpt.core.contracts import Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import fraction, one_of, positive
 from modular_gpt.nn.attention_forms import (
@@ -56,15 +56,14 @@ class AttentionScoreConfig:
     backend: str = "auto"
 
     @classmethod
-    def read(cls, config: Any, dims: Dims, width: int) -> "AttentionScoreConfig":
-        """From an attention's Config, for queries and keys of ``width``; the scale is 1 / sqrt(width) unless given."""
-        return cls(
-            scale=1 / math.sqrt(max(width, 1)) if config.scale is None else config.scale,
-            window=config.window,
-            softcap=config.softcap,
-            dropout=dims.dropout if config.dropout is None else config.dropout,
-            backend=config.backend,
-        )
+    def read(cls, config: Any) -> "AttentionScoreConfig":
+        """From an attention's Config whose nulls are resolved."""
+        return cls(config.scale, config.window, config.softcap, config.dropout, config.backend)
+
+    @staticmethod
+    def default_scale(width: int) -> float:
+        """1 / sqrt(width), the scale of queries and keys of ``width`` where none is given."""
+        return 1 / math.sqrt(max(width, 1))
 
     def check(self) -> None:
         """Raise a ConfigError for what cannot work."""

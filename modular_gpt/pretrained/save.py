@@ -18,7 +18,7 @@ from modular_gpt.core.errors import CheckpointError, UserError
 from modular_gpt.core.registry import encode, entries
 from modular_gpt.core.validation import one_of
 from modular_gpt.model import GPTModel
-from modular_gpt.model.config import SLOTS, GPTConfig, LayerConfig
+from modular_gpt.model.config import SLOTS, GPTConfig
 from modular_gpt.model.materialize import saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
@@ -94,11 +94,7 @@ def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
 
 def _to_hf(family: Family, config: GPTConfig) -> dict[str, Any]:
     assert family.to_hf is not None
-    return family.to_hf(config, _resolved(config))
-
-
-def _resolved(config: GPTConfig) -> list[LayerConfig]:
-    return [layer.resolved(config.dims) for layer in config.layer_configs]
+    return family.to_hf(config, config.layer_configs)
 
 
 def _other_components(family: Family, config: GPTConfig) -> list[str]:
@@ -126,7 +122,11 @@ def _differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
         if setting.name not in _NOT_COMPUTED and not _equal(value, getattr(other, setting.name)):
             yield f"{setting.name}={value}"
     named = set()
-    for layer, counterpart in zip(_resolved(config), _resolved(other), strict=True):
+    for layer, counterpart in zip(config.layer_configs, other.layer_configs, strict=True):
+        for name in ("topology", "residual_multiplier"):  # of one layer; those of the model are compared above
+            value = getattr(layer, name)
+            if value != getattr(config, name) and not _equal(value, getattr(counterpart, name)):
+                yield f"block.{name}={value}"
         for slot in SLOTS:
             values, others = encode(getattr(layer, slot)), encode(getattr(counterpart, slot))
             for name, value in values.items():

@@ -145,9 +145,7 @@ def _tables(source: GPTModel, target: GPTModel) -> tuple[TransferReport, set[str
 
 def _parts(source: GPTModel, target: GPTModel) -> Iterator[tuple[str, nn.Module | None, nn.Module, bool]]:
     """(name, old part, new part, whether their settings mean the same) of each part that both models may have."""
-    dims = source.config.dims, target.config.dims
-    layers = [[layer.resolved(each) for layer in model.config.layer_configs]
-              for model, each in zip((source, target), dims, strict=True)]  # fmt: skip
+    layers = source.config.layer_configs, target.config.layer_configs
     for index, (old, new) in enumerate(zip(source.blocks, target.blocks, strict=False)):
         for name, part in new.named_children():
             slot = name if name in SLOTS else "norm"
@@ -156,7 +154,7 @@ def _parts(source: GPTModel, target: GPTModel) -> Iterator[tuple[str, nn.Module 
     for name in ("embedding_norm", "final_norm"):
         part = getattr(target, name)
         if part is not None:
-            yield name, getattr(source, name), part, _same(source.config.norm, target.config.norm)
+            yield name, getattr(source, name), part, _same(source.config.resolved_norm, target.config.resolved_norm)
 
 
 def _same(old: ComponentConfig, new: ComponentConfig) -> bool:

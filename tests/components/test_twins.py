@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from modular_gpt import GPTConfig
 from modular_gpt.core.contracts import Positions
-from modular_gpt.core.registry import decode, entries
+from modular_gpt.core.registry import ComponentConfig, decode, entries
 from modular_gpt.nn.pos.alibi import slopes
 from tests.components.cases import MODEL
 from tests.components.laws import build
@@ -49,12 +49,16 @@ def naive_norm(name: str, x: Tensor, norm: nn.Module, eps: float) -> Tensor:
     return norm.weight * x / max(math.sqrt(x.square().sum()), eps)
 
 
+def built(settings: ComponentConfig) -> nn.Module:
+    return settings.component(settings.component.resolved(settings, True), WIDTH, True)
+
+
 @pytest.mark.parametrize("name", entries("norm"))
 @pytest.mark.parametrize("eps", [1e-5, 0.3])
 @torch.no_grad()
 def test_norm(name: str, eps: float) -> None:
     settings = decode("norm", {"name": name, "eps": eps})
-    norm = settings.component(settings, WIDTH, True)
+    norm = built(settings)
     for parameter in norm.parameters():
         parameter.normal_()
     x = inputs() * 0.1
@@ -66,7 +70,7 @@ def test_norm(name: str, eps: float) -> None:
 @torch.no_grad()
 def test_rmsnorm_around_one(eps: float) -> None:
     settings = decode("norm", {"name": "rmsnorm", "weight_offset": True, "eps": eps})
-    norm, x = settings.component(settings, WIDTH, True), inputs()
+    norm, x = built(settings), inputs()
     assert torch.equal(norm.weight, torch.zeros(WIDTH))
     norm.weight.normal_()
     assert_same(norm(x), x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * (1 + norm.weight))
@@ -75,7 +79,7 @@ def test_rmsnorm_around_one(eps: float) -> None:
 @torch.no_grad()
 def test_scalenorm_starts_at_the_square_root_of_the_width() -> None:
     settings = decode("norm", "scalenorm")
-    norm = settings.component(settings, WIDTH, True)
+    norm = built(settings)
     assert_same(norm(inputs()).norm(dim=-1), torch.full((2, TOKENS), math.sqrt(WIDTH)))
 
 
@@ -83,7 +87,7 @@ def test_scalenorm_starts_at_the_square_root_of_the_width() -> None:
 def test_norm_of_zeros_is_finite(name: str) -> None:
     settings = decode("norm", name)
     x = torch.zeros(1, WIDTH, requires_grad=True)
-    settings.component(settings, WIDTH, True)(x).sum().backward()
+    built(settings)(x).sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
 
 

@@ -16,7 +16,9 @@ def pattern(n_layers: int, **layers: object) -> list[str]:
 def test_uniform_by_default() -> None:
     assert LayersConfig().pattern(3) == ["base"] * 3
     config = GPTConfig(**MODEL)
-    assert all(layer == (config.attention, config.ffn, config.norm, config.pos) for layer in config.layer_configs)
+    given = (config.attention, config.ffn, config.norm, config.pos, "pre", 1.0)
+    assert all(layer == given for layer in config.given_layers)
+    assert len(set(map(id, config.layer_configs))) == 1  # resolved once, whatever the number of layers
 
 
 def test_a_cycle_repeats_and_is_cut() -> None:

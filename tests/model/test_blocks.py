@@ -51,8 +51,8 @@ def naive_model(model: GPTModel, ids: Tensor) -> Tensor:
     x = torch.stack([torch.stack([model.embedding.weight[i] * made.embed_scale for i in row]) for row in ids])
     x = x + model.positions[0].table.weight[: ids.shape[1]]
     x = model.embedding_norm(x) if made.embed_norm else x
-    for block in model.blocks:
-        x = naive_block(block, x, pos, made.topology, made.residual_multiplier)
+    for block, layer in zip(model.blocks, made.layer_configs, strict=True):
+        x = naive_block(block, x, pos, layer.topology, layer.residual_multiplier)
     x = model.final_norm(x) if model.final_norm is not None else x
     weight = model.embedding.weight if made.tie_embeddings else model.head.weight
     logits = x @ weight.T + (model.head_bias if made.head_bias else 0)
@@ -77,6 +77,20 @@ def test_model(topology: str, changes: dict) -> None:
     made = config(topology=topology, **changes)
     model, ids = build(made), text(made)
     close(model(ids), naive_model(model, ids), 1e-5)
+
+
+@torch.no_grad()
+def test_each_layer_may_have_a_block_of_its_own() -> None:
+    variants = {topology: {"block": topology} for topology in TOPOLOGIES}
+    variants["weak"] = {"block": {"residual_multiplier": 0.2}, "ffn": "swiglu"}
+    made = config(n_layers=len(variants), residual_multiplier=0.7, layers={"variants": variants, "prefix": [*variants]})
+    model, ids = build(made), text(made)
+    close(model(ids), naive_model(model, ids), 1e-5)
+    assert [layer.topology for layer in made.layer_configs] == [*TOPOLOGIES, "pre"]
+    assert [layer.residual_multiplier for layer in made.layer_configs] == [0.7] * len(TOPOLOGIES) + [0.2]
+    assert GPTConfig.from_dict(made.to_dict()) == made
+    same = config(layers={"variants": {"all": {"block": {"topology": "sandwich"}}}, "cycle": ["all"]})
+    assert build(same).state_dict().keys() == build(config(topology="sandwich")).state_dict().keys()
 
 
 @pytest.mark.parametrize(("topology", "norms"), [("pre", 2), ("post", 2), ("sandwich", 4), ("post_residual", 2),

@@ -85,7 +85,7 @@ def test_frequencies(name: str, parity: Parity) -> None:
     frequencies, magnitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](theirs, seq_len=length)
     settings = {"rope_parameters": parameters, "rope_theta": 1.0, "max_position_embeddings": trained}
     config = GPTConfig(d_model=width, n_heads=1, context_length=trained, pos=rope(settings))
-    position = RoPE(config.pos, config.dims)
+    position = RoPE(config.layer_configs[0].pos, config.dims)
     ours, our_magnitude = turned(position, length, width)
     torch.testing.assert_close(ours, frequencies, rtol=1e-5, atol=0)
     torch.testing.assert_close(our_magnitude, torch.full_like(ours, magnitude), rtol=1e-6, atol=0)

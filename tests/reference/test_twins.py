@@ -50,8 +50,9 @@ def linear_by_loop(part: LinearAttention, x: Tensor, rope: bool) -> Tensor:
 @torch.no_grad()
 def test_linear_attention(pos: str, chunk: int, parity: Parity) -> None:
     config = GPTConfig(d_model=WIDTH, n_heads=HEADS, attention={"name": "linear", "chunk": chunk}, pos=pos)
-    position = RoPE(config.pos, config.dims) if pos == "rope" else NoPosition(config.pos, config.dims)
-    part = LinearAttention(config.attention, config.dims, position)
+    layer = config.layer_configs[0]
+    position = (RoPE if pos == "rope" else NoPosition)(layer.pos, config.dims)
+    part = LinearAttention(layer.attention, config.dims, position)
     for parameter in part.parameters():
         parameter.copy_(torch.randn_like(parameter) * 0.4)
     x = torch.randn(1, TOKENS, WIDTH)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
 from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, Position, Positions
-from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.residual import residual_linear
@@ -49,9 +48,9 @@ class LinearAttention(Attention, name="linear"):
     def __init__(self, config: Config, dims: Dims, position: Position) -> None:
         super().__init__(config, dims, position)
         self.config = config
-        self.head_dim = _head_dim(config, dims)
+        self.head_dim = plain(config.head_dim)
         wide = dims.n_heads * self.head_dim
-        qkv_bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
+        qkv_bias, out_bias = plain(config.qkv_bias), plain(config.out_bias)
         self.query = nn.Linear(dims.d_model, wide, qkv_bias)
         self.key = nn.Linear(dims.d_model, wide, qkv_bias)
         self.value = nn.Linear(dims.d_model, wide, qkv_bias)
@@ -61,28 +60,19 @@ class LinearAttention(Attention, name="linear"):
     def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
         super().check(config, dims, position)
         positive("attention", head_dim=config.head_dim, chunk=config.chunk, eps=config.eps)
-        if config.head_dim is None and dims.d_model % dims.n_heads:
-            raise ConfigError(
-                f"d_model={dims.d_model} does not divide into n_heads={dims.n_heads}; "
-                "change one, or set attention.head_dim"
-            )
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
-        return replace(
-            config,
-            head_dim=_head_dim(config, dims),
-            qkv_bias=dims.biased(config.qkv_bias),
-            out_bias=dims.biased(config.out_bias),
-        )
+        head_dim = dims.head_dim("attention.head_dim") if config.head_dim is None else config.head_dim
+        return filled(config, head_dim=head_dim, qkv_bias=dims.bias, out_bias=dims.bias)
 
     @classmethod
     def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
-        return _head_dim(config, dims)
+        return plain(config.head_dim)
 
     @classmethod
     def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
-        width = _head_dim(config, dims)
+        width = plain(config.head_dim)
         return CacheSpec(states=((dims.n_heads, width, width), (dims.n_heads, width)))
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
@@ -141,7 +131,3 @@ def _causal_products(q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chu
     first = torch.zeros_like(after[:, :, :1]) if memory is None else memory[:, :, None]
     before = torch.cat([first, after[:, :, :-1]], dim=2)
     return (within + q @ before).flatten(2, 3)[:, :, :count], after[:, :, -1]
-
-
-def _head_dim(config: LinearAttention.Config, dims: Dims) -> int:
-    return dims.d_model // dims.n_heads if config.head_dim is None else config.head_dim

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2310.06825), query-key norm https://arxiv.org/abs/2010.042
 https://arxiv.org/abs/2408.00118, sinks https://arxiv.org/abs/2508.10925.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
 from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig, Preset, decode
+from modular_gpt.core.registry import ComponentConfig, Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import fused_linear
+from modular_gpt.nn.norm import norm_without_bias
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, sdpa, shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
@@ -78,8 +79,8 @@ class MultiHeadAttention(
         super().__init__(config, dims, position)
         self.config = config
         self.n_heads, self.n_kv_heads, self.head_dim = heads(config, dims)
-        self.scoring = AttentionScoreConfig.read(config, dims, self.head_dim)
-        qkv_bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
+        self.scoring = AttentionScoreConfig.read(config)
+        qkv_bias, out_bias = plain(config.qkv_bias), plain(config.out_bias)
         wide, narrow = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         self.query = nn.Linear(dims.d_model, wide, qkv_bias)
         self.key = nn.Linear(dims.d_model, narrow, qkv_bias)
@@ -97,11 +98,7 @@ class MultiHeadAttention(
         n_heads, n_kv_heads, _ = heads(config, dims)
         positive("attention", n_kv_heads=config.n_kv_heads, head_dim=config.head_dim, clip_qkv=config.clip_qkv)
         positive("attention", qk_norm_eps=config.qk_norm_eps)
-        AttentionScoreConfig.read(config, dims, heads(config, dims)[2]).check()
-        if config.head_dim is None and dims.d_model % n_heads:
-            raise ConfigError(
-                f"d_model={dims.d_model} does not divide into n_heads={n_heads}; change one, or set attention.head_dim"
-            )
+        AttentionScoreConfig.read(config).check()
         if n_heads % n_kv_heads:
             divisors = [str(n) for n in range(1, n_heads + 1) if n_heads % n == 0]
             raise ConfigError(
@@ -117,16 +114,15 @@ class MultiHeadAttention(
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
-        _, n_kv_heads, head_dim = heads(config, dims)
-        scoring = AttentionScoreConfig.read(config, dims, heads(config, dims)[2])
-        return replace(
+        head_dim = dims.head_dim("attention.head_dim") if config.head_dim is None else config.head_dim
+        return filled(
             config,
-            n_kv_heads=n_kv_heads,
+            n_kv_heads=dims.n_heads,
             head_dim=head_dim,
-            qkv_bias=dims.biased(config.qkv_bias),
-            out_bias=dims.biased(config.out_bias),
-            scale=scoring.scale,
-            dropout=scoring.dropout,
+            qkv_bias=dims.bias,
+            out_bias=dims.bias,
+            scale=AttentionScoreConfig.default_scale(head_dim),
+            dropout=dims.dropout,
         )
 
     @classmethod
@@ -207,15 +203,11 @@ class MultiHeadAttention(
 
 
 def heads(config: MultiHeadAttention.Config, dims: Dims) -> tuple[int, int, int]:
-    """(query heads, key/value heads, width of a head) with the defaults filled in."""
-    n_kv_heads = dims.n_heads if config.n_kv_heads is None else config.n_kv_heads
-    head_dim = dims.d_model // dims.n_heads if config.head_dim is None else config.head_dim
-    return dims.n_heads, n_kv_heads, head_dim
+    """(query heads, key/value heads, width of a head)"""
+    return dims.n_heads, plain(config.n_kv_heads), plain(config.head_dim)
 
 
 def _qk_norm(config: MultiHeadAttention.Config, head_dim: int, full: int) -> nn.Module | None:
     if config.qk_norm is None:
         return None
-    norm = decode("norm", {"name": config.qk_norm, "eps": config.qk_norm_eps})
-    width = full if config.qk_norm_scope == "full" else head_dim
-    return norm.build(width, bias=False)
+    return norm_without_bias(config.qk_norm, config.qk_norm_eps, full if config.qk_norm_scope == "full" else head_dim)

@@ -5,7 +5,7 @@ key that all heads share. While decoding, the latent itself is attended to: the 
 is absorbed into the query, and the one that would expand it to values is applied after the mixing.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
 from modular_gpt.core.contracts import Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig, decode
+from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import has_hooks
+from modular_gpt.nn.norm import norm_without_bias
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, sdpa
 from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
@@ -83,9 +84,9 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         super().__init__(config, dims, position)
         self.config = config
         self.n_heads = dims.n_heads
-        self.widths = latent, nope, rope, value = widths(config, dims, type(position))
-        self.scoring = AttentionScoreConfig.read(config, dims, nope + rope)
-        bias, out_bias = dims.biased(config.qkv_bias), dims.biased(config.out_bias)
+        self.widths = latent, nope, rope, value = widths(config)
+        self.scoring = AttentionScoreConfig.read(config)
+        bias, out_bias = plain(config.qkv_bias), plain(config.out_bias)
         rank = dims.d_model
         self.query_down: nn.Linear | None = None
         self.query_norm: nn.Module | None = None
@@ -111,15 +112,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             v_head_dim=config.v_head_dim,
             latent_norm_eps=config.latent_norm_eps,
         )
-        if dims.d_model % dims.n_heads and (config.qk_nope_head_dim is None or config.v_head_dim is None):
-            raise ConfigError(
-                f"d_model={dims.d_model} does not divide into n_heads={dims.n_heads}; change one, or set "
-                "attention.qk_nope_head_dim and attention.v_head_dim"
-            )
-        if widths(config, dims, position).latent < 1:
-            raise ConfigError(f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank")
-        _, nope, rope, _ = widths(config, dims, position)
-        AttentionScoreConfig.read(config, dims, nope + rope).check()
+        AttentionScoreConfig.read(config).check()
+        rope = widths(config).rope
         if rope % 2 or rope < 0 or (position.rotates and rope == 0):
             raise ConfigError(
                 f"attention.qk_rope_head_dim must be even, and above 0 where the position rotates, got {rope}"
@@ -128,32 +122,36 @@ class MultiHeadLatentAttention(Attention, name="mla"):
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
-        latent, nope, rope, value = widths(config, dims, position)
-        scoring = AttentionScoreConfig.read(config, dims, nope + rope)
-        return replace(
+        if config.kv_lora_rank is None and dims.d_model < 8:
+            raise ConfigError(f"d_model={dims.d_model} leaves no latent of d_model / 8; set attention.kv_lora_rank")
+        if config.qk_nope_head_dim is None or config.v_head_dim is None:
+            dims.head_dim("attention.qk_nope_head_dim and attention.v_head_dim")
+        head = dims.d_model // dims.n_heads
+        config = filled(
             config,
-            kv_lora_rank=latent,
-            qk_nope_head_dim=nope,
-            qk_rope_head_dim=rope,
-            v_head_dim=value,
-            qkv_bias=dims.biased(config.qkv_bias),
-            out_bias=dims.biased(config.out_bias),
-            scale=scoring.scale,
-            dropout=scoring.dropout,
+            kv_lora_rank=dims.d_model // 8,
+            qk_nope_head_dim=head,
+            qk_rope_head_dim=max(2, head // 4 * 2) if position.rotates else 0,
+            v_head_dim=head,
+            qkv_bias=dims.bias,
+            out_bias=dims.bias,
+            dropout=dims.dropout,
         )
+        _, nope, rope, _ = widths(config)
+        return filled(config, scale=AttentionScoreConfig.default_scale(nope + rope))
 
     @classmethod
     def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
-        return widths(config, dims, position).rope
+        return widths(config).rope
 
     @classmethod
     def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
-        latent, _, rope, _ = widths(config, dims, position)
+        latent, _, rope, _ = widths(config)
         return CacheSpec(rows=((1, latent + rope),), window=config.window)
 
     @classmethod
     def score_flops(cls, config: Config, dims: Dims, position: type[Position]) -> int:
-        _, nope, rope, value = widths(config, dims, position)
+        _, nope, rope, value = widths(config)
         return 2 * dims.n_heads * (nope + rope + value)
 
     @torch.no_grad()
@@ -261,22 +259,17 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         )
 
 
-def widths(config: MultiHeadLatentAttention.Config, dims: Dims, position: type[Position]) -> Widths:
-    """The widths with the defaults filled in."""
-    head = dims.d_model // dims.n_heads
-    rope = config.qk_rope_head_dim
-    if rope is None:
-        rope = max(2, head // 4 * 2) if position.rotates else 0
+def widths(config: MultiHeadLatentAttention.Config) -> Widths:
+    """The widths by name."""
     return Widths(
-        latent=dims.d_model // 8 if config.kv_lora_rank is None else config.kv_lora_rank,
-        nope=head if config.qk_nope_head_dim is None else config.qk_nope_head_dim,
-        rope=rope,
-        value=head if config.v_head_dim is None else config.v_head_dim,
+        latent=plain(config.kv_lora_rank),
+        nope=plain(config.qk_nope_head_dim),
+        rope=plain(config.qk_rope_head_dim),
+        value=plain(config.v_head_dim),
     )
 
 
 def _latent_norm(config: MultiHeadLatentAttention.Config, width: int) -> nn.Module:
     if config.latent_norm is None:
         return nn.Identity()
-    norm = decode("norm", {"name": config.latent_norm, "eps": config.latent_norm_eps})
-    return norm.build(width, bias=False)
+    return norm_without_bias(config.latent_norm, config.latent_norm_eps, width)

@@ -1,13 +1,13 @@
 """Gated linear units: https://arxiv.org/abs/2002.05202"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig, Preset
+from modular_gpt.core.registry import ComponentConfig, Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import GATES, gated
@@ -43,8 +43,7 @@ class GatedLinearUnit(
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
         self.activation = config.activation
-        hidden = hidden_size(config, dims)
-        bias = dims.biased(config.bias)
+        hidden, bias = plain(config.hidden), plain(config.bias)
         self.gate = nn.Linear(dims.d_model, hidden, bias)
         self.up = nn.Linear(dims.d_model, hidden, bias)
         self.down = residual_linear(hidden, dims.d_model, bias)
@@ -56,7 +55,7 @@ class GatedLinearUnit(
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims) -> Config:
-        return replace(config, hidden=hidden_size(config, dims), bias=dims.biased(config.bias))
+        return filled(config, hidden=max(8, round(dims.d_model / 3) * 8), bias=dims.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""
@@ -77,8 +76,3 @@ class GatedLinearUnit(
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
-
-
-def hidden_size(config: GatedLinearUnit.Config, dims: Dims) -> int:
-    """The hidden width with the default filled in."""
-    return max(8, round(dims.d_model / 3) * 8) if config.hidden is None else config.hidden

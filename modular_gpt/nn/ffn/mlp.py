@@ -1,13 +1,13 @@
 """Two linear layers with an activation between: https://arxiv.org/abs/1706.03762, section 3.3"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS
@@ -35,8 +35,7 @@ class MLP(FeedForward, name="mlp"):
         super().__init__(config, dims)
         self.activation = config.activation
         self.activate = ACTIVATIONS[config.activation]
-        hidden = hidden_size(config, dims)
-        bias = dims.biased(config.bias)
+        hidden, bias = plain(config.hidden), plain(config.bias)
         self.up = nn.Linear(dims.d_model, hidden, bias)
         self.down = residual_linear(hidden, dims.d_model, bias)
 
@@ -47,7 +46,7 @@ class MLP(FeedForward, name="mlp"):
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims) -> Config:
-        return replace(config, hidden=hidden_size(config, dims), bias=dims.biased(config.bias))
+        return filled(config, hidden=4 * dims.d_model, bias=dims.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""
@@ -67,8 +66,3 @@ class MLP(FeedForward, name="mlp"):
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"
-
-
-def hidden_size(config: MLP.Config, dims: Dims) -> int:
-    """The hidden width with the default filled in."""
-    return 4 * dims.d_model if config.hidden is None else config.hidden

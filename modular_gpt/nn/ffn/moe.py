@@ -16,8 +16,8 @@ from modular_gpt.core.activation_checkpointing import is_recomputing
 from modular_gpt.core.collectives import all_reduce_sum
 from modular_gpt.core.contracts import Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.registry import ComponentConfig, filled, plain
+from modular_gpt.core.validation import at_most, one_of, positive
 from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
 from modular_gpt.nn.ffn import glu, mlp
@@ -79,8 +79,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
         self.config = config
-        hidden = hidden_size(config, dims)
-        bias = dims.biased(config.bias)
+        hidden, bias = plain(config.hidden), plain(config.bias)
         experts, d_model = config.n_experts, dims.d_model
         self.router = nn.Linear(d_model, experts, bias=config.router_bias)
         self.gate = nn.Parameter(torch.empty(experts, hidden, d_model)) if config.expert == "glu" else None
@@ -101,6 +100,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
 
     @classmethod
     def check(cls, config: Config, dims: Dims) -> None:
+        at_most("ffn", {"n_experts": 2**16}, config)
         positive("ffn", n_experts=config.n_experts, top_k=config.top_k, hidden=config.hidden, groups=config.groups)
         one_of(config.expert, ("glu", "mlp"), "ffn.expert")
         one_of(config.activation, GATES if config.expert == "glu" else tuple(ACTIVATIONS), "ffn.activation")
@@ -120,7 +120,8 @@ class MixtureOfExperts(FeedForward, name="moe"):
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims) -> Config:
-        return replace(config, hidden=hidden_size(config, dims), bias=dims.biased(config.bias))
+        expert = _dense(config)
+        return filled(config, hidden=FeedForward.of(expert).resolved(expert, dims).hidden, bias=dims.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), weighted losses ``load_balancing`` and ``router_z`` while training
@@ -246,9 +247,3 @@ def _dense(config: MixtureOfExperts.Config) -> glu.GatedLinearUnit.Config | mlp.
     """One expert as a dense part; its default hidden size is every expert's."""
     kind = glu.GatedLinearUnit.Config if config.expert == "glu" else mlp.MLP.Config
     return kind(hidden=config.hidden, activation=config.activation, bias=config.bias)
-
-
-def hidden_size(config: MixtureOfExperts.Config, dims: Dims) -> int:
-    """The hidden width of one expert with the default filled in."""
-    part = _dense(config)
-    return mlp.hidden_size(part, dims) if isinstance(part, mlp.MLP.Config) else glu.hidden_size(part, dims)

@@ -1,13 +1,13 @@
 """Layer normalisation: https://arxiv.org/abs/1607.06450"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Norm
-from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
@@ -35,14 +35,13 @@ class LayerNorm(Norm, name="layernorm"):
         super().__init__(config, width, bias)
         self.eps = config.eps
         self.width = (width,)
-        has_bias = bias if config.bias is None else config.bias
         self.weight = nn.Parameter(torch.empty(width)) if config.affine else None
-        self.bias = nn.Parameter(torch.empty(width)) if config.affine and has_bias else None
+        self.bias = nn.Parameter(torch.empty(width)) if config.affine and plain(config.bias) else None
         self.reset_parameters()
 
     @classmethod
     def resolved(cls, config: Config, bias: bool) -> Config:
-        return replace(config, bias=bias if config.bias is None else config.bias)
+        return filled(config, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modular_gpt.core.contracts import Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import from_mapping, one_of, positive
 
 
@@ -78,7 +78,7 @@ class RoPE(Position, name="rope"):
         super().__init__(config, dims)
         self.config = config
         self.scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
-        self.original_length = (self.scaling and self.scaling.original_context_length) or dims.context_length
+        self.original_length = 0 if self.scaling is None else plain(self.scaling.original_context_length)
         if self.scaling is not None and self.scaling.kind == "dynamic":
             self.slides = False  # its angles depend on the length of the text, not on distances alone
         self.settings = repr(config)  # written once: torch.compile cannot trace a dataclass's repr
@@ -86,9 +86,9 @@ class RoPE(Position, name="rope"):
     @classmethod
     def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
         one_of(config.layout, ("half", "interleaved"), "pos.layout")
-        positive("pos", theta=config.theta, rotary_dim=config.rotary_dim)
+        turning = plain(config.rotary_dim)
+        positive("pos", theta=config.theta, rotary_dim=turning if turning or rotary_width else None)
         scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
-        turning = rotary_width if config.rotary_dim is None else config.rotary_dim
         if turning > rotary_width:
             raise ConfigError(f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head")
         if turning % 2:
@@ -105,11 +105,11 @@ class RoPE(Position, name="rope"):
             given = from_mapping(Scaling, config.scaling, "pos.scaling")
             length = given.original_context_length or dims.context_length
             scaling = asdict(replace(given, original_context_length=length))
-        return replace(config, rotary_dim=config.rotary_dim or rotary_width, scaling=scaling)
+        return replace(filled(config, rotary_dim=rotary_width), scaling=scaling)
 
     def rotate(self, x: Tensor, pos: Positions) -> Tensor:
         """(B, heads, T, width) -> the same; the first ``rotary_dim`` dimensions turn, the others stay."""
-        dim = self.config.rotary_dim or x.shape[-1]
+        dim = plain(self.config.rotary_dim)
         key = ("rope", self.settings, self.original_length, dim, x.dtype)
         cos, sin = pos.memo(key, lambda: self._angles(pos, dim, x.dtype))
         turning, rest = x[..., :dim], x[..., dim:]
@@ -136,15 +136,15 @@ class RoPE(Position, name="rope"):
             return 1.0 / self.config.theta**exponent, 1.0
         if scaling.kind == "dynamic":
             return self._dynamic(scaling, pos, exponent, dim), 1.0
-        plain = 1.0 / self.config.theta**exponent
+        unscaled = 1.0 / self.config.theta**exponent
         if scaling.kind == "linear":
-            return plain / scaling.factor, 1.0
+            return unscaled / scaling.factor, 1.0
         if scaling.kind == "llama3":
-            return self._llama3(scaling, plain), 1.0
+            return self._llama3(scaling, unscaled), 1.0
         magnitude = scaling.attention_factor
         if magnitude is None:
             magnitude = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
-        return self._yarn(scaling, plain, dim), magnitude
+        return self._yarn(scaling, unscaled, dim), magnitude
 
     def _dynamic(self, scaling: Scaling, pos: Positions, exponent: Tensor, dim: int) -> Tensor:
         """(B or 1, 1, dim / 2): the base grows with the present length of each row by itself.
@@ -155,13 +155,13 @@ class RoPE(Position, name="rope"):
         growth = scaling.factor * length / self.original_length - (scaling.factor - 1)
         return 1.0 / (self.config.theta * growth ** (dim / (dim - 2))) ** exponent
 
-    def _llama3(self, scaling: Scaling, plain: Tensor) -> Tensor:
-        turns = self.original_length * plain / (2 * math.pi)  # full turns over the original length
+    def _llama3(self, scaling: Scaling, unscaled: Tensor) -> Tensor:
+        turns = self.original_length * unscaled / (2 * math.pi)  # full turns over the original length
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         keep = ((turns - low) / (high - low)).clamp(0, 1)
-        return keep * plain + (1 - keep) * plain / scaling.factor
+        return keep * unscaled + (1 - keep) * unscaled / scaling.factor
 
-    def _yarn(self, scaling: Scaling, plain: Tensor, dim: int) -> Tensor:
+    def _yarn(self, scaling: Scaling, unscaled: Tensor, dim: int) -> Tensor:
         def border(
             turns: float,
         ) -> float:  # the dimension pair that turns this often over the original length
@@ -171,6 +171,6 @@ class RoPE(Position, name="rope"):
         if scaling.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, dim - 1)
-        pair = torch.arange(dim // 2, device=plain.device, dtype=torch.float32)
+        pair = torch.arange(dim // 2, device=unscaled.device, dtype=torch.float32)
         stretch = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
-        return stretch * plain / scaling.factor + (1 - stretch) * plain
+        return stretch * unscaled / scaling.factor + (1 - stretch) * unscaled
