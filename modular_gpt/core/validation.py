@@ -89,19 +89,19 @@ def shown(value: Any) -> str:
 def size_errors(what: str) -> Iterator[None]:
     """Turn the errors of sizes beyond any memory, or beyond this machine's, into one ConfigError.
 
-    PyTorch raises them as RuntimeError (also on the meta device, where a size itself overflows), Python as MemoryError
-    or OverflowError.
+    PyTorch raises them as RuntimeError or TypeError (also on the meta device, where a size itself overflows), Python as
+    MemoryError or OverflowError.
     """
     try:
         yield
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, RuntimeError) and not any(sign in text for sign in _SIZE_SIGNS):
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        first_line = str(error).partition("\n")[0].lower()
+        if isinstance(error, (RuntimeError, TypeError)) and not any(sign in first_line for sign in _SIZE_SIGNS):
             raise
-        raise ConfigError(f"{what} is beyond the memory of this machine; make it smaller ({text[:200]})") from error
+        raise ConfigError(f"{what} is beyond the memory of this machine; make its sizes smaller") from error
 
 
-_SIZE_SIGNS = ("overflow", "memory", "invalid size", "too large", "exceeds", "out of range")
+_SIZE_SIGNS = ("overflow", "memory", "invalid size", "too large", "out of range")
 
 
 def one_of(value: str, valid: tuple[str, ...], setting: str) -> None:

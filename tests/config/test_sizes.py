@@ -45,6 +45,8 @@ OVERFLOWING = [
     dict(ffn={"name": "moe", "n_experts": 2**16, "hidden": 2**60}),
     dict(ffn={"name": "mlp", "hidden": 2**62}),
     dict(attention={"name": "mha", "head_dim": 2**60}),
+    dict(attention={"name": "mha", "head_dim": 2**62}),
+    dict(attention={"name": "mla", "qk_nope_head_dim": 2**62}),
 ]
 FOR_NO_MACHINE = [
     dict(d_model=2**24, vocab_size=2**31, n_heads=1),
