@@ -47,6 +47,11 @@ def printable(text: str, limit: int = 100) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in short)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def closest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that ``name`` is a misspelling of, or None; a name that merely looks similar is none."""
     plain = _plain(name)

@@ -1,7 +1,9 @@
-"""Checkpoints of a training: what is in them, how many stay, and how one goes on from them."""
+"""Checkpoints of a training: their content, which of them are kept, and how a training resumes from one."""
 
+import logging
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import torch
 
 from modular_gpt.checkpoint import BEST, FOLDER, LATEST, META, STEP, CheckpointReader, save_checkpoint
 from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
-from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.distributed import Tensors
 from modular_gpt.distributed.sharded_checkpoint import write_pieces
+from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training.lora import ADAPTERS, NEW_WEIGHTS
+from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Progress, Trainer
 
 FORMAT = 1
@@ -21,50 +25,73 @@ OPTIMIZER, TRAINER = "optimizer", "trainer"  # sets of tensors beside the model'
 TRAINED = "trained"  # the weights as training has them, where the model's own are averages of them
 RANDOM, AVERAGE = "random", "average/"  # names of tensors in the trainer's set
 
+log = logging.getLogger(__name__)
+
 
 class Checkpoints:
     """The checkpoints of one run: ``step_00000100`` and so on, ``latest`` and ``best``."""
 
-    def __init__(self, run: Path, trainer: Trainer, settings: dict[str, Any]) -> None:
-        """settings: of the run, as ``RunConfig.to_dict`` gives them; they travel in each checkpoint."""
-        self.folder = run / FOLDER
+    def __init__(self, files: RunFiles, trainer: Trainer, settings: dict[str, Any]) -> None:
+        """settings: of the run, as ``RunConfig.to_dict`` gives them; each checkpoint holds them."""
+        self.files, self.folder = files, files.directory / FOLDER
         self.trainer, self.settings = trainer, settings
+        self.processes = trainer.parallel.processes
         progress = trainer.progress
         self.saved = (progress.step, progress.evaluated) if progress.step else None  # it was resumed from there
-        self.is_main = trainer.parallel.processes.is_main
-        if self.is_main:
+        self.best = progress.best_loss, progress.best_step  # of the checkpoints that are on the disk
+        if self.processes.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_stale(self.folder, seconds=0)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step, unless there is one; then drop old ones. The first process does.
+    def save(self, required: bool = True) -> None:
+        """Write a checkpoint of this step, unless there is one; then let the links lead to it and drop old ones.
+
+        All processes take part, and wait for the first one however long it takes. A checkpoint that cannot be written
+        ends the training only if it is ``required``; else that is logged.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
         """
-        progress = self.trainer.progress
-        if (progress.step, progress.evaluated) != self.saved:
-            with self.trainer.eval_weights():
-                meta, tensors = training_state(self.trainer)
-                self.write(meta, {"model": self.trainer.weights(), **tensors})
+        progress, problem = self.trainer.progress, ""
+        if self.processes.is_main:
+            self.files.warn_if_deleted()
+        try:
+            if (progress.step, progress.evaluated) != self.saved:
+                with self.trainer.eval_weights():
+                    meta, tensors = training_state(self.trainer)
+                    self.write(meta, {"model": self.trainer.weights(), **tensors})
+            if self.processes.is_main:
+                self.update_links()
+                self.prune()
+        except CheckpointError as error:
+            problem = str(error)
+        problem = self.processes.lead(lambda: problem)
+        if not problem:
             self.saved = (progress.step, progress.evaluated)
-        if self.is_main:
-            self.update_links()
-            self.prune()
+            self.best = progress.best_loss, progress.best_step
+        elif required:
+            raise CheckpointError(problem)
+        else:
+            progress.best_loss, progress.best_step = self.best  # the weights of a better loss are not on the disk
+            if self.processes.is_main:
+                log.warning("step %s: %s; the training continues, and the next save is tried", progress.step, problem)
 
     def write(self, meta: dict[str, Any], sets: dict[str, Tensors]) -> None:
-        """Write a checkpoint of this step: whole tensors, or each process what it holds."""
+        """Write a checkpoint of this step: whole tensors, or in each process the shards that it holds."""
         trainer, parallel = self.trainer, self.trainer.parallel
-        small, pieces = {TRAINER: sets.pop(TRAINER)}, None
+        small, shards = {TRAINER: sets.pop(TRAINER)}, None
         if parallel.sharded_checkpoints:
-            held = {f"{name}/{key}": tensor for name, each in sets.items() for key, tensor in each.items()}
-
-            def pieces(folder: Path) -> None:
-                write_pieces(held, Path(parallel.processes.lead(lambda: str(folder))))
-
+            shards = Shards(
+                {f"{name}/{key}": tensor for name, tensors in sets.items() for key, tensor in tensors.items()},
+                self.processes,
+            )
         else:
-            small |= {name: parallel.gather(each) for name, each in sets.items()}
-        if self.is_main:
+            small |= {name: parallel.gather(tensors) for name, tensors in sets.items()}
+        if not self.processes.is_main:
+            if shards is not None:
+                shards.follow()
+            return
+        try:
             save_checkpoint(
                 self.path(trainer.progress.step),
                 trainer.model,
@@ -72,13 +99,14 @@ class Checkpoints:
                 meta={**meta, "run": self.settings},
                 weights=small.pop("model", None),
                 tensors=small,
-                write_shards=pieces,
+                write_shards=None if shards is None else shards.write,
             )
-        elif pieces is not None:
-            pieces(self.folder)  # the first process says where
+        finally:
+            if shards is not None:
+                shards.release()
 
     def update_links(self) -> None:
-        """Let ``latest``, and ``best`` where it is that, lead to the checkpoint of this step."""
+        """Let ``latest``, and ``best`` if it is the best, lead to the checkpoint of this step."""
         progress = self.trainer.progress
         try:
             link(self.folder / LATEST, self.path(progress.step).name, set_aside=True)
@@ -90,26 +118,85 @@ class Checkpoints:
             ) from error
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """The directory of the checkpoint of a step."""
         return self.folder / f"{STEP}{step:08}"
 
     def prune(self) -> None:
-        """Keep the newest few and the best; steps past the present one are from a future that was given up."""
-        steps = sorted(step_of(path) for path in self.folder.glob(f"{STEP}*") if path.name[len(STEP) :].isdigit())
-        present = [step for step in steps if step <= self.trainer.progress.step]
-        kept = {*present[-self.trainer.config.keep :], self.trainer.progress.best_step}
+        """Keep the newest few, the best, and every ``keep_every``-th; steps past the present one are given up."""
+        config, progress = self.trainer.config, self.trainer.progress
+        steps = steps_in(self.folder)
+        present = [step for step in steps if step <= progress.step]
+        milestones = {step for step in present if config.keep_every and step % config.keep_every == 0}
+        kept = {*present[-config.keep :], *milestones, progress.best_step}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step), ignore_errors=True)
 
 
+class Shards:
+    """Tensors of which each process writes its shards into the directory that the first process names."""
+
+    def __init__(self, tensors: Tensors, processes: ProcessGroup) -> None:
+        self.tensors, self.processes = tensors, processes
+        self.named = False
+
+    def write(self, folder: Path) -> None:
+        """In the first process: write into ``folder``, and let the others do so."""
+        self.named = True
+        write_pieces(self.tensors, Path(self.processes.lead(lambda: str(folder))))
+
+    def follow(self) -> None:
+        """In the others: write where the first process says; an error is the first process's too, which tells it."""
+        folder = self.processes.lead(str)
+        with suppress(OSError):
+            if folder:
+                write_pieces(self.tensors, Path(folder))
+
+    def release(self) -> None:
+        """In the first process: let the others go on if it failed before it named a directory."""
+        if not self.named:
+            self.processes.lead(str)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps that a folder has checkpoints of, in ascending order."""
+    names = (path.name[len(STEP) :] for path in folder.glob(f"{STEP}*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def check_rewind(checkpoint: Path, resume: Path, rewind: bool) -> None:
+    """Refuse to resume from a checkpoint that the run has left behind, since that deletes the later ones.
+
+    A run that is named itself, or its ``latest``, is not rewound: what lies beyond that was given up before.
+
+    Raises:
+        ConfigError: there are later checkpoints, and ``rewind`` is false.
+    """
+    folder = checkpoint.parent
+    if rewind or resume.name == LATEST or resolve_link(resume).name != checkpoint.name:
+        return
+    last = resolve_link(folder / LATEST).name
+    steps = [step for step in steps_in(folder) if step > step_of(checkpoint)]
+    if last.removeprefix(STEP).isdigit():
+        steps = [step for step in steps if step <= int(last.removeprefix(STEP))]
+    if steps:
+        best = resolve_link(folder / BEST).name
+        names = [f"{STEP}{step:08}" for step in steps]
+        later = ", ".join(f"{name} (the best)" if name == best else name for name in names)
+        raise ConfigError(
+            f"to resume from '{checkpoint}' deletes the later checkpoints of its run, {later}: add rewind=true to give"
+            f" them up, resume the run itself, or start a new run with init_from={checkpoint}"
+        )
+
+
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(path.name[len(STEP) :])
+    """The step in a checkpoint's name; 0 where it has another name."""
+    number = path.name.removeprefix(STEP)
+    return int(number) if number.isdigit() else 0
 
 
 def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]]:
-    """All that a training is besides the weights that are ``judged``: plain values, and sets of tensors."""
+    """The state of a training besides the weights to evaluate: plain values, and sets of tensors."""
     progress = asdict(trainer.progress)
     if math.isinf(trainer.progress.best_loss):
         progress["best_loss"] = None  # JSON has no infinity
@@ -137,10 +224,10 @@ def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]
 
 
 def restore(trainer: Trainer, directory: Path) -> None:
-    """Put a training where a verified checkpoint left it; the model has its weights already.
+    """Continue a training from a verified checkpoint, whose weights the model has already.
 
     Raises:
-        CheckpointError: the checkpoint holds no training, or that of other parameters or settings.
+        CheckpointError: the checkpoint holds no training, or one of other parameters or settings.
         DataError: the text or the tokenizer has changed.
     """
     reader = CheckpointReader(directory)
@@ -166,7 +253,8 @@ def restore(trainer: Trainer, directory: Path) -> None:
     torch.set_rng_state(tensors.pop(RANDOM))
     trainer.averages.sums = {key.removeprefix(AVERAGE): t.to(trainer.device) for key, t in tensors.items()}
     trainer.averages.steps = meta["averaged_steps"]
-    trainer.scaler.load_state_dict(meta["scaler"])
+    if meta["scaler"]:  # empty: the run was not in fp16 before, and the scaler starts afresh
+        trainer.scaler.load_state_dict(meta["scaler"])
     if trainer.forward.optional and trainer.forward.compiled != meta.get("compiled", False):
         trainer.forward.prepare(meta["compiled"])  # as it was decided when the run began
 

@@ -1,45 +1,46 @@
-"""A picture of a run: how its losses fell, and the learning rate that they fell under."""
+"""loss.png: the training and validation losses of a run, and the learning rate below them."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modular_gpt.training.recorder import Entry, read_metrics
+from modular_gpt.training.metrics import Curves, Points, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLOT = "loss.png"
-SMOOTH = 40  # the mean of one in so many entries is drawn over them
-BEGINNING = 0.05  # share of the steps whose losses may run out of the picture, or the rest would be flat
-
-Points = list[tuple[float, float]]
+SMOOTH = 40  # one in so many points is averaged over in the smooth curve
+BEGINNING = 0.05  # share of the steps whose losses may leave the picture, or the rest would be flat
 
 
-def plot_losses(directory: Path) -> Path:
-    """Draw loss.png from metrics.jsonl: the losses of training and validation, and below them the learning rate."""
+def plot_losses(directory: Path, curves: Curves | None = None) -> Path:
+    """Draw loss.png in a run directory; without ``curves``, from metrics.jsonl."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    entries = read_metrics(directory)
+    curves = Curves(read_metrics(directory)) if curves is None else curves
     figure = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
-    draw_losses(losses, points(entries, "loss"), points(entries, "validation_loss"))
-    losses.set_title(title(directory, entries), fontsize=10, loc="left")
-    if rates := points(entries, "learning_rate"):
-        rate.plot(*zip(*rates, strict=True), color="C2", linewidth=1.2)
+    draw_losses(losses, curves.loss, curves.validation)
+    losses.set_title(title(directory, curves), fontsize=10, loc="left")
+    if curves.learning_rate:
+        rate.plot(*zip(*curves.learning_rate, strict=True), color="C2", linewidth=1.2)
     rate.set_ylim(bottom=0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")
     rate.grid(alpha=0.3)
-    figure.savefig(directory / PLOT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a run may be named with an emoji
+        figure.savefig(directory / PLOT)
     return directory / PLOT
 
 
 def draw_losses(axes: "Axes", training: Points, validation: Points) -> None:
-    """The training loss as it was and smoothed, and the validation loss with its best value."""
+    """Draw the training loss, as it is and smoothed, and the validation loss with its best value."""
     if training:
         smooth = smoothed(training)
         color, label = ("0.8", None) if smooth else ("0.5", "training")
@@ -62,13 +63,8 @@ def draw_losses(axes: "Axes", training: Points, validation: Points) -> None:
     axes.grid(alpha=0.3)
 
 
-def points(entries: list[Entry], name: str) -> Points:
-    """(step, value) of a figure, where an entry has it and it is finite."""
-    return [(entry["step"], entry[name]) for entry in entries if math.isfinite(entry.get(name, math.nan))]
-
-
 def smoothed(values: Points) -> Points:
-    """Means over a moving window, each at its middle; nothing where there are too few for that."""
+    """Means over a moving window, each at its middle; empty where there are too few points."""
     width = len(values) // SMOOTH
     if width < 2:
         return []
@@ -76,12 +72,13 @@ def smoothed(values: Points) -> Points:
     return [(window[width // 2][0], sum(value for _, value in window) / width) for window in windows]
 
 
-def title(directory: Path, entries: list[Entry]) -> str:
-    """The run and its best result."""
-    evaluations = [entry for entry in entries if "validation_loss" in entry]
-    if not evaluations:
-        return directory.resolve().name
-    best = min(evaluations, key=lambda entry: entry["validation_loss"])
-    tokens = max((entry["tokens"] for entry in entries if "tokens" in entry), default=0)
-    result = f"best validation loss {best['validation_loss']:.4f} ({best['bits_per_byte']:.3f} bits per byte)"
-    return f"{directory.resolve().name}\n{result} at step {best['step']:,.0f}; {tokens:,.0f} tokens in all"
+def title(directory: Path, curves: Curves) -> str:
+    """The run and its best result; a $ in the name is no formula."""
+    name = directory.resolve().name.replace("$", r"\$")
+    if curves.best is None:
+        return name
+    loss, bits, step = (curves.best[key] for key in ("validation_loss", "bits_per_byte", "step"))
+    return (
+        f"{name}\nbest validation loss {loss:.4f} ({bits:.3f} bits per byte) at step {step:,.0f};"
+        f" {curves.tokens:,.0f} tokens in all"
+    )

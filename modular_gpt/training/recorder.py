@@ -1,8 +1,5 @@
-"""What people and programs see of a run while it goes on: a progress bar, metrics.jsonl, metrics.csv, samples.txt."""
+"""What people and programs see of a run while it trains: a progress bar, metrics, samples, the plot, and loggers."""
 
-import csv
-import io
-import json
 import math
 import os
 import sys
@@ -17,15 +14,18 @@ from tqdm import tqdm
 from modular_gpt.core.atomic_files import write_text
 from modular_gpt.training.estimate import size
 from modular_gpt.training.loggers import Loggers
+from modular_gpt.training.metrics import Curves, Entry, MetricsLog, read_metrics
 from modular_gpt.training.mfu import ThroughputMonitor
+from modular_gpt.training.plot import PLOT, plot_losses
+from modular_gpt.training.run_directory import RunFiles
 
-METRICS, TABLE, SAMPLES = "metrics.jsonl", "metrics.csv", "samples.txt"
+SAMPLES = "samples.txt"
 HEADING = "=== step "  # in samples.txt; lines of samples are indented
 QUIET = 10.0  # seconds between lines where there is no terminal for a bar
+PAUSE = 20.0  # between two drawings of the plot, as a multiple of the time that one takes
+FIRST_DRAWING = 0.25  # seconds that the first one takes, about
 
 BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}"
-
-Entry = dict[str, float]
 
 
 class Averages:
@@ -43,7 +43,7 @@ class Averages:
         self.steps += 1
 
     def read(self) -> Entry:
-        """The mean per step of each name; the sums start again at nothing."""
+        """The mean per step of each name; the sums start again at zero."""
         names, steps = list(self.sums), max(1, self.steps)
         values = torch.stack([self.sums[name] for name in names]).tolist() if names else []
         self.sums, self.steps = {}, 0
@@ -51,7 +51,7 @@ class Averages:
 
 
 class Silent:
-    """What a process has in a Recorder's place where another one records."""
+    """Takes a Recorder's place in the processes that record nothing."""
 
     def __init__(self) -> None:
         self.outcome: dict[str, Any] = {}
@@ -64,15 +64,17 @@ class Silent:
 
     def evaluation(self, entry: Entry, text: str | None, best: bool) -> None: ...
 
+    def measuring(self, done: int, total: int) -> None: ...
+
     def close(self) -> None: ...
 
 
 class Recorder:
-    """Writes a run's figures and samples into its directory and shows them."""
+    """Writes the metrics and samples of a run into its directory and shows them. No failure of it ends a training."""
 
     def __init__(
         self,
-        directory: Path,
+        files: RunFiles,
         max_steps: int,
         meter: ThroughputMonitor,
         loggers: Loggers,
@@ -80,95 +82,105 @@ class Recorder:
         evaluated: int = 0,
         quiet: bool = False,
     ) -> None:
-        """Go on after step ``start``, the last evaluation having been at ``evaluated``; later entries are dropped."""
-        self.directory, self.meter, self.loggers = directory, meter, loggers
-        self.outcome: dict[str, Any] = {}  # figures of the report, for the loggers
+        """Continue after step ``start``, whose last evaluation was at ``evaluated``; later entries are dropped."""
+        self.files, self.meter, self.loggers = files, meter, loggers
+        self.outcome: dict[str, Any] = {}  # numbers of the report, for the loggers
         self.quiet = quiet
-        forget_after(directory, start, evaluated)
-        self.file = (directory / METRICS).open("a", encoding="utf-8")
+        self.metrics = MetricsLog(files, start, evaluated)
+        files.attempt(SAMPLES, lambda: drop_samples_after(files.directory, evaluated))
+        self.curves = Curves(read_metrics(files.directory))
+        self.drawn, self.drawing = time.perf_counter(), FIRST_DRAWING
         hidden = quiet or not has_terminal()  # then lines take the bar's place
         self.bar = tqdm(total=max_steps, initial=start, disable=hidden, dynamic_ncols=True, leave=False, bar_format=BAR)
         self.max_steps = max_steps
         self.last_line = 0.0
 
     def say(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar."""
         if not self.quiet:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
     def step(self) -> None:
-        """One more step is done."""
+        """Note that one more step is done."""
         self.bar.update()
 
     def training(self, entry: Entry) -> None:
-        """Figures of the steps since the last entry; how much of the device they used is added."""
+        """Record the metrics of the steps since the last entry; those of the device are added."""
         entry = {**entry, **self.meter.read(entry["tokens_per_second"])}
-        self._write(entry)
+        self._record(entry)
         self.bar.set_postfix_str(shown(entry), refresh=False)
-        now = time.perf_counter()
-        if self.bar.disable and now - self.last_line > QUIET:
-            self.last_line = now
+        if self._line_due():
             left = self.remaining(entry)
             self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {left} left  {shown(entry)}")
 
     def evaluation(self, entry: Entry, text: str | None, best: bool) -> None:
-        """Figures of an evaluation, and the text that was generated at it."""
-        self._write(entry)
-        self.save_table()
+        """Record the metrics of an evaluation, and the sample that was generated at it."""
+        self._record(entry)
         self.say(
             f"step {entry['step']:>6.0f}/{self.max_steps}  validation loss {entry['validation_loss']:.4f}"
             f"  ({entry['bits_per_byte']:.3f} bits per byte){'  best so far' if best else ''}"
         )
         if text is not None:
             quoted = "\n".join(f"    | {harmless(line)}" for line in text.split("\n"))
-            with (self.directory / SAMPLES).open("a", encoding="utf-8") as file:
-                file.write(f"{HEADING}{entry['step']}\n{quoted}\n\n")
+            self.files.append(SAMPLES, f"{HEADING}{entry['step']}\n{quoted}\n\n")
             self.say(quoted)
             self.loggers.text(int(entry["step"]), text)
+        if time.perf_counter() - self.drawn > PAUSE * self.drawing:
+            self.draw()
+
+    def measuring(self, done: int, total: int) -> None:
+        """Show how much of the final evaluation is done, in batches."""
+        self.bar.set_postfix_str(f"final evaluation {done}/{total}")
+        if self._line_due():
+            self.say(f"final evaluation: {done} of {total} batches")
+
+    def _line_due(self) -> bool:
+        """Whether to print a line now, where there is no bar."""
+        now = time.perf_counter()
+        due = bool(self.bar.disable) and now - self.last_line > QUIET
+        if due:
+            self.last_line = now
+        return due
 
     def remaining(self, entry: Entry) -> str:
-        """How long the steps that are left will take at the speed of the last ones, as h:mm:ss."""
+        """The time that the remaining steps take at the speed of the last ones, as h:mm:ss."""
         if not entry["tokens_per_second"]:
             return "?"
         tokens = (self.max_steps - entry["step"]) * entry["tokens"] / entry["step"]
         return duration(tokens / entry["tokens_per_second"])
 
-    def save_table(self) -> None:
-        """Write metrics.csv anew: all entries, a column for each figure that any of them has."""
-        entries = read_metrics(self.directory)
-        columns = dict.fromkeys(name for entry in entries for name in entry)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(entries)
-        write_text(self.directory / TABLE, text.getvalue())
-
-    def _write(self, entry: Entry) -> None:
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
+    def _record(self, entry: Entry) -> None:
+        self.metrics.add(entry)
+        self.curves.add(entry)
         self.loggers.scalars(int(entry["step"]), {name: value for name, value in entry.items() if name != "step"})
 
+    def draw(self) -> None:
+        """Draw loss.png."""
+        begun = time.perf_counter()
+        self.files.attempt(PLOT, lambda: plot_losses(self.files.directory, self.curves))
+        self.drawn = time.perf_counter()
+        self.drawing = self.drawn - begun
+
     def close(self) -> None:
-        """End the bar, the files and the loggers."""
+        """End the bar, the plot and the loggers."""
         self.bar.close()
-        self.file.close()
-        self.save_table()
+        self.draw()
         self.loggers.finish(self.outcome)
 
 
 def shown(entry: Entry) -> str:
-    """The figures of a training entry in a line for people."""
-    nothing = math.nan  # where every update since the last entry was left out
-    figures = [
+    """The numbers of a training entry in a line for people."""
+    nothing = math.nan  # where every update since the last entry was skipped
+    numbers = [
         f"loss {entry.get('loss', nothing):.3f}",
         f"lr {entry['learning_rate']:.1e}",
         f"grad {entry.get('gradient_norm', nothing):.2f}",
         f"{entry['tokens_per_second']:,.0f} tok/s",
     ]
-    figures += [f"mfu {entry['mfu']:.0%}"] if "mfu" in entry else []
-    figures += [size(entry["memory_bytes"])] if "memory_bytes" in entry else []
-    return "  ".join(figures)
+    numbers += [f"mfu {entry['mfu']:.0%}"] if "mfu" in entry else []
+    numbers += [size(entry["memory_bytes"])] if "memory_bytes" in entry else []
+    return "  ".join(numbers)
 
 
 def has_terminal() -> bool:
@@ -184,35 +196,18 @@ def harmless(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
 
-def read_metrics(directory: Path) -> list[Entry]:
-    """The entries of metrics.jsonl; a last line that was cut off by a crash is left out."""
-    path = directory / METRICS
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
-    return entries
-
-
-def forget_after(directory: Path, step: int, evaluated: int) -> None:
-    """Drop what an interrupted run wrote past the point from which it goes on: that is computed again."""
-    if (directory / METRICS).is_file():
-        entries = [
-            entry
-            for entry in read_metrics(directory)
-            if entry["step"] <= (evaluated if "validation_loss" in entry else step)
-        ]
-        write_text(directory / METRICS, "".join(json.dumps(entry) + "\n" for entry in entries))
+def drop_samples_after(directory: Path, evaluated: int) -> None:
+    """Drop the samples of samples.txt that an interrupted run wrote after its evaluation at step ``evaluated``."""
     path = directory / SAMPLES
-    if path.is_file():
-        kept, keep = [], True
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.startswith(HEADING):
-                keep = int(line.removeprefix(HEADING)) <= evaluated
-            kept += [line] if keep else []
-        write_text(path, "".join(kept))
+    if not path.is_file():
+        return
+    lines, keep = [], True
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.startswith(HEADING):
+            step = line.removeprefix(HEADING).strip()
+            keep = step.isdigit() and int(step) <= evaluated
+        lines += [line] if keep else []
+    write_text(path, "".join(lines))
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""What a run says at its end: a table, and what to type next."""
+"""The report at the end of a run: a table, and the command to type next."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from modular_gpt.training.recorder import duration
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures of a finished run.
+    """The numbers of a finished run.
 
-    parameters: all; active_parameters: that one token uses
-    tokens: trained on; epochs: how often that is the whole text; seconds: of training, evaluation and saving
-    loss: of the best weights on the validation text, nats per token; best_step: when they were reached
-    whole: the loss is of the whole validation text, else of fixed batches of it
+    parameters: all; active_parameters: those that one token uses
+    tokens: trained on; epochs: passes over the training text that these make; seconds: of training, evaluation and
+        saving
+    loss: of the best weights on the validation text, in nats per token; best_step: of these weights, 0 if no
+        evaluation gave a finite loss
+    whole: the loss is of the whole validation text, else of fixed windows of it
     """
 
     parameters: int
@@ -32,28 +34,37 @@ class Outcome:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): as unsure as between so many equally likely tokens."""
-        return math.exp(min(self.loss, 700.0))
+        """exp(loss): a model is as unsure as between this many equally likely tokens; inf where that overflows."""
+        return math.exp(self.loss) if not self.loss >= 700.0 else math.inf
 
 
 def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
-    """The figures, one a line, and the next commands."""
+    """The numbers, one a line, and the next command."""
     active = f" ({outcome.active_parameters:,} active)" if outcome.active_parameters != outcome.parameters else ""
     zlib = data.validation.zlib_bits_per_byte
+    text = "the whole validation text" if outcome.whole else "fixed windows"
     rows = [
         ("parameters", f"{outcome.parameters:,}{active}"),
         ("tokens seen", f"{outcome.tokens:,} in {outcome.steps:,} steps ({outcome.epochs:.2f} epochs)"),
         (
             "validation loss",
-            f"{outcome.loss:.4f} at step {outcome.best_step:,}, on "
-            + ("the whole validation text" if outcome.whole else "fixed batches"),
+            f"{outcome.loss:.4f} at step {outcome.best_step:,}, on {text}"
+            if outcome.best_step
+            else f"not finite at any evaluation ({outcome.loss:.4f} at the end)",
         ),
         ("perplexity", f"{outcome.perplexity:.3f} per token"),
         ("bits per byte", f"{outcome.bits_per_byte:.3f}" + (f" (zlib -9: {zlib:.3f})" if zlib else "")),
         ("wall time", f"{duration(outcome.seconds)}, {outcome.tokens / max(outcome.seconds, 1e-9):,.0f} tokens/s"),
-        ("files", f"{directory}: metrics.jsonl, metrics.csv, {PLOT}, samples.txt, checkpoints/best"),
+        ("files", f"{directory}: {', '.join(files_of(directory))}"),
     ]
     width = max(len(name) for name, _ in rows)
     rule = "-" * (width + 50)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join([rule, *lines, rule, f"Next: mgpt-generate checkpoint={directory}"])
+
+
+def files_of(directory: Path) -> list[str]:
+    """The files of a run that people look at, those that are there."""
+    names = ("metrics.jsonl", "metrics.csv", PLOT, "samples.txt", "checkpoints/best", "checkpoints/latest")
+    there = [name for name in names if (directory / name).exists()]
+    return [name for name in there if name != "checkpoints/latest" or "checkpoints/best" not in there]

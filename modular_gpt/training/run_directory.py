@@ -1,23 +1,96 @@
-"""Directories of runs: each run has one of its own, and one process at a time trains in it."""
+"""Run directories: each run has its own, one process at a time trains in it, and its files may fail without harm."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from modular_gpt.checkpoint import LATEST
-from modular_gpt.core.atomic_files import file_lock, link
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.atomic_files import file_lock, link, write_text
+from modular_gpt.core.errors import ConfigError, first_line
 
-LOCK = "lock"  # a file that is held meanwhile
+LOCK = "lock"  # a file that is held while a process trains in the directory
 
 log = logging.getLogger(__name__)
 
 
+class RunFiles:
+    """The files of a run besides its checkpoints. A write that fails is logged once and never ends the training."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._unwritten: dict[str, str] = {}
+        self._logged: set[str] = set()
+
+    def append(self, name: str, text: str) -> None:
+        """Append to a file. What a failed write leaves is written with the next one."""
+        text = self._unwritten.pop(name, "") + text
+        try:
+            append_text(self.directory / name, text)
+        except OSError as error:
+            self._unwritten[name] = text
+            self._log(name, error)
+
+    def unwritten(self, name: str) -> str:
+        """What could not be appended to a file yet."""
+        return self._unwritten.get(name, "")
+
+    def replace(self, name: str, text: str) -> None:
+        """Write a whole file in place of an earlier one."""
+        self.attempt(name, lambda: write_text(self.directory / name, text))
+        self._unwritten.pop(name, None)
+
+    def attempt(self, name: str, write: Callable[[], object]) -> None:
+        """Call ``write``, which makes a file or another output of the run; an exception of it is logged once."""
+        try:
+            write()
+        except Exception as error:  # whatever a drawing library or a file system raises
+            self._log(name, error)
+
+    def warn_if_deleted(self) -> None:
+        """Log, once, that somebody deleted the directory while the run trains in it."""
+        if not self.directory.is_dir() and "" not in self._logged:
+            self._logged.add("")
+            log.warning(
+                "the run directory '%s' was deleted while the run trains in it: its earlier files are lost, and the"
+                " next checkpoint makes it again",
+                self.directory,
+            )
+
+    def _log(self, name: str, error: Exception) -> None:
+        self.warn_if_deleted()
+        if name not in self._logged and self.directory.is_dir():
+            self._logged.add(name)
+            log.warning(
+                "'%s' cannot be written (%s); the training continues, and later writes are tried",
+                self.directory / name,
+                getattr(error, "strerror", None) or first_line(error),
+            )
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file: all of the text, or nothing and an OSError."""
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        left = memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 @contextmanager
-def only_here(directory: Path | None) -> Iterator[None]:
-    """Keep other processes from training in a run's directory meanwhile; ConfigError where one already does."""
+def lock_run(directory: Path | None) -> Iterator[None]:
+    """Keep other processes from training in a run directory while the block runs; None: there is none yet.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
     if directory is None:
         yield
         return
@@ -37,7 +110,11 @@ def only_here(directory: Path | None) -> Iterator[None]:
 
 
 def new_run_directory(runs: Path, name: str) -> Path:
-    """A directory that no other run has, ``<runs>/<date>-<time>-<name>``, to which ``<runs>/latest`` leads."""
+    """A new directory that no other run has, ``<runs>/<date>-<time>-<name>``; ``<runs>/latest`` then leads to it.
+
+    Raises:
+        ConfigError: ``runs`` is a file or cannot be written.
+    """
     while True:
         directory = runs / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
         try:

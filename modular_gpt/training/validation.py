@@ -1,27 +1,32 @@
-"""What is asked of a model between steps: its loss on the validation text, and a text of its own."""
+"""Evaluation between steps: the loss on the validation text, and a text that the model generates."""
 
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from modular_gpt.core.errors import NonFiniteError
+from modular_gpt.core.errors import NonFiniteError, first_line
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
 from modular_gpt.distributed import Parallel
 from modular_gpt.runtime.device import autocast
 from modular_gpt.runtime.signals import GracefulShutdown
-from modular_gpt.training.config import TrainerConfig
+from modular_gpt.training.config import EVAL_WINDOWS, TrainerConfig
 from modular_gpt.training.forward import Forward
 
-SEED = 0  # the same windows in every run on the same text, whatever the run's own seed
+SEED = 0  # of the windows, which are the same in every run on the same text, whatever the run's own seed
 PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
 
 
 class Validation:
-    """Measures a model that is being trained, and leaves it in training mode."""
+    """Evaluates a model that is being trained, and leaves it in training mode."""
 
     def __init__(
         self,
@@ -33,14 +38,26 @@ class Validation:
         stop: GracefulShutdown,
         parallel: Parallel,
     ) -> None:
-        """seed: of the samples; stop: ends a measurement early; parallel: whose processes share the batches"""
+        """
+        seed: of the samples
+        stop: a signal that it has noted ends an evaluation
+        parallel: how processes share the batches
+        """
         self.forward, self.tokens, self.tokenizer, self.config = forward, data.validation, tokenizer, config
         self.seed, self.stop, self.parallel = seed, stop, parallel
         self.block = forward.model.config.context_length
+        self.rows = config.batch_size // config.gradient_accumulation  # of a batch, all processes together
+        self.sample_failed = False
 
     @torch.no_grad()
-    def loss(self, batches: int) -> float | None:
-        """Mean loss (nats per token) over fixed batches of the validation text, 0 for all of it; None if stopped."""
+    def loss(self, batches: int, progress: Progress | None = None) -> float | None:
+        """The mean cross-entropy (nats per token) of fixed windows of the validation text.
+
+        batches: how many times ``EVAL_WINDOWS`` windows; 0: the whole text
+        progress: called with the batches done, and how many there are
+
+        Returns None if a signal ended it.
+        """
         losses, counts = [], []
         with self._evaluating():
             for x, y in self.batches(batches):
@@ -48,44 +65,66 @@ class Validation:
                     return None
                 losses.append(self.forward(x, y).parts["cross_entropy"].float())
                 counts.append(int((y != IGNORED).sum()))
-        total = math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True))
+                if progress is not None:
+                    progress(len(losses), self.count(batches))
+        total = math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True) if n)
         return self.parallel.mean(total, sum(counts))
 
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """``count`` random but fixed batches, or the whole text in order."""
-        rows = self.config.batch_size // self.config.gradient_accumulation
+    def count(self, batches: int) -> int:
+        """How many batches of ``rows`` windows ``batches`` yields."""
+        windows = batches * EVAL_WINDOWS or math.ceil((self.tokens.count - 1) / self.block)
+        return math.ceil(windows / self.rows)
+
+    def batches(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets, each (rows of this process, context_length): random but fixed windows, or the whole text.
+
+        Window i depends on the text and i alone, and how many there are on ``batches`` alone, so that the loss does
+        not depend on the batch size. The last batch is filled up with windows whose targets are ignored.
+        """
         part, parts = self.parallel.part, self.parallel.parts
-        if not count:
-            yield from sequential(self.tokens, self.block, rows, part, parts)
+        if not batches:
+            yield from sequential(self.tokens, self.block, self.rows, part, parts)
             return
-        source = BatchSource(self.tokens, self.block, rows, SEED)
-        for number in range(count):
-            yield source.batch(number, part, parts)
+        source = BatchSource(self.tokens, self.block, self.rows, SEED)
+        share = self.rows // parts
+        for number in range(self.count(batches)):
+            x, y = source.batch(number, part, parts)
+            counted = batches * EVAL_WINDOWS - number * self.rows - part * share
+            y[max(0, counted) :] = IGNORED
+            yield x, y
 
     def sample(self) -> str | None:
-        """A text that the model continues now, from the same random numbers; None where another process does that."""
-        forward, config = self.forward, self.config
-        ids = torch.tensor([self.prompt()], device=forward.device)
-        model = self.parallel.model_to_generate(forward.model)
+        """A text that the model generates, from the same random numbers at each call; None where another process does.
+
+        A sample never ends a training: one that fails is a line that says why.
+        """
+        model = self.parallel.model_to_generate(self.forward.model)  # all processes take part
         if model is None:
             return None
-        with self._evaluating(), autocast(forward.precision, forward.device):
-            try:
+        try:
+            with self._evaluating(), autocast(self.forward.precision, self.forward.device):
                 out = model.generate(
-                    ids,
-                    config.sample_tokens,
-                    temperature=config.sample_temperature,
+                    torch.tensor([self.prompt()], device=self.forward.device),
+                    self.config.sample_tokens,
+                    temperature=self.config.sample_temperature,
                     seed=self.seed,
                     overflow="window",
                     suppress_tokens=self.tokenizer.unused_ids(model.config.vocab_size),
                 )
-            except NonFiniteError as error:  # the training decides what becomes of it
-                return f"(no sample: {error})"
-        skipped = int(out[0, 0] == self.tokenizer.bos_id)
-        return self.tokenizer.decode(out[0, skipped:], errors="ignore")
+            skipped = int(out[0, 0] == self.tokenizer.bos_id)
+            return self.tokenizer.decode(out[0, skipped:], errors="ignore")
+        except Exception as error:
+            if not (self.sample_failed or isinstance(error, NonFiniteError)):  # training itself tells of the latter
+                log.warning("no sample could be generated (%s); the training continues", first_line(error))
+            self.sample_failed = True
+            return f"(no sample: {first_line(error)})"
 
     def prompt(self) -> list[int]:
-        """Ids of the text that samples continue, no longer than the context; ``bos_id``, where there is one, first."""
+        """Ids of the text that samples continue, no longer than the context; ``bos_id``, if there is one, is the first.
+
+        Raises:
+            DataError: ``sample_prompt`` has characters that the tokenizer does not know.
+        """
         if self.config.sample_prompt:
             ids = self.tokenizer.encode(self.config.sample_prompt)
         else:
