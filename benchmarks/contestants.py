@@ -102,11 +102,14 @@ def described(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
 
 def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
     """``Trainer.update`` of a run with these settings: everything that one of its steps does."""
+    from modular_gpt.distributed import build_parallel
     from modular_gpt.runtime.cpu_allocator import keep_memory
     from modular_gpt.runtime.device import choose_precision, float32_products
+    from modular_gpt.runtime.processes import ProcessGroup
     from modular_gpt.training import RunConfig, TrainerConfig
     from modular_gpt.training.build import build_trainer
     from modular_gpt.training.compile import ordered_sums
+    from modular_gpt.training.forward import Placement
 
     keep_memory()
 
@@ -121,7 +124,8 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
     precision = choose_precision(contestant.precision, device)
     data = PreparedData(tokens, tokens, {"tokenizer": {"vocab_size": size.vocabulary}})
     tokenizer: Any = SimpleNamespace(vocab_size=size.vocabulary)
-    trainer = build_trainer(config, data, tokenizer, device, precision, None)
+    placement = Placement(device, precision, build_parallel("none", ProcessGroup()))
+    trainer = build_trainer(config, data, tokenizer, placement)
     trainer.model.train()
 
     def step() -> None:

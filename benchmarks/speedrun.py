@@ -21,8 +21,11 @@ from measure import machine, table, write_section
 
 from modular_gpt import compose
 from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.distributed import build_parallel
 from modular_gpt.runtime.device import choose_device, choose_precision, float32_products, prepare_device
+from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training.build import build_trainer
+from modular_gpt.training.forward import Placement
 
 PLAIN = (
     *("experiment=shakespeare_char", "pos=learned", "model.bias=false", "optim=adamw", "optim.beta1=0.9"),
@@ -48,13 +51,14 @@ class Race:
         config = compose(*words, f"data.path={data}", f"seed={seed}")
         self.steps = config.trainer.max_steps
         self.device = choose_device(config.trainer.device)
-        self.precision = choose_precision(config.trainer.precision, self.device)
+        self.precision = choose_precision(str(config.trainer.precision), self.device)
         corpus = build_corpus(config.data)
         tokenizer = build_tokenizer(config.tokenizer, corpus)
         prepared = prepare(corpus, tokenizer)
-        self.trainer = build_trainer(config, prepared, tokenizer, self.device, self.precision, None)
+        placement = Placement(self.device, self.precision, build_parallel("none", ProcessGroup()))
+        self.trainer = build_trainer(config, prepared, tokenizer, placement)
         self.trainer.model.train()
-        self.tokens = self.steps * config.trainer.batch_size * config.model["context_length"]
+        self.tokens = self.steps * config.trainer.batch_size * config.model.context_length
 
     def advance(self, share: float = 1.0) -> None:
         """Train until so large a share of all steps is done."""

@@ -1,10 +1,12 @@
 """Typed dataclasses from plain mappings: every key known, every value of its declared type, or one sentence."""
 
 import dataclasses
+import functools
 import math
+import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -19,12 +21,48 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: a key is no field of ``cls`` (with the closest one), or a value has the wrong type.
     """
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(typing.cast(Any, cls)) if field.init]
+    return cls(**checked_fields(cls, values, where))
+
+
+def validated(where: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: the constructor of a dataclass checks its arguments as ``from_mapping`` does.
+
+    Raises (the constructor):
+        ConfigError: a keyword is no field (with the closest one), or a value has the wrong type.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        original = cls.__init__
+
+        @functools.wraps(original)
+        def __init__(self: Any, *args: Any, **keywords: Any) -> None:
+            names = [field.name for field in dataclasses.fields(self) if field.init]
+            original(self, **checked_fields(type(self), {**dict(zip(names, args, strict=False)), **keywords}, where))
+
+        setattr(cls, "__init__", __init__)  # noqa: B010  mypy knows __init__ as a method that is never replaced
+        return cls
+
+    return decorate
+
+
+def checked_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a dataclass's fields, each of its declared type; mappings become nested dataclasses."""
+    hints, names = _fields(cls)
     for key in values:
         if key not in names:
             raise ConfigError(f"{where}: {unknown('setting', str(key), names)}")
-    return cls(**{key: checked(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+    return {
+        key: from_mapping(hints[key], value, key)
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping)
+        else checked(value, hints[key], f"{where}.{key}")
+        for key, value in values.items()
+    }
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
+    """The declared types and the names of a dataclass's fields."""
+    return typing.get_type_hints(cls), [field.name for field in dataclasses.fields(typing.cast(Any, cls)) if field.init]
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
@@ -42,6 +80,8 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             return float(value)
         if base is dict and isinstance(value, Mapping):
             return dict(value)
+        if base is str and isinstance(value, os.PathLike):
+            return os.fspath(value)
         if base is list and isinstance(value, (list, tuple)):
             return [_python_number(each) for each in value]
         if base is float and isinstance(value, float) and not math.isfinite(value):

@@ -7,10 +7,10 @@ from typing import Any
 
 from modular_gpt.core.registry import decode, import_folder
 from modular_gpt.model import GPTModel
-from modular_gpt.optim.base import Optimizer, OptimizerConfig
+from modular_gpt.optim.base import Optimizer, OptimizerConfig, peak_learning_rate
 from modular_gpt.optim.schedules import Schedule, build_schedule
 
-__all__ = ["Optimizer", "OptimizerConfig", "Schedule", "build_optimizer", "build_schedule"]
+__all__ = ["Optimizer", "OptimizerConfig", "Schedule", "build_optimizer", "build_schedule", "peak_learning_rate"]
 
 import_folder(__name__, __path__)
 

@@ -66,6 +66,11 @@ class OptimizerConfig(ComponentConfig):
                 )
 
 
+def peak_learning_rate(config: OptimizerConfig, d_model: int) -> float:
+    """The peak learning rate for a model of this width, with the default for null filled in."""
+    return config.learning_rate or min(0.5 / d_model, 0.004)
+
+
 class Optimizer(Component, ABC, slot="optim"):
     """One or more of PyTorch's optimizers that share a model's parameters between them."""
 
@@ -74,7 +79,7 @@ class Optimizer(Component, ABC, slot="optim"):
     def __init__(self, config: Any, model: GPTModel) -> None:
         """Take the parameters of ``model`` that require a gradient."""
         self.config = config
-        self.learning_rate: float = config.learning_rate or min(0.5 / model.config.d_model, 0.004)
+        self.learning_rate = peak_learning_rate(config, model.config.d_model)
         self.head = None if model.head is None else model.head.weight
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.parts = self.build(parameter_groups(model))

@@ -1,24 +1,38 @@
-"""What a training run is: one plain dataclass that a command line, a notebook or a file can fill.
+"""The settings of a training run: one plain dataclass that a command line, a notebook or a file can fill.
 
 ``data``, ``tokenizer``, ``optim``, ``schedule``, ``parallel`` and ``logger`` are slots of the registry like the parts
 of a model, so ``entries("optim")`` lists the optimizers with their Config classes and their one-line summaries.
 """
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
+
+from torch import nn
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.core.validation import fraction, from_mapping, not_negative, one_of, positive
+from modular_gpt.core.validation import fraction, from_mapping, not_negative, one_of, positive, validated
+from modular_gpt.data import Tokenizer
 from modular_gpt.model.aliases import read_config
+from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.loss import LossConfig
+from modular_gpt.optim import build_schedule
 from modular_gpt.training.lora import LoraConfig
 
 SLOTS = ("data", "tokenizer", "optim", "schedule", "parallel", "logger")
 PRECISIONS = ("auto", "float32", "bf16_products", "bf16", "fp16")
+PRECISION_NAMES = {  # in other programs
+    **dict.fromkeys(("fp32", "32", "32-true"), "float32"),
+    **dict.fromkeys(("bfloat16", "bf16-mixed"), "bf16"),
+    **dict.fromkeys(("float16", "16", "16-mixed"), "fp16"),
+}
+EVAL_WINDOWS = 8  # of the validation text, in one batch of an evaluation
 
 
+@validated("trainer")
 @dataclass
 class TrainerConfig:
     """Settings of the training loop.
@@ -37,7 +51,8 @@ class TrainerConfig:
         as the model. By default (null) there is none.
     order: Order of training windows: random starts them anywhere; epoch takes adjacent windows, each once per epoch.
     eval_interval: Number of steps between evaluations.
-    eval_batches: Number of fixed batches per evaluation; 0 evaluates the whole validation text.
+    eval_batches: Size of an evaluation, as a number of batches of 8 fixed windows, whatever batch_size is; 0 evaluates
+        the whole validation text.
     patience: Stop after this many evaluations without a better loss. By default (null) training runs to the last step.
     sample_prompt: Prompt of the sample that is generated at each evaluation. By default (null) the beginning of the
         validation text.
@@ -47,6 +62,7 @@ class TrainerConfig:
     log_interval: Number of steps between entries of metrics.jsonl.
     save_interval: Number of steps between checkpoints. By default (null) one is saved at each evaluation.
     keep: Number of checkpoints to keep besides the best one.
+    keep_every: Save a checkpoint every n steps and keep it as a milestone. By default (null) there are none.
     device: The device to train on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     precision: Precision of the arithmetic: auto, float32, bf16_products, bf16 or fp16. Weights and optimizer state stay
         float32. With bf16_products, only matrix products round their inputs to bf16, which is twice as fast on CPUs
@@ -77,14 +93,16 @@ class TrainerConfig:
     log_interval: int = 10
     save_interval: int | None = None
     keep: int = 2
+    keep_every: int | None = None
     device: str = "auto"
-    precision: str = "auto"
+    precision: str | int = "auto"
     compile: bool | str = "auto"
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        self.precision = PRECISION_NAMES.get(str(self.precision).lower(), str(self.precision))
         at_least(1, "trainer", self, "max_steps", "batch_size", "gradient_accumulation", "eval_interval",
-                 "patience", "log_interval", "save_interval", "keep", "threads")  # fmt: skip
+                 "patience", "log_interval", "save_interval", "keep", "keep_every", "threads")  # fmt: skip
         at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip", "activation_checkpointing")
         positive("trainer", sample_temperature=self.sample_temperature)
         fraction("trainer", label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)
@@ -92,7 +110,7 @@ class TrainerConfig:
         if not all(isinstance(pattern, str) for pattern in self.frozen):
             raise ConfigError(f"trainer.frozen must be a list of patterns of names, got {self.frozen!r}")
         one_of(self.order, ("random", "epoch"), "trainer.order")
-        one_of(self.precision, PRECISIONS, "trainer.precision")
+        one_of(str(self.precision), PRECISIONS, "trainer.precision")
         one_of(str(self.compile).lower(), ("auto", "true", "false"), "trainer.compile")
         self.compile = {"true": True, "false": False}.get(str(self.compile).lower(), "auto")
         if self.batch_size % self.gradient_accumulation:
@@ -103,15 +121,16 @@ class TrainerConfig:
 
     @property
     def loss(self) -> LossConfig:
-        """What is added to the cross-entropy."""
+        """The terms that are added to the cross-entropy."""
         return LossConfig(self.label_smoothing, self.z_loss)
 
 
+@validated("run")
 @dataclass
 class RunConfig:
     """All settings of a training run. ``train(RunConfig(...))`` trains it.
 
-    model: Settings of GPTConfig; the vocabulary's size comes from the tokenizer.
+    model: A GPTConfig, or a mapping or a namespace with its settings, which may be foreign ones.
     data, tokenizer, optim, schedule, parallel, logger: A registered name, a mapping with a name, or a Config of that
         slot.
     trainer: Settings of the training loop, as a TrainerConfig or a mapping.
@@ -120,16 +139,19 @@ class RunConfig:
     runs: Directory in which each run gets a directory of its own.
     resume: Resume this run, or one of its checkpoints, in the same directory. The settings are those given here;
         ``load_config`` reads the old ones.
+    rewind: Resume from an older checkpoint of a run and delete its later ones.
     init_from: Start from the weights of this run, checkpoint, folder in Hugging Face's format or published name. The
         other settings of the model decide which components it has.
     lora: Train low-rank adapters instead of the weights of init_from.
+    vocab_size: Number of token ids of the model. By default (null) the number that model gives; if it gives none, or is
+        a GPTConfig with the default, as many as the tokenizer has.
     dry_run: Print the memory and time that the training would need, without training.
 
     Raises:
         ConfigError: a setting cannot work.
     """
 
-    model: dict[str, Any] = field(default_factory=dict)
+    model: Any = field(default_factory=dict)
     data: Any = "python_stdlib"
     tokenizer: Any = "byte"
     optim: Any = "adamw"
@@ -141,30 +163,47 @@ class RunConfig:
     name: str = "gpt"
     runs: str = "runs"
     resume: str | None = None
+    rewind: bool = False
     init_from: str | None = None
     lora: LoraConfig = field(default_factory=LoraConfig)
+    vocab_size: int | None = None
     dry_run: bool = False
 
     def __post_init__(self) -> None:
         for slot in SLOTS:
-            setattr(self, slot, decode(slot, getattr(self, slot)))
-        if isinstance(self.trainer, Mapping):
-            self.trainer = from_mapping(TrainerConfig, self.trainer, "trainer")
-        if isinstance(self.lora, Mapping):
-            self.lora = from_mapping(LoraConfig, self.lora, "lora")
-        given = "vocab_size" in self.model
-        self.model = read_config(self.model).to_dict()
-        if not given:
-            del self.model["vocab_size"]
+            setattr(self, slot, decode(slot, _without_paths(getattr(self, slot))))
+        self._read_model()
+        build_schedule(self.schedule, self.trainer.max_steps)
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} has more than 64 bits; take a smaller one")
         if not self.name or any(character in self.name for character in '/\\:*?"<>|\0'):
             raise ConfigError(f"name={self.name!r} must be usable as a part of a directory's name")
 
+    def _read_model(self) -> None:
+        """Let ``model`` be a GPTConfig, and ``vocab_size`` what was asked for."""
+        given: Any = vars(self.model) if isinstance(self.model, SimpleNamespace) else self.model
+        if isinstance(given, nn.Module):
+            raise ConfigError(f"model is a {type(given).__name__}: give its config, model=model.config")
+        if isinstance(given, GPTConfig):
+            size = None if given.vocab_size == GPTConfig.vocab_size else given.vocab_size
+        else:
+            size = given.get("vocab_size") if isinstance(given, Mapping) else None
+        self.vocab_size = size if self.vocab_size is None else self.vocab_size
+        self.model = read_config(self.model)
+        if self.vocab_size is not None:
+            self.model = replace(self.model, vocab_size=self.vocab_size)
+
+    def model_config(self, tokenizer: Tokenizer) -> GPTConfig:
+        """The model's config; it has as many ids as the tokenizer unless another number was given."""
+        return self.model if self.vocab_size is not None else replace(self.model, vocab_size=tokenizer.vocab_size)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values with every default spelled out, without ``resume`` and ``dry_run``."""
+        """Plain values with every default spelled out, without ``resume``, ``rewind`` and ``dry_run``."""
+        model = self.model.to_dict()
+        if self.vocab_size is None:
+            del model["vocab_size"]
         return {
-            "model": self.model,
+            "model": model,
             **{slot: encode(getattr(self, slot)) for slot in SLOTS},
             "trainer": asdict(self.trainer),
             "seed": self.seed,
@@ -179,18 +218,23 @@ class RunConfig:
         """Read what ``to_dict`` wrote, or the same with some settings left out.
 
         Raises:
-            ConfigError: a setting is unknown, of the wrong type, or cannot work with another.
+            ConfigError: a setting is unknown, of the wrong type, or does not go with another one.
         """
-        values = dict(values)
-        for name, kind in (("trainer", TrainerConfig), ("lora", LoraConfig)):
-            if isinstance(values.get(name), Mapping):
-                values[name] = from_mapping(kind, values[name], name)
         return from_mapping(cls, values, "run")
 
 
-def at_least(lowest: int, where: str, settings: object, *names: str) -> None:
+def _without_paths(value: Any) -> Any:
+    """The same with every Path in it as text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    return [_without_paths(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def at_least(lowest: int, where: str, config: object, *names: str) -> None:
     """Raise a ConfigError for the first of the named settings that is given and below ``lowest``."""
     for name in names:
-        value = getattr(settings, name)
+        value = getattr(config, name)
         if value is not None and value < lowest:
             raise ConfigError(f"{where}.{name} must be at least {lowest}, got {value}")

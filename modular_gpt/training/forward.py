@@ -1,6 +1,7 @@
 """The model as a training runs it: on its device, in its precision, compiled where that is wished."""
 
 import logging
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -16,6 +17,18 @@ from modular_gpt.runtime.device import autocast
 from modular_gpt.training.compile import from_compiler, reason
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which arithmetic a training runs.
+
+    precision: one of ``PRECISIONS`` but ``auto``; parallel: with which other processes
+    """
+
+    device: torch.device
+    precision: str
+    parallel: Parallel
 
 
 class Forward:

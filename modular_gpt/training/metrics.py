@@ -75,7 +75,9 @@ def drop_after(directory: Path, step: int, evaluated: int) -> None:
     if not (directory / METRICS).is_file():
         return
     entries = [
-        entry for entry in read_metrics(directory) if entry["step"] <= (evaluated if "validation_loss" in entry else step)
+        entry
+        for entry in read_metrics(directory)
+        if entry["step"] <= (evaluated if "validation_loss" in entry else step)
     ]
     write_text(directory / METRICS, "".join(json.dumps(entry) + "\n" for entry in entries))
 

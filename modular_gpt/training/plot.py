@@ -1,6 +1,5 @@
 """loss.png: the training and validation losses of a run, and the learning rate below them."""
 
-import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,10 +1,11 @@
-"""A whole run: text -> tokens -> model -> training -> report, in a directory of its own."""
+"""A whole run, from the text to the report, in a directory of its own."""
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,18 +20,18 @@ from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import choose_device, choose_precision, float32_products, prepare_device
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import orderly
-from modular_gpt.training.build import build_trainer, described_model
-from modular_gpt.training.checkpointing import Checkpoints, run_of
+from modular_gpt.training.build import build_trainer
+from modular_gpt.training.checkpointing import Checkpoints, check_rewind, run_of
 from modular_gpt.training.compile import from_compiler, ordered_sums, reason
 from modular_gpt.training.config import RunConfig, TrainerConfig
 from modular_gpt.training.estimate import Estimate, check_memory, estimate, suggest_smaller
 from modular_gpt.training.finetune import open_source, tokenizer_of
+from modular_gpt.training.forward import Placement
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import peft_package
-from modular_gpt.training.plot import plot_losses
 from modular_gpt.training.recorder import Recorder, Silent
 from modular_gpt.training.report import Outcome, report_table
-from modular_gpt.training.run_directory import new_run_directory, only_here
+from modular_gpt.training.run_directory import RunFiles, lock_run, new_run_directory
 from modular_gpt.training.run_info import meter_of, opening, save_run_info
 from modular_gpt.training.trainer import Trainer
 
@@ -39,9 +40,10 @@ from modular_gpt.training.trainer import Trainer
 class RunResult:
     """How a run ended.
 
-    directory: of the run, of all runs after a dry run; signal: that ended it early, so that it can be resumed, or None
-    outcome: what the report says of it; table: that report, as text; None for a run that was ended early,
-        the estimate for a dry run
+    directory: of the run; of all runs after a dry run
+    signal: number of the signal that ended it early, so that it can be resumed, or None
+    outcome: the numbers of its report; None for a run that ended early, and for a dry run
+    table: the report as text; None for a run that ended early; the estimate for a dry run
     """
 
     directory: Path
@@ -49,35 +51,53 @@ class RunResult:
     outcome: Outcome | None
     table: str | None
 
+    def __repr__(self) -> str:
+        if self.outcome is None:
+            end = "a dry run" if self.signal is None else f"stopped by signal {self.signal}"
+        else:
+            end = f"validation loss {self.outcome.loss:.4f} after {self.outcome.steps:,} steps"
+        return f"RunResult({str(self.directory)!r}: {end})"
+
 
 def train(config: RunConfig, quiet: bool = False) -> RunResult:
-    """Do what ``config`` says, or go on with the run that it names; ``quiet`` prints nothing.
+    """Train as ``config`` says, or resume the run that it names; ``quiet`` prints nothing.
 
     Ctrl-C and SIGTERM end it early with a checkpoint.
 
     Raises:
-        ConfigError: a setting does not fit the others or this machine.
+        ConfigError: a setting does not go with the others or with this machine.
         DataError: the text is missing, too short or no text.
-        CheckpointError: what is to be resumed is missing, damaged or of other settings; or the disk is full.
+        CheckpointError: the checkpoint to resume is missing, damaged or of other settings; or the disk is full.
     """
+    config = read_run_config(config)
     keep_memory()
     processes = ProcessGroup.launched()
     with orderly():
         with processes.same_error_on_all_ranks():
             parallel = build_parallel(config.parallel, processes)
             device = choose_device(config.trainer.device, processes)
-            precision = choose_precision(config.trainer.precision, device)
+            precision = choose_precision(str(config.trainer.precision), device)
             loggers = build_loggers(config.logger if processes.is_main else "none")
         prepare_device(config.trainer.threads, processes.local_world)
         with processes.connected(device, parallel.timeout), float32_products(precision, device):
-            return train_together(config, parallel, loggers, device, precision, quiet or not processes.is_main)
+            placement = Placement(device, precision, parallel)
+            return train_together(config, placement, loggers, quiet or not processes.is_main)
 
 
-def train_together(
-    config: RunConfig, parallel: Parallel, loggers: Loggers, device: torch.device, precision: str, quiet: bool
-) -> RunResult:
+def read_run_config(config: Any) -> RunConfig:
+    """A RunConfig as it is, or from a mapping; ConfigError for anything else."""
+    if isinstance(config, Mapping):
+        return RunConfig.from_dict(config)
+    if isinstance(config, RunConfig):
+        return config
+    given = {GPTModel: "model.config", GPTConfig: "config"}.get(type(config))
+    hint = f": a run builds its own model, train(RunConfig(model={given}, ...))" if given else ""
+    raise ConfigError(f"train takes a RunConfig, got a {type(config).__name__}{hint}")
+
+
+def train_together(config: RunConfig, placement: Placement, loggers: Loggers, quiet: bool) -> RunResult:
     """``train`` in processes that are connected."""
-    processes = parallel.processes
+    processes = placement.parallel.processes
     if config.lora.rank is not None:
         if config.init_from is None and config.resume is None:
             raise ConfigError(f"lora.rank={config.lora.rank} adapts a model that was trained: give one by init_from=")
@@ -85,51 +105,58 @@ def train_together(
     with ExitStack() as held:
         directory = checkpoint = source = None
         if (resume := config.resume) is not None:
-            directory = run_of(Path(resume))
-            held.enter_context(only_here(directory if processes.is_main else None))
-            checkpoint = Path(processes.lead(lambda: str(find_checkpoint(resume, prefer=LATEST))))
+            directory = run_of(Path(resume).expanduser())
+            held.enter_context(lock_run(directory if processes.is_main else None))
+            checkpoint = Path(processes.lead(lambda: str(checkpoint_to_resume(config, resume))))
         elif (init_from := config.init_from) is not None:
             source = processes.local_main_first(lambda: open_source(init_from))
         corpus = processes.local_main_first(lambda: build_corpus(config.data))
         tokenizer = processes.local_main_first(lambda: tokenizer_of(config, corpus, source, checkpoint))
         if config.dry_run:
-            return dry_run(config, tokenizer, device, parallel, quiet)
+            return dry_run(config, tokenizer, placement, quiet)
         data = processes.local_main_first(lambda: prepare(corpus, tokenizer))
         say: Callable[[str], None] = (lambda text: None) if quiet else print
-        trainer = build_trainer(config, data, tokenizer, device, precision, checkpoint, source, say, parallel)
+        trainer = build_trainer(config, data, tokenizer, placement, checkpoint, source, say)
         source = None  # gives its memory back
         if directory is None:
-            directory = Path(processes.lead(lambda: str(new_run_directory(Path(config.runs), config.name))))
-            held.enter_context(only_here(directory if processes.is_main else None))
+            runs = Path(config.runs).expanduser()
+            directory = Path(processes.lead(lambda: str(new_run_directory(runs, config.name))))
+            held.enter_context(lock_run(directory if processes.is_main else None))
         processes.directory = directory
-        return run(trainer, directory, config, loggers, quiet)
+        return run(trainer, RunFiles(directory), config, loggers, quiet)
 
 
-def dry_run(
-    config: RunConfig, tokenizer: Tokenizer, device: torch.device, parallel: Parallel, quiet: bool
-) -> RunResult:
-    """Say what a training needs, in each process; a ConfigError where that is more than there is."""
-    described = described_model(config, tokenizer)
+def checkpoint_to_resume(config: RunConfig, resume: str) -> Path:
+    """The verified checkpoint that ``resume`` names; ConfigError if later ones of its run would be deleted."""
+    path = Path(resume).expanduser()
+    checkpoint = find_checkpoint(path, prefer=LATEST)
+    check_rewind(checkpoint, path, config.rewind)
+    return checkpoint
+
+
+def dry_run(config: RunConfig, tokenizer: Tokenizer, placement: Placement, quiet: bool) -> RunResult:
+    """Print what a training needs in each process; ConfigError if that is more than there is."""
+    described, parallel = config.model_config(tokenizer), placement.parallel
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
-    settings, said = needed_by(config, described, parallel)
+    settings, needed = needed_by(config, described, parallel)
     with torch.device("meta"):
         count = GPTModel(described).num_parameters()
-    table = f"parameters: {count.total:,} ({count.active:,} active)\n{said.table()}"
+    table = f"parameters: {count.total:,} ({count.active:,} active)\n{needed.table()}"
     if not quiet:
         print(table)
-    check_memory(said, described, settings, device, config.lora)
+    check_memory(needed, described, settings, placement.device, config.lora)
     return RunResult(Path(config.runs), None, None, table)
 
 
 def needed_by(config: RunConfig, described: GPTConfig, parallel: Parallel) -> tuple[TrainerConfig, Estimate]:
-    """The settings of one process, and what it needs."""
+    """The trainer's settings in one process, and the memory that it needs."""
     settings = replace(config.trainer, batch_size=config.trainer.batch_size // parallel.parts)
     return settings, estimate(described, config.optim, settings, config.lora).divided(parallel.state_parts)
 
 
 @contextmanager
 def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
-    """Turn running out of memory, or a compiler that fails, into a sentence that says what to change."""
+    """Context manager: running out of memory, or a failing compiler, becomes a sentence that says what to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -144,44 +171,42 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
         described, settings = trainer.model.config, config.trainer
         needed = ""
         with suppress(MemoryError, RuntimeError):  # so little may be left that even this fails
-            said = needed_by(config, described, trainer.parallel)[1]
-            needed = f": a step takes about {said.in_words()}"
+            needed = f": a step takes about {needed_by(config, described, trainer.parallel)[1].in_words()}"
         raise ConfigError(
             f"out of memory after step {trainer.progress.step}{needed}; try {suggest_smaller(described, settings)}"
         ) from error
 
 
-def run(trainer: Trainer, directory: Path, config: RunConfig, loggers: Loggers, quiet: bool) -> RunResult:
+def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, quiet: bool) -> RunResult:
     """Train in a directory and report."""
-    progress, settings = trainer.progress, config.trainer
-    checkpoints = Checkpoints(directory, trainer, config.to_dict())
-    leads = trainer.parallel.processes.is_main
+    progress, directory = trainer.progress, files.directory
+    checkpoints = Checkpoints(files, trainer, config.to_dict())
     recorder: Recorder | Silent = Silent()
-    if leads:
+    if trainer.parallel.processes.is_main:
         meter = meter_of(trainer, config.lora)
-        save_run_info(directory, config, trainer, meter)
+        save_run_info(files, config, trainer, meter)
         loggers.start(config.to_dict(), directory.resolve(), progress.step or None)
-        recorder = Recorder(directory, settings.max_steps, meter, loggers, progress.step, progress.evaluated, quiet)
+        steps = config.trainer.max_steps
+        recorder = Recorder(files, steps, meter, loggers, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
     try:
+        # the final evaluation is inside too, or torch.compile would generate its code again
         with explained(config, trainer), ordered_sums(trainer.forward.compiled):
-            finished = trainer.fit(recorder, checkpoints.save)
-        if not finished:
-            recorder.say(f"Stopped after step {progress.step}, which is saved. To go on: mgpt-train resume={directory}")
-            return RunResult(directory, trainer.stop.signal, None, None)
-        outcome = measure(trainer, directory, recorder)
+            if not trainer.fit(recorder, checkpoints.save):
+                saved = f"Stopped after step {progress.step}, which is saved"
+                recorder.say(f"{saved}. To resume: mgpt-train resume={directory}")
+                return RunResult(directory, trainer.stop.signal, None, None)
+            outcome = measure(trainer, directory, recorder)
         recorder.outcome = asdict(outcome)
     finally:
         recorder.close()
-    if leads:
-        plot_losses(directory)
     table = report_table(outcome, trainer.data, directory)
     recorder.say(table)
     return RunResult(directory, None, outcome, table)
 
 
 def load_config(path: str | Path) -> RunConfig:
-    """The settings of a run, from its directory or from one of its checkpoints, set to go on from there.
+    """The settings of a run, read from its directory or one of its checkpoints, with ``resume`` set to it.
 
     Raises:
         CheckpointError: there is no checkpoint, or it holds no run.
@@ -189,7 +214,7 @@ def load_config(path: str | Path) -> RunConfig:
     checkpoint = find_checkpoint(path, prefer=LATEST)
     settings = read_json(checkpoint / META_FILE).get("run")
     if not isinstance(settings, dict):
-        raise CheckpointError(f"'{checkpoint}' holds a model but no run to go on with")
+        raise CheckpointError(f"'{checkpoint}' holds a model but no run to resume")
     try:
         config = RunConfig.from_dict({**settings, "resume": str(path)})
         if not supports(config.parallel, ProcessGroup.launched()):
@@ -200,7 +225,7 @@ def load_config(path: str | Path) -> RunConfig:
 
 
 def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> Outcome:
-    """What the report says: the best weights, on the whole validation text unless that was not wanted."""
+    """The numbers of the report: of the best weights, on the whole validation text if that was asked for."""
     progress, config = trainer.progress, trainer.config
     loss, whole = progress.best_loss, config.eval_batches == 0
     if config.final_evaluation and not whole:
@@ -209,7 +234,7 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> O
             if progress.best_step != progress.step:
                 best = trainer.parallel.processes.lead(lambda: str(find_checkpoint(directory)))
                 trainer.load_weights(build_model(Path(best)).state_dict())
-            final = trainer.validation.loss(0)
+            final = trainer.validation.loss(0, recorder.measuring)
         loss, whole = (loss, False) if final is None else (final, True)
     count = trainer.model.num_parameters()
     tokens = progress.step * config.batch_size * trainer.block

@@ -1,25 +1,24 @@
-"""What a run says of itself at its start: to people, and to programs in config.yaml and run.json."""
+"""The settings and the environment of a run, in config.yaml and run.json, and its first lines for people."""
 
 import json
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
-from modular_gpt.core.atomic_files import write_text
-from modular_gpt.core.errors import CheckpointError
 from modular_gpt.model import GPTModel
 from modular_gpt.runtime.device import describe
 from modular_gpt.runtime.environment import environment
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.lora import LoraConfig
 from modular_gpt.training.mfu import ThroughputMonitor, build_meter
+from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Trainer
 
-CONFIG, FACTS = "config.yaml", "run.json"
+CONFIG, INFO = "config.yaml", "run.json"
 
 
 def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
-    """What reads how much of the device this training uses."""
+    """The monitor of how much of the device this training uses."""
     active = trainer.model.num_parameters().active
     tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
     frozen, devices = trainer.config.frozen, trainer.parallel.processes.world
@@ -27,9 +26,9 @@ def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
     return build_meter(model, active, tokens, device, trainer.precision, devices, frozen, lora)
 
 
-def save_run_info(directory: Path, config: RunConfig, trainer: Trainer, meter: ThroughputMonitor) -> None:
-    """Write config.yaml, for people, and run.json: what this run depends on besides its settings."""
-    facts = {
+def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: ThroughputMonitor) -> None:
+    """Write config.yaml, for people, and run.json: everything that the run depends on besides its settings."""
+    info = {
         "seed": config.seed,
         "device": describe(trainer.device),
         "precision": trainer.precision,
@@ -44,32 +43,30 @@ def save_run_info(directory: Path, config: RunConfig, trainer: Trainer, meter: T
         "environment": environment(),
         "config": config.to_dict(),
     }
-    try:
-        write_text(directory / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
-        write_text(directory / FACTS, json.dumps(facts, indent=1))
-    except OSError as error:
-        raise CheckpointError(f"cannot write to '{directory}' ({error.strerror}): make room on that disk") from error
+    files.replace(CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    files.replace(INFO, json.dumps(info, indent=1))
 
 
 def opening(trainer: Trainer, directory: Path) -> str:
-    """What is said before the first step."""
+    """The lines before the first step."""
     train, validation = trainer.data.train, trainer.data.validation
     config, step, processes = trainer.config, trainer.progress.step, trainer.parallel.processes
-    tokens = config.max_steps * config.batch_size * trainer.block
+    per_step = config.batch_size * trainer.block
     return "\n".join(
         [
             f"Run       {directory}" + (f", from step {step}" if step else ""),
             f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
             + (", compiled in the first step" if trainer.forward.compiled else ""),
             f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
-            f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens: {tokens:,}"
-            + (f", in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),
+            f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens:"
+            f" {config.max_steps * per_step:,}; {train.count / per_step:,.1f} steps are an epoch"
+            + (f"; in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),
         ]
     )
 
 
 def parameters_in_words(model: GPTModel) -> str:
-    """How many there are, and where some are frozen, how many are trained."""
+    """The number of parameters, and if some are frozen, the number of those that are trained."""
     total = model.num_parameters().total
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return f"{total:,} parameters" + (f" ({trained:,} trained)" if trained < total else "")

@@ -1,8 +1,8 @@
-"""The training loop. Read ``fit`` first, then ``update``: that is all that happens to a model.
+"""The training loop. Read ``fit`` first, then ``update``: nothing else changes a model.
 
-Everything that a step does is a function of the weights, the seed and the step's number: which windows it reads
-(``BatchSource``), its learning rate (``Schedule``) and its dropout (``micro_batches``). So a run that was interrupted
-anywhere goes on from its last checkpoint to the very same end.
+A step is a function of the weights, the optimizer's state, the seed and the number of the step: the windows that it
+reads (``BatchSource``), its learning rate (``Schedule``) and its dropout (``micro_batches``). So a run that was
+interrupted anywhere resumes from its last checkpoint and ends with the same weights.
 """
 
 import logging
@@ -20,33 +20,35 @@ from modular_gpt.core.errors import UserError
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer
 from modular_gpt.data.shuffle import key_of
-from modular_gpt.distributed import Parallel, build_parallel
 from modular_gpt.distributed.dtensor import clip, total_norm
 from modular_gpt.model import GPTModel
-from modular_gpt.optim import Optimizer, Schedule
-from modular_gpt.runtime.processes import ProcessGroup
+from modular_gpt.optim import Optimizer, build_schedule
 from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.compile import compiles
-from modular_gpt.training.config import TrainerConfig
+from modular_gpt.training.config import RunConfig
 from modular_gpt.training.ema import WeightAverage
-from modular_gpt.training.forward import Forward
+from modular_gpt.training.forward import Forward, Placement
 from modular_gpt.training.lora import Adapters
+from modular_gpt.training.metrics import Entry
 from modular_gpt.training.nonfinite import find_first_nonfinite
-from modular_gpt.training.recorder import Averages, Entry, Recorder, Silent
+from modular_gpt.training.recorder import Averages, Recorder, Silent
 from modular_gpt.training.validation import Validation
 
-MOST_SKIPPED = 10  # updates left out one after the other before the training gives up
+MAX_SKIPPED = 10  # updates skipped one after the other before the training gives up
+
+Save = Callable[[bool], None]  # takes whether the checkpoint is required: then a failure ends the training
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Progress:
-    """How far a training has come; with weights and optimizer it is all that resuming needs.
+    """How far a training is; with weights and optimizer it is all that resuming needs.
 
     step: updates done; evaluated: the step of the last evaluation; seconds: spent so far, in all sessions together
     best_loss, best_step: of the best evaluation
-    skipped: updates left out, up to this one in a row, because the gradient was not finite; skipped_in_all: ever
+    skipped: updates skipped one after the other up to this one, because the gradient was not finite;
+        skipped_in_all: ever
     """
 
     step: int = 0
@@ -65,37 +67,38 @@ class Trainer:
         self,
         model: GPTModel,
         optimizer: Optimizer,
-        schedule: Schedule,
         data: PreparedData,
         tokenizer: Tokenizer,
-        config: TrainerConfig,
-        seed: int = 0,
-        precision: str = "float32",
-        parallel: Parallel | None = None,
+        run: RunConfig,
+        placement: Placement,
         adapters: Adapters | None = None,
     ) -> None:
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, seed
-        self.precision, self.loss = precision, config.loss
-        self.parallel = parallel or build_parallel("none", ProcessGroup())
+        """
+        model: on its device, as ``placement.parallel`` shards it
+        adapters: of the model, which are trained instead of its weights
+        """
+        config, parallel = run.trainer, placement.parallel
+        self.model, self.optimizer, self.adapters = model, optimizer, adapters
+        self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, run.seed
+        self.precision, self.parallel, self.loss = placement.precision, parallel, config.loss
+        self.schedule = build_schedule(run.schedule, config.max_steps)
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
-        self.batches = BatchSource(data.train, self.block, config.batch_size, seed, config.order)
+        self.batches = BatchSource(data.train, self.block, config.batch_size, run.seed, config.order)
         model.checkpoint_activations(config.activation_checkpointing)
-        compile = compiles(config, model, self.device, self.parallel.processes.world)
-        self.forward = Forward(model, precision, compile, self.parallel, optional=config.compile == "auto")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        compile = compiles(config, model, self.device, parallel.processes.world)
+        self.forward = Forward(model, self.precision, compile, parallel, optional=config.compile == "auto")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()
-        self.cause = ""  # of the last update that was left out
-        self.stop = GracefulShutdown(self.parallel.processes.highest, self.parallel.processes.is_main)
-        self.adapters = adapters
+        self.cause = ""  # of the skipped updates, while they follow each other
+        self.stop = GracefulShutdown(parallel.processes.highest, parallel.processes.is_main)
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
-        self.validation = Validation(self.forward, data, tokenizer, config, seed, self.stop, self.parallel)
+        self.validation = Validation(self.forward, data, tokenizer, config, run.seed, self.stop, parallel)
 
     @property
     def order(self) -> dict[str, Any]:
-        """Settings on which the order of samples depends, so that they stay the same for a whole run."""
+        """The settings that the order of samples depends on, which cannot change within a run."""
         config = self.config
         return {
             "seed": self.seed,
@@ -104,21 +107,20 @@ class Trainer:
             "model.context_length": self.block,
         }
 
-    def fit(self, recorder: Recorder | Silent, save: Callable[[], None]) -> bool:
-        """Train to the last step, or while there is patience -> True; or until ``stop`` is asked -> False.
+    def fit(self, recorder: Recorder | Silent, save: Save) -> bool:
+        """Train until the last step or the end of patience, and return True; or until a signal asks to stop: False.
 
         Either way ``save`` has been called at the end.
         """
         config, progress = self.config, self.progress
         self.model.train()
         self.since, self.logged = time.perf_counter(), progress.step
-        # the first step waits for the compiler, and nothing is lost where a signal ends it
-        compiling = self.stop.nothing_to_save = self.forward.compiled
+        # the first step waits for the compiler, and a signal that ends it then loses nothing
+        self.compiling = self.stop.nothing_to_save = self.forward.compiled
         with self.stop.catch():
             while not self.stop.requested():
                 last = progress.step == config.max_steps
-                evaluation_due = progress.step % config.eval_interval == 0 or last
-                if evaluation_due and progress.evaluated != progress.step:
+                if (progress.step % config.eval_interval == 0 or last) and progress.evaluated != progress.step:
                     with self.off_the_clock():
                         self.evaluate_and_report(recorder)
                     if self.stop.requested():
@@ -126,34 +128,39 @@ class Trainer:
                 finished = last or self.out_of_patience()
                 if self.save_due() or finished:
                     with self.off_the_clock():
-                        save()
+                        save(finished)
                 if finished:
                     return True
-                if compiling:  # for which the first step waits: that takes time, and tells nothing of the speed
-                    with self.off_the_clock():
-                        self.update()
-                    self.logged, compiling, self.stop.nothing_to_save = self.logged + 1, False, False
-                else:
-                    self.update()
-                progress.step += 1
+                self.step()
                 recorder.step()
                 if progress.step % config.log_interval == 0 or progress.step == config.max_steps:
                     recorder.training(self.collect_metrics())
-            save()
+            save(True)
         return False
 
+    def step(self) -> None:
+        """One step. The one that waits for the compiler counts as time, but not in the speed of training."""
+        if self.compiling:
+            with self.off_the_clock():
+                self.update()
+            self.logged += 1
+            self.compiling = self.stop.nothing_to_save = False
+        else:
+            self.update()
+        self.progress.step += 1
+
     def out_of_patience(self) -> bool:
-        """Whether the last evaluations, as many as ``patience`` says, were no better than one before them."""
+        """Whether the last ``patience`` evaluations gave no better loss than an earlier one."""
         patience, progress = self.config.patience, self.progress
         waited = progress.evaluated - progress.best_step
         return patience is not None and progress.best_step > 0 and waited >= patience * self.config.eval_interval
 
     def save_due(self) -> bool:
-        """Whether a checkpoint is to be written at this step."""
-        progress = self.progress
-        interval = self.config.save_interval or self.config.eval_interval
-        best = progress.best_step == progress.step
-        return progress.step > 0 and (best or progress.step % interval == 0)
+        """Whether to write a checkpoint at this step: at each interval, for the best loss, and as a milestone."""
+        config, progress = self.config, self.progress
+        due = progress.step % (config.save_interval or config.eval_interval) == 0
+        milestone = config.keep_every is not None and progress.step % config.keep_every == 0
+        return progress.step > 0 and (due or milestone or progress.best_step == progress.step)
 
     def update(self) -> None:
         """One step: gradients of the whole batch, micro-batch by micro-batch, then one update of the weights."""
@@ -166,21 +173,21 @@ class Trainer:
         self.apply_gradients(self.parallel.sum(losses))
 
     def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Inputs, targets and the share of the batch's targets that are in each micro-batch of this step.
+        """Inputs (B, T), targets (B, T) and the share of the batch's targets of each micro-batch of this step.
 
-        A process gets its rows of each. With them come random numbers for dropout of their own, a function of seed,
-        step, micro-batch and process.
+        B: rows of this process. Before each one the generator of dropout is seeded by the run's seed, the step, the
+        micro-batch and the process.
         """
         ids, targets = self.batches.batch(self.progress.step)
-        pieces, parallel = self.config.gradient_accumulation, self.parallel
+        count, parallel = self.config.gradient_accumulation, self.parallel
         counted = int((targets != IGNORED).sum())
-        for number, (x, y) in enumerate(zip(parallel.rows(ids, pieces), parallel.rows(targets, pieces), strict=True)):
+        for number, (x, y) in enumerate(zip(parallel.rows(ids, count), parallel.rows(targets, count), strict=True)):
             torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.part)))
-            parallel.set_grad_sync(last=number == pieces - 1)
+            parallel.set_grad_sync(last=number == count - 1)
             yield x, y, int((y != IGNORED).sum()) / max(1, counted)
 
     def apply_gradients(self, losses: dict[str, Tensor]) -> None:
-        """Clip the gradients and update the weights; leave both alone where a gradient is not finite."""
+        """Clip the gradients and update the weights; skip the update if a gradient is not finite."""
         config, parameters = self.config, self.optimizer.parameters()
         for part in self.optimizer.parts:
             self.scaler.unscale_(part)
@@ -194,7 +201,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.progress.step)
             self.averages.add({**losses, "gradient_norm": norm})
-            self.progress.skipped = 0
+            self.progress.skipped, self.cause = 0, ""
         else:
             self.skip_update()
             self.model.after_skipped_step()
@@ -203,7 +210,7 @@ class Trainer:
 
     @contextmanager
     def eval_weights(self) -> Iterator[None]:
-        """Inside, the model has the weights that are to be judged and saved: averaged, and with adapters merged."""
+        """Context manager: the model holds the weights to evaluate and save (averaged, and with adapters merged)."""
         with ExitStack() as stack:
             if self.ema is not None:
                 stack.enter_context(self.ema.shown())
@@ -212,36 +219,44 @@ class Trainer:
             yield
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's, as one without adapters has them; where they are divided, the parts of this process."""
+        """The ``state_dict`` of a model without adapters; if it is sharded, the shards of this process."""
         return self.model.state_dict() if self.adapters is None else self.adapters.weights()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Take up what ``weights`` gave."""
+        """Load what ``weights`` returned."""
         self.parallel.load(self.model, weights if self.adapters is None else self.adapters.complete(weights))
 
     def skip_update(self) -> None:
-        """Leave the weights as they are and say why; give up when that happens again and again."""
+        """Leave the weights as they are and log why; give up when that happens again and again.
+
+        In fp16 that is how the scaler looks for a loss scale, which it halves each time; it is lost below 1.
+
+        Raises:
+            UserError: the training broke down.
+        """
         progress = self.progress
         progress.skipped += 1
         progress.skipped_in_all += 1
-        if self.scaler.is_enabled():
-            return  # fp16: the scaler is looking for a factor that fits
-        if progress.skipped == 1:
+        searching = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
+        if self.parallel.processes.highest(int(searching)):
+            return
+        if not self.cause:
             self.cause = find_first_nonfinite(self.model, self.repeat_forward, self.parallel)
-            log.warning("step %s: %s, so this update is left out", progress.step, self.cause)
-        if progress.skipped == MOST_SKIPPED:
+            log.warning("step %s: %s, so this update is skipped", progress.step, self.cause)
+        if progress.skipped >= MAX_SKIPPED:
+            fp16 = ", trainer.precision=bf16" if self.scaler.is_enabled() else ""
             raise UserError(
-                f"training broke down: no finite gradient in the last {MOST_SKIPPED} steps, up to step {progress.step}"
-                f" ({self.cause}); use a lower optim.learning_rate or a longer schedule.warmup"
+                f"training broke down: no finite gradient in the last {progress.skipped} steps, up to step"
+                f" {progress.step} ({self.cause}); use a lower optim.learning_rate{fp16} or a longer schedule.warmup"
             )
 
     def repeat_forward(self) -> None:
-        """The forward passes of this step once more."""
+        """Compute the forward passes of this step again."""
         for x, y, _ in self.micro_batches():
             self.forward.plain(x, y)
 
     def collect_metrics(self) -> Entry:
-        """What is recorded of the steps since it was last asked."""
+        """The metrics of the steps since the last call."""
         steps = self.progress.step - self.logged
         self.logged = self.progress.step
         means = self.averages.read()  # waits for the device, so that the clock below is right
@@ -260,7 +275,10 @@ class Trainer:
         }
 
     def evaluate_and_report(self, recorder: Recorder | Silent) -> None:
-        """Measure the validation loss, generate a sample, and note whether this is the best model so far."""
+        """Measure the validation loss, generate a sample, and note whether this is the best model so far.
+
+        The other processes wait for the first one, however long it samples and records.
+        """
         progress = self.progress
         with self.eval_weights():
             loss = self.validation.loss(self.config.eval_batches)
@@ -277,10 +295,11 @@ class Trainer:
             "bits_per_byte": self.data.validation.bits_per_byte(loss),
         }
         recorder.evaluation(entry, text, best)
+        self.parallel.processes.lead(str)
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:
-        """Count the block's time as spent, but leave it out of the speed of training."""
+        """Context manager: the block's time counts as spent, but not in the speed of training."""
         begun = time.perf_counter()
         yield
         seconds = time.perf_counter() - begun

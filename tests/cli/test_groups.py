@@ -116,7 +116,7 @@ def test_layer_patterns() -> None:
 def test_the_experiment_is_the_well_known_baseline() -> None:
     config = compose("experiment=shakespeare_char")
     assert (config.data.name, config.tokenizer.name) == ("shakespeare", "char")
-    assert [config.model[k] for k in ("n_layers", "n_heads", "d_model", "context_length", "dropout")] == [
+    assert [getattr(config.model, k) for k in ("n_layers", "n_heads", "d_model", "context_length", "dropout")] == [
         4,
         4,
         128,
@@ -130,7 +130,7 @@ def test_the_experiment_is_the_well_known_baseline() -> None:
 def test_the_speedrun_keeps_size_and_batches_of_the_baseline() -> None:
     quick, plain = compose("experiment=speedrun"), compose("experiment=shakespeare_char")
     size = ("n_layers", "d_model", "context_length")
-    assert [quick.model[key] for key in size] == [plain.model[key] for key in size]
+    assert [getattr(quick.model, key) for key in size] == [getattr(plain.model, key) for key in size]
     assert (quick.data, quick.tokenizer, quick.trainer.batch_size) == (plain.data, plain.tokenizer, 12)
     assert quick.trainer.max_steps <= 260
     assert quick.trainer.eval_interval >= quick.trainer.max_steps and quick.trainer.eval_batches == 0

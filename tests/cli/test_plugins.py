@@ -94,7 +94,7 @@ def test_another_packages_yaml_files(plugin: Path, monkeypatch: pytest.MonkeyPat
         from modular_gpt.cli.composition.train_config import TRAIN
 
         assert _settings.options(TRAIN, "model_size", _settings.folders())["theirs"] == "Theirs"
-        assert compose("model_size=theirs").model["d_model"] == 48
+        assert compose("model_size=theirs").model.d_model == 48
     finally:
         monkeypatch.undo()
         _settings._installed.cache_clear()

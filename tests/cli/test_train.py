@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from modular_gpt import compose
 from modular_gpt.cli import sweep as _multirun
 from modular_gpt.training import run as training
-from modular_gpt.training.recorder import read_metrics
+from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.run import RunResult
 from tests.cli.conftest import TINY, Answer, Run
 
@@ -192,15 +192,15 @@ def test_compose_beside_a_hydra_of_ones_own(folder: Path) -> None:
     older = "1.2" if hydra.__version__.startswith("1.3") else None
     with hydra.initialize_config_dir(str(folder / "theirs"), version_base=older):
         base = hydra.version.getbase()
-        assert compose("attention=mla").model["attention"]["name"] == "mla"
+        assert compose("attention=mla").model.attention.name == "mla"
         assert GlobalHydra.instance().is_initialized()
         assert hydra.compose("app").a == 1
         assert hydra.version.getbase() == base
-    assert compose("pos=rope").model["pos"]["name"] == "rope"
+    assert compose("pos=rope").model.pos.name == "rope"
     assert not HydraConfig.initialized()
 
 
 def test_compose_takes_a_folder_of_ones_own(folder: Path) -> None:
     (folder / "mine" / "attention").mkdir(parents=True)
     (folder / "mine" / "attention" / "near.yaml").write_text("defaults: [swa_schema]\nwindow: 7\n")
-    assert compose("attention=near", config_dir="mine").model["attention"]["window"] == 7
+    assert compose("attention=near", config_dir="mine").model.attention.window == 7

@@ -17,7 +17,8 @@ from modular_gpt.model.loss import LossOutput
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import RunConfig, train
 from modular_gpt.training.build import build_trainer
-from modular_gpt.training.recorder import read_metrics
+from modular_gpt.training.forward import Placement
+from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.trainer import Trainer
 
 Steps = tuple[list[float], list[float], dict[str, Tensor]]  # losses and norms by step, and the weights at the end
@@ -34,7 +35,7 @@ def trainer_of(settings: dict[str, Any]) -> Iterator[Trainer]:
     precision = "float32" if config.trainer.precision == "auto" else config.trainer.precision
     parallel = build_parallel(config.parallel, processes)
     with processes.connected(cpu, parallel.timeout):
-        yield build_trainer(config, data, tokenizer, cpu, precision, None, parallel=parallel)
+        yield build_trainer(config, data, tokenizer, Placement(cpu, str(precision), parallel))
 
 
 def steps(settings: dict[str, Any], count: int, change: Any = None, averaged: bool = False) -> Steps:

@@ -14,7 +14,7 @@ import pytest
 
 from modular_gpt.checkpoint import find_checkpoint, read_json, verify
 from modular_gpt.training import load_config, train
-from modular_gpt.training.recorder import read_metrics
+from modular_gpt.training.metrics import read_metrics
 from tests.training.small import write_text
 
 pytestmark = pytest.mark.distributed

@@ -22,7 +22,7 @@ def one_thread() -> None:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of many runs that end in order: no picture, and no waiting for the disk."""
-    monkeypatch.setattr("modular_gpt.training.run.plot_losses", lambda directory: None)
+    monkeypatch.setattr("modular_gpt.training.recorder.plot_losses", lambda *arguments: None)
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 

@@ -14,10 +14,13 @@ import torch
 from modular_gpt.checkpoint import find_checkpoint, read_json, read_tensors
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.distributed import build_parallel
+from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
 from modular_gpt.training.build import build_trainer
 from modular_gpt.training.checkpointing import Checkpoints
-from modular_gpt.training.recorder import read_metrics
+from modular_gpt.training.forward import Placement
+from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.trainer import Trainer
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "context_length": 16}
@@ -25,7 +28,7 @@ TRAINER = {
     "max_steps": 12,
     "batch_size": 4,
     "eval_interval": 4,
-    "eval_batches": 2,
+    "eval_batches": 1,
     "log_interval": 3,
     "sample_tokens": 4,
     "final_evaluation": False,
@@ -65,7 +68,12 @@ def trainer_of(settings: RunConfig, checkpoint: Path | None = None) -> Trainer:
     corpus = build_corpus(settings.data)
     tokenizer = build_tokenizer(settings.tokenizer, corpus)
     data = prepare(corpus, tokenizer)
-    return build_trainer(settings, data, tokenizer, torch.device("cpu"), "float32", checkpoint)
+    return build_trainer(settings, data, tokenizer, placement(), checkpoint)
+
+
+def placement(precision: str = "float32") -> Placement:
+    """One process on the CPU."""
+    return Placement(torch.device("cpu"), precision, build_parallel("none", ProcessGroup()))
 
 
 def gpt2_folder(folder: Path, text: Path, dtype: torch.dtype = torch.float32) -> int:
@@ -173,10 +181,10 @@ def run_with_fault(
 
     save = Checkpoints.save
 
-    def noted(self: Checkpoints) -> None:
+    def noted(self: Checkpoints, required: bool = True) -> None:
         nonlocal saving
         saving = during is None or self.path(self.trainer.progress.step).name == during
-        save(self)
+        save(self, required)
         saving = during is None
 
     setattr(place, last, faulty)

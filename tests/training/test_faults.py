@@ -81,7 +81,7 @@ def whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     def trained(**settings: Any) -> Path:
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", lambda handle: None)
-            patch.setattr("modular_gpt.training.run.plot_losses", lambda directory: None)
+            patch.setattr("modular_gpt.training.recorder.plot_losses", lambda *arguments: None)
             return run(config(folder, **{"runs": str(folder / "whole"), **settings})).directory
 
     return trained

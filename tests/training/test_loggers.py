@@ -12,7 +12,7 @@ from modular_gpt.core import registry
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.training.loggers import Logger, LoggerConfig, build_loggers
-from modular_gpt.training.recorder import read_metrics
+from modular_gpt.training.metrics import read_metrics
 from tests.training.small import config, run, stop_after
 
 HEARD: list[tuple[Any, ...]] = []
@@ -127,7 +127,9 @@ def resumed(folder: Path, logger: str | ComponentConfig) -> Path:
     """A run of 8 steps that goes on, with other settings, from its step 4 to 12."""
     directory = run(config(folder, logger=logger, max_steps=8)).directory
     again = str(directory / "checkpoints" / "step_00000004")
-    assert run(config(folder, logger=logger, resume=again, optim={"name": "adamw", "learning_rate": 1e-4})).outcome
+    assert run(
+        config(folder, logger=logger, resume=again, rewind=True, optim={"name": "adamw", "learning_rate": 1e-4})
+    ).outcome
     return directory
 
 

@@ -9,8 +9,9 @@ import torch
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.training import mfu as meter
 from modular_gpt.training.estimate import flops_per_token
+from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.mfu import ThroughputMonitor, build_meter, measured_peak, memory_bytes, published_peak
-from modular_gpt.training.recorder import read_metrics, shown
+from modular_gpt.training.recorder import shown
 from tests.training.small import MODEL, config, run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

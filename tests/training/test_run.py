@@ -21,8 +21,9 @@ from modular_gpt.model import GPTModel
 from modular_gpt.runtime.environment import git_commit
 from modular_gpt.training import RunConfig, TrainerConfig, train
 from modular_gpt.training.checkpointing import Checkpoints
+from modular_gpt.training.metrics import METRICS, Curves, read_metrics
 from modular_gpt.training.plot import plot_losses, smoothed, title
-from modular_gpt.training.recorder import METRICS, duration, read_metrics
+from modular_gpt.training.recorder import duration
 from modular_gpt.training.run_directory import new_run_directory
 from tests.training.small import (
     EXPLAINED,
@@ -97,7 +98,7 @@ def test_an_early_end_says_how_to_go_on(
     result = train(config(folder))
     assert result.outcome is None
     assert (
-        f"Stopped after step 5, which is saved. To go on: mgpt-train resume={result.directory}"
+        f"Stopped after step 5, which is saved. To resume: mgpt-train resume={result.directory}"
         in capsys.readouterr().out
     )
 
@@ -132,13 +133,13 @@ def test_a_directory_named_latest_is_left_alone(folder: Path, caplog: pytest.Log
         ({"batch_size": 6, "gradient_accumulation": 4}, ConfigError, "batch_size=6 does not divide"),
         ({"max_steps": 0}, ConfigError, "trainer.max_steps must be at least 1, got 0"),
         ({"gradient_clip": -1.0}, ConfigError, "trainer.gradient_clip must be at least 0"),
-        ({"precision": "float16"}, ConfigError, "trainer.precision: no choice 'float16'"),
+        ({"precision": "float8"}, ConfigError, "trainer.precision: no choice 'float8'"),
         ({"device": "cuda:77"}, ConfigError, "trainer.device=cuda:77 cannot be used here"),
         ({"device": "gpu"}, ConfigError, "trainer.device=gpu cannot be used here"),
         ({"order": "shuffled"}, ConfigError, "trainer.order"),
         ({"sample_temperature": 0.0}, ConfigError, "trainer.sample_temperature must be above 0"),
         ({"optim": "adam"}, ConfigError, "did you mean 'adamw'"),
-        ({"optim": {"name": "adamw", "lr": 1}}, ConfigError, "no setting 'lr'"),
+        ({"optim": {"name": "adamw", "learning": 1}}, ConfigError, "no setting 'learning'"),
         ({"optim": {"name": "adamw", "learning_rate": 0.0}}, ConfigError, "optim.learning_rate must be above 0"),
         ({"optim": {"name": "adamw", "beta1": 1.0}}, ConfigError, "optim.beta1 must lie in"),
         ({"optim": {"name": "muon", "momentum": -0.1}}, ConfigError, "optim.momentum must lie in"),
@@ -243,7 +244,9 @@ class TestRotation:
         whole = run(config(folder, eval_interval=2, keep=9)).directory
         with monkeypatch.context() as patch:
             stop_after(patch, back + 1)
-            again = config(folder, eval_interval=2, keep=keep, resume=str(whole / FOLDER / f"step_{back:08}"))
+            again = config(
+                folder, eval_interval=2, keep=keep, resume=str(whole / FOLDER / f"step_{back:08}"), rewind=True
+            )
             assert run(again).directory == whole.absolute()
         assert max(self.steps(whole)) == back + 1
         assert back + 1 in self.steps(whole)
@@ -270,12 +273,12 @@ class TestRotation:
         saves = 0
         save = Checkpoints.save
 
-        def failing(self: Checkpoints) -> None:
+        def failing(self: Checkpoints, required: bool) -> None:
             nonlocal saves
             saves += 1
             if saves == failing_save:
                 monkeypatch.setattr("safetensors.torch.serialize_file", full)
-            save(self)
+            save(self, required)
 
         def full(*args: Any, **keywords: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -327,7 +330,7 @@ def test_a_plot_smooths_what_is_noisy() -> None:
 
 def test_a_plot_says_what_came_out(folder: Path) -> None:
     entries = [{"step": 5, "tokens": 2000}, {"step": 5, "validation_loss": 1.5, "bits_per_byte": 2.164}, {"step": 6}]
-    assert title(folder / "one", entries) == (
+    assert title(folder / "one", Curves(entries)) == (
         "one\nbest validation loss 1.5000 (2.164 bits per byte) at step 5; 2,000 tokens in all"
     )
 

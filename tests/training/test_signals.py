@@ -28,7 +28,7 @@ def fit(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, at: int, number: int,
         return forward(*arguments)
 
     monkeypatch.setattr(trainer.forward, "_run", interrupted)
-    trainer.fit(Silent(), lambda: saved.append(trainer.progress.step))
+    trainer.fit(Silent(), lambda required: saved.append(trainer.progress.step))
     return saved
 
 

@@ -29,7 +29,7 @@ VOCAB_SIZE = "vocab_size: Number of token ids. By default (null) as many as the 
 
 
 _plain_model = names_of(GPTConfig) - {"vocab_size", *SIZE, *MODEL_GROUPS}
-_plain_run = names_of(RunConfig) - {"model", "trainer", *RUN_SLOTS}
+_plain_run = names_of(RunConfig) - {"model", "vocab_size", "trainer", *RUN_SLOTS}
 ModelSize = make_dataclass(
     "ModelSize",
     fields_of(GPTConfig, SIZE),
