@@ -20,6 +20,8 @@ Tokens = TokenSplit | np.ndarray | Tensor | Sequence[int]
 def as_array(tokens: Tokens) -> np.ndarray:
     """(n,) the ids as one array, without a copy where they are one already."""
     array = tokens.array if isinstance(tokens, TokenSplit) else np.asarray(tokens)
+    if array.size == 0:
+        array = array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise DataError(f"tokens must be one row of whole numbers, got shape {array.shape} of {array.dtype}")
     return array

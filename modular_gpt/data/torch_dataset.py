@@ -1,10 +1,11 @@
 """Sliding windows as an ordinary PyTorch Dataset and DataLoader, for notebooks."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.validation import positive
 from modular_gpt.data.batches import Tokens, as_array, check_length
 from modular_gpt.data.token_files import TokenSplit
@@ -36,7 +37,9 @@ class SlidingWindowDataset(Dataset[tuple[Tensor, Tensor]]):
         if isinstance(data, str):
             if tokenizer is None:
                 raise ConfigError("a text needs a tokenizer, such as build_tokenizer('byte')")
-            data = tokenizer.encode(data)
+            if not data:
+                raise DataError("the text is empty: give more than context_length tokens of it")
+            data = np.array(tokenizer.encode(data), dtype=np.int64)
         check_length(data, context_length + 1, context_length)
         self._tokens = data if isinstance(data, TokenSplit) else as_array(data)
         self.context_length, self.stride = context_length, stride

@@ -3,7 +3,9 @@
 import hashlib
 import importlib
 import io
+import itertools
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -20,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.core.registry import entries
+from modular_gpt.core.registry import decode, encode, entries
 from modular_gpt.data import SPLITS, Corpus, build_corpus
-from modular_gpt.data.corpora import huggingface, python_stdlib, shakespeare
-from modular_gpt.data.corpora.base import cut
+from modular_gpt.data.corpora import files, huggingface, python_stdlib, shakespeare
+from modular_gpt.data.corpora.base import chunk_text
 from tests.data.conftest import PLAY
 
 
@@ -40,14 +42,14 @@ class TestCut:
 
     @given(chunks=st.lists(st.text("ab \n", max_size=30)), limit=st.integers(2, 20))
     def test_nothing_is_lost_and_pieces_are_short(self, chunks: list[str], limit: int) -> None:
-        pieces = list(cut(chunks, limit))
+        pieces = list(chunk_text(chunks, limit))
         assert "".join(pieces) == "".join(chunks)
         assert all(0 < len(piece) <= limit for piece in pieces)
 
     def test_pieces_end_at_lines_then_at_words(self) -> None:
-        assert list(cut(["one two\nthree four\nfive"], 12)) == ["one two\n", "three four\n", "five"]
-        assert list(cut(["one two three"], 9)) == ["one two", " three"]
-        assert list(cut(["a\n\n\nb\n  c"], 5)) == ["a\n\n\nb", "\n  c"]  # no place between two white spaces
+        assert list(chunk_text(["one two\nthree four\nfive"], 12)) == ["one two\n", "three four\n", "five"]
+        assert list(chunk_text(["one two three"], 9)) == ["one two", " three"]
+        assert list(chunk_text(["a\n\n\nb\n  c"], 5)) == ["a\n\n\nb", "\n  c"]  # no place between two white spaces
 
     @pytest.mark.parametrize("encoding", ["gpt2", "cl100k_base", "o200k_base"])
     def test_pieces_have_the_tokens_of_the_whole(self, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,7 @@ class TestCut:
         @given(parts=parts)
         def check(parts: list[tuple[str, str, str, str, str]]) -> None:
             text = "".join(f"{a}{gap}{b}{c}{white}" for a, b, c, gap, white in parts)
-            pieces = list(cut([text], 24))
+            pieces = list(chunk_text([text], 24))
             assert [word for piece in pieces for word in words(piece)] == words(text)
 
         check()
@@ -186,10 +188,41 @@ class TestText:
             corpus = build_corpus(config)
             assert (text_of(corpus, "train"), text_of(corpus, "validation")) == (whole[:n], whole[n:])
 
-    def test_line_ends_and_a_byte_order_mark_stay(self, text_corpus: Callable[..., Corpus]) -> None:
-        text = "\ufeffa\r\nb\rc\u2028d\n" * 3
+    @pytest.mark.parametrize("block", [1, 2, 3, 7, 2**20])
+    def test_a_byte_order_mark_and_windows_line_ends(
+        self, block: int, text_corpus: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither becomes text; other characters that end lines stay, and so do marks inside a file."""
+        monkeypatch.setattr(files, "BLOCK", block)
+        text = "\ufeffa\r\nb\rc\u2028d\r\n\r\né\ufeff\r" * 2
+        clean = "a\r\nb\rc\u2028d\r\n\r\né\ufeff\r\ufeffa\r\nb\rc\u2028d\r\n\r\né\ufeff\r".replace("\r\n", "\n")
         corpus = text_corpus(text)
-        assert text_of(corpus, "train") + text_of(corpus, "validation") == text
+        assert text_of(corpus, "train") + text_of(corpus, "validation") == clean
+        assert corpus.fingerprint == text_corpus(clean).fingerprint
+
+    def test_three_files_with_marks_have_none_inside(self, text_corpus: Callable[..., Corpus]) -> None:
+        corpus = text_corpus(*["\ufeffone two three\r\n"] * 3)
+        assert text_of(corpus, "train") + text_of(corpus, "validation") == "one two three\n" * 3
+
+    def test_a_file_by_several_spellings_is_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        text = "".join(f"line {number}\n" for number in range(40))
+        (tmp_path / "a.txt").write_text(text)
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "link.txt").symlink_to("a.txt")
+        os.link(tmp_path / "a.txt", tmp_path / "hard.txt")
+        paths = ["a.txt", str(tmp_path / "a.txt"), "folder/../a.txt", "~/a.txt", "*.txt", Path("link.txt")]
+        for first, second in itertools.product(paths, repeat=2):
+            corpus = build_corpus({"name": "text", "path": [first, second]})
+            assert text_of(corpus, "train") + text_of(corpus, "validation") == text
+
+    def test_a_path_may_be_a_path(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("some text\n" * 9)
+        config = decode("data", {"name": "text", "path": tmp_path / "a.txt"})
+        assert encode(config)["path"] == str(tmp_path / "a.txt")
+        assert config.build().describe()["files"] == 1
+        assert json.dumps(encode(decode("data", {"name": "text", "path": [tmp_path / "a.txt"]})))
 
     def test_patterns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("b.txt", "a.txt", "sub/deep/c.txt", "sub/d.md", "[x].txt"):

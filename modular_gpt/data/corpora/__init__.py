@@ -1,4 +1,4 @@
-"""Corpora: where the text comes from. One file a kind; importing this package registers them all."""
+"""Corpora: sources of text, one file each. Importing this package imports its folder, which registers all of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ def build_corpus(config: str | Mapping[str, Any] | ComponentConfig) -> Corpus:
 
     Raises:
         ConfigError: an unknown name or setting, or a setting that is missing.
-        DataError: the text is missing or is no text.
+        DataError: the text is missing or is not text.
     """
-    config = decode("data", config)
-    return config.build()
+    corpus: Corpus = decode("data", config).build()
+    return corpus

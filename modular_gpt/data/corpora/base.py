@@ -1,17 +1,17 @@
-"""What a corpus is: two splits of documents that can be read again and again without being held in memory."""
+"""The interface of a corpus: two splits of documents that are read as often as needed without being held in memory."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from modular_gpt.core.registry import Component, ComponentConfig
 
 SPLITS = ("train", "validation")
-PIECE = 2**17  # characters; long documents arrive in pieces of at most this many
+CHUNK = 2**17  # characters; long documents are read in chunks of at most this many
 
 
 class TextChunk(NamedTuple):
-    """A part of a document's text. Consecutive pieces with the same ``document`` belong together."""
+    """Some of a document's text. Consecutive chunks with the same ``document`` belong together."""
 
     document: str
     text: str
@@ -22,7 +22,7 @@ class Corpus(Component, ABC, slot="data"):
 
     Raises:
         ConfigError: a setting is missing or wrong.
-        DataError: the text is missing, empty or no text; known once the corpus is constructed.
+        DataError: the text is missing, empty or not text; raised by the constructor.
     """
 
     @abstractmethod
@@ -30,7 +30,7 @@ class Corpus(Component, ABC, slot="data"):
 
     @abstractmethod
     def documents(self, split: str) -> Iterator[TextChunk]:
-        """The pieces of one of the ``SPLITS``, always in the same order."""
+        """The chunks of one of the ``SPLITS``, always in the same order."""
 
     @property
     @abstractmethod
@@ -38,20 +38,20 @@ class Corpus(Component, ABC, slot="data"):
         """SHA-256 (hexadecimal) that changes with the text of either split."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What a run records about its text: plain values such as files, bytes, versions."""
+    def describe(self) -> Mapping[str, int | str]:
+        """What a run records about its text, such as files, bytes and versions."""
 
 
-def cut(chunks: Iterable[str], limit: int = PIECE) -> Iterator[str]:
-    """The same text in pieces of at most ``limit`` characters, cut where tokenizers cut anyway.
+def chunk_text(texts: Iterable[str], limit: int = CHUNK) -> Iterator[str]:
+    """The concatenation of ``texts`` in chunks of at most ``limit`` characters, cut where tokenizers cut anyway.
 
-    That is after a line end, or else before a space, that stands alone before a letter or digit: there the
-    patterns of the usual byte-pair encodings split too, so that the pieces give the same tokens as the whole
-    text. Text without such a place is cut at the limit.
+    That is after a line end, or else before a space, that stands alone before a letter or digit: there the patterns
+    of the usual byte-pair encodings split too, so that the chunks give the same tokens as the whole text. Text
+    without such a place is cut at the limit.
     """
     buffer = ""
-    for chunk in chunks:
-        buffer += chunk
+    for text in texts:
+        buffer += text
         while len(buffer) > limit:
             at = _cut_at(buffer, limit)
             yield buffer[:at]

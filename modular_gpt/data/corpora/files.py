@@ -1,34 +1,43 @@
-"""Text files: found by path or pattern, checked to be UTF-8 text, read in bounded memory."""
+"""Text files: found by path or pattern, checked to be UTF-8 text, read in bounded memory.
+
+A byte order mark at the beginning of a file is dropped, and Windows line ends (CRLF) are read as line feeds.
+"""
 
 import codecs
 import glob
 import hashlib
 import json
 from abc import ABC
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, cut
+from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, chunk_text
 
 BLOCK = 2**20  # bytes read at a time
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file that was read once from end to end and is UTF-8 text."""
+    """A file that was read once from end to end and is UTF-8 text.
+
+    name: of the document; characters: of its text, as it is read
+    bytes, modified (nanoseconds): of the file on disk
+    sha256: of its text in UTF-8, which are the file's bytes unless a byte order mark or CRLF is in them
+    """
 
     path: Path
-    name: str  # of the document
+    name: str
     characters: int
     bytes: int
     sha256: str
-    modified: int  # nanoseconds
+    modified: int
 
 
-class Part(NamedTuple):
+class FileSlice(NamedTuple):
     """The characters of a file from ``start`` to ``stop``."""
 
     file: TextFile
@@ -36,28 +45,55 @@ class Part(NamedTuple):
     stop: int
 
 
-def find(patterns: Iterable[str]) -> list[Path]:
-    """The files that paths and patterns name (``**`` crosses directories), sorted within a pattern, each once.
+def path_patterns(value: object, setting: str = "data.path") -> list[str]:
+    """Paths and patterns as a list, from one or several of them, each a string or a Path.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    listed = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not listed or not all(isinstance(item, (str, Path)) and str(item) for item in listed):
+        raise ConfigError(f"{setting} must be a path, a pattern or a list of these, got {value!r}")
+    return [str(item) for item in listed]
+
+
+def find_files(patterns: Iterable[str]) -> list[Path]:
+    """The files that paths and patterns name, sorted within a pattern.
+
+    ``**`` crosses directories and ``~`` is the home directory. A file that is named twice, also by another spelling
+    or through a link, is found once, where it comes first.
 
     Raises:
         DataError: a path does not exist or is a directory, or a pattern matches no file.
     """
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            example = path / "**" / "*.txt"
-            raise DataError(f"{pattern!r} is a directory: name the files in it, for example '{example}'")
-        if path.exists() or path.is_symlink():
-            found[path] = None
-            continue
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        files = [match for match in matches if match.is_file()]
-        if not files:
-            what = "no file matches" if glob.has_magic(pattern) else "there is no file"
-            raise DataError(f"{what} {pattern!r} (seen from {Path.cwd()}): correct data.path")
-        found.update(dict.fromkeys(files))
-    return list(found)
+    found: dict[object, Path] = {}
+    for path in (path for pattern in patterns for path in _matches(pattern)):
+        found.setdefault(_identity(path), path)
+    return list(found.values())
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        example = path / "**" / "*.txt"
+        raise DataError(f"{pattern!r} is a directory: name the files in it, for example '{example}'")
+    if path.exists() or path.is_symlink():
+        return [path]
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        what = "no file matches" if glob.has_magic(pattern) else "there is no file"
+        raise DataError(f"{what} {pattern!r} (seen from {Path.cwd()}): correct data.path")
+    return files
+
+
+def _identity(path: Path) -> object:
+    """What two spellings of one file, and two links to it, have in common."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return (status.st_dev, status.st_ino) if status.st_ino else path.resolve()
 
 
 def scan(path: Path, name: str | None = None) -> TextFile:
@@ -66,22 +102,45 @@ def scan(path: Path, name: str | None = None) -> TextFile:
     Raises:
         DataError: it cannot be read, holds NUL bytes, or is not UTF-8; names the file and the byte offset.
     """
-    digest, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
-    characters = size = 0
+    digest, characters = hashlib.sha256(), 0
     try:
-        modified = path.stat().st_mtime_ns
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                characters += len(_decoded(path, decoder, block, size))
-                digest.update(block)
-                size += len(block)
-        _decoded(path, decoder, b"", size)
+        status = path.stat()
+        for text in _normalized(_decoded(path)):
+            digest.update(text.encode())
+            characters += len(text)
     except OSError as error:
         raise DataError(f"cannot read '{path}' ({error.strerror}): make it readable or leave it out") from error
-    return TextFile(path, name or str(path), characters, size, digest.hexdigest(), modified)
+    return TextFile(path, name or str(path), characters, status.st_size, digest.hexdigest(), status.st_mtime_ns)
 
 
-def _decoded(path: Path, decoder: codecs.IncrementalDecoder, block: bytes, offset: int) -> str:
+def read_text(path: Path) -> str:
+    """The whole text of a file, as a corpus reads it.
+
+    Raises:
+        DataError: as ``scan``.
+    """
+    try:
+        return "".join(_normalized(_decoded(path)))
+    except OSError as error:
+        raise DataError(f"cannot read '{path}' ({error.strerror}): make it readable or leave it out") from error
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    """The characters of a file, block by block.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it is not UTF-8 text.
+    """
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield _decode(path, decoder, block, offset)
+            offset += len(block)
+    _decode(path, decoder, b"", offset)
+
+
+def _decode(path: Path, decoder: codecs.IncrementalDecoder, block: bytes, offset: int) -> str:
     """The characters of a block that starts at byte ``offset``; an empty block ends the file."""
     if offset == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"'{path}' is UTF-16, not UTF-8, by its first bytes: convert it, iconv -f UTF-16 -t UTF-8")
@@ -98,27 +157,39 @@ def _decoded(path: Path, decoder: codecs.IncrementalDecoder, block: bytes, offse
         ) from error
 
 
-def pieces(part: Part) -> Iterator[TextChunk]:
-    """The text of a part of a file, in pieces.
+def _normalized(texts: Iterable[str]) -> Iterator[str]:
+    """A file's text without the byte order mark at its beginning, and with LF where it has CRLF."""
+    held, begun = "", False  # a carriage return whose line feed may be in the next block
+    for text in texts:
+        if not begun and text:
+            text, begun = text.removeprefix(BYTE_ORDER_MARK), True
+        text = held + text
+        held = "\r" if text.endswith("\r") else ""
+        yield text[: len(text) - len(held)].replace("\r\n", "\n")
+    if held:
+        yield held
+
+
+def read_slice(file_slice: FileSlice) -> Iterator[TextChunk]:
+    """The text of a slice of a file, in chunks.
 
     Raises:
         DataError: the file is not the one that was scanned any more.
     """
-    for text in cut(_characters(part.file, part.start, part.stop)):
-        yield TextChunk(part.file.name, text)
+    for text in chunk_text(_characters(*file_slice)):
+        yield TextChunk(file_slice.file.name, text)
 
 
 def _characters(file: TextFile, start: int, stop: int) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
     position = 0
     try:
-        with file.path.open("rb") as stream:
-            while position < stop and (block := stream.read(BLOCK)):
-                text = decoder.decode(block)
-                yield text[max(start - position, 0) : stop - position]
-                position += len(text)
+        for text in _normalized(_decoded(file.path)):
+            if position >= stop:
+                break
+            yield text[max(start - position, 0) : stop - position]
+            position += len(text)
         status = file.path.stat()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, DataError) as error:
         raise _changed(file) from error
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.modified):
         raise _changed(file)
@@ -129,31 +200,32 @@ def _changed(file: TextFile) -> DataError:
 
 
 class FileCorpus(Corpus, ABC):
-    """A corpus of files, or parts of files, for each split; a subclass says which."""
+    """A corpus of slices of files for each split; a subclass fills ``splits``."""
 
-    splits: dict[str, list[Part]]
+    splits: dict[str, list[FileSlice]]
 
     def documents(self, split: str) -> Iterator[TextChunk]:
-        for part in self.splits[split]:
-            yield from pieces(part)
+        for file_slice in self.splits[split]:
+            yield from read_slice(file_slice)
 
     @property
     def fingerprint(self) -> str:
-        ordered = [(split, part) for split in SPLITS for part in self.splits[split]]
-        parts = [(split, part.file.sha256, part.start, part.stop) for split, part in ordered]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        ordered = [(split, file_slice) for split in SPLITS for file_slice in self.splits[split]]
+        content = [(split, file_slice.file.sha256, file_slice.start, file_slice.stop) for split, file_slice in ordered]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def describe(self) -> dict[str, Any]:
-        sizes = {part.file.path: part.file.bytes for parts in self.splits.values() for part in parts}
+    def describe(self) -> Mapping[str, int | str]:
+        files = [file_slice.file for slices in self.splits.values() for file_slice in slices]
+        sizes = {file.path: file.bytes for file in files}
         return {"files": len(sizes), "bytes": sum(sizes.values())}
 
 
-def split_end(files: list[TextFile], val_fraction: float) -> dict[str, list[Part]]:
-    """Read all files as one long text, whose last part, by characters, is for validation.
+def split_end(files: list[TextFile], val_fraction: float) -> dict[str, list[FileSlice]]:
+    """Read all files as one long text, whose last characters are for validation.
 
-    The rule is the same for one file and for many (they follow each other in order, with nothing between):
-    with n characters in all, the first ``int(n * (1 - val_fraction))`` are for training. The file in which
-    that border lies is in both splits, with another part in each.
+    The rule is the same for one file and for many (they follow each other in order, with nothing between): with n
+    characters in all, the first ``int(n * (1 - val_fraction))`` are for training. The file in which that border lies
+    is in both splits, with another slice in each.
 
     Raises:
         DataError: one of the two would be empty.
@@ -166,18 +238,18 @@ def split_end(files: list[TextFile], val_fraction: float) -> dict[str, list[Part
             f"the corpus has {total} characters in all ({names}), too few for training and validation:"
             " give data.path more text"
         )
-    splits: dict[str, list[Part]] = {split: [] for split in SPLITS}
+    splits: dict[str, list[FileSlice]] = {split: [] for split in SPLITS}
     for file in files:
         at = min(max(border, 0), file.characters)
         if at > 0:
-            splits["train"].append(Part(file, 0, at))
+            splits["train"].append(FileSlice(file, 0, at))
         if at < file.characters:
-            splits["validation"].append(Part(file, at, file.characters))
+            splits["validation"].append(FileSlice(file, at, file.characters))
         border -= file.characters
     return splits
 
 
 def check_fraction(val_fraction: float) -> None:
-    """Raise a ConfigError unless a part, but not all, of the text is for validation."""
+    """Raise a ConfigError unless ``val_fraction`` lies between 0 and 1."""
     if not 0 < val_fraction < 1:
         raise ConfigError(f"data.val_fraction must lie between 0 and 1, got {val_fraction}")

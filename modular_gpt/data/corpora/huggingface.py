@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import ConfigError, DataError, UserError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import positive
-from modular_gpt.data.corpora.base import Corpus, TextChunk, cut
+from modular_gpt.data.corpora.base import Corpus, TextChunk, chunk_text
 from modular_gpt.data.corpora.files import check_fraction
 
 
@@ -58,7 +57,9 @@ class HuggingFace(Corpus, name="hf"):
             raise ConfigError(f"data=hf needs the package 'datasets': {remedy}") from error
         self._load = datasets.load_dataset
         self.config = config
-        self._is_local = Path(config.path).is_dir()
+        local = Path(config.path).expanduser()
+        self._is_local = local.is_dir()
+        self._path = str(local) if self._is_local else config.path
         self.revision = self._local_revision() if self._is_local else self._commit()
 
     def documents(self, split: str) -> Iterator[TextChunk]:
@@ -66,15 +67,21 @@ class HuggingFace(Corpus, name="hf"):
         name = separate if split == "validation" and separate else config.train_split
         for number, text in enumerate(self._texts(name)):
             if separate or (split == "validation") == _chosen(number, config.val_fraction):
-                for piece in cut([text]):
-                    yield TextChunk(f"{name}/{number}", piece)
+                for chunk in chunk_text([text]):
+                    yield TextChunk(f"{name}/{number}", chunk)
 
     def _texts(self, split: str) -> Iterator[str]:
         """The text column of one split of the dataset, row by row."""
         config = self.config
         revision = None if self._is_local else self.revision
         try:
-            rows = self._load(config.path, config.subset, split=split, streaming=True, revision=revision)
+            rows = self._load(
+                self._path,
+                config.subset,
+                split=split,
+                streaming=True,
+                revision=revision,
+            )
             for row in islice(rows, config.max_documents):
                 if not isinstance(row.get(config.column), str):
                     raise ConfigError(
@@ -92,7 +99,7 @@ class HuggingFace(Corpus, name="hf"):
 
     def _local_revision(self) -> str:
         """What pins the content of a local directory: a hash of its files."""
-        paths = sorted(path for path in Path(self.config.path).rglob("*") if path.is_file())
+        paths = sorted(path for path in Path(self._path).rglob("*") if path.is_file())
         return hashlib.sha256("".join(map(sha256_file, paths)).encode()).hexdigest()
 
     def _commit(self) -> str:
@@ -115,7 +122,7 @@ class HuggingFace(Corpus, name="hf"):
         settings = {**asdict(self.config), "path": None, "revision": self.revision}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, int | str]:
         return {"dataset": self.config.path, "revision": self.revision}
 
 

@@ -4,13 +4,13 @@ import hashlib
 import os
 import platform
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.data.corpora.base import SPLITS
-from modular_gpt.data.corpora.files import FileCorpus, Part, scan
+from modular_gpt.data.corpora.files import FileCorpus, FileSlice, scan
 
 # Tests, generated tables and near duplicates of each other, which would make the text look easier than it is.
 EXCLUDED = {
@@ -30,14 +30,14 @@ class PythonStdlib(FileCorpus, name="python_stdlib"):
         for name in sorted(paths):
             file = scan(paths[name], name)
             split = "validation" if for_validation(name) else "train"
-            self.splits[split].append(Part(file, 0, file.characters))
+            self.splits[split].append(FileSlice(file, 0, file.characters))
         if len(paths) < FEWEST or not all(self.splits.values()):
             raise DataError(
                 f"the sources of Python's standard library are missing (found {len(paths)} files in {root}):"
                 " use a text of your own with data=text data.path=<file or pattern>"
             )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, int | str]:
         return {"python": platform.python_version(), **super().describe()}
 
 

@@ -1,11 +1,12 @@
 """Text files of the user's own."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.data.corpora.files import FileCorpus, check_fraction, find, scan, split_end
+from modular_gpt.data.corpora.files import FileCorpus, check_fraction, find_files, path_patterns, scan, split_end
 
 
 class Text(FileCorpus, name="text"):
@@ -24,16 +25,14 @@ class Text(FileCorpus, name="text"):
 
         def __post_init__(self) -> None:
             check_fraction(self.val_fraction)
+            if isinstance(self.path, Path):  # settings are plain values
+                self.path = str(self.path)
+            elif isinstance(self.path, (list, tuple)):
+                self.path = [str(item) if isinstance(item, Path) else item for item in self.path]
 
     def __init__(self, config: ComponentConfig) -> None:
         assert isinstance(config, Text.Config)
-        self.splits = split_end([scan(path) for path in find(_patterns(config.path))], config.val_fraction)
-
-
-def _patterns(path: Any) -> list[str]:
-    patterns = [path] if isinstance(path, str) else path
-    if not patterns:
-        raise ConfigError("data=text needs data.path=<file or pattern>, such as data.path='corpus/**/*.txt'")
-    if not isinstance(patterns, list) or not all(isinstance(each, str) and each for each in patterns):
-        raise ConfigError(f"data.path must be a path, a pattern or a list of these, got {path!r}")
-    return patterns
+        if not config.path:
+            raise ConfigError("data=text needs data.path=<file or pattern>, such as data.path='corpus/**/*.txt'")
+        files = find_files(path_patterns(config.path))
+        self.splits = split_end([scan(path) for path in files], config.val_fraction)

@@ -1,4 +1,4 @@
-"""What a tokenizer is: text to ids and back, and a definition that travels as plain JSON."""
+"""The interface of a tokenizer: text to ids and back, and a definition that is saved as plain JSON."""
 
 import hashlib
 import json
@@ -27,10 +27,10 @@ Ids = np.ndarray  # one-dimensional, of any integer type
 class Tokenizer(Component, ABC, slot="tokenizer"):
     """Text to ids and back.
 
-    name: the kind, as it is chosen
+    name: registered name of the class
     learns: whether ``build`` takes its vocabulary from a corpus
     vocab_size: ids run from 0 to vocab_size - 1
-    eos_id: the id that stands between documents, or None where the kind has none
+    eos_id: the id that stands between documents, or None if there is none
     bos_id: the id that a pretrained model's texts begin with, or None; ``encode`` never adds it, ``prompt_ids`` does
     """
 
@@ -48,7 +48,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     @classmethod
     @abstractmethod
     def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
-        """A new tokenizer; kinds that learn from text read it from ``corpus``."""
+        """A new tokenizer from settings; classes that learn from text read it from ``corpus``."""
 
     @classmethod
     @abstractmethod
@@ -57,7 +57,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
     @abstractmethod
     def definition(self) -> dict[str, Any]:
-        """Everything that decides what ``encode`` and ``decode`` do, as plain JSON values."""
+        """Everything that ``encode`` and ``decode`` depend on, as plain JSON values."""
 
     @abstractmethod
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:
@@ -159,7 +159,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the kind and the definition: equal fingerprints encode equally."""
+        """SHA-256 (hexadecimal) of the name and the definition: tokenizers with equal fingerprints encode equally."""
         content = json.dumps([self.name, self.definition()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -172,6 +172,14 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
             "definition": self.definition(),
         }
         (Path(directory) / FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    @staticmethod
+    def is_saved_in(directory: Path) -> bool:
+        """Whether a directory has a tokenizer file of this program, whole or damaged."""
+        try:
+            return b'"modular_gpt_tokenizer"' in read_regular(directory / FILE, MAX_BYTES)[:1000]
+        except (OSError, ValueError):
+            return False
 
     @staticmethod
     def load(directory: str | Path) -> "Tokenizer":
@@ -197,8 +205,8 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
 def _from_content(content: dict[str, Any], path: Path) -> Tokenizer:
     try:
-        kind = cast(type[Tokenizer], entries("tokenizer")[content["kind"]].component)
-        tokenizer = kind.from_definition(content["definition"])
+        component = cast(type[Tokenizer], entries("tokenizer")[content["kind"]].component)
+        tokenizer = component.from_definition(content["definition"])
         if tokenizer.fingerprint != content["fingerprint"]:
             raise ValueError("its content does not match its fingerprint")
     except ConfigError:
@@ -226,7 +234,7 @@ def check_text(texts: Iterable[str]) -> None:
 
 
 def needs(corpus: Corpus | None, name: str) -> Corpus:
-    """The corpus that a tokenizer kind learns from, or a ConfigError when there is none."""
+    """The corpus that a tokenizer learns from; a ConfigError if there is none."""
     if corpus is None:
         raise ConfigError(f"tokenizer={name} learns from a corpus: give one, or use tokenizer=byte")
     return corpus

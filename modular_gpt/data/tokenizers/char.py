@@ -34,8 +34,13 @@ class CharTokenizer(Tokenizer, name="char"):
     learns = True
 
     def __init__(self, characters: str, unknown: str = "error") -> None:
-        assert unknown in ("error", "unk") and list(characters) == sorted(set(characters))
-        self.characters = characters
+        """characters: the vocabulary, or any text whose characters it is; unknown: see ``Config``
+
+        Raises:
+            ConfigError: ``unknown`` is not a choice.
+        """
+        one_of(unknown, ("error", "unk"), "tokenizer.unknown")
+        self.characters = characters = "".join(sorted(set(characters)))
         self.unknown = unknown
         self._tokens = [*characters, UNKNOWN] if unknown == "unk" else list(characters)
         self.vocab_size = len(self._tokens)
@@ -46,19 +51,19 @@ class CharTokenizer(Tokenizer, name="char"):
 
     @classmethod
     def build_vocab(cls, texts: str | Iterable[str], unknown: str = "error") -> Self:
-        """A tokenizer for the characters of a text, or of many."""
+        """A tokenizer whose vocabulary is the characters of one text or of several."""
         found: set[str] = set()
         for text in [texts] if isinstance(texts, str) else texts:
             found.update(text)
-        return cls("".join(sorted(found)), unknown)
+        return cls("".join(found), unknown)
 
     @classmethod
     def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
         assert isinstance(config, CharTokenizer.Config)
         source = needs(corpus, "char")
-        # Validation text too: it is the alphabet that is taken from there, no statistics.
-        pieces = (piece for split in SPLITS for piece in source.documents(split))
-        return cls.build_vocab((piece.text for piece in pieces), config.unknown)
+        # The validation text too: only the alphabet is taken from it, no statistics.
+        chunks = (chunk for split in SPLITS for chunk in source.documents(split))
+        return cls.build_vocab((chunk.text for chunk in chunks), config.unknown)
 
     @classmethod
     def from_definition(cls, definition: dict[str, Any]) -> Self:

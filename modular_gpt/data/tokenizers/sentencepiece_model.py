@@ -101,6 +101,6 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
 
 def _lines(corpus: Corpus) -> Iterator[str]:
     """The training text line by line, long lines in parts: the library wants sentences."""
-    for piece in corpus.documents("train"):
-        for line in piece.text.splitlines(keepends=True):
+    for chunk in corpus.documents("train"):
+        for line in chunk.text.splitlines(keepends=True):
             yield from (line[start : start + LINE] for start in range(0, len(line), LINE))

@@ -58,7 +58,7 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        texts = (piece.text for piece in needs(corpus, "bpe").documents("train"))
+        texts = (chunk.text for chunk in needs(corpus, "bpe").documents("train"))
         tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer, END_OF_TEXT)
 
@@ -107,7 +107,7 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
             show_progress=False,
         )
         learner = around({})
-        texts = (piece.text for piece in needs(corpus, "wordpiece").documents("train"))
+        texts = (chunk.text for chunk in needs(corpus, "wordpiece").documents("train"))
         learner.train_from_iterator(texts, trainer)
         tokenizer = around(learner.get_vocab())  # all special tokens are ordinary pieces from here on, but one
         tokenizer.add_special_tokens([END_OF_TEXT])

@@ -1,0 +1,88 @@
+"""Tokenizers by name, by settings, or by the path of their files."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from modular_gpt.core.errors import ConfigError, DataError, unknown
+from modular_gpt.core.registry import ComponentConfig, decode, encode, entries
+from modular_gpt.data.cache_dir import cache_directory, new_in_cache
+from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.data.tokenizers.base import FILE, Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def build_tokenizer(
+    config: str | Mapping[str, Any] | ComponentConfig, corpus: Corpus | None = None, cache_dir: str | Path | None = None
+) -> Tokenizer:
+    """A tokenizer from its name, a mapping with a ``name``, or a Config.
+
+    Tokenizers that learn from text need ``corpus``. The result is kept in the cache directory and used again for the
+    same settings and the same text.
+
+    Raises:
+        ConfigError: an unknown name or setting, a missing package, or no corpus where one is needed.
+        DataError: a file it needs is missing or damaged.
+    """
+    config = decode("tokenizer", config)
+    if corpus is not None and not isinstance(corpus, Corpus):
+        raise ConfigError(
+            f"corpus must be a Corpus, such as build_corpus({{'name': 'text', 'path': 'notes.txt'}}), got"
+            f" {type(corpus).__name__} {corpus!r:.40}"
+        )
+    component = cast(type[Tokenizer], config.component)
+    if not component.learns or corpus is None:
+        return component.build(config, corpus)
+    key = hashlib.sha256(json.dumps([encode(config), corpus.fingerprint], sort_keys=True).encode()).hexdigest()[:24]
+    directory = Path(cache_dir or cache_directory()).expanduser() / "tokenizers" / f"{component.name}-{key}"
+    for _ in range(3):  # another process may remove a damaged directory between our building and our loading
+        if directory.exists():
+            try:
+                return Tokenizer.load(directory)
+            except DataError as error:
+                log.warning("%s: learning the tokenizer again", error)
+        built = component.build(config, corpus)
+        with new_in_cache(directory, _valid) as new:
+            built.save(new)
+        if _valid(directory):
+            return Tokenizer.load(directory)  # perhaps another process's, which came first
+    return built
+
+
+def _valid(directory: Path) -> bool:
+    try:
+        Tokenizer.load(directory)
+    except DataError:
+        return False
+    return True
+
+
+def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
+    """A tokenizer that learns nothing, by the path of its files or by its name.
+
+    name_or_path: a checkpoint of this program, a ``tokenizer.json`` of Hugging Face or a folder with one (or with
+        GPT-2's vocab.json and merges.txt), or a name such as byte, gpt2 or cl100k_base
+
+    Raises:
+        ConfigError: there is no such file and no such name.
+        DataError: a file is damaged.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return _from_files(path)
+    names = [name for name, entry in entries("tokenizer").items() if not cast(type[Tokenizer], entry.component).learns]
+    if str(name_or_path) not in set(names) - {"hf"}:
+        choices = unknown("tokenizer", str(name_or_path), set(names) - {"hf"})
+        raise ConfigError(f"{choices}; or give the path of a tokenizer.json or of a folder with one")
+    return build_tokenizer(str(name_or_path))
+
+
+def _from_files(path: Path) -> Tokenizer:
+    for folder in (path / "modular_gpt", path) if path.is_dir() else (path.parent,):
+        if (path.is_dir() or path.name == FILE) and Tokenizer.is_saved_in(folder):
+            return Tokenizer.load(folder)
+    return build_tokenizer({"name": "hf", "path": str(path)})
