@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 
 from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import DataError
+from modular_gpt.core.json_files import load_json_object
+from modular_gpt.core.progress import progress_line
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk
 from modular_gpt.data.token_files import PreparedData, TokenSplit
@@ -21,27 +23,28 @@ from modular_gpt.data.tokenizers.base import Tokenizer
 FORMAT = 1
 MANIFEST = "manifest.json"
 BATCH = 2**22  # characters encoded at a time, so that libraries can use several threads
+ATTEMPTS = 10  # to open the files, which other processes may be replacing
 
 log = logging.getLogger(__name__)
 
 
 class Damaged(Exception):
-    """A token directory is not what its manifest says; the message names the file."""
+    """A token directory differs from its manifest; the message names the file."""
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedData:
-    """The tokens of both splits, from the cache where this text has been encoded by this tokenizer before.
+    """The tokens of both splits, from the cache if this tokenizer has encoded this text before.
 
-    Files that are damaged are built again, and the log says so. Several processes may prepare the same data
-    at the same time. Between documents stands the tokenizer's ``eos_id``, where it has one.
+    Damaged files are built again, and the log says so. Several processes may prepare the same data at the same time.
+    The tokenizer's ``eos_id``, if it has one, stands between documents; its ``bos_id`` is nowhere.
 
     Raises:
         DataError: a split has no text, a text changes while it is read, the tokenizer gives ids outside its
             vocabulary, or the cache cannot be written.
     """
     key = hashlib.sha256(f"{FORMAT} {corpus.fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()[:24]
-    directory = Path(cache_dir or cache_directory()) / "tokens" / key
-    for _ in range(3):  # another process may replace damaged files between our building and our opening
+    directory = Path(cache_dir or cache_directory()).expanduser() / "tokens" / key
+    for _ in range(ATTEMPTS):  # another process may replace damaged files between our building and our opening
         try:
             return open_prepared(directory)
         except FileNotFoundError:
@@ -53,7 +56,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None =
 
 
 def open_prepared(directory: Path) -> PreparedData:
-    """The token files in a directory, after a look at every byte of them.
+    """The token files in a directory, after reading every byte of them.
 
     Raises:
         FileNotFoundError: there is no such directory.
@@ -63,7 +66,7 @@ def open_prepared(directory: Path) -> PreparedData:
         raise FileNotFoundError(directory)
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = load_json_object(path)
         if manifest.pop("sha256") != _seal(manifest):
             raise ValueError("its content does not match its own SHA-256")
         splits = {split: _open_split(directory, split, manifest) for split in SPLITS}
@@ -72,16 +75,16 @@ def open_prepared(directory: Path) -> PreparedData:
     return PreparedData(splits["train"], splits["validation"], manifest)
 
 
-def _open_split(directory: Path, split: str, manifest: dict[str, Any]) -> TokenSplit:
-    facts = manifest["splits"][split]
+def _open_split(directory: Path, split: str, manifest: Mapping[str, Any]) -> TokenSplit:
+    record = manifest["splits"][split]
     tokens = TokenSplit(
         split,
         directory / _file(split),
         np.dtype(manifest["dtype"]),
-        count=facts["tokens"],
-        bytes=facts["bytes"],
-        fingerprint=facts["sha256"],
-        zlib_bits_per_byte=facts["zlib_bits_per_byte"],
+        count=record["tokens"],
+        bytes=record["bytes"],
+        fingerprint=record["sha256"],
+        zlib_bits_per_byte=record["zlib_bits_per_byte"],
     )
     if not tokens.path.is_file():
         raise Damaged(f"'{tokens.path}' is missing")
@@ -115,12 +118,12 @@ def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         }
         sealed = {**manifest, "sha256": _seal(manifest)}
         (new / MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
-    tokens = sum(facts["tokens"] for facts in splits.values())
+    tokens = sum(record["tokens"] for record in splits.values())
     log.info("prepared %s tokens in %.1f s: %s", f"{tokens:,}", perf_counter() - start, directory)
 
 
-def _seal(manifest: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content, by which a flipped bit in it is seen."""
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content, which reveals a flipped bit in it."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -138,11 +141,12 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
 
 
 def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, Any]:
-    """Write one split's tokens and return the facts about them for the manifest."""
-    size = TextSize(compress=split == "validation")  # compressing costs time and only that figure is wanted
+    """Write one split's tokens; returns its record in the manifest."""
     digest, count = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for ids in _encode(size.seen(corpus.documents(split)), tokenizer):
+    with progress_line(f"Encoding the {split} text", corpus.characters(split)) as update, path.open("wb") as file:
+        # Compressing takes time, and only the figure of the validation text is used.
+        size = TextSize(compress=split == "validation", update=update)
+        for ids in _encode(size.measured(corpus.documents(split)), tokenizer):
             data = ids.astype(dtype, casting="unsafe").tobytes()
             file.write(data)
             digest.update(data)
@@ -161,53 +165,57 @@ def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dtype: 
 class TextSize:
     """Measures text as it passes by: documents, bytes, and the bytes that zlib at level 9 makes of it."""
 
-    def __init__(self, compress: bool) -> None:
-        self.documents = self.bytes = 0
+    def __init__(self, compress: bool, update: Callable[[int], None] = lambda _: None) -> None:
+        """compress: whether to measure compressed bytes; update: called with the characters so far"""
+        self.documents = self.bytes = self.characters = 0
+        self._update = update
         self._compressor = zlib.compressobj(9) if compress else None
         self._compressed = 0
 
-    def seen(self, pieces: Iterable[TextChunk]) -> Iterator[TextChunk]:
-        """The same pieces, after measuring each."""
+    def measured(self, chunks: Iterable[TextChunk]) -> Iterator[TextChunk]:
+        """The same chunks, after measuring each."""
         last = None
-        for piece in pieces:
-            data = piece.text.encode()
+        for chunk in chunks:
+            data = chunk.text.encode()
             self.bytes += len(data)
-            self.documents += piece.document != last
-            last = piece.document
+            self.characters += len(chunk.text)
+            self.documents += chunk.document != last
+            last = chunk.document
             if self._compressor:
                 self._compressed += len(self._compressor.compress(data))
-            yield piece
+            self._update(self.characters)
+            yield chunk
 
     def zlib_bits_per_byte(self) -> float | None:
-        """Bits that zlib -9 needs for a byte of the text; None where it was not asked for. Ends the text."""
+        """Bits that zlib -9 needs for a byte of the text; None without ``compress``. Ends the text."""
         if not self._compressor:
             return None
         return 8 * (self._compressed + len(self._compressor.flush())) / self.bytes
 
 
-def _encode(pieces: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The ids of each piece, and the end of text between two documents."""
+def _encode(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The ids of each chunk, and the end of text between two documents."""
     last = None
-    for batch in _batches(pieces):
-        for piece, ids in zip(batch, tokenizer.encode_many([piece.text for piece in batch]), strict=True):
+    for batch in _batches(chunks):
+        for chunk, ids in zip(batch, tokenizer.encode_many([chunk.text for chunk in batch]), strict=True):
             if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < tokenizer.vocab_size):
                 wrong = ids[(ids < 0) | (ids >= tokenizer.vocab_size)][0]
                 raise DataError(
-                    f"the {tokenizer.name} tokenizer gives id {wrong} in document '{piece.document}', beyond its"
+                    f"the {tokenizer.name} tokenizer gives id {wrong} in document '{chunk.document}', beyond its"
                     f" vocabulary of {tokenizer.vocab_size}: its files do not belong together"
                 )
-            if tokenizer.eos_id is not None and last not in (None, piece.document):
+            if tokenizer.eos_id is not None and last not in (None, chunk.document):
                 yield np.array([tokenizer.eos_id])
-            last = piece.document
+            last = chunk.document
             yield ids
 
 
-def _batches(pieces: Iterable[TextChunk]) -> Iterator[list[TextChunk]]:
+def _batches(chunks: Iterable[TextChunk]) -> Iterator[list[TextChunk]]:
     batch: list[TextChunk] = []
     characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece.text)
+    for chunk in chunks:
+        batch.append(chunk)
+        characters += len(chunk.text)
         if characters >= BATCH:
             yield batch
             batch, characters = [], 0

@@ -1,5 +1,6 @@
 """Token files: what is in them, when they are used again, and what happens when something breaks."""
 
+import errno
 import gzip
 import itertools
 import json
@@ -10,6 +11,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 import tracemalloc
 import zlib
@@ -24,7 +26,7 @@ from hypothesis import strategies as st
 from modular_gpt.core import atomic_files as files
 from modular_gpt.core.errors import DataError
 from modular_gpt.data import SPLITS, Corpus, PreparedData, build_corpus, build_tokenizer, prepare
-from modular_gpt.data.cache_dir import ABANDONED, cache_directory
+from modular_gpt.data.cache_dir import ABANDONED, cache_directory, new_in_cache
 from modular_gpt.data.prepare import smallest_dtype
 from tests.data.conftest import PLAY
 
@@ -316,6 +318,78 @@ class TestProcesses:
                 prepare(play, build_tokenizer("byte"))
         assert list((cache / "tokens").iterdir()) == []
         prepare(play, build_tokenizer("byte"))
+
+
+class TestRaces:
+    """Many writers of one place: each ends well, and every reader sees the whole of some writer's work."""
+
+    def race(self, target: Path, keep: Callable[[Path], bool], rounds: int) -> list[BaseException]:
+        failures: list[BaseException] = []
+
+        def write(number: int) -> None:
+            try:
+                for turn in range(rounds):
+                    with new_in_cache(target, keep) as new:
+                        (new / "first").write_text(f"{number} {turn}")
+                        (new / "second").write_text(f"{number} {turn}")
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return failures
+
+    @pytest.mark.parametrize("keeps", [False, True])
+    def test_threads(self, keeps: bool, cache: Path) -> None:
+        target = cache / "place"
+        assert self.race(target, lambda _: keeps, rounds=15) == []
+        assert (target / "first").read_text() == (target / "second").read_text()
+        only(cache)
+
+    def test_processes(self, cache: Path) -> None:
+        target = cache / "place"
+        children = [fork(lambda: self.end(self.race(target, lambda _: False, rounds=4))) for _ in range(4)]
+        assert [status_of(child) for child in children] == [0] * 4
+        assert (target / "first").read_text() == (target / "second").read_text()
+        only(cache)
+
+    @staticmethod
+    def end(failures: list[BaseException]) -> None:
+        if failures:
+            raise failures[0]
+
+    def test_a_directory_that_is_gone_when_it_is_looked_at(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Rename fails since another's stands there, and a third has moved that aside before it is looked at."""
+        rename, refused = os.rename, [True, True]
+
+        def crowded(old: Path, new: Path) -> None:
+            if refused and new == cache / "place":
+                refused.pop()
+                raise OSError(errno.ENOTEMPTY, "Directory not empty")
+            rename(old, new)
+
+        monkeypatch.setattr(files.os, "rename", crowded)
+        with new_in_cache(cache / "place", lambda _: False) as new:
+            (new / "file").touch()
+        assert (cache / "place" / "file").exists() and not refused
+
+    def test_what_is_still_being_written_is_not_cleaned_up(self, cache: Path) -> None:
+        """A preparation that takes longer than a day, while another process begins one."""
+        long_ago = time.time() - ABANDONED - 60
+        with new_in_cache(cache / "slow", lambda _: False) as slow:
+            (slow / "train.bin").write_bytes(b"half")
+            os.utime(slow, (long_ago, long_ago))
+
+            def other() -> None:
+                with new_in_cache(cache / "quick", lambda _: False):
+                    pass
+
+            assert status_of(fork(other)) == 0
+            assert (slow / "train.bin").read_bytes() == b"half"
+        assert (cache / "slow" / "train.bin").exists()
 
 
 class TestPlace:

@@ -1,6 +1,7 @@
 """Laws of every tokenizer kind, and what each kind promises besides."""
 
 import argparse
+import base64
 import hashlib
 import inspect
 import json
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from modular_gpt.core.errors import ConfigError, DataError, UserError
 from modular_gpt.core.registry import entries
 from modular_gpt.data import CharTokenizer, Corpus, Tokenizer, build_corpus, build_tokenizer
+from modular_gpt.data.tokenizers import open_tokenizer
 from modular_gpt.data.tokenizers.base import END_OF_TEXT
 from modular_gpt.data.tokenizers.huggingface import HuggingFaceTokenizer
+from modular_gpt.data.tokenizers.library_checks import library_errors
 from modular_gpt.data.tokenizers.tiktoken_encoding import TiktokenTokenizer
 from tests.data.conftest import PLAY
 
@@ -469,3 +472,114 @@ class TestIdsWithoutText:
             assert tokenizer.decode(mixed, errors="ignore") == tokenizer.decode(ids)
             stream = tokenizer.decode_stream()
             assert "".join([*map(stream.push, mixed), stream.flush()]) == tokenizer.decode(ids)
+
+
+class TestHostileFiles:
+    """Files that make the compiled libraries panic, abort or run for ever are refused with one sentence."""
+
+    def changed(self, tmp_path: Path, **parts: object) -> str:
+        """The sentence with which a tokenizer.json is refused, whose top-level keys were changed."""
+        hugging_face_file(tmp_path / "tokenizer.json")
+        content = json.loads((tmp_path / "tokenizer.json").read_text())
+        (tmp_path / "tokenizer.json").write_text(json.dumps({**content, **parts}))
+        with pytest.raises(DataError) as caught:
+            build_tokenizer({"name": "hf", "path": str(tmp_path)}).encode("some text")
+        message = str(caught.value)
+        assert str(tmp_path) in message and "\n" not in message and message.endswith(": correct tokenizer.path")
+        return message
+
+    @pytest.mark.parametrize("size", [0, 3, 2**32 - 4, 12])
+    def test_precompiled_tables(self, size: int, tmp_path: Path) -> None:
+        charsmap = base64.b64encode(size.to_bytes(4, "little") + b"\0" * 9).decode()
+        normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+        assert "precompiled_charsmap is damaged" in self.changed(tmp_path, normalizer=normalizer)
+        nested = {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": [normalizer]}]}
+        assert "precompiled_charsmap is damaged" in self.changed(tmp_path, normalizer=nested)
+
+    def test_replacements_that_grow_or_match_nothing(self, tmp_path: Path) -> None:
+        def replace(pattern: str, content: str) -> dict[str, object]:
+            return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+        many = {"type": "Sequence", "normalizers": [replace("a", "aaaaaaaaaa")] * 9}
+        assert "may make a text 1,000,000,000 times longer" in self.changed(tmp_path, normalizer=many)
+        assert "replaces the empty text" in self.changed(tmp_path, normalizer=replace("", "x"))
+        steps = {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 100}
+        assert "has 100 steps" in self.changed(tmp_path, normalizer=steps)
+
+    @pytest.mark.parametrize(
+        ("model", "reason"),
+        [
+            ({"type": "BPE", "vocab": {}, "merges": []}, "its vocabulary is empty"),
+            ({"type": "BPE", "vocab": {"a": -1}, "merges": []}, "-1 is no id of a token"),
+            ({"type": "BPE", "vocab": {"a": 2**40}, "merges": []}, "1099511627776 is no id of a token"),
+            ({"type": "BPE", "vocab": {"a": "0"}, "merges": []}, "'0' is no id of a token"),
+            ({"type": "Unigram", "vocab": [], "unk_id": 0}, "its vocabulary is empty"),
+            ({"type": "BPE"}, "its model has no vocabulary"),
+            (None, "it has no model"),
+            ([], "it has no model"),
+        ],
+    )
+    def test_models(self, model: object, reason: str, tmp_path: Path) -> None:
+        assert reason in self.changed(tmp_path, model=model, added_tokens=[], post_processor=None)
+
+    def test_a_text_that_makes_the_library_fail(self) -> None:
+        library = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="missing"))
+        with pytest.raises(DataError, match="the hf tokenizer cannot encode this text"):
+            HuggingFaceTokenizer(library, None).encode("b")
+
+    def test_panics_are_errors_and_interrupts_are_not(self) -> None:
+        class Panic(BaseException):
+            """As pyo3's PanicException, which is no Exception."""
+
+        with pytest.raises(DataError, match=r"it failed \(one line\)"), library_errors("it failed"):
+            raise Panic("one line\nanother")
+        with pytest.raises(KeyboardInterrupt), library_errors("it failed"):
+            raise KeyboardInterrupt
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"ranks": {"YQ==": 97, "YWI=": 97}}, "two of its tokens have the same id"),
+            ({"ranks": {}}, "it has no token for some bytes"),
+            ({"ranks": {"YQ==": "1"}}, "its ranks are no ids"),
+            ({"special": {END_OF_TEXT: 97}}, "two of its tokens have the same id"),
+            ({"pattern": "("}, "tiktoken cannot use the encoding"),
+        ],
+    )
+    def test_ranks(self, change: dict[str, object], reason: str, make: Callable[[str], Tokenizer]) -> None:
+        definition = with_gaps(make, "tiktoken").definition()
+        if change.get("ranks"):
+            change = {"ranks": {**definition["ranks"], **change["ranks"]}}  # type: ignore[dict-item]
+        with pytest.raises(ValueError, match=reason):
+            TiktokenTokenizer.from_definition({**definition, **change})
+
+
+class TestOpenTokenizer:
+    """A tokenizer by the path of its files or by its name."""
+
+    def test_paths_and_names(self, make: Callable[[str], Tokenizer], tmp_path: Path) -> None:
+        make("bpe").save(tmp_path)
+        for path in (tmp_path, tmp_path / "tokenizer.json", str(tmp_path)):
+            assert open_tokenizer(path).fingerprint == make("bpe").fingerprint
+        folder = tmp_path / "hf"
+        folder.mkdir()
+        hugging_face_file(folder / "tokenizer.json")
+        for path in (folder, folder / "tokenizer.json"):
+            assert open_tokenizer(path).encode(PLAY) == make("hf").encode(PLAY)
+        assert open_tokenizer("byte").name == "byte"
+
+    @pytest.mark.parametrize("name", ["bpe", "hf", "gtp2", "no/such/path"])
+    def test_what_is_neither(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=rf"no tokenizer '{name}'.* or give the path of a tokenizer.json"):
+            open_tokenizer(name)
+
+
+def test_python_mistakes_get_one_sentence() -> None:
+    assert CharTokenizer("hello").encode("hole") == CharTokenizer.build_vocab("hello").encode("hole")
+    with pytest.raises(ConfigError, match=r"tokenizer.unknown: no choice 'skip'"):
+        CharTokenizer("abc", "skip")
+    with pytest.raises(ConfigError, match=r"corpus must be a Corpus, such as build_corpus\(.*got str 'some text'"):
+        build_tokenizer("bpe", "some text")  # type: ignore[arg-type]
+    for size in (10**30, 2**24 + 1):
+        with pytest.raises(ConfigError, match=r"tokenizer.vocab_size of bpe must be at most 16,777,216"):
+            build_tokenizer({"name": "bpe", "vocab_size": size})

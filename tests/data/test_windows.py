@@ -96,3 +96,11 @@ def test_mistakes_get_one_sentence() -> None:
     assert str(short.value) == (
         "the text has 3 tokens, but a context_length of 3 needs 4: give it more text or take context_length=2"
     )
+
+
+def test_an_empty_text_gets_one_sentence() -> None:
+    with pytest.raises(DataError, match="the text is empty: give more than context_length tokens"):
+        make_dataloader("", build_tokenizer("byte"))
+    for empty in ([], np.array([])):
+        with pytest.raises(DataError, match="the text has 0 tokens, but a context_length of 256 needs 257"):
+            make_dataloader(empty)

@@ -32,6 +32,10 @@ class Corpus(Component, ABC, slot="data"):
     def documents(self, split: str) -> Iterator[TextChunk]:
         """The chunks of one of the ``SPLITS``, always in the same order."""
 
+    def characters(self, split: str) -> int | None:
+        """The number of characters of a split, for progress; None if it is not known before reading."""
+        return None
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

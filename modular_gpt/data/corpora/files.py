@@ -208,6 +208,9 @@ class FileCorpus(Corpus, ABC):
         for file_slice in self.splits[split]:
             yield from read_slice(file_slice)
 
+    def characters(self, split: str) -> int | None:
+        return sum(file_slice.stop - file_slice.start for file_slice in self.splits[split])
+
     @property
     def fingerprint(self) -> str:
         ordered = [(split, file_slice) for split in SPLITS for file_slice in self.splits[split]]

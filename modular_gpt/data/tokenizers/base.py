@@ -3,7 +3,8 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.json_files import MAX_BYTES, parse_json, read_regular
+from modular_gpt.core.progress import progress_line
 from modular_gpt.core.registry import Component, ComponentConfig, entries
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.streaming import StreamDecoder, TextStream
@@ -20,6 +22,7 @@ from modular_gpt.data.tokenizers.streaming import StreamDecoder, TextStream
 FILE = "tokenizer.json"
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
+MAX_VOCAB_SIZE = 2**24  # of a vocabulary to learn
 
 Ids = np.ndarray  # one-dimensional, of any integer type
 
@@ -233,8 +236,36 @@ def check_text(texts: Iterable[str]) -> None:
             ) from error
 
 
+def check_size(name: str, vocab_size: int, least: int) -> None:
+    """Raise a ConfigError unless a vocabulary to learn has from ``least`` to ``MAX_VOCAB_SIZE`` ids."""
+    if vocab_size < least:
+        raise ConfigError(f"tokenizer.vocab_size of {name} must be at least {least}, got {vocab_size}")
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise ConfigError(f"tokenizer.vocab_size of {name} must be at most {MAX_VOCAB_SIZE:,}, got {vocab_size!s:.20}")
+
+
 def needs(corpus: Corpus | None, name: str) -> Corpus:
     """The corpus that a tokenizer learns from; a ConfigError if there is none."""
     if corpus is None:
         raise ConfigError(f"tokenizer={name} learns from a corpus: give one, or use tokenizer=byte")
     return corpus
+
+
+@contextmanager
+def training_texts(corpus: Corpus | None, name: str) -> Iterator[Iterator[str]]:
+    """Context manager: the training text of a corpus for a tokenizer to learn from, with a progress line.
+
+    Raises:
+        ConfigError: there is no corpus.
+    """
+    source = needs(corpus, name)
+
+    def texts() -> Iterator[str]:
+        done = 0
+        for chunk in source.documents("train"):
+            yield chunk.text
+            done += len(chunk.text)
+            update(done)
+
+    with progress_line(f"Training the {name} tokenizer", source.characters("train")) as update:
+        yield texts()

@@ -13,6 +13,7 @@ from modular_gpt.data.corpora.base import SPLITS, Corpus
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, needs
 
 UNKNOWN = "<unk>"
+UNKNOWN_CHOICES = ("error", "unk")
 
 
 class CharTokenizer(Tokenizer, name="char"):
@@ -29,7 +30,7 @@ class CharTokenizer(Tokenizer, name="char"):
         unknown: str = "error"
 
         def __post_init__(self) -> None:
-            one_of(self.unknown, ("error", "unk"), "tokenizer.unknown")
+            one_of(self.unknown, UNKNOWN_CHOICES, "tokenizer.unknown")
 
     learns = True
 
@@ -39,7 +40,7 @@ class CharTokenizer(Tokenizer, name="char"):
         Raises:
             ConfigError: ``unknown`` is not a choice.
         """
-        one_of(unknown, ("error", "unk"), "tokenizer.unknown")
+        one_of(unknown, UNKNOWN_CHOICES, "tokenizer.unknown")
         self.characters = characters = "".join(sorted(set(characters)))
         self.unknown = unknown
         self._tokens = [*characters, UNKNOWN] if unknown == "unk" else list(characters)
@@ -67,6 +68,8 @@ class CharTokenizer(Tokenizer, name="char"):
 
     @classmethod
     def from_definition(cls, definition: dict[str, Any]) -> Self:
+        if definition["unknown"] not in UNKNOWN_CHOICES:
+            raise ValueError(f"unknown is {definition['unknown']!r}")
         return cls(definition["characters"], definition["unknown"])
 
     def definition(self) -> dict[str, Any]:

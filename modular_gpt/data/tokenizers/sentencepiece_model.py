@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,9 +12,25 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import one_of
 from modular_gpt.data.corpora.base import Corpus
-from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, needs
+from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_size, check_text, training_texts
 
 LINE = 4096  # characters
+# Settings of the library with which decoding gives back the text: bytes for what is rare, nothing normalised or added.
+TRAINER: dict[str, Any] = {
+    "hard_vocab_limit": False,  # a small corpus may give fewer
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+    "user_defined_symbols": ["\n"],
+    "allow_whitespace_only_pieces": True,  # indentation
+    "max_sentence_length": 4 * LINE,
+    "unk_id": 0,
+    "eos_id": 1,
+    "bos_id": -1,
+    "pad_id": -1,
+    "minloglevel": 2,
+}
 
 
 def _package() -> Any:
@@ -45,6 +61,7 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         algorithm: str = "unigram"
 
         def __post_init__(self) -> None:
+            check_size("sentencepiece", self.vocab_size, 1)
             one_of(self.algorithm, ("unigram", "bpe"), "tokenizer.algorithm")
 
     learns = True
@@ -60,26 +77,14 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         assert isinstance(config, SentencePieceTokenizer.Config)
         package, model = _package(), io.BytesIO()
         try:
-            package.SentencePieceTrainer.train(
-                sentence_iterator=_lines(needs(corpus, "sentencepiece")),
-                model_writer=model,
-                vocab_size=config.vocab_size,
-                model_type=config.algorithm,
-                hard_vocab_limit=False,  # a small corpus may give fewer
-                # So that decoding gives back the text: bytes for what is rare, nothing normalised or added.
-                byte_fallback=True,
-                normalization_rule_name="identity",
-                remove_extra_whitespaces=False,
-                add_dummy_prefix=False,
-                user_defined_symbols=["\n"],
-                allow_whitespace_only_pieces=True,  # indentation
-                max_sentence_length=4 * LINE,
-                unk_id=0,
-                eos_id=1,
-                bos_id=-1,
-                pad_id=-1,
-                minloglevel=2,
-            )
+            with training_texts(corpus, "sentencepiece") as texts:
+                package.SentencePieceTrainer.train(
+                    sentence_iterator=_lines(texts),
+                    model_writer=model,
+                    vocab_size=config.vocab_size,
+                    model_type=config.algorithm,
+                    **TRAINER,
+                )
         except RuntimeError as error:
             raise ConfigError(f"tokenizer.vocab_size={config.vocab_size} does not fit the corpus: {error}") from error
         return cls(model.getvalue())
@@ -99,8 +104,8 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         return self._processor.decode(ids)
 
 
-def _lines(corpus: Corpus) -> Iterator[str]:
-    """The training text line by line, long lines in parts: the library wants sentences."""
-    for chunk in corpus.documents("train"):
-        for line in chunk.text.splitlines(keepends=True):
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """The training text line by line, long lines cut: the library wants sentences."""
+    for text in texts:
+        for line in text.splitlines(keepends=True):
             yield from (line[start : start + LINE] for start in range(0, len(line), LINE))

@@ -1,7 +1,7 @@
 """Subword vocabularies learned from the corpus: byte-pair encoding and WordPiece, both on bytes.
 
-Both first spell a text in the 256 printable stand-ins for bytes of GPT-2, so that no text is unknown and
-decoding gives back exactly the text.
+Both first write a text in GPT-2's 256 printable stand-ins for bytes, so that no text is unknown and decoding gives
+back exactly the text.
 
 BPE: "Neural Machine Translation of Rare Words with Subword Units" (https://arxiv.org/abs/1508.07909).
 WordPiece: "Japanese and Korean Voice Search" (Schuster and Nakajima 2012), made known by BERT
@@ -9,22 +9,19 @@ WordPiece: "Japanese and Korean Voice Search" (Schuster and Nakajima 2012), made
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.data.corpora.base import Corpus
-from modular_gpt.data.tokenizers.base import END_OF_TEXT, needs
+from modular_gpt.data.tokenizers.base import END_OF_TEXT, check_size, training_texts
 from modular_gpt.data.tokenizers.library import LibraryTokenizer
 
-CONTINUES = "…"  # marks a piece inside a word; not "##", which is text in many a source file
+if TYPE_CHECKING:
+    import tokenizers
+
+CONTINUES = "…"  # marks a subword inside a word; not "##", which is text in many a source file
 LONGEST = 100  # stand-ins; WordPiece gives up on longer words, so they are cut
 BYTES = 256
-
-
-def _check_size(name: str, vocab_size: int, least: int) -> None:
-    if vocab_size < least:
-        raise ConfigError(f"tokenizer.vocab_size of {name} must be at least {least}, got {vocab_size}")
 
 
 class BPETokenizer(LibraryTokenizer, name="bpe"):
@@ -40,7 +37,7 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
         vocab_size: int = 4096
 
         def __post_init__(self) -> None:
-            _check_size("bpe", self.vocab_size, BYTES + 1)
+            check_size("bpe", self.vocab_size, BYTES + 1)
 
     learns = True
 
@@ -58,13 +55,13 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        texts = (chunk.text for chunk in needs(corpus, "bpe").documents("train"))
-        tokenizer.train_from_iterator(texts, trainer)
+        with training_texts(corpus, "bpe") as texts:
+            tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer, END_OF_TEXT)
 
 
 class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
-    """WordPiece trained on the corpus: the longest known piece first (tokenizers library)."""
+    """WordPiece trained on the corpus: the longest known subword first (tokenizers library)."""
 
     @dataclass
     class Config(ComponentConfig):
@@ -77,25 +74,14 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
         vocab_size: int = 4096
 
         def __post_init__(self) -> None:
-            _check_size("wordpiece", self.vocab_size, 2 * BYTES + 1)
+            check_size("wordpiece", self.vocab_size, 2 * BYTES + 1)
 
     learns = True
 
     @classmethod
     def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
         assert isinstance(config, WordPieceTokenizer.Config)
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-        def around(vocab: dict[str, int]) -> Tokenizer:
-            model = models.WordPiece(
-                vocab, unk_token=END_OF_TEXT, max_input_chars_per_word=LONGEST, continuing_subword_prefix=CONTINUES
-            )
-            tokenizer = Tokenizer(model)
-            words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            short = pre_tokenizers.Split(Regex(f".{{1,{LONGEST}}}"), "isolated")
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, short])
-            tokenizer.decoder = decoders.Sequence([decoders.Replace(CONTINUES, ""), decoders.ByteLevel()])
-            return tokenizer
+        from tokenizers import pre_tokenizers, trainers
 
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.WordPieceTrainer(
@@ -106,9 +92,24 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
             continuing_subword_prefix=CONTINUES,
             show_progress=False,
         )
-        learner = around({})
-        texts = (chunk.text for chunk in needs(corpus, "wordpiece").documents("train"))
-        learner.train_from_iterator(texts, trainer)
-        tokenizer = around(learner.get_vocab())  # all special tokens are ordinary pieces from here on, but one
+        learner = _wordpiece({})
+        with training_texts(corpus, "wordpiece") as texts:
+            learner.train_from_iterator(texts, trainer)
+        tokenizer = _wordpiece(learner.get_vocab())  # special tokens are ordinary subwords from here on, but one
         tokenizer.add_special_tokens([END_OF_TEXT])
         return cls(tokenizer, END_OF_TEXT)
+
+
+def _wordpiece(vocab: dict[str, int]) -> "tokenizers.Tokenizer":
+    """A tokenizer of the library around a vocabulary of subwords."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    model = models.WordPiece(
+        vocab, unk_token=END_OF_TEXT, max_input_chars_per_word=LONGEST, continuing_subword_prefix=CONTINUES
+    )
+    tokenizer = Tokenizer(model)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    short = pre_tokenizers.Split(Regex(f".{{1,{LONGEST}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, short])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(CONTINUES, ""), decoders.ByteLevel()])
+    return tokenizer

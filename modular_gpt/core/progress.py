@@ -1,0 +1,66 @@
+"""A progress line on stderr for work that takes longer than a moment."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+DELAY = 2.0  # seconds before anything is shown
+INTERVAL = 0.5  # seconds between two states on a terminal
+LINE_INTERVAL = 10.0  # the same in a file or a pipe, where each state is a line of its own
+
+
+@contextmanager
+def progress_line(
+    label: str, total: int | None = None, stream: TextIO | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Context manager: show how far the work inside is, once it takes longer than ``DELAY`` seconds.
+
+    A thread writes the line, so it also moves while a library computes and reports nothing. On a terminal the line
+    disappears at the end.
+
+    label: names the work; total: units of work in all, None if unknown
+    Yields a function that is called with the units done so far.
+    """
+    state, over = _State(label, total), threading.Event()
+    writer = threading.Thread(target=_write, args=(state, over, stream or sys.stderr), daemon=True)
+    writer.start()
+    try:
+        yield state.update
+    finally:
+        over.set()
+        writer.join()
+
+
+class _State:
+    def __init__(self, label: str, total: int | None) -> None:
+        self.label, self.total, self.done, self.begun = label, total, 0, time.monotonic()
+
+    def update(self, done: int) -> None:
+        self.done = done
+
+    def __str__(self) -> str:
+        share = f" {min(100, 100 * self.done // self.total)}%" if self.total else f" {self.done:,}" if self.done else ""
+        return f"{self.label} ...{share} ({time.monotonic() - self.begun:.0f} s)"
+
+
+def _write(state: _State, over: threading.Event, stream: TextIO) -> None:
+    terminal = not stream.closed and stream.isatty()
+    width, wait = 0, DELAY
+    while not over.wait(wait):
+        line = str(state)
+        width = max(width, len(line))
+        _put(stream, f"\r{line:<{width}}" if terminal else f"{line}\n")
+        wait = INTERVAL if terminal else LINE_INTERVAL
+    if terminal and width:
+        _put(stream, f"\r{'':<{width}}\r")
+
+
+def _put(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):  # a closed stream ends no work
+        pass

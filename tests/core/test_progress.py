@@ -1,0 +1,52 @@
+"""Nothing is shown of what is quick; a line of what is not."""
+
+import io
+import time
+
+import pytest
+
+from modular_gpt.core import progress
+from modular_gpt.core.progress import progress_line
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_quick_work_shows_nothing() -> None:
+    stream = Terminal()
+    with progress_line("Reading", 10, stream) as update:
+        update(5)
+    assert stream.getvalue() == ""
+
+
+def wait_for(stream: io.StringIO, text: str) -> None:
+    deadline = time.monotonic() + 10
+    while text not in stream.getvalue():
+        assert time.monotonic() < deadline, stream.getvalue()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
+def test_slow_work_shows_how_far_it_is(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DELAY", "INTERVAL", "LINE_INTERVAL"):
+        monkeypatch.setattr(progress, name, 0.01)
+    with progress_line("Reading", 200, stream) as update:
+        wait_for(stream, "Reading ... 0% (0 s)")
+        update(50)
+        wait_for(stream, "Reading ... 25% (0 s)")
+    shown = stream.getvalue()
+    assert shown.endswith(" \r" if stream.isatty() else "% (0 s)\n")
+    assert ("\n" in shown) is not stream.isatty()
+
+
+def test_without_a_total_and_on_a_closed_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "DELAY", 0.01)
+    stream = io.StringIO()
+    with progress_line("Counting", None, stream) as update:
+        update(12345)
+        wait_for(stream, "Counting ... 12,345 (0 s)")
+    stream.close()
+    with progress_line("Counting", None, stream):
+        time.sleep(0.03)
