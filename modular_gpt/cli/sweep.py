@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -29,6 +30,7 @@ from modular_gpt.core.errors import ConfigError, UserError
 from modular_gpt.core.validation import from_mapping
 from modular_gpt.training.config import RunConfig
 
+SCHEMAS = re.compile(rf"\S+{SCHEMA}\b ?")  # what tab completion offers and is no option: yaml files extend them
 RESULT = "result-"  # of a job in another process: a file of the sweep's folder
 
 
@@ -137,16 +139,14 @@ def hydra_itself(line: CommandLine, where: list[Path]) -> int:
     # tab completion has words of its own, and unfinished ones
     words = line.settings if line.shell_completion else read_overrides(TRAIN, line.settings, where, hydra=True)[1]
     printed = io.StringIO()
+    offers = line.shell_completion and any(word.startswith("query=") for word in words)
     try:
-        with redirect_stdout(printed) if line.shell_completion else nullcontext():
+        with redirect_stdout(printed) if offers else nullcontext():
             _hydra_main([*line.for_hydra(), *words], where, lambda config: None)
     except SystemExit as end:  # Hydra's way to end after its help
         return int(end.code or 0)
     finally:
-        # schemas are no options: they are there for yaml files to extend
-        for offered in printed.getvalue().splitlines():
-            if not offered.endswith(SCHEMA):
-                print(offered)
+        print(SCHEMAS.sub("", printed.getvalue()), end="")
     return 0
 
 

@@ -90,11 +90,14 @@ def test_an_exception_in_a_job_is_a_row_of_the_table(
     assert "seed=1" in printed and "failed: ZeroDivisionError: a fault of ours" in printed
 
 
+@pytest.mark.parametrize("separator", [" ", "\n"])  # of bash, and of other shells
 def test_tab_completion_offers_no_schema(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    separator: str, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    offered = separator.join(["attention=gqa", "attention=gqa_schema", "attention=mha", "attention=mha_schema"])
+
     def completed(words: list[str], where: object, job: object) -> None:
-        print("attention=gqa\nattention=gqa_schema\nattention=mha")
+        print(offered)
 
     monkeypatch.setattr(sweep, "_hydra_main", completed)
     answer = run("train", "--shell-completion", "query=bash")
