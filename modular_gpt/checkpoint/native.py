@@ -225,7 +225,7 @@ def open_checkpoint(path: str | Path, prefer: str = BEST) -> CheckpointReader:
     Raises:
         CheckpointError: there is none.
     """
-    path = resolve_link(Path(path))
+    path = resolve_link(Path(path).expanduser())
     if path.is_file():
         raise CheckpointError(_about_file(path))
     if not path.is_dir():

@@ -11,7 +11,7 @@ from modular_gpt.checkpoint.resolve import DTYPES, Opened, open_model
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.core.atomic_files import new_directory, write_problem
 from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.core.validation import one_of
+from modular_gpt.core.validation import expand_home, one_of
 
 TARGETS = ("hf", "checkpoint")
 # notes that only a checkpoint with the state of its training has
@@ -39,6 +39,7 @@ class ConvertSettings:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
+        expand_home(self, "checkpoint", "path")
         one_of(self.to, TARGETS, "to")
         one_of(self.format, FORMATS, "format")
         if self.dtype is not None:
@@ -58,7 +59,7 @@ def convert(settings: ConvertSettings) -> str:
     """
     if settings.path is None:
         raise ConfigError("give path=<folder>, where to write")
-    path = Path(settings.path).expanduser()
+    path = Path(settings.path)
     if path.exists():
         raise ConfigError(f"'{path}' exists already; give another path, or remove it first")
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]

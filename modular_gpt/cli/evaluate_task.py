@@ -8,7 +8,7 @@ from typing import Any
 from modular_gpt.checkpoint.resolve import DTYPES, Loaded, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
-from modular_gpt.core.validation import one_of
+from modular_gpt.core.validation import expand_home, one_of
 from modular_gpt.data import SPLITS, build_corpus, prepare
 from modular_gpt.evaluation import Evaluation, evaluate_text, evaluate_tokens
 from modular_gpt.runtime.device import choose_device, prepare_device
@@ -54,6 +54,7 @@ class EvalSettings:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
+        expand_home(self, "checkpoint", "text", "include")
         if self.text is not None and self.corpus is not None:
             raise ConfigError("text and corpus exclude each other: give one of them")
         if not isinstance(self.tasks, (str, list, type(None))):
@@ -122,7 +123,7 @@ def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
     model, tokenizer = loaded
     how: dict[str, Any] = {name: getattr(settings, name) for name in ("context", "stride", "batch_size")}
     if settings.text is not None:
-        return evaluate_text(model, tokenizer, _read(Path(settings.text).expanduser()), **how)
+        return evaluate_text(model, tokenizer, _read(Path(settings.text)), **how)
     own = settings.corpus is None
     data = prepare(_own_corpus(settings.checkpoint) if own else build_corpus(str(settings.corpus)), tokenizer)
     split = data.train if settings.split == "train" else data.validation

@@ -17,7 +17,7 @@ from modular_gpt.cli.composition.schema import Command, described, fields_of, na
 from modular_gpt.cli.repl import Conversation, shown_after
 from modular_gpt.cli.text_writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.core.validation import from_mapping, one_of
+from modular_gpt.core.validation import expand_home, from_mapping, one_of
 from modular_gpt.deploy.cpu_packing import can_pack, pack
 from modular_gpt.generation import Continuation, GenerationConfig, SamplingSettings
 from modular_gpt.generation.config import FORMER_NAMES, RANDOM, SEARCHES, FilterSettings
@@ -57,6 +57,7 @@ class Task:
     pack: bool | None = None
 
     def __post_init__(self) -> None:
+        expand_home(self, "checkpoint", "prompts", "draft")
         given = [name for name in ("prompt", "prompts", "interactive") if getattr(self, name) not in (None, False)]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} exclude each other: give one of them")
@@ -192,7 +193,7 @@ def _prompts(task: Task, writer: Writer) -> list[str]:
     if task.prompt is not None:
         return [task.prompt]
     if task.prompts is not None:
-        return read_prompts(Path(task.prompts).expanduser())
+        return read_prompts(Path(task.prompts))
     known = [prompt for prompt in SUITE if writer.reads(prompt)]
     if not known:
         raise ConfigError("this model's tokenizer reads none of the prompts that are there for a try: give prompt=...")

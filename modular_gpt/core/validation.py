@@ -109,6 +109,20 @@ def _group(option: Any) -> str:
     return f"a group of settings ({', '.join(field.name for field in dataclasses.fields(option))})"
 
 
+def expand_home(settings: object, *names: str) -> None:
+    """Expand ``~`` in settings that hold a path, or a list of paths, and make text of Path objects.
+
+    Every dataclass with paths calls this.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, (list, tuple)):
+            paths = [os.path.expanduser(path) if isinstance(path, (str, os.PathLike)) else path for path in value]
+            setattr(settings, name, paths)
+        elif isinstance(value, (str, os.PathLike)):
+            setattr(settings, name, os.path.expanduser(value))
+
+
 def at_most(where: str, largest: Mapping[str, int], settings: object) -> None:
     """Raise a ConfigError for the first setting above its largest value, by name."""
     for name, limit in largest.items():

@@ -14,7 +14,7 @@ from torch import nn
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.core.validation import fraction, from_mapping, not_negative, one_of, positive, validated
+from modular_gpt.core.validation import expand_home, fraction, from_mapping, not_negative, one_of, positive, validated
 from modular_gpt.data import Tokenizer
 from modular_gpt.model.aliases import read_config
 from modular_gpt.model.config import GPTConfig
@@ -173,6 +173,7 @@ class RunConfig:
         for slot in SLOTS:
             setattr(self, slot, decode(slot, _without_paths(getattr(self, slot))))
         self._read_model()
+        expand_home(self, "runs", "resume", "init_from")
         build_schedule(self.schedule, self.trainer.max_steps)
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} has more than 64 bits; take a smaller one")

@@ -10,7 +10,7 @@ from pathlib import Path
 from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import ConfigError, DataError, UserError
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.validation import positive
+from modular_gpt.core.validation import expand_home, positive
 from modular_gpt.data.corpora.base import Corpus, TextChunk, chunk_text
 from modular_gpt.data.corpora.files import check_fraction
 
@@ -43,6 +43,7 @@ class HuggingFace(Corpus, name="hf"):
         max_documents: int | None = None
 
         def __post_init__(self) -> None:
+            expand_home(self, "path")
             check_fraction(self.val_fraction)
             positive("data", max_documents=self.max_documents)
 

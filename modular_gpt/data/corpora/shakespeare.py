@@ -11,6 +11,7 @@ from pathlib import Path
 from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.validation import expand_home
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.files import FileCorpus, check_fraction, scan, split_end
 
@@ -35,11 +36,12 @@ class Shakespeare(FileCorpus, name="shakespeare"):
         val_fraction: float = 0.1
 
         def __post_init__(self) -> None:
+            expand_home(self, "path")
             check_fraction(self.val_fraction)
 
     def __init__(self, config: ComponentConfig) -> None:
         assert isinstance(config, Shakespeare.Config)
-        path = Path(config.path).expanduser() if config.path else cached()
+        path = Path(config.path) if config.path else cached()
         file = scan(path, FILE)
         if file.sha256 != SHA256:
             wrong = _wrong(file.sha256)

@@ -1,11 +1,11 @@
 """Text files of the user's own."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.validation import expand_home
 from modular_gpt.data.corpora.files import FileCorpus, check_fraction, find_files, path_patterns, scan, split_end
 
 
@@ -24,11 +24,8 @@ class Text(FileCorpus, name="text"):
         val_fraction: float = 0.1
 
         def __post_init__(self) -> None:
+            expand_home(self, "path")
             check_fraction(self.val_fraction)
-            if isinstance(self.path, Path):  # settings are plain values
-                self.path = str(self.path)
-            elif isinstance(self.path, (list, tuple)):
-                self.path = [str(item) if isinstance(item, Path) else item for item in self.path]
 
     def __init__(self, config: ComponentConfig) -> None:
         assert isinstance(config, Text.Config)

@@ -7,6 +7,7 @@ from typing import Any, Self
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.json_files import load_json_object, read_regular
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.validation import expand_home
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import END_OF_TEXT, FILE
 from modular_gpt.data.tokenizers.library import LibraryTokenizer
@@ -38,12 +39,15 @@ class HuggingFaceTokenizer(LibraryTokenizer, name="hf"):
         path: str = ""
         eos: str | None = None
 
+        def __post_init__(self) -> None:
+            expand_home(self, "path")
+
     @classmethod
     def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
         assert isinstance(config, HuggingFaceTokenizer.Config)
         if not config.path:
             raise ConfigError("tokenizer=hf needs tokenizer.path=<a tokenizer.json, or a directory with one>")
-        path = _file(Path(config.path).expanduser())
+        path = _file(Path(config.path))
         content = _gpt2_json(path) if path.name == VOCAB else _read(path)
         special = read_special_tokens(path, content.get("post_processor"))
         try:
