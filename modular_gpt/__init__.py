@@ -3,16 +3,21 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from modular_gpt._version import __version__
+from modular_gpt.core import former_modules
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
+    from modular_gpt.checkpoint.resolve import load_model
+    from modular_gpt.generation import generate
     from modular_gpt.model import GPTModel
     from modular_gpt.model.config import GPTConfig, LayersConfig
     from modular_gpt.model.loss import LossConfig, LossOutput
     from modular_gpt.model.loss import LossConfig as LossSettings  # the old name
     from modular_gpt.training.config import RunConfig
+    from modular_gpt.training.run import train
 
-__version__ = "0.1.0"
+former_modules.install()
 
 # Public names that are imported at first use, because their modules import torch: name -> module and name there.
 _LAZY = {
@@ -22,6 +27,9 @@ _LAZY = {
     "LossConfig": ("modular_gpt.model.loss", "LossConfig"),
     "LossOutput": ("modular_gpt.model.loss", "LossOutput"),
     "LossSettings": ("modular_gpt.model.loss", "LossConfig"),
+    "generate": ("modular_gpt.generation", "generate"),
+    "load_model": ("modular_gpt.checkpoint.resolve", "load_model"),
+    "train": ("modular_gpt.training.run", "train"),
 }
 
 __all__ = [
@@ -37,6 +45,9 @@ __all__ = [
     "UserError",
     "__version__",
     "compose",
+    "generate",
+    "load_model",
+    "train",
 ]
 
 
@@ -59,7 +70,7 @@ def __dir__() -> list[str]:
 def compose(*overrides: str, config_dir: str | None = None) -> "RunConfig":
     """The RunConfig that ``mgpt-train`` makes of the same settings: ``compose("attention=gqa", "seed=1")``.
 
-    Train it with ``modular_gpt.training.run.train(config)``.
+    Train it with ``modular_gpt.train(config)``.
 
     Args:
         overrides: settings as on the command line

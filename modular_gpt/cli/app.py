@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from modular_gpt._version import __version__
 from modular_gpt.core.errors import ConfigError, ReportedElsewhere, UserError
 from modular_gpt.core.registry import PLUGINS
 
@@ -173,8 +174,8 @@ def hydra_command_line(program: str, arguments: Sequence[str]) -> Iterator[None]
 
 
 def version() -> str:
-    """The package's version, from its ``__init__``, which has run before any module of it."""
-    return str(sys.modules[__name__.partition(".")[0]].__dict__["__version__"])
+    """The package's version."""
+    return __version__
 
 
 def config_folders(line: CommandLine) -> list[Path]:

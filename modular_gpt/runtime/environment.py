@@ -3,13 +3,13 @@
 import os
 import platform
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from modular_gpt._version import __version__
 from modular_gpt.runtime.device import physical_cores
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "hydra-core")
@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "hydra-c
 def environment() -> dict[str, Any]:
     """Plain values for run.json."""
     return {
-        "modular_gpt": sys.modules[__name__.partition(".")[0]].__dict__["__version__"],
+        "modular_gpt": __version__,
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -50,6 +50,9 @@ class LoraConfig:
         fraction("lora", dropout=self.dropout)
 
 
+LoraSettings = LoraConfig  # the name of before
+
+
 class Adapted(NamedTuple):
     """A weight with an adapter: without it, what the adapter adds, and how to switch the adapter on or off."""
 

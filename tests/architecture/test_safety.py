@@ -18,7 +18,7 @@ HYDRA_CALLS = {"instantiate", "get_class", "get_method", "get_object"}  # from a
 UNSAFE_CALLS = HYDRA_CALLS | {"unsafe_load", "full_load", "UnsafeLoader"}
 IMPORT_BY_NAME = "importlib.import_module"
 # Of the user's own plugins, and of the package's own files: never a name that a config or a checkpoint gives.
-IMPORTERS_BY_NAME = {"core/registry.py", "__init__.py"}
+IMPORTERS_BY_NAME = {"core/registry.py", "core/former_modules.py", "__init__.py"}
 
 
 def constant(call: ast.Call, keyword: str) -> object:
