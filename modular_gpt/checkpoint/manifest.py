@@ -107,7 +107,7 @@ def damaged(path: Path, reason: str) -> CheckpointError:
 
 def _is_plain(name: str) -> bool:
     """Whether a name is that of a file in the directory itself, and one that a file system can have."""
-    return Path(name).name == name and name not in ("", "..") and name.isprintable()
+    return Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name) < 256
 
 
 def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:

@@ -209,7 +209,11 @@ def link(pointer: Path, name: str, *, set_aside: bool = False) -> None:
     except (OSError, NotImplementedError):
         write_text(pointer, name)
         return
-    os.replace(temporary, pointer)
+    try:
+        os.replace(temporary, pointer)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync(pointer.parent)
 
 

@@ -1,13 +1,16 @@
 """Files and directories appear whole or not at all."""
 
+import errno
 import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from modular_gpt.core import atomic_files
 from modular_gpt.core.atomic_files import (
     MARK,
     link,
@@ -15,6 +18,7 @@ from modular_gpt.core.atomic_files import (
     remove_stale,
     resolve_link,
     sha256_file,
+    write_problem,
     write_text,
 )
 
@@ -164,3 +168,81 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")  # the example of FIPS 180-2, appendix B.1
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write to a shared folder cannot make a temporary lead to a file elsewhere."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    planted = atomic_files.temporary_name(folder / "a")
+    assert planted != atomic_files.temporary_name(folder / "a"), "the name can be guessed"
+    monkeypatch.setattr(atomic_files, "temporary_name", lambda target: planted)
+    planted.symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        write_text(folder / "a", "new")
+    planted.symlink_to(victim)
+    with pytest.raises(FileExistsError), new_directory(folder / "a"):
+        pass
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["a", "latest"])
+def test_the_old_guessable_names_are_not_used(name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for suffix in ("", "-1"):
+        (tmp_path / f"{name}{MARK}{os.getpid()}{suffix}").symlink_to(victim)
+    write_text(tmp_path / "a", "new")
+    (tmp_path / "one").mkdir()
+    link(tmp_path / "latest", "one")
+    assert victim.read_text() == "precious" and (tmp_path / "a").read_text() == "new"
+
+
+def test_what_is_still_being_written_is_not_stale(tmp_path: Path) -> None:
+    with new_directory(tmp_path / "a") as new:
+        (new / "file").write_text("long work")
+        os.utime(new, (time.time() - 10**6, time.time() - 10**6))
+        remove_stale(tmp_path, seconds=10)
+        assert (new / "file").read_text() == "long work"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_directory_that_comes_and_goes_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process's directory stands there when this one renames, and is gone when it looks."""
+    rename, calls = os.rename, 0
+
+    def contested(source: Any, target: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 3:
+            raise OSError(errno.ENOTEMPTY if calls % 2 else errno.ENOENT, "contested")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", contested)
+    with new_directory(tmp_path / "a", keep=lambda path: path.exists()) as new:
+        (new / "file").write_text("new")
+    assert (tmp_path / "a" / "file").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "inodes", "reason", "remedy"),
+    [
+        (errno.ENOSPC, 5, "No space", "make room"),
+        (errno.ENOSPC, 0, "no inodes left", "remove files"),
+        (errno.EROFS, 5, "Read-only", "choose a folder"),
+        (errno.EACCES, 5, "denied", "choose a folder"),
+        (errno.EDQUOT, 5, "quota", "quota"),
+        (errno.EIO, 5, "error", "check that disk"),
+    ],
+)
+def test_a_full_disk_is_named_only_when_it_is_full(
+    number: int, inodes: int, reason: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = SimpleNamespace(f_files=100, f_favail=inodes, f_bavail=10**6)
+    monkeypatch.setattr(os, "statvfs", lambda path: system)
+    found = write_problem(OSError(number, os.strerror(number)), tmp_path / "not" / "made")
+    assert reason in found[0] and remedy in found[1]
+    assert ("make room" in found[1]) == (number == errno.ENOSPC and inodes > 0)

@@ -1,0 +1,79 @@
+"""Resuming from runs that were copied, converted or damaged: it works, or one sentence says why it cannot."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from modular_gpt.checkpoint import FOLDER, MANIFEST, find_checkpoint
+from modular_gpt.checkpoint.manifest import write_manifest
+from modular_gpt.cli import convert
+from modular_gpt.core.errors import UserError
+from modular_gpt.training.run import load_config
+from modular_gpt.training.run_directory import LOCK, only_here
+from tests.training.small import config, run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps with averaged weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    return run(config(folder, max_steps=4, save_interval=2, eval_interval=2, ema_decay=0.9)).directory
+
+
+def resumed(directory: Path, steps: int = 6) -> Path:
+    settings = load_config(directory)
+    settings.trainer.max_steps = steps
+    return run(settings).directory
+
+
+def test_a_copy_with_links_followed_resumes(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, symlinks=False)
+    resumed(copy)
+    assert find_checkpoint(copy, "latest").name == "step_00000006"
+    assert (copy / FOLDER / "latest").is_symlink()
+
+
+@pytest.mark.parametrize("missing", ["optimizer", "trainer", "trained"])
+@pytest.mark.parametrize("how", ["removed", "empty"])
+def test_a_checkpoint_without_its_state_is_refused(missing: str, how: str, trained: Path, tmp_path: Path) -> None:
+    """With fresh moments, other random numbers or the averages as weights it would go on as another training."""
+    from safetensors.torch import save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, symlinks=True)
+    checkpoint = find_checkpoint(copy, "latest")
+    (checkpoint / f"{missing}.safetensors").unlink()
+    if how == "empty":
+        save_file({}, checkpoint / f"{missing}.safetensors")
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint)
+    with pytest.raises(UserError, match=rf"has no {missing}\.safetensors.*init_from="):
+        resumed(copy)
+
+
+def test_a_converted_checkpoint_has_no_training(trained: Path, tmp_path: Path) -> None:
+    assert convert.main([f"checkpoint={trained}", "to=checkpoint", f"path={tmp_path / 'converted'}"]) == 0
+    with pytest.raises(UserError, match="no training"):
+        resumed(tmp_path / "converted")
+
+
+def test_notes_of_which_some_are_missing(trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, symlinks=True)
+    checkpoint = find_checkpoint(copy, "latest")
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    del meta["progress"], meta["order"]
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint)
+    with pytest.raises(UserError, match="lacks order, progress"):
+        resumed(copy)
+
+
+def test_a_run_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / LOCK).mkdir()  # as a read-only file system does, it refuses to open the lock for writing
+    with pytest.raises(UserError, match="cannot be written"), only_here(tmp_path):
+        pass
