@@ -9,9 +9,20 @@ from modular_gpt.pretrained.tensor_map import COPY, INTERLEAVED, TensorMapping, 
 
 _EXPERTS = f"{LAYER}.mlp.experts"
 
+_ROPE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
 
 def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, swiglu_alpha=1.702, swiglu_limit=7.0)
+    if settings.get("rope_parameters") is None:  # absent or null
+        settings = settings.with_values(rope_parameters=_ROPE)
     ours = decoder(settings)
     n_layers = settings["num_hidden_layers"]
     types = settings["layer_types"] or [("sliding_attention", "full_attention")[i % 2] for i in range(n_layers)]
@@ -69,14 +80,6 @@ FAMILY = Family(
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
         "rope_theta": 150000.0,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "factor": 32.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "truncate": False,
-            "original_max_position_embeddings": 4096,
-        },
         "attention_bias": True,
         "sliding_window": 128,
         "layer_types": None,

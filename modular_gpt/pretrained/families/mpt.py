@@ -21,7 +21,8 @@ _ATTENTION_DEFAULTS = {
 def from_hf(settings: HFConfig) -> dict[str, Any]:
     must_be(settings, no_bias=True, logit_scale=None)
     attention = settings["attn_config"].with_defaults(_ATTENTION_DEFAULTS)
-    must_be(attention, alibi=True, prefix_lm=False, qk_ln=False)
+    # transformers computes with a largest bias of 8, whatever the file has; the authors' own code reads it
+    must_be(attention, alibi=True, alibi_bias_max=8, prefix_lm=False, qk_ln=False)
     clip = attention["clip_qkv"]
     return {
         "vocab_size": settings["vocab_size"],
@@ -34,7 +35,7 @@ def from_hf(settings: HFConfig) -> dict[str, Any]:
         "attention": {"name": "mha", "scale": attention["softmax_scale"], "clip_qkv": clip or None},
         "ffn": {"name": "mlp", "hidden": 4 * settings["d_model"], "activation": "gelu"},
         "norm": {"name": "layernorm", "eps": settings["layer_norm_epsilon"]},
-        "pos": {"name": "alibi", "max_bias": attention["alibi_bias_max"]},
+        "pos": {"name": "alibi", "max_bias": 8},
         "tie_embeddings": settings["tie_word_embeddings"],
         "init_std": settings["initializer_range"],
     }

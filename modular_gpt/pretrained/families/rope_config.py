@@ -49,6 +49,8 @@ def rope(settings: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in SCALINGS:
         raise CheckpointError(unknown("rope scaling", str(kind), ["default", *SCALINGS]))
     scaling = {ours: given[key] for key, ours in SCALINGS[kind].items() if given.get(key) is not None}
+    if "truncate" in SCALINGS[kind] and "truncate" in given and given["truncate"] is None:
+        scaling["truncate"] = False  # null is false in transformers
     if trained is not None and "original_max_position_embeddings" in SCALINGS[kind]:
         scaling["original_context_length"] = trained  # transformers prefers it to the one inside
     if kind == "dynamic":
