@@ -66,14 +66,13 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     """
     # Without O_NONBLOCK, opening a pipe waits for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError("it is not a regular file")
     with open(handle, "rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"it is larger than {max_bytes:,} bytes")
-    return content
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > max_bytes:
+            raise ValueError(f"it is larger than {max_bytes:,} bytes")
+        return file.read(status.st_size)  # a read of more would reserve memory for it
 
 
 def parse_json(content: str | bytes, max_depth: int = MAX_DEPTH) -> Any:

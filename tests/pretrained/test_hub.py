@@ -1,0 +1,99 @@
+"""Without a network a published name is one sentence within seconds, whatever opens it."""
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modular_gpt import CheckpointError, GPTModel
+from modular_gpt.checkpoint import load_model
+from modular_gpt.cli import generate
+from modular_gpt.pretrained import hub, load_pretrained
+from modular_gpt.training.finetune import open_source
+
+
+@pytest.fixture(autouse=True)
+def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "getproxies", dict)
+    hub._connection_problem.cache_clear()
+    yield
+    hub._connection_problem.cache_clear()
+
+
+def unknown_host(*_: Any, **__: Any) -> None:
+    raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+
+def silence(*_: Any, **__: Any) -> None:
+    time.sleep(30)
+
+
+OPENERS: list[Callable[[str], Any]] = [load_pretrained, GPTModel.from_pretrained, load_model, open_source]
+
+
+@pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
+@pytest.mark.parametrize("name", ["gpt2", "someone/something"])
+def test_no_network_is_one_sentence(
+    opener: Callable[[str], Any], name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(socket, "create_connection", unknown_host)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", silence)  # its own attempts take half a minute
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match=f"'{name}'.*cannot be reached.*give the folder") as caught:
+        opener(name)
+    assert time.monotonic() - start < 5
+    assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
+
+
+def test_a_network_that_swallows_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked once, not once for each file."""
+    monkeypatch.setattr(socket, "create_connection", silence)
+    monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.3)
+    start = time.monotonic()
+    for _ in range(5):
+        with pytest.raises(CheckpointError, match="TimeoutError"):
+            load_pretrained("gpt2")
+    assert time.monotonic() - start < 3
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(socket, "create_connection", unknown_host)
+    assert generate.main(["checkpoint=gpt2", "prompt=a"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_further_attempts_are_not_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def download(*_: Any, **__: Any) -> None:
+        logger.warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no route")
+
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        load_pretrained("gpt2")
+    assert "Retrying" not in caplog.text
+    logger.warning("later")
+    assert "later" in caplog.text
+
+
+def test_a_proxy_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(repository: str, name: str, **_: Any) -> None:
+        asked.append(name)
+        raise OSError("no route")
+
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:3128"})
+    monkeypatch.setattr(socket, "create_connection", unknown_host)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        load_pretrained("gpt2")
+    assert asked == ["config.json"]

@@ -1,0 +1,110 @@
+"""Sizes in a config.json beyond its tensors are refused before a model, or a list of its layers, is made."""
+
+import json
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modular_gpt import CheckpointError
+from modular_gpt.core.errors import UserError
+from modular_gpt.pretrained import FAMILIES, load_pretrained
+from tests.pretrained.conftest import Saved
+from tests.reference.cases import CASES
+
+EXPERTS = {
+    "mixtral": "num_local_experts",
+    "gpt_oss": "num_local_experts",
+    "deepseek_v2": "n_routed_experts",
+    "deepseek_v3": "n_routed_experts",
+}
+HUGE = [10**5, 10**9, 2**70, 1e9, 1e300]
+
+
+def refused(folder: Path, **changes: Any) -> str:
+    """The sentence for a config.json with other settings; it comes quickly and takes little memory."""
+    given = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**given, **changes}))
+    start = time.process_time()
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError) as caught:
+            load_pretrained(folder)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        (folder / "config.json").write_text(json.dumps(given))
+    assert peak < 50e6, changes
+    assert time.process_time() - start < 5, changes
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    kind = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    Saved(folder, kind, next(iter(CASES[kind].values())))
+    return kind, folder
+
+
+def test_layers_beyond_the_tensors(saved: tuple[str, Path]) -> None:
+    kind, folder = saved
+    for huge in HUGE:
+        assert "its tensors are those of 3 layers" in refused(folder, **{FAMILIES[kind].layers: huge})
+    for wrong in ("many", [3], {"a": 3}, True, -1, 0):
+        refused(folder, **{FAMILIES[kind].layers: wrong})
+
+
+def test_other_sizes_beyond_the_tensors(saved: tuple[str, Path]) -> None:
+    kind, folder = saved
+    names = {**json.loads((folder / "config.json").read_text()), **FAMILIES[kind].defaults}
+    sizes = [
+        n for n in ("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner") if n in names
+    ]
+    for name in [*sizes, *([EXPERTS[kind]] if kind in EXPERTS else [])]:
+        for huge in (10**9, 2**62):
+            refused(folder, **{name: huge})
+
+
+def test_foreign_weights_under_a_gpt2_config(tmp_path: Path) -> None:
+    """A likely mistake: the config.json of another model in a folder; what is missing is named."""
+    saved = Saved(tmp_path, "llama", CASES["llama"]["gqa"])
+    gpt2 = {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32}
+    (tmp_path / "config.json").write_text(json.dumps(gpt2))
+    with pytest.raises(CheckpointError, match=r"it lacks h\.0\.attn\.c_attn\.bias, .* has unknown model\.embed_tokens\.weight"):
+        load_pretrained(tmp_path)
+    assert "lm_head.weight" in saved.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "model_type", [["llama"], {"a": 1}, 5, True, "x\n\x1b[31m" * 1000], ids=lambda value: str(value)[:9]
+)
+def test_a_model_type_that_is_none(model_type: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(CheckpointError, match="no architecture") as caught:
+        load_pretrained(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_strange_names_of_tensors(tmp_path: Path) -> None:
+    Saved(tmp_path, "gpt2", CASES["gpt2"]["plain"])
+    from safetensors.torch import load_file
+
+    tensors = load_file(tmp_path / "model.safetensors")
+    strange = {name: torch.zeros(1) for name in ("evil\n\x1b[31mname", "y" * 100_000)}
+    save_file({**tensors, **strange}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has unknown") as caught:
+        load_pretrained(tmp_path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "[" * 100 + "]" * 100])
+def test_a_deep_config(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="deeper"):
+        load_pretrained(tmp_path)
