@@ -13,6 +13,7 @@ from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig
 from modular_gpt.model import GPTModel, TransformerBlock
+from modular_gpt.model.materialize import model_from_tensors
 
 STYLES: dict[str, type[ParallelStyle]] = {COLUMNS: ColwiseParallel, ROWS: RowwiseParallel}
 
@@ -68,10 +69,7 @@ class TensorParallel(Parallel, name="tensor"):
         weights = self.gather(model.state_dict())
         if not self.processes.is_main:
             return None
-        with torch.random.fork_rng():
-            copy = GPTModel(model.config)
-        copy.load_state_dict(weights)
-        return copy.to(next(model.parameters()).device).eval()
+        return model_from_tensors(model.config, weights, device=next(model.parameters()).device)
 
 
 def summed(gradient: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ _DERIVED = (
     "num_attention_heads",
     "max_position_embeddings",
     "tie_word_embeddings",
-)  # names of transformers for what ``gpt`` says
+)  # names of transformers for settings of ``gpt``
+_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")  # could name code to fetch
 
 
 class ModularGPTConfig(PreTrainedConfig):
@@ -42,7 +43,7 @@ class ModularGPTConfig(PreTrainedConfig):
         self.gpt = described.to_dict()
         self.training = dict(training or {})
         self.use_cache = use_cache
-        super().__init__(**{name: value for name, value in more.items() if name not in _DERIVED})
+        super().__init__(**{name: value for name, value in more.items() if name not in (*_DERIVED, *_KERNELS)})
         self.tie_word_embeddings = described.tie_embeddings
 
     def gpt_config(self) -> GPTConfig:

@@ -1,23 +1,21 @@
 """A GPTModel as a causal language model of the transformers library."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from modular_gpt.core.cache import LayerCache
-from modular_gpt.core.contracts import Positions
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.hf.cache import GenerationCache, padding_of
 from modular_gpt.hf.card import write_card
 from modular_gpt.hf.configuration import ModularGPTConfig
 from modular_gpt.model import GPTModel
+from modular_gpt.pretrained.hub import Source
+from modular_gpt.pretrained.weight_files import Tensors
 
 _ASSISTED = GenerationMode.ASSISTED_GENERATION
 
@@ -26,7 +24,8 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
     """``ModularGPTForCausalLM(config)``, ``.from_gpt(model)`` or ``.from_pretrained(path)``.
 
     ``.model`` is the GPTModel. ``generate`` keeps our caches, of ``GPTConfig.cache_bytes`` bytes whatever the parts.
-    LoRA is for layers that are called: ``key`` and ``value`` of attention=mla are also read as matrices, past adapters.
+    LoRA adapters may stand on any linear layer; one on an embedding that is also the head is refused, since the head
+    reads the matrix past it.
     Where a MoE balances its experts by a bias, other training loops must call ``model.model.after_optimizer_step()``.
     """
 
@@ -84,6 +83,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         _refuse(
             inputs_embeds=inputs_embeds, output_attentions=output_attentions, output_hidden_states=output_hidden_states
         )
+        self._check_adapters()
         cache = self._cache(input_ids, past_key_values, use_cache)
         cached = None if cache is None else cache.get_seq_length()
         padding = None if attention_mask is None else padding_of(attention_mask, input_ids, cached)
@@ -99,6 +99,14 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
                 loss = loss + value
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
         return output.to_tuple() if return_dict is False else output
+
+    def _check_adapters(self) -> None:
+        """Raise a ConfigError for an adapter that only one of the two uses of a tied embedding would read."""
+        if self.model.head is None and hasattr(self.model.embedding, "base_layer"):
+            raise ConfigError(
+                "an adapter on the embedding changes only the embedding, not the head that is tied to it, so merging"
+                " would change the logits: leave it out of target_modules, or use tie_embeddings=false"
+            )
 
     def _read(
         self, ids: Tensor, cache: GenerationCache | None, padding: Tensor | None
@@ -147,14 +155,14 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         model_kwargs["past_key_values"] = cache
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = checkpoint, every_n_layers: int = 1
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
     ) -> None:
-        """Called by ``gradient_checkpointing_enable``: blocks keep their input alone and compute the rest again."""
+        """Called by ``gradient_checkpointing_enable``: the GPTModel checkpoints every n-th block by its own means.
+
+        gradient_checkpointing_func: of transformers; not needed, since blocks know how to recompute themselves
+        """
         self.gradient_checkpointing = enable
-        for index, block in enumerate(self.model.blocks):
-            block.__dict__.pop("forward", None)  # back to that of the class
-            if enable and index % every_n_layers == 0:
-                block.__dict__["forward"] = _computed_again(block.forward, gradient_checkpointing_func)
+        self.model.checkpoint_activations(every_n_layers if enable else 0)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embedding
@@ -198,8 +206,11 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         """As in transformers; a file that does not hold every parameter, and no other, is refused.
 
         Raises:
-            CheckpointError: parameters are missing, unknown or of another shape; names them.
+            CheckpointError: parameters are missing, unknown or of another shape; names them. Or an index of a local
+                folder names a file of another one.
         """
+        if Path(pretrained_model_name_or_path).is_dir():
+            Tensors(Source(str(pretrained_model_name_or_path), folder=Path(pretrained_model_name_or_path))).close()
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -216,15 +227,6 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         if kwargs.get("is_main_process", True):
             write_card(Path(save_directory), self.model, self.config.training)
         super().save_pretrained(save_directory, *args, **kwargs)
-
-
-def _computed_again(forward: Callable[..., Any], checkpointed: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's forward that stores no activations where gradients will be asked for."""
-
-    def run(x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Any:
-        return checkpointed(forward, x, pos) if cache is None and torch.is_grad_enabled() else forward(x, pos, cache)
-
-    return run
 
 
 def _refuse(**asked: Any) -> None:

@@ -138,14 +138,18 @@ class Tensors:
     def tensor(self, key: str) -> Tensor:
         return self._files[key].tensor(key)
 
+    def close(self) -> None:
+        """Close the files."""
+        self._stack.close()
+        self._files.clear()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
-        self._files.clear()
+        self.close()
 
 
 def listed(names: list[str], limit: int = 20) -> str:

@@ -1,5 +1,6 @@
 """The model class: saved and read back exactly, losses and gradients, resizing, the model card."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -186,3 +187,25 @@ def test_logits_to_keep_and_tuples(small: Make) -> None:
 def test_the_package_does_not_import_transformers(root: Path) -> None:
     code = "import sys, modular_gpt; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_names_no_kernel(key: str, small: Make, tmp_path: Path) -> None:
+    """transformers would ask the hub for a kernel of that name, and run it."""
+    ModularGPTForCausalLM.from_gpt(small()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: "kernels-community/flash-attn"}))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "kernels" not in str(loaded.config._attn_implementation)
+    assert torch.equal(loaded(some_ids()).logits, small()(some_ids()))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager") is not None
+
+
+def test_an_index_reaches_no_other_folder_in_transformers_either(small: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    ModularGPTForCausalLM.from_gpt(small()).save_pretrained(folder)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    where = {f"model.{name}": "../elsewhere.safetensors" for name in small().state_dict()}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(CheckpointError, match="has no file"):
+        AutoModelForCausalLM.from_pretrained(folder)

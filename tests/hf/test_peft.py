@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modular_gpt import GPTModel
+from modular_gpt import ConfigError, GPTModel
 from modular_gpt.hf import ModularGPTForCausalLM
 
 peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
@@ -35,3 +35,31 @@ def test_lora(small: Callable[..., GPTModel], tmp_path: Path, attention: str) ->
     merged = again.merge_and_unload()
     torch.testing.assert_close(merged(ids).logits, logits, atol=1e-4, rtol=1e-4)
     assert torch.equal(merged.generate(ids, max_new_tokens=5, do_sample=False), text)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_the_embedding(small: Callable[..., GPTModel], tied: bool) -> None:
+    """It is refused where the head reads the same matrix; elsewhere merging changes no logits."""
+    ids = torch.randint(0, 31, (2, 9))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embedding"], init_lora_weights=False)
+    base = ModularGPTForCausalLM.from_gpt(small(tie_embeddings=tied))
+    model = peft.get_peft_model(base, config).eval()
+    if tied:
+        with pytest.raises(ConfigError, match="not the head that is tied"):
+            model(input_ids=ids)
+        return
+    logits = model(input_ids=ids).logits
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(input_ids=ids).logits, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_whole_tied_embedding_may_be_trained(small: Callable[..., GPTModel]) -> None:
+    ids = torch.randint(0, 31, (2, 9))
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["query"], modules_to_save=["embedding"])
+    model = peft.get_peft_model(ModularGPTForCausalLM.from_gpt(small(tie_embeddings=True)), config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        logits = model(input_ids=ids).logits
+        torch.testing.assert_close(model.merge_and_unload()(input_ids=ids).logits, logits, atol=1e-4, rtol=1e-4)
