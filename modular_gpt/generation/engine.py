@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -261,28 +260,28 @@ class Generation:
         return sum(runner.cache.nbytes() for runner in self._runners)
 
 
-# How many runs use each model now, and the mode it had before the first of them. A run cannot know of the others: when
-# the first one ends, the model must stay in evaluation mode for the rest. Threads may generate side by side.
-_in_use: "WeakKeyDictionary[LanguageModel, tuple[int, bool]]" = WeakKeyDictionary()
+# Number of runs that use each model now, by the model's id, and the mode it had before the first of them. It is global
+# because a run cannot know of the others: when the first one ends, the model must stay in evaluation mode for the rest.
+_in_use: dict[int, tuple[int, bool]] = {}
 _lock = Lock()
 
 
 @contextmanager
 def evaluating(*models: LanguageModel | None) -> Iterator[None]:
     """Context manager: the models are in evaluation mode; the last run that uses a model restores its mode."""
-    used = [(model, model.training) for model in models if model is not None]
-    for model, training in used:
+    used = [model for model in models if model is not None]  # alive inside, so that their ids stay theirs
+    for model in used:
         with _lock:
-            count, mode = _in_use.get(model, (0, training))
-            _in_use[model] = (count + 1, mode)
+            count, mode = _in_use.get(id(model), (0, model.training))
+            _in_use[id(model)] = (count + 1, mode)
             model.train(False)
     try:
         yield
     finally:
-        for model, training in used:
+        for model in used:
             with _lock:
-                count, mode = _in_use.pop(model, (1, training))  # gone where both are collected as garbage
+                count, mode = _in_use.pop(id(model))
                 if count > 1:
-                    _in_use[model] = (count - 1, mode)
+                    _in_use[id(model)] = (count - 1, mode)
                 else:
                     model.train(mode)
