@@ -1,4 +1,4 @@
-"""What mgpt-generate can be told, and what it does with prompts: one, a file of them, or a small suite."""
+"""Settings of mgpt-generate, and how it continues one prompt, a file of prompts, or a few prompts of its own."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from modular_gpt.checkpoint.resolve import DTYPES, load_with_tokenizer
 from modular_gpt.cli.composition.compose import as_yaml, composed, plain
@@ -83,10 +83,10 @@ GENERATE = Command(
 
 
 def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, GenerationConfig, str]:
-    """The task and the settings that some words describe, and all of them as YAML.
+    """Read a command line: the task, the settings of generation, and all settings as YAML.
 
     Raises:
-        ConfigError: a word is no setting, or a value cannot be.
+        ConfigError: a setting does not exist, or a value cannot work.
     """
     typed, spelled = read_overrides(GENERATE, words, where)
     with explained(GENERATE, where):
@@ -94,7 +94,7 @@ def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, Generation
         values = plain(config)
     task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, GENERATE.name)
     sampling = {name: values[name] for name in _sampling}
-    if sampling["strategy"] in SEARCHES or sampling["greedy"]:  # what generate.yaml sets for drawing is not for them
+    if sampling["strategy"] in SEARCHES or sampling["greedy"]:  # the temperature of generate.yaml is for drawing
         given = {each.key for each in typed}
         sampling = {name: value for name, value in sampling.items() if name not in RANDOM or name in given}
     settings = from_mapping(GenerationConfig, sampling, GENERATE.name)
@@ -105,7 +105,7 @@ def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, Generation
 
 @contextmanager
 def own_words() -> Iterator[None]:
-    """Name settings as this command does, in what the rooms below have to say about them."""
+    """Context manager: errors name the settings as this command does."""
     try:
         yield
     except ConfigError as error:
@@ -226,12 +226,13 @@ def read_prompts(path: Path) -> list[str]:
 
 def _json_prompt(line: str, where: str) -> str:
     try:
-        value: Any = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is no JSON ({error})") from error
-    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        value: object = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error})") from error
+    prompt = value.get("prompt") if isinstance(value, dict) else None
+    if not isinstance(prompt, str):
         raise DataError(f'{where} should be like {{"prompt": "some text"}}')
-    return value["prompt"]
+    return prompt
 
 
 def _as_json(index: int, prompt: str, sample: int, text: Continuation) -> str:

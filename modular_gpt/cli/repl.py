@@ -28,14 +28,14 @@ def shown_after(prompt: str) -> Show:
 
 
 class Conversation:
-    """A loop over lines from the keyboard. ``change`` reads a line as a setting, or returns None where it is text."""
+    """Answers lines from the keyboard. ``change`` reads a line as a setting, or returns None if it is text."""
 
     def __init__(self, writer: Writer, settings: GenerationConfig, change: Change) -> None:
         self.writer, self.settings, self.change = writer, settings, change
-        self.ids: list[int] = []  # what was written so far, by both
+        self.ids: list[int] = []  # of the text so far, by user and model
 
     def run(self) -> None:
-        """Answer lines until there are no more, and print what it took."""
+        """Answer lines until there are no more, then print the throughput."""
         with suppress(ImportError):
             import readline  # noqa: F401  arrow keys edit the line and bring back earlier ones
         print(HELP)
@@ -60,10 +60,10 @@ class Conversation:
         print(f"[{self.writer.throughput}]")
 
     def answer(self, line: str) -> None:
-        """Do what a line says.
+        """Run a command, change a setting, or continue the text with a line.
 
         Raises:
-            UserError: it cannot be done; nothing has changed.
+            UserError: the line cannot be used; nothing has changed.
         """
         command = line.strip()
         if command == "help":
@@ -76,9 +76,9 @@ class Conversation:
         elif (changed := self.change(command)) is not None:
             self.settings = changed
         elif line or self.ids:
-            self._go_on(line)
+            self._continue(line)
 
-    def _go_on(self, line: str) -> None:
+    def _continue(self, line: str) -> None:
         encode = self.writer.tokenizer.encode if self.ids else self.writer.encode  # a text begins once
         ids = self._cut([*self.ids, *(encode(line) if line else [])])
         text = self.writer.write(ids, self.settings, shown_after(line))
@@ -86,7 +86,7 @@ class Conversation:
         self.ids = [*ids, *text.ids, *self._line_end()]
 
     def _cut(self, ids: Sequence[int]) -> list[int]:
-        """The end of a text that leaves room for the answer, where the model's positions are limited."""
+        """The end of a text that leaves room for the answer, if the model's positions are limited."""
         model = self.writer.model
         room = model.config.context_length - self.settings.max_new_tokens
         return list(ids[-max(room, 1) :]) if not model.slides and self.settings.overflow != "window" else list(ids)
@@ -95,4 +95,4 @@ class Conversation:
         try:
             return self.writer.tokenizer.encode("\n")
         except DataError:
-            return []  # a vocabulary of characters without it
+            return []  # a vocabulary of characters without a line end

@@ -4,15 +4,15 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from modular_gpt.checkpoint.resolve import Loaded
 from modular_gpt.core.errors import DataError, NonFiniteError
 from modular_gpt.generation import Continuation, Generation, GenerationConfig, Step, left_pad
 from modular_gpt.model import GPTModel
 
-Show = Callable[[str], Any]
-INTERRUPTED = "interrupted"  # besides the reasons that generation knows for the end of a text
+Show = Callable[[str], object]
+INTERRUPTED = "interrupted"  # why a text ended, besides the reasons of generation
 MEMORY_SHARE = 4  # one part in so many of the free memory may hold the caches and logits of a batch
 LARGEST_BATCH = 64  # prompts; larger batches are hardly faster and show the first text later
 COPIES = 6  # tensors of the size of the logits that choosing a token holds at once

@@ -1,4 +1,4 @@
-"""One compiled graph for all single steps: the cache has a fixed size and its length is a tensor."""
+"""Compiled single steps: one graph serves all of them, since the cache has a fixed size and its length is a tensor."""
 
 from collections.abc import Callable
 from functools import cache
@@ -17,15 +17,15 @@ _SMALLEST = 128
 
 
 def capacity(tokens: int, context: int) -> int:
-    """Columns of a compiled cache: a power of two, so that texts of similar length share a graph."""
+    """Number of columns of a compiled cache: a power of two, so that texts of similar length share a graph."""
     return min(max(_SMALLEST, 1 << (tokens - 1).bit_length()), context)
 
 
 @cache
 def compiled_step(backend: str | Callable[..., Any] = "inductor") -> StepFunction:
-    """``(model, ids (B, 1), cache) -> logits (B, 1, V)`` as one graph per model, batch size and cache size.
+    """Compile ``(model, ids (B, 1), cache) -> logits (B, 1, V)``: one graph per model, batch size and cache size.
 
-    The graph attends to the whole storage under a mask, whatever the length, so that every step is the same one.
+    The graph attends to the whole storage under a mask, so that it does not depend on the length of the text.
     """
     compiled = torch.compile(_step, fullgraph=True, dynamic=False, backend=backend)
 

@@ -1,4 +1,4 @@
-"""What generation needs of a language model; ``GPTModel`` is one, and so is anything else of this shape."""
+"""The interface that generation needs of a language model. ``GPTModel`` has it; other models may."""
 
 from typing import Any, Protocol
 
@@ -9,14 +9,14 @@ from modular_gpt.core.cache import ModelCache
 
 
 class ModelConfig(Protocol):
-    """context_length: tokens the model was made for; vocab_size: V, ids run from 0 to V - 1."""
+    """context_length: number of tokens the model was trained on at a time; vocab_size: V, ids run from 0 to V - 1."""
 
     context_length: int
     vocab_size: int
 
 
 class LanguageModel(Protocol):
-    """Logits of the next token, and a cache of what was read."""
+    """Computes logits of the next token and extends a cache of the tokens read."""
 
     @property
     def config(self) -> Any:
@@ -27,14 +27,14 @@ class LanguageModel(Protocol):
 
     @property
     def slides(self) -> bool:
-        """Whether texts may go on past context_length, each token seeing the last context_length ones."""
+        """Whether a text may exceed context_length while each token attends to the last context_length tokens."""
 
     def train(self, mode: bool = True) -> Any: ...
 
     def __call__(
         self, ids: Tensor, *, cache: ModelCache, padding: Tensor | None = None, last_only: bool = False
     ) -> Tensor:
-        """(B, T) ids -> (B, T, V) logits, (B, 1, V) where only the last are asked for; extends the cache."""
+        """(B, T) ids -> (B, T, V) logits, or (B, 1, V) with ``last_only``; extends the cache."""
 
     def new_cache(
         self,
@@ -43,12 +43,12 @@ class LanguageModel(Protocol):
         dtype: torch.dtype | None = None,
         window: int | None = None,
     ) -> ModelCache:
-        """An empty cache; with ``window`` no token sees more than the last ``window`` ones."""
+        """An empty cache; with ``window`` each token attends to the last ``window`` tokens at most."""
 
     def hidden_states(
         self, ids: Tensor, cache: ModelCache | None = None, padding: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T) ids -> (B, T, D) what the head reads, and losses that do not matter here."""
+        """(B, T) ids -> (B, T, D) inputs of the output head, and auxiliary losses, which are not used here."""
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V)"""
+        """The output head: (..., D) -> (..., V)."""

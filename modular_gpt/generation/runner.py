@@ -1,7 +1,7 @@
-"""A model that reads a text: what it has not read yet goes through it, and its cache follows.
+"""Runs a model over the tokens of a growing text that it has not read yet.
 
-The text is the truth; the runner only catches up with it. That makes one rule of prompts, single steps, drafted
-tokens and tokens taken back.
+The text decides what the cache has to hold, and the runner brings the cache up to date. So prompts, single steps,
+drafted tokens and removed drafts follow one rule.
 """
 
 import torch
@@ -15,15 +15,16 @@ from modular_gpt.generation.sequences import TokenBuffer
 
 
 class ModelRunner:
-    """Logits after the last tokens of ``text``, with a cache of what was read.
+    """Computes logits after the last tokens of ``text``, with a cache of the tokens that were read.
 
-    A text longer than the context slides, starts anew from a window of it, or is refused (see GenerationConfig):
+    What happens to a text longer than the context depends on ``overflow``:
 
-    slide   every token sees the last context_length ones, itself included: the logits of one forward pass over the
-            whole text with attention limited to that window. The cache is a ring of context_length tokens, so memory
-            and time per token stay the same however long the text gets. A constant state is not limited.
-    window  the model reads the text from the start until the context is full, then again from the last half of
-            it; one token in context_length / 2 costs reading half a context, about as much as one more per token.
+    slide   each token attends to the last context_length tokens, itself included: the logits equal those of one forward
+            pass over the whole text with attention limited to that window. The cache is a ring of context_length
+            tokens, so memory and time per token do not grow with the text. A constant state is not limited.
+    window  whenever the context is full, the model reads the last half of it again; this costs about one more token
+            for each token.
+    error   raises a ConfigError.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class ModelRunner:
         )
         self._compiled = step
         self._first = 0  # column of the text with which the cache starts
-        self._cached = 0  # columns in the cache; its own length may be a tensor
+        self._cached = 0  # columns in the cache, whose own length may be a tensor
         self._saved: SavedCache | None = None
-        self._behind = False  # the cache went back further than the text
+        self._behind = False  # the cache holds fewer columns than the text had left
 
     def _check_slides(self, max_tokens: int, overflow: str) -> None:
         if overflow == "error" or not self.model.slides:
@@ -63,16 +64,16 @@ class ModelRunner:
 
     @property
     def read(self) -> int:
-        """Columns of the text that were read."""
+        """Number of columns of the text that were read."""
         return self._first + self._cached
 
     @property
     def remaining(self) -> int:
-        """How many more columns the text may get before the window starts anew."""
+        """Number of columns that the text can grow by before the window is reset."""
         return self._first + self.context - self.text.length if self.windowed else 2**62
 
     def logits(self, count: int = 1) -> Tensor:
-        """(B, count, V): after each of the last ``count`` tokens of the text, none of which was read before."""
+        """(B, count, V) logits after each of the last ``count`` tokens of the text, none of which has been read."""
         new = self._unread(count)
         if self._compiled is not None and new.shape[1] == 1 and self._cached:
             if isinstance(self.cache.length, int):
@@ -83,31 +84,31 @@ class ModelRunner:
         return self.model(new, cache=self.cache, padding=padding, last_only=count == 1)[:, -count:]
 
     def hidden_states(self, count: int = 1) -> Tensor:
-        """(B, count, D): what the head reads after each of the last ``count`` tokens, as ``logits``."""
+        """(B, count, D) inputs of the output head for each of the last ``count`` tokens, see ``logits``."""
         new = self._unread(count)
         return self.model.hidden_states(new, self.cache, self._prepare(new))[0][:, -count:]
 
     def prefill(self) -> None:
-        """Read everything but the last token."""
+        """Read all tokens but the last one."""
         self._behind = False
         new = self._unread(1)[:, :-1]
         if new.shape[1]:
             self.model(new, cache=self.cache, padding=self._prepare(new), last_only=True)
 
     def _unread(self, count: int) -> Tensor:
-        """(B, T) what is left to read at once; of a long text all but the end is read here, piece by piece."""
+        """(B, T) tokens to read at once. The beginning of a long text is read here, in chunks that bound the memory."""
         if self.remaining < 0:
             self.reset_window()
         new = self.text.ids[:, self.read :]
         assert new.shape[1] >= count
-        while new.shape[1] > max(count, self.context):  # pieces keep memory bounded
-            piece = new[:, : min(self.context, new.shape[1] - count)]
-            self.model(piece, cache=self.cache, padding=self._prepare(piece), last_only=True)
-            new = new[:, piece.shape[1] :]
+        while new.shape[1] > max(count, self.context):
+            chunk = new[:, : min(self.context, new.shape[1] - count)]
+            self.model(chunk, cache=self.cache, padding=self._prepare(chunk), last_only=True)
+            new = new[:, chunk.shape[1] :]
         return new
 
     def _prepare(self, new: Tensor) -> Tensor | None:
-        """Set the cache's length to a number, count ``new``, and return the padding if these are the first tokens."""
+        """Set the cache's length, add that of ``new`` to it, and return the padding if these are the first tokens."""
         first = self._cached == 0
         self.cache.seek(self._cached)
         self._cached += new.shape[1]
@@ -116,19 +117,19 @@ class ModelRunner:
         return (self.text.padding - self._first).clamp(min=0)
 
     def reset_window(self) -> None:
-        """Forget all but the last half of the context."""
+        """Empty the cache and start again from the last half of the context."""
         self._first, self._cached = self.text.length - max(self.context // 2, 1), 0
         self.cache.reset()
 
     def begin_draft(self, count: int) -> None:
-        """Before ``count`` tokens are drafted: make sure that they can be taken back."""
+        """Prepare for ``count`` drafted tokens: save what they will overwrite, for ``rollback``."""
         if self._behind:
             self.prefill()
         self.cache.seek(self._cached)
         self._saved = self.cache.save(self.text.length - self.read + count)
 
     def rollback(self) -> None:
-        """Forget what was read and is no longer in the text."""
+        """Remove from the cache the tokens that are no longer in the text."""
         kept = self.text.length - self._first
         if kept < self._cached:
             self.cache.truncate(kept, self._saved)
@@ -137,7 +138,7 @@ class ModelRunner:
             self._behind = self._cached < kept
 
     def expand(self, n: int) -> None:
-        """Repeat each row of text and cache ``n`` times; what was read is not read again."""
+        """Repeat each row of text and cache ``n`` times, without reading anything again."""
         self.text.expand(n)
         self.cache.expand(n)
 

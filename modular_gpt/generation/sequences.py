@@ -1,4 +1,4 @@
-"""Texts as they grow, and private random numbers for each of them."""
+"""Token ids of growing texts, random numbers for each of them, and checks of prompts."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
 
-_EMPTY = "the prompt is empty: give at least one token, such as the one that stands between documents"
+_EMPTY = "the prompt is empty: give at least one token, such as the one between documents"
 _BLOCK = 256  # uniform numbers made at once for every row
 
 
 class TokenBuffer:
-    """Token ids of B rows in one preallocated tensor; shorter prompts have padding on their left.
+    """Token ids of B rows in one preallocated tensor; shorter prompts are padded on the left.
 
-    ids: (B, columns so far); padding: (B,) leading columns that are no text, or None; prompt_length: in columns
+    ids: (B, columns so far); padding: (B,) number of leading padding columns, or None; prompt_length: in columns
     """
 
     def __init__(self, prompt: Tensor, room: int, padding: Tensor | None = None) -> None:
-        """prompt: (B, T) ids; room: how many more columns there will be at most"""
+        """prompt: (B, T) ids; room: largest number of columns to append"""
         batch, self.length = prompt.shape
         self.prompt_length = self.length
         self.padding = padding
@@ -43,17 +43,17 @@ class TokenBuffer:
         self.length = end
 
     def truncate(self, length: int) -> None:
-        """Forget the columns from ``length`` on."""
+        """Remove the columns from ``length`` on."""
         self.length = length
 
     def until(self, length: int) -> "TokenBuffer":
-        """The first ``length`` columns, seen without a copy."""
+        """A view of the first ``length`` columns."""
         text = copy(self)
         text.length = length
         return text
 
     def clone(self) -> "TokenBuffer":
-        """A copy that grows by itself."""
+        """An independent copy."""
         text = copy(self)
         text._ids = self._ids.clone()
         return text
@@ -114,7 +114,7 @@ def as_ids(values: object, name: str = "prompts", device: torch.device | None = 
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor | None]:
-    """Token lists of any lengths -> ids (B, T) with zeros on the left, and the padding (B,) or None when none is."""
+    """Token lists of any lengths -> ids (B, T), zeros on the left, and the padding (B,) or None if there is none."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in zip(ids, prompts, strict=True):
@@ -140,7 +140,7 @@ def prompt_batch(
 
 
 def check_prompt(ids: Tensor, padding: Tensor | None, vocab_size: int) -> None:
-    """Refuse, by a ConfigError, prompts that are empty or have ids outside the vocabulary."""
+    """Raise a ConfigError for prompts of a wrong shape or type, empty ones, and ids outside the vocabulary."""
     if ids.ndim != 2:
         raise ConfigError(f"prompts are token ids of shape (batch, tokens), got shape {tuple(ids.shape)}")
     if ids.dtype not in (torch.long, torch.int32):

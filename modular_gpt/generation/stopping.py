@@ -1,4 +1,4 @@
-"""When a text ends: stop tokens, seen on the device, and stop strings, seen in the text as it becomes certain."""
+"""Stop conditions: stop tokens, compared on the device, and stop strings, searched in the decoded text."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from modular_gpt.core.stream_decoder import StreamDecoder
 
-_STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, where asking makes the host wait for the device
+_STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, where reading the result makes the host wait
 
 
 class StopStringStreamer:
-    """The text of one row, handed out once it is certain that it comes before any stop string."""
+    """Decodes one row and releases text as soon as it cannot belong to a stop string."""
 
     def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
-        """prompt: ids before the text, which may begin a character that the text completes"""
+        """prompt: ids before the text; they may begin a character that the text completes"""
         self._decoder = decoder
         self._stops = stops
         self._held = ""
@@ -25,11 +25,11 @@ class StopStringStreamer:
             decoder.push(id)
 
     def push(self, id: int) -> str:
-        """The certain text after one more token."""
+        """Add a token and return the text that is certain now."""
         return "" if self._over else self._release(self._decoder.push(id), last=False)
 
     def finish(self) -> str:
-        """What was held back, when no more tokens come."""
+        """Return the text that was held back, when no more tokens follow."""
         return "" if self._over else self._release(self._decoder.flush(), last=True)
 
     def _release(self, new: str, last: bool) -> str:
@@ -43,7 +43,7 @@ class StopStringStreamer:
         return certain
 
     def _beginning_of_a_stop(self) -> int:
-        """How many of the last characters held may be the beginning of a stop string."""
+        """Number of the last characters held that may begin a stop string."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
@@ -52,10 +52,10 @@ class StopStringStreamer:
 
 
 class StoppingState:
-    """Which rows have stopped, how long each is, and by what.
+    """Tracks which rows have stopped, their lengths, and the reason.
 
-    stopped: (B,) on the device; lengths: (B,) new tokens of each row, the one that stopped it included
-    by_token: (B,) stopped by a stop token
+    stopped: (B,) whether a row has stopped; lengths: (B,) new tokens of each row, including the one that stopped it
+    by_token: (B,) whether a stop token was the reason
     """
 
     def __init__(self, tokens: Sequence[int], rows: int, device: torch.device) -> None:
@@ -68,7 +68,7 @@ class StoppingState:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
     def update(self, tokens: Tensor, last: bool) -> list[str]:
-        """Take in one new token (B,) of every row; ``last``: there will be no more. Returns each row's new text."""
+        """Add one token (B,) to each row and return each row's new text; ``last``: no more tokens follow."""
         self._steps += 1
         self.lengths = self.lengths + ~self.stopped
         if len(self._tokens):
@@ -86,9 +86,10 @@ class StoppingState:
         return pieces
 
     def all(self) -> bool:
-        """Whether every row has stopped. Elsewhere than on a CPU it is looked up at every 16th step only.
+        """Whether all rows have stopped.
 
-        With transcripts, which read every token anyway, at every step.
+        Read at every step on a CPU, and with transcripts, which read each token on the host anyway; otherwise at every
+        16th step.
         """
         if not len(self._tokens) and not self.transcripts:
             return False

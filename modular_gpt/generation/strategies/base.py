@@ -1,4 +1,4 @@
-"""What all strategies share, and the plain one: choose a token, read it, choose the next."""
+"""The interface of strategies, and the basic one: choose a token, read it, choose the next."""
 
 from abc import ABC, abstractmethod
 
@@ -10,13 +10,13 @@ from modular_gpt.generation.sequences import RowGenerators
 
 
 class Strategy(ABC):
-    """Chooses the next tokens of every row. The loop appends them to the text before it asks again."""
+    """Chooses the next tokens of each row. The loop appends them to the text before the next call."""
 
     @abstractmethod
     def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
-        """The next n tokens, 1 <= n <= max_tokens, as (B, n), and the model's own logits for each, (B, n, V).
+        """Return the next n tokens (B, n), 1 <= n <= max_tokens, and the model's own logits for each, (B, n, V).
 
-        stopped: (B,) rows whose tokens do not matter any more
+        stopped: (B,) rows that are complete, whose tokens are ignored
         """
 
 

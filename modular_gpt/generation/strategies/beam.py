@@ -1,10 +1,11 @@
-"""Beam search: the likeliest texts, kept ``beams`` at a time. https://arxiv.org/abs/1609.08144, section 7
+"""Beam search: the most likely texts, keeping ``num_beams`` at a time. https://arxiv.org/abs/1609.08144, section 7
 
-A text scores the sum of its log probabilities divided by its number of new tokens (a stop token counts) to the power
-of length_penalty: above 0 favours long texts, below 0 short ones. The search ends when no text that is still growing
-can score better than the ``beams`` best complete ones.
+The score of a text is the sum of its log-probabilities divided by its number of new tokens (a stop token counts) to the
+power of length_penalty: above 0 favours long texts, below 0 short ones. The search ends when no incomplete text can
+score better than the ``num_beams`` best complete ones.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ _STEPS_BETWEEN_CHECKS = 16
 
 @dataclass
 class Pool:
-    """The best ``beams`` complete texts of each prompt, best first; scores of -inf mark free places.
+    """The ``num_beams`` best complete texts of each prompt, best first; a score of -inf marks a free place.
 
     scores: (B, beams); lengths: (B, beams) new tokens; ids, logprobs: (B, beams, max_new_tokens)
     """
@@ -39,7 +40,7 @@ class Pool:
         )
 
     def merge(self, scores: Tensor, length: int, ids: Tensor, logprobs: Tensor) -> None:
-        """Take in texts of ``length`` new tokens: scores (B, n), ids and log probabilities (B, n, length)."""
+        """Add texts of ``length`` new tokens: scores (B, n), ids and log-probabilities (B, n, length)."""
         beams, max_tokens = self.ids.shape[1:]
         missing = (0, max_tokens - length)
         everything = torch.cat([self.scores, scores], dim=1)
@@ -51,7 +52,7 @@ class Pool:
         self.logprobs = torch.cat([self.logprobs, pad(logprobs, missing)], 1).gather(1, wide)
 
     def texts(self, prompt: int) -> list[tuple[list[int], float, list[float]]]:
-        """(ids, score, log probability of each token) of a prompt's texts, best first."""
+        """The texts of a prompt, best first, as (ids, score, log-probability of each token)."""
         found = []
         for place, score in enumerate(self.scores[prompt].tolist()):
             if score > -torch.inf:
@@ -78,12 +79,12 @@ class BeamSearch:
         max_tokens = settings.max_new_tokens
         pool = Pool.empty(prompts, beams, max_tokens, device)
         if max_tokens == 0:
-            pool.scores[:, 0] = 0.0  # the one text of no tokens
+            pool.scores[:, 0] = 0.0  # the only text, without tokens
             return pool
         runner.prefill()
         runner.expand(beams)
         totals = torch.full((prompts, beams), -torch.inf, device=device)
-        totals[:, 0] = 0.0  # all beams are the prompt: one of them stands for all
+        totals[:, 0] = 0.0  # all beams are equal: use one of them
         scores = torch.zeros(prompts, beams, max_tokens, device=device)  # log probability of each token
         every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
         for length in range(1, max_tokens + 1):
@@ -94,7 +95,7 @@ class BeamSearch:
         return pool
 
     def _step(self, length: int, totals: Tensor, scores: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
-        """Every beam by every token; the best complete texts go to the pool, the best others become the beams."""
+        """Extend each beam by each token; the best complete texts go to the pool, the best others become the beams."""
         prompts, beams = totals.shape
         runner = self._runner
         logits = self._sampler.adjust(runner.logits()[:, 0], runner.text)
@@ -128,10 +129,11 @@ class BeamSearch:
 
     def _new(self, prompts: int) -> Tensor:
         """(B, beams, new tokens so far)"""
-        return self._runner.text.generated.unflatten(0, (prompts, -1))
+        new: Tensor = self._runner.text.generated.unflatten(0, (prompts, -1))
+        return new
 
     def _settled(self, length: int, totals: Tensor, pool: Pool) -> bool:
-        """Whether no beam can beat the worst complete text: totals only fall, and at best the length helps."""
+        """Whether no beam can beat the worst complete text: totals only fall, and the divisor is the best possible."""
         penalty = self._settings.length_penalty
-        divisor = max(length**penalty, self._settings.max_new_tokens**penalty)
+        divisor = max(math.pow(length, penalty), math.pow(self._settings.max_new_tokens, penalty))
         return bool((totals[:, 0] / divisor <= pool.scores[:, -1]).all())

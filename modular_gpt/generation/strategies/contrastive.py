@@ -1,7 +1,7 @@
 """Contrastive search: https://arxiv.org/abs/2202.06417
 
-Of the k most likely tokens, the one best in (1 - alpha) times its probability minus alpha times the largest cosine
-between its hidden state and that of any token before it. Nothing is drawn.
+Takes, of the k most likely tokens, the one with the largest (1 - alpha) * probability - alpha * similarity, the
+similarity being the largest cosine between its hidden state and that of a token before it. Nothing is drawn.
 """
 
 import torch
@@ -15,13 +15,13 @@ from modular_gpt.generation.strategies.base import Strategy
 
 
 class ContrastiveSearch(Strategy):
-    """Keeps k rows per text that differ in their last token only, so that the k candidates are read at once.
+    """Keeps k rows per text that differ in their last token only, so that the k candidates are read together.
 
-    Costs k rows of cache per text, a copy of them per token, and a hidden state per token of the text.
+    Needs k rows of cache per text, one copy of them per token, and a hidden state per token of the text.
     """
 
     def __init__(self, runner: ModelRunner, text: TokenBuffer, sampler: Sampler, candidates: int, alpha: float) -> None:
-        """text: what has been chosen; runner: of a text of its own, a copy of the prompts that was not read yet"""
+        """text: prompts and chosen tokens; runner: of a copy of the prompts, of which nothing has been read"""
         self._runner = runner
         self._text = text
         self._sampler = sampler
@@ -51,13 +51,13 @@ class ContrastiveSearch(Strategy):
         return candidates[rows, best][:, None], logits[:, None]
 
     def _read_prompt(self, max_tokens: int) -> tuple[Tensor, Tensor]:
-        """Hidden states of the prompt (its last context_length tokens), and the logits after it."""
+        """Compute the hidden states of the prompt (its last context_length tokens) and the logits after it."""
         runner, padding = self._runner, self._runner.text.padding
         count = min(runner.text.length, runner.context)
         hidden = runner.hidden_states(count)  # (B, count, D)
         self._states = states = hidden.new_zeros(len(hidden), count + max_tokens, hidden.shape[-1], dtype=torch.float32)
         states[:, :count] = F.normalize(hidden.float(), dim=-1)
-        if padding is not None:  # no token: repeat the last one, which changes no maximum
+        if padding is not None:  # padding: repeat the last state, which changes no maximum
             column = torch.arange(runner.text.length - count, runner.text.length, device=hidden.device)
             absent = column < padding[:, None]
             states[:, :count] = torch.where(absent[..., None], states[:, count - 1 : count], states[:, :count])

@@ -1,11 +1,11 @@
 """Speculative decoding: https://arxiv.org/abs/2211.17192, and prompt lookup: https://arxiv.org/abs/2304.04487
 
-Something cheap drafts several tokens, the model reads them all at once, and each is kept with probability
-min(1, p / q), p being the model's probability of it and q the drafter's. The first that is not kept is replaced by
-one drawn from max(p - q, 0), so the text has exactly the distribution it has without drafts.
+A cheap drafter drafts several tokens, the model reads all of them in one pass, and each is kept with probability
+min(1, p / q), where p is its probability under the model and q under the drafter. The first rejected token is replaced
+by one drawn from max(p - q, 0), so the text has exactly the distribution that it has without drafts.
 
-Rows go on in step: all keep as many tokens as the row that kept the fewest. Where a row stops does not depend on what
-comes later in it, so this leaves the distribution as it is.
+Rows advance together: all keep as many tokens as the row that kept the fewest. A row's tokens do not depend on later
+ones, so this does not change the distribution.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from modular_gpt.generation.strategies.base import Strategy
 
 
 class Drafter(Protocol):
-    """Appends tokens to the text it was made for."""
+    """Drafts tokens of the text that it was made for."""
 
     def draft(self, max_tokens: int) -> list[Tensor | None]:
         """Append at most ``max_tokens`` tokens to the text.
@@ -30,11 +30,11 @@ class Drafter(Protocol):
         """
 
     def rollback(self) -> None:
-        """The text has been cut: forget what is no longer in it."""
+        """Called after the text was truncated: remove from the cache what is no longer in it."""
 
 
 class ModelDrafter:
-    """A smaller model with the same vocabulary."""
+    """Drafts with a smaller model of the same vocabulary."""
 
     def __init__(self, runner: ModelRunner, sampler: Sampler, generators: RowGenerators) -> None:
         self._runner = runner
@@ -59,7 +59,7 @@ class ModelDrafter:
 
 
 class LookupDrafter:
-    """What followed the last n tokens when they last stood in the text, for the largest n up to ``ngram``."""
+    """Drafts what followed the last earlier occurrence of the last n tokens, for the largest n up to ``ngram``."""
 
     def __init__(self, text: TokenBuffer, ngram: int) -> None:
         self._text = text
@@ -77,7 +77,7 @@ class LookupDrafter:
         return [None] * max_tokens
 
     def _last_match(self) -> Tensor:
-        """(B,) the column after the last earlier occurrence of the longest ending that has one; 0 for none."""
+        """(B,) column after the last earlier occurrence of the longest suffix that has one; 0 if there is none."""
         ids, length = self._text.ids, self._text.length
         column = torch.arange(length, device=ids.device)
         text = torch.ones_like(ids, dtype=torch.bool)
@@ -97,7 +97,7 @@ class LookupDrafter:
 
 @dataclass
 class DraftCounts:
-    """rounds: times the model read; drafted: tokens offered to it; kept: those it kept; all per row"""
+    """Per row: rounds: passes of the model; drafted: tokens drafted; kept: drafted tokens that were kept."""
 
     rounds: int = 0
     drafted: int = 0
@@ -105,7 +105,7 @@ class DraftCounts:
 
 
 class SpeculativeDecoding(Strategy):
-    """Several tokens for one reading of the model."""
+    """Generates several tokens per pass of the model."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class SpeculativeDecoding(Strategy):
         return torch.cat([drafts[:, :fewest], last[:, None]], dim=1), logits[:, : fewest + 1]
 
     def _keep(self, drafts: Tensor, drawn_from: list[Tensor | None], wanted: list[Tensor]) -> Tensor:
-        """(B,) how many of the drafts (B, n) each row keeps."""
+        """(B,) number of the drafts (B, n) that each row keeps."""
         keeping = torch.ones_like(drafts, dtype=torch.bool)
         for i, q in enumerate(drawn_from):
             token = drafts[:, i : i + 1]
@@ -162,7 +162,7 @@ class SpeculativeDecoding(Strategy):
         drawn_from: list[Tensor | None],
         wanted: list[Tensor],
     ) -> Tensor:
-        """(B,) the token after ``fewest`` drafts: one more draft where it was kept, else one that makes up for it."""
+        """(B,) token after ``fewest`` drafts: the next draft where it was kept, else one drawn from the remainder."""
         p = wanted[fewest]
         if fewest == drafts.shape[1]:
             return self._sampler.draw(p, self._generators)
