@@ -92,10 +92,10 @@ class GenerationConfig(SamplingSettings):
         position encoding permits, ``window`` reads the text again from the last half of the context whenever it is
         full, ``error`` refuses
     compile: run single steps as one compiled graph
-    strategy: how a text is found: ``sample`` draws one token after the other, or takes the most likely one if greedy, ``beam`` searches for
-        the most likely text, ``contrastive`` weighs probability against similarity to the text so far, ``speculative``
-        lets a smaller model draft tokens that the model checks together, ``lookup`` drafts what followed the same
-        tokens earlier in the text; the last two keep the distribution of ``sample``
+    strategy: how a text is found: ``sample`` draws one token after the other, or takes the most likely one if greedy,
+        ``beam`` searches for the most likely text, ``contrastive`` weighs probability against similarity to the text so
+        far, ``speculative`` lets a smaller model draft tokens that the model checks together, ``lookup`` drafts what
+        followed the same tokens earlier in the text; the last two keep the distribution of ``sample``
     num_beams: rows that beam search keeps for each prompt
     length_penalty: exponent of the number of new tokens by which beam search divides the sum of log-probabilities
     contrastive_alpha: weight of the similarity in contrastive search, from 0 to 1
