@@ -7,7 +7,7 @@ Shape letters, the same everywhere:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, Literal
 
 from torch import Tensor, nn
 
@@ -17,9 +17,13 @@ from modular_gpt.core.positions import Positions
 from modular_gpt.core.registry import Component, ComponentConfig, described
 from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, NormWeights, TransferReport
 
-# How processes share what one parameter does (``divide``): each has some of a linear layer's outputs, or some of its
-# inputs and a part of every sum; or each has all of it and uses it for its share, so that gradients must be summed.
-COLUMNS, ROWS, SHARED = "columns", "rows", "shared"
+# How tensor parallelism treats a submodule or parameter (``shard``). COLUMNS: a process holds some outputs of a linear
+# layer; ROWS: it holds some inputs, and outputs are summed over processes; SHARED: it holds the whole tensor and uses
+# it for its own shard, so that gradients are summed over processes.
+ParallelStyle = Literal["columns", "rows", "shared"]
+COLUMNS: Final = "columns"
+ROWS: Final = "rows"
+SHARED: Final = "shared"
 
 
 @dataclass(frozen=True)
@@ -173,14 +177,13 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
         """Start from what another kind offers; what is not in the answer stays new."""
         return {}
 
-    def shard(self, part: int, parts: int) -> dict[str, str]:
-        """Compute from now on share ``part`` of ``parts``, which other processes do the rest of.
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        """Shard this module for tensor parallelism: compute only shard ``rank`` of ``world_size``.
 
-        Returns how each linear layer, or other parameter, inside is shared, by its name: ``COLUMNS``, ``ROWS`` or
-        ``SHARED``. An empty answer: nothing is divided, and every process computes all of it.
+        Returns the parallel style of each submodule or parameter by name; an empty dict: the module is replicated.
 
         Raises:
-            ConfigError: it does not divide into so many shares.
+            ConfigError: a size does not divide by ``world_size``.
         """
         return {}
 
@@ -220,14 +223,13 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
         """Start from what another kind offers; what is not in the answer stays new."""
         return {}
 
-    def shard(self, part: int, parts: int) -> dict[str, str]:
-        """Compute from now on share ``part`` of ``parts``, which other processes do the rest of.
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        """Shard this module for tensor parallelism: compute only shard ``rank`` of ``world_size``.
 
-        Returns how each linear layer, or other parameter, inside is shared, by its name: ``COLUMNS``, ``ROWS`` or
-        ``SHARED``. An empty answer: nothing is divided, and every process computes all of it.
+        Returns the parallel style of each submodule or parameter by name; an empty dict: the module is replicated.
 
         Raises:
-            ConfigError: it does not divide into so many shares.
+            ConfigError: a size does not divide by ``world_size``.
         """
         return {}
 

@@ -150,6 +150,9 @@ def entries(slot: str) -> dict[str, Entry]:
     return _entries[slot]
 
 
+ComponentLike = str | Mapping[str, Any] | ComponentConfig  # a name, a mapping with a name, or a Config
+
+
 def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> ComponentConfig:
     """A component's Config from its name, from a mapping with a ``name``, or from a Config as it is.
 

@@ -1,17 +1,11 @@
-"""Ways to share the work of a run among processes, one file each."""
+"""Parallel strategies, one file each: how the processes of a training share its work.
 
-from modular_gpt.distributed.ddp import DataParallel
-from modular_gpt.distributed.fsdp import FullyShardedDataParallel
+Importing this package registers them all: it imports its own folder.
+"""
+
+from modular_gpt.core.registry import import_folder
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig, Tensors, build_parallel, supports
-from modular_gpt.distributed.tensor_parallel import TensorParallel
 
-__all__ = [
-    "DataParallel",
-    "FullyShardedDataParallel",
-    "Parallel",
-    "ParallelConfig",
-    "TensorParallel",
-    "Tensors",
-    "build_parallel",
-    "supports",
-]
+__all__ = ["Parallel", "ParallelConfig", "Tensors", "build_parallel", "supports"]
+
+import_folder(__name__, __path__)

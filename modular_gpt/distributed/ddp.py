@@ -12,21 +12,21 @@ from modular_gpt.runtime.processes import ProcessGroup
 
 
 class DataParallel(Parallel, name="ddp"):
-    """Each process has the whole model and computes its share of each batch; gradients are summed (PyTorch's DDP)."""
+    """Each process holds the whole model and computes its rows of each batch; gradients are summed (PyTorch's DDP)."""
 
     @dataclass
     class Config(ParallelConfig):
-        """Settings."""
+        """Settings of data parallelism."""
 
-    def __init__(self, config: Any, processes: ProcessGroup) -> None:
+    def __init__(self, config: Config, processes: ProcessGroup) -> None:
         super().__init__(config, processes)
-        self.part, self.parts = processes.rank, processes.world
+        self.data_rank, self.data_world = processes.rank, processes.world
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        # buffers are alike everywhere, since parts make them from sums over all processes, and need not be sent
+        # components compute buffers from sums over all processes, so buffers are equal without being sent
         known = signature(DistributedDataParallel).parameters
-        sending = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before 2.13
-        options: dict[str, Any] = {sending: False}
+        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
+        options: dict[str, Any] = {name: False}
         self.wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
         return self.wrapped
 

@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part (DTensor): whole ones from parts, and parts of whole ones.
+"""Sharded tensors (DTensor): gather them, shard whole ones, and take norms of both.
 
 Plain tensors pass through unchanged, so that the same code serves one process.
 """
@@ -14,44 +14,44 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 T = TypeVar("T", bound=Tensor)
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, not a copy."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The shard of a tensor that this process holds; a view, no copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole tensor, in all processes, which must all ask for it."""
+    """The whole tensor, in all processes. Collective: all must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def distribute_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, which all processes have -> one that is divided among them as ``model`` of the same shape is."""
+    """Shard a whole tensor, which every process holds, as ``model`` of the same shape is sharded."""
     if not isinstance(model, DTensor):
         return tensor
     tensor = tensor.to(model.device)
     return distribute_tensor(tensor, model.device_mesh, model.placements, src_data_rank=None)
 
 
-def division_of(tensor: Tensor) -> DeviceMesh | None:
-    """Among which processes a tensor is divided; operations on several tensors at once take those of one division."""
+def mesh_of(tensor: Tensor) -> DeviceMesh | None:
+    """The processes that a tensor is sharded among, or None. Fused operations need tensors of one mesh."""
     return tensor.device_mesh if isinstance(tensor, DTensor) else None
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
-    """The norm of all tensors together, a plain scalar."""
-    norms = [full_tensor(torch.nn.utils.get_total_norm(each)) for each in by_division(tensors)]
+    """The norm of all tensors together, as a plain scalar."""
+    norms = [full_tensor(torch.nn.utils.get_total_norm(group)) for group in by_mesh(tensors)]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
-def clip(parameters: list[nn.Parameter], longest: float, norm: Tensor) -> None:
-    """Scale gradients, whose norm is ``norm``, down to ``longest``."""
-    for each in by_division(parameters):
-        torch.nn.utils.clip_grads_with_norm_(each, longest, norm)
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float, norm: Tensor) -> None:
+    """Scale the gradients of parameters, whose total norm is ``norm``, down to ``max_norm``."""
+    for group in by_mesh(parameters):
+        torch.nn.utils.clip_grads_with_norm_(group, max_norm, norm)
 
 
-def by_division(tensors: Sequence[T]) -> list[list[T]]:
-    """Lists of tensors that are divided alike."""
-    found: dict[DeviceMesh | None, list[T]] = {}
+def by_mesh(tensors: Sequence[T]) -> list[list[T]]:
+    """Tensors in lists of one mesh."""
+    groups: dict[DeviceMesh | None, list[T]] = {}
     for tensor in tensors:
-        found.setdefault(division_of(tensor), []).append(tensor)
-    return list(found.values())
+        groups.setdefault(mesh_of(tensor), []).append(tensor)
+    return list(groups.values())

@@ -1,7 +1,6 @@
 """Fully sharded data parallelism: https://arxiv.org/abs/1910.02054 (ZeRO-3), https://arxiv.org/abs/2304.11277"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -14,7 +13,7 @@ from modular_gpt.model.loss import LossOutput
 from modular_gpt.runtime.device import AUTOCAST
 from modular_gpt.runtime.processes import ProcessGroup
 
-# fully_shard looks for the tensors in what a model returns, before whose backward pass it gathers weights
+# fully_shard looks for tensors in the model's output, before whose backward pass it gathers weights
 register_pytree_node(
     LossOutput,
     lambda output: ([output.loss, output.parts], None),
@@ -23,10 +22,9 @@ register_pytree_node(
 
 
 class FullyShardedDataParallel(Parallel, name="fsdp"):
-    """As ddp, but each process keeps only its share of weights, gradients and optimizer; weights are gathered block
-    by block when they are needed (PyTorch's FSDP2)."""
+    """As ddp, but weights, gradients and optimizer state are sharded; weights are gathered block by block (FSDP2)."""
 
-    divides = True
+    shards_weights = True
 
     @dataclass
     class Config(ParallelConfig):
@@ -45,13 +43,15 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
         reshard: bool = True
         mixed_precision: bool = False
 
-    def __init__(self, config: Any, processes: ProcessGroup) -> None:
+    config: Config
+
+    def __init__(self, config: Config, processes: ProcessGroup) -> None:
         super().__init__(config, processes)
-        self.part, self.parts, self.state_parts = processes.rank, processes.world, processes.world
+        self.data_rank, self.data_world, self.state_shards = processes.rank, processes.world, processes.world
 
     @property
     def sharded_checkpoints(self) -> bool:
-        return bool(self.config.sharded_checkpoints)
+        return self.config.sharded_checkpoints
 
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("data",))

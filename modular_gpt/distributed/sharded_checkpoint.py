@@ -9,13 +9,13 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from modular_gpt.distributed.strategy import Tensors
 
 
-def write_pieces(tensors: Tensors, folder: Path) -> None:
-    """Write what this process holds of some tensors into a folder that all processes share; all must take part.
+def write_shards(tensors: Tensors, folder: Path) -> None:
+    """Write this process's shards of named tensors into a folder that all processes share. Collective.
 
     Raises:
-        OSError: it cannot be written, by whichever process.
+        OSError: some process cannot write.
     """
     try:
         dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:  # no Exception by its base class
+    except CheckpointException as error:  # derives from BaseException
         raise OSError(None, str(next(iter(error.failures.values()))[0])) from error

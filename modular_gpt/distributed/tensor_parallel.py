@@ -1,7 +1,6 @@
 """Tensor parallelism: https://arxiv.org/abs/1909.08053"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,10 +18,9 @@ STYLES: dict[str, type[ParallelStyle]] = {COLUMNS: ColwiseParallel, ROWS: Rowwis
 
 
 class TensorParallel(Parallel, name="tensor"):
-    """Each process computes some heads and some hidden units of every token; embeddings, norms and experts are computed
-    by all of them (PyTorch's DTensor)."""
+    """Each process computes some heads and hidden units of every token; other layers are replicated (DTensor)."""
 
-    divides = True
+    shards_weights = True
 
     @dataclass
     class Config(ParallelConfig):
@@ -34,42 +32,47 @@ class TensorParallel(Parallel, name="tensor"):
 
         sharded_checkpoints: bool = False
 
+    config: Config
+
     @property
     def sharded_checkpoints(self) -> bool:
-        return bool(self.config.sharded_checkpoints)
+        return self.config.sharded_checkpoints
 
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         if precision == "fp16":
             raise ConfigError("parallel=tensor has no loss scaler for fp16: use trainer.precision=bf16 or float32")
         model.to(device)
         mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("tensor",))
-        divided = [self._divide(block, mesh) for block in model.blocks]
-        if not any(divided):
+        sharded = [self._shard_block(block, mesh) for block in model.blocks]
+        if not any(sharded):
             raise ConfigError("parallel=tensor divides nothing of this attention and ffn: use parallel=fsdp")
         return model
 
-    def _divide(self, block: TransformerBlock, mesh: DeviceMesh) -> bool:
-        """Divide one block as its parts say; False where they say nothing."""
-        parts: dict[str, Any] = {"attention": block.attention, "ffn": block.ffn}
+    def _shard_block(self, block: TransformerBlock, mesh: DeviceMesh) -> bool:
+        """Shard a block's attention and ffn as their ``shard`` says; False if both are replicated."""
         plan = {
-            f"{name}.{layer}": how
-            for name, part in parts.items()
-            for layer, how in part.shard(self.processes.rank, self.processes.world).items()
+            f"{name}.{layer}": style
+            for name, module in (("attention", block.attention), ("ffn", block.ffn))
+            for layer, style in module.shard(self.processes.rank, self.processes.world).items()
         }
-        parallelize_module(block, mesh, {layer: STYLES[how]() for layer, how in plan.items() if how in STYLES})
-        for layer in (layer for layer, how in plan.items() if how == SHARED):
-            parent, _, last = layer.rpartition(".")
-            found: Any = getattr(block.get_submodule(parent), last)
-            for parameter in found.parameters() if isinstance(found, nn.Module) else [found]:
-                parameter.register_hook(summed)  # each process knows what its own heads ask of it
+        parallelize_module(block, mesh, {layer: STYLES[style]() for layer, style in plan.items() if style in STYLES})
+        for layer in (layer for layer, style in plan.items() if style == SHARED):
+            for parameter in parameters_of(block, layer):
+                parameter.register_hook(summed)  # each process has the gradient of its own heads only
         return bool(plan)
 
     def model_to_generate(self, model: GPTModel) -> GPTModel | None:
-        """A whole copy in the first process: caches are as large as all heads need."""
+        """A whole copy in the first process, since caches hold the keys of all heads."""
         weights = self.gather(model.state_dict())
         if not self.processes.is_main:
             return None
         return model_from_tensors(model.config, weights, device=next(model.parameters()).device)
+
+
+def parameters_of(block: nn.Module, name: str) -> list[nn.Parameter]:
+    """The parameters of the submodule of that name, or the parameter of that name."""
+    parameters = dict(block.named_parameters())
+    return [parameters[name]] if name in parameters else list(block.get_submodule(name).parameters())
 
 
 def summed(gradient: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Weight initialisation as one pass over a model's modules.
 
-Matrices are drawn here; whatever is no matrix (norm weights, sinks, router biases) is set by the part it belongs to,
-in its ``reset_parameters``. The default is GPT-2's: normal with 0.02, biases zero, and what writes into the residual
-stream scaled by 1/sqrt(2 n_layers). Zeros there, and in the head, let a model begin with all tokens equally likely.
+Matrices (``nn/matrices.py``) and embeddings are drawn here. Other parameters, such as norm weights and sinks, are set
+by their module's ``reset_parameters``. The default is GPT-2's: normal with 0.02, biases zero, and matrices that write
+into the residual stream scaled by 1/sqrt(2 n_layers). Zeros there, and in the head, let a model begin with all tokens
+equally likely.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.nn.matrices import is_matrix
 from modular_gpt.nn.residual import is_residual
 
 
@@ -23,10 +25,11 @@ def initialise(model: nn.Module, config: GPTConfig) -> None:
         if reset is not None and not isinstance(module, (nn.Linear, nn.Embedding)):
             reset()
         for name, parameter in module.named_parameters(recurse=False):
+            embedding = isinstance(module, nn.Embedding)
             if name.endswith("bias"):
                 parameter.zero_()
-            elif parameter.ndim >= 2:
-                _draw(parameter, config, isinstance(module, nn.Embedding))
+            elif embedding or is_matrix(module, name):
+                _draw(parameter, config, embedding)
                 if is_residual(module, name):
                     parameter.mul_(_residual_factor(config))
     head: Any = getattr(model, "head", None)

@@ -276,14 +276,16 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | 
     return (shares.reshape(batch, groups, -1, shares.shape[-1]) @ v).reshape(batch, heads, count, -1)
 
 
-def shard_heads(part: int, parts: int, **counts: int) -> slice:
-    """The heads that process ``part`` of ``parts`` computes, of as many as the first of ``counts`` says.
+def shard_heads(rank: int, world_size: int, **counts: int) -> slice:
+    """The heads that process ``rank`` of ``world_size`` computes, of the heads that the first of ``counts`` numbers.
+
+    counts: numbers of heads by the names of their settings
 
     Raises:
-        ConfigError: heads do not divide into so many processes; ``counts`` are numbers of heads, by what they are.
+        ConfigError: a number of heads does not divide by ``world_size``.
     """
     for name, count in counts.items():
-        if count % parts:
-            raise ConfigError(f"{name}={count} does not divide into {parts} processes; change one")
-    each = next(iter(counts.values())) // parts
-    return slice(part * each, (part + 1) * each)
+        if count % world_size:
+            raise ConfigError(f"{name}={count} does not divide into {world_size} processes; change one")
+    per_process = next(iter(counts.values())) // world_size
+    return slice(rank * per_process, (rank + 1) * per_process)

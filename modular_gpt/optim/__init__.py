@@ -1,11 +1,9 @@
-"""Optimizers, one file each, learning-rate schedules, and which parameters they reach.
+"""Optimizers, one file each, and learning-rate schedules.
 
 Importing this package registers them all: it imports its own folder.
 """
 
-from typing import Any
-
-from modular_gpt.core.registry import decode, import_folder
+from modular_gpt.core.registry import ComponentLike, decode, import_folder
 from modular_gpt.model import GPTModel
 from modular_gpt.optim.base import Optimizer, OptimizerConfig, peak_learning_rate
 from modular_gpt.optim.schedules import Schedule, build_schedule
@@ -15,8 +13,8 @@ __all__ = ["Optimizer", "OptimizerConfig", "Schedule", "build_optimizer", "build
 import_folder(__name__, __path__)
 
 
-def build_optimizer(config: Any, model: GPTModel) -> Optimizer:
-    """An optimizer of a model's parameters from its name, a mapping with a name, or a Config.
+def build_optimizer(config: ComponentLike, model: GPTModel) -> Optimizer:
+    """An optimizer of a model's trained parameters, from its name, a mapping with a name, or a Config.
 
     Raises:
         ConfigError: the name or a setting is unknown.

@@ -10,7 +10,7 @@ from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, with_deca
 class Adafactor(Optimizer, name="adafactor"):
     """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
 
-    takes_parts = False
+    supports_sharding = False
 
     @dataclass
     class Config(OptimizerConfig):
@@ -25,14 +25,20 @@ class Adafactor(Optimizer, name="adafactor"):
         beta2_decay: float = -0.8
         clip: float = 1.0
 
+    config: Config
+
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
-        config = self.config
-        settings = {"lr": self.learning_rate, "beta2_decay": config.beta2_decay, "d": config.clip}
-        return [torch.optim.Adafactor(with_decay(config, groups), **settings)]
+        return [
+            torch.optim.Adafactor(
+                with_decay(self.config, groups),
+                lr=self.learning_rate,
+                beta2_decay=self.config.beta2_decay,
+                d=self.config.clip,
+            )
+        ]
 
     def state_bytes(self) -> int:
-        """A row and a column of each matrix, and all of a vector, besides the number of the step; its own step needs
-        the parameters' content."""
+        """A row and a column of each matrix, or a whole vector, and the step's number; a step needs real values."""
         count = 0
         for p in self.parameters():
             count += p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel()

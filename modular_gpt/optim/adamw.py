@@ -1,11 +1,11 @@
 """AdamW, alone and for the parameters that another optimizer leaves to it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, check_averages, with_decay
+from modular_gpt.core.validation import fraction
+from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, with_decay
 
 
 class AdamW(Optimizer, name="adamw"):
@@ -26,14 +26,16 @@ class AdamW(Optimizer, name="adamw"):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_averages(beta1=self.beta1, beta2=self.beta2)
+            fraction("optim", beta1=self.beta1, beta2=self.beta2)
+
+    config: Config
 
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
         return [adamw(self.config, groups, self.learning_rate)]
 
 
-def adamw(config: Any, groups: Groups, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW over groups of parameters; one kernel for all where PyTorch has it."""
+def adamw(config: AdamW.Config, groups: Groups, learning_rate: float) -> torch.optim.AdamW:
+    """PyTorch's AdamW over groups of parameters, fused into one kernel on devices that have it."""
     fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
     return torch.optim.AdamW(
         with_decay(config, groups),

@@ -1,4 +1,4 @@
-"""What an optimizer is: which parameters are updated how, and their state by parameter name."""
+"""The interface of an optimizer: how it updates which parameters, and its state by parameter name."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -6,23 +6,24 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from modular_gpt.core.contracts import Norm
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import Component, ComponentConfig
 from modular_gpt.core.validation import not_negative, positive
-from modular_gpt.distributed.dtensor import distribute_like, division_of
+from modular_gpt.distributed.dtensor import distribute_like, mesh_of
 from modular_gpt.model import GPTModel
+from modular_gpt.nn.matrices import is_matrix
 from modular_gpt.optim.parameter_patterns import first_match
 
 Groups = dict[str, list[nn.Parameter]]
 
 
 def parameter_groups(model: nn.Module) -> Groups:
-    """The parameters that are trained, each once, by what they are.
+    """The trained parameters of a model, each once, in three groups.
 
-    matrices: weights of linear layers and experts; embeddings: tables that are looked up, and a head tied to one;
-    vectors: biases, norms and whatever else has no rows and columns
+    matrices: weights of linear layers and experts; embeddings: embedding tables, and a head tied to one;
+    vectors: biases, norms and all other parameters, such as those that ``mark_no_matrix`` has marked
     """
     groups: Groups = {"matrices": [], "embeddings": [], "vectors": []}
     seen: set[nn.Parameter] = set()
@@ -33,10 +34,8 @@ def parameter_groups(model: nn.Module) -> Groups:
             seen.add(parameter)
             if isinstance(module, nn.Embedding):
                 groups["embeddings"].append(parameter)
-            elif parameter.ndim < 2 or name.endswith("bias") or isinstance(module, Norm):
-                groups["vectors"].append(parameter)
             else:
-                groups["matrices"].append(parameter)
+                groups["matrices" if is_matrix(module, name) else "vectors"].append(parameter)
     return groups
 
 
@@ -72,45 +71,50 @@ def peak_learning_rate(config: OptimizerConfig, d_model: int) -> float:
 
 
 class Optimizer(Component, ABC, slot="optim"):
-    """One or more of PyTorch's optimizers that share a model's parameters between them."""
+    """One or more PyTorch optimizers that divide a model's parameters among them.
 
-    takes_parts: ClassVar[bool] = True  # whether it works on matrices of which each process holds a part
+    optimizers: what ``build`` returned; names: of the model's parameters
+    present_rate: learning rate of the last step, for parameters without a factor of their own
+    """
 
-    def __init__(self, config: Any, model: GPTModel) -> None:
+    supports_sharding: ClassVar[bool] = True  # False: it needs whole matrices, not shards (fsdp, tensor)
+
+    def __init__(self, config: OptimizerConfig, model: GPTModel) -> None:
         """Take the parameters of ``model`` that require a gradient."""
         self.config = config
         self.learning_rate = peak_learning_rate(config, model.config.d_model)
         self.head = None if model.head is None else model.head.weight
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        self.parts = self.build(parameter_groups(model))
-        self.present_rate = 0.0  # learning rate of the last step, where nothing scales it
-        self._scale()
+        self.optimizers = self.build(parameter_groups(model))
+        self.present_rate = 0.0
+        self._split_groups()
 
     @abstractmethod
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
-        """PyTorch optimizers over the parameters, each parameter in one of them."""
+        """PyTorch optimizers over the parameters in ``groups``, each parameter in one of them."""
 
-    def _scale(self) -> None:
-        """Split the parameter groups of all parts by the factors of their learning rates, and note their peaks."""
+    def _split_groups(self) -> None:
+        """Split the optimizers' parameter groups by learning-rate factor and mesh, and store each group's peak rate."""
         factors = self.config.learning_rate_scale
         trained = [name for parameter, name in self.names.items() if parameter.requires_grad]
         pattern_of = first_match(factors, trained, "optim.learning_rate_scale")
-        for part in self.parts:
-            split = []
-            for group in part.param_groups:
-                by_factor: dict[tuple[float, Any], list[nn.Parameter]] = {}
+        for optimizer in self.optimizers:
+            split: list[dict[str, Any]] = []
+            for group in optimizer.param_groups:
+                members: dict[tuple[float, DeviceMesh | None], list[nn.Parameter]] = {}
                 for parameter in group["params"]:
                     factor = factors.get(pattern_of.get(self.names[parameter], ""), 1.0)
-                    by_factor.setdefault((factor, division_of(parameter)), []).append(parameter)
-                split += [{**group, "params": each, "peak": group["lr"] * f} for (f, _), each in by_factor.items()]
-            part.param_groups = split
+                    members.setdefault((factor, mesh_of(parameter)), []).append(parameter)
+                for (factor, _), parameters in members.items():
+                    split.append({**group, "params": parameters, "peak": group["lr"] * factor})
+            optimizer.param_groups = split
 
     def groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of all parts."""
-        return [group for part in self.parts for group in part.param_groups]
+        """The parameter groups of all optimizers."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Everything that is trained."""
+        """All trained parameters."""
         return [parameter for group in self.groups() for parameter in group["params"]]
 
     def step(self, factor: float) -> None:
@@ -118,32 +122,32 @@ class Optimizer(Component, ABC, slot="optim"):
         self.present_rate = self.learning_rate * factor
         for group in self.groups():
             group["lr"] = group["peak"] * factor
-        for part in self.parts:
-            part.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def state_bytes(self) -> int:
-        """Bytes of ``state`` after a step, which is taken: for parameters that are shapes without content."""
+        """Bytes of ``state`` after a step. Takes that step, and so is meant for fake tensors, which have no storage."""
         for parameter in self.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.step(0.0)
         return sum(tensor.nbytes for tensor in self.state().values())
 
     def state(self) -> dict[str, Tensor]:
-        """What the optimizer remembers, as tensors named ``<parameter>/<quantity>``."""
+        """The optimizer's state, as tensors named ``<parameter>/<quantity>``."""
         return {
             f"{self.names[parameter]}/{key}": torch.as_tensor(value)
-            for part in self.parts
-            for parameter, values in part.state.items()
+            for optimizer in self.optimizers
+            for parameter, values in optimizer.state.items()
             for key, value in values.items()
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up what ``state`` gave, for the parameters that are trained now; others start afresh.
+        """Load what ``state`` returned for the parameters trained now; parameters that it lacks start afresh.
 
         Raises:
             KeyError: the state is of another model's parameters.
@@ -151,33 +155,26 @@ class Optimizer(Component, ABC, slot="optim"):
         parameters = {name: parameter for parameter, name in self.names.items()}
         places = {
             self.names[parameter]: (number, index)
-            for number, part in enumerate(self.parts)
-            for index, parameter in enumerate(p for group in part.param_groups for p in group["params"])
+            for number, optimizer in enumerate(self.optimizers)
+            for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
         }
-        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.parts]
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
         for key, value in state.items():
             name, _, quantity = key.rpartition("/")
             if name in parameters and name not in places:
-                continue  # it was trained and is not any more
+                continue  # it was trained then and is frozen now
             number, index = places[name]
             parameter = parameters[name]
             value = distribute_like(value, parameter) if value.shape == parameter.shape else value
             states[number].setdefault(index, {})[quantity] = value
-        for part, each in zip(self.parts, states, strict=True):
-            part.load_state_dict({"state": each, "param_groups": part.state_dict()["param_groups"]})
+        for optimizer, loaded in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def with_decay(config: Any, groups: Groups) -> list[dict[str, Any]]:
-    """Groups as PyTorch takes them; only matrices decay."""
+def with_decay(config: OptimizerConfig, groups: Groups) -> list[dict[str, Any]]:
+    """Parameter groups as PyTorch's optimizers take them; only matrices decay."""
     return [
-        {"params": group, "weight_decay": config.weight_decay if kind == "matrices" else 0.0}
-        for kind, group in groups.items()
-        if group
+        {"params": parameters, "weight_decay": config.weight_decay if name == "matrices" else 0.0}
+        for name, parameters in groups.items()
+        if parameters
     ]
-
-
-def check_averages(**values: float) -> None:
-    """Raise a ConfigError unless averages can move by these."""
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"optim.{name} must lie in [0, 1), got {value}")

@@ -1,21 +1,21 @@
 """Muon: momentum whose singular values are made nearly equal before it becomes an update.
 
-https://kellerjordan.github.io/posts/muon/, with the scaling of https://arxiv.org/abs/2502.16982 as a choice. It does
-what torch.optim.Muon does and keeps its state by the same names, but takes all matrices of one shape, and those of the
-shape turned around, through the iteration together: many small matrices then cost a CPU about half the time.
+https://kellerjordan.github.io/posts/muon/, with the scaling of https://arxiv.org/abs/2502.16982 as an option. The same
+update and state as torch.optim.Muon, but all matrices of one shape, or of its transpose, go through the Newton-Schulz
+iteration in one batch, which halves the time for many small matrices on a CPU.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.validation import fraction, one_of, positive
 from modular_gpt.distributed.dtensor import distribute_like, full_tensor
-from modular_gpt.optim.adamw import adamw
-from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, check_averages
+from modular_gpt.optim.adamw import AdamW, adamw
+from modular_gpt.optim.base import Groups, Optimizer
 
 MOMENTUM = "momentum_buffer"
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steep at zero
@@ -31,7 +31,7 @@ class Muon(Optimizer, name="muon"):
     """Orthogonalised momentum for matrices, AdamW for the rest (https://arxiv.org/abs/2502.16982)."""
 
     @dataclass
-    class Config(OptimizerConfig):
+    class Config(AdamW.Config):
         """Settings of Muon for matrices, and of AdamW for all other parameters.
 
         Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
@@ -55,25 +55,25 @@ class Muon(Optimizer, name="muon"):
         scaling: str = "match_rms_adamw"
         adamw_learning_rate: float | None = None
         head: str = "muon"
-        beta1: float = 0.9
-        beta2: float = 0.99
-        eps: float = 1e-8
 
         def __post_init__(self) -> None:
             super().__post_init__()
             positive("optim", ns_steps=self.ns_steps, adamw_learning_rate=self.adamw_learning_rate)
-            check_averages(momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
+            fraction("optim", momentum=self.momentum)
             one_of(self.scaling, tuple(SCALINGS), "optim.scaling")
             one_of(self.head, ("muon", "adamw"), "optim.head")
 
+    config: Config
+
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
         config = self.config
-        by_muon = {p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)}
-        rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in by_muon]}
-        parts: list[torch.optim.Optimizer] = []
-        if by_muon:  # of frozen parts, and of adapters, one of the two may have nothing to do
+        matrices = [p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)]
+        taken = set(matrices)
+        rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in taken]}
+        optimizers: list[torch.optim.Optimizer] = []
+        if matrices:  # with frozen parameters or adapters, one of the two optimizers may have none
             muon = OrthogonalMomentum(
-                [p for p in groups["matrices"] if p in by_muon],
+                matrices,
                 learning_rate=self.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.momentum,
@@ -81,14 +81,14 @@ class Muon(Optimizer, name="muon"):
                 ns_steps=config.ns_steps,
                 scaling=config.scaling,
             )
-            parts.append(muon)
+            optimizers.append(muon)
         if any(rest.values()):
-            parts.append(adamw(config, rest, config.adamw_learning_rate or self.learning_rate))
-        return parts
+            optimizers.append(adamw(config, rest, config.adamw_learning_rate or self.learning_rate))
+        return optimizers
 
 
 class OrthogonalMomentum(torch.optim.Optimizer):
-    """Muon for parameters that are matrices, without any other optimizer for the rest."""
+    """Muon for matrices alone."""
 
     def __init__(
         self,
@@ -100,60 +100,53 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         ns_steps: int,
         scaling: str,
     ) -> None:
-        """Settings as in ``optim.Muon.Config``; ``matrices``: (rows, columns) each, or groups of them."""
+        """matrices: (rows, columns), or groups of them; the settings are those of ``Muon.Config``."""
         settings = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         super().__init__(matrices, {**settings, "ns_steps": ns_steps, "scaling": scaling})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
+        """Update all matrices that have a gradient."""
         assert closure is None
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if not matrices:
                 continue
-            updates = orthogonalised(self.averages(matrices, group), group["ns_steps"])
+            updates = orthogonalised(self.momentum(matrices, group), group["ns_steps"])
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
             scale = SCALINGS[group["scaling"]]
             torch._foreach_mul_(updates, [-group["lr"] * scale(*matrix.shape) for matrix in matrices])
             torch._foreach_add_(matrices, updates)
 
-    def averages(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Take the gradients into the momentum; what it is then, or with Nesterov, what it would be one step on."""
+    def momentum(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """Update the momentum with the gradients and return it; with Nesterov, as it would be one step later."""
         for matrix in matrices:
             if MOMENTUM not in self.state[matrix]:
                 self.state[matrix][MOMENTUM] = torch.zeros_like(matrix)
-        gradients = [cast(Tensor, matrix.grad) for matrix in matrices]
-        averages = [self.state[matrix][MOMENTUM] for matrix in matrices]
-        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        return list(torch._foreach_lerp(gradients, averages, group["momentum"])) if group["nesterov"] else averages
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        momentum = [self.state[matrix][MOMENTUM] for matrix in matrices]
+        torch._foreach_lerp_(momentum, gradients, 1 - group["momentum"])
+        return list(torch._foreach_lerp(gradients, momentum, group["momentum"])) if group["nesterov"] else momentum
 
 
 def orthogonalised(matrices: list[Tensor], steps: int) -> list[Tensor]:
     """New matrices of the same shapes and singular vectors, with singular values between about 0.7 and 1.2."""
-    stacks: dict[tuple[int, int], list[int]] = {}
-    for index, matrix in enumerate(matrices):
-        rows, columns = matrix.shape
-        stacks.setdefault((min(rows, columns), max(rows, columns)), []).append(index)
-    done: dict[int, Tensor] = {}
-    for indices in stacks.values():
-        stack = torch.stack([_wide(full_tensor(matrices[index])).bfloat16() for index in indices])
-        done.update(zip(indices, newton_schulz(stack, steps).unbind(), strict=True))
+    batches: dict[torch.Size, list[int]] = {}
+    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix in matrices]
+    for index, matrix in enumerate(wide):
+        batches.setdefault(matrix.shape, []).append(index)
+    results: dict[int, Tensor] = {}
+    for indices in batches.values():
+        batch = torch.stack([full_tensor(wide[index]).bfloat16() for index in indices])
+        results.update(zip(indices, newton_schulz(batch, steps).unbind(), strict=True))
     return [
-        distribute_like(
-            (done[index] if matrix.shape[0] <= matrix.shape[1] else done[index].mT).to(matrix.dtype), matrix
-        )
+        distribute_like((results[index] if wide[index] is matrix else results[index].mT).to(matrix.dtype), matrix)
         for index, matrix in enumerate(matrices)
     ]
 
 
-def _wide(matrix: Tensor) -> Tensor:
-    """With its longer side as columns."""
-    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
-
-
 def newton_schulz(x: Tensor, steps: int) -> Tensor:
-    """(n, rows, columns), rows <= columns -> the same shape, singular values nearly 1."""
+    """(n, rows, columns) with rows <= columns -> the same shape, with singular values near 1."""
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(steps):

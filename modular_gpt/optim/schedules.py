@@ -3,10 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import Component, ComponentConfig, decode
+from modular_gpt.core.registry import Component, ComponentConfig, ComponentLike, decode
+from modular_gpt.core.validation import not_negative
 
 
 @dataclass
@@ -19,8 +19,7 @@ class ScheduleConfig(ComponentConfig):
     warmup: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.warmup < 0:
-            raise ConfigError(f"schedule.warmup must be 0 or more, got {self.warmup}")
+        not_negative("schedule", warmup=self.warmup)
 
 
 @dataclass
@@ -41,7 +40,7 @@ class EndingConfig(ScheduleConfig):
 class Schedule(Component, ABC, slot="schedule"):
     """The factor on the peak learning rate at each step."""
 
-    def __init__(self, config: Any, max_steps: int) -> None:
+    def __init__(self, config: ScheduleConfig, max_steps: int) -> None:
         self.config = config
         self.max_steps = max_steps
         self.warmup_steps = round(config.warmup * max_steps if config.warmup < 1 else config.warmup)
@@ -54,7 +53,7 @@ class Schedule(Component, ABC, slot="schedule"):
 
     @abstractmethod
     def after_warmup(self, step: int) -> float:
-        """The factor at a step that is past the warmup."""
+        """The factor at a step after the warmup."""
 
     def progress(self, step: int) -> float:
         """From 0 at the end of the warmup to 1 at the last update."""
@@ -66,29 +65,33 @@ class Constant(Schedule, name="constant"):
 
     @dataclass
     class Config(ScheduleConfig):
-        """Only the warmup."""
+        """Settings of a constant learning rate."""
 
     def after_warmup(self, step: int) -> float:
         return 1.0
 
 
 class Linear(Schedule, name="linear"):
-    """Falls in a straight line to a share of the peak."""
+    """Decays linearly to a fraction of the peak."""
 
     @dataclass
     class Config(EndingConfig):
-        """Warmup and final factor."""
+        """Settings of linear decay."""
+
+    config: Config
 
     def after_warmup(self, step: int) -> float:
         return 1 + (self.config.final - 1) * self.progress(step)
 
 
 class Cosine(Schedule, name="cosine"):
-    """Falls along half a cosine wave to a share of the peak (https://arxiv.org/abs/1608.03983)."""
+    """Decays along half a cosine wave to a fraction of the peak (https://arxiv.org/abs/1608.03983)."""
 
     @dataclass
     class Config(EndingConfig):
-        """Warmup and final factor."""
+        """Settings of cosine decay."""
+
+    config: Config
 
     def after_warmup(self, step: int) -> float:
         wave = 0.5 * (1 + math.cos(math.pi * self.progress(step)))
@@ -96,7 +99,7 @@ class Cosine(Schedule, name="cosine"):
 
 
 class WarmupStableDecay(Schedule, name="wsd"):
-    """Stays at the peak and falls in a straight line at the end only (https://arxiv.org/abs/2404.06395)."""
+    """Stays at the peak and decays linearly at the end only (https://arxiv.org/abs/2404.06395)."""
 
     @dataclass
     class Config(EndingConfig):
@@ -113,6 +116,8 @@ class WarmupStableDecay(Schedule, name="wsd"):
             if not 0 < self.decay <= 1:
                 raise ConfigError(f"schedule.decay must lie in (0, 1], got {self.decay}")
 
+    config: Config
+
     def __init__(self, config: Config, max_steps: int) -> None:
         super().__init__(config, max_steps)
         self.decay_steps = max(1, round(config.decay * max_steps))
@@ -128,27 +133,26 @@ class WarmupStableDecay(Schedule, name="wsd"):
 
 
 class InverseSquareRoot(Schedule, name="inverse_sqrt"):
-    """Falls with one over the square root of the step, without an end (https://arxiv.org/abs/1706.03762)."""
+    """Decays with one over the square root of the step, without an end (https://arxiv.org/abs/1706.03762)."""
 
     @dataclass
     class Config(ScheduleConfig):
-        """Only the warmup, after which the fall begins."""
+        """Settings of inverse square root decay, which begins after the warmup."""
 
     def after_warmup(self, step: int) -> float:
         return math.sqrt(max(1, self.warmup_steps) / (step + 1))
 
 
-def build_schedule(config: Any, max_steps: int) -> Schedule:
+def build_schedule(config: ComponentLike, max_steps: int) -> Schedule:
     """A schedule over ``max_steps`` updates from its name, a mapping with a name, or a Config.
 
     Raises:
         ConfigError: the name or a setting is unknown, or the warmup is longer than the training.
     """
-    config = decode("schedule", config)
-    schedule = config.build(max_steps)
+    schedule: Schedule = decode("schedule", config).build(max_steps)
     if schedule.warmup_steps > max_steps:
         raise ConfigError(
-            f"schedule.warmup={config.warmup:g} steps are more than trainer.max_steps={max_steps}:"
+            f"schedule.warmup={schedule.config.warmup:g} steps are more than trainer.max_steps={max_steps}:"
             " make it shorter, or give it as a share below 1"
         )
     return schedule

@@ -14,7 +14,7 @@ from modular_gpt.checkpoint import BEST, FOLDER, LATEST, META, STEP, CheckpointR
 from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.distributed import Tensors
-from modular_gpt.distributed.sharded_checkpoint import write_pieces
+from modular_gpt.distributed.sharded_checkpoint import write_shards
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training.lora import ADAPTERS, NEW_WEIGHTS
 from modular_gpt.training.run_directory import RunFiles
@@ -143,14 +143,14 @@ class Shards:
     def write(self, folder: Path) -> None:
         """In the first process: write into ``folder``, and let the others do so."""
         self.named = True
-        write_pieces(self.tensors, Path(self.processes.lead(lambda: str(folder))))
+        write_shards(self.tensors, Path(self.processes.lead(lambda: str(folder))))
 
     def follow(self) -> None:
         """In the others: write where the first process says; an error is the first process's too, which tells it."""
         folder = self.processes.lead(str)
         with suppress(OSError):
             if folder:
-                write_pieces(self.tensors, Path(folder))
+                write_shards(self.tensors, Path(folder))
 
     def release(self) -> None:
         """In the first process: let the others go on if it failed before it named a directory."""

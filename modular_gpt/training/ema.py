@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.distributed.dtensor import local_part
+from modular_gpt.distributed.dtensor import local_tensor
 
 
 class WeightAverage:
@@ -28,8 +28,8 @@ class WeightAverage:
         is (1 + step) / (10 + step) until that is more than the wanted one.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        held = [local_part(average) for average in self.held.values()]
-        torch._foreach_lerp_(held, [local_part(parameter) for parameter in self.parameters], 1 - decay)
+        held = [local_tensor(average) for average in self.held.values()]
+        torch._foreach_lerp_(held, [local_tensor(parameter) for parameter in self.parameters], 1 - decay)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.distributed import Parallel
-from modular_gpt.distributed.dtensor import local_part
+from modular_gpt.distributed.dtensor import local_tensor
 
 
 def find_first_nonfinite(model: nn.Module, forward: Callable[[], Any], parallel: Parallel) -> str:
@@ -19,7 +19,7 @@ def find_first_nonfinite(model: nn.Module, forward: Callable[[], Any], parallel:
     """
 
     def bad(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-        return [name for name, tensor in tensors if not bool(local_part(tensor).isfinite().all())]
+        return [name for name, tensor in tensors if not bool(local_tensor(tensor).isfinite().all())]
 
     everywhere = parallel.processes.gather
     weights = [name for name in everywhere(next(iter(bad(model.named_parameters())), "")) if name]

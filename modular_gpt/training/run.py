@@ -150,8 +150,8 @@ def dry_run(config: RunConfig, tokenizer: Tokenizer, placement: Placement, quiet
 
 def needed_by(config: RunConfig, described: GPTConfig, parallel: Parallel) -> tuple[TrainerConfig, Estimate]:
     """The trainer's settings in one process, and the memory that it needs."""
-    settings = replace(config.trainer, batch_size=config.trainer.batch_size // parallel.parts)
-    return settings, estimate(described, config.optim, settings, config.lora).divided(parallel.state_parts)
+    settings = replace(config.trainer, batch_size=config.trainer.batch_size // parallel.data_world)
+    return settings, estimate(described, config.optim, settings, config.lora).divided(parallel.state_shards)
 
 
 @contextmanager

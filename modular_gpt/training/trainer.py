@@ -20,7 +20,7 @@ from modular_gpt.core.errors import UserError
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer
 from modular_gpt.data.shuffle import key_of
-from modular_gpt.distributed.dtensor import clip, total_norm
+from modular_gpt.distributed.dtensor import clip_gradients, total_norm
 from modular_gpt.model import GPTModel
 from modular_gpt.optim import Optimizer, build_schedule
 from modular_gpt.runtime.signals import GracefulShutdown
@@ -167,7 +167,7 @@ class Trainer:
         losses: dict[str, Tensor] = {}
         for x, y, share in self.micro_batches():
             output = self.forward(x, y, self.loss)
-            self.scaler.scale(output.loss * (share * self.parallel.parts)).backward()  # means over processes
+            self.scaler.scale(output.loss * (share * self.parallel.data_world)).backward()  # means over processes
             for name, value in {"loss": output.loss, **(output.parts if len(output.parts) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
         self.apply_gradients(self.parallel.sum(losses))
@@ -182,20 +182,20 @@ class Trainer:
         count, parallel = self.config.gradient_accumulation, self.parallel
         counted = int((targets != IGNORED).sum())
         for number, (x, y) in enumerate(zip(parallel.rows(ids, count), parallel.rows(targets, count), strict=True)):
-            torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.part)))
+            torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.data_rank)))
             parallel.set_grad_sync(last=number == count - 1)
             yield x, y, int((y != IGNORED).sum()) / max(1, counted)
 
     def apply_gradients(self, losses: dict[str, Tensor]) -> None:
         """Clip the gradients and update the weights; skip the update if a gradient is not finite."""
         config, parameters = self.config, self.optimizer.parameters()
-        for part in self.optimizer.parts:
-            self.scaler.unscale_(part)
+        for optimizer in self.optimizer.optimizers:
+            self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = total_norm(gradients)
         if bool((norm + 0 * losses["loss"]).isfinite()):
             if config.gradient_clip:
-                clip(parameters, config.gradient_clip, norm)
+                clip_gradients(parameters, config.gradient_clip, norm)
             self.optimizer.step(self.schedule.factor(self.progress.step))
             self.model.after_optimizer_step()
             if self.ema is not None:

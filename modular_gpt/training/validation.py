@@ -81,7 +81,7 @@ class Validation:
         Window i depends on the text and i alone, and how many there are on ``batches`` alone, so that the loss does
         not depend on the batch size. The last batch is filled up with windows whose targets are ignored.
         """
-        part, parts = self.parallel.part, self.parallel.parts
+        part, parts = self.parallel.data_rank, self.parallel.data_world
         if not batches:
             yield from sequential(self.tokens, self.block, self.rows, part, parts)
             return

@@ -12,7 +12,7 @@ from torch import Tensor
 from modular_gpt.core.errors import UserError
 from modular_gpt.data import build_corpus, build_tokenizer, prepare
 from modular_gpt.distributed import Parallel, build_parallel
-from modular_gpt.distributed.dtensor import local_part
+from modular_gpt.distributed.dtensor import local_tensor
 from modular_gpt.model.loss import LossOutput
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import RunConfig, train
@@ -119,7 +119,7 @@ def poisoned_steps(settings: dict[str, Any], *poisoning: Any) -> tuple[list[bool
 def everything(trainer: Trainer) -> list[Tensor]:
     """Copies of what this process holds of weights and optimizer; the optimizer's come last, where there are any."""
     held = [*trainer.model.state_dict().values(), *trainer.optimizer.state().values()]
-    return [local_part(tensor).clone() for tensor in held]
+    return [local_tensor(tensor).clone() for tensor in held]
 
 
 def broken_down(settings: dict[str, Any], *poisoning: Any) -> str:

@@ -74,13 +74,13 @@ def test_other_models(name: str, pair: Pair, folder: Path) -> None:
 
 @pytest.mark.parametrize("optim", [name for name in entries("optim") if name != "adamw"])
 def test_every_optimizer(optim: str, pair: Pair, folder: Path) -> None:
-    whole = not entries("optim")[optim].component.takes_parts  # type: ignore[attr-defined]
+    whole = not entries("optim")[optim].component.supports_sharding  # type: ignore[attr-defined]
     assert_equal(pair, plain(folder, optim=optim), ways=("ddp",) if whole else MANY)
 
 
 def test_an_optimizer_that_needs_whole_matrices_is_refused(pair: Pair, folder: Path) -> None:
     said = pair(refusal, plain(folder, optim="adafactor", parallel="fsdp"))
-    assert said[0].startswith("optim=adafactor needs whole matrices, and parallel=fsdp leaves each process a part")
+    assert said[0].startswith("optim=adafactor needs whole matrices, and parallel=fsdp leaves each process a shard of")
 
 
 def test_the_average_of_the_weights(pair: Pair, folder: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_matrix_without_a_gradient_stays() -> None:
 @pytest.mark.parametrize(("head", "by_muon"), [("muon", True), ("adamw", False)])
 def test_which_one_takes_the_head(head: str, by_muon: bool) -> None:
     model = GPTModel(**MODEL, tie_embeddings=False)
-    muon, adamw = build_optimizer({"name": "muon", "head": head}, model).parts
+    muon, adamw = build_optimizer({"name": "muon", "head": head}, model).optimizers
     assert isinstance(muon, OrthogonalMomentum) and isinstance(adamw, torch.optim.AdamW)
     taken = {p for group in muon.param_groups for p in group["params"]}
     assert (model.head.weight in taken) == by_muon
@@ -97,7 +97,7 @@ def test_what_is_frozen_needs_no_optimizer(matrices: bool, kind: type[torch.opti
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and name.startswith("blocks")
         parameter.requires_grad_(matrix == matrices)
-    assert [type(part) for part in build_optimizer("muon", model).parts] == [kind]
+    assert [type(part) for part in build_optimizer("muon", model).optimizers] == [kind]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
-from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, Position, Positions
+from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, ParallelStyle, Position, Positions
 from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
@@ -97,8 +97,8 @@ class LinearAttention(Attention, name="linear"):
             sums.copy_(key_sums[:, :, -1])
         return self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
 
-    def shard(self, part: int, parts: int) -> dict[str, str]:
-        shard_heads(part, parts, n_heads=self.query.out_features // self.head_dim)
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        shard_heads(rank, world_size, n_heads=self.query.out_features // self.head_dim)
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS}
 
     def canonical_weights(self) -> AttentionWeights:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
-from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, Position, Positions
+from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, ParallelStyle, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
@@ -161,13 +161,15 @@ class MultiHeadAttention(
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def shard(self, part: int, parts: int) -> dict[str, str]:
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
         if self.config.qk_norm is not None and self.config.qk_norm_scope == "full":
             raise ConfigError(
                 "attention.qk_norm_scope=full normalises all heads at once, which cannot be divided: use head"
             )
-        self.local_heads = shard_heads(part, parts, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
-        norms = {name: SHARED for name in ("query_norm", "key_norm", "sinks") if getattr(self, name) is not None}
+        self.local_heads = shard_heads(rank, world_size, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        norms: dict[str, ParallelStyle] = {
+            name: SHARED for name in ("query_norm", "key_norm", "sinks") if getattr(self, name) is not None
+        }
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS, **norms}
 
     def _clip(self, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
+from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward, ParallelStyle
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
@@ -62,9 +62,11 @@ class GatedLinearUnit(
         gate, up = fused_linear(x, (self.gate, self.up), self.training)
         return self.down(gated(self.activation, gate, up)), {}
 
-    def shard(self, part: int, parts: int) -> dict[str, str]:
-        if self.up.out_features % parts:
-            raise ConfigError(f"ffn.hidden={self.up.out_features} does not divide into {parts} processes; change one")
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        if self.up.out_features % world_size:
+            raise ConfigError(
+                f"ffn.hidden={self.up.out_features} does not divide into {world_size} processes; change one"
+            )
         return {"gate": COLUMNS, "up": COLUMNS, "down": ROWS}
 
     def canonical_weights(self) -> FeedForwardWeights:

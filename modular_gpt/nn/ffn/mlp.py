@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward
+from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward, ParallelStyle
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import one_of, positive
@@ -52,9 +52,11 @@ class MLP(FeedForward, name="mlp"):
         """(B, T, D) -> (B, T, D), {}"""
         return self.down(self.activate(self.up(x))), {}
 
-    def shard(self, part: int, parts: int) -> dict[str, str]:
-        if self.up.out_features % parts:
-            raise ConfigError(f"ffn.hidden={self.up.out_features} does not divide into {parts} processes; change one")
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        if self.up.out_features % world_size:
+            raise ConfigError(
+                f"ffn.hidden={self.up.out_features} does not divide into {world_size} processes; change one"
+            )
         return {"up": COLUMNS, "down": ROWS}
 
     def canonical_weights(self) -> FeedForwardWeights:
