@@ -11,7 +11,7 @@ from modular_gpt.checkpoint.manifest import write_manifest
 from modular_gpt.cli import convert
 from modular_gpt.core.errors import UserError
 from modular_gpt.training.run import load_config
-from modular_gpt.training.run_directory import LOCK, only_here
+from modular_gpt.training.run_directory import LOCK, lock_run
 from tests.training.small import config, run
 
 
@@ -75,5 +75,5 @@ def test_notes_of_which_some_are_missing(trained: Path, tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / LOCK).mkdir()  # as a read-only file system does, it refuses to open the lock for writing
-    with pytest.raises(UserError, match="cannot be written"), only_here(tmp_path):
+    with pytest.raises(UserError, match="cannot be written"), lock_run(tmp_path):
         pass
