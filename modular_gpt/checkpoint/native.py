@@ -12,7 +12,7 @@ Nothing in it can name or carry code. Further tensors, such as an optimizer's st
 import errno
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -71,13 +71,16 @@ class CheckpointReader:
     that knows that another one has verified the files.
     """
 
-    def __init__(self, directory: Path, *, verified: bool = False) -> None:
+    def __init__(self, directory: Path, *, verified: bool | Collection[str] = False) -> None:
         """
+        verified: whether to check every file, or the names of those to check
+
         Raises:
-            CheckpointError: there is no checkpoint, or its manifest is damaged; with ``verified``, a file is.
+            CheckpointError: there is no checkpoint, or its manifest is damaged, or a file that is checked.
         """
         self.directory = directory
-        self.files = frozenset(verify(directory) if verified else read_manifest(directory))
+        only = None if isinstance(verified, bool) else verified
+        self.files = frozenset(verify(directory, only) if verified else read_manifest(directory))
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -216,8 +219,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     return Checkpoint(reader.model(device=device), reader.tokenizer, reader.meta)
 
 
-def open_checkpoint(path: str | Path, prefer: str = BEST) -> CheckpointReader:
+def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Collection[str] = True) -> CheckpointReader:
     """The verified checkpoint that a path stands for; each of its files is read once to verify it.
+
+    verified: True checks every file; names check only these, for a reader of nothing else
 
     In a run's directory it is the one that the link ``prefer`` (best or latest) leads to; if that is damaged or
     missing, it is the newest whole one, and the log names it.
@@ -232,13 +237,13 @@ def open_checkpoint(path: str | Path, prefer: str = BEST) -> CheckpointReader:
         raise CheckpointError(f"there is no checkpoint at '{path}'{_others(path)}")
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if (folder / MANIFEST).exists():
-        return CheckpointReader(path, verified=True)
+        return CheckpointReader(path, verified=verified)
     candidates = list(_candidates(folder, prefer))
     if not candidates and (folder != path or folder.name == FOLDER):
         raise CheckpointError(
             f"'{path}' is not a checkpoint: it is a run that saved none before it ended; start a new run"
         )
-    return _first_whole(candidates) if candidates else CheckpointReader(path, verified=True)
+    return _first_whole(candidates, verified) if candidates else CheckpointReader(path, verified=verified)
 
 
 def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
@@ -268,11 +273,11 @@ def _target(link: Path, steps: list[Path]) -> Path | None:
     return None
 
 
-def _first_whole(candidates: list[Path]) -> CheckpointReader:
+def _first_whole(candidates: list[Path], verified: bool | Collection[str]) -> CheckpointReader:
     first: CheckpointError | None = None
     for path in candidates:
         try:
-            reader = CheckpointReader(path, verified=True)
+            reader = CheckpointReader(path, verified=verified)
         except CheckpointError as error:
             first = first or error
             log.warning("%s", error)

@@ -163,8 +163,9 @@ class Recorder:
         self.drawing = self.drawn - begun
 
     def close(self) -> None:
-        """End the bar, the plot and the loggers."""
+        """End the bar, the files and the loggers."""
         self.bar.close()
+        self.files.flush()
         self.draw()
         self.loggers.finish(self.outcome)
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from modular_gpt.checkpoint import LATEST, build_model, find_checkpoint, read_json
-from modular_gpt.checkpoint import META as META_FILE
+from modular_gpt.checkpoint import LATEST, META, build_model, find_checkpoint, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.data import Tokenizer, build_corpus, prepare
 from modular_gpt.distributed import Parallel, build_parallel, supports
@@ -211,8 +210,8 @@ def load_config(path: str | Path) -> RunConfig:
     Raises:
         CheckpointError: there is no checkpoint, or it holds no run.
     """
-    checkpoint = find_checkpoint(path, prefer=LATEST)
-    settings = read_json(checkpoint / META_FILE).get("run")
+    reader = open_checkpoint(path, prefer=LATEST, verified=(META,))  # training checks the other files
+    checkpoint, settings = reader.directory, reader.meta.get("run")
     if not isinstance(settings, dict):
         raise CheckpointError(f"'{checkpoint}' holds a model but no run to resume")
     try:

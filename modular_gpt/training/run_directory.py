@@ -33,6 +33,11 @@ class RunFiles:
             self._unwritten[name] = text
             self._log(name, error)
 
+    def flush(self) -> None:
+        """Try once more to write what could not be appended."""
+        for name in list(self._unwritten):
+            self.append(name, "")
+
     def unwritten(self, name: str) -> str:
         """What could not be appended to a file yet."""
         return self._unwritten.get(name, "")

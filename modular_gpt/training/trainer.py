@@ -91,7 +91,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()
-        self.cause = ""  # of the skipped updates, while they follow each other
+        self.cause, self.explained = "", False  # of the last skipped updates; whether those since the last good one are
         self.stop = GracefulShutdown(parallel.processes.highest, parallel.processes.is_main)
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.validation = Validation(self.forward, data, tokenizer, config, run.seed, self.stop, parallel)
@@ -201,7 +201,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.progress.step)
             self.averages.add({**losses, "gradient_norm": norm})
-            self.progress.skipped, self.cause = 0, ""
+            self.progress.skipped, self.explained = 0, False
         else:
             self.skip_update()
             self.model.after_skipped_step()
@@ -240,7 +240,8 @@ class Trainer:
         searching = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         if self.parallel.processes.highest(int(searching)):
             return
-        if not self.cause:
+        if not self.explained:
+            self.explained = True
             self.cause = find_first_nonfinite(self.model, self.repeat_forward, self.parallel)
             log.warning("step %s: %s, so this update is skipped", progress.step, self.cause)
         if progress.skipped >= MAX_SKIPPED:
