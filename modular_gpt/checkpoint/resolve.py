@@ -15,7 +15,7 @@ from modular_gpt.checkpoint.manifest import MANIFEST
 from modular_gpt.checkpoint.native import FOLDER, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer
+from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer, open_tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.pretrained.hub import CONFIG_FILE
 
@@ -62,16 +62,58 @@ def load_model(
 
 
 def load_with_tokenizer(
-    name_or_path: str | Path, device: str | torch.device, dtype: torch.dtype | None = None
+    name_or_path: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
 ) -> Loaded:
-    """As ``load_model``; CheckpointError if there is no tokenizer."""
-    model, tokenizer, _ = open_model(name_or_path, device, dtype)
-    if tokenizer is not None:
-        return Loaded(model, tokenizer)
+    """As ``load_model``, with a tokenizer in any case.
+
+    tokenizer: the tokenizer to use instead of the model's own, see ``tokenizer_of_name``
+
+    Raises:
+        CheckpointError: as ``load_model``; also if there is no tokenizer.
+        ConfigError: ``tokenizer`` is neither a path nor a name, or has more ids than the model.
+    """
+    chosen = None if tokenizer is None else tokenizer_of_name(tokenizer)
+    model, own, _ = open_model(name_or_path, device, dtype)
+    if chosen is not None:
+        _check_size(chosen, model, tokenizer)
+    if (found := chosen or own) is not None:
+        return Loaded(model, found)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if is_published(name, path):
         raise CheckpointError(f"{name!r} has no tokenizer.json, so it cannot read a prompt; save one beside it")
     raise CheckpointError(f"the checkpoint at '{path}' has no tokenizer, so it cannot read a prompt")
+
+
+def tokenizer_of_name(name_or_path: str | Path) -> Tokenizer:
+    """The tokenizer behind a name.
+
+    name_or_path: a run, a checkpoint, a file or folder or name as for ``open_tokenizer``, or a model of the Hugging
+        Face hub (owner/name)
+
+    Raises:
+        ConfigError: there is none.
+        DataError, CheckpointError: a file is damaged.
+    """
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if (path / FOLDER).is_dir() and (tokenizer := open_checkpoint(path).tokenizer) is not None:
+        return tokenizer
+    if "/" in name and not path.exists() and is_published(name, path):
+        from modular_gpt.pretrained import tokenizer_file
+
+        if (file := tokenizer_file(name)) is not None:
+            return build_tokenizer({"name": "hf", "path": str(file)})
+    return open_tokenizer(name_or_path)
+
+
+def _check_size(tokenizer: Tokenizer, model: GPTModel, name: str | Path | None) -> None:
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ConfigError(
+            f"tokenizer={name} has {tokenizer.vocab_size:,} ids but the model only {model.config.vocab_size:,}:"
+            " give the tokenizer that the model was trained with"
+        )
 
 
 def open_model(

@@ -9,6 +9,7 @@ ABOUT = "measure how well a model predicts a text, or how it does at tasks"
 EXAMPLES = (
     ("mgpt-eval", "the last run, on the text that it was validated on"),
     ("mgpt-eval checkpoint=runs/latest text=book.txt", "on a file of your own"),
+    ("mgpt-eval corpus=text data.path='books/*.txt'", "on the validation text of several files"),
     ("mgpt-eval text=book.txt stride=64", "each token with more of the text before it; slower"),
     ("mgpt-eval checkpoint=gpt2 corpus=python_stdlib", "a published model, on the validation part of a corpus"),
     ("mgpt-eval checkpoint=gpt2 tasks=lambada_openai,piqa", "tasks of lm-evaluation-harness (needs the extra eval)"),
@@ -29,7 +30,8 @@ def _execute(line: CommandLine) -> int:
     where = config_folders(line)
     if answered_by_flags(line, EVAL, ABOUT, EXAMPLES, where):
         return 0
-    settings, listing = read_plain(EVAL, line.settings, where)
+    words = [word.removeprefix("data.") if word.startswith("data.path=") else word for word in line.settings]
+    settings, listing = read_plain(EVAL, words, where)  # mgpt-train calls the files of a corpus data.path
     if line.cfg:
         print(listing, end="")
         return 0

@@ -1,16 +1,17 @@
-"""What mgpt-eval can be told, and what it measures."""
+"""The settings of mgpt-eval, and the measurements that it makes."""
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from modular_gpt.checkpoint.resolve import DTYPES, Loaded, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
-from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
+from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.progress import progress_line
 from modular_gpt.core.validation import expand_home, one_of
-from modular_gpt.data import SPLITS, build_corpus, prepare
-from modular_gpt.evaluation import Evaluation, evaluate_text, evaluate_tokens
+from modular_gpt.data import SPLITS, Corpus, build_corpus, prepare
+from modular_gpt.data.corpora.files import find_files, path_patterns, read_text
+from modular_gpt.evaluation import Evaluation, WindowOptions, evaluate_text, evaluate_tokens
 from modular_gpt.runtime.device import choose_device, prepare_device
 from modular_gpt.training.run import load_config
 
@@ -21,9 +22,12 @@ class EvalSettings:
 
     checkpoint: The model to evaluate: a run's directory, a checkpoint, a folder in Hugging Face's format, or a
         published name such as gpt2.
-    text: Evaluate the model on this text file.
+    tokenizer: The tokenizer to use instead of the model's own: a tokenizer.json, a folder with one, a run, or a name
+        such as gpt2. By default (null) the model's own.
+    text: Evaluate the model on this text file; a pattern or a list of files is read as one text.
     corpus: Evaluate the model on this corpus, such as python_stdlib. Without text, corpus and tasks, the corpus of the
         model's own run is used.
+    path: The files of corpus=text, or the data.path of another corpus: a path, a pattern or a list of these.
     split: The split of the corpus to use, validation or train.
     stride: Distance in tokens between the starts of consecutive windows. Each token counts once and is predicted from
         at least context - stride tokens before it, where the text has them. By default (null) windows do not overlap.
@@ -39,12 +43,14 @@ class EvalSettings:
     """
 
     checkpoint: str = "runs/latest"
-    text: str | None = None
+    tokenizer: str | None = None
+    text: Any = None  # str, list or null: a structured config cannot spell that union
     corpus: str | None = None
+    path: Any = None  # as text
     split: str = "validation"
     stride: int | None = None
     context: int | None = None
-    tasks: Any = None  # str, list or null: a structured config cannot spell that union
+    tasks: Any = None  # as text
     include: str | None = None
     fewshot: int | None = None
     limit: int | None = None
@@ -54,9 +60,14 @@ class EvalSettings:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        expand_home(self, "checkpoint", "text", "include")
+        expand_home(self, "checkpoint", "include")
         if self.text is not None and self.corpus is not None:
             raise ConfigError("text and corpus exclude each other: give one of them")
+        if self.path is not None and self.corpus is None:
+            raise ConfigError("path is for a corpus: give corpus=text path=..., or text=<file or pattern>")
+        for name in ("text", "path"):
+            if getattr(self, name) is not None:
+                setattr(self, name, path_patterns(getattr(self, name), name))
         if not isinstance(self.tasks, (str, list, type(None))):
             raise ConfigError(f"tasks must be names with commas between them, or a list, got {self.tasks!r}")
         one_of(self.split, SPLITS, "split")
@@ -66,9 +77,9 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        unheeded = [name for name in ("include", "fewshot", "limit") if getattr(self, name) is not None]
-        if unheeded and not self.names():
-            raise ConfigError(f"{unheeded[0]} is for tasks: give tasks=..., or leave it out")
+        unused = [name for name in ("include", "fewshot", "limit") if getattr(self, name) is not None]
+        if unused and not self.names():
+            raise ConfigError(f"{unused[0]} is for tasks: give tasks=..., or leave it out")
 
     def names(self) -> list[str]:
         """The tasks one by one."""
@@ -77,11 +88,12 @@ class EvalSettings:
 
 
 EVAL = Command(name="eval", plain=EvalSettings)
-Results = dict[str, dict[str, Any]]
+Metrics = dict[str, Any]  # of plain JSON values
+Results = dict[str, Metrics]
 
 
 def measure(settings: EvalSettings) -> Results:
-    """The figures, by what they are about: ``text``, and each task.
+    """The metrics by subject: ``text``, and each task.
 
     Raises:
         UserError: the model, the text or a task is missing, damaged, or does not fit the others.
@@ -90,9 +102,8 @@ def measure(settings: EvalSettings) -> Results:
     prepare_device(threads=None)
     if settings.names():
         _check_harness()
-    loaded = load_with_tokenizer(
-        settings.checkpoint, device, None if settings.dtype is None else DTYPES[settings.dtype]
-    )
+    dtype = None if settings.dtype is None else DTYPES[settings.dtype]
+    loaded = load_with_tokenizer(settings.checkpoint, device, dtype, settings.tokenizer)
     results: Results = {}
     if settings.text is not None or settings.corpus is not None or not settings.names():
         found = _on_text(settings, loaded)
@@ -121,63 +132,61 @@ def _check_harness() -> None:
 
 def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
     model, tokenizer = loaded
-    how: dict[str, Any] = {name: getattr(settings, name) for name in ("context", "stride", "batch_size")}
+    options = WindowOptions(context=settings.context, stride=settings.stride, batch_size=settings.batch_size)
     if settings.text is not None:
-        return evaluate_text(model, tokenizer, _read(Path(settings.text)), **how)
-    own = settings.corpus is None
-    data = prepare(_own_corpus(settings.checkpoint) if own else build_corpus(str(settings.corpus)), tokenizer)
+        text = "".join(read_text(path) for path in find_files(settings.text, "text"))
+        with progress_line("Evaluating") as update:
+            return evaluate_text(model, tokenizer, text, progress=update, **options)
+    data = prepare(_corpus(settings), tokenizer)
     split = data.train if settings.split == "train" else data.validation
-    return evaluate_tokens(model, split.array, split.bytes, **how)
+    with progress_line("Evaluating") as update:
+        return evaluate_tokens(model, split.array, split.bytes, bos_id=tokenizer.bos_id, progress=update, **options)
 
 
-def _own_corpus(checkpoint: str) -> Any:
-    """The text that a run was trained on."""
+def _corpus(settings: EvalSettings) -> Corpus:
+    """The corpus that the settings name, or the one that the run was trained on."""
+    if settings.corpus is not None:
+        path = {} if settings.path is None else {"path": settings.path}
+        if settings.path is not None and settings.corpus != "text":
+            path = {"path": settings.path[0]}
+        return build_corpus({"name": settings.corpus, **path})
     try:
-        return build_corpus(load_config(checkpoint).data)
+        return build_corpus(load_config(settings.checkpoint).data)
     except CheckpointError as error:
         raise ConfigError(
-            f"give text=<file> or corpus=<name>: '{checkpoint}' does not say what it was trained on"
-        ) from (error)
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
-    except OSError as error:
-        raise DataError(f"cannot read '{path}' ({error.strerror}): correct text=") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is no UTF-8 text (byte {error.start}): convert it first") from error
+            f"give text=<file> or corpus=<name>: '{settings.checkpoint}' does not say what it was trained on"
+        ) from error
 
 
 def print_results(settings: EvalSettings, results: Results) -> None:
-    """Print the figures, for people or as JSON."""
+    """Print the metrics, as text or as JSON."""
     if settings.json:
         print(json.dumps(results, default=str))
         return
-    for about, figures in results.items():
-        print(f"{about}:" if about != "text" else f"{settings.text or settings.corpus or settings.checkpoint}:")
-        rows = _text_rows(figures) if about == "text" else _task_rows(figures)
+    texts = ", ".join(settings.text or [settings.corpus or settings.checkpoint])
+    for subject, metrics in results.items():
+        print(f"{texts if subject == 'text' else subject}:")
+        rows = _text_rows(metrics) if subject == "text" else _task_rows(metrics)
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             print(f"  {name:<{width}}  {value}")
 
 
-def _text_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
-    chunked = figures["stride"] == figures["context"]
-    windows = f"{figures['context']:,} tokens" + ("" if chunked else f", {figures['stride']:,} apart")
+def _text_rows(metrics: Metrics) -> list[tuple[str, str]]:
+    chunked = metrics["stride"] == metrics["context"]
+    windows = f"{metrics['context']:,} tokens" + ("" if chunked else f", {metrics['stride']:,} apart")
     return [
-        ("loss", f"{figures['loss']:.4f} nats per token"),
-        ("perplexity", f"{figures['perplexity']:.4f} per token"),
-        ("bits per byte", f"{figures['bits_per_byte']:.4f}"),
-        ("counted", f"{figures['scored']:,} of {figures['tokens']:,} tokens, which are {figures['bytes']:,} bytes"),
+        ("loss", f"{metrics['loss']:.4f} nats per token"),
+        ("perplexity", f"{metrics['perplexity']:.4f} per token"),
+        ("bits per byte", f"{metrics['bits_per_byte']:.4f}"),
+        ("counted", f"{metrics['scored']:,} of {metrics['tokens']:,} tokens, which are {metrics['bytes']:,} bytes"),
         ("windows", windows),
     ]
 
 
-def _task_rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _task_rows(metrics: Metrics) -> list[tuple[str, str]]:
     rows = []
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if name not in ("alias", "name"):
             label = name.removesuffix(",none")
             rows.append((label, f"{value:.4f}" if isinstance(value, float) else str(value)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TextIO
 
-from modular_gpt.checkpoint.resolve import DTYPES, load_with_tokenizer
+from modular_gpt.checkpoint.resolve import DTYPES, load_model, load_with_tokenizer
 from modular_gpt.cli.composition.compose import as_yaml, composed, plain
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
@@ -32,6 +32,8 @@ class Task:
 
     checkpoint: The model that generates: a run's directory, a checkpoint, a folder in Hugging Face's format, or a
         published name such as gpt2.
+    tokenizer: The tokenizer to use instead of the model's own: a tokenizer.json, a folder with one, a run, or a name
+        such as gpt2. By default (null) the model's own.
     prompt: The text to continue. Without prompt, prompts and interactive, a few short texts are continued.
     prompts: A file with one prompt per line, or one JSON object {"prompt": ...} per line where its name ends in .jsonl.
     batch_size: Number of prompts of the file to continue at once. By default (null) as many as memory allows, at most
@@ -46,6 +48,7 @@ class Task:
     """
 
     checkpoint: str = "runs/latest"
+    tokenizer: str | None = None
     prompt: str | None = None
     prompts: str | None = None
     batch_size: int | None = None
@@ -121,8 +124,8 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
     device = choose_device(task.device)
     prepare_device(threads=None)
     dtype = None if task.dtype is None else DTYPES[task.dtype]
-    loaded = load_with_tokenizer(task.checkpoint, device, dtype)
-    draft = None if task.draft is None else load_with_tokenizer(task.draft, device, dtype).model
+    loaded = load_with_tokenizer(task.checkpoint, device, dtype, task.tokenizer)
+    draft = None if task.draft is None else load_model(task.draft, dtype, device).model
     for model in filter(None, (loaded.model, draft)):
         if task.pack or (task.pack is None and can_pack(model) and not settings.compile):
             pack(model)

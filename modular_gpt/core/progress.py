@@ -3,26 +3,30 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Protocol, TextIO
 
 DELAY = 2.0  # seconds before anything is shown
 INTERVAL = 0.5  # seconds between two states on a terminal
 LINE_INTERVAL = 10.0  # the same in a file or a pipe, where each state is a line of its own
 
 
+class Update(Protocol):
+    """Reports the units of work done so far, and in all once that is known."""
+
+    def __call__(self, done: int, total: int | None = None) -> None: ...
+
+
 @contextmanager
-def progress_line(
-    label: str, total: int | None = None, stream: TextIO | None = None
-) -> Iterator[Callable[[int], None]]:
+def progress_line(label: str, total: int | None = None, stream: TextIO | None = None) -> Iterator[Update]:
     """Context manager: show how far the work inside is, once it takes longer than ``DELAY`` seconds.
 
     A thread writes the line, so it also moves while a library computes and reports nothing. On a terminal the line
     disappears at the end.
 
     label: names the work; total: units of work in all, None if unknown
-    Yields a function that is called with the units done so far.
+    Yields a function to report the units done so far.
     """
     state, over = _State(label, total), threading.Event()
     writer = threading.Thread(target=_write, args=(state, over, stream or sys.stderr), daemon=True)
@@ -38,8 +42,9 @@ class _State:
     def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total, self.done, self.begun = label, total, 0, time.monotonic()
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, total: int | None = None) -> None:
         self.done = done
+        self.total = self.total if total is None else total
 
     def __str__(self) -> str:
         share = f" {min(100, 100 * self.done // self.total)}%" if self.total else f" {self.done:,}" if self.done else ""

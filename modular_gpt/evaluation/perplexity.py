@@ -14,7 +14,7 @@ from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.evaluation.windows import Window, check_finite, log_probabilities, windows
 from modular_gpt.model import GPTModel
 
-Progress = Callable[[int, int], object]  # called with the tokens scored so far and in all
+Progress = Callable[[int, int], object]  # called with the numbers of tokens scored so far and in all
 
 
 class WindowOptions(TypedDict, total=False):

@@ -10,8 +10,8 @@ import torch
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.checkpoint import save_checkpoint
-from modular_gpt.cli import evaluate
-from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.cli import evaluate, generate
+from modular_gpt.data import CharTokenizer, build_corpus, build_tokenizer, prepare
 from modular_gpt.evaluation import evaluate_text, evaluate_tokens
 from modular_gpt.training.config import RunConfig
 
@@ -32,6 +32,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = RunConfig(data={"name": "text", "path": str(tmp_path / "text.txt"), "val_fraction": 0.5}).to_dict()
     save_checkpoint(tmp_path / "ours", small(), build_tokenizer("byte"), meta={"run": run})
     save_checkpoint(tmp_path / "alone", small(), build_tokenizer("byte"))
+    save_checkpoint(tmp_path / "without", small(), None)
+    (tmp_path / "large").mkdir()
+    CharTokenizer("".join(map(chr, range(32, 332)))).save(tmp_path / "large")
     return tmp_path
 
 
@@ -43,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
 @pytest.mark.parametrize("stride", [None, 5])
 def test_a_text(folder: Path, capsys: pytest.CaptureFixture[str], stride: int | None) -> None:
     found = run(capsys, "checkpoint=ours", "text=text.txt", *([] if stride is None else [f"stride={stride}"]))["text"]
-    expected = evaluate_text(small(), build_tokenizer("byte"), TEXT, stride=stride)
+    expected = evaluate_text(small(), build_tokenizer("byte"), TEXT.replace("\r\n", "\n"), stride=stride)
     for name in ("loss", "perplexity", "bits_per_byte", "tokens", "bytes", "context", "stride"):
         assert found[name] == pytest.approx(getattr(expected, name))
     assert evaluate.main(["checkpoint=ours", "text=text.txt"]) == 0
@@ -55,9 +58,34 @@ def test_the_text_of_the_run_itself(folder: Path, capsys: pytest.CaptureFixture[
     corpus = build_corpus({"name": "text", "path": "text.txt", "val_fraction": 0.5})
     split = prepare(corpus, build_tokenizer("byte")).validation
     assert found["loss"] == pytest.approx(evaluate_tokens(small(), split.array, split.bytes).loss)
-    assert 0 < found["tokens"] < len(TEXT.encode())
+    size = len(TEXT.replace("\r\n", "\n").encode())
+    assert 0 < found["tokens"] < size
     train = run(capsys, "checkpoint=ours", "split=train")["text"]
-    assert train["tokens"] + found["tokens"] == len(TEXT.encode())
+    assert train["tokens"] + found["tokens"] == size
+
+
+def test_several_files_are_one_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a byte order mark, each file once, as a corpus reads them."""
+    (folder / "more.md").write_bytes(b"\xef\xbb\xbfmore\r\n")
+    expected = evaluate_text(small(), build_tokenizer("byte"), TEXT.replace("\r\n", "\n") + "more\n")
+    for words in ("text=[text.txt,*.md,./text.txt]", f"text=[{folder}/text.txt,more.md]"):
+        assert run(capsys, "checkpoint=ours", words)["text"]["loss"] == pytest.approx(expected.loss)
+
+
+@pytest.mark.parametrize("words", [("path=*.txt",), ("data.path=[text.txt]",)])
+def test_the_files_of_a_corpus(folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
+    found = run(capsys, "checkpoint=alone", "corpus=text", *words)["text"]
+    split = prepare(build_corpus({"name": "text", "path": "text.txt"}), build_tokenizer("byte")).validation
+    assert found["loss"] == pytest.approx(evaluate_tokens(small(), split.array, split.bytes).loss)
+
+
+def test_a_tokenizer_of_ones_choice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = run(capsys, "checkpoint=ours", "text=text.txt")
+    for name in ("byte", "alone", "ours/tokenizer.json"):
+        assert run(capsys, "checkpoint=without", "text=text.txt", f"tokenizer={name}") == own
+        assert generate.main(["checkpoint=without", f"tokenizer={name}", "prompt=a", "max_new_tokens=2"]) == 0
+        assert capsys.readouterr().out.startswith("a")
+    assert evaluate.main(["checkpoint=without", "text=text.txt"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -65,8 +93,8 @@ def test_the_text_of_the_run_itself(folder: Path, capsys: pytest.CaptureFixture[
     [
         (["checkpoint=alone"], "give text=<file> or corpus=<name>"),
         (["checkpoint=none", "text=text.txt"], "there is no checkpoint"),
-        (["text=none.txt"], "cannot read 'none.txt'"),
-        (["text=ours/model.safetensors"], "is no UTF-8 text"),
+        (["text=none.txt"], "there is no file 'none.txt' (seen from"),
+        (["text=ours/model.safetensors"], "so it is no text"),
         (["text=text.txt", "corpus=python_stdlib"], "exclude each other"),
         (["corpus=shakspeare"], "did you mean 'shakespeare'"),
         (["text=text.txt", "stride=17"], "stride must be from 1 to the context of 16"),
@@ -74,6 +102,10 @@ def test_the_text_of_the_run_itself(folder: Path, capsys: pytest.CaptureFixture[
         (["text=text.txt", "limit=3"], "limit is for tasks"),
         (["split=test"], "no choice 'test'"),
         (["corpus=text"], "needs data.path"),
+        (["path=text.txt"], "path is for a corpus: give corpus=text path=..."),
+        (["corpus=python_stdlib", "path=text.txt"], "no setting 'path'"),
+        (["text=text.txt", "tokenizer=bpe"], "or give the path of a tokenizer.json"),
+        (["text=text.txt", "tokenizer=large"], "tokenizer=large has 300 ids but the model only 256"),
         (["--multirun"], "has the flags"),
     ],
 )

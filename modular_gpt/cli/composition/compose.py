@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir, version
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
@@ -100,8 +101,13 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
         HydraException, OmegaConfBaseException: see ``_errors.explained``.
     """
     prepare(command, where)
+    # Hydra takes a setting for the choice of an option where another command has a group of that name.
+    settings = [word for word in spelled if _is_foreign_group(command, word.partition("=")[0], where)]
     with _hydra_of_our_own(where[0]):
-        config = compose(command.name, list(spelled), return_hydra_config=True)
+        words = [word for word in spelled if word not in settings]
+        config = compose(command.name, words, return_hydra_config=True)
+    for setting in map(OverridesParser.create().parse_override, settings):
+        OmegaConf.update(config, setting.key_or_group, setting.value())
     _refuse_code(config)
     with open_dict(config):
         del config["hydra"]
@@ -110,6 +116,10 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
             if value is not None:  # from a yaml file
                 config[new] = value
     return config
+
+
+def _is_foreign_group(command: Command, key: str, where: list[Path]) -> bool:
+    return key not in command.groups() and any((folder / key).is_dir() for folder in where)
 
 
 def _refuse_code(config: DictConfig) -> None:

@@ -57,22 +57,22 @@ def path_patterns(value: object, setting: str = "data.path") -> list[str]:
     return [str(item) for item in listed]
 
 
-def find_files(patterns: Iterable[str]) -> list[Path]:
+def find_files(patterns: Iterable[str], setting: str = "data.path") -> list[Path]:
     """The files that paths and patterns name, sorted within a pattern.
 
     ``**`` crosses directories and ``~`` is the home directory. A file that is named twice, also by another spelling
-    or through a link, is found once, where it comes first.
+    or through a link, is found once, where it comes first. ``setting`` names the paths in messages.
 
     Raises:
         DataError: a path does not exist or is a directory, or a pattern matches no file.
     """
     found: dict[object, Path] = {}
-    for path in (path for pattern in patterns for path in _matches(pattern)):
+    for path in (path for pattern in patterns for path in _matches(pattern, setting)):
         found.setdefault(_identity(path), path)
     return list(found.values())
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, setting: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         example = path / "**" / "*.txt"
@@ -83,7 +83,7 @@ def _matches(pattern: str) -> list[Path]:
     files = [match for match in matches if match.is_file()]
     if not files:
         what = "no file matches" if glob.has_magic(pattern) else "there is no file"
-        raise DataError(f"{what} {pattern!r} (seen from {Path.cwd()}): correct data.path")
+        raise DataError(f"{what} {pattern!r} (seen from {Path.cwd()}): correct {setting}")
     return files
 
 
