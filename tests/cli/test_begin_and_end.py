@@ -42,8 +42,8 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Writer:
 
 
 def test_a_prompt(writer: Writer) -> None:
-    writer.write([writer.encode("ab")], GenerationConfig(max_new_tokens=2))
-    writer.write([writer.encode("")], GenerationConfig(max_new_tokens=2, stop_tokens=[9]))
+    writer.write(writer.encode("ab"), GenerationConfig(max_new_tokens=2), lambda _: None)
+    writer.write(writer.encode(""), GenerationConfig(max_new_tokens=2, stop_tokens=[9]), lambda _: None)
     (first, _), (empty, settings) = Recorded.runs
     assert first == [BOS, *b"ab"] and empty == [BOS]
     assert settings.stop_tokens == [9, 2, 3, 4]
@@ -60,6 +60,6 @@ def test_a_conversation(writer: Writer, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_ids_without_text_do_not_end_a_text(writer: Writer) -> None:
     """The model's vocabulary is wider than the tokenizer's; only ids with a text are drawn."""
-    found = writer.write([writer.encode("ab")], GenerationConfig(max_new_tokens=30, seed=0), lambda _: None)
-    assert isinstance(found[0][0].text, str) and found[0][0].reason in ("length", "token")
-    assert max(found[0][0].ids) < 256
+    found = writer.write(writer.encode("ab"), GenerationConfig(max_new_tokens=30, seed=0), lambda _: None)
+    assert isinstance(found.text, str) and found.reason in ("length", "token")
+    assert max(found.ids) < 256
