@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from modular_gpt.core.errors import ConfigError, unknown
 
 T = TypeVar("T")
+MAX_FLOAT32 = 3.4028234663852886e38  # beyond it, a setting is infinite in the arithmetic of models
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -84,8 +85,9 @@ def checked(value: Any, hint: Any, where: str) -> Any:
             return os.fspath(value)
         if base is list and isinstance(value, (list, tuple)):
             return [_python_number(each) for each in value]
-        if base is float and isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where} must be a finite number, got {value}")
+        if base is float and isinstance(value, float) and not abs(value) <= MAX_FLOAT32:
+            limit = f", at most {MAX_FLOAT32:.1e}" if math.isfinite(value) else ""
+            raise ConfigError(f"{where} must be a finite number{limit}, got {value}")
         if isinstance(base, type) and isinstance(value, base) and (base is not int or whole):
             return value
     raise ConfigError(f"{where} must be {_spelled(options)}, got {shown(value)}")

@@ -12,7 +12,7 @@ from modular_gpt.core.cache import CacheSpec
 from modular_gpt.core.contracts import Attention, Dims, FeedForward, Norm, Position
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
-from modular_gpt.core.validation import at_most, checked, fraction, from_mapping, one_of, positive
+from modular_gpt.core.validation import at_most, checked, fraction, from_mapping, one_of, positive, shown
 from modular_gpt.model.topologies import TOPOLOGIES
 
 FORMAT = 1  # of the dict that to_dict writes
@@ -212,7 +212,9 @@ class GPTConfig:
         if isinstance(self.layers, Mapping):
             self.layers = from_mapping(LayersConfig, self.layers, "layers")
         if not isinstance(self.layers, LayersConfig):
-            raise ConfigError(f"layers must be a mapping with variants, prefix, cycle and suffix, got {self.layers!r}")
+            raise ConfigError(
+                f"layers must be a mapping with variants, prefix, cycle and suffix, got {shown(self.layers)}"
+            )
         self._check_layers()
 
     @property

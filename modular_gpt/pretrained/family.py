@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.core.errors import CheckpointError, UserError, printable, unknown
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.config_map import HFConfig, check_all_read
 from modular_gpt.pretrained.tensor_map import TensorMapping
@@ -65,7 +65,16 @@ class Family:
             ConfigError: a setting cannot work.
         """
         settings = self.settings(given)
-        config = GPTConfig.from_dict(self.from_hf(settings))
+        try:
+            ours = self.from_hf(settings)
+        except UserError:
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise CheckpointError(
+                f"config.json has a value of the wrong kind for {self.model_type} ({printable(str(error))});"
+                " correct it, or download it again"
+            ) from error
+        config = GPTConfig.from_dict(ours)
         check_all_read(settings, self.harmless, self.model_type)
         return config
 

@@ -160,7 +160,7 @@ def tiny() -> dict[str, Any]:
 
 def test_configs_of_models() -> None:
     fields = [name for name in GPTConfig.__dataclass_fields__ if name not in SLOTS]
-    for chance in cases(1, 3000, 8):
+    for chance in cases(1, 2000, 5):
         given: dict[str, Any] = tiny()
         for _ in range(chance.choice((1, 1, 2, 3))):
             if chance.random() < 0.5:
@@ -176,17 +176,17 @@ def test_configs_of_models() -> None:
 
 
 def forward(config: GPTConfig) -> None:
-    if config.num_parameters().total < 10**6 if hasattr(config, "num_parameters") else True:
-        with torch.device("meta"):
-            small = GPTModel(config).num_parameters().total < 10**6
-        if small:
-            GPTModel(config)(torch.zeros(1, min(4, config.context_length), dtype=torch.long))
+    """Run a model on four tokens, unless it is large."""
+    with torch.device("meta"):
+        small = GPTModel(config).num_parameters().total < 10**6
+    if small:
+        GPTModel(config)(torch.zeros(1, min(4, config.context_length), dtype=torch.long))
 
 
 def test_overrides_of_trainings() -> None:
     keys = [key for key in TRAIN.settings() if key not in ("resume", "init_from")]
     groups = list(TRAIN.choices())
-    for chance in cases(2, 200, 14):
+    for chance in cases(2, 150, 10):
         words = []
         for _ in range(chance.choice((1, 2, 3))):
             if chance.random() < 0.3:
@@ -202,7 +202,7 @@ def test_settings_of_generation() -> None:
     model = GPTModel({**tiny(), "pos": "rope"}).eval()
     ids = torch.arange(4)[None]
     keys = sorted(GENERATE.settings())
-    for chance in cases(3, 400, 12):
+    for chance in cases(3, 300, 8):
         words = [f"{chance.choice(keys)}={chance.choice(WRITTEN)}" for _ in range(chance.choice((1, 2, 3)))]
         words += chance.choice(([], ["strategy=beam"], ["strategy=contrastive"], ["strategy=lookup"], ["greedy=true"]))
         read = answered(lambda words=words: read_task(words, [conf_dir()]), words)
@@ -250,7 +250,7 @@ def damage(chance: random.Random, path: Path) -> None:
 
 def test_notes_and_files_of_checkpoints(saved: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in saved.glob("*.json") if path.name != MANIFEST)
-    for chance in cases(4, 250, 10):
+    for chance in cases(4, 200, 6):
         copy = tmp_path / "copy"
         shutil.copytree(saved, copy)
         name = chance.choice(names)
@@ -268,7 +268,7 @@ def test_folders_of_other_programs(tmp_path: Path) -> None:
     for format, model in (("gpt2", "learned"), ("modular_gpt", "rope")):
         GPTModel({**tiny(), "pos": model}).save_pretrained(whole / format)
     folders = sorted(whole.iterdir())
-    for chance in cases(5, 250, 10):
+    for chance in cases(5, 200, 6):
         copy = tmp_path / "copy"
         shutil.copytree(chance.choice(folders), copy)
         path = chance.choice(sorted(copy.glob("*.json")))

@@ -1,5 +1,6 @@
 """What Hydra and OmegaConf raise, as one sentence that a user can act on."""
 
+import re
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ def explained(command: Command, where: list[Path]) -> Iterator[None]:
     """
     try:
         yield
+    except OverflowError as error:  # OmegaConf makes floats of whole numbers
+        key = re.search(r"full_key: (\S+)", str(error))
+        raise ConfigError(
+            f"{key[1] if key else 'a number'} must be a finite number, got one of too many digits"
+        ) from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(_sentence(command, where, error)) from error
 

@@ -172,7 +172,7 @@ def _check_key(command: Command, word: str, override: Override) -> None:
         raise ConfigError(unknown_setting(command, override.key, list(known)))
     group, _, setting = override.key.partition(".")
     if setting == "name" and group in slots():
-        raise ConfigError(f"{word!r}: choose the option itself, {group}={override.value}")
+        raise ConfigError(f"{printable(word)!r}: choose the option itself, {group}={printable(override.value)}")
 
 
 def _unset(command: Command, override: Override) -> bool:
