@@ -19,8 +19,8 @@ INK, QUIET, PAPER, BOX, EDGE = "#1c2733", "#5b6b7b", "#ffffff", "#eef3f8", "#b8c
 
 
 def floors() -> list[tuple[int, list[str]]]:
-    """Floor number and the rooms that exist on it, from the top down; the package's own ``__init__`` is no room."""
-    present = {room(path) for path in modules()} - {"__init__"}
+    """Floor number and the rooms that exist on it, from the top down; modules at the package's root are no rooms."""
+    present = {room(path) for path in modules() if "/" in path}
     found = [(number, sorted(rooms & present)) for number, rooms in enumerate(FLOORS)]
     return [(number, rooms) for number, rooms in reversed(found) if rooms]
 
