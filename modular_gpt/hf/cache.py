@@ -10,7 +10,7 @@ from modular_gpt.core.errors import ConfigError
 
 
 class GenerationCache(Cache):
-    """What ``generate`` sees of a ModelCache, which stays as small as it is: ``cache.own`` is it."""
+    """A ModelCache behind the interface that ``generate`` expects; ``cache.own`` is the ModelCache."""
 
     def __init__(self, own: ModelCache) -> None:
         super().__init__(layers=[])
@@ -19,7 +19,7 @@ class GenerationCache(Cache):
         self._saved: list[SavedCache] = []  # since tokens were last taken back
 
     def nbytes(self) -> int:
-        """Bytes of all storages really allocated."""
+        """Bytes of all storages allocated."""
         return self.own.nbytes()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -60,10 +60,10 @@ class GenerationCache(Cache):
         return all(layer.keeps_part(1) for layer in self.own.layers)
 
     def activate_past_recording(self) -> None:
-        """From now on every forward pass can be taken back.
+        """Record every forward pass from now on, so that it can be rolled back.
 
         Raises:
-            ConfigError: a constant state cannot give a part of what it read back.
+            ConfigError: the attention keeps a constant state, which cannot be rolled back.
         """
         if not self.is_croppable:
             raise ConfigError(
@@ -73,21 +73,21 @@ class GenerationCache(Cache):
         self._recording = True
 
     def portion(self, count: int) -> int:
-        """How many of ``count`` tokens to read at once, so that any of them can be taken back."""
+        """The number of tokens, at most ``count``, to read at once so that any of them can be rolled back."""
         while self._recording and not all(layer.keeps_part(count) for layer in self.own.layers):
             count -= 1
         return count
 
     def before_reading(self, count: int) -> None:
-        """To be called before ``count`` tokens are read into ``own``."""
+        """Save what ``count`` tokens will overwrite; call it before they are read into ``own``."""
         if self._recording:
             self._saved.append(self.own.save(count))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take the last tokens back: minus as many; a positive number is the length to keep.
+        """Remove the last tokens: a negative number removes that many, a positive one is the length to keep.
 
         Raises:
-            ConfigError: they were not recorded, and a full sliding window has forgotten what stood before.
+            ConfigError: they were not recorded, and a full sliding window has overwritten earlier tokens.
         """
         wanted = tokens_to_remove if tokens_to_remove > 0 else self.get_seq_length() + tokens_to_remove
         while self._saved and self.get_seq_length() > wanted:
@@ -102,7 +102,7 @@ class GenerationCache(Cache):
 
 
 def padding_of(mask: Tensor, ids: Tensor, cached: int | None) -> Tensor | None:
-    """(B,) padding on the left of each row, or None where no row has any, from an attention mask of 0 and 1.
+    """The padding on the left of each row (B,), from an attention mask of 0 and 1; None if there is none.
 
     mask: (B, S) over cached and new tokens; ids: (B, T); cached: tokens in the cache, or None where there is none.
     Padding on the right changes nothing for the tokens before it, so without a cache it is left alone.

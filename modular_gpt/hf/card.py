@@ -1,4 +1,4 @@
-"""The model card: what a model is made of, for people who find it."""
+"""The model card: the components of a model and the run that trained it."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _TOKENS = 1024  # for which the card names the size of the cache
 def write_card(directory: Path, model: GPTModel, training: Mapping[str, Any], importing: bool = True) -> None:
     """Write README.md, unless there is one that somebody else wrote.
 
-    training: what is known of how the weights came about; importing: whether this package is needed to load it
+    training: the notes of the run that trained it; importing: whether this package is needed to load it
 
     Raises:
         CheckpointError: the place cannot be written.
@@ -47,7 +47,7 @@ tags:{tags}
 
 # A GPT with {count.total:,} parameters
 
-{_facts(config, count.active if count.active != count.total else None)}
+{_properties(config, count.active if count.active != count.total else None)}
 
 ```
 {model.summary()}
@@ -67,7 +67,7 @@ model = AutoModelForCausalLM.from_pretrained("<this folder>")
 """
 
 
-def _facts(config: GPTConfig, active: int | None) -> str:
+def _properties(config: GPTConfig, active: int | None) -> str:
     rows = {
         "attention": config.attention.name,
         "feed-forward": config.ffn.name,

@@ -22,7 +22,7 @@ class ModularGPTConfig(PreTrainedConfig):
     """``ModularGPTConfig(gpt=GPTConfig(...))``.
 
     gpt: a GPTConfig, or the dict that its ``to_dict`` writes; the only place that describes the model
-    training: what is known of how the weights came about, plain JSON values; goes into the model card
+    training: the notes of the run that trained it, as plain JSON values, for the model card
     use_cache: whether ``generate`` keeps a cache
 
     Raises:

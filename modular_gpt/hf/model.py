@@ -73,12 +73,12 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: (B, cached + T), 0 for padding, which stands on the left
         labels: (B, T), the ids themselves, -100 where none counts; the shift by one happens here
         past_key_values: extended by these tokens; without one, ``use_cache=True`` makes one that grows
-        logits_to_keep: logits of the last so many positions, or of those in a tensor; 0 for all
-        num_items_in_batch: tokens that the loss is divided by, where not by those of this batch
-        cache_position: what transformers 5.0 says of the cache, which knows it itself
+        logits_to_keep: compute logits of the last n positions, or of the positions in a tensor; 0: of all
+        num_items_in_batch: the number of tokens to divide the loss by; None: the number in this batch
+        cache_position: accepted for transformers 5.0 and not used: the cache counts its tokens itself
 
         Raises:
-            ConfigError: a mask that is no padding on the left, a foreign cache, or what this model does not give.
+            ConfigError: the mask is not padding on the left, the cache is not ours, or an output is not supported.
         """
         _refuse(
             inputs_embeds=inputs_embeds, output_attentions=output_attentions, output_hidden_states=output_hidden_states
@@ -116,9 +116,9 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
             return self.model.hidden_states(ids, None, padding)
         hidden = []
         with torch.no_grad():  # a cache keeps no graph
-            for piece in ids.split(cache.portion(ids.shape[1]), dim=1):
-                cache.before_reading(piece.shape[1])
-                hidden.append(self.model.hidden_states(piece, cache.own, padding)[0])
+            for chunk in ids.split(cache.portion(ids.shape[1]), dim=1):
+                cache.before_reading(chunk.shape[1])
+                hidden.append(self.model.hidden_states(chunk, cache.own, padding)[0])
                 padding = None  # the cache knows it now
         return torch.cat(hidden, dim=1) if len(hidden) > 1 else hidden[0], {}
 
@@ -139,7 +139,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> Any:
-        """Called by ``generate`` before its first step: a cache of just the size that the longest text takes."""
+        """Called by ``generate`` before its first step: allocate a cache of the size that the longest text needs."""
         if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
             return
         if generation_config.cache_implementation is not None:
@@ -171,7 +171,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.embedding = value
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head's own matrix; None where it is the embedding."""
+        """The linear layer of the head; None if the head is tied to the embedding."""
         return self.model.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -214,12 +214,11 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        faults = {
-            kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")
-        }
+        problems = ("missing", "unexpected", "mismatched")
+        faults = {problem: sorted(map(str, info.get(f"{problem}_keys") or ())) for problem in problems}
         if any(faults.values()):
-            said = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in faults.items() if names)
-            raise CheckpointError(f"'{pretrained_model_name_or_path}' does not fit its config.json ({said})")
+            named = "; ".join(f"{problem}: {', '.join(names[:5])}" for problem, names in faults.items() if names)
+            raise CheckpointError(f"'{pretrained_model_name_or_path}' does not fit its config.json ({named})")
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
