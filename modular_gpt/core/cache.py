@@ -9,6 +9,7 @@ Positions are not stored: a row's column follows from its slot (see ``TokenCache
 """
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,11 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
 
 _FIRST_ROWS = 64  # a growing cache starts with this many rows and doubles
+
+
+def _ordinary_tensors() -> AbstractContextManager[object]:
+    """Tensors that can be written to in any mode: those made inside inference_mode cannot be, outside it."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,10 @@ class CacheSpec:
         return batch * (self.tokens(tokens) * per_token + constant)
 
     def allocate(self, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device) -> "LayerCache":
-        if self.states:
-            return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
-        return TokenCache(self, batch, max_length, dtype, device)
+        with _ordinary_tensors():
+            if self.states:
+                return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
+            return TokenCache(self, batch, max_length, dtype, device)
 
 
 class LayerCache(ABC):
@@ -230,7 +237,8 @@ class TokenCache(LayerCache):
         doubled = max(needed, 2 * self.capacity)
         capacity = doubled if self.window is None else min(doubled, self.window)
         for index, tensor in enumerate(self.tensors):
-            bigger = tensor.new_zeros(*tensor.shape[:2], capacity, tensor.shape[3])
+            with _ordinary_tensors():
+                bigger = tensor.new_zeros(*tensor.shape[:2], capacity, tensor.shape[3])
             bigger[:, :, : self.capacity] = tensor  # a ring never wraps before it has reached its window
             self.tensors[index] = bigger
         self.capacity = capacity

@@ -16,7 +16,7 @@ from modular_gpt.runtime.processes import ProcessGroup
 # fully_shard looks for tensors in the model's output, before whose backward pass it gathers weights
 register_pytree_node(
     LossOutput,
-    lambda output: ([output.loss, output.parts], None),
+    lambda output: ([output.loss, output.losses], None),
     lambda values, context: LossOutput(*values),
 )
 

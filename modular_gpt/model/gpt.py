@@ -1,6 +1,7 @@
 """The decoder: embeddings, a stack of blocks, a head. Shapes by the letters of core/contracts.py."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
@@ -17,7 +18,8 @@ from modular_gpt.core.validation import size_errors
 from modular_gpt.model.aliases import read_description
 from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.model.init import initialise
-from modular_gpt.model.loss import PLAIN, LossConfig, LossOutput, token_losses
+from modular_gpt.model.inputs import checked_ids, checked_padding, checked_targets, embedded, outside
+from modular_gpt.model.loss import IGNORED, PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
 from modular_gpt.model.topologies import NORMS, TOPOLOGIES
 
@@ -164,21 +166,38 @@ class GPTModel(nn.Module):
         Raises:
             ConfigError: tokens past a learned position table or past a full cache.
         """
+        ids = checked_ids(ids, self.embedding.weight.device)
         if use_cache:
             cache = self._kept_cache(ids.shape[0])
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             x, losses = self.hidden_states(ids, cache, padding)
             if targets is None:
                 return self.logits(x[:, -1:] if last_only else x)
-            losses = {**token_losses(x, targets, self.logits, self.config.vocab_size, loss), **losses}
-            return LossOutput(torch.stack(list(losses.values())).sum(), losses)
+            targets = checked_targets(targets, ids)
+            losses = {**self._token_losses(x, targets, loss), **losses}
+            head = None if torch.compiler.is_compiling() else partial(self._logits_after, x)
+            return LossOutput(torch.stack(list(losses.values())).sum(), losses, head)
+
+    def _token_losses(self, x: Tensor, targets: Tensor, loss: LossConfig) -> dict[str, Tensor]:
+        if torch.compiler.is_compiling():
+            return token_losses(x, targets, self.logits, self.config.vocab_size, loss)
+        try:
+            return token_losses(x, targets, self.logits, self.config.vocab_size, loss)
+        except IndexError:
+            counted = targets[targets != IGNORED]
+            raise ConfigError(outside("targets", counted, self.config.vocab_size)) from None
+
+    def _logits_after(self, x: Tensor) -> Tensor:
+        """The logits of hidden states, also outside the autocast region that these were computed in."""
+        weight = self.embedding.weight
+        return self.logits(x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype))
 
     def hidden_states(
         self, ids: Tensor, cache: ModelCache | None = None, padding: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T) ids -> (B, T, D) what the head reads, and the auxiliary losses summed over layers."""
         pos = self._positions(ids, cache, padding)
-        x = self.embedding(ids)
+        x = embedded(self.embedding, ids)
         if self.config.embed_scale != 1.0:
             x = x * self.config.embed_scale
         x = _apply(self.embedding_norm, self.positions[0].embed(x, pos))
@@ -204,6 +223,7 @@ class GPTModel(nn.Module):
 
     def _positions(self, ids: Tensor, cache: ModelCache | None, padding: Tensor | None) -> Positions:
         start = 0 if cache is None else cache.length
+        padding = None if padding is None else checked_padding(padding, ids, cache is not None)
         if isinstance(start, int):
             end = start + ids.shape[1]
             if end > self.config.context_length and not self.config.pos.component.extrapolates:
@@ -219,7 +239,7 @@ class GPTModel(nn.Module):
             if padding is not None:
                 if not (isinstance(start, int) and start == 0):
                     raise ConfigError("padding stands to the left: give it with the first tokens of a cache only")
-                cache.padding = padding
+                cache.begin(padding)
             padding = cache.padding
         window = None if cache is None else cache.window
         return Positions(start, ids.shape[1], padding, ids.device, window)

@@ -1,7 +1,8 @@
 """The loss of the next token: cross-entropy in chunks of rows, and what may be added to it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import fraction, not_negative
 
@@ -17,10 +19,36 @@ _CHUNK = 2**24  # logits held at once while training; 64 MiB in float32
 
 @dataclass
 class LossOutput:
-    """loss: what to minimise, a scalar; parts: its summands by name, ``cross_entropy`` and auxiliary losses."""
+    """The loss of a batch; ``logits, loss = output`` unpacks it.
+
+    loss: the scalar to minimise; losses: its summands by name, ``cross_entropy`` and auxiliary losses
+    head: computes the logits; None where the forward pass was compiled
+    """
 
     loss: Tensor
-    parts: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    head: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The former name of ``losses``."""
+        return self.losses
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, T, V), computed at the first use: the loss itself is computed in chunks and never holds all of them.
+
+        Raises:
+            ConfigError: the forward pass was compiled or exported, which computes the loss alone.
+        """
+        if self.head is None:
+            raise ConfigError("a compiled forward pass with targets gives the loss alone; for logits call model(ids)")
+        return self.head()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """logits, loss: the order of nanoGPT."""
+        yield self.logits
+        yield self.loss
 
 
 @dataclass(frozen=True)

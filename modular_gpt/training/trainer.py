@@ -168,7 +168,7 @@ class Trainer:
         for x, y, share in self.micro_batches():
             output = self.forward(x, y, self.loss)
             self.scaler.scale(output.loss * (share * self.parallel.data_world)).backward()  # means over processes
-            for name, value in {"loss": output.loss, **(output.parts if len(output.parts) > 1 else {})}.items():
+            for name, value in {"loss": output.loss, **(output.losses if len(output.losses) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
         self.apply_gradients(self.parallel.sum(losses))
 

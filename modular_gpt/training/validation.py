@@ -63,7 +63,7 @@ class Validation:
             for x, y in self.batches(batches):
                 if self.stop.requested():
                     return None
-                losses.append(self.forward(x, y).parts["cross_entropy"].float())
+                losses.append(self.forward(x, y).losses["cross_entropy"].float())
                 counts.append(int((y != IGNORED).sum()))
                 if progress is not None:
                     progress(len(losses), self.count(batches))

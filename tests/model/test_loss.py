@@ -110,13 +110,13 @@ def test_the_parts_of_the_loss() -> None:
     config = GPTConfig(**{**MODEL, "ffn": {"name": "moe", "balance_weight": 0.5, "z_weight": 0.1}, "n_layers": 3})
     model, ids = build(config).train(), text(config)
     output = model(ids[:, :-1], ids[:, 1:])
-    assert isinstance(output, LossOutput) and list(output.parts) == ["cross_entropy", "load_balancing", "router_z"]
-    torch.testing.assert_close(output.loss, sum(output.parts.values()))
+    assert isinstance(output, LossOutput) and list(output.losses) == ["cross_entropy", "load_balancing", "router_z"]
+    torch.testing.assert_close(output.loss, sum(output.losses.values()))
     torch.testing.assert_close(
-        output.parts["cross_entropy"], F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        output.losses["cross_entropy"], F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     )
-    assert output.parts["load_balancing"] > 3 * 0.5 * 0.9  # every layer adds its own, each about one when even
-    assert list(model.eval()(ids[:, :-1], ids[:, 1:]).parts) == ["cross_entropy"]
+    assert output.losses["load_balancing"] > 3 * 0.5 * 0.9  # every layer adds its own, each about one when even
+    assert list(model.eval()(ids[:, :-1], ids[:, 1:]).losses) == ["cross_entropy"]
 
 
 def test_the_loss_is_float32_in_a_half_precision_model() -> None:
@@ -143,13 +143,13 @@ def test_label_smoothing_and_z_loss(smoothing: float, weight: float, ignored: in
     smooth = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing)
     z_loss = weight * logits[kept].logsumexp(-1).square().mean()
     torch.testing.assert_close(output.loss, smooth + z_loss)
-    torch.testing.assert_close(output.loss, sum(output.parts.values()))
-    torch.testing.assert_close(output.parts["cross_entropy"], F.cross_entropy(logits, targets.flatten()))
+    torch.testing.assert_close(output.loss, sum(output.losses.values()))
+    torch.testing.assert_close(output.losses["cross_entropy"], F.cross_entropy(logits, targets.flatten()))
     if smoothing:
-        torch.testing.assert_close(output.parts["label_smoothing"] + output.parts["cross_entropy"], smooth)
+        torch.testing.assert_close(output.losses["label_smoothing"] + output.losses["cross_entropy"], smooth)
     if weight:
-        torch.testing.assert_close(output.parts["z_loss"], z_loss)
-    assert len(output.parts) == 1 + bool(smoothing) + bool(weight)
+        torch.testing.assert_close(output.losses["z_loss"], z_loss)
+    assert len(output.losses) == 1 + bool(smoothing) + bool(weight)
     for ours, theirs in zip(gradients_of(output.loss, model), gradients_of(smooth + z_loss, model), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 

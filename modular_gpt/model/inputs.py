@@ -1,0 +1,100 @@
+"""What a model is given, checked where that costs nothing: one sentence instead of an error from a kernel.
+
+Values are read on the CPU only, where they need no synchronisation, and nothing is checked while a graph is traced.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.generation.sequences import as_ids
+
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def checked_ids(ids: object, device: torch.device) -> Tensor:
+    """Token ids (B, T) as a tensor; lists and arrays become one.
+
+    Raises:
+        ConfigError: text, no whole numbers, another number of dimensions, or nothing.
+    """
+    tensor = as_ids(ids, "ids", device)
+    if torch.compiler.is_compiling():
+        return tensor
+    if tensor.ndim != 2:
+        hint = "; give a batch of one, ids[None]" if tensor.ndim == 1 else ""
+        raise ConfigError(f"ids have the shape (batch, tokens), got {tuple(tensor.shape)}{hint}")
+    if tensor.dtype not in WHOLE:
+        raise ConfigError(f"ids are whole numbers, got {tensor.dtype}")
+    if not tensor.numel():
+        raise ConfigError(f"ids hold no token: their shape is {tuple(tensor.shape)}")
+    return tensor if tensor.dtype in (torch.int64, torch.int32) else tensor.long()
+
+
+def checked_targets(targets: object, ids: Tensor) -> Tensor:
+    """Targets (B, T) as 64-bit integers, which the loss needs.
+
+    Raises:
+        ConfigError: they are no whole numbers, or not as many as the ids.
+    """
+    tensor = as_ids(targets, "targets", ids.device)
+    if torch.compiler.is_compiling():
+        return tensor.long()
+    if tensor.shape != ids.shape:
+        raise ConfigError(f"targets have the shape of the ids, {tuple(ids.shape)}, got {tuple(tensor.shape)}")
+    if tensor.dtype not in WHOLE:
+        raise ConfigError(f"targets are whole numbers, got {tensor.dtype}")
+    return tensor.long()
+
+
+def checked_padding(padding: object, ids: Tensor, cached: bool) -> Tensor:
+    """Left padding (B,) of each row as a tensor.
+
+    cached: further tokens may follow, so that a row may be padding to its end
+
+    Raises:
+        ConfigError: it is not one whole number for each row, or one is negative or leaves no token of its row.
+    """
+    tensor = as_ids(padding, "padding", ids.device)
+    if torch.compiler.is_compiling():
+        return tensor
+    if tensor.shape != ids.shape[:1] or tensor.dtype not in WHOLE:
+        raise ConfigError(
+            f"padding gives the number of leading columns to ignore for each of {len(ids)} rows, got "
+            f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
+    if _readable(tensor):
+        lowest, highest = (int(value) for value in tensor.aminmax())
+        if lowest < 0 or (highest >= ids.shape[1] and not cached):
+            wrong = lowest if lowest < 0 else highest
+            raise ConfigError(f"padding lies between 0 and {ids.shape[1] - 1} for {ids.shape[1]} tokens, got {wrong}")
+    return tensor
+
+
+def embedded(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    """(B, T) -> (B, T, D)
+
+    Raises:
+        ConfigError: an id is outside the vocabulary; on a GPU the kernel stops the process instead.
+    """
+    if torch.compiler.is_compiling():
+        return embedding(ids)
+    try:
+        return embedding(ids)
+    except IndexError:
+        raise ConfigError(outside("ids", ids, embedding.num_embeddings)) from None
+
+
+def outside(name: str, values: Tensor, vocab_size: int) -> str:
+    """The sentence for the first value outside the vocabulary."""
+    wrong = values[(values < 0) | (values >= vocab_size)]
+    which = f" {int(wrong[0])}" if wrong.numel() else ""
+    return (
+        f"{name} contain{which}, but the model's ids run from 0 to {vocab_size - 1}; "
+        "encode the text with the tokenizer that the model was trained with"
+    )
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether values can be read at no cost: an ordinary tensor on the CPU."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu"
