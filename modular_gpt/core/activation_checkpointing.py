@@ -1,4 +1,4 @@
-"""Computing a part of a model a second time, in the backward pass, instead of keeping its activations."""
+"""Activation checkpointing: recompute a module in the backward pass instead of keeping its activations."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,33 +8,33 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-_again = False
+_recomputing = False
 
 
 def checkpointed(function: Callable[[Tensor], Any], x: Tensor) -> Any:
-    """``function(x)``, of which x alone is kept for the backward pass (https://arxiv.org/abs/1604.06174).
+    """Return ``function(x)``; only x is kept, the backward pass recomputes the rest: https://arxiv.org/abs/1604.06174
 
-    The second time gives the same, with the same dropout, if ``function`` changes nothing that it reads.
+    The recomputation gives the same values, with the same dropout masks, if ``function`` does not modify its inputs.
     """
-    if torch.compiler.is_compiling():  # what a forward pass does besides is then not done again
+    if torch.compiler.is_compiling():  # a compiled recomputation repeats no side effects
         return checkpoint(function, x, use_reentrant=False)
     return checkpoint(function, x, use_reentrant=False, context_fn=_contexts)
 
 
 def is_recomputing() -> bool:
-    """Whether this is the second time, in which nothing is to be counted."""
-    return _again
+    """Whether the forward pass now running is a recomputation: counters must not be updated a second time."""
+    return _recomputing
 
 
 def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _second_time()
+    return nullcontext(), _mark_recomputation()
 
 
 @contextmanager
-def _second_time() -> Iterator[None]:
-    global _again
-    _again = True
+def _mark_recomputation() -> Iterator[None]:
+    global _recomputing
+    _recomputing = True
     try:
         yield
     finally:
-        _again = False
+        _recomputing = False

@@ -1,8 +1,8 @@
-"""Files and directories that appear whole or not at all, even if the process is killed while it writes them.
+"""Atomic writes: files and directories appear complete or not at all, even if the process is killed while writing.
 
-New content is written under a temporary name, forced to the disk, and renamed. The temporary name contains ``.tmp-``
-and cannot be guessed; it is created exclusively, so no link planted under it is followed. A killed process leaves at
-most such a temporary, never half a file under the final name.
+New content is written under a temporary name, flushed to disk with fsync, and renamed. The temporary name contains
+``.tmp-`` and a random token, and is created exclusively, so a symbolic link planted under it is never followed. A
+killed process leaves at most such a temporary behind, never an incomplete file under the final name.
 """
 
 import errno
@@ -18,9 +18,9 @@ from itertools import count
 from pathlib import Path
 
 MARK = ".tmp-"
-ASIDE = "-old"  # ends the temporary name of a directory that is being replaced
-COPIED = "-copied"  # ends the new name of a directory that stood where a link belongs
-_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)  # what rename says of a directory that already stands there
+ASIDE = "-old"  # suffix of the temporary name of a directory that is being replaced
+COPIED = "-copied"  # suffix of the new name of a directory found in place of a link
+_OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)  # errors of rename where the target directory exists
 
 
 def sha256_file(path: Path) -> str:
@@ -30,12 +30,16 @@ def sha256_file(path: Path) -> str:
 
 
 def temporary_name(target: Path) -> Path:
-    """A name beside ``target`` for content that will be renamed to it; nobody can guess it."""
+    """A random name in the directory of ``target``, for content that will be renamed to ``target``."""
     return target.with_name(f"{target.name}{MARK}{os.getpid()}-{secrets.token_hex(8)}")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file, or leave the old one as it is and raise OSError."""
+    """Write a UTF-8 text file atomically.
+
+    Raises:
+        OSError: it cannot be written; an existing file keeps its content.
+    """
     temporary = temporary_name(path)
     try:
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -52,9 +56,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Force a file, or the names in a directory, to the disk."""
+    """Flush a file, or the entries of a directory, to disk."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows opens no directories
+        return  # Windows cannot open directories
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -64,13 +68,15 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def new_directory(target: Path, keep: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
-    """A temporary directory beside ``target`` that takes its place when the block ends without an error.
+    """Context manager: yields a temporary directory that is renamed to ``target`` when the block ends without an error.
 
-    Readers of ``target`` see the old state or the whole new one. An existing directory is replaced, unless ``keep``
-    accepts it: then the new one is dropped. After an error no temporary is left.
+    Readers of ``target`` see either the old directory or the complete new one. After an error the temporary directory
+    is removed.
+
+    keep: given the existing directory, returns whether it stays; then the new one is discarded
 
     Raises:
-        OSError: the place cannot be written, or is full.
+        OSError: the directory cannot be written, or the disk is full.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(target)
@@ -87,9 +93,9 @@ def new_directory(target: Path, keep: Callable[[Path], bool] = lambda _: False) 
 
 
 def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
-    """Rename ``new`` to ``target``; a directory that stands there is moved aside first and then removed.
+    """Rename ``new`` to ``target``; an existing directory is moved aside first and then removed.
 
-    Other processes may do the same at the same time, so every step may find ``target`` there, gone, or replaced.
+    Other processes may do the same concurrently, so ``target`` may appear, vanish or be replaced between any two steps.
     """
     for attempt in range(100):
         try:
@@ -101,31 +107,31 @@ def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
         if keep(target):
             return
         names = (new.with_name(f"{new.name}{ASIDE}{number}") for number in count(attempt))
-        set_aside = next(name for name in names if not name.exists())  # one may be left that could not be removed
+        set_aside = next(name for name in names if not name.exists())  # an earlier attempt may have left one
         try:
             os.rename(target, set_aside)
         except FileNotFoundError:
-            continue  # another process has moved it meanwhile
+            continue  # another process has moved it
         try:
             os.rename(new, target)
             return
         except OSError as error:
             if error.errno not in _OCCUPIED and not target.exists():
-                os.rename(set_aside, target)  # the old one is better than none
+                os.rename(set_aside, target)  # restore the old directory
                 raise
         finally:
             shutil.rmtree(set_aside, ignore_errors=True)
-    raise OSError(f"{target} is replaced by other processes again and again")
+    raise OSError(f"{target} cannot be replaced: other processes replaced it 100 times meanwhile")
 
 
 def remove_stale(parent: Path, seconds: float) -> None:
-    """Remove temporaries in a directory that were left behind at least ``seconds`` ago.
+    """Remove temporaries in ``parent`` that were last modified at least ``seconds`` ago.
 
-    A directory that a process is still writing stays, however old it is. A directory that was moved aside, by a
-    process that was killed before the new one took its place, returns to its name.
+    A directory that a running process is writing stays, whatever its age. A directory that was moved aside by a process
+    killed before it put the new one in place gets its name back.
     """
     for path in parent.glob(f"*{MARK}*"):
-        with suppress(OSError):  # its owner, or another cleaner, has just finished with it
+        with suppress(OSError):  # its owner, or another process here, may remove it at any time
             if time.time() - path.lstat().st_mtime < seconds:
                 continue
             target = path.with_name(path.name.partition(MARK)[0])
@@ -141,9 +147,9 @@ def remove_stale(parent: Path, seconds: float) -> None:
 
 @contextmanager
 def _in_use(directory: Path) -> Iterator[bool]:
-    """Hold a lock on a directory while the block runs: False if another process has it.
+    """Context manager: lock a directory. Yields False if another process holds the lock.
 
-    True without a lock where the system or the file system has none for directories.
+    Yields True without a lock where the operating system or file system cannot lock directories.
     """
     if sys.platform == "win32":
         yield True
@@ -162,12 +168,13 @@ def _in_use(directory: Path) -> Iterator[bool]:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock while the block runs: True if this process got it, False if another process has it.
+    """Context manager: lock the file ``path``, created if missing. Yields False if another process holds the lock.
 
-    The system releases it when its holder ends, in whatever way, so a lock is never stale. The file stays.
+    The operating system releases the lock when the process ends, also when it is killed, so a lock is never stale. The
+    file is not removed.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be opened for writing.
     """
     with path.open("a+b") as file:
         try:
@@ -179,7 +186,7 @@ def file_lock(path: Path) -> Iterator[bool]:
 
 
 def _lock(handle: int) -> None:
-    """Lock an open file until it is closed; OSError if it is locked already."""
+    """Lock an open file until it is closed. Raises OSError if it is locked already."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -191,14 +198,13 @@ def _lock(handle: int) -> None:
 
 
 def link(pointer: Path, name: str, *, set_aside: bool = False) -> None:
-    """Make ``pointer`` lead to the file or directory ``name`` beside it, at once for every reader.
+    """Atomically make ``pointer`` refer to the file or directory ``name`` in the same directory.
 
-    It is a symbolic link, or a text file with the name where the system has no links.
-    set_aside: a directory that stands at ``pointer``, because a copy followed the link, is renamed to
-        ``<pointer>-copied``
+    It is a symbolic link, or a text file that contains the name where symbolic links are not available.
+    set_aside: a directory at ``pointer``, left by a copy that followed the link, is renamed to ``<pointer>-copied``
 
     Raises:
-        OSError: it cannot be written; a directory stands there and is not to be set aside.
+        OSError: it cannot be written, or ``pointer`` is a directory and ``set_aside`` is False.
     """
     if set_aside and pointer.is_dir() and not pointer.is_symlink():
         names = (pointer.with_name(f"{pointer.name}{COPIED}{number or ''}") for number in count())
@@ -218,7 +224,7 @@ def link(pointer: Path, name: str, *, set_aside: bool = False) -> None:
 
 
 def resolve_link(path: Path) -> Path:
-    """Where a pointer leads: something beside it; any other path as it is."""
+    """The target of a pointer written by ``link``; any other path is returned unchanged."""
     if path.is_symlink():
         return path.parent / os.readlink(path)
     if path.is_file() and path.stat().st_size < 1000:
@@ -230,7 +236,7 @@ def resolve_link(path: Path) -> Path:
 
 
 def write_problem(error: OSError, folder: Path) -> tuple[str, str]:
-    """Two phrases: why a file in a folder could not be written ("the disk is full"), and what helps ("make room")."""
+    """Why a file in ``folder`` could not be written ("the disk is full"), and the remedy ("make room"), as phrases."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno == errno.ENOSPC:
         return ("the file system has no inodes left", "remove files there") if _without_inodes(folder) else (
@@ -247,7 +253,7 @@ def write_problem(error: OSError, folder: Path) -> tuple[str, str]:
 
 
 def _without_inodes(folder: Path) -> bool:
-    """Whether the file system has room for data and none for another file."""
+    """Whether the file system has free blocks but no free inode."""
     with suppress(OSError, AttributeError):  # Windows has no statvfs
         system = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
         return system.f_files > 0 and system.f_favail == 0 and system.f_bavail > 0

@@ -1,11 +1,11 @@
-"""What a model keeps of the past while it generates, as small as theory says.
+"""The cache of generation: keys and values, latents or recurrent states of the tokens read so far.
 
-``CacheSpec`` is what one layer keeps, read off the config: the predicted bytes and the allocation both come
-from it. ``TokenCache`` keeps a row per token, growing or as a ring of the last ``window`` ones; ``StateCache``
-keeps a constant state. ``ModelCache`` holds one of them per layer and the one length they share: only
-``GPTModel.forward`` calls ``advance``, others ``seek``, ``truncate`` or ``reset``.
+``CacheSpec`` describes the cache of one layer and is computed from its config; predicted bytes and allocation both come
+from it. ``TokenCache`` holds one row per token, in storage that grows or in a ring buffer of the last ``window``
+tokens; ``StateCache`` holds a state of constant size. ``ModelCache`` holds one of them per layer and the length that
+they share. Only ``GPTModel.forward`` calls ``advance``; other code calls ``seek``, ``truncate`` or ``reset``.
 
-Positions are not stored: a row's column follows from its slot (see ``TokenCache._columns``).
+Columns are not stored: the column of a row follows from its slot (see ``TokenCache._columns``).
 """
 
 from abc import ABC, abstractmethod
@@ -22,18 +22,18 @@ _FIRST_ROWS = 64  # a growing cache starts with this many rows and doubles
 
 
 def _ordinary_tensors() -> AbstractContextManager[object]:
-    """Tensors that can be written to in any mode: those made inside inference_mode cannot be, outside it."""
+    """Context manager: leave inference mode, because its tensors cannot be modified in place outside it."""
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What one layer caches.
+    """Shapes of the tensors that one layer caches.
 
-    rows: (heads, width) of each tensor that keeps a row per token
-    window: at most this many tokens are kept (a ring); None keeps all
-    states: shapes, without the batch, of what is kept whatever the length; always float32, because a sum over
-        thousands of tokens loses its small terms in 16 bits
+    rows: (heads, width) of each tensor with one row per token
+    window: number of tokens kept, in a ring buffer; None: all
+    states: shapes, without the batch dimension, of the tensors whose size does not depend on the length; always
+        float32, because a sum over thousands of tokens loses its small terms in 16 bits
     """
 
     rows: tuple[tuple[int, int], ...] = ()
@@ -41,21 +41,22 @@ class CacheSpec:
     states: tuple[tuple[int, ...], ...] = ()
 
     def within(self, window: int | None) -> "CacheSpec":
-        """The same, with no more than the last ``window`` tokens kept."""
+        """The same spec with its window limited to ``window`` tokens; None: no limit."""
         smaller = window is not None and (self.window is None or window < self.window)
         return replace(self, window=window) if smaller else self
 
     def tokens(self, max_length: int) -> int:
-        """Rows kept for a text of ``max_length`` tokens."""
+        """Number of rows kept per sequence of ``max_length`` tokens."""
         return max_length if self.window is None else min(max_length, self.window)
 
     def nbytes(self, batch: int, tokens: int, dtype: torch.dtype) -> int:
-        """Bytes kept for ``batch`` rows of ``tokens`` tokens."""
+        """Bytes of the cache of ``batch`` sequences of ``tokens`` tokens; states are float32 whatever ``dtype`` is."""
         per_token = sum(heads * width for heads, width in self.rows) * dtype.itemsize
         constant = sum(torch.Size(shape).numel() for shape in self.states) * torch.float32.itemsize
         return batch * (self.tokens(tokens) * per_token + constant)
 
     def allocate(self, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device) -> "LayerCache":
+        """Allocate the cache of one layer, filled with zeros; ``max_length`` None: it grows with the tokens."""
         with _ordinary_tensors():
             if self.states:
                 return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
@@ -63,41 +64,41 @@ class CacheSpec:
 
 
 class LayerCache(ABC):
-    """What one layer keeps; ``tensors`` is all of it."""
+    """The cache of one layer; ``tensors`` holds all of its tensors, each with the batch as first dimension."""
 
     tensors: list[Tensor]
 
     def nbytes(self) -> int:
-        """Bytes of the storages really held, not of the views in use."""
+        """Bytes of the allocated storages, which may be larger than the rows in use."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
 
     def select(self, rows: Tensor) -> None:
-        """Keep the batch rows ``rows`` (B',), in that order; a row may be named several times."""
+        """Keep the batch rows with indices ``rows`` (B',), in that order; an index may occur several times."""
         self.tensors = [tensor.index_select(0, rows) for tensor in self.tensors]
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget everything, keep the memory."""
+        """Forget all tokens; the memory stays allocated."""
 
     @abstractmethod
     def forgets(self, length: int) -> bool:
-        """Whether reading up to ``length`` columns overwrites what going back would need."""
+        """Whether reading up to column ``length`` overwrites data that ``truncate`` needs."""
 
     @abstractmethod
-    def keeps_part(self, count: int) -> bool:
-        """Whether ``restore`` can undo some of ``count`` tokens and keep those before, or only undo all."""
+    def restores_partially(self, count: int) -> bool:
+        """Whether ``restore`` can undo the last of ``count`` tokens and keep the first; otherwise it undoes all."""
 
     @abstractmethod
     def save(self, start: int, count: int) -> list[Tensor]:
-        """Copies of what ``count`` tokens after ``start`` columns will overwrite."""
+        """Copies of the data that ``count`` tokens from column ``start`` on will overwrite."""
 
     @abstractmethod
     def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
-        """Undo, of ``count`` tokens read after ``save(start, count)``, those from column ``length`` on."""
+        """Undo the tokens from column ``length`` on, of the ``count`` tokens read after ``save(start, count)``."""
 
 
 class StateCache(LayerCache):
-    """A constant state, overwritten in place at each step."""
+    """A state of constant size, overwritten in place at each step."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
@@ -109,7 +110,7 @@ class StateCache(LayerCache):
     def forgets(self, length: int) -> bool:
         return True
 
-    def keeps_part(self, count: int) -> bool:
+    def restores_partially(self, count: int) -> bool:
         return False
 
     def save(self, start: int, count: int) -> list[Tensor]:
@@ -123,7 +124,7 @@ class StateCache(LayerCache):
 class TokenCache(LayerCache):
     """One row per token in each of ``tensors``, (B, heads, capacity, width).
 
-    With a window the storage is a ring: the token of column c lives in slot c mod capacity, so a new token
+    With a window the storage is a ring buffer: the token of column c is in slot c mod capacity, so a new token
     overwrites the one that has just left the window.
     """
 
@@ -138,17 +139,17 @@ class TokenCache(LayerCache):
         ]
 
     def reset(self) -> None:
-        """Nothing to do: rows past the length are never read."""
+        """Do nothing: rows past the length are never read."""
 
     @property
     def _ring(self) -> int | None:
-        """Columns after which slots are used again; None when they never are."""
+        """Number of columns after which slots are reused; None: never."""
         return self.window if self.window is None or self.grows else self.capacity
 
     def forgets(self, length: int) -> bool:
         return self._ring is not None and length > self._ring
 
-    def keeps_part(self, count: int) -> bool:
+    def restores_partially(self, count: int) -> bool:
         return self._ring is None or count <= self._ring
 
     def save(self, start: int, count: int) -> list[Tensor]:
@@ -163,24 +164,27 @@ class TokenCache(LayerCache):
                 tensor.index_copy_(2, slots, old[:, :, -len(slots) :])
 
     def _reused(self, first: int, start: int, count: int) -> Tensor | None:
-        """Slots that the columns from ``first`` on, of ``count`` after ``start``, take from older ones, in order."""
+        """Reused slots, in order of their columns, of the columns from ``first`` on, up to ``start + count``.
+
+        None where no slot is reused; all slots where ``count`` tokens overwrite the whole ring.
+        """
         if self._ring is None or start + count <= max(first, self._ring):
             return None
         device = self.tensors[0].device
-        if not self.keeps_part(count):
+        if not self.restores_partially(count):
             return torch.arange(self.capacity, device=device)
         return torch.arange(max(first, self._ring), start + count, device=device) % self._ring
 
     def append(self, pos: Positions, *new: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Keep the new rows, each (B, heads, T, width).
+        """Append the rows of the new tokens, one tensor (B, heads, T, width) per cached tensor.
 
-        Returns all rows to attend to, each (B, heads, S, width), and the column (S,) of each, one after the other
-        where several tokens are new; a negative column marks a slot that has never been written.
+        Returns the rows to attend to, each tensor (B, heads, S, width), and their columns (S,): consecutive where
+        T > 1; negative for a slot that has never been written.
         """
         if isinstance(pos.start, Tensor):
-            return self._append_anywhere(pos, new)
+            return self._append_at_tensor(pos, new)
         end = pos.start + pos.count
-        self._make_room(end)
+        self._grow(end)
         if self.window is not None and end > self.capacity:
             return self._append_to_ring(pos, pos.start, new)
         for tensor, rows in zip(self.tensors, new, strict=True):
@@ -190,7 +194,7 @@ class TokenCache(LayerCache):
         return [tensor[:, :, :end] for tensor in self.tensors], columns
 
     def _columns(self, end: int | Tensor, pos: Positions) -> Tensor:
-        """(capacity,) the column in each slot after ``end`` columns were written; negative where none was."""
+        """(capacity,) column of the token in each slot after ``end`` columns; negative where none was written."""
 
         def make() -> Tensor:
             slot = torch.arange(self.capacity, device=pos.columns.device)
@@ -200,7 +204,10 @@ class TokenCache(LayerCache):
         return pos.memo(("ring columns", self.capacity), make)
 
     def _append_to_ring(self, pos: Positions, start: int, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """One token overwrites the slot that left the window; a longer chunk attends first and evicts then."""
+        """Append to a ring buffer: one token overwrites the oldest slot.
+
+        Several tokens may overwrite keys that the first of them attend to, so the old rows are copied before.
+        """
         if pos.count == 1:
             slot = start % self.capacity
             for tensor, rows in zip(self.tensors, new, strict=True):
@@ -211,7 +218,7 @@ class TokenCache(LayerCache):
         columns = pos.memo(
             ("ring and chunk", used), lambda: torch.arange(start - used, start + pos.count, device=pos.columns.device)
         )
-        everything = [  # in the order of their columns
+        all_rows = [  # in the order of their columns
             torch.cat([tensor[:, :, oldest:used], tensor[:, :, :oldest], rows], dim=2)
             for tensor, rows in zip(self.tensors, new, strict=True)
         ]
@@ -219,17 +226,18 @@ class TokenCache(LayerCache):
         slots = pos.columns[-keep:] % self.capacity
         for tensor, rows in zip(self.tensors, new, strict=True):
             tensor.index_copy_(2, slots, rows[:, :, -keep:].to(tensor.dtype))
-        return everything, columns
+        return all_rows, columns
 
-    def _append_anywhere(self, pos: Positions, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """The start is a tensor: fixed shapes, the whole storage is attended to, the mask does the rest."""
-        assert not self.grows and pos.count == 1, "one compiled graph serves single steps in a fixed storage"
+    def _append_at_tensor(self, pos: Positions, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+        """Append where the start is a tensor: shapes are fixed, all slots are returned, the mask hides unused ones."""
+        assert not self.grows and pos.count == 1, "a start that is a tensor needs a fixed storage and one new token"
         slots = pos.columns % self.capacity
         for tensor, rows in zip(self.tensors, new, strict=True):
             tensor.index_copy_(2, slots, rows.to(tensor.dtype))
         return list(self.tensors), self._columns(pos.start + pos.count, pos)
 
-    def _make_room(self, end: int) -> None:
+    def _grow(self, end: int) -> None:
+        """Enlarge the storage, to at least twice its capacity, where columns up to ``end`` do not fit."""
         needed = end if self.window is None else min(end, self.window)
         if needed <= self.capacity:
             return
@@ -246,7 +254,7 @@ class TokenCache(LayerCache):
 
 @dataclass
 class SavedCache:
-    """What ``count`` tokens after column ``start`` overwrite, layer by layer; see ``ModelCache.save``."""
+    """Copies, by layer, of the data that ``count`` tokens from column ``start`` on overwrite: ``ModelCache.save``."""
 
     start: int
     count: int
@@ -254,12 +262,12 @@ class SavedCache:
 
 
 class ModelCache:
-    """One LayerCache per layer, and the length and padding they share.
+    """One LayerCache per layer, and the length and padding that they share.
 
-    length: columns seen so far, the same for every layer and row
-    padding: (B,) left-padding columns of each row, or None
-    max_length: columns it can be given, or None when it grows
-    window: no token sees more than the last ``window`` ones in any layer, or None
+    length: number of columns read so far, the same for every layer and row
+    padding: (B,) number of left-padding columns of each row; None: no padding
+    max_length: largest length; None: the cache grows
+    window: number of last tokens that a token attends to in every layer, itself included; None: no common limit
     """
 
     def __init__(self, layers: list[LayerCache], batch: int, max_length: int | None, window: int | None = None) -> None:
@@ -271,22 +279,22 @@ class ModelCache:
         self.padding: Tensor | None = None
 
     def nbytes(self) -> int:
-        """Bytes of all storages really allocated."""
+        """Bytes of the allocated storages of all layers."""
         return sum(layer.nbytes() for layer in self.layers)
 
     def advance(self, count: int) -> None:
-        """Count ``count`` new tokens, which every layer has appended."""
+        """Add ``count`` tokens, which every layer has appended, to the length."""
         self.length = self.length + count
 
     def seek(self, length: int | Tensor) -> None:
-        """Express the length as a number, or as a 0-dim tensor, which one compiled graph takes at every step.
+        """Set the length, as a number or as a 0-dim tensor, so that one compiled graph serves every step.
 
-        length: columns whose tokens the layers hold; to go back, use ``truncate``
+        length: number of columns that the layers hold; use ``truncate`` to remove tokens
         """
         self.length = length
 
     def begin(self, padding: Tensor | None) -> None:
-        """Keep the left padding (B,) of the rows, which is given with the first tokens."""
+        """Set the left padding (B,) of the rows; called with the first tokens."""
         self.padding = padding
 
     def reset(self) -> None:
@@ -296,42 +304,46 @@ class ModelCache:
             layer.reset()
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep the batch rows ``rows`` (B',), in that order; beam search moves its rows this way."""
+        """Keep the batch rows with indices ``rows`` (B',), in that order; beam search reorders its beams this way."""
         for layer in self.layers:
             layer.select(rows)
         self.padding = None if self.padding is None else self.padding.index_select(0, rows)
         self.batch = len(rows)
 
     def expand(self, n: int) -> None:
-        """Repeat each row ``n`` times, so that a prompt computed once serves ``n`` samples."""
+        """Repeat each batch row ``n`` times: a prompt is read once for ``n`` samples."""
         device = self.layers[0].tensors[0].device
         self.reorder(torch.arange(self.batch, device=device).repeat_interleave(n))
 
     def save(self, count: int) -> SavedCache:
-        """Copies of what the next ``count`` tokens will overwrite, so that ``truncate`` can take them back.
+        """Copy the data that the next ``count`` tokens will overwrite, so that ``truncate`` can undo them.
 
-        Nothing where every token has a slot of its own, ``count`` rows of a full window, a whole constant state.
+        Copies nothing where every token has its own slot, ``count`` rows of a full ring buffer, and all of a constant
+        state.
         """
         assert isinstance(self.length, int)
         return SavedCache(self.length, count, [layer.save(self.length, count) for layer in self.layers])
 
     def truncate(self, length: int, saved: SavedCache | None = None) -> None:
-        """Forget the tokens from column ``length`` on.
+        """Remove the tokens from column ``length`` on.
 
-        saved: from before those tokens were read. With a constant state, or a window smaller than the saved count,
-            all tokens since then are forgotten, and the length is ``saved.start``: read those before ``length`` again.
+        saved: result of ``save`` from before those tokens were read. With a constant state, or a window smaller than
+            the saved count, all tokens since then are removed and the length becomes ``saved.start``: the caller reads
+            the tokens from there to ``length`` again.
 
         Raises:
-            ConfigError: nothing was saved and a constant state or a full window has forgotten the past.
+            ConfigError: ``saved`` is None, and a constant state or a full window has overwritten earlier tokens.
         """
         assert isinstance(self.length, int) and length <= self.length
         if length == self.length:
             return
         if saved is None and any(layer.forgets(self.length) for layer in self.layers):
-            raise ConfigError("this cache cannot go back: a constant state or a full window has forgotten the past")
+            raise ConfigError(
+                "this cache cannot go back: a constant state or a full window has overwritten earlier tokens"
+            )
         if saved is not None:
             assert saved.start <= length and self.length <= saved.start + saved.count
-            if not all(layer.keeps_part(saved.count) for layer in self.layers):
+            if not all(layer.restores_partially(saved.count) for layer in self.layers):
                 length = saved.start
             for layer, tensors in zip(self.layers, saved.layers, strict=True):
                 layer.restore(tensors, saved.start, saved.count, length)

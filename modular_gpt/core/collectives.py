@@ -1,7 +1,7 @@
-"""Counts over a batch of which several processes have some rows each.
+"""Sums over a batch whose rows are distributed over processes.
 
-What a part needs to know of the whole batch while it trains, such as how often each expert was chosen, it sums here.
-One process alone has the whole batch. A training loop that shares batches says so by ``data_parallel_region``.
+Components sum statistics of the whole batch with ``all_reduce_sum``, such as the load of each expert. A data-parallel
+training loop enters ``data_parallel_region``; outside it the sum is the local value.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import torch.distributed as dist
 from torch import Tensor
 
-_shared = False  # no context variable: a backward pass, which repeats forward passes, has threads of its own
+_shared = False  # not a context variable: autograd recomputes forward passes in threads of its own
 
 
 @contextmanager
 def data_parallel_region() -> Iterator[None]:
-    """While the block runs, the processes of torch.distributed's default group train on shares of one batch."""
+    """Context manager: each process of torch.distributed's default group holds some rows of one batch."""
     global _shared
     before, _shared = _shared, True
     try:
@@ -25,7 +25,7 @@ def data_parallel_region() -> Iterator[None]:
 
 
 def all_reduce_sum(counts: Tensor) -> Tensor:
-    """The sum of ``counts`` over all processes that share the batch, without a gradient."""
+    """Sum ``counts`` over the processes of ``data_parallel_region``, without gradients; outside it, ``counts``."""
     if _shared:
         counts = counts.detach().clone()
         dist.all_reduce(counts)

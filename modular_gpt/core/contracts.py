@@ -1,4 +1,4 @@
-"""The four slots that components fill, and what passes between them. Read this file first.
+"""Interfaces of the four slots that components fill: norm, pos, attention, ffn. Read this file first.
 
 Shape letters, the same everywhere:
     B batch, T new tokens, S all keys (cached + new), D d_model, H query heads, K key/value heads,
@@ -28,7 +28,7 @@ SHARED: Final = "shared"
 
 @dataclass(frozen=True)
 class Dims:
-    """The only facts about the whole model that reach a part."""
+    """Dimensions and defaults of the whole model: all that a component knows of it beside its own Config."""
 
     d_model: int
     n_layers: int
@@ -39,12 +39,12 @@ class Dims:
     bias: bool
 
     def head_dim(self, setting: str) -> int:
-        """d_model / n_heads, the width of a head where none is given.
+        """d_model / n_heads, the default width of a head.
 
-        setting: what gives it instead, for the message
+        setting: the setting that overrides it, for the error message
 
         Raises:
-            ConfigError: the heads do not divide the width.
+            ConfigError: n_heads does not divide d_model.
         """
         if self.d_model % self.n_heads:
             raise ConfigError(
@@ -61,33 +61,41 @@ class Norm(Component, nn.Module, ABC, slot="norm"):
 
     @classmethod
     def resolved(cls, config: Any, bias: bool) -> Any:
-        """The same settings with every null that stands for something else replaced by it."""
+        """The same settings with each null that has a default replaced by it; ``bias`` is the model's setting."""
         return config
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor: ...
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)"""
 
     def canonical_weights(self) -> NormWeights | None:
-        """What another kind that takes this one's place can start from; None where there is nothing."""
+        """The trained weights in canonical form, for ``init_from`` of another norm; None: there are none."""
         return None
 
     def init_from(self, source: NormWeights) -> TransferReport:
-        """Start from what another kind offers; what is not in the answer stays new."""
+        """Initialise from another norm's weights.
+
+        Returns how each parameter was derived, by name; parameters not listed keep their fresh initialisation.
+        """
         return {}
 
     def reset_parameters(self) -> None:
-        """Set weights to what leaves the normalised input as it is."""
+        """Set the scale to 1 and the bias to 0: the output is the normalised input."""
 
 
 class Position(Component, nn.Module, ABC, slot="pos"):
-    """How a model knows order. Three doors, each the identity by default; flags say which are used."""
+    """Positional encoding by ``embed``, ``rotate`` or ``bias``; each is the identity unless a subclass overrides it.
+
+    embeds, rotates, biases: which of the three methods the subclass overrides
+    extrapolates: False where positions end at context_length
+    slides: scores depend on distances alone. Then a text can be longer than context_length: each token sees the last
+        context_length tokens, and no distance is larger than in training.
+    """
 
     embeds: ClassVar[bool] = False
     rotates: ClassVar[bool] = False
     biases: ClassVar[bool] = False
-    extrapolates: ClassVar[bool] = True  # False: positions end at context_length
-    # Whether scores depend on distances alone, so that a text may go on past context_length with each token
-    # seeing the last context_length ones, and no distance is new to the model.
+    extrapolates: ClassVar[bool] = True
     slides: bool = True
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
@@ -96,11 +104,11 @@ class Position(Component, nn.Module, ABC, slot="pos"):
 
     @classmethod
     def check(cls, config: Any, dims: Dims, rotary_width: int) -> None:
-        """Refuse, by a ConfigError, settings that cannot work; rotary_width is what attention offers to rotate."""
+        """Raise a ConfigError for settings that cannot work; rotary_width: see ``Attention.rotary_width``."""
 
     @classmethod
     def resolved(cls, config: Any, dims: Dims, rotary_width: int) -> Any:
-        """The same settings with every null that stands for something else replaced by it."""
+        """The same settings with each null that has a default replaced by it."""
         return config
 
     def embed(self, x: Tensor, pos: Positions) -> Tensor:
@@ -108,34 +116,37 @@ class Position(Component, nn.Module, ABC, slot="pos"):
         return x
 
     def rotate(self, x: Tensor, pos: Positions) -> Tensor:
-        """Rotate queries or keys before they meet: (B, heads, T, width) -> the same shape."""
+        """Rotate queries or keys before scores are computed: (B, heads, T, width) -> the same shape."""
         return x
 
     def bias(self, pos: Positions, key_columns: Tensor, n_heads: int) -> Tensor | None:
-        """What is added to attention scores, (1, H, T, S), for keys at ``key_columns`` (S,); or None."""
+        """Term added to attention scores, (1, H, T, S), for keys at ``key_columns`` (S,); None: nothing is added."""
         return None
 
     def reset_parameters(self) -> None:
-        """Set whatever is no matrix; the initialisation pass sets matrices."""
+        """Initialise the parameters that are not matrices; the initialisation of the model sets matrices."""
 
     def extra_repr(self) -> str:
         return self.described
 
 
 class Attention(Component, nn.Module, ABC, slot="attention"):
-    """Mixes information between tokens: (B, T, D) -> (B, T, D), causally."""
+    """Mixes information between tokens: (B, T, D) -> (B, T, D), causally.
 
-    accepts_bias: ClassVar[bool] = True  # False: there is no score matrix that a position could add to
+    accepts_bias: False where there is no score matrix to which ``Position.bias`` could be added
+    """
+
+    accepts_bias: ClassVar[bool] = True
     position: Position
 
     def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:
         super().__init__()
         self.described = f"{described(config)}; pos {position.described}"
-        self.__dict__["position"] = position  # no submodule: the model owns it, layers share it, it is saved once
+        self.__dict__["position"] = position  # not a submodule: the model owns it, layers share it, it is saved once
 
     @classmethod
     def check(cls, config: Any, dims: Dims, position: type[Position]) -> None:
-        """Refuse, by a ConfigError, settings that cannot work with these dimensions and this position."""
+        """Raise a ConfigError for settings that cannot work with these dimensions and this position."""
         if position.biases and not cls.accepts_bias:
             raise ConfigError(
                 f"attention={config.name} has no score matrix to add the bias of this position kind to; "
@@ -144,24 +155,24 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
 
     @classmethod
     def resolved(cls, config: Any, dims: Dims, position: type[Position]) -> Any:
-        """The same settings with every null that stands for something else replaced by it."""
+        """The same settings with each null that has a default replaced by it."""
         return config
 
     @classmethod
     @abstractmethod
     def rotary_width(cls, config: Any, dims: Dims, position: type[Position]) -> int:
-        """Width of the vectors this attention offers to ``Position.rotate``; 0 for none."""
+        """Width of the vectors that this attention passes to ``Position.rotate``; 0: it passes none."""
 
     @classmethod
     @abstractmethod
     def cache_spec(cls, config: Any, dims: Dims, position: type[Position]) -> CacheSpec:
-        """What one layer keeps of the past; both the prediction and the allocation are made from it."""
+        """Shapes of the tensors that one layer caches; the predicted bytes and the allocation come from it."""
 
     @classmethod
     def score_flops(cls, config: Any, dims: Dims, position: type[Position]) -> int:
-        """Floating-point operations for one query to meet one key: its score, and its share of the weighted sum.
+        """Floating-point operations per query and key, in all heads: the score, and the term of the weighted sum.
 
-        0 where the cost of a token does not depend on how many tokens stand before it.
+        0 where the cost of a token does not depend on the number of tokens before it.
         """
         return 0
 
@@ -170,11 +181,14 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
         """(B, T, D) -> (B, T, D); with a cache, appends the new tokens to it."""
 
     def canonical_weights(self) -> AttentionWeights | None:
-        """What another kind that takes this one's place can start from; None where there is nothing."""
+        """The trained weights in canonical form, for ``init_from`` of another attention; None: there are none."""
         return None
 
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """Start from what another kind offers; what is not in the answer stays new."""
+        """Initialise from another attention's weights.
+
+        Returns how each parameter was derived, by name; parameters not listed keep their fresh initialisation.
+        """
         return {}
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
@@ -188,39 +202,45 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
         return {}
 
     def reset_parameters(self) -> None:
-        """Set whatever is no matrix; the initialisation pass sets matrices."""
+        """Initialise the parameters that are not matrices; the initialisation of the model sets matrices."""
 
     def extra_repr(self) -> str:
         return self.described
 
 
 class FeedForward(Component, nn.Module, ABC, slot="ffn"):
-    """Transforms each token by itself: (B, T, D) -> (B, T, D)."""
+    """Transforms each token by itself: (B, T, D) -> (B, T, D).
 
-    takes_mask: ClassVar[bool] = False  # True: ``forward`` takes the mask (B, T) of tokens that are no padding, or None
+    takes_mask: ``forward`` takes a second argument, the mask (B, T), True where a token is not padding, or None
+    """
+
+    takes_mask: ClassVar[bool] = False
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
         super().__init__()
 
     @classmethod
     def check(cls, config: Any, dims: Dims) -> None:
-        """Refuse, by a ConfigError, settings that cannot work."""
+        """Raise a ConfigError for settings that cannot work."""
 
     @classmethod
     def resolved(cls, config: Any, dims: Dims) -> Any:
-        """The same settings with every null that stands for something else replaced by it."""
+        """The same settings with each null that has a default replaced by it."""
         return config
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T, D) -> (B, T, D) and auxiliary losses by name, already weighted; dense parts return {}."""
+        """(B, T, D) -> (B, T, D) and auxiliary losses by name, already weighted; {} where there are none."""
 
     def canonical_weights(self) -> FeedForwardWeights | None:
-        """What another kind that takes this one's place can start from; None where there is nothing."""
+        """The trained weights in canonical form, for ``init_from`` of another network; None: there are none."""
         return None
 
     def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        """Start from what another kind offers; what is not in the answer stays new."""
+        """Initialise from another feed-forward network's weights.
+
+        Returns how each parameter was derived, by name; parameters not listed keep their fresh initialisation.
+        """
         return {}
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
@@ -234,14 +254,14 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
         return {}
 
     def inactive_parameters(self) -> int:
-        """How many parameters a token does not use (experts it is not routed to)."""
+        """Number of parameters that one token does not use: those of the experts it is not routed to."""
         return 0
 
     def after_optimizer_step(self) -> None:
-        """Called by the training loop after each update, for state that gradients do not reach."""
+        """Update state that has no gradient; the training loop calls it after each optimizer step."""
 
     def after_skipped_step(self) -> None:
-        """Called instead where an update is left out: what was counted for it is to be forgotten."""
+        """Discard statistics gathered for a step; called instead where the optimizer step is skipped."""
 
     def reset_parameters(self) -> None:
-        """Set whatever is no matrix; the initialisation pass sets matrices."""
+        """Initialise the parameters that are not matrices; the initialisation of the model sets matrices."""

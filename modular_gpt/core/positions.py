@@ -1,4 +1,4 @@
-"""Where the new tokens of one forward pass stand."""
+"""Positions of the tokens of one forward pass, and a memo that its layers share."""
 
 from collections.abc import Callable, Hashable
 from copy import copy
@@ -11,15 +11,15 @@ R = TypeVar("R")
 
 
 class Positions:
-    """Where the new tokens of one forward pass stand. Masks, rotations and biases all derive from it.
+    """Columns and positions of the T new tokens of one forward pass; masks, rotations and biases derive from them.
 
-    A token has a column (its place in the batch, left padding included) and a position (its place in its
-    own text): position = column - padding of the row. Padding columns have negative positions.
+    The column of a token is its index in the padded sequence; its position is its index in the text of its row:
+    position = column - left padding of the row. Padding tokens have negative positions.
 
-    start: columns before the new tokens; a 0-dim tensor where one compiled graph serves every step
+    start: number of columns before the new tokens; a 0-dim tensor where one compiled graph serves every step
     count: T, the number of new tokens
-    padding: (B,) left-padding columns of each row, or None when no row is padded
-    window: no query sees more keys than this in any layer, its own included; None when only layers limit them
+    padding: (B,) number of left-padding columns of each row; None: no row is padded
+    window: largest number of keys that a query sees in any layer, its own included; None: only layers limit it
     """
 
     def __init__(
@@ -40,41 +40,41 @@ class Positions:
 
     @property
     def is_prefill(self) -> bool:
-        """No token stands before the new ones, a fact known without looking at a tensor."""
+        """Whether no token precedes the new ones, known without reading a tensor."""
         return isinstance(self.start, int) and self.start == 0
 
     def limit(self, window: int | None) -> int | None:
-        """How many keys a query sees in a layer with this window; None for all."""
+        """Largest number of keys that a query sees in a layer with this window; None: all."""
         if window is None or self.window is None:
             return self.window if window is None else window
         return min(window, self.window)
 
     def valid(self) -> Tensor | None:
-        """(B, T) True where a token is text and not padding; None when all are text."""
+        """(B, T) True where a token is not padding; None: no row is padded."""
         return None if self.padding is None else self.index >= 0
 
     def without_memo(self) -> "Positions":
-        """The same positions for one layer that shares nothing with others, so that it can be computed again."""
+        """The same positions with an empty memo of their own, for code that is recomputed or frees tensors early."""
         same = copy(self)
         same._memo = {}
         return same
 
     def narrow(self, first: int, count: int) -> "Positions":
-        """The positions of ``count`` of the new tokens, from ``first`` on."""
+        """The positions of the new tokens ``first`` to ``first + count - 1``."""
         return self.memo(
             ("narrow", first, count),
             lambda: Positions(self.start + first, count, self.padding, self.columns.device, self.window),
         )
 
     def unpadded(self) -> "Positions":
-        """The positions where no row is padded."""
+        """The positions of the same columns without padding."""
         return self.memo("unpadded", lambda: Positions(self.start, self.count, None, self.columns.device, self.window))
 
     def memo(self, key: Hashable, make: Callable[[], R]) -> R:
-        """What ``make`` returns, computed by the first layer that asks and shared with the later ones."""
+        """Return ``make()``, called once per forward pass and ``key``: later layers get the first layer's result."""
         try:
             known = key in self._memo
-        except TypeError:  # while a program is exported, a size may be a symbol, which cannot be looked up
+        except TypeError:  # during export a size in the key may be a symbol, which is not hashable
             return make()
         if not known:
             self._memo[key] = make()

@@ -1,20 +1,23 @@
-"""What a part with trained weights offers to a part of another kind that takes its place.
+"""Weights of a component in a canonical form, from which another implementation of its slot is initialised.
 
-An offer says what the weights do and not what they are called, so that no kind has to know another. ``adopt`` makes
-a part's own parameters from an offer as well as it can, and returns which, each with how: an empty text where they
-are the same numbers, otherwise what was done.
+``canonical_weights`` of the replaced component describes its weights by their function and not by parameter names, so
+that implementations need not know each other. ``init_from`` of the new one returns a TransferReport: the parameters
+that it set, each with its derivation, which is empty where the values were copied unchanged.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-TransferReport = dict[str, str]  # name of an own parameter -> how it was made
+TransferReport = dict[str, str]  # parameter name -> how it was derived from the source
 
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """query (H, N, D), key (K, N, D), value (K, M, D), out (D, H, M) with their biases, and the factor on scores."""
+    """Projections of an attention: query (H, N, D), key (K, N, D), value (K, M, D), out (D, H, M), biases or None.
+
+    scale: factor on the scores
+    """
 
     query: Tensor
     key: Tensor
@@ -29,7 +32,10 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class FeedForwardWeights:
-    """up, and gate where there is one, (hidden, D), and down (D, hidden), with their biases."""
+    """Projections of a feed-forward network: up and gate (hidden, D), down (D, hidden), with biases or None.
+
+    gate: None where the hidden layer has no gate
+    """
 
     up: Tensor
     down: Tensor
@@ -41,7 +47,7 @@ class FeedForwardWeights:
 
 @dataclass(frozen=True)
 class NormWeights:
-    """What the normalised input, of mean square 1, is multiplied by and what is added: (width,)."""
+    """Affine map of a norm: an input of mean square 1 times ``scale`` (width,), plus ``shift`` (width,) or None."""
 
     scale: Tensor
     shift: Tensor | None = None

@@ -57,7 +57,7 @@ class GenerationCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        return all(layer.keeps_part(1) for layer in self.own.layers)
+        return all(layer.restores_partially(1) for layer in self.own.layers)
 
     def activate_past_recording(self) -> None:
         """Record every forward pass from now on, so that it can be rolled back.
@@ -74,7 +74,7 @@ class GenerationCache(Cache):
 
     def portion(self, count: int) -> int:
         """The number of tokens, at most ``count``, to read at once so that any of them can be rolled back."""
-        while self._recording and not all(layer.keeps_part(count) for layer in self.own.layers):
+        while self._recording and not all(layer.restores_partially(count) for layer in self.own.layers):
             count -= 1
         return count
 

@@ -1,4 +1,4 @@
-"""The components, one file each. Importing this package registers all of them: it imports its own folders."""
+"""Neural network components, one file each; importing this package imports its folders and registers them all."""
 
 from modular_gpt.core.registry import import_folder
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """https://arxiv.org/abs/2109.08668"""
+    """relu(x)^2: https://arxiv.org/abs/2109.08668"""
     return F.relu(x).square()
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of https://arxiv.org/abs/1606.08415, as in GPT-2."""
+    """The tanh approximation of GELU, as in GPT-2: https://arxiv.org/abs/1606.08415"""
     return F.gelu(x, approximate="tanh")
 
 

@@ -1,7 +1,7 @@
-"""Ways to compute one attention without a mask of T x S numbers, by smaller attentions that say the same.
+"""Algorithms that compute attention without a mask of T x S elements, by equivalent smaller attentions.
 
 ``by_window``: a sliding window in blocks (see ``block_sparse``).
-``text_first``: left padding moved to the right, where causality hides it.
+``text_first``: left padding is moved to the right, where the causal mask hides it.
 ``by_rows``: queries in chunks, each with the keys up to its last query.
 """
 
@@ -17,11 +17,11 @@ from modular_gpt.nn.block_sparse import Band, band_attention
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What one attention reads: T queries over S keys.
+    """Inputs of one attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
-    pos: where the queries stand; key_columns: (S,) the column of each key
-    window: keys that a query sees, its own included; None: all before it
+    pos: positions of the queries; key_columns: (S,) column of each key
+    window: number of keys that a query sees, its own included; None: all earlier ones
     """
 
     q: Tensor
@@ -39,8 +39,8 @@ class AttentionInputs:
     def n_keys(self) -> int:
         return self.k.shape[2]
 
-    def part(self, first: int, count: int, keys: slice) -> "AttentionInputs":
-        """``count`` queries from ``first`` on, over some of the keys."""
+    def narrow(self, first: int, count: int, keys: slice) -> "AttentionInputs":
+        """The inputs of queries ``first`` to ``first + count - 1`` over the keys in the slice ``keys``."""
         return replace(
             self,
             q=self.q[:, :, first : first + count],
@@ -53,9 +53,9 @@ class AttentionInputs:
 
 @dataclass(frozen=True)
 class ScoreBias:
-    """What a position adds to scores, made for whichever queries and keys are asked for.
+    """The bias that a position adds to attention scores, computed for given queries and keys.
 
-    n_heads: of the whole model; heads: those that are computed here, None for all
+    n_heads: number of heads of the whole layer; heads: the heads that this process computes; None: all
     """
 
     position: Position
@@ -63,7 +63,7 @@ class ScoreBias:
     heads: slice | None = None
 
     def __call__(self, pos: Positions, key_columns: Tensor) -> Tensor | None:
-        """(1, H, T, S), or None where the position adds nothing."""
+        """(1, H, T, S); None where the position adds no bias."""
         bias = self.position.bias(pos, key_columns, self.n_heads)
         return bias if bias is None or self.heads is None else bias[:, self.heads]
 
@@ -73,12 +73,12 @@ Masked = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q,
 
 
 def visible(pos: Positions, key_columns: Tensor, window: int | None) -> Tensor:
-    """(B or 1, 1, T, S) True where a query may look at a key. Every query sees itself, also padding."""
+    """(B or 1, 1, T, S) True where a query sees a key. Every query sees itself, also in padding columns."""
     return _visible(pos.columns[None], key_columns[None], pos.padding, window)[:, None]
 
 
 def _visible(columns: Tensor, key_columns: Tensor, padding: Tensor | None, window: int | None) -> Tensor:
-    """(R, T), (R, S) -> (R, T, S), or with padding (B,), (B or B * R, T, S) where R is 1 or more."""
+    """Masks of R pairs of columns (R, T) and key_columns (R, S): (R, T, S); with padding (B,), (B * R, T, S)."""
     distance = columns[:, :, None] - key_columns[:, None, :]
     seen = (distance >= 0) & (key_columns >= 0)[:, None]
     if window is not None:
@@ -90,7 +90,7 @@ def _visible(columns: Tensor, key_columns: Tensor, padding: Tensor | None, windo
 
 
 def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
-    """False when plain causal attention, or attention to all keys by one query, says the same as ``visible``."""
+    """False where plain causal attention, or attention of one query to all keys, is equivalent to ``visible``."""
     if pos.padding is not None or isinstance(pos.start, Tensor):
         return True
     if window is not None and n_keys > window:
@@ -99,13 +99,13 @@ def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
 
 
 def by_window(inputs: AttentionInputs, band: Band, dense: Dense, masked: Masked, bias: ScoreBias | None) -> Tensor:
-    """A sliding window over keys of consecutive columns: (B, H, T, M)."""
+    """Sliding-window attention in blocks, over keys of consecutive columns. Returns (B, H, T, M)."""
     keys = slice(band.first_key, band.first_key + band.keys)
     first = inputs.pos.narrow(band.head, band.block)
     columns = inputs.key_columns
 
     def seen() -> Tensor:
-        if inputs.pos.padding is None:  # the same in every block
+        if inputs.pos.padding is None:  # the same mask in every block
             return visible(first, columns[keys], inputs.window)
         queries = inputs.pos.columns[band.head :].unflatten(0, (-1, band.block))
         near = columns[band.first_key :].unfold(0, band.keys, band.block)
@@ -117,11 +117,11 @@ def by_window(inputs: AttentionInputs, band: Band, dense: Dense, masked: Masked,
     if not band.head:
         return out
     before = inputs.n_keys - inputs.n_queries
-    return torch.cat([dense(inputs.part(0, band.head, slice(before + band.head))), out], dim=2)
+    return torch.cat([dense(inputs.narrow(0, band.head, slice(before + band.head))), out], dim=2)
 
 
 def _band_bias(inputs: AttentionInputs, band: Band, bias: ScoreBias) -> Tensor | None:
-    """(1, H, b, L) where distances alone count, which are alike in all blocks; else (B * blocks, H, b, L)."""
+    """(1, H, b, L) where the bias depends on distances alone, so that blocks share it; else (B * blocks, H, b, L)."""
 
     def block(index: int) -> Tensor | None:
         first = band.first_key + index * band.block
@@ -135,24 +135,24 @@ def _band_bias(inputs: AttentionInputs, band: Band, bias: ScoreBias) -> Tensor |
 
 
 def by_rows(inputs: AttentionInputs, rows: int, dense: Dense) -> Tensor:
-    """Queries in chunks of ``rows``, each with the keys from its first query's window to its last query.
+    """Attention of chunks of ``rows`` queries, each over the keys from its first query's window to its last query.
 
-    Masks live as long as their chunk; the keys after it, half of all in a long text, cost nothing.
+    A mask is freed after its chunk. Keys after a chunk, half of the T x S pairs of a long prompt, are not computed.
     """
     before, window = inputs.n_keys - inputs.n_queries, inputs.window
     outs = []
     for first in range(0, inputs.n_queries, rows):
         count = min(rows, inputs.n_queries - first)
         oldest = 0 if window is None else max(0, before + first - window + 1)
-        chunk = inputs.part(first, count, slice(oldest, before + first + count))
+        chunk = inputs.narrow(first, count, slice(oldest, before + first + count))
         outs.append(dense(replace(chunk, pos=chunk.pos.without_memo())))
     return torch.cat(outs, dim=2)
 
 
 def text_first(inputs: AttentionInputs, attend: Dense) -> Tensor:
-    """Attention of a left-padded batch to itself alone: rows turn until their text comes first, and back.
+    """Attention of a left-padded batch without cached keys: rows are rotated until their text comes first, and back.
 
-    What padding columns attend to differs from what a mask would give them, and nothing reads it.
+    The outputs of padding columns differ from those under a mask; nothing reads them.
     """
     pos, count = inputs.pos, inputs.n_queries
     padding = pos.padding
@@ -164,7 +164,7 @@ def text_first(inputs: AttentionInputs, attend: Dense) -> Tensor:
 
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:
-    """(B, heads, T, N) with its tokens in the order (B, T)."""
+    """(B, heads, T, N) with the tokens of each row in the order of indices ``order`` (B, T)."""
     rows = torch.arange(len(order), device=order.device)[:, None] * order.shape[1] + order
     found = x.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
     return found.unflatten(0, order.shape).transpose(1, 2)

@@ -1,14 +1,14 @@
-"""Block-sparse attention: each block of queries has its own list of key blocks, and the rest costs nothing.
+"""Block-sparse attention: each block of queries reads its own list of key blocks; other blocks are not computed.
 
 Keys and values are gathered per block of queries, which turns T queries over S keys, (B, H, T, N), into T / b small
-problems, (B * T / b, H, b, N), for any attention kernel; no tensor has T x S numbers. Two forms:
+problems, (B * T / b, H, b, N), for any attention kernel; no tensor has T x S elements. Two forms:
 
-``Band`` is a sliding window: blocks read the keys just before them, which are slices of the keys and share one mask.
+``Band`` is a sliding window: a block reads the keys just before it, which are slices of the keys and share one mask.
 ``BlockRule`` is any other pattern (Longformer's global tokens https://arxiv.org/abs/2004.05150, BigBird's random blocks
-https://arxiv.org/abs/2007.14062, strides https://arxiv.org/abs/1904.10509, packed documents): a table of block numbers
-for what is gathered, and a rule on single queries and keys for the mask inside.
+https://arxiv.org/abs/2007.14062, strides https://arxiv.org/abs/1904.10509, packed documents): a table of the block
+numbers to gather, and a predicate on single queries and keys for the mask inside the blocks.
 
-Queries and keys are numbered alike: the T queries are the last T of the S keys.
+Queries and keys have the same numbers: the T queries are the last T of the S keys.
 """
 
 from abc import ABC, abstractmethod
@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SMALLEST, _LARGEST = 32, 256  # block sizes between which half a window was fastest, measured from 16 to 1,024
+_SMALLEST, _LARGEST = 32, 256  # limits between which half a window was the fastest block, measured for 16 to 1,024
 
 
 @dataclass(frozen=True)
 class Band:
     """A sliding window in blocks: each block of queries reads its own block of keys and ``reach`` blocks before it.
 
-    head: queries before the first block: those with too few keys before them, and what is left of whole blocks
-    blocks: how many blocks follow; block: queries in each; first_key: where the keys of the first block begin
+    head: number of queries before the first block: those with too few keys before them, and the remainder of T / b
+    blocks: number of blocks after them; block: queries per block; first_key: index of the first key of the first block
     """
 
     head: int
@@ -38,7 +38,7 @@ class Band:
 
     @classmethod
     def of(cls, n_queries: int, n_keys: int, window: int, block: int) -> "Band":
-        """For queries that see ``window`` keys, their own included."""
+        """The blocks for queries that see ``window`` keys, their own included."""
         before = n_keys - n_queries
         reach = -(-(window - 1) // block)
         head = max(0, reach * block - before)
@@ -49,14 +49,14 @@ class Band:
 
     @property
     def keys(self) -> int:
-        """Keys that each block reads."""
+        """Number of keys that each block reads."""
         return (self.reach + 1) * self.block
 
 
 def block_size(window: int) -> int:
-    """Queries in a block for a sliding window: half the window as a power of two, between 32 and 256.
+    """Queries per block for a sliding window: a power of two up to half the window, between 32 and 256.
 
-    Smaller blocks copy each key more often, larger ones compute more scores that the mask hides.
+    Smaller blocks copy each key more often; larger blocks compute more scores that the mask hides.
     """
     size = _SMALLEST
     while size < _LARGEST and 4 * size <= window:
@@ -67,11 +67,11 @@ def block_size(window: int) -> int:
 def band_attention(
     q: Tensor, k: Tensor, v: Tensor, band: Band, kernel: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Attention of the queries after ``band.head`` to the keys of their blocks.
+    """Attention of the queries from ``band.head`` on to the keys of their blocks.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
-    kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M) -> (B * blocks, H, b, M); it hides
-        the keys outside the window, which are the same in every block
+    kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M) -> (B * blocks, H, b, M); it masks the
+        keys outside the window
     Returns (B, H, T - head, M).
     """
     queries = q[:, :, band.head :].unflatten(2, (band.blocks, band.block)).transpose(1, 2)
@@ -84,7 +84,7 @@ def _band_keys(x: Tensor, band: Band) -> Tensor:
     x = x[:, :, band.first_key :]
     if not (torch.is_grad_enabled() and x.requires_grad):  # a view, copied only where B > 1
         return x.unfold(2, band.keys, band.block).permute(0, 2, 1, 4, 3).flatten(0, 1)
-    # backwards, the slices of a concatenation are summed much quicker than the windows of an unfold
+    # the backward pass of slices and a concatenation is much faster than that of unfold
     x = x.unflatten(2, (band.blocks + band.reach, band.block)).transpose(1, 2)
     shifted = [x[:, start : start + band.blocks] for start in range(band.reach + 1)]
     return torch.cat(shifted, dim=3).flatten(0, 1)
@@ -96,9 +96,9 @@ def _joined(out: Tensor, batch: int) -> Tensor:
 
 
 class BlockRule(ABC):
-    """Which keys queries see: by blocks, for what is gathered, and one by one, for the mask inside the blocks.
+    """A sparsity pattern: the key blocks that each block of queries gathers, and the mask inside the blocks.
 
-    R is B where rows of a batch differ and 1 where they are alike. Every query must see itself.
+    R is B where the rows of a batch have different patterns, otherwise 1. Every query must see itself.
     """
 
     block: int
@@ -107,15 +107,15 @@ class BlockRule(ABC):
     def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
         """(R, blocks, n) numbers of the key blocks that each of ``blocks`` blocks of queries reads; -1: none.
 
-        first: number of the first query among the keys; key block i holds the keys from i * block on. A key block
-        stands at most once in a list.
+        first: index of the first query among the keys. Key block i starts at key i * block and occurs at most once in a
+        list.
         """
 
     @abstractmethod
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
-        """True where a query sees a key, by their numbers: (1, blocks, b, 1), (R, blocks, 1, L) -> (R, blocks, b, L).
+        """True where a query sees a key, by their indices: (1, blocks, b, 1), (R, blocks, 1, L) -> (R, blocks, b, L).
 
-        Numbers may lie beyond the last key, where blocks are filled up.
+        Indices may exceed the last key where the last block is padded.
         """
 
 
@@ -143,7 +143,7 @@ def block_sparse_attention(
     """Attention in which each block of queries reads the key blocks that ``rule`` lists.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
-    kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M), seen (B * blocks, 1, b, L)
+    kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M), mask (B * blocks, 1, b, L)
         -> (B * blocks, H, b, M)
     Returns (B, H, T, M).
     """
@@ -154,7 +154,7 @@ def block_sparse_attention(
     table = rule.table(first, blocks, q.device)
     seen = _seen(rule, table, first, n_keys)
     seen = seen.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
-    keys, values = (_gathered(each, table, block) for each in (k, v))
+    keys, values = _gathered(k, table, block), _gathered(v, table, block)
     return _joined(kernel(queries.flatten(0, 1), keys, values, seen), batch)[:, :, :n_queries]
 
 
@@ -163,16 +163,16 @@ def _seen(rule: BlockRule, table: Tensor, first: int, n_keys: int) -> Tensor:
     within = torch.arange(rule.block, device=table.device)
     query = first + rule.block * torch.arange(table.shape[1], device=table.device)[:, None] + within
     query = query[None, :, :, None]
-    key = (table[..., None] * rule.block + within).flatten(2)[:, :, None]  # below 0 where none is listed
-    # queries that fill up the last block are dropped; they see all, as a softmax over nothing is no number
+    key = (table[..., None] * rule.block + within).flatten(2)[:, :, None]  # negative where no block is listed
+    # queries that pad the last block are dropped; they see all keys, because a softmax over no keys is NaN
     return (rule.visible(query, key) & (key >= 0) & (key < n_keys)) | (query >= n_keys)
 
 
 def _gathered(x: Tensor, table: Tensor, block: int) -> Tensor:
-    """(B, K, S, N) -> (B * blocks, K, n * b, N): the key blocks that the table lists, any block where it lists none."""
+    """(B, K, S, N) -> (B * blocks, K, n * b, N): the key blocks in the table; an arbitrary block for -1."""
     batch, _, n_keys, _ = x.shape
     x = F.pad(x, (0, 0, 0, -n_keys % block)).unflatten(2, (-1, block)).transpose(1, 2)  # (B, S / b, K, b, N)
-    table = table.clamp(0, x.shape[1] - 1)  # what is not there is hidden by the mask
+    table = table.clamp(0, x.shape[1] - 1)  # the mask hides blocks that are not listed
     rows = torch.arange(batch, device=x.device)[:, None] * x.shape[1] + table.flatten(1)
     found = x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, *table.shape[1:]))
     return found.transpose(2, 3).flatten(3, 4).flatten(0, 1)

@@ -14,8 +14,8 @@ from torch import Tensor
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.nn.attention_forms import AttentionInputs
 
-_BLOCK = 128  # queries, and keys, that the kernel takes at once
-_GRAPHS = 256  # shapes that it may be compiled for in one process
+_BLOCK = 128  # queries and keys per block of the kernel
+_GRAPHS = 256  # largest number of shapes that the kernel is compiled for in one process
 
 
 @cache
@@ -24,7 +24,7 @@ def _compiled() -> Callable[..., Any]:
 
     compiled = torch.compile(flex_attention, dynamic=False)
 
-    def attention(*args: Any, **kwargs: Any) -> Tensor:  # past PyTorch's limit of 8 shapes it would run unfused
+    def attention(*args: Any, **kwargs: Any) -> Tensor:  # beyond PyTorch's limit of 8 shapes it would run unfused
         with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
             return compiled(*args, **kwargs)
 
@@ -34,17 +34,17 @@ def _compiled() -> Callable[..., Any]:
 def flex(
     inputs: AttentionInputs, scale: float, softcap: float | None, sinks: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """Attention of several queries to keys of consecutive columns: (B, H, T, M).
+    """Attention of several queries to keys of consecutive columns. Returns (B, H, T, M).
 
-    sinks: (H,) logit of an extra key with a zero value; bias: (1, H, T, S) added to the scores
+    sinks: (H,) logits of an extra key whose value is zero; bias: (1, H, T, S) added to the scores
 
     Raises:
-        ConfigError: gradients are asked for on a CPU.
+        ConfigError: queries or keys require gradients on a CPU.
     """
     q, k, v, n_keys = inputs.q, inputs.k, inputs.v, inputs.n_keys
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
         raise ConfigError("backend=flex does not train on a CPU; use backend=auto")
-    extra = sinks is not None  # one more key, whose score the sink replaces
+    extra = sinks is not None  # an extra key whose score is replaced by the sink
     if extra:
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         bias = None if bias is None else F.pad(bias, (0, 1))
@@ -62,13 +62,13 @@ def flex(
 
 
 def _block_mask(inputs: AttentionInputs, extra: bool) -> Any:
-    """Who sees whom, by blocks of 128 and inside them; with a key more, which all see."""
+    """The mask of FlexAttention in blocks of 128; ``extra``: all queries also see one key after the last."""
     from torch.nn.attention.flex_attention import BlockMask
 
     n_queries, n_keys, device = inputs.n_queries, inputs.n_keys, inputs.q.device
     before, padding = n_keys - n_queries, inputs.pos.padding
     window = n_keys if inputs.window is None else inputs.window
-    hidden = None if padding is None else padding - inputs.key_columns[0]  # keys of each row that are padding
+    hidden = None if padding is None else padding - inputs.key_columns[0]  # (B,) number of padding keys of each row
 
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         distance = i + before - j

@@ -1,6 +1,6 @@
-"""Matrix products of tokens sorted by group with that group's own matrix, as one operator.
+"""Grouped matrix product: rows sorted by group, each group multiplied by its own matrix, in one operator.
 
-The group sizes are data, so plain indexing would break a compiled graph; an operator of our own does not.
+Group sizes are data, so plain indexing would break a compiled graph; a custom operator does not.
 """
 
 import torch
@@ -9,10 +9,9 @@ from torch import Tensor
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Row i of group g becomes x[i] @ weight[g].
+    """Multiply each row by the matrix of its group: x[i] @ weight[g] for row i of group g. Returns (M, C).
 
-    x: (M, A) with the rows of a group side by side; weight: (G, A, C); ends: (G,) int32, where each group ends.
-    Returns (M, C).
+    x: (M, A), rows sorted by group; weight: (G, A, C); ends: (G,) int32, index after the last row of each group
     """
     if x.is_cuda and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0:
         return F.grouped_mm(x, weight.contiguous(), offs=ends)  # one kernel, no synchronisation
@@ -36,7 +35,7 @@ def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("modular_gpt::grouped_outer", mutates_args=())
 def _grouped_outer(x: Tensor, y: Tensor, ends: Tensor) -> Tensor:
-    """x: (M, A), y: (M, C) -> (G, A, C): the sum over each group's rows of x[i] times y[i]."""
+    """x: (M, A), y: (M, C) -> (G, A, C): the sum of the outer products of x[i] and y[i] over the rows of each group."""
     out = x.new_empty(ends.shape[0], x.shape[1], y.shape[1])
     start = 0
     for group, end in enumerate(ends.tolist()):

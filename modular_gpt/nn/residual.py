@@ -1,4 +1,4 @@
-"""Marks of the parameters that write into the residual stream, which initialisation scales down."""
+"""Marks parameters whose output is added to the residual stream; initialisation scales these down."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ def residual_linear(d_in: int, d_out: int, bias: bool) -> nn.Linear:
 
 
 def mark_residual(module: nn.Module, *names: str) -> None:
-    """Say that the parameters ``names`` of ``module`` write into the residual stream."""
+    """Mark the parameters ``names`` of ``module`` as writing into the residual stream."""
     module.residual_parameters = names  # type: ignore[assignment]
 
 

@@ -1,7 +1,7 @@
 """Scaled dot-product attention as pure functions; with ``flex``, the only caller of PyTorch's attention kernels.
 
-Who sees whom is one rule on columns: a query sees a key when 0 <= query column - key column < window and the
-key is no padding. From it follow causal masks, sliding windows, ring caches, chunked prefill and ragged batches.
+One rule on columns defines every mask: a query sees a key if 0 <= query column - key column < window and the key is not
+padding. Causal masks, sliding windows, ring buffers, chunked prefill and ragged batches all follow from it.
 """
 
 import math
@@ -32,21 +32,21 @@ from modular_gpt.nn.flex import flex
 from modular_gpt.nn.fused_linear import compiling_for_cpu
 
 BACKENDS = ("auto", "flash", "math", "flex")
-_BLOCKS_FROM = 256  # keys more than a window from which blocks are quicker than one mask: 16 to 1,024 wide, on a CPU
-_LONG = 256  # queries from which left-padded rows are turned instead of masked
-_ROWS = 2**20  # numbers in a mask, above which a prompt is read in chunks of queries
-_SHORT = 512  # keys up to which weights of attention are written out in compiled training on a CPU
+_BLOCKS_FROM = 256  # keys beyond a window from which blocks beat one mask, measured on a CPU for windows of 16 to 1,024
+_LONG = 256  # queries from which left-padded rows are rotated instead of masked
+_ROWS = 2**20  # elements of a mask above which a prompt is read in chunks of queries
+_SHORT = 512  # keys up to which compiled training on a CPU computes attention weights without a fused kernel
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
 @dataclass(frozen=True)
 class AttentionScoreConfig:
-    """How scores are made and turned into weights, the same at every call of one attention layer.
+    """Settings of one attention layer that turn queries and keys into attention weights.
 
-    scale: factor on the scores; window: keys a query sees, its own included
-    softcap c: scores become c * tanh(scores / c); dropout: of the weights, while training
-    backend: auto | flash (fused kernels or an error) | math (written out) | flex (FlexAttention,
-        for more than one query at a time)
+    scale: factor on the scores; window: number of keys that a query sees, its own included; None: all
+    softcap: c in c * tanh(scores / c); None: no softcap; dropout: probability, applied to the weights in training
+    backend: auto, flash (fused kernels or an error), math (unfused) or flex (FlexAttention, for more than one query at
+        a time)
     """
 
     scale: float
@@ -57,16 +57,16 @@ class AttentionScoreConfig:
 
     @classmethod
     def read(cls, config: Any) -> "AttentionScoreConfig":
-        """From an attention's Config whose nulls are resolved."""
+        """Read the settings from the Config of an attention whose nulls are resolved."""
         return cls(config.scale, config.window, config.softcap, config.dropout, config.backend)
 
     @staticmethod
     def default_scale(width: int) -> float:
-        """1 / sqrt(width), the scale of queries and keys of ``width`` where none is given."""
+        """1 / sqrt(width), the default scale of queries and keys of ``width``."""
         return 1 / math.sqrt(max(width, 1))
 
     def check(self) -> None:
-        """Raise a ConfigError for what cannot work."""
+        """Raise a ConfigError for a value out of range or an unsupported combination."""
         positive("attention", window=self.window, softcap=self.softcap)
         fraction("attention", dropout=self.dropout)
         one_of(self.backend, BACKENDS, "attention.backend")
@@ -76,7 +76,7 @@ class AttentionScoreConfig:
 
 @dataclass(frozen=True)
 class _Weights:
-    """How one call turns scores into weights: the layer's settings, and what this call adds to them."""
+    """The settings of the layer and the arguments of one call that turn scores into attention weights."""
 
     scoring: AttentionScoreConfig
     sinks: Tensor | None
@@ -103,9 +103,12 @@ def sdpa(
     """Softmax attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
-    key_columns: (S,) the column of each key, one after the other where T > 1
-    sinks: (H,) logit of an extra key with a zero value; bias: the position, where it may add something to scores
+    pos: positions of the queries; key_columns: (S,) column of each key, consecutive where T > 1
+    sinks: (H,) logits of an extra key whose value is zero; bias: the position's bias on the scores
     Returns (B, H, T, M).
+
+    Raises:
+        ConfigError: the backend has no kernel for this device, dtype, mask or dropout.
     """
     inputs = AttentionInputs(q, k, v, pos, key_columns, pos.limit(scoring.window))
     bias = bias if bias is not None and bias.position.biases else None
@@ -113,7 +116,7 @@ def sdpa(
 
 
 def _attend(inputs: AttentionInputs, weights: _Weights) -> Tensor:
-    """By the form that is quickest; all say the same."""
+    """Choose the fastest of the equivalent algorithms of ``attention_forms``."""
     pos = inputs.pos
     if pos.count == 1 or isinstance(pos.start, Tensor) or torch.compiler.is_exporting():
         return _dense(inputs, weights)
@@ -129,7 +132,7 @@ def _attend(inputs: AttentionInputs, weights: _Weights) -> Tensor:
 
 
 def _band(inputs: AttentionInputs, backend: str) -> Band | None:
-    """The blocks of a sliding window, where they are quicker than one mask for all."""
+    """The blocks of a sliding window; None where one mask is as fast."""
     window = inputs.window
     if window is None or backend == "flex" or inputs.n_keys < window + _BLOCKS_FROM:
         return None
@@ -138,7 +141,7 @@ def _band(inputs: AttentionInputs, backend: str) -> Band | None:
 
 
 def _masks(inputs: AttentionInputs, weights: _Weights) -> bool:
-    """Whether this is a prompt, with no backward pass that would keep every mask, in which hidden keys cost."""
+    """Whether chunks of queries save memory or work: without gradients, and where a mask or all scores are computed."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or weights.scoring.backend == "flex":
         return False
     plain = weights.bias is None and weights.sinks is None and not _use_eager(inputs.q, inputs.n_keys, weights)
@@ -146,10 +149,10 @@ def _masks(inputs: AttentionInputs, weights: _Weights) -> bool:
 
 
 def _dense(inputs: AttentionInputs, weights: _Weights) -> Tensor:
-    """Every query with every key, hidden ones behind a mask."""
+    """Attention of every query to every key, with a mask where one is needed."""
     pos, window, n_keys, columns = inputs.pos, inputs.window, inputs.n_keys, inputs.key_columns
     bias = None if weights.bias is None else weights.bias(pos, columns)
-    if weights.scoring.backend == "flex" and pos.count > 1:  # its kernels are made per length: no use for one query
+    if weights.scoring.backend == "flex" and pos.count > 1:  # it compiles one kernel per length: not for single steps
         return _flex(inputs, bias, weights)
     seen: Tensor | None = None
     if needs_mask(pos, n_keys, window):
@@ -162,16 +165,16 @@ def _dense(inputs: AttentionInputs, weights: _Weights) -> Tensor:
 
 
 def _flex(inputs: AttentionInputs, bias: Tensor | None, weights: _Weights) -> Tensor:
-    """FlexAttention, which has no dropout."""
+    """FlexAttention. Raises a ConfigError for dropout, which it does not support."""
     if weights.dropout > 0:
         raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
     return flex(inputs, weights.scoring.scale, weights.scoring.softcap, weights.sinks, bias)
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
-    """Attention with a mask (B or 1, 1, T, S), or None for all, and a bias (B or 1, H, T, S)."""
+    """Attention with a mask ``seen`` (B or 1, 1, T, S), None: all keys, and a bias (B or 1, H, T, S) or None."""
     scoring, count = weights.scoring, q.shape[2]
-    # for one query PyTorch would copy all keys and values, to add the sink or where their widths differ
+    # for one query the fused path would copy all keys and values: to add the sink, or where their widths differ
     copies = count == 1 and (weights.sinks is not None or k.shape[-1] != v.shape[-1])
     if _use_eager(q, k.shape[2], weights) or (copies and scoring.backend == "auto"):
         return _eager(q, k, v, seen, bias, weights)
@@ -179,9 +182,9 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor |
 
 
 def _use_eager(q: Tensor, n_keys: int, weights: _Weights) -> bool:
-    """Whether weights are written out: where no kernel does it, and where plain products are quicker.
+    """Whether attention is computed without a fused kernel: where none supports it, and where that is faster.
 
-    Flash kernels are slow backwards on a CPU, so that compiled training goes quicker without them over few keys.
+    The backward pass of flash kernels is slow on a CPU: with few keys, compiled training is faster without them.
     """
     scoring = weights.scoring
     if scoring.backend == "math" or scoring.softcap is not None:
@@ -207,12 +210,12 @@ def _fused(
     batch, heads, count, width = q.shape
     groups, value_width = k.shape[1], v.shape[-1]
     fold = count == 1 and heads != groups
-    if fold:  # the queries that share a key stand side by side, as if they were tokens
+    if fold:  # the query heads of one key head become the token dimension
         q = q.reshape(batch, groups, -1, width)
         if mask is not None and mask.shape[1] == heads:
             mask = mask.reshape(mask.shape[0], groups, -1, mask.shape[-1])
     elif count > 1 and q.device.type == "cpu" and width != value_width:
-        q, k, v = _of_one_width(q, k, v)
+        q, k, v = _pad_to_one_width(q, k, v)
     shared = not fold and heads != groups
     only_fused = sdpa_kernel(_FUSED) if scoring.backend == "flash" else nullcontext()
     try:
@@ -234,15 +237,15 @@ def _fused(
     return out[..., :value_width].reshape(batch, heads, count, -1)
 
 
-def _of_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values filled up with zeros to one width, which the flash kernel of a CPU asks for."""
+def _pad_to_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad queries, keys and values with zeros to the same width, which the flash kernel of a CPU requires."""
     width = max(q.shape[-1], v.shape[-1])
-    q, k, v = (each if each.shape[-1] == width else F.pad(each, (0, width - each.shape[-1])) for each in (q, k, v))
+    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
     return q, k, v
 
 
 def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An extra key of zeros, whose score is then the sink alone, with a value of zeros."""
+    """Append a zero key and a zero value, and a mask column with the sinks: the score of that key is the sink."""
     rows = q.shape[0] if mask is None else mask.shape[0]
     heads, count, n_keys = q.shape[1], q.shape[2], k.shape[2]
     if mask is None:
@@ -255,11 +258,11 @@ def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tens
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
-    """The definition, step by step: matmul, softcap, bias, mask, softmax in float32 or better, matmul."""
+    """Attention by its definition: matmul, softcap, bias, mask, softmax in at least float32, dropout, matmul."""
     scoring, sinks = weights.scoring, weights.sinks
     batch, heads, count, width = q.shape
     groups = k.shape[1]
-    folded = (q * scoring.scale).reshape(batch, groups, -1, width)  # queries that share a key stand side by side
+    folded = (q * scoring.scale).reshape(batch, groups, -1, width)  # (B, K, H / K * T, N)
     scores = (folded @ k.transpose(-1, -2)).reshape(batch, heads, count, -1)
     if scoring.softcap is not None:
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
@@ -269,11 +272,11 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | 
         scores = scores.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(batch, heads, count, 1)], -1)
-    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
+    probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
     if sinks is not None:
-        shares = shares[..., :-1]
-    shares = F.dropout(shares, weights.dropout)
-    return (shares.reshape(batch, groups, -1, shares.shape[-1]) @ v).reshape(batch, heads, count, -1)
+        probabilities = probabilities[..., :-1]
+    probabilities = F.dropout(probabilities, weights.dropout)
+    return (probabilities.reshape(batch, groups, -1, probabilities.shape[-1]) @ v).reshape(batch, heads, count, -1)
 
 
 def shard_heads(rank: int, world_size: int, **counts: int) -> slice:

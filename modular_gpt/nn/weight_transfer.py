@@ -7,14 +7,18 @@ from torch import Tensor, nn
 
 from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, TransferReport
 
-CONSTANT = 8192.0  # large beside what attention projects, so that the size of both together is the size of this
+CONSTANT = 8192.0  # much larger than projected activations, so that it determines the norm of a vector that contains it
 
 CARRIED = "a constant that makes the norm the identity"
 
 
-def fill(part: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: str = "") -> TransferReport:
-    """Copy a weight (out, in) and a bias (out,) into linear layer ``name``; returns how each was derived, by name."""
-    linear = getattr(part, name)
+def fill(module: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: str = "") -> TransferReport:
+    """Copy a weight (out, in) and a bias (out,) into the linear layer ``name`` of ``module``.
+
+    how: derivation to report; a missing bias becomes zero, and a bias that the layer lacks is left out
+    Returns the derivation of the weight and the bias, by name.
+    """
+    linear = getattr(module, name)
     linear.weight.copy_(weight)
     if linear.bias is None:
         lost = "" if bias is None else "its bias left out"
@@ -23,27 +27,31 @@ def fill(part: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: s
     return {f"{name}.weight": how, f"{name}.bias": "zero, as there was none" if bias is None else how}
 
 
-def head_weights(part: Any, width: int, scale: float) -> AttentionWeights:
+def head_weights(attention: Any, width: int, scale: float) -> AttentionWeights:
     """Canonical weights of an attention with linear layers query, key, value and out and heads of one ``width``."""
 
     def heads(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.detach().unflatten(0, (-1, width))
 
     return AttentionWeights(
-        query=heads(part.query.weight),
-        key=heads(part.key.weight),
-        value=heads(part.value.weight),
-        out=part.out.weight.detach().unflatten(1, (-1, width)),
-        query_bias=heads(part.query.bias),
-        key_bias=heads(part.key.bias),
-        value_bias=heads(part.value.bias),
-        out_bias=None if part.out.bias is None else part.out.bias.detach(),
+        query=heads(attention.query.weight),
+        key=heads(attention.key.weight),
+        value=heads(attention.value.weight),
+        out=attention.out.weight.detach().unflatten(1, (-1, width)),
+        query_bias=heads(attention.query.bias),
+        key_bias=heads(attention.key.bias),
+        value_bias=heads(attention.value.bias),
+        out_bias=None if attention.out.bias is None else attention.out.bias.detach(),
         scale=scale,
     )
 
 
-def init_heads(part: Any, source: AttentionWeights, present: AttentionWeights) -> TransferReport:
-    """Fill linear layers query, key, value and out, whose weights so far are ``present``."""
+def init_heads(attention: Any, source: AttentionWeights, present: AttentionWeights) -> TransferReport:
+    """Initialise the linear layers query, key, value and out of ``attention`` from ``source``.
+
+    present: the canonical weights that ``attention`` has now, for its shapes and scale
+    Returns the derivation of each parameter, by name; {} where widths differ or key heads cannot be regrouped.
+    """
     count = len(present.key)
     fits = source.query.shape == present.query.shape and source.out.shape == present.out.shape
     if not fits or (len(source.key) % count and count % len(source.key)):
@@ -51,12 +59,12 @@ def init_heads(part: Any, source: AttentionWeights, present: AttentionWeights) -
     scale = source.scale / present.scale
     how = _regrouping(len(source.key), count)
     value_bias = regroup(source.value_bias, count)
-    moved = value_bias is not None and part.value.bias is None
+    moved = value_bias is not None and attention.value.bias is None
     return {
-        **fill(part, "query", *_scaled(source, scale), f"times {scale:.4g}" if scale != 1 else ""),
-        **fill(part, "key", _rows(regroup(source.key, count)), _rows(regroup(source.key_bias, count)), how),
-        **fill(part, "value", _rows(regroup(source.value, count)), None if moved else _rows(value_bias), how),
-        **fill_out(part, source, moved),
+        **fill(attention, "query", *_scaled(source, scale), f"times {scale:.4g}" if scale != 1 else ""),
+        **fill(attention, "key", _rows(regroup(source.key, count)), _rows(regroup(source.key_bias, count)), how),
+        **fill(attention, "value", _rows(regroup(source.value, count)), None if moved else _rows(value_bias), how),
+        **fill_out(attention, source, moved),
     }
 
 
@@ -70,7 +78,7 @@ def _rows(heads: Tensor | None) -> Any:
 
 
 def regroup(heads: Tensor | None, count: int) -> Any:
-    """Key or value heads (K, ...) as ``count`` heads: means of neighbours, or each several times.
+    """Regroup key or value heads (K, ...) into ``count`` heads: means of neighbouring heads, or repeated heads.
 
     https://arxiv.org/abs/2305.13245, section 2.1
     """
@@ -87,36 +95,39 @@ def _regrouping(before: int, after: int) -> str:
     return f"means of {before // after} heads" if before > after else f"each head {after // before} times"
 
 
-def fill_out(part: nn.Module, source: AttentionWeights, moved: bool) -> TransferReport:
-    """Fill the linear layer ``out``; the bias of the values moves into its own: weights that sum to 1 pass it on."""
+def fill_out(attention: nn.Module, source: AttentionWeights, moved: bool) -> TransferReport:
+    """Initialise the linear layer ``out`` of ``attention``.
+
+    moved: fold the bias of the values into the bias of ``out``; this is exact, because attention weights sum to 1
+    """
     weight, bias = source.out.flatten(1), source.out_bias
     if not moved or source.value_bias is None:
-        return fill(part, "out", weight, bias)
+        return fill(attention, "out", weight, bias)
     values = torch.einsum("dhm,hm->d", source.out, regroup(source.value_bias, source.out.shape[1]))
-    made = fill(part, "out", weight, values if bias is None else values + bias)
-    return made | ({"out.bias": "with that of the values"} if "out.bias" in made else {})
+    report = fill(attention, "out", weight, values if bias is None else values + bias)
+    return report | ({"out.bias": "with that of the values"} if "out.bias" in report else {})
 
 
 def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """up (out, r) and down (r, in), whose product comes nearest to a matrix (out, in), with r <= rank."""
+    """The best approximation of a matrix (out, in) by a product up (out, r) @ down (r, in), r <= rank, by SVD."""
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     return (left[:, :rank] * values[:rank]).to(matrix.dtype), right[:rank].to(matrix.dtype)
 
 
 def carry_past(norm: nn.Module, down: nn.Linear, width: int) -> int:
-    """Make a norm over the first ``width`` outputs of ``down`` hardly more than the identity, where that is possible.
+    """Make a norm over the first ``width`` outputs of ``down`` approximately the identity, where that is possible.
 
-    A norm divides by the size of its input. The last of the outputs is made a large constant, by its bias, so that
-    this size hardly depends on the others, and the norm's weight is set to undo the division.
-    Returns how many outputs are left for other things.
+    A norm divides by the size of its input. The last of these outputs becomes a large constant, through its bias, so
+    that the size hardly depends on the other outputs, and the weight of the norm is set to undo the division.
+    Returns the number of outputs that remain free: ``width``, or ``width - 1`` with the constant.
     """
     probe = down.weight.new_zeros(2, width)
     probe[:, -1], probe[0, 0], probe[1, 0] = CONSTANT, 1.0, -2.0
-    through = norm(probe)
-    if torch.equal(through, probe):
+    normed = norm(probe)
+    if torch.equal(normed, probe):
         return width
-    factor, weight = through[0, 0], getattr(norm, "weight", None)
-    proportional = torch.allclose(through[:, :-1] / factor, probe[:, :-1], rtol=1e-2, atol=1e-2)
+    factor, weight = normed[0, 0], getattr(norm, "weight", None)
+    proportional = torch.allclose(normed[:, :-1] / factor, probe[:, :-1], rtol=1e-2, atol=1e-2)
     if width < 2 or down.bias is None or weight is None or not proportional:
         return width
     weight.div_(factor)
@@ -125,17 +136,17 @@ def carry_past(norm: nn.Module, down: nn.Linear, width: int) -> int:
     return width - 1
 
 
-def offer_of_dense(part: Any) -> FeedForwardWeights:
-    """The offer of a feed-forward part with linear layers up, down and, perhaps, gate."""
-    tensors = {name.removesuffix(".weight").replace(".", "_"): tensor for name, tensor in part.named_parameters()}
+def dense_weights(ffn: Any) -> FeedForwardWeights:
+    """Canonical weights of a feed-forward network with linear layers up, down and, optionally, gate."""
+    tensors = {name.removesuffix(".weight").replace(".", "_"): tensor for name, tensor in ffn.named_parameters()}
     return FeedForwardWeights(**{name: tensor.detach() for name, tensor in tensors.items()})
 
 
-def adopt_dense(part: Any, source: FeedForwardWeights) -> TransferReport:
-    """Fill those of the linear layers up, down and gate that the offer has in their size."""
-    made: TransferReport = {}
-    for name, linear in part.named_children():
+def init_dense(ffn: Any, source: FeedForwardWeights) -> TransferReport:
+    """Copy the weights of those linear layers up, down and gate of ``ffn`` whose shape in ``source`` is the same."""
+    report: TransferReport = {}
+    for name, linear in ffn.named_children():
         weight = getattr(source, name, None)
         if weight is not None and weight.shape == linear.weight.shape:
-            made |= fill(part, name, weight, getattr(source, f"{name}_bias"))
-    return made
+            report |= fill(ffn, name, weight, getattr(source, f"{name}_bias"))
+    return report

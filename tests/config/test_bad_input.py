@@ -89,7 +89,7 @@ TABLE = [
     (dict(attention="linear", pos="alibi"), "attention=linear has no score matrix"),
     (dict(attention="linear", pos="alibi"), "use pos=rope, learned, sinusoidal or none"),
     # positions
-    (dict(d_model=36), "pos=rope turns pairs of dimensions: 9 is odd; set an even pos.rotary_dim"),
+    (dict(d_model=36), "pos=rope rotates pairs of dimensions: 9 is odd; set an even pos.rotary_dim"),
     (dict(pos={**ROPE, "rotary_dim": 3}), "3 is odd; set an even pos.rotary_dim"),
     (dict(pos={**ROPE, "rotary_dim": 10}), "pos.rotary_dim=10 is wider than the 8 dimensions of a head"),
     (dict(pos={**ROPE, "theta": 0}), "pos.theta must be above 0, got 0"),

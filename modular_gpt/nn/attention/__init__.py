@@ -1,1 +1,1 @@
-"""Attention: how tokens exchange information. One file per component."""
+"""Attention components: mixing of information between tokens. One file per component."""

@@ -1,7 +1,7 @@
 """Linear attention: https://arxiv.org/abs/2006.16236
 
-The softmax is replaced by a product of positive features, phi(x) = elu(x) + 1, so that all keys and values fold into
-one matrix per head whatever the length of the text: linear time to train, constant memory to decode.
+The softmax is replaced by a product of positive features, phi(x) = elu(x) + 1, so that all earlier keys and values are
+summed in one matrix per head: training takes linear time, decoding constant memory per token.
 """
 
 from dataclasses import dataclass, replace
@@ -82,13 +82,13 @@ class LinearAttention(Attention, name="linear"):
         valid = pos.valid()
         if valid is not None:
             k = k * valid[:, None, :, None]
-        turned_q, turned_k = self.position.rotate(q, pos), self.position.rotate(k, pos)
+        rotated_q, rotated_k = self.position.rotate(q, pos), self.position.rotate(k, pos)
         state: tuple[Tensor | None, Tensor | None] = (None, None)
         if cache is not None:
             state = (cache.tensors[0], cache.tensors[1])
-        # rotated features may be negative, so the normaliser uses the features as they were
+        # rotated features may be negative, so the normaliser uses the features before rotation
         # (RoFormer, https://arxiv.org/abs/2104.09864, equation 19)
-        total, last_memory = _causal_products(turned_q, turned_k, v, state[0], self.config.chunk)
+        total, last_memory = _causal_products(rotated_q, rotated_k, v, state[0], self.config.chunk)
         key_sums = k.cumsum(dim=2) if state[1] is None else k.cumsum(dim=2) + state[1][:, :, None]
         normaliser = (q * key_sums).sum(-1, keepdim=True) + self.config.eps
         if cache is not None:
@@ -106,7 +106,7 @@ class LinearAttention(Attention, name="linear"):
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """The same projections; what is made of them is another thing, which only training can mend."""
+        """Copy the projections; the outputs still differ from softmax attention, which only training corrects."""
         return init_heads(self, replace(source, scale=1.0), self.canonical_weights())
 
     def _split(self, x: Tensor) -> Tensor:
@@ -115,15 +115,15 @@ class LinearAttention(Attention, name="linear"):
 
 
 def _causal_products(q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
-    """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t applied to ``memory`` (B, H, N, N) from before.
+    """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t times ``memory`` (B, H, N, N) of earlier tokens.
 
     q, k, v: (B, H, T, N). Within a chunk by a masked matrix product, between chunks by the running sum of k v^T.
-    Returns ((B, H, T, N), the memory after the last token).
+    Returns the sums (B, H, T, N) and the memory after the last token.
     """
     count = q.shape[2]
     chunk = min(chunk, count)
     padding = -count % chunk
-    q, k, v = (F.pad(each, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for each in (q, k, v))
+    q, k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for x in (q, k, v))
     within = (q @ k.transpose(-1, -2)).tril() @ v  # (B, H, chunks, chunk, N)
     after = (k.transpose(-1, -2) @ v).cumsum(dim=2)  # memory after each chunk, (B, H, chunks, N, N)
     if memory is not None:

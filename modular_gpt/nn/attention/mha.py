@@ -1,4 +1,4 @@
-"""Multi-head attention and its corners.
+"""Multi-head attention and its variants.
 
 Multi-head https://arxiv.org/abs/1706.03762, multi-query https://arxiv.org/abs/1911.02150, grouped-query
 https://arxiv.org/abs/2305.13245, sliding window https://arxiv.org/abs/2004.05150 (as in Mistral,
@@ -147,7 +147,7 @@ class MultiHeadAttention(
         columns = pos.columns
         if cache is not None:
             (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
-            k, v = k.to(q.dtype), v.to(q.dtype)  # a cache may be of another type than the model
+            k, v = k.to(q.dtype), v.to(q.dtype)  # the cache may have another dtype than the model
         mixed = sdpa(
             q,
             k,
@@ -184,7 +184,7 @@ class MultiHeadAttention(
         """Split queries or keys into heads, normalise and rotate them: (B, T, heads * N) -> (B, heads, T, N)."""
         if norm is not None and self.config.qk_norm_scope == "full":
             x, norm = norm(x), None
-        x = self._clip(x)  # after a norm of the full width, as OLMoE does, and before a norm of each head
+        x = self._clip(x)  # after a norm over the full width, as in OLMoE, and before a norm per head
         if norm is None:
             return self.position.rotate(self._split(x), pos)
         if self.config.qk_norm_after_rope:
@@ -205,7 +205,7 @@ class MultiHeadAttention(
 
 
 def heads(config: MultiHeadAttention.Config, dims: Dims) -> tuple[int, int, int]:
-    """(query heads, key/value heads, width of a head)"""
+    """Number of query heads, number of key/value heads, and width of a head."""
     return dims.n_heads, plain(config.n_kv_heads), plain(config.head_dim)
 
 

@@ -1,8 +1,8 @@
 """Multi-head latent attention: https://arxiv.org/abs/2405.04434, section 2.1
 
-Keys and values are made from one small latent vector per token, which is all that is cached, beside one rotated
-key that all heads share. While decoding, the latent itself is attended to: the matrix that would expand it to keys
-is absorbed into the query, and the one that would expand it to values is applied after the mixing.
+Keys and values are computed from one small latent vector per token; only the latent and one rotated key that all heads
+share are cached. While decoding, queries attend to the latents: the matrix that would expand latents to keys is
+absorbed into the query, and the matrix that would expand them to values is applied to the weighted sum of latents.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Widths(NamedTuple):
 
 
 class ReadLinear(nn.Linear):
-    """A linear layer whose weight is also read directly while decoding, so that weight packing must leave it alone."""
+    """A linear layer whose weight is also read directly while decoding, so it must not be packed."""
 
 
 class MultiHeadLatentAttention(Attention, name="mla"):
@@ -156,26 +156,27 @@ class MultiHeadLatentAttention(Attention, name="mla"):
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """The latent is the best one of its rank for keys and values together, by SVD, where heads have these widths.
+        """Initialise from another attention whose heads have the same widths; {} where they differ.
 
-        A bias of the keys shifts all scores of a query alike and is left out; one of the values moves into that of
-        the output. What rotates starts without effect: its queries are zero.
+        The latent is the best approximation of its rank to keys and values together, by SVD. The bias of the keys adds
+        the same number to all scores of a query and is left out; the bias of the values is folded into the output bias.
+        The rotated dimensions have no effect at first: their queries are zero.
         """
         latent, nope, _, value = self.widths
         width, d_model = self.n_heads * nope, self.latent.in_features
         if source.query.shape != (self.n_heads, nope, d_model) or source.out.shape[1:] != (self.n_heads, value):
             return {}
-        keys, values = (regroup(each, self.n_heads).flatten(0, 1) for each in (source.key, source.value))
-        room = carry_past(self.latent_norm, self.latent, latent)
-        up, down = low_rank(torch.cat([keys, values]), room)
+        keys, values = (regroup(heads, self.n_heads).flatten(0, 1) for heads in (source.key, source.value))
+        rank = carry_past(self.latent_norm, self.latent, latent)
+        up, down = low_rank(torch.cat([keys, values]), rank)
         self.latent.weight[: len(down)] = down
-        for part, rows in ((self.key, up[:width]), (self.value, up[width:])):
-            part.weight.zero_()
-            part.weight[:, : len(down)] = rows
-        made = dict.fromkeys(("latent.weight", "key.weight", "value.weight"), f"rank {len(down)} by SVD")
-        if room < latent:
-            made |= {"latent.bias": CARRIED, "latent_norm.weight": CARRIED}
-        return {**self._init_query(source), **made, **fill_out(self, source, moved=True)}
+        for layer, rows in ((self.key, up[:width]), (self.value, up[width:])):
+            layer.weight.zero_()
+            layer.weight[:, : len(down)] = rows
+        report = dict.fromkeys(("latent.weight", "key.weight", "value.weight"), f"rank {len(down)} by SVD")
+        if rank < latent:
+            report |= {"latent.bias": CARRIED, "latent_norm.weight": CARRIED}
+        return {**self._init_query(source), **report, **fill_out(self, source, moved=True)}
 
     def _init_query(self, source: AttentionWeights) -> TransferReport:
         scale, rotated = source.scale / self.scoring.scale, self.widths.rope
@@ -184,20 +185,20 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         down = self.query_down
         if down is None or self.query_norm is None:
             return fill(self, "query", weight, bias, f"times {scale:.4g}" if scale != 1 else "")
-        room = carry_past(self.query_norm, down, down.out_features)
+        rank = carry_past(self.query_norm, down, down.out_features)
         with_bias = bias is not None and down.bias is not None
         matrix = torch.cat([weight, cast(Tensor, bias)[:, None]], dim=1) if with_bias else weight
-        up, rows = low_rank(matrix, room)
+        up, rows = low_rank(matrix, rank)
         self.query.weight.zero_()
         self.query.weight[:, : len(rows)] = up
         down.weight[: len(rows)] = rows[:, : down.in_features]
         if with_bias:
             down.bias[: len(rows)] = rows[:, -1]
-        made = dict.fromkeys(("query.weight", "query_down.weight"), f"rank {len(rows)} by SVD")
-        made |= {"query_down.bias": made["query.weight"]} if with_bias else {}
-        if room < down.out_features:
-            made |= {"query_down.bias": CARRIED, "query_norm.weight": CARRIED}
-        return made
+        report = dict.fromkeys(("query.weight", "query_down.weight"), f"rank {len(rows)} by SVD")
+        report |= {"query_down.bias": report["query.weight"]} if with_bias else {}
+        if rank < down.out_features:
+            report |= {"query_down.bias": CARRIED, "query_norm.weight": CARRIED}
+        return report
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
@@ -217,18 +218,18 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _absorbing_is_cheaper(self, count: int, n_keys: int) -> bool:
-        """Compare multiplications per head: wider scores and values for each query, or expanding every key."""
+        """Whether attending to latents takes fewer multiplications per head than expanding them to keys and values."""
         latent, nope, _, value = self.widths
         absorbed = count * n_keys * 2 * latent + count * latent * (nope + value)
         expanded = count * n_keys * (nope + value) + n_keys * latent * (nope + value)
         return absorbed < expanded
 
     def _can_absorb(self) -> bool:
-        """Whether ``key`` and ``value`` are plain matrices: an adapter around them or a hook on them must run."""
+        """Whether ``key`` and ``value`` are plain matrices, without an adapter or hooks, which must run."""
         return all(type(layer) is ReadLinear and not has_hooks(layer) for layer in (self.key, self.value))
 
     def _over_keys(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
-        """Expand the latents to keys and values of every head: training and long prompts. -> (B, H, T, value)"""
+        """Expand the latents to keys and values of every head, for training and long prompts: (B, H, T, value)."""
         latent, _, rope, _ = self.widths
         kept_latent = kept[:, 0, :, :latent]
         k = self.key(kept_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
@@ -238,7 +239,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         return self._attend(q, k, v, pos, columns)
 
     def _over_latents(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
-        """Attend to the cached latents themselves, as one key/value head that all queries share."""
+        """Attend to the cached latents as one key/value head that all queries share: (B, H, T, value)."""
         latent, nope, _, _ = self.widths
         to_key = self.key.weight.unflatten(0, (self.n_heads, -1))  # (H, nope, latent)
         to_value = self.value.weight.unflatten(0, (self.n_heads, -1))  # (H, value, latent)
@@ -260,7 +261,7 @@ class MultiHeadLatentAttention(Attention, name="mla"):
 
 
 def widths(config: MultiHeadLatentAttention.Config) -> Widths:
-    """The widths by name."""
+    """The widths in a Config whose nulls are resolved."""
     return Widths(
         latent=plain(config.kv_lora_rank),
         nope=plain(config.qk_nope_head_dim),

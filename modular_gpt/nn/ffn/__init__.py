@@ -1,1 +1,1 @@
-"""Feed-forward parts: what each token computes by itself. One file per component."""
+"""Feed-forward components, which transform each token by itself. One file per component."""

@@ -13,7 +13,7 @@ from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import GATES, gated
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.weight_transfer import adopt_dense, offer_of_dense
+from modular_gpt.nn.weight_transfer import dense_weights, init_dense
 
 
 class GatedLinearUnit(
@@ -70,11 +70,11 @@ class GatedLinearUnit(
         return {"gate": COLUMNS, "up": COLUMNS, "down": ROWS}
 
     def canonical_weights(self) -> FeedForwardWeights:
-        return offer_of_dense(self)
+        return dense_weights(self)
 
     @torch.no_grad()
     def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        return adopt_dense(self, source)
+        return init_dense(self, source)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

@@ -12,7 +12,7 @@ from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.weight_transfer import adopt_dense, offer_of_dense
+from modular_gpt.nn.weight_transfer import dense_weights, init_dense
 
 
 class MLP(FeedForward, name="mlp"):
@@ -60,11 +60,11 @@ class MLP(FeedForward, name="mlp"):
         return {"up": COLUMNS, "down": ROWS}
 
     def canonical_weights(self) -> FeedForwardWeights:
-        return offer_of_dense(self)
+        return dense_weights(self)
 
     @torch.no_grad()
     def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        return adopt_dense(self, source)
+        return init_dense(self, source)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation}"

@@ -4,7 +4,7 @@ Top-k softmax routing https://arxiv.org/abs/2401.04088, sigmoid routing and bala
 https://arxiv.org/abs/2412.19437, shared experts and expert groups https://arxiv.org/abs/2405.04434, load-balancing loss
 https://arxiv.org/abs/2101.03961, router z-loss https://arxiv.org/abs/2202.08906.
 
-Tokens are sorted by expert and each expert computes its tokens together; no token is ever dropped.
+Tokens are sorted by expert and each expert computes all its tokens in one product; no token is dropped.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from modular_gpt.nn.residual import mark_residual
 
 
 class MixtureOfExperts(FeedForward, name="moe"):
-    """A router sends each token to its top_k of n_experts feed-forward parts (Mixtral, DeepSeek)."""
+    """A router sends each token to top_k of n_experts feed-forward networks (Mixtral, DeepSeek)."""
 
     @dataclass
     class Config(ComponentConfig):
@@ -91,9 +91,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
         self.down_bias = nn.Parameter(torch.empty(experts, d_model)) if bias else None
         self.shared: FeedForward | None = None
         if config.shared_experts:
-            part = _dense(config)
-            shared = replace(part, hidden=hidden * config.shared_experts)
-            self.shared = shared.build(dims)
+            self.shared = replace(_dense(config), hidden=hidden * config.shared_experts).build(dims)
         by_bias = config.balance == "bias"
         self.register_buffer("select_bias", torch.zeros(experts) if by_bias else None)
         self.register_buffer("load", torch.zeros(experts) if by_bias else None, persistent=False)
@@ -124,9 +122,9 @@ class MixtureOfExperts(FeedForward, name="moe"):
         return filled(config, hidden=FeedForward.of(expert).resolved(expert, dims).hidden, bias=dims.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T, D) -> (B, T, D), weighted losses ``load_balancing`` and ``router_z`` while training
+        """(B, T, D) -> (B, T, D), and in training the weighted losses ``load_balancing`` and ``router_z``
 
-        mask: (B, T) True where a token is no padding; padding counts neither in the losses nor in the load
+        mask: (B, T) True where a token is not padding; padding counts neither in the losses nor in the load
         """
         tokens = x.flatten(0, -2)  # (M, D)
         logits = self.router(tokens).float()
@@ -165,7 +163,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
         return weights * config.routed_scale, chosen, scores
 
     def _experts(self, tokens: Tensor, weights: Tensor, chosen: Tensor, counts: Tensor) -> Tensor:
-        """(M, D) -> (M, D): every token through its experts, summed with its weights."""
+        """(M, D) -> (M, D): for each token, the sum of its experts' outputs times their weights."""
         order = chosen.flatten().argsort(stable=True)  # token-expert pairs, expert by expert
         expert = chosen.flatten()[order]
         ends = counts.cumsum(0).to(torch.int32)
@@ -199,7 +197,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
 
     @torch.no_grad()
     def after_optimizer_step(self) -> None:
-        """Make overloaded experts less likely to be chosen and idle ones more, by a fixed step."""
+        """Lower the selection bias of experts above the mean load and raise that of the others, by ``bias_step``."""
         if self.select_bias is not None and self.load is not None and self.router.weight.requires_grad:
             self.select_bias += self.config.bias_step * torch.sign(self.load.mean() - self.load)
         self.after_skipped_step()
@@ -217,26 +215,26 @@ class MixtureOfExperts(FeedForward, name="moe"):
 
     @torch.no_grad()
     def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        """Every expert starts as the dense part, and the router new: https://arxiv.org/abs/2212.05055"""
+        """Copy a dense network into every expert (sparse upcycling); the router stays new: arxiv.org/abs/2212.05055."""
         if source.up.shape != self.up.shape[1:] or (source.gate is None) != (self.gate is None):
             return {}
-        made: TransferReport = {}
+        report: TransferReport = {}
         for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"):
-            parameter, theirs = getattr(self, name), getattr(source, name)
-            if parameter is None or theirs is None:
+            parameter, dense = getattr(self, name), getattr(source, name)
+            if parameter is None or dense is None:
                 continue
             factor = 1 / self.config.routed_scale if name.startswith("down") else 1.0
-            parameter.copy_((theirs * factor).expand_as(parameter))
-            made[name] = "for every expert" + (f", times {factor:.4g}" if factor != 1 else "")
-        return made
+            parameter.copy_((dense * factor).expand_as(parameter))
+            report[name] = "for every expert" + (f", times {factor:.4g}" if factor != 1 else "")
+        return report
 
     def extra_repr(self) -> str:
-        kind = "mlp" if self.gate is None else "glu"
-        return f"{self.config.n_experts} experts ({kind}, hidden {self.up.shape[1]}), top_k={self.config.top_k}"
+        expert, hidden = self.config.expert, self.up.shape[1]
+        return f"{self.config.n_experts} experts ({expert}, hidden {hidden}), top_k={self.config.top_k}"
 
 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the first dimension, of the rows where ``mask`` (M,) is True."""
+    """Mean of ``values`` (M, ...) over the rows where ``mask`` (M,) is True; None: over all rows."""
     if mask is None:
         return values.mean(0)
     weight = mask.to(values.dtype) / mask.sum()
@@ -244,6 +242,6 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _dense(config: MixtureOfExperts.Config) -> glu.GatedLinearUnit.Config | mlp.MLP.Config:
-    """One expert as a dense part; its default hidden size is every expert's."""
-    kind = glu.GatedLinearUnit.Config if config.expert == "glu" else mlp.MLP.Config
-    return kind(hidden=config.hidden, activation=config.activation, bias=config.bias)
+    """The Config of one expert as a dense network; it resolves the default hidden width of the experts."""
+    cls = glu.GatedLinearUnit.Config if config.expert == "glu" else mlp.MLP.Config
+    return cls(hidden=config.hidden, activation=config.activation, bias=config.bias)

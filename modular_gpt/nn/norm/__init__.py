@@ -1,10 +1,10 @@
-"""Normalisation. One file per component."""
+"""Normalisation components. One file per component."""
 
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.registry import decode
 
 
 def norm_without_bias(name: str, eps: float, width: int) -> Norm:
-    """A norm inside an attention, over vectors of ``width``, with its defaults but for ``eps`` and without a bias."""
+    """Build the norm ``name`` over vectors of ``width`` with ``eps``, without a bias, for use inside an attention."""
     config = decode("norm", {"name": name, "eps": eps})
     return Norm.of(config)(Norm.of(config).resolved(config, False), width, False)

@@ -33,30 +33,32 @@ class ScaleNorm(Norm, name="scalenorm"):
         super().__init__(config, width, bias)
         self.eps = config.eps
         self.width = width
-        self.first = math.sqrt(width)
+        self.initial_scale = math.sqrt(width)
         self.weight = nn.Parameter(torch.empty(1)) if config.affine else None
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
-        wide = torch.promote_types(x.dtype, torch.float32)  # half precision overflows; float64 stays float64
+        wide = torch.promote_types(x.dtype, torch.float32)  # squares overflow in half precision; float64 stays
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp(min=self.eps)
-        scale = self.first if self.weight is None else self.weight
+        scale = self.initial_scale if self.weight is None else self.weight
         return x * (scale / length).to(x.dtype)
 
     def canonical_weights(self) -> NormWeights | None:
-        return None if self.weight is None else NormWeights((self.weight.detach() / self.first).expand(self.width))
+        if self.weight is None:
+            return None
+        return NormWeights((self.weight.detach() / self.initial_scale).expand(self.width))
 
     @torch.no_grad()
     def init_from(self, source: NormWeights) -> TransferReport:
         if self.weight is None or source.scale.shape != (self.width,):
             return {}
-        self.weight.fill_(self.first * source.scale.mean())
+        self.weight.fill_(self.initial_scale * source.scale.mean())
         return {"weight": "the mean"}
 
     def reset_parameters(self) -> None:
         if self.weight is not None:
-            nn.init.constant_(self.weight, self.first)
+            nn.init.constant_(self.weight, self.initial_scale)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"

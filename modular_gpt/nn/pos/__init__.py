@@ -1,1 +1,1 @@
-"""Positional encoding: how a model knows order. One file per component."""
+"""Positional encodings. One file per component."""

@@ -34,7 +34,7 @@ class ALiBi(Position, name="alibi"):
         positive("pos", max_bias=config.max_bias)
 
     def bias(self, pos: Positions, key_columns: Tensor, n_heads: int) -> Tensor:
-        """(1, H, T, S): minus slope times distance, in float32; shared by all layers of a forward pass."""
+        """(1, H, T, S) in float32: minus slope times distance; computed once per forward pass for all layers."""
 
         def make() -> Tensor:
             distance = pos.columns[:, None] - key_columns[None, :]
@@ -47,7 +47,8 @@ class ALiBi(Position, name="alibi"):
 def slopes(n_heads: int, max_bias: float = 8.0) -> list[float]:
     """The slope of each head: a geometric sequence that ends at 2^-max_bias.
 
-    A count that is no power of two takes the slopes of the power below, then every second one of the power above.
+    If ``n_heads`` is not a power of two, the slopes of the next lower power come first, followed by every second slope
+    of the next higher one.
     """
 
     def geometric(count: int) -> list[float]:

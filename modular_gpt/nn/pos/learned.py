@@ -9,7 +9,7 @@ from modular_gpt.core.registry import ComponentConfig
 
 
 class LearnedPosition(Position, name="learned"):
-    """A table with one trained vector per position, added to the token embeddings (GPT-2)."""
+    """A learned vector per position, added to the token embeddings (GPT-2)."""
 
     embeds = True
     extrapolates = False
@@ -20,5 +20,5 @@ class LearnedPosition(Position, name="learned"):
         self.table = nn.Embedding(dims.context_length, dims.d_model)
 
     def embed(self, x: Tensor, pos: Positions) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``GPTModel.forward`` refuses positions past the table."""
+        """(B, T, D) -> (B, T, D); ``GPTModel.forward`` refuses positions beyond the table."""
         return x + self.table(pos.index.clamp(min=0))

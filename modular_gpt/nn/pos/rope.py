@@ -1,10 +1,10 @@
-"""Rotary positions: https://arxiv.org/abs/2104.09864
+"""Rotary position embedding: https://arxiv.org/abs/2104.09864
 
-Scalings to longer contexts: linear https://arxiv.org/abs/2306.15595, dynamic (NTK by the present length)
+Scalings to longer contexts: linear https://arxiv.org/abs/2306.15595, dynamic (NTK scaling by the current length)
 https://arxiv.org/abs/2309.00071 appendix, yarn https://arxiv.org/abs/2309.00071, llama3
 https://arxiv.org/abs/2407.21783.
 
-No table is stored: angles come from the positions of each forward pass, in float32, once for all layers.
+No table is stored: angles are computed in float32 from the positions of each forward pass, once for all layers.
 """
 
 import math
@@ -80,23 +80,23 @@ class RoPE(Position, name="rope"):
         self.scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
         self.original_length = 0 if self.scaling is None else plain(self.scaling.original_context_length)
         if self.scaling is not None and self.scaling.kind == "dynamic":
-            self.slides = False  # its angles depend on the length of the text, not on distances alone
-        self.settings = repr(config)  # written once: torch.compile cannot trace a dataclass's repr
+            self.slides = False  # angles depend on the length of the text, not on distances alone
+        self.settings = repr(config)  # memo key; computed here because torch.compile cannot trace a dataclass's repr
 
     @classmethod
     def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
         one_of(config.layout, ("half", "interleaved"), "pos.layout")
-        turning = plain(config.rotary_dim)
-        positive("pos", theta=config.theta, rotary_dim=turning if turning or rotary_width else None)
+        dim = plain(config.rotary_dim)
+        positive("pos", theta=config.theta, rotary_dim=dim if dim or rotary_width else None)
         scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
-        if turning > rotary_width:
-            raise ConfigError(f"pos.rotary_dim={turning} is wider than the {rotary_width} dimensions of a head")
-        if turning % 2:
-            raise ConfigError(f"pos=rope turns pairs of dimensions: {turning} is odd; set an even pos.rotary_dim")
+        if dim > rotary_width:
+            raise ConfigError(f"pos.rotary_dim={dim} is wider than the {rotary_width} dimensions of a head")
+        if dim % 2:
+            raise ConfigError(f"pos=rope rotates pairs of dimensions: {dim} is odd; set an even pos.rotary_dim")
         if scaling is not None and scaling.kind == "yarn" and config.theta <= 1:
             raise ConfigError(f"pos.scaling.kind=yarn needs pos.theta above 1, got {config.theta:g}")
-        if scaling is not None and scaling.kind == "dynamic" and turning == 2:
-            raise ConfigError("pos.scaling.kind=dynamic needs more than one pair of dimensions that turn; use linear")
+        if scaling is not None and scaling.kind == "dynamic" and dim == 2:
+            raise ConfigError("pos.scaling.kind=dynamic needs more than one pair of rotated dimensions; use linear")
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims, rotary_width: int) -> Config:
@@ -108,28 +108,28 @@ class RoPE(Position, name="rope"):
         return replace(filled(config, rotary_dim=rotary_width), scaling=scaling)
 
     def rotate(self, x: Tensor, pos: Positions) -> Tensor:
-        """(B, heads, T, width) -> the same; the first ``rotary_dim`` dimensions turn, the others stay."""
+        """(B, heads, T, width) -> the same shape; only the first ``rotary_dim`` dimensions are rotated."""
         dim = plain(self.config.rotary_dim)
         key = ("rope", self.settings, self.original_length, dim, x.dtype)
         cos, sin = pos.memo(key, lambda: self._angles(pos, dim, x.dtype))
-        turning, rest = x[..., :dim], x[..., dim:]
+        first, rest = x[..., :dim], x[..., dim:]
         if self.config.layout == "half":
-            turned = turning * cos + torch.cat([-turning[..., dim // 2 :], turning[..., : dim // 2]], dim=-1) * sin
+            rotated = first * cos + torch.cat([-first[..., dim // 2 :], first[..., : dim // 2]], dim=-1) * sin
         else:
-            even, odd = turning[..., ::2], turning[..., 1::2]
+            even, odd = first[..., ::2], first[..., 1::2]
             cos, sin = cos[..., : dim // 2], sin[..., : dim // 2]
-            turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
-        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+            rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+        return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
 
     def _angles(self, pos: Positions, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, (B or 1, 1, T, dim), of position times frequency."""
+        """cos and sin of position times frequency, each (B or 1, 1, T, dim)."""
         frequencies, magnitude = self._frequencies(pos, dim)
         angle = (pos.index[..., None].float() * frequencies)[:, None]
         angle = torch.cat([angle, angle], dim=-1)
         return (angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype)
 
     def _frequencies(self, pos: Positions, dim: int) -> tuple[Tensor, float]:
-        """Angle per position, (dim / 2,) or (B, 1, dim / 2), and the factor on queries and keys."""
+        """Angles per position, (dim / 2,) or (B or 1, 1, dim / 2), and the factor on queries and keys."""
         exponent = torch.arange(0, dim, 2, device=pos.index.device, dtype=torch.float32) / dim
         scaling = self.scaling
         if scaling is None:
@@ -147,7 +147,7 @@ class RoPE(Position, name="rope"):
         return self._yarn(scaling, unscaled, dim), magnitude
 
     def _dynamic(self, scaling: Scaling, pos: Positions, exponent: Tensor, dim: int) -> Tensor:
-        """(B or 1, 1, dim / 2): the base grows with the present length of each row by itself.
+        """(B or 1, 1, dim / 2): the base grows with the current length of each row.
 
         Cached keys keep the angles of the length at which they were computed.
         """
@@ -162,9 +162,8 @@ class RoPE(Position, name="rope"):
         return keep * unscaled + (1 - keep) * unscaled / scaling.factor
 
     def _yarn(self, scaling: Scaling, unscaled: Tensor, dim: int) -> Tensor:
-        def border(
-            turns: float,
-        ) -> float:  # the dimension pair that turns this often over the original length
+        def border(turns: float) -> float:
+            """Index of the dimension pair that makes this number of turns over the original length."""
             return dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.config.theta))
 
         low, high = border(scaling.beta_fast), border(scaling.beta_slow)

@@ -1,4 +1,4 @@
-"""Sinusoidal positions: https://arxiv.org/abs/1706.03762, section 3.5"""
+"""Sinusoidal position embedding: https://arxiv.org/abs/1706.03762, section 3.5"""
 
 import math
 from dataclasses import dataclass
