@@ -63,8 +63,8 @@ class Sweep:
         result = JobResult(number, config.name, config.seed, seedless)
         try:
             _train(config, settings, self.where, result)
-        except Exception as error:
-            result.code, result.message = 1, f"failed: {type(error).__name__}: {error}"
+        except BaseException as error:  # Ctrl-C before training caught it, too
+            result.code, result.message = 1, f"failed: {type(error).__name__}: {error}".removesuffix(": ")
             raise
         finally:
             self._keep(result)

@@ -64,8 +64,6 @@ def build_trainer(
         restore_adapters(adapters, checkpoint)
     model = parallel.shard_model(model, placement.device, placement.precision)
     trainer = Trainer(model, build_optimizer(config.optim, model), data, tokenizer, config, placement, adapters)
-    if config.trainer.sample_tokens:
-        trainer.validation.prompt()  # characters that the tokenizer does not know are refused before training
     if checkpoint is not None:
         resume(trainer, config, checkpoint, say)
     return trainer

@@ -48,6 +48,8 @@ class Validation:
         self.block = forward.model.config.context_length
         self.rows = config.batch_size // config.gradient_accumulation  # of a batch, all processes together
         self.sample_failed = False
+        if config.sample_tokens:
+            self.prompt()  # characters that the tokenizer does not know are refused before training
 
     @torch.no_grad()
     def loss(self, batches: int, progress: Progress | None = None) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -169,3 +170,23 @@ def whole_run(settings: dict[str, Any], stop: int | None = None) -> tuple[str, d
 def table_of(settings: dict[str, Any]) -> str:
     """What a dry run says."""
     return str(train(RunConfig.from_dict(settings), quiet=True).table)
+
+
+def slow_first_process(settings: dict[str, Any], place: str, seconds: float) -> int:
+    """Train while the first process takes this long to save, or to sample -> the steps that were done."""
+    from unittest.mock import patch
+
+    from modular_gpt.training import checkpointing
+    from modular_gpt.training.validation import Validation
+
+    owner: Any = checkpointing if place == "save_checkpoint" else Validation
+    original = getattr(owner, place)
+
+    def slow(*args: Any, **keywords: Any) -> Any:
+        time.sleep(seconds if ProcessGroup.launched().is_main else 0)
+        return original(*args, **keywords)
+
+    with patch.object(owner, place, slow):
+        result = train(RunConfig.from_dict(settings), quiet=True)
+    assert result.outcome is not None
+    return result.outcome.steps

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from modular_gpt.checkpoint import find_checkpoint
-from tests.distributed.cases import whole_run
+from tests.distributed.cases import slow_first_process, whole_run
 from tests.distributed.pair import Pair
 from tests.training.small import config
 
@@ -52,3 +52,11 @@ def test_elastic_resume(ways: list[str], pair: Pair, folder: Path) -> None:
     found = answers[0][2]
     assert found.keys() == losses.keys() == set(range(1, 13))
     assert max(abs(found[step] - losses[step]) for step in losses) < EXACT
+
+
+@pytest.mark.parametrize("place", ["save_checkpoint", "sample"])
+def test_a_slow_first_process_is_not_a_lost_one(place: str, pair: Pair, folder: Path) -> None:
+    """It saves, or samples, for longer than ``parallel.timeout``."""
+    parallel = {"name": "ddp", "timeout": 4.0}
+    settings = config(folder, max_steps=2, eval_interval=2, parallel=parallel, runs=str(folder / "runs")).to_dict()
+    assert pair(slow_first_process, settings, place, 6.0) == [2, 2]
