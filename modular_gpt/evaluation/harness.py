@@ -105,7 +105,7 @@ class HarnessModel(TemplateLM):
         for (text,) in (request.args for request in requests):
             pieces = get_rolling_token_windows(
                 token_list=self.tok_encode(text),
-                prefix_token=self.eot_token_id,
+                prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
             )

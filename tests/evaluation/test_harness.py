@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from modular_gpt import ConfigError, DataError, GPTConfig, GPTModel
+from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.data import Tokenizer, build_tokenizer
+from modular_gpt.data.tokenizers.byte import ByteTokenizer
 
 pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
@@ -159,3 +161,31 @@ def test_what_cannot_be_is_refused(tokenizer: Tokenizer, task: Any, tmp_path: Pa
     (tmp_path / "questions.jsonl").unlink()
     with pytest.raises(DataError, match="the data of missing_data cannot be had"):
         run_tasks(model, tokenizer, [path])
+
+
+class WithBos(ByteTokenizer):
+    """Bytes, and an id that begins a text, as Llama's and Gemma's tokenizers have them."""
+
+    bos_id, eos_id, _end_ids = 1, 2, (3,)
+
+
+@torch.no_grad()
+def test_every_context_begins_with_bos() -> None:
+    model = HarnessModel(small(), WithBos())
+    context, text = "ab", " cd"
+    logits = model.gpt(torch.tensor([[1, *b"ab cd"]])).log_softmax(-1)[0]
+    whole = [logits[at, token].item() for at, token in enumerate(b"ab cd")]
+    assert model.loglikelihood([ask("l", context, text)])[0][0] == pytest.approx(sum(whole[2:]), rel=1e-4)
+    assert model.loglikelihood([ask("l", "", "ab cd")])[0][0] == pytest.approx(sum(whole), rel=1e-4)
+    assert model.loglikelihood_rolling([ask("l", "ab cd")]) == pytest.approx([sum(whole)], rel=1e-4)
+    assert model.tok_encode("a") == [97] and model.tok_encode("a", add_special_tokens=True) == [1, 97]
+    assert model._settings({}).stop_tokens == [2, 3]
+    assert model.generate_until([ask("g", context, {"max_gen_toks": 3})])
+
+
+def test_logits_that_are_not_finite_are_named() -> None:
+    model = small()
+    with torch.no_grad():
+        model.blocks[-1].ffn.down.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="the model's logits are not finite at the continuation ' cd'"):
+        HarnessModel(model, build_tokenizer("byte")).loglikelihood([ask("l", "ab", " cd")])
