@@ -5,9 +5,11 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from modular_gpt.core.errors import UserError
@@ -180,13 +182,20 @@ def slow_first_process(settings: dict[str, Any], place: str, seconds: float) -> 
     from modular_gpt.training.validation import Validation
 
     owner: Any = checkpointing if place == "save_checkpoint" else Validation
-    original = getattr(owner, place)
+    original, left = getattr(owner, place), [seconds]  # the first call is slow, after which training continues
 
     def slow(*args: Any, **keywords: Any) -> Any:
-        time.sleep(seconds if ProcessGroup.launched().is_main else 0)
+        if ProcessGroup.launched().is_main and left:
+            time.sleep(left.pop())
         return original(*args, **keywords)
 
-    with patch.object(owner, place, slow):
-        result = train(RunConfig.from_dict(settings), quiet=True)
+    # the group of the pair was made before this run, and without its timeout
+    set_timeout = dist.distributed_c10d._set_pg_timeout
+    set_timeout(timedelta(seconds=settings["parallel"]["timeout"]))
+    try:
+        with patch.object(owner, place, slow):
+            result = train(RunConfig.from_dict(settings), quiet=True)
+    finally:
+        set_timeout(timedelta(minutes=30))
     assert result.outcome is not None
     return result.outcome.steps
