@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from modular_gpt._version import __version__
 from modular_gpt.core.errors import ConfigError, ReportedElsewhere, UserError
 from modular_gpt.core.registry import PLUGINS
+from modular_gpt.runtime.cpu_threads import avoid_spinning
 
 if TYPE_CHECKING:
     from modular_gpt.cli.composition.schema import Command
@@ -92,6 +93,7 @@ def _unknown_flag(flag: str) -> str:
 
 def answer(run: Callable[[CommandLine], int], arguments: Sequence[str] | None) -> int:
     """Run a command and return its exit code; a user's mistake is one sentence on stderr."""
+    avoid_spinning()
     arguments = sys.argv[1:] if arguments is None else arguments
     if os.environ.get(PLUGINS):
         sys.path.append(os.getcwd())  # the user's own modules; last, so that they hide nothing
