@@ -1,10 +1,9 @@
-"""What a training will need, computed on tensors without content: arithmetic, and memory by part."""
+"""Estimates of a training, computed on tensors without storage: arithmetic, and memory by use."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import ComponentLike
+from modular_gpt.core.validation import size_errors
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.model.materialize import meta_model
 from modular_gpt.optim import build_optimizer
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.lora import LoraConfig, select_trained
@@ -32,7 +34,7 @@ class Estimate:
     flops_per_token: floating-point operations of the forward and backward pass of one token, each query meeting
         min(window, context) keys; recomputation by activation checkpointing is not counted
     causal_flops_per_token: the same without the keys after each query
-    weights, gradients, optimizer: bytes in float32; average: bytes of averaged weights, 0 where there are none
+    weights, gradients, optimizer: bytes in float32; average: bytes of averaged weights, 0 if there are none
     activations: bytes that one micro-batch keeps for its backward pass, with those of one recomputed block
     cache: bytes of the cache that generates a full context
     """
@@ -48,27 +50,27 @@ class Estimate:
 
     @property
     def training_bytes(self) -> int:
-        """All that training holds at once."""
-        return sum(self.parts().values())
+        """Bytes that training holds at once."""
+        return sum(self.memory().values())
 
-    def parts(self) -> dict[str, int]:
-        """What it consists of."""
+    def memory(self) -> dict[str, int]:
+        """Bytes that training holds, by use."""
         names = ["weights", "gradients", "optimizer", *(["average"] if self.average else []), "activations"]
         return {name: getattr(self, name) for name in names}
 
-    def divided(self, processes: int) -> "Estimate":
-        """What each process needs where they divide all but activations among them."""
+    def sharded(self, processes: int) -> "Estimate":
+        """The estimate of each process if all but activations is sharded among them."""
         names = ("weights", "gradients", "optimizer", "average")
         return replace(self, **{name: getattr(self, name) // processes for name in names})
 
-    def in_words(self) -> str:
-        """The sum and its parts, in a phrase."""
-        listed = ", ".join(f"{name} {size(count)}" for name, count in self.parts().items())
+    def summary(self) -> str:
+        """The memory in a phrase: the sum, and each use."""
+        listed = ", ".join(f"{name} {size(count)}" for name, count in self.memory().items())
         return f"{size(self.training_bytes)} ({listed})"
 
     def table(self) -> str:
-        """The parts, one a line."""
-        rows = [(name, size(count)) for name, count in {**self.parts(), "together": self.training_bytes}.items()]
+        """The estimate as a table of two columns."""
+        rows = [(name, size(count)) for name, count in {**self.memory(), "together": self.training_bytes}.items()]
         rows += [("cache, generating", size(self.cache)), ("FLOPs per token", f"{self.flops_per_token:,.0f}")]
         rows += [("causal FLOPs", f"{self.causal_flops_per_token:,.0f}")]
         width = max(len(name) for name, _ in rows)
@@ -76,7 +78,7 @@ class Estimate:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that suits them."""
+    """Bytes in a suitable unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -84,30 +86,36 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def estimate(config: GPTConfig, optim: Any, trainer: TrainerConfig, lora: LoraConfig = WHOLE) -> Estimate:
-    """What training takes; nothing is computed and no memory is used."""
-    with FakeTensorMode():
-        model = meta_model(config, trainer, lora)
-        optimizer = build_optimizer(optim, model).state_bytes()
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return Estimate(
-        flops_per_token=flops_per_token(config, trainer.frozen, lora),
-        causal_flops_per_token=flops_per_token(config, trainer.frozen, lora, causal=True),
-        weights=sum(parameter.nbytes for parameter in model.parameters()),
-        gradients=trained,
-        optimizer=optimizer,
-        average=0 if trainer.ema_decay is None else trained,
-        activations=activation_bytes(config, trainer, lora),
-        cache=config.cache_bytes(1, config.context_length),
-    )
+def estimate(config: GPTConfig, optim: ComponentLike, trainer: TrainerConfig, lora: LoraConfig = WHOLE) -> Estimate:
+    """The estimate of a training, without its arithmetic and its memory.
+
+    Raises:
+        ConfigError: sizes are beyond what any tensor can have.
+    """
+    with size_errors("a training of these sizes"):
+        with FakeTensorMode():
+            model = fake_model(config, trainer, lora)
+            optimizer = build_optimizer(optim, model).state_bytes()
+        trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+        flops, causal_flops = count_flops(config, trainer.frozen, lora)
+        return Estimate(
+            flops_per_token=flops,
+            causal_flops_per_token=causal_flops,
+            weights=sum(parameter.nbytes for parameter in model.parameters()),
+            gradients=trained,
+            optimizer=optimizer,
+            average=0 if trainer.ema_decay is None else trained,
+            activations=activation_bytes(config, trainer, lora),
+            cache=config.cache_bytes(1, config.context_length),
+        )
 
 
-def meta_model(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> GPTModel:
-    """The model as it is trained, of tensors without content, inside a FakeTensorMode."""
+def fake_model(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> GPTModel:
+    """The model as it is trained, of fake tensors on the CPU; to be called in a FakeTensorMode."""
     with torch.device("meta"):
         model = GPTModel(config)
         select_trained(model, lora, trainer.frozen)
-    for module in model.modules():  # on the CPU, whose kernels keep other tensors than those of meta
+    for module in model.modules():  # the CPU's kernels keep other tensors for the backward pass than those of meta
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
@@ -116,75 +124,82 @@ def meta_model(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> G
 
 
 def activation_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig = WHOLE) -> int:
-    """Of one micro-batch, at the moment when most are held."""
+    """Bytes of activations that one micro-batch holds at its peak."""
     whole = kept_bytes(config, replace(trainer, activation_checkpointing=0), lora)
     every = trainer.activation_checkpointing
     if not every:
         return whole
     kept = kept_bytes(config, trainer, lora)
-    again = -(-config.n_layers // every)  # blocks that are computed again, one after the other
-    return kept + (whole - kept) // again
+    recomputed = -(-config.n_layers // every)  # number of blocks that are recomputed, one after the other
+    return kept + (whole - kept) // recomputed
 
 
 def kept_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> int:
-    """What a forward pass keeps for the backward pass."""
+    """Bytes that the forward pass of one micro-batch keeps for the backward pass."""
     with FakeTensorMode():
-        model = meta_model(config, trainer, lora)
+        model = fake_model(config, trainer, lora)
         model.checkpoint_activations(trainer.activation_checkpointing)
         rows = trainer.batch_size // trainer.gradient_accumulation
         ids = torch.zeros(rows, config.context_length, dtype=torch.long)
         with saved_tensors() as kept:
             model(ids, ids, loss=trainer.loss)
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
-    return sum(count for storage, count in storages.items() if storage not in own)
+    return sum(count for storage, count in storages.items() if storage not in weights)
 
 
-def flops_per_token(
-    config: GPTConfig, frozen: Sequence[str] = (), lora: LoraConfig = WHOLE, causal: bool = False
-) -> float:
+def flops_per_token(config: GPTConfig, frozen: Sequence[str] = (), lora: LoraConfig = WHOLE) -> float:
     """Floating-point operations of the forward and backward pass of one token in a full context.
 
-    A query meets min(window, context) keys, or with ``causal`` only those not after it, on average over the context.
+    A query meets min(window, context) keys.
     frozen: patterns of the parameters that have no gradient; lora: the adapters
     """
-    with torch.device("meta"):  # where attention takes PyTorch's plain path, of which every product is counted once
+    return count_flops(config, frozen, lora)[0]
+
+
+def count_flops(config: GPTConfig, frozen: Sequence[str], lora: LoraConfig) -> tuple[float, float]:
+    """``flops_per_token``, and the same with the keys alone that are not after the query."""
+    with torch.device("meta"):  # on which attention takes PyTorch's plain path, and the counter sees every product
         model = GPTModel(config)
         select_trained(model, lora, frozen)
         ids = torch.zeros(1, config.context_length, dtype=torch.long)
-    layers = config.layer_configs
+    context, layers = config.context_length, config.layer_configs
     with FlopCounterMode(display=False) as counter:
         loss = model(ids, ids).loss
         forward = [_score_flops(counter, index) for index in range(len(layers))]
         loss.backward()
-    operations = float(counter.get_total_flops())
-    for index, layer in enumerate(layers):
-        exact = config.context_length * layer.score_flops(config.dims, config.context_length, causal)
-        if forward[index] and exact:  # counted were whole blocks of keys, with those that are hidden
-            operations += _score_flops(counter, index) * (exact / forward[index] - 1)
-    return operations / config.context_length
+
+    def corrected(causal: bool) -> float:
+        operations = float(counter.get_total_flops())
+        for index, layer in enumerate(layers):
+            exact = context * layer.score_flops(config.dims, context, causal)
+            if forward[index] and exact:  # whole blocks of keys were counted, with those that are hidden
+                operations += _score_flops(counter, index) * (exact / forward[index] - 1)
+        return operations / context
+
+    return corrected(causal=False), corrected(causal=True)
 
 
 def _score_flops(counter: FlopCounterMode, layer: int) -> int:
-    """The products of queries, keys and values among what was counted in one layer's attention."""
+    """The products of queries, keys and values among those counted in one layer's attention."""
     counts = counter.get_flop_counts().get(f"GPTModel.blocks.{layer}.attention", {})
     return sum(count for operator, count in counts.items() if operator in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
 
 
 @register_flop_formula([torch.ops.modular_gpt.grouped_matmul, torch.ops.modular_gpt.grouped_outer])
-def _grouped_flops(x: Any, y: Any, ends: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """A product of x (M, A) with y, whose last dimension is C: 2 M A C, however the rows are grouped."""
+def _grouped_flops(x: Sequence[int], y: Sequence[int], *args: object, **kwargs: object) -> int:
+    """Shapes of x (M, A) and of y, whose last dimension is C -> 2 M A C, however the rows are grouped."""
     return 2 * x[0] * x[1] * y[-1]
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that this process can still get on a device; None where the system does not tell."""
+    """Bytes that this process can still get on a device; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    facts = Path("/proc/meminfo")
-    if device.type != "cpu" or not facts.is_file():
+    path = Path("/proc/meminfo")
+    if device.type != "cpu" or not path.is_file():
         return None
-    free = next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)
+    free = next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if "MemAvailable" in line)
     for limit, used in CGROUPS:  # of a container
         with suppress(OSError, ValueError):
             free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
@@ -198,12 +213,12 @@ def suggest_smaller(
     available: int = 0,
     lora: LoraConfig = WHOLE,
 ) -> str:
-    """What to give to need less memory, ready to be typed; with an estimate, what makes it fit."""
-    parts = trainer.gradient_accumulation
-    rows = trainer.batch_size // parts
+    """Settings that need less memory, ready to be typed; with an estimate, settings that fit into ``available``."""
+    count = trainer.gradient_accumulation
+    rows = trainer.batch_size // count
     for divisor in (d for d in range(2, rows + 1) if rows % d == 0):
         if needs is None or needs.training_bytes - needs.activations * (1 - 1 / divisor) <= available:
-            return f"trainer.gradient_accumulation={parts * divisor}"
+            return f"trainer.gradient_accumulation={count * divisor}"
     others = 0 if needs is None else needs.training_bytes - needs.activations
     least = replace(trainer, gradient_accumulation=trainer.batch_size, activation_checkpointing=1)
     if trainer.activation_checkpointing != 1 and (
@@ -223,13 +238,12 @@ def check_memory(
     available = available_bytes(device)
     if available is not None and needs.training_bytes > available:
         change = suggest_smaller(config, trainer, needs, available, lora)
-        raise ConfigError(f"this needs {needs.in_words()}, and {size(available)} are available: try {change}")
+        raise ConfigError(f"this needs {needs.summary()}, and {size(available)} are available: try {change}")
 
 
 def check_weights(config: GPTConfig) -> None:
     """Raise a ConfigError for a model whose weights alone are more than this machine has room for."""
-    with torch.device("meta"):
-        weights = sum(parameter.nbytes for parameter in GPTModel(config).parameters())
+    weights = sum(parameter.nbytes for parameter in meta_model(config).parameters())
     available = available_bytes(torch.device("cpu"))
     if available is not None and weights > available:
         raise ConfigError(
@@ -240,12 +254,12 @@ def check_weights(config: GPTConfig) -> None:
 
 @contextmanager
 def saved_tensors() -> Iterator[list[Tensor]]:
-    """Collects every tensor that a forward pass keeps for the backward pass."""
+    """Context manager: collects every tensor that autograd keeps for the backward pass."""
     kept: list[Tensor] = []
 
-    def note(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> Tensor:
         kept.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         yield kept

@@ -1,27 +1,23 @@
-"""How much of a device a training uses: its share of the peak arithmetic (MFU), and memory.
+"""How much of a device a training uses: model FLOPs utilisation (MFU), and memory.
 
-Model FLOPs utilisation (https://arxiv.org/abs/2204.02311, appendix B) is the arithmetic that the model needs, forward
-and backward, over what the device could do at best in the same time. What is computed twice counts once.
+MFU (https://arxiv.org/abs/2204.02311, appendix B) is the arithmetic that the model's forward and backward passes need,
+divided by the device's peak in the same time. Operations that are recomputed count once.
 """
 
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from modular_gpt.model.config import GPTConfig
-from modular_gpt.training.estimate import WHOLE, flops_per_token
-from modular_gpt.training.lora import LoraConfig
-
 TERA = 1e12
-# Dense products by the makers' data sheets, in 10^12 FLOP/s: bf16, fp16, float32 (as TF32 where there is that). None
-# where the device has no such unit. A name that begins another one stands after it.
+# Dense matrix products by the makers' data sheets, in 10^12 FLOP/s: bf16, fp16, float32 (TF32 where it exists). None:
+# the device has no such unit. A name that begins another one stands after it.
 PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
     "B200": (2250, 2250, 1125),
     "GH200": (989.5, 989.5, 494.5),
@@ -47,18 +43,18 @@ PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
     "T4": (None, 65, 8.1),
     "MI300X": (1307.4, 1307.4, None),
 }
-OTHER = re.compile(r"\b(MIG|Laptop|Max-Q|D)\b")  # in a device's name: less than what the name before it promises
+OTHER = re.compile(r"\b(MIG|Laptop|Max-Q|D)\b")  # in a device's name: it is slower than the name before it says
 COLUMN = {"bf16": 0, "fp16": 1, "float32": 2, "bf16_products": 2}
-MEASURE = 0.2  # seconds that a CPU is measured for
-WORTH = 10.0  # seconds that a run must take at the very least for its peak to be looked for
-CPU = 1e11  # FLOP/s of a CPU, to judge that before it is measured
+MEASURE = 0.2  # seconds of measuring a CPU
+WORTH = 10.0  # seconds, the shortest run whose peak is measured
+CPU = 1e11  # FLOP/s assumed of a CPU before it is measured
 
 
 @dataclass
 class ThroughputMonitor:
-    """Reads a device.
+    """Measures how much of a device a training uses.
 
-    flops: of training on one token; peak: of all devices together, FLOP/s, or None where it is not known
+    flops: of training on one token; peak: of all devices together, FLOP/s; both None if they are not known
     source: of the peak, ``published`` or ``measured``
     """
 
@@ -68,39 +64,34 @@ class ThroughputMonitor:
     source: str | None = None
 
     def read(self, tokens_per_second: float) -> dict[str, float]:
-        """``mfu``, a share, and ``memory_bytes``, as far as they are known.
+        """``mfu``, a fraction of the peak, and ``memory_bytes``, if they are known.
 
-        The memory is the most that was in use on a GPU so far, and what the process holds now elsewhere.
+        The memory is the largest so far on a GPU, and the process's present one elsewhere.
         """
         mfu = self.flops * tokens_per_second / self.peak if self.flops and self.peak else None
         values = {"mfu": mfu, "memory_bytes": memory_bytes(self.device)}
         return {name: value for name, value in values.items() if value is not None}
 
 
-def build_meter(
-    config: GPTConfig,
-    parameters: int,
-    tokens: int,
-    device: torch.device,
-    precision: str,
-    devices: int = 1,
-    frozen: Sequence[str] = (),
-    lora: LoraConfig = WHOLE,
+def build_monitor(
+    device: torch.device, precision: str, devices: int, work: float, flops: Callable[[], float]
 ) -> ThroughputMonitor:
-    """A meter for training a model, but for what is frozen, or adapters of it, on so many tokens.
+    """The monitor of a training on ``devices`` devices like ``device``.
 
-    MFU is left out of a run of seconds, in which looking for it would be felt, and where no peak is known.
+    MFU is left out of a run of seconds, in which measuring the peak would take a noticeable time, and if no peak is
+    known.
+    work: FLOPs of the whole training, at least; flops: computes those of one token
     """
     peak = published_peak(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-    if 6 * parameters * tokens < WORTH * devices * (peak or CPU) or not (peak or device.type == "cpu"):
+    if work < WORTH * devices * (peak or CPU) or not (peak or device.type == "cpu"):
         return ThroughputMonitor(device)
     source = "published" if peak else "measured"
     peak = peak or measured_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
-    return ThroughputMonitor(device, flops_per_token(config, frozen, lora), peak * devices, source)
+    return ThroughputMonitor(device, flops(), peak * devices, source)
 
 
 def published_peak(name: str, precision: str) -> float | None:
-    """FLOP/s of a GPU by its name; None where the table does not have it."""
+    """FLOP/s of a GPU by its name; None if ``PEAKS`` lacks it."""
     column = COLUMN.get(precision)
     if column is None or OTHER.search(name):
         return None
@@ -111,7 +102,7 @@ def published_peak(name: str, precision: str) -> float | None:
 
 @torch.no_grad()
 def measured_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of some products of matrices on the CPU, with the threads and settings as they are."""
+    """FLOP/s of the fastest of some matrix products on the CPU, with the present threads and settings."""
     matrix = torch.full((1024, 1024), 0.5, dtype=dtype)
     best, end = float("inf"), time.perf_counter() + MEASURE
     while best == float("inf") or time.perf_counter() < end:
@@ -122,7 +113,7 @@ def measured_peak(dtype: torch.dtype) -> float:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Bytes in use: at most so far on a GPU, else now by this process; None where the system does not tell."""
+    """Bytes in use: the peak so far on a GPU, else of this process now; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -132,6 +123,6 @@ def memory_bytes(device: torch.device) -> int | None:
     with suppress(ImportError):  # Windows has neither
         import resource
 
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # not now, but at most so far
-        return most if sys.platform == "darwin" else most * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # the largest so far, not the present one
+        return peak if sys.platform == "darwin" else peak * 1024
     return None

@@ -150,7 +150,7 @@ def dry_run(config: RunConfig, tokenizer: Tokenizer, placement: Placement, quiet
 def needed_by(config: RunConfig, described: GPTConfig, parallel: Parallel) -> tuple[TrainerConfig, Estimate]:
     """The trainer's settings in one process, and the memory that it needs."""
     settings = replace(config.trainer, batch_size=config.trainer.batch_size // parallel.data_world)
-    return settings, estimate(described, config.optim, settings, config.lora).divided(parallel.state_shards)
+    return settings, estimate(described, config.optim, settings, config.lora).sharded(parallel.state_shards)
 
 
 @contextmanager
@@ -169,8 +169,8 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
         trainer.optimizer.zero_grad()
         described, settings = trainer.model.config, config.trainer
         needed = ""
-        with suppress(MemoryError, RuntimeError):  # so little may be left that even this fails
-            needed = f": a step takes about {needed_by(config, described, trainer.parallel)[1].in_words()}"
+        with suppress(MemoryError, RuntimeError, ConfigError):  # so little may be left that even this fails
+            needed = f": a step takes about {needed_by(config, described, trainer.parallel)[1].summary()}"
         raise ConfigError(
             f"out of memory after step {trainer.progress.step}{needed}; try {suggest_smaller(described, settings)}"
         ) from error

@@ -9,8 +9,9 @@ from modular_gpt.model import GPTModel
 from modular_gpt.runtime.device import describe
 from modular_gpt.runtime.environment import environment
 from modular_gpt.training.config import RunConfig
+from modular_gpt.training.estimate import flops_per_token
 from modular_gpt.training.lora import LoraConfig
-from modular_gpt.training.mfu import ThroughputMonitor, build_meter
+from modular_gpt.training.mfu import ThroughputMonitor, build_monitor
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Trainer
 
@@ -21,9 +22,13 @@ def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
     """The monitor of how much of the device this training uses."""
     active = trainer.model.num_parameters().active
     tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
-    frozen, devices = trainer.config.frozen, trainer.parallel.processes.world
-    model, device = trainer.model.config, trainer.device
-    return build_meter(model, active, tokens, device, trainer.precision, devices, frozen, lora)
+    return build_monitor(
+        trainer.device,
+        trainer.precision,
+        trainer.parallel.processes.world,
+        work=6.0 * active * tokens,
+        flops=lambda: flops_per_token(trainer.model.config, trainer.config.frozen, lora),
+    )
 
 
 def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: ThroughputMonitor) -> None:

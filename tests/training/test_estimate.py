@@ -18,7 +18,17 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
 from modular_gpt.optim import build_optimizer
 from modular_gpt.training import TrainerConfig, train
-from modular_gpt.training.estimate import Estimate, estimate, flops_per_token, saved_tensors, size, suggest_smaller
+from modular_gpt.training.estimate import (
+    WHOLE,
+    Estimate,
+    activation_bytes,
+    count_flops,
+    estimate,
+    flops_per_token,
+    saved_tensors,
+    size,
+    suggest_smaller,
+)
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import EXPLAINED, config, run, run_with_little_memory
 
@@ -52,7 +62,7 @@ def test_operations_are_those_that_pytorch_counts(slot: str, name: str) -> None:
 def test_processes_that_divide_a_model_need_less_each() -> None:
     """All but activations, which are of a process's own rows, and the cache."""
     whole = Estimate(1.0, 0.5, weights=64, gradients=64, optimizer=128, average=32, activations=50, cache=7)
-    each = whole.divided(4)
+    each = whole.sharded(4)
     assert (each.weights, each.gradients, each.optimizer, each.average) == (16, 16, 32, 8)
     assert (each.activations, each.cache, each.flops_per_token) == (50, 7, 1.0)
 
@@ -75,11 +85,11 @@ def test_operations_of_windows_and_causality(attention: str, context: int) -> No
     windowed = described("", "", attention={"name": attention, "window": 8}, **size)
     layer = full.layer_configs[0]
     each = 3 * layer.attention_class.score_flops(layer.attention, full.dims, layer.position_class)
-    assert flops_per_token(full) - flops_per_token(windowed) == pytest.approx(each * (context - 8), abs=0.01)
     seen = {"full": (context + 1) / 2, "windowed": sum(min(t + 1, 8) for t in range(context)) / context}
-    assert flops_per_token(full) - flops_per_token(full, causal=True) == pytest.approx(each * (context - seen["full"]))
-    hidden = flops_per_token(windowed) - flops_per_token(windowed, causal=True)
-    assert hidden == pytest.approx(each * (8 - seen["windowed"]))
+    (of_full, causal), (of_windowed, windowed_causal) = (count_flops(c, (), WHOLE) for c in (full, windowed))
+    assert of_full - of_windowed == pytest.approx(each * (context - 8), abs=0.01)
+    assert of_full - causal == pytest.approx(each * (context - seen["full"]))
+    assert of_windowed - windowed_causal == pytest.approx(each * (8 - seen["windowed"]))
 
 
 def test_operations_of_a_mixture_follow_the_experts_a_token_uses() -> None:
@@ -100,7 +110,7 @@ def test_activations_are_those_that_are_kept(slot: str, name: str) -> None:
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     measured = sum(count for storage, count in held.items() if storage not in own)
-    assert estimate(config, "adamw", rows(3)).activations == pytest.approx(measured, rel=0.01)
+    assert activation_bytes(config, rows(3)) == pytest.approx(measured, rel=0.01)
 
 
 class Peak(TorchDispatchMode):
@@ -108,17 +118,22 @@ class Peak(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held: dict[int, int] = {}
-        self.most = 0
+        self.held: set[int] = set()
+        self.now = self.most = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.held:
-                self.held[storage._cdata] = storage.nbytes()
-                weakref.finalize(storage, self.held.pop, storage._cdata)
-        self.most = max(self.most, sum(self.held.values()))
+                self.held.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
         return out
+
+    def freed(self, storage: int, count: int) -> None:
+        self.held.remove(storage)
+        self.now -= count
 
 
 @pytest.mark.parametrize("settings", [{}, {"attention": "mla", "dropout": 0.1}], ids=str)
@@ -133,7 +148,7 @@ def test_memory_falls_by_what_is_computed_again(settings: dict[str, Any]) -> Non
         with Peak() as peak:
             model(ids, ids).loss.backward()
         held.append(peak.most)
-        said.append(estimate(config, "adamw", rows(16, activation_checkpointing=every)).activations)
+        said.append(activation_bytes(config, rows(16, activation_checkpointing=every)))
     assert held == sorted(held, reverse=True) and said == sorted(said, reverse=True)
     assert held[-1] < 0.35 * held[0]
     for one, other in zip(held, said, strict=True):
@@ -169,6 +184,20 @@ def test_a_huge_model_is_estimated_without_its_memory() -> None:
     assert said.weights > 30 * 2**30
     assert said.optimizer == pytest.approx(2 * said.weights, rel=1e-6)
     assert "GiB" in said.table()
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        ({}, 2**62),
+        ({"context_length": 2**31}, 2**40),
+        ({"d_model": 2**24, "vocab_size": 2**31, "context_length": 8}, 2**20),
+    ],
+)
+def test_sizes_beyond_any_tensor_are_one_sentence(model: dict[str, Any], batch: int) -> None:
+    with pytest.raises(ConfigError, match="is beyond the memory of this machine; make its sizes smaller") as caught:
+        estimate(GPTConfig(**{**SMALL, "n_layers": 1, **model}), "adamw", rows(batch))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -268,9 +297,8 @@ def test_another_error_stays_what_it_is(folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="this system does not limit a process's memory")
 def test_a_process_that_runs_out_of_memory(folder: Path) -> None:
     """The system refuses more memory in the middle of a training."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=run_with_little_memory, args=(config(folder, {"d_model": 256}, batch_size=2048).to_dict(),)
-    )
+    settings = config(folder, {"d_model": 64}, batch_size=2048).to_dict()
+    process = multiprocessing.get_context("forkserver").Process(target=run_with_little_memory, args=(settings,))
     process.start()
     process.join(100)
     assert process.exitcode == EXPLAINED

@@ -6,16 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from modular_gpt.model.config import GPTConfig
 from modular_gpt.training import mfu as meter
-from modular_gpt.training.estimate import flops_per_token
 from modular_gpt.training.metrics import read_metrics
-from modular_gpt.training.mfu import ThroughputMonitor, build_meter, measured_peak, memory_bytes, published_peak
+from modular_gpt.training.mfu import ThroughputMonitor, build_monitor, measured_peak, memory_bytes, published_peak
 from modular_gpt.training.recorder import shown
-from tests.training.small import MODEL, config, run
+from tests.training.small import config, run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-TINY = GPTConfig(vocab_size=32, **MODEL)
 
 
 @pytest.mark.parametrize(
@@ -61,20 +58,20 @@ def test_utilisation_is_arithmetic_over_the_peak() -> None:
 
 def test_a_long_run_on_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "measured_peak", lambda dtype: 3e11)
-    built = build_meter(TINY, parameters=10**8, tokens=10**6, device=CPU, precision="float32", devices=2)
-    assert (built.flops, built.peak, built.source) == (flops_per_token(TINY), 6e11, "measured")
+    built = build_monitor(CPU, "float32", devices=2, work=6e14, flops=lambda: 123.0)
+    assert (built.flops, built.peak, built.source) == (123.0, 6e11, "measured")
 
 
 def test_a_short_run_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "measured_peak", lambda dtype: pytest.fail("measured"))
-    built = build_meter(TINY, parameters=10**4, tokens=10**6, device=CPU, precision="float32")
+    built = build_monitor(CPU, "float32", devices=1, work=6e10, flops=lambda: pytest.fail("computed"))
     assert built == ThroughputMonitor(CPU)
 
 
 @pytest.mark.parametrize(("name", "peak"), [("NVIDIA L4", 2 * 121e12), ("Something New", None)])
 def test_gpus_are_looked_up(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    built = build_meter(TINY, parameters=10**9, tokens=10**9, device=CUDA, precision="bf16", devices=2)
+    built = build_monitor(CUDA, "bf16", devices=2, work=6e18, flops=lambda: 1.0)
     assert built.peak == (None if peak is None else pytest.approx(peak))
     assert built.source == (None if peak is None else "published")
 
