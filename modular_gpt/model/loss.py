@@ -58,6 +58,7 @@ class LossConfig:
     label_smoothing: share of each target that is spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567)
     z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting
         (https://arxiv.org/abs/2204.02311, there 0.0001)
+    chunk: number of logits held at once while training (null: 2^24); it changes the memory, not the loss
 
     Raises:
         ConfigError: label_smoothing is not in [0, 1), or z_loss is below 0.
@@ -65,6 +66,7 @@ class LossConfig:
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         fraction("loss", label_smoothing=self.label_smoothing)
@@ -84,7 +86,7 @@ def token_losses(
     The logits of long batches are made and dropped chunk by chunk, in the backward pass too.
     """
     x, targets = x.flatten(0, 1), targets.flatten()
-    rows = max(1, _CHUNK // vocab_size)
+    rows = max(1, (settings.chunk or _CHUNK) // vocab_size)
 
     def sums(x: Tensor, targets: Tensor) -> Tensor:
         return torch.stack(_sums(logits(x).float(), targets, settings))

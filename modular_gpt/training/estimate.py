@@ -21,6 +21,7 @@ from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.lora import LoraConfig, select_trained
 
 WHOLE = LoraConfig()  # no adapters
+MANY_LOGITS, CHUNKS = 2**28, 4  # from so many logits of a micro-batch on, the loss is estimated in so many chunks
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -141,8 +142,11 @@ def kept_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> i
         model.checkpoint_activations(trainer.activation_checkpointing)
         rows = trainer.batch_size // trainer.gradient_accumulation
         ids = torch.zeros(rows, config.context_length, dtype=torch.long)
+        logits = ids.numel() * config.vocab_size
+        # of chunks that are recomputed only the inputs are kept, so a few large ones keep as much as thousands
+        loss = replace(trainer.loss, chunk=logits // CHUNKS) if logits > MANY_LOGITS else trainer.loss
         with saved_tensors() as kept:
-            model(ids, ids, loss=trainer.loss)
+            model(ids, ids, loss=loss)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(count for storage, count in storages.items() if storage not in weights)

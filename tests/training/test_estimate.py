@@ -186,12 +186,18 @@ def test_a_huge_model_is_estimated_without_its_memory() -> None:
     assert "GiB" in said.table()
 
 
+def test_large_batches_are_estimated_as_fast_as_small_ones() -> None:
+    """Their loss has thousands of chunks, or millions."""
+    few, many = (activation_bytes(GPTConfig(**SMALL), rows(count)) for count in (2**17, 2**40))
+    assert many == pytest.approx(2**23 * few, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "batch"),
     [
         ({}, 2**62),
         ({"context_length": 2**31}, 2**40),
-        ({"d_model": 2**24, "vocab_size": 2**31, "context_length": 8}, 2**20),
+        ({"d_model": 2**24, "vocab_size": 2**31, "context_length": 2**31}, 2**20),
     ],
 )
 def test_sizes_beyond_any_tensor_are_one_sentence(model: dict[str, Any], batch: int) -> None:
