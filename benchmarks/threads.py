@@ -115,9 +115,7 @@ def report(results: dict[str, list[Variant]], threads: int) -> str:
             rows.append([f"{state}, {variant.name}", *cells])
     torch.set_num_threads(threads)
     rounds = len(next(iter(results.values()))[0].seconds)
-    where = (
-        f"{machine(torch.device('cpu'))}, {date.today()}; medians and half quartile distances of {rounds} rounds."
-    )
+    where = f"{machine(torch.device('cpu'))}, {date.today()}; medians and half quartile distances of {rounds} rounds."
     return f"{table(['', 'ms a step', 'spread', 'of spinning'], rows)}\n\n{where}"
 
 
