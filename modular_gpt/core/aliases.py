@@ -44,11 +44,11 @@ def _table(rows: Mapping[str, str], note: str = "", implies: str = "") -> dict[s
 MODEL_SETTINGS: dict[str, Alias] = {
     **_table(
         {
-            "d_model": "n_embd, emb_dim, embedding_dimension, embedding_dim, hidden_size, embed_dim",
+            "d_model": "n_embd, emb_dim, embedding_dimension, embedding_dim, hidden_size, embed_dim, dim",
             "n_heads": "n_head, num_heads, num_attention_heads",
             "n_layers": "n_layer, num_layers, num_hidden_layers",
             "context_length": "block_size, max_seq_length, max_seq_len, max_position_embeddings, n_positions, n_ctx, "
-            "sequence_len, sequence_length, seq_len, seq_length",
+            "sequence_len, sequence_length, seq_len, seq_length, max_len",
             "dropout": "drop_rate, dropout_rate",
             "tie_embeddings": "tie_word_embeddings, tie_weights, weight_tying",
             "logit_softcap": "final_logit_softcapping",
@@ -66,7 +66,7 @@ MODEL_SETTINGS: dict[str, Alias] = {
             "attention.softcap": "attn_logit_softcapping",
             "norm.eps": "norm_eps",
             "attention.name": "attention_type, attention_class",
-            "ffn.name": "ffn_type, ffn_class, mlp_class_name",
+            "ffn.name": "ffn_type, ffn_class, mlp_type, mlp_class_name",
             "norm.name": "norm_type, norm_class, norm_class_name",
             "pos.name": "pos_type, pos_class, position_embedding_type",
         }

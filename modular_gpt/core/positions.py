@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from copy import copy
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -78,4 +78,5 @@ class Positions:
             return make()
         if not known:
             self._memo[key] = make()
-        return cast(R, self._memo[key])
+        known_value: R = self._memo[key]
+        return known_value

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -64,9 +64,10 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
         """(B, T, D) -> (B, T, D), auxiliary losses by name"""
         if self.recomputes and cache is None and torch.is_grad_enabled():
-            return cast(
-                Transformed, checkpointed(lambda x: self.topology.forward(self, x, pos.without_memo(), None), x)
+            recomputed: Transformed = checkpointed(
+                lambda x: self.topology.forward(self, x, pos.without_memo(), None), x
             )
+            return recomputed
         return self.topology.forward(self, x, pos, cache)
 
     def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
@@ -318,23 +319,22 @@ class GPTModel(nn.Module):
         save_model(self, path, format, eos_token_id)
 
     def checkpoint_activations(self, every: int = 1) -> None:
-        """Let every so-many-th block, from the first on, keep its input alone and compute the rest again in the
-        backward pass, which saves memory and costs time; 0: none does."""
+        """Recompute every n-th block in the backward pass (1: all, 0: none): less memory, more time, same result."""
         for index, block in enumerate(self.blocks):
             block.recomputes = every > 0 and index % every == 0
 
     def after_optimizer_step(self) -> None:
-        """To be called after each update; parts adjust what gradients do not reach."""
+        """Call after each update of the weights: components adjust state that gradients do not reach."""
         for block in self.blocks:
             block.ffn.after_optimizer_step()
 
     def after_skipped_step(self) -> None:
-        """To be called instead where an update is left out."""
+        """Call instead where an update is skipped."""
         for block in self.blocks:
             block.ffn.after_skipped_step()
 
     def num_parameters(self) -> ParameterCount:
-        """How many parameters the model has, has without its tables, and uses for one token."""
+        """Count the parameters: all, those outside embedding tables, and those that one token uses."""
         total = sum(p.numel() for p in self.parameters())
         tables = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
         idle = sum(block.ffn.inactive_parameters() for block in self.blocks)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +94,8 @@ def token_losses(
         total = sums(x, targets)
     else:
         chunks = zip(x.split(rows), targets.split(rows), strict=True)
-        total = torch.stack([cast(Tensor, checkpoint(sums, a, b, use_reentrant=False)) for a, b in chunks]).sum(0)
+        by_chunk: list[Tensor] = [checkpoint(sums, a, b, use_reentrant=False) for a, b in chunks]
+        total = torch.stack(by_chunk).sum(0)
     names = ["cross_entropy"]
     names += ["label_smoothing"] if settings.label_smoothing else []
     names += ["z_loss"] if settings.z_loss else []

@@ -5,13 +5,12 @@ summed in one matrix per head: training takes linear time, decoding constant mem
 """
 
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
+from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, ParallelStyle, Position, Positions
 from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import positive
@@ -92,7 +91,7 @@ class LinearAttention(Attention, name="linear"):
         key_sums = k.cumsum(dim=2) if state[1] is None else k.cumsum(dim=2) + state[1][:, :, None]
         normaliser = (q * key_sums).sum(-1, keepdim=True) + self.config.eps
         if cache is not None:
-            memory, sums = cast(StateCache, cache).tensors
+            memory, sums = cache.tensors
             memory.copy_(last_memory)
             sums.copy_(key_sums[:, :, -1])
         return self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))

@@ -7,7 +7,6 @@ https://arxiv.org/abs/2408.00118, sinks https://arxiv.org/abs/2508.10925.
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +145,8 @@ class MultiHeadAttention(
         v = self._split(self._clip(v))
         columns = pos.columns
         if cache is not None:
-            (k, v), columns = cast(TokenCache, cache).append(pos, k, v)
+            assert isinstance(cache, TokenCache)
+            (k, v), columns = cache.append(pos, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)  # the cache may have another dtype than the model
         mixed = sdpa(
             q,

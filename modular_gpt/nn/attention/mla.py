@@ -212,7 +212,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             kept = torch.cat([kept, self.position.rotate(compressed[:, None, :, latent:], pos)], dim=-1)
         columns = pos.columns
         if cache is not None:
-            (kept,), columns = cast(TokenCache, cache).append(pos, kept)
+            assert isinstance(cache, TokenCache)
+            (kept,), columns = cache.append(pos, kept)
         absorbed = cache is not None and self._absorbing_is_cheaper(pos.count, kept.shape[2]) and self._can_absorb()
         mixed = (self._over_latents if absorbed else self._over_keys)(q, kept.to(q.dtype), pos, columns)
         return self.out(mixed.transpose(1, 2).flatten(2))
