@@ -149,7 +149,7 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
         """Raise a ConfigError for settings that cannot work with these dimensions and this position."""
         if position.biases and not cls.accepts_bias:
             raise ConfigError(
-                f"attention={config.name} has no score matrix to add the bias of this position kind to; "
+                f"attention={config.name} has no score matrix to add the bias of this positional encoding to; "
                 "use pos=rope, learned, sinusoidal or none"
             )
 

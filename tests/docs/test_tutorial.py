@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "add_a_component.md"
 TEXT = PAGE.read_text()
 FILES = files(TEXT)
 PLUGIN = "shared_qk"
-SUMMARY = "One matrix makes both queries and keys (Reformer)."
+SUMMARY = "Shared query-key attention: one matrix computes both queries and keys (Reformer)."
 
 
 def commands(kind: str) -> str:
