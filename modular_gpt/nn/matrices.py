@@ -12,8 +12,8 @@ from modular_gpt.core.contracts import Norm
 def mark_no_matrix(module: nn.Module, *names: str) -> None:
     """Mark the parameters ``names`` of ``module`` as not being matrices.
 
-    They keep the values that ``reset_parameters`` sets, have no weight decay, and are updated by AdamW where Muon updates
-    the matrices.
+    They keep the values that ``reset_parameters`` sets, have no weight decay, and are updated by AdamW where Muon
+    updates the matrices.
     """
     marked = [*no_matrices(module), *names]
     module.no_matrix_parameters = tuple(marked)  # type: ignore[assignment]
