@@ -101,7 +101,10 @@ TABLE = [
     ),
     (dict(pos={**ROPE, "scaling": {"factor": 0.0}}), "pos.scaling.factor must be above 0, got 0.0"),
     (dict(pos={**ROPE, "scaling": {"factor": "2"}}), "pos.scaling.factor must be a number, got '2'"),
-    (dict(pos={**ROPE, "scaling": {"kind": "dynamic"}, "rotary_dim": 2}), "needs more than one pair of rotated dimensions"),
+    (
+        dict(pos={**ROPE, "scaling": {"kind": "dynamic"}, "rotary_dim": 2}),
+        "needs more than one pair of rotated dimensions",
+    ),
     (
         dict(pos={**ROPE, "scaling": {"kind": "llama3", "low_frequency_factor": 4.0}}),
         "must be below high_frequency_factor=4.0",
