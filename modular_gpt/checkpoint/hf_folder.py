@@ -1,13 +1,13 @@
-"""Folders in the format of Hugging Face, with further files for this program: the exact tokenizer, notes on the run.
+"""Folders in the Hugging Face format, with additional files for this program: exact tokenizer and notes on the run.
 
-config.json, model.safetensors              of a published family if one computes the same, else of our own kind
-generation_config.json                      the ids that end a text
+config.json, model.safetensors              of a published family that computes the same, else with our own model_type
+generation_config.json                      ids that end a text
 tokenizer.json, tokenizer_config.json       as transformers reads them
-README.md                                   the model card
-modular_gpt/tokenizer.json, meta.json       as a checkpoint of this program has them
+README.md                                   model card
+modular_gpt/tokenizer.json, meta.json       as in a checkpoint of this program
 
-Our own kind (``model_type: modular_gpt``) holds any GPTModel. It is read here, from config.json and the safetensors
-files alone; nothing else in the folder is looked at, so no file outside it and no code can be named.
+A folder with our own model type (``model_type: modular_gpt``) can hold any GPTModel. Only its config.json and
+safetensors files are read, so it can name neither files outside the folder nor code.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,19 +31,23 @@ from modular_gpt.pretrained.save import family_of, write_files
 from modular_gpt.pretrained.weight_files import Tensors
 
 FORMATS = ("auto", "family", OWN_TYPE, "hf")  # hf: the former name of auto
-PREFIX = "model."  # of the tensor names of our own kind, where the model lies within the one of transformers
-_FOR_CARD = ("step", "data", "run")  # of a checkpoint's notes
+PREFIX = "model."  # of tensor names with our own model type: GPTModel is a submodule of the transformers model
+_FOR_CARD = ("step", "data", "run")  # notes of a checkpoint that the model card uses
 
 
 class Written(NamedTuple):
-    """model_type: in config.json; tokenizer: why transformers finds none, or an empty text if it does."""
+    """Result of ``write_folder``.
+
+    model_type: the model_type in config.json
+    tokenizer: why no tokenizer for transformers was written; empty if one was
+    """
 
     model_type: str
     tokenizer: str
 
 
 def is_own_kind(path: Path) -> bool:
-    """Whether a folder holds a model of this package's own kind."""
+    """Whether a folder has a config.json with this package's own model type."""
     try:
         return read_json(path / CONFIG_FILE).get("model_type") == OWN_TYPE
     except CheckpointError:
@@ -51,12 +55,12 @@ def is_own_kind(path: Path) -> bool:
 
 
 def read_own_kind(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPTModel:
-    """The model of a folder of this package's own kind, in evaluation mode.
+    """Read the model of a folder with this package's own model type; returns it in evaluation mode.
 
-    dtype: of the parameters; None: as they were saved
+    dtype: dtype of the parameters; None: as saved
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights are not those of the config.
+        CheckpointError: a file is missing or damaged, or the weights do not match the config.
     """
     settings = read_json(path / CONFIG_FILE)
     if settings.get("quantization_config"):
@@ -67,7 +71,7 @@ def read_own_kind(path: Path, dtype: torch.dtype | None = None, device: str | to
     with Tensors(Source(str(path), folder=path)) as files:
         names = {key.removeprefix(PREFIX): key for key in sorted(files.keys())}
         layers = described.get("n_layers")
-        if isinstance(layers, (int, float)) and layers > layers_in(names):  # before a list of so many is made
+        if isinstance(layers, (int, float)) and layers > layers_in(names):  # checked before layers are allocated
             raise CheckpointError(f"'{path / CONFIG_FILE}' describes {layers} layers, more than the weights beside it")
         tensors = {name: files.tensor(key) for name, key in names.items()}
         try:
@@ -77,10 +81,10 @@ def read_own_kind(path: Path, dtype: torch.dtype | None = None, device: str | to
 
 
 def read_notes(path: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
-    """The tokenizer and the notes that ``write_folder`` put beside a model; None and nothing if there are none."""
-    own = path / OWN_TYPE
-    tokenizer = Tokenizer.load(own) if (own / TOKENIZER).is_file() else None
-    return tokenizer, read_json(own / META) if (own / META).is_file() else {}
+    """Read the tokenizer and the notes that ``write_folder`` wrote beside a model; None and {} if there are none."""
+    notes = path / OWN_TYPE
+    tokenizer = Tokenizer.load(notes) if (notes / TOKENIZER).is_file() else None
+    return tokenizer, read_json(notes / META) if (notes / META).is_file() else {}
 
 
 def save_model(
@@ -90,23 +94,23 @@ def save_model(
     eos_token_id: int | list[int] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write a model into a folder in the format of Hugging Face; returns the model_type in its config.json.
+    """Write a model into a folder in the Hugging Face format; returns the model_type in its config.json.
 
-    path: a folder, created if missing; other files in it stay
-    format: family: a published family, which needs nothing of this package | modular_gpt: our own kind, which holds any
-        model | auto: the first if a family computes the same, else the second
-    eos_token_id: the id or ids that end a text, for the generation of transformers
-    training: what is known of how the weights came about, for the model card of our own kind
+    path: a folder, created if missing; other files in it are kept
+    format: family (a published family, readable without this package), modular_gpt (our own model type, for any model)
+        or auto (a family that computes the same if there is one, else modular_gpt)
+    eos_token_id: id or ids that end a text, for generation with transformers
+    training: notes on the training of the weights, stored in the config.json of our own model type
 
     Raises:
-        CheckpointError: format=family, and no published family computes the same; the folder cannot be written, or is a
+        CheckpointError: no published family computes the same (format=family), the folder cannot be written, or it is a
             checkpoint of this program.
         ConfigError: the format is unknown.
     """
     one_of(format, FORMATS, "format")
     path = Path(path)
     if (path / MANIFEST).exists():
-        raise CheckpointError(f"'{path}' is a checkpoint of this program, which this would damage: give another folder")
+        raise CheckpointError(f"'{path}' is a checkpoint of this program and would be damaged: give another folder")
     if format == "family" or (format != OWN_TYPE and _is_published(model)):
         save_pretrained(model, path, eos_token_id=eos_token_id)
         return family_of(model.config).model_type
@@ -126,7 +130,9 @@ def save_model(
 def write_folder(
     directory: Path, model: GPTModel, tokenizer: Tokenizer | None, meta: Mapping[str, Any], format: str = "auto"
 ) -> Written:
-    """Write a model with its card, its tokenizer and the notes of its checkpoint; arguments as in ``save_model``.
+    """Write a model, its model card, its tokenizer and the notes of its checkpoint into a folder.
+
+    format: as for ``save_model``; meta: the notes
 
     Raises:
         CheckpointError, ConfigError: as ``save_model``.
@@ -138,12 +144,12 @@ def write_folder(
     ends = [] if tokenizer is None else tokenizer.eos_ids
     model_type = save_model(model, directory, format, ends if len(ends) > 1 else next(iter(ends), None), training)
     write_card(directory, model, training, importing=model_type == OWN_TYPE)
-    own = directory / OWN_TYPE
-    own.mkdir(exist_ok=True)
-    write_json(own / META, meta)
+    notes = directory / OWN_TYPE
+    notes.mkdir(exist_ok=True)
+    write_json(notes / META, meta)
     if tokenizer is None:
         return Written(model_type, "the checkpoint has none")
-    tokenizer.save(own)
+    tokenizer.save(notes)
     try:
         with _without_bars():
             to_transformers(tokenizer, model.config.context_length).save_pretrained(directory)
@@ -154,7 +160,7 @@ def write_folder(
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """No progress bars of transformers inside."""
+    """Context manager: disable the progress bars of transformers."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: the size and SHA-256 of every file, and a hash over itself.
+"""The manifest of a checkpoint: size and SHA-256 of every file, and a hash over this list.
 
-Only files that it lists belong to the checkpoint; other files in the directory are never read.
+Only files in the list belong to the checkpoint; other files in the directory are never read.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Files = dict[str, dict[str, Any]]  # name -> {"size": bytes, "sha256": hexadecim
 
 
 def read_manifest(directory: Path) -> Files:
-    """The files that a checkpoint's manifest lists; their contents are not looked at.
+    """Read the list of files in a checkpoint's manifest, without checking the files.
 
     Raises:
         CheckpointError: there is no checkpoint, the manifest is damaged, or it lists a file of another directory.
@@ -59,12 +59,12 @@ def read_manifest(directory: Path) -> Files:
 
 
 def verify(directory: Path, only: Collection[str] | None = None) -> Files:
-    """The files that a checkpoint's manifest lists, after checking that each is as it was written.
+    """Check the size and SHA-256 of the files of a checkpoint; returns the list of files.
 
-    only: names of the files to check; None checks all
+    only: names of the files to check; None: all
 
     Raises:
-        CheckpointError: there is no checkpoint, or a file is missing or damaged; names the file.
+        CheckpointError: there is no checkpoint, or a file is missing or damaged; the message names the file.
     """
     files = read_manifest(directory)
     for name, entry in files.items():
@@ -82,10 +82,10 @@ def write_manifest(directory: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint.
+    """Read the object in a JSON file of a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or holds no object.
+        CheckpointError: the file is missing or damaged, or its value is not an object.
     """
     try:
         return load_json_object(path, error=CheckpointError, remedy=REMEDY)
@@ -99,17 +99,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def seal(files: Any) -> str:
-    """The hash of a manifest over its own list of files."""
+    """SHA-256 over the list of files of a manifest."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:
-    """The error for a file that is not as it was written."""
+    """A CheckpointError for a damaged file."""
     return CheckpointError(f"'{path}' is damaged ({reason}): {REMEDY}")
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of a file in the directory itself, and one that a file system can have."""
+    """Whether a name is a valid file name without a directory."""
     return Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name) < 256
 
 

@@ -1,12 +1,12 @@
-"""Checkpoints: a directory with a model, its tokenizer and a manifest that reveals every damaged byte.
+"""Checkpoints: a directory with a model, its tokenizer and a manifest of checksums, which detects any damaged byte.
 
-    config.json         the model's config, every default spelled out
-    model.safetensors   its weights (or shard-*.safetensors, one or more per process of a training)
+    config.json         config of the model, with every setting
+    model.safetensors   its weights (or shard-*.safetensors, one or more per training process)
     tokenizer.json      the tokenizer, if there is one
-    meta.json           notes of the writer: the step, the loss, the settings of the run
+    meta.json           notes of the writer: step, loss, settings of the run
     manifest.json       size and SHA-256 of each file
 
-Nothing in it can name or carry code. Further tensors, such as an optimizer's state, are ``<name>.safetensors``.
+No file can name or contain code. Further sets of tensors, such as the optimizer state, are ``<name>.safetensors``.
 """
 
 import errno
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class Savable(Protocol):
-    """A tokenizer, as far as saving it is concerned."""
+    """An object that can be saved into a checkpoint as its tokenizer."""
 
     def save(self, directory: Path) -> None: ...
 
@@ -65,18 +65,19 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointReader:
-    """A checkpoint on disk. Config, notes and tokenizer are read once; only files that the manifest lists are read.
+    """A checkpoint on disk. Config, notes and tokenizer are read once; only files in the manifest are read.
 
-    ``open_checkpoint`` gives one whose files are verified. The constructor alone checks the manifest, for a process
-    that knows that another one has verified the files.
+    ``open_checkpoint`` verifies all files. By default the constructor checks the manifest only, for a process that
+    knows that another one has verified the files.
     """
 
     def __init__(self, directory: Path, *, verified: bool | Collection[str] = False) -> None:
-        """
-        verified: whether to check every file, or the names of those to check
+        """Open a checkpoint.
+
+        verified: check every file, or only the files with these names
 
         Raises:
-            CheckpointError: there is no checkpoint, or its manifest is damaged, or a file that is checked.
+            CheckpointError: there is no checkpoint, or the manifest or a checked file is damaged.
         """
         self.directory = directory
         only = None if isinstance(verified, bool) else verified
@@ -89,11 +90,15 @@ class CheckpointReader:
 
     @cached_property
     def config(self) -> GPTConfig:
-        """The config of the model; CheckpointError if it describes none, or more layers than there are weights for."""
+        """The config of the model.
+
+        Raises:
+            CheckpointError: it is invalid, or has more layers than the weights.
+        """
         path = self.directory / CONFIG
         values = read_json(path)
         layers = values.get("n_layers")
-        if isinstance(layers, int) and layers > layers_in(self._tensor_names("model")):  # before they are listed
+        if isinstance(layers, int) and layers > layers_in(self._tensor_names("model")):  # before they are allocated
             raise CheckpointError(f"'{path}' describes {layers} layers, more than {MODEL} beside it has")
         try:
             return GPTConfig.from_dict(values)
@@ -102,7 +107,7 @@ class CheckpointReader:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, or None."""
+        """The tokenizer; None if the checkpoint has none."""
         if TOKENIZER not in self.files:
             return None
         try:
@@ -111,9 +116,12 @@ class CheckpointReader:
             raise CheckpointError(str(error)) from error
 
     def model(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPTModel:
-        """A new model with the weights, in evaluation mode; draws no random numbers.
+        """Build the model with its weights, in evaluation mode; draws no random numbers.
 
-        dtype: of the parameters; null: as they were saved
+        dtype: dtype of the parameters; None: as saved
+
+        Raises:
+            CheckpointError: the weights do not match the config, or a file is damaged.
         """
         config_path, path = self.directory / CONFIG, self.directory / MODEL
         config = self.config
@@ -128,7 +136,7 @@ class CheckpointReader:
         return model_from_tensors(model, weights, dtype, device)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """A set of tensors by name, from ``<name>.safetensors`` or from shards; empty if there is no such set."""
+        """Read the set of tensors ``name`` from ``<name>.safetensors`` or shards; empty if there is no such set."""
         path = self.directory / f"{name}.safetensors"
         try:
             if path.name not in self.files:
@@ -139,7 +147,7 @@ class CheckpointReader:
             raise damaged(path, str(error)) from error
 
     def required_tensors(self, name: str) -> dict[str, Tensor]:
-        """As ``tensors``; CheckpointError if there is no such set or it is empty."""
+        """Read a set of tensors like ``tensors``. Raises CheckpointError if it is missing or empty."""
         tensors = self.tensors(name)
         if not tensors:
             raise CheckpointError(
@@ -169,14 +177,14 @@ def save_checkpoint(
     weights: Mapping[str, Tensor] | None = None,
     write_shards: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a checkpoint; until it is whole and on the disk, the one that stood there before stays.
+    """Write a checkpoint atomically: an existing one stays until the new one is complete on disk.
 
     tensors: further sets of tensors by name, each written to ``<name>.safetensors``
-    weights: the model's ``state_dict``, if this process holds only shards of its tensors
-    write_shards: writes the weights and further sets as shards, as ``read_shards`` reads them, into a directory
+    weights: the ``state_dict`` of the model, where the model of this process has only shards of its tensors
+    write_shards: writes the weights and further sets as shards, see ``read_shards``, into a given directory
 
     Raises:
-        CheckpointError: the disk is full or cannot be written; the message gives the number of bytes needed.
+        CheckpointError: the disk is full or cannot be written; the message has the number of bytes needed.
     """
     directory = Path(directory)
     sets = dict(tensors or {})
@@ -208,27 +216,27 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """The model (in evaluation mode), tokenizer and notes of a checkpoint.
+    """Load the model (in evaluation mode), tokenizer and notes of a checkpoint.
 
-    path: a checkpoint; or a run's directory, for its best checkpoint; or a link to one of them
+    path: a checkpoint, a run's directory (its best checkpoint is loaded), or a link to one of them
 
     Raises:
-        CheckpointError: it is missing, damaged, or not a checkpoint of this program; names the file.
+        CheckpointError: it is missing, damaged, or not a checkpoint of this program; the message names the file.
     """
     reader = open_checkpoint(path)
     return Checkpoint(reader.model(device=device), reader.tokenizer, reader.meta)
 
 
 def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Collection[str] = True) -> CheckpointReader:
-    """The verified checkpoint that a path stands for; each of its files is read once to verify it.
+    """Open the checkpoint at a path and verify its files.
 
-    verified: True checks every file; names check only these, for a reader of nothing else
-
-    In a run's directory it is the one that the link ``prefer`` (best or latest) leads to; if that is damaged or
-    missing, it is the newest whole one, and the log names it.
+    path: a checkpoint, a run's directory, or a link to one of them
+    prefer: link in a run's directory to the checkpoint to open, best or latest; if that checkpoint is damaged or
+        missing, the newest intact one is opened, and a warning names it
+    verified: True: check every file; names: check only these files, for a caller that reads no others
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no intact checkpoint.
     """
     path = resolve_link(Path(path).expanduser())
     if path.is_file():
@@ -247,12 +255,12 @@ def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Colle
 
 
 def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
-    """The directory of ``open_checkpoint``."""
+    """The directory of the checkpoint that ``open_checkpoint`` opens."""
     return open_checkpoint(path, prefer).directory
 
 
 def _candidates(folder: Path, prefer: str) -> Iterator[Path]:
-    """The checkpoints of a run, the best guess first."""
+    """The checkpoints of a run: targets of the links ``prefer`` and ``latest``, then all others, newest first."""
     seen = set()
     steps = sorted(folder.glob(f"{STEP}[0-9]*"), key=lambda p: (len(p.name), p.name), reverse=True)
     steps = [path for path in steps if path.name[len(STEP) :].isdigit()]
@@ -263,7 +271,7 @@ def _candidates(folder: Path, prefer: str) -> Iterator[Path]:
 
 
 def _target(link: Path, steps: list[Path]) -> Path | None:
-    """Where a link leads; if a copy has put a directory in its place, the same checkpoint under its own name."""
+    """The target of a link; if a copy replaced the link by a directory, the step with the same manifest."""
     path = resolve_link(link)
     if path != link:
         return path if path.name[len(STEP) :].isdigit() else None
@@ -283,19 +291,19 @@ def _first_whole(candidates: list[Path], verified: bool | Collection[str]) -> Ch
             log.warning("%s", error)
             continue
         if first:
-            log.warning("using '%s' instead, the newest checkpoint that is whole", path)
+            log.warning("using '%s' instead, the newest intact checkpoint", path)
         return reader
     assert first
     raise first
 
 
 def build_model(directory: Path) -> GPTModel:
-    """The model of a checkpoint that is verified already, in evaluation mode."""
+    """Build the model of a verified checkpoint, in evaluation mode."""
     return CheckpointReader(directory).model()
 
 
 def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
-    """A set of tensors of a checkpoint that is verified already; empty if there is no such set."""
+    """Read a set of tensors of a verified checkpoint; empty if there is no such set."""
     return CheckpointReader(directory).tensors(name)
 
 
@@ -306,7 +314,7 @@ def _about_file(path: Path) -> str:
 
 
 def _others(path: Path) -> str:
-    """The names of runs nearby, for a misspelt one."""
+    """The end of the message for a missing path: names of runs or checkpoints in the same directory."""
     with suppress(OSError):
         near = sorted(p.name for p in path.parent.iterdir() if (p / FOLDER).is_dir() or (p / MANIFEST).is_file())
         if near:

@@ -1,7 +1,7 @@
-"""The one door: models by any name that a user gives them.
+"""Opens a model by any name: a run, a checkpoint, a Hugging Face folder or a published model.
 
-A name is a run's directory, ``runs/latest``, a checkpoint, a folder in the format of Hugging Face (of a published
-family, or of this package's own kind), or the name of a published model.
+A name is a run's directory, ``runs/latest``, a checkpoint, a folder in the Hugging Face format (of a published family,
+or with this package's own model type), or the name of a published model.
 """
 
 from collections.abc import Mapping
@@ -47,12 +47,12 @@ class Opened(NamedTuple):
 def load_model(
     name_or_path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
 ) -> LoadedModel:
-    """The model, in evaluation mode, and the tokenizer behind a name.
+    """Load a model, in evaluation mode, and its tokenizer by any name.
 
-    name_or_path: a run's directory (its best checkpoint is taken), ``runs/latest``, a checkpoint, a folder in the
-        format of Hugging Face, or a published name such as gpt2
-    dtype: of the parameters; None: as they were saved
-    device: where they are put; None: the CPU
+    name_or_path: a run's directory (its best checkpoint is loaded), ``runs/latest``, a checkpoint, a folder in the
+        Hugging Face format, or a published name such as gpt2
+    dtype: dtype of the parameters; None: as saved
+    device: device of the parameters; None: the CPU
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -67,19 +67,19 @@ def load_with_tokenizer(
     dtype: torch.dtype | None = None,
     tokenizer: str | Path | None = None,
 ) -> Loaded:
-    """As ``load_model``, with a tokenizer in any case.
+    """Load a model and its tokenizer like ``load_model``; a tokenizer is required.
 
-    tokenizer: the tokenizer to use instead of the model's own, see ``tokenizer_of_name``
+    tokenizer: name of a tokenizer that replaces the model's, see ``tokenizer_of_name``
 
     Raises:
-        CheckpointError: as ``load_model``; also if there is no tokenizer.
+        CheckpointError: as ``load_model``, or there is no tokenizer.
         ConfigError: ``tokenizer`` is neither a path nor a name, or has more ids than the model.
     """
     chosen = None if tokenizer is None else tokenizer_of_name(tokenizer)
-    model, own, _ = open_model(name_or_path, device, dtype)
+    model, saved, _ = open_model(name_or_path, device, dtype)
     if chosen is not None:
         _check_size(chosen, model, tokenizer)
-    if (found := chosen or own) is not None:
+    if (found := chosen or saved) is not None:
         return Loaded(model, found)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if is_published(name, path):
@@ -88,13 +88,13 @@ def load_with_tokenizer(
 
 
 def tokenizer_of_name(name_or_path: str | Path) -> Tokenizer:
-    """The tokenizer behind a name.
+    """Open a tokenizer by any name.
 
-    name_or_path: a run, a checkpoint, a file or folder or name as for ``open_tokenizer``, or a model of the Hugging
-        Face hub (owner/name)
+    name_or_path: a run, a checkpoint, a file, folder or name as for ``open_tokenizer``, or a model of the Hugging Face
+        hub (owner/name)
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such tokenizer.
         DataError, CheckpointError: a file is damaged.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
@@ -119,7 +119,7 @@ def _check_size(tokenizer: Tokenizer, model: GPTModel, name: str | Path | None) 
 def open_model(
     name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Opened:
-    """As ``load_model``, and the notes."""
+    """Load a model, its tokenizer and the notes of its writer; arguments and errors as for ``load_model``."""
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if is_published(name, path):
         return _published(name, path, device, dtype)
@@ -128,10 +128,12 @@ def open_model(
 
 
 def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> dict[str, Any]:
-    """The settings that build the tokenizer of a model, which ``open_model`` has opened by this name.
+    """The settings that build the tokenizer of a model.
+
+    name_or_path, opened: argument and result of ``open_model``
 
     Raises:
-        CheckpointError: they are not known, or are not those of a tokenizer.
+        CheckpointError: the settings are unknown or invalid.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     recorded = recorded_tokenizer(opened.meta)
@@ -150,10 +152,10 @@ def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> dict[str, An
 
 
 def recorded_tokenizer(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The tokenizer's settings of the run that a checkpoint comes from, validated; None if its notes have none.
+    """The validated tokenizer settings in the notes of a checkpoint; None if the notes have none.
 
     Raises:
-        CheckpointError: the notes have settings that no tokenizer has.
+        CheckpointError: the settings are invalid.
     """
     run = meta.get("run")
     recorded = run.get("tokenizer") if isinstance(run, Mapping) else None
@@ -168,7 +170,7 @@ def recorded_tokenizer(meta: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def is_published(name: str, path: Path) -> bool:
-    """Whether a name is that of a folder in the format of Hugging Face, or no path at all."""
+    """Whether a name is a folder in the Hugging Face format, or the name of a published model and not a path."""
     if path.is_dir():
         return (path / CONFIG_FILE).is_file() and not (path / MANIFEST).exists() and not (path / FOLDER).exists()
     looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1

@@ -1,6 +1,6 @@
-"""Tensors in shards over several safetensors files, as torch.distributed.checkpoint writes them.
+"""Reads tensors whose shards are in several safetensors files, as torch.distributed.checkpoint writes them.
 
-The header of each file gives the offsets of its shards, so that one process without that library can join them.
+The header of each file has the offsets of its shards, so one process can join them without that library.
 """
 
 import math
@@ -20,7 +20,7 @@ HEADER, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 
 
 class TensorShard(NamedTuple):
-    """A block of a tensor: the file that holds it, its first index and its size in each dimension."""
+    """A block of a tensor: its file, and its first index and size in each dimension."""
 
     path: Path
     start: list[int]
@@ -33,10 +33,10 @@ def shard_files(directory: Path, names: Iterable[str]) -> list[Path]:
 
 
 def read_shards(paths: Sequence[Path], prefix: str) -> dict[str, Tensor]:
-    """The whole tensors ``<prefix>/<name>`` of some files, by name.
+    """Read and join the tensors ``<prefix>/<name>`` in shard files; returns them by name.
 
     Raises:
-        OSError, SafetensorError: a file cannot be read, or the shards do not make up whole tensors.
+        OSError, SafetensorError: a file cannot be read, or the shards of a tensor are incomplete.
     """
     shards: dict[str, list[TensorShard]] = {}
     for path in paths:
@@ -62,7 +62,7 @@ def _joined(key: str, shards: list[TensorShard]) -> Tensor:
     same = all(len(shard.start) == len(shard.shape) == len(first.shape) for shard in shards)
     shape = [max(s.start[d] + s.shape[d] for s in shards) for d in range(len(first.shape))] if same else []
     negative = any(start < 0 for shard in shards for start in shard.start)
-    # before memory is taken for a size that a header claims
+    # checked before memory is allocated for a size that a header claims
     if not same or negative or math.prod(shape) != sum(math.prod(shard.shape) for shard in shards):
         raise SafetensorError(f"the shards of {key} do not make up one tensor")
     whole: Tensor | None = None

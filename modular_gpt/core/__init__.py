@@ -1,1 +1,1 @@
-"""What everything rests on: contracts, registry, settings, cache, files, errors."""
+"""Foundations: component interfaces, registry, validation of settings, cache, atomic files, errors."""

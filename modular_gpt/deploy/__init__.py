@@ -1,1 +1,1 @@
-"""Other runtimes: torch.export and ONNX programs, weights packed for oneDNN."""
+"""Deployment: torch.export and ONNX programs, and weights packed for oneDNN."""

@@ -1,15 +1,16 @@
-"""A model with its cache as programs for other runtimes: torch.export, and ONNX.
+"""Export of a model and its cache to programs for other runtimes: torch.export and ONNX.
 
-Two programs, pure functions, so that any runtime can hold the cache between calls::
+A model becomes two programs, pure functions, so that any runtime can hold the cache between calls::
 
     prefill  (ids (B, T))                          -> logits (B, V) after the last token, cache tensors
     step     (ids (B, 1), start (), cache tensors) -> logits (B, V), cache tensors
 
-``start`` is how many tokens stand before. The cache tensors are those of ``GPTModel.new_cache(B, max_length)``, layer
-by layer, and as small: a ring for a sliding window, a latent for MLA, a state for linear attention. B may be any
-number. A prompt longer than ``longest_prompt`` goes on by steps; so does one shorter than ``shortest_prompt``, from
-``empty_cache``. Rows of a batch have the same length: no padding. The programs of a MoE model call an operator of this
-package, which must be imported where they run, and there is no ONNX of it.
+``start`` is the number of tokens read before. The cache tensors are those of ``GPTModel.new_cache(B, max_length)``,
+layer by layer, with the same sizes: a ring buffer for a sliding window, latents for MLA, a state for linear attention.
+B may be any number. Read the tokens of a prompt beyond ``longest_prompt`` by steps, and a prompt shorter than
+``shortest_prompt`` by steps from ``empty_cache``. Rows of a batch have the same length, without padding. The programs
+of a MoE model call an operator of this package, which must be imported where they run; such a model cannot be exported
+to ONNX.
 """
 
 from collections.abc import Iterator
@@ -28,13 +29,13 @@ from modular_gpt.core.validation import positive
 from modular_gpt.model import GPTModel
 
 PREFILL, STEP = "prefill", "step"
-_BATCH = 2  # of the examples that programs are traced with; 1 would become a fixed size
+_BATCH = 2  # batch size of the example inputs; 1 would become a fixed size
 _EXAMPLE = 4  # tokens of the example prompt
-_LARGE = 1_800_000_000  # bytes of weights that a single ONNX file can hold, a little below its 2 GB
+_LARGE = 1_800_000_000  # bytes of weights above which ONNX weights get files of their own; one file holds 2 GB
 
 
 class Prefill(nn.Module):
-    """(B, T) ids -> the logits (B, V) after the last, and the tensors of a cache that has read them."""
+    """ids (B, T) -> logits (B, V) after the last token, and the cache tensors."""
 
     def __init__(self, model: GPTModel, max_length: int) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ class Prefill(nn.Module):
 
 
 class Step(nn.Module):
-    """(B, 1) ids, start (), cache tensors -> the logits (B, V), and new cache tensors."""
+    """ids (B, 1), start (), cache tensors -> logits (B, V), and the new cache tensors."""
 
     def __init__(self, model: GPTModel, max_length: int) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Step(nn.Module):
         cache = self.model.new_cache(ids.shape[0], self.max_length)
         given = iter(cache_tensors)
         for layer in cache.layers:
-            layer.tensors = [next(given).clone() for _ in layer.tensors]  # inputs stay as they are
+            layer.tensors = [next(given).clone() for _ in layer.tensors]  # inputs are not modified
         cache.seek(start)
         logits = self.model(ids, cache=cache)
         return logits[:, 0], _tensors(cache)
@@ -67,11 +68,11 @@ class Step(nn.Module):
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """The programs of a model; see the top of this file.
+    """The programs of a model, see the top of this file.
 
-    max_length: tokens that the cache holds
-    shortest_prompt, longest_prompt: how many tokens ``prefill`` takes; the longest is the smallest sliding window, and
-        with linear attention one chunk
+    max_length: number of tokens that the cache holds
+    shortest_prompt, longest_prompt: limits of the number of tokens that ``prefill`` takes; the longest is less than the
+        smallest sliding window, and with linear attention at most one chunk
     """
 
     prefill: ExportedProgram
@@ -82,25 +83,29 @@ class ExportedModel:
     _shapes: list[tuple[torch.Size, torch.dtype]]
 
     def empty_cache(self, batch: int) -> list[Tensor]:
-        """The tensors of a cache that has read nothing."""
+        """The cache tensors for ``batch`` rows before the first token."""
         return [torch.zeros(batch, *shape[1:], dtype=dtype) for shape, dtype in self._shapes]
 
     def save(self, directory: str | Path) -> list[Path]:
-        """Write prefill.pt2 and step.pt2, which ``torch.export.load`` and ``aoti_compile_and_package`` read."""
+        """Write prefill.pt2 and step.pt2, for ``torch.export.load`` and ``aoti_compile_and_package``.
+
+        Raises:
+            ConfigError: the directory cannot be written.
+        """
         paths = [Path(directory) / f"{name}.pt2" for name in (PREFILL, STEP)]
-        with _writing(Path(directory)):
+        with _write_errors(Path(directory)):
             for program, path in zip((self.prefill, self.step), paths, strict=True):
                 torch.export.save(program, path)
         return paths
 
 
 def export_model(model: GPTModel, max_length: int | None = None) -> ExportedModel:
-    """The two programs of a model, in evaluation mode and in the dtype that it has.
+    """Export a model in evaluation mode and in its dtype.
 
-    max_length: tokens that the cache holds; None for the model's context_length
+    max_length: number of tokens that the cache holds; None: the model's context_length
 
     Raises:
-        ConfigError: the model has a part that the exporter cannot trace, or max_length does not fit its positions.
+        ConfigError: the exporter cannot trace a component, or max_length exceeds the model's positions.
     """
     length = model.config.context_length if max_length is None else max_length
     positive("export", max_length=length)
@@ -118,7 +123,7 @@ def _export(model: GPTModel, length: int, device: torch.device) -> ExportedModel
     tensors = _tensors(cache)
     ids = torch.zeros(_BATCH, _example_length(cache, length), dtype=torch.long, device=device)
     batch = Dim("batch", min=1)
-    with _explained():
+    with _export_errors():
         prefill = export(Prefill(model, length), (ids,), dynamic_shapes=({0: batch, 1: Dim.AUTO},))
         step = export(
             Step(model, length),
@@ -131,24 +136,24 @@ def _export(model: GPTModel, length: int, device: torch.device) -> ExportedModel
         step,
         length,
         shortest,
-        min(longest, _room(cache, length) - 1),
-        [(each.shape, each.dtype) for each in tensors],
+        min(longest, _smallest_ring(cache, length) - 1),
+        [(tensor.shape, tensor.dtype) for tensor in tensors],
     )
 
 
 def _example_length(cache: ModelCache, length: int) -> int:
-    """Tokens of the prompt to trace with: short of the smallest ring, so that what holds for it holds for others."""
-    return max(2, min(_EXAMPLE, _room(cache, length) - 1))
+    """Tokens of the example prompt: fewer than the smallest ring buffer has, a case that the exporter specialises."""
+    return max(2, min(_EXAMPLE, _smallest_ring(cache, length) - 1))
 
 
-def _room(cache: ModelCache, length: int) -> int:
-    """Rows of the smallest ring that a prompt can fill, or all; the exporter takes a full one as another case."""
+def _smallest_ring(cache: ModelCache, length: int) -> int:
+    """Rows of the smallest ring buffer with more than 2 rows; ``length`` where there is none."""
     rings = [layer.capacity for layer in cache.layers if isinstance(layer, TokenCache) and layer.window is not None]
     return min((ring for ring in rings if ring > 2), default=length)
 
 
 def _prompts(prefill: ExportedProgram) -> tuple[int, int]:
-    """The fewest and the most tokens that the program takes."""
+    """The smallest and the largest number of tokens that the program takes."""
     name = prefill.graph_signature.user_inputs[0]
     ids = next(node for node in prefill.graph.nodes if node.name == name)
     count = ids.meta["val"].shape[1]
@@ -159,12 +164,13 @@ def _prompts(prefill: ExportedProgram) -> tuple[int, int]:
 
 
 def export_onnx(model: GPTModel, directory: str | Path, max_length: int | None = None) -> list[Path]:
-    """Write prefill.onnx and step.onnx.
+    """Write prefill.onnx and step.onnx; returns their paths.
 
-    Their inputs are ``ids``, ``start``, ``cache_0`` ..., their outputs ``logits``, ``new_cache_0`` ...
+    Inputs are ``ids``, ``start``, ``cache_0`` ..., outputs ``logits``, ``new_cache_0`` ...
 
     Raises:
-        ConfigError: the extra ``onnx`` is not installed, or the exporter has no ONNX for a part.
+        ConfigError: the extra ``onnx`` is not installed, a component has no ONNX form, or the directory cannot be
+            written.
     """
     try:
         import onnxscript  # noqa: F401  which the exporter of torch builds on
@@ -172,20 +178,20 @@ def export_onnx(model: GPTModel, directory: str | Path, max_length: int | None =
         raise ConfigError("ONNX needs another package: pip install 'modular-gpt[onnx]'") from error
     exported = export_model(model, max_length)
     count = len(exported._shapes)
-    kept, new = [f"cache_{i}" for i in range(count)], [f"new_cache_{i}" for i in range(count)]
+    old, new = [f"cache_{i}" for i in range(count)], [f"new_cache_{i}" for i in range(count)]
     size = sum(parameter.nbytes for parameter in model.parameters())
     paths = []
     for name, program, inputs in (
         (PREFILL, exported.prefill, ["ids"]),
-        (STEP, exported.step, ["ids", "start", *kept]),
+        (STEP, exported.step, ["ids", "start", *old]),
     ):
-        with _explained():
-            made: Any = torch.onnx.export(
+        with _export_errors():
+            onnx: Any = torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=inputs, output_names=["logits", *new]
             )
         paths.append(Path(directory) / f"{name}.onnx")
-        with _writing(Path(directory)):
-            made.save(str(paths[-1]), external_data=size > _LARGE)
+        with _write_errors(Path(directory)):
+            onnx.save(str(paths[-1]), external_data=size > _LARGE)
     return paths
 
 
@@ -194,22 +200,23 @@ def _tensors(cache: ModelCache) -> list[Tensor]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """What the exporter raises, as one sentence."""
+def _export_errors() -> Iterator[None]:
+    """Context manager: turn any exception of the exporter into a ConfigError of one sentence."""
     try:
         yield
     except (ConfigError, KeyboardInterrupt):
         raise
-    except Exception as error:  # as many classes as passes
+    except Exception as error:  # each pass of the exporter has its own classes
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise ConfigError(f"this model cannot be exported: {reason}; try other parts, or backend=auto") from error
+        raise ConfigError(f"this model cannot be exported: {reason}; try other components, or backend=auto") from error
 
 
 @contextmanager
-def _writing(directory: Path) -> Iterator[None]:
+def _write_errors(directory: Path) -> Iterator[None]:
+    """Context manager: create ``directory``, and turn an OSError inside into a ConfigError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         yield

@@ -1,4 +1,4 @@
-"""Published models: their checkpoints into GPTModel, and GPTModel into theirs."""
+"""Conversion of published models to GPTModel and back."""
 
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.hub import tokenizer_file

@@ -1,7 +1,6 @@
-"""The settings of a config.json, with a record of which were read: every key is read, known to be harmless, or refused.
+"""Settings of a config.json with a record of the keys read: a key that is neither read nor known to be harmless fails.
 
-A key that nobody reads could change what the model computes (a window per layer, another rope length), so loading
-without it could give wrong logits in silence.
+Ignoring an unknown key could silently give wrong logits, for example if it sets a window per layer or a rope length.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,9 +10,9 @@ from modular_gpt.core.errors import CheckpointError, printable
 
 ANY: Final = "any"  # a harmless key, whatever its value
 
-# Keys that change nothing that any family computes: key -> ANY, or the values at which it changes nothing.
+# Keys that change no logits in any family: key -> ANY, or the values at which it changes nothing.
 HARMLESS: Mapping[str, Any] = {
-    # where it comes from, and how transformers handles it
+    # origin of the model, and handling by transformers
     **dict.fromkeys(
         (
             "architectures", "model_type", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash",
@@ -34,7 +33,7 @@ HARMLESS: Mapping[str, Any] = {
         ),
         ANY,
     ),
-    # how generate draws, in files from before generation_config.json
+    # settings of generation, in files older than generation_config.json
     **dict.fromkeys(
         (
             "do_sample", "max_length", "min_length", "temperature", "top_k", "top_p", "typical_p", "num_beams",
@@ -45,7 +44,7 @@ HARMLESS: Mapping[str, Any] = {
         ),
         ANY,
     ),
-    # parts that these models have not
+    # components that these models do not have
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "tie_encoder_decoder": (False,),
@@ -56,9 +55,9 @@ HARMLESS: Mapping[str, Any] = {
 
 
 class HFConfig(Mapping[str, Any]):
-    """The settings of a config.json, with defaults for those it leaves out; remembers which were read.
+    """The settings of a config.json with defaults for missing keys; records the keys that are read.
 
-    A nested object is an HFConfig that shares the memory. Iterating over names reads none of them.
+    A nested object is an HFConfig with the same record. Iterating over the keys reads none of them.
     """
 
     def __init__(
@@ -88,7 +87,7 @@ class HFConfig(Mapping[str, Any]):
         return len(self._values)
 
     def with_values(self, **values: Any) -> "HFConfig":
-        """The same settings with other values for some; it shares the memory of what was read."""
+        """The same settings with some values replaced; it shares the record of keys read."""
         return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**self._values, **values})
 
     def _replace(self, values: Mapping[str, Any]) -> "HFConfig":
@@ -96,19 +95,19 @@ class HFConfig(Mapping[str, Any]):
         return self
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> "HFConfig":
-        """The same settings with defaults for those that are left out."""
+        """The same settings with defaults for missing keys; it shares the record of keys read."""
         return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**defaults, **self._values})
 
     def ignore(self, *names: str) -> None:
-        """Treat these keys, and what is nested in them, as read: other settings make them irrelevant."""
+        """Mark these keys, and all keys nested in them, as read, because other settings make them irrelevant."""
         self._read.update(f"{self._path}{name}{suffix}" for name in names for suffix in ("", ".*"))
 
     def holds_mapping(self) -> bool:
-        """Whether any value is an object; reads none."""
+        """Whether any value is an object; marks no key as read."""
         return any(isinstance(value, Mapping) for value in self._values.values())
 
     def unread(self, harmless: Mapping[str, Any]) -> list[tuple[str, Any]]:
-        """(path, value) of each given setting that was neither read nor is ``harmless``; null says nothing."""
+        """(path, value) of each given setting that was neither read nor is ``harmless``; null values are skipped."""
         found: list[tuple[str, Any]] = []
         for name, value in self._given.items():
             path = self._path + name

@@ -1,4 +1,4 @@
-"""One family of published models: how its config.json and its tensors map to ours. The families are in families/."""
+"""Description of a family of published models: mappings of its config.json and tensors; instances are in families/."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,17 +16,17 @@ class Family:
     """One family of published models.
 
     model_type, architecture: as in its config.json
-    rules: which tensor of its files corresponds to which of ours
-    from_hf: its settings -> ours, as ``GPTConfig.from_dict`` takes them
-    to_hf: our config and its layers with nulls resolved -> its settings, for families that can be written. It may be
+    rules: mappings between the tensors of its files and ours
+    from_hf: its settings -> ours, as input of ``GPTConfig.from_dict``
+    to_hf: our config and its layers with nulls resolved -> its settings; None: the family cannot be written. It may be
         approximate: the result is read back with ``from_hf`` and compared with the config
-    slots: the component of each slot, by name, where ``to_hf`` is given
-    defaults: values of settings that its config.json leaves out
+    slots: name of the component of each slot, where ``to_hf`` is given
+    defaults: values of settings that are missing in its config.json
     synonyms: other names of settings -> the name in ``defaults``
-    harmless: settings that change nothing here: name -> ANY, or the values at which they change nothing
-    layers: the setting that counts layers
-    prefix: of tensor names, absent in files of the bare model without a head
-    ignored: regular expressions of tensor names that hold nothing learned; {n_layers} is filled in
+    harmless: settings that change no logits in this family: name -> ANY, or the values at which they change nothing
+    layers: name of the setting with the number of layers
+    prefix: prefix of tensor names, absent in files of the model without a head
+    ignored: regular expressions of names of tensors without learned values; {n_layers} is replaced by the number
     """
 
     model_type: str
@@ -43,7 +43,7 @@ class Family:
     ignored: tuple[str, ...] = field(default=(r".*rotary_emb\.inv_freq",))
 
     def settings(self, given: Mapping[str, Any]) -> HFConfig:
-        """The settings of a config.json under their usual names, with this family's defaults.
+        """The settings of a config.json with synonyms replaced and this family's defaults.
 
         Raises:
             CheckpointError: two names of one setting have different values.
@@ -58,11 +58,11 @@ class Family:
         return HFConfig(given, self.defaults)
 
     def config(self, given: Mapping[str, Any]) -> GPTConfig:
-        """Our config for the settings of a config.json.
+        """Convert the settings of a config.json to a GPTConfig.
 
         Raises:
             CheckpointError: a setting is neither read nor known to be harmless, or has no counterpart here.
-            ConfigError: a setting cannot work.
+            ConfigError: a setting is out of range.
         """
         settings = self.settings(given)
         try:
@@ -92,14 +92,14 @@ ACTIVATIONS = {
 
 
 def activation(name: str) -> str:
-    """Our name of an activation function of transformers."""
+    """Our name of an activation function of transformers. Raises CheckpointError if there is none."""
     if name not in ACTIVATIONS:
         raise CheckpointError(unknown("activation function", str(name), ACTIVATIONS))
     return ACTIVATIONS[name]
 
 
 def component_configs(layer: LayerConfig) -> tuple[Any, Any, Any, Any]:
-    """The configs of attention, ffn, norm and pos, for a family that knows the classes of its components."""
+    """The configs of attention, ffn, norm and pos, untyped, for a family with fixed component classes."""
     return layer.attention, layer.ffn, layer.norm, layer.pos
 
 
@@ -109,7 +109,7 @@ def hf_activation(name: str) -> str:
 
 
 def dropout(settings: HFConfig, name: str, embeddings: str | None = None) -> float:
-    """The rate after attention and ffn; warns if the rate of the ``embeddings``, which is the same here, differs."""
+    """The dropout rate after attention and ffn, which ours also uses for ``embeddings``; warns if theirs differs."""
     rate, embedding_rate = float(settings[name]), float(settings[embeddings]) if embeddings else 0.0
     if rate != embedding_rate:
         has = f"{embeddings}={embedding_rate}" if embeddings else "none"
@@ -121,7 +121,7 @@ def dropout(settings: HFConfig, name: str, embeddings: str | None = None) -> flo
 
 
 def must_be(settings: HFConfig, **only: Any) -> None:
-    """Raise a CheckpointError for a setting with a value that has no counterpart here."""
+    """Raise a CheckpointError if a setting has another value than the one that is supported."""
     for name, value in only.items():
         if settings[name] != value:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Where the files of a published model are: a folder, the local Hugging Face cache, or the hub."""
+"""Locates the files of a published model: in a folder, the local Hugging Face cache, or the hub."""
 
 import logging
 import queue
@@ -18,7 +18,7 @@ from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.json_files import load_json_object
 
 CONFIG_FILE = "config.json"
-CONNECT_SECONDS = 3.0  # to reach the hub before it is given up
+CONNECT_SECONDS = 3.0  # timeout of the connection to the hub
 TOKENIZER = "tokenizer.json"
 SHORT_NAMES = {
     "gpt2": "openai-community/gpt2",
@@ -30,15 +30,15 @@ SHORT_NAMES = {
 
 
 class Unreachable(CheckpointError):
-    """A file is not in the local cache, and the hub cannot be asked whether it exists."""
+    """A file is not in the local cache, and the hub cannot be reached."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one model.
+    """The files of one model, in a folder or on the hub.
 
-    name: as the user gave it; folder: where they are, or None where they come from the hub
-    repository, revision: on the hub; the revision that the local cache has, or the newest
+    name: name given by the user; folder: folder of the files; None: they come from the hub
+    repository, revision: repository on the hub, and its revision in the local cache; None: the newest
     """
 
     name: str
@@ -47,11 +47,11 @@ class Source:
     revision: str | None = None
 
     def file(self, name: str) -> Path | None:
-        """The path of a file, downloaded where needed; None where the model has no such file.
+        """The local path of a file, downloaded if necessary; None if the model has no such file.
 
         Raises:
-            Unreachable: the file is not here and the hub cannot be reached.
-            CheckpointError: the hub has no such model, or does not give it.
+            Unreachable: the file is not in the cache and the hub cannot be reached.
+            CheckpointError: the hub has no such model, or denies access.
         """
         if self.folder is not None:
             path = self.folder / name
@@ -59,10 +59,10 @@ class Source:
         return _from_cache(self.repository, name, self.revision) or _from_hub(self, name)
 
     def json(self, name: str) -> dict[str, Any] | None:
-        """The object in a JSON file; None if the model has no such file.
+        """Read the object in a JSON file; None if the model has no such file.
 
         Raises:
-            CheckpointError: it cannot be read, or holds no object.
+            CheckpointError: the file cannot be read, or its value is not an object.
         """
         path = self.file(name)
         if path is None:
@@ -71,10 +71,10 @@ class Source:
 
 
 def locate(name_or_path: str | Path) -> Source:
-    """The source that a user means: a folder with a config.json, or a name on the hub.
+    """Locate a model: a folder with a config.json, or a name on the hub.
 
     Raises:
-        CheckpointError: it looks like a path, but no model is there.
+        CheckpointError: ``name_or_path`` is a path without a model.
     """
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if (path / CONFIG_FILE).is_file():
@@ -91,15 +91,15 @@ def locate(name_or_path: str | Path) -> Source:
 
 
 def tokenizer_file(name_or_path: str | Path) -> Path | None:
-    """The ``tokenizer.json`` of a published model, or its ``vocab.json`` beside a ``merges.txt``; None for neither.
+    """Path of the ``tokenizer.json`` of a published model, or of its ``vocab.json`` with ``merges.txt``; None: neither.
 
-    The files that name its special tokens lie in the same folder.
+    The files that define its special tokens are in the same folder.
 
     Raises:
         CheckpointError: there is no such model, or the hub cannot be reached.
     """
     source = locate(name_or_path)
-    with suppress(Unreachable):  # they name special tokens, and are looked for beside the tokenizer
+    with suppress(Unreachable):  # download the files that define special tokens into the same folder
         for name in ("tokenizer_config.json", "generation_config.json"):
             source.file(name)
     if (file := source.file(TOKENIZER)) is not None:
@@ -139,7 +139,7 @@ def _from_hub(source: Source, name: str) -> Path | None:
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"there is no model {source.name!r}, neither here nor on the Hugging Face hub") from error
-    except Exception as error:  # no network, no access, no space: as many classes as transports
+    except Exception as error:  # no network, no access, no space: each transport has its own classes
         raise Unreachable(
             f"{name} of {source.name!r} is not in the local cache, and the Hugging Face hub cannot be reached "
             f"({type(error).__name__}); connect once, or give the folder of a copy"
@@ -147,9 +147,9 @@ def _from_hub(source: Source, name: str) -> Path | None:
 
 
 def _check_reachable(endpoint: str) -> None:
-    """Raise an OSError, within seconds, if no connection to the hub can be made.
+    """Raise an OSError within ``CONNECT_SECONDS`` if the hub cannot be reached.
 
-    The hub's own client tries again and again for half a minute. A proxy is left to that client.
+    The client of the hub itself would retry for half a minute. With a proxy this check is skipped.
     """
     if getproxies():
         return
@@ -160,7 +160,7 @@ def _check_reachable(endpoint: str) -> None:
 
 @lru_cache(maxsize=1)
 def _connection_problem(endpoint: str, minute: int) -> OSError | None:
-    """Why no connection can be made, asked once a minute; in a thread, since a name lookup has no time limit."""
+    """The error of a connection to the hub, tried once per ``minute``; in a thread, as name lookup has no timeout."""
     parts = urlsplit(endpoint)
     address = parts.hostname or endpoint, parts.port or (80 if parts.scheme == "http" else 443)
     answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
@@ -181,7 +181,7 @@ def _connection_problem(endpoint: str, minute: int) -> OSError | None:
 
 @contextmanager
 def _without_retry_log() -> Iterator[None]:
-    """Drop the hub client's lines about further attempts: one sentence follows if the last one fails."""
+    """Context manager: suppress the hub client's log messages about retries."""
     logger = logging.getLogger("huggingface_hub.utils._http")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Published models into GPTModel: their config is read as ours, then each tensor is copied to its place."""
+"""Loads a published model into a GPTModel: converts its config, then copies each tensor."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ OWN_TYPE = "modular_gpt"  # the model_type of folders that hold any GPTModel, wr
 def load_pretrained(
     name_or_path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> GPTModel:
-    """A published model, in evaluation mode.
+    """Load a published model, in evaluation mode.
 
     name_or_path: gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, another name on the Hugging Face hub, or the
-        folder of a model; the local cache is asked before the hub
-    dtype: of the parameters; None for the dtype of the file's token embedding
-    device: where they are put; None for the CPU
+        folder of a model; the local cache is searched before the hub
+    dtype: dtype of the parameters; None: that of the token embedding in the file
+    device: device of the parameters; None: the CPU
 
     Raises:
         CheckpointError: there is no such model, its family is unknown, it is damaged, or tensors or settings are
             unknown, missing or of another shape.
-        ConfigError: its config has a setting that cannot work.
+        ConfigError: a setting in its config.json is out of range.
     """
     source = locate(name_or_path)
     family, given = read_family(source)
@@ -48,16 +48,16 @@ def load_pretrained(
 
 
 def read_config(source: Source) -> tuple[Family, GPTConfig]:
-    """The family of a published model, and its config as ours."""
+    """Read the family of a published model and its config, converted to a GPTConfig."""
     family, given = read_family(source)
     return family, read_settings(source, family, given)
 
 
 def read_family(source: Source) -> tuple[Family, dict[str, Any]]:
-    """The family of a published model, and the content of its config.json.
+    """Read the family of a published model and the content of its config.json.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or names a family that is not known here.
+        CheckpointError: the file is missing or damaged, its family is unknown, or the model is quantised.
     """
     given = source.json(CONFIG_FILE)
     if given is None:
@@ -78,7 +78,7 @@ def read_family(source: Source) -> tuple[Family, dict[str, Any]]:
 
 
 def read_settings(source: Source, family: Family, given: Mapping[str, Any]) -> GPTConfig:
-    """Our config for the content of a config.json; CheckpointError or ConfigError if there is none."""
+    """Convert the content of a config.json to a GPTConfig. Raises CheckpointError or ConfigError if that fails."""
     try:
         return family.config(given)
     except KeyError as error:
@@ -90,7 +90,7 @@ def read_settings(source: Source, family: Family, given: Mapping[str, Any]) -> G
 
 
 def check_layers(given: Mapping[str, Any], family: Family, files: Tensors, source: Source) -> None:
-    """Raise a CheckpointError if a config.json counts more layers than its tensors: before a list of them is made."""
+    """Raise a CheckpointError if a config.json has more layers than its tensors, before layers are allocated."""
     count = family.settings(given).get(family.layers)
     numbers = {found[1] for key in files.keys() if (found := _LAYER_NUMBER.search(key))}  # noqa: SIM118
     if isinstance(count, (int, float)) and count > len(numbers):
@@ -101,13 +101,13 @@ def check_layers(given: Mapping[str, Any], family: Family, files: Tensors, sourc
 
 
 def _described(config: GPTConfig, files: Tensors, source: Source) -> GPTModel:
-    """The model of a config on the meta device; CheckpointError if it is far larger than the tensors."""
+    """Build the model on the meta device. Raises CheckpointError if it is much larger than the tensors of the files."""
     try:
         model = meta_model(config)
     except ConfigError as error:
         raise CheckpointError(f"{CONFIG_FILE} of {source.name!r} describes a model of impossible size") from error
     wanted = sum(tensor.numel() for tensor in saved_tensors(model).values())
-    if wanted > 100 * (files.numel() + 10**6):  # before each of its experts is looked for
+    if wanted > 100 * (files.numel() + 10**6):  # checked before the mappings are expanded to every expert
         raise CheckpointError(
             f"the checkpoint does not fit its {CONFIG_FILE}, which describes {wanted:,} parameters:"
             f" its tensors have {files.numel():,}"
@@ -116,7 +116,7 @@ def _described(config: GPTConfig, files: Tensors, source: Source) -> GPTModel:
 
 
 def match(family: Family, model: GPTModel, files: Tensors) -> list[TensorPair]:
-    """Which tensor of the files belongs where: every one of them, and every one of the model.
+    """Pair every tensor of the files with tensors of the model, such that no tensor of either is left.
 
     Raises:
         CheckpointError: a tensor is unknown, missing, or of another shape.
@@ -157,7 +157,7 @@ def _left_over(family: Family, config: GPTConfig, keys: set[str]) -> set[str]:
 
 
 def _check_tied(files: Tensors, pairs: Sequence[TensorPair]) -> None:
-    """Raise a CheckpointError if a file has a head beside the embedding that it says to be the same, and is not."""
+    """Raise a CheckpointError if a file has a head that differs from the embedding, although they are tied."""
     embedding = next(pair.hf_name for pair in pairs if pair.our_names == (EMBEDDING,))
     if files.shape(HEAD) != files.shape(embedding) or not torch.equal(files.tensor(HEAD), files.tensor(embedding)):
         raise CheckpointError(
@@ -168,7 +168,7 @@ def _check_tied(files: Tensors, pairs: Sequence[TensorPair]) -> None:
 def fill(
     model: GPTModel, pairs: Sequence[TensorPair], files: Tensors, dtype: torch.dtype | None, device: torch.device
 ) -> GPTModel:
-    """Allocate a model on the meta device, and copy one tensor after another into it; parameters get one dtype."""
+    """Allocate a model from the meta device and copy the tensors into it one by one; all parameters get ``dtype``."""
     if dtype is None:
         dtype = files.tensor(next(pair.hf_name for pair in pairs if pair.our_names == (EMBEDDING,))).dtype
     if not dtype.is_floating_point or dtype.itemsize < 2:

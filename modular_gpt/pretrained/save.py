@@ -1,4 +1,4 @@
-"""GPTModel into folders that ``transformers`` loads, if a published family computes exactly the same."""
+"""Saves a GPTModel as a model of a published family, if one computes exactly the same."""
 
 import json
 import math
@@ -29,8 +29,8 @@ from modular_gpt.pretrained.weight_files import WEIGHTS, as_os_error, listed
 
 GENERATION = "generation_config.json"
 
-# Settings that change nothing that a trained model computes (initialisation, training, kernels), and those that are
-# compared component by component.
+# Settings that change no logits of a trained model (initialisation, training, kernels), and those that are compared
+# component by component.
 _NOT_COMPUTED = {"init", "init_std", "init_residual", "init_head", "dropout", "bias", "layers", "final_norm", *SLOTS}
 _NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend"}
 
@@ -38,11 +38,11 @@ _NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend"}
 def save_pretrained(
     model: GPTModel, path: str | Path, format: str = "hf", eos_token_id: int | list[int] | None = None
 ) -> None:
-    """Write a model as one of a published family, with the files that ``transformers`` writes and reads.
+    """Save a model as one of a published family, in a folder that ``transformers`` loads.
 
-    path: a folder, created if missing; other files in it stay
-    format: hf
-    eos_token_id: the id or ids that end a text, for the generation of transformers
+    path: a folder, created if missing; other files in it are kept
+    format: hf, the only choice
+    eos_token_id: id or ids that end a text, for generation with transformers
 
     Raises:
         CheckpointError: no published family computes the same as this model, or the folder cannot be written.
@@ -63,10 +63,10 @@ def save_pretrained(
 
 
 def family_of(config: GPTConfig) -> Family:
-    """The published family that computes the same as a model.
+    """Find the published family that computes the same as a model with this config.
 
     Raises:
-        CheckpointError: there is none; names what the nearest one lacks.
+        CheckpointError: there is none; the message names the closest family and the settings that it lacks.
     """
     differences: list[tuple[bool, list[str], str]] = []
     for family in FAMILIES.values():
@@ -85,7 +85,7 @@ def family_of(config: GPTConfig) -> Family:
 
 
 def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
-    """The tensors of a family's files by name, made from ours."""
+    """Convert the tensors of a model to those of the family's files, by name."""
     ours = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
     pairs = list(expand(family.rules, ours, model.config.n_layers, model.config.n_heads))
     assert set(ours) == {name for pair in pairs for name in pair.our_names}, "a mapping is missing"
@@ -98,14 +98,14 @@ def _to_hf(family: Family, config: GPTConfig) -> dict[str, Any]:
 
 
 def _other_components(family: Family, config: GPTConfig) -> list[str]:
-    """The components of a model that are not those of the family."""
+    """The components of a model that differ from the family's, as ``slot=name``."""
     expected = {slot: entries(slot)[name].component for slot, name in family.slots.items()}
     chosen = [(slot, getattr(layer, slot)) for slot in SLOTS for layer in config.layer_configs]
     return list(dict.fromkeys(f"{slot}={c.name}" for slot, c in chosen if c.component is not expected[slot]))
 
 
 def _other_settings(family: Family, config: GPTConfig) -> list[str]:
-    """The settings of a model that the family, which has the same components, cannot express."""
+    """The settings of a model with the family's components that the family cannot express, as ``name=value``."""
     try:
         back = family.config(_to_hf(family, config))
     except UserError as error:
@@ -114,7 +114,7 @@ def _other_settings(family: Family, config: GPTConfig) -> list[str]:
 
 
 def _differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
-    """Settings of the first that the second has another value of, each once."""
+    """Settings of ``config`` that differ in ``other``, as ``name=value`` without duplicates."""
     if config.has_final_norm != other.has_final_norm:
         yield f"final_norm={config.has_final_norm}"
     for setting in fields(config):
@@ -138,7 +138,7 @@ def _differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two settings are the same; numbers up to the rounding of different ways to compute them."""
+    """Whether two settings are equal; floating-point numbers up to rounding errors."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     if isinstance(a, float) and isinstance(b, float):
@@ -152,13 +152,13 @@ def write_files(
     tensors: Mapping[str, Tensor],
     eos_token_id: int | list[int] | None = None,
 ) -> None:
-    """Write config.json, generation_config.json and model.safetensors; each replaces the old one only when it is whole.
+    """Write config.json, generation_config.json and model.safetensors, each atomically.
 
     Raises:
-        CheckpointError: the folder cannot be written; the message gives the number of bytes needed.
+        CheckpointError: the folder cannot be written; the message has the number of bytes needed.
     """
     generation = {"eos_token_id": eos_token_id, "pad_token_id": None, "bos_token_id": None}
-    temporary = temporary_name(folder / WEIGHTS)  # a directory, since save_file would follow a link
+    temporary = temporary_name(folder / WEIGHTS)  # a directory, because save_file follows symbolic links
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()

@@ -1,11 +1,11 @@
-"""Two-way mappings between the tensors of a published checkpoint and ours: data, and the code that expands them.
+"""Two-way mappings between the tensors of a published checkpoint and ours.
 
-A mapping joins one tensor of the checkpoint to one or several of ours::
+A mapping relates one tensor of the checkpoint to one or several of ours::
 
     TensorMapping("transformer.h.{layer}.attn.c_attn.bias", ("blocks.{layer}.attention.query.bias", ...), FUSED)
 
-``{layer}`` stands for every layer. ``{expert}``, which only the checkpoint's name has, stands for every expert: ours
-are stacked in one tensor, whose first dimension counts experts. A mapping applies if the model has our tensors, so one
+``{layer}`` stands for every layer. ``{expert}``, only in names of the checkpoint, stands for every expert: ours are
+stacked in one tensor, with experts as first dimension. A mapping applies if the model has all of our tensors, so one
 list serves models with and without biases, dense and sparse layers, tied and untied heads.
 """
 
@@ -21,7 +21,7 @@ LAYER, EXPERT = "{layer}", "{expert}"
 
 @dataclass(frozen=True)
 class Transform:
-    """How one tensor of a checkpoint becomes ours, and back.
+    """Conversion of one tensor of a checkpoint to ours, and its inverse.
 
     split: (hf, shapes of ours, query heads) -> ours; join: (ours, query heads) -> hf
     """
@@ -31,19 +31,19 @@ class Transform:
 
 
 COPY = Transform(lambda hf, shapes, heads: [hf], lambda ours, heads: ours[0])
-# rows of the first, then of the second, ...
+# our tensors concatenated by rows
 FUSED = Transform(
     lambda hf, shapes, heads: hf.split([shape[0] for shape in shapes]),
     lambda ours, heads: torch.cat(list(ours)),
 )
-# for each head the rows of the first, then of the second, ...
+# for each head, the rows of our tensors concatenated
 FUSED_PER_HEAD = Transform(
     lambda hf, shapes, heads: [
         rows.flatten(0, 1) for rows in hf.unflatten(0, (heads, -1)).split([s[0] // heads for s in shapes], dim=1)
     ],
     lambda ours, heads: torch.cat([tensor.unflatten(0, (heads, -1)) for tensor in ours], dim=1).flatten(0, 1),
 )
-# stacked experts: a row of the first, then one of the second, ...
+# stacked experts with the rows of our tensors interleaved
 INTERLEAVED = Transform(
     lambda hf, shapes, heads: [hf[:, i :: len(shapes)] for i in range(len(shapes))],
     lambda ours, heads: torch.stack(list(ours), dim=2).flatten(1, 2),
@@ -51,7 +51,7 @@ INTERLEAVED = Transform(
 
 
 def transposed(inner: Transform) -> Transform:
-    """``inner`` for matrices that are stored as (in, out)."""
+    """The transform ``inner`` for matrices that the checkpoint stores as (in, out)."""
     return Transform(
         lambda hf, shapes, heads: inner.split(hf.mT, shapes, heads),
         lambda ours, heads: inner.join(ours, heads).mT,
@@ -59,7 +59,10 @@ def transposed(inner: Transform) -> Transform:
 
 
 class TensorMapping(NamedTuple):
-    """One tensor of a checkpoint and its names here; only for models that have ``where`` and have not ``unless``."""
+    """One tensor of a checkpoint and our corresponding tensors.
+
+    where, unless: the mapping applies only to models that have the tensor ``where`` and lack the tensor ``unless``
+    """
 
     hf_name: str
     our_names: tuple[str, ...]
@@ -68,7 +71,7 @@ class TensorMapping(NamedTuple):
     unless: str = ""
 
     def applies(self, tensors: Mapping[str, Tensor], layer: int) -> bool:
-        """Whether a model with our ``tensors`` has the tensors of this mapping in a layer."""
+        """Whether this mapping applies to a layer of a model with our ``tensors``."""
         needed = [*self.our_names, *([self.where] if self.where else [])]
         return all(_in_layer(name, layer) in tensors for name in needed) and (
             not self.unless or _in_layer(self.unless, layer) not in tensors
@@ -76,7 +79,7 @@ class TensorMapping(NamedTuple):
 
 
 class TensorPair(NamedTuple):
-    """A mapping applied to one layer and, if they are separate, to one expert of a model."""
+    """A mapping for one layer and, if the checkpoint has a tensor per expert, for one expert."""
 
     hf_name: str
     our_names: tuple[str, ...]
@@ -90,7 +93,7 @@ class TensorPair(NamedTuple):
         return found if self.expert is None else [tensor[self.expert] for tensor in found]
 
     def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The checkpoint's tensor, made from ours."""
+        """The checkpoint's tensor, computed from ours."""
         return self.transform.join(self.targets(tensors), self.heads)
 
     def fill(self, tensors: Mapping[str, Tensor], hf_tensor: Tensor) -> None:
@@ -104,7 +107,7 @@ class TensorPair(NamedTuple):
 def expand(
     mappings: Sequence[TensorMapping], tensors: Mapping[str, Tensor], n_layers: int, heads: int
 ) -> Iterator[TensorPair]:
-    """Every pair between a checkpoint and a model with our ``tensors``, by name."""
+    """Expand mappings to all layers and experts of a model with our ``tensors``."""
     for mapping in mappings:
         for layer in range(n_layers) if LAYER in mapping.hf_name else [0]:
             if not mapping.applies(tensors, layer):
@@ -123,7 +126,7 @@ def _in_layer(name: str, layer: int) -> str:
 
 
 def affine(hf_name: str, *our_names: str, weight: Transform = COPY, bias: Transform = COPY) -> list[TensorMapping]:
-    """The mappings for ``.weight`` and ``.bias`` of a layer."""
+    """Two mappings, for ``.weight`` and ``.bias`` of a layer."""
     return [
         TensorMapping(f"{hf_name}.weight", tuple(f"{name}.weight" for name in our_names), weight),
         TensorMapping(f"{hf_name}.bias", tuple(f"{name}.bias" for name in our_names), bias),

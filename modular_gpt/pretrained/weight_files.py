@@ -1,4 +1,4 @@
-"""The tensors of a published model, read one at a time from memory-mapped files."""
+"""Reads the tensors of a published model one at a time from memory-mapped files."""
 
 import re
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ OLD_INDEX = "pytorch_model.bin.index.json"
 
 
 class TensorFile(Protocol):
-    """One opened file."""
+    """An open file of tensors."""
 
     def keys(self) -> list[str]: ...
     def shape(self, key: str) -> torch.Size: ...
@@ -35,7 +35,7 @@ class SafeTensors:
 
         try:
             self.handle: Any = stack.enter_context(safe_open(str(path), framework="pt"))
-        except Exception as error:  # SafetensorError, or what the system says of a file that cannot be opened
+        except Exception as error:  # SafetensorError, or an OSError of a file that cannot be opened
             raise CheckpointError(f"'{path}' is damaged or cut short ({error}); copy or download it again") from error
 
     def keys(self) -> list[str]:
@@ -49,7 +49,7 @@ class SafeTensors:
 
 
 class OldFile:
-    """A file of ``torch.save``, of which only tensors are read: code in it is refused and never runs."""
+    """A file written by ``torch.save``; only tensors are read, and a file with code is refused without running it."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -76,7 +76,7 @@ class OldFile:
 def _load_old(path: Path) -> Any:
     import zipfile
 
-    # files from before PyTorch 1.6 are no archives and cannot be mapped
+    # files older than PyTorch 1.6 are not zip archives and cannot be memory-mapped
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
@@ -129,7 +129,7 @@ class Tensors:
         return set(self._files)
 
     def numel(self) -> int:
-        """The number of elements of all tensors together."""
+        """Number of elements of all tensors together."""
         return sum(self.shape(key).numel() for key in self._files)
 
     def shape(self, key: str) -> torch.Size:
@@ -153,13 +153,13 @@ class Tensors:
 
 
 def listed(names: list[str], limit: int = 20) -> str:
-    """Names in one line, printable and not too long; the first ones if there are very many."""
+    """Format printable names in one line; at most ``limit`` of them and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(printable, names[:limit])) + more
 
 
 def as_os_error(error: Exception) -> OSError:
-    """The OSError that a SafetensorError reports in its text, with its number; any other OSError as it is."""
+    """The OSError, with its errno, that a SafetensorError reports in its text; an OSError is returned unchanged."""
     if isinstance(error, OSError):
         return error
     number = re.search(r"os error (\d+)", str(error))
