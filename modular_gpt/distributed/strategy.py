@@ -97,7 +97,7 @@ class Parallel(Component, ABC, slot="parallel"):
 
     def sum(self, values: Tensors) -> Tensors:
         """Sums over this process's rows (named scalars) -> sums over all rows of the batch."""
-        return values if self.data_world == 1 else self.processes.add(values)
+        return values if self.data_world == 1 else self.processes.all_reduce_sum(values)
 
     def mean(self, total: float, count: int) -> float:
         """The mean over all rows of the batch, from the sum and the number of terms of this process's rows."""

@@ -1,1 +1,1 @@
-"""The machine and its processes: devices, precision, signals, memory, versions."""
+"""The machine and its processes: devices, precision, threads, signals, memory, versions."""

@@ -1,7 +1,7 @@
-"""The directory in which torch.compile keeps the code it made, and what to do when that code is damaged.
+"""The directory of torch.compile's generated code, and its repair when a library in it is damaged.
 
-A process that is killed while its compiler writes a library leaves part of a file under the final name. PyTorch takes
-it for the whole: later runs then fail, or quietly make slower code, for as long as the file stays.
+A process that is killed while its compiler writes a library leaves an incomplete file under the final name. PyTorch
+loads it anyway: later runs then fail, or silently generate slower code, as long as the file stays.
 """
 
 import os
@@ -16,20 +16,20 @@ ELF = struct.Struct("<4s5B7x2HI3QI6H")  # header of a 64-bit library
 
 
 class CompileCache:
-    """The compiler's directory: ``root``, unless the environment names one, which is then the user's to clear."""
+    """The compiler's directory: ``root``, unless the environment names one, which is the user's and never cleared."""
 
     def __init__(self, root: Path) -> None:
-        """root: a directory of this package's own; it is cleared here if a library in it is cut off."""
-        given = os.environ.get(VARIABLE)
-        self.directory = Path(given) if given else root
-        self.ours = not given or Path(given) == root
+        """root: a directory of this package's own; it is cleared if a library in it is truncated."""
+        named = os.environ.get(VARIABLE)
+        self.directory = Path(named) if named else root
+        self.owned = not named or Path(named) == root
         os.environ[VARIABLE] = str(self.directory)
-        if self.ours and any(is_cut_off(library) for library in libraries(self.directory)):
+        if self.owned and any(is_cut_off(library) for library in libraries(self.directory)):
             self.clear()
 
     def clear(self) -> bool:
-        """Empty the directory; False where it is the user's, or where nothing can be removed."""
-        if not self.ours:
+        """Empty the directory. Returns False if it is the user's, or if nothing can be removed."""
+        if not self.owned:
             return False
         try:  # moved aside first: another process may be writing into it
             aside = Path(tempfile.mkdtemp(prefix=f"{self.directory.name}-damaged-", dir=self.directory.parent))
@@ -46,7 +46,7 @@ def libraries(directory: Path) -> Iterator[Path]:
 
 
 def is_cut_off(library: Path) -> bool:
-    """Whether a library ends before its section table, which stands last in the file. Other formats pass."""
+    """Whether an ELF library ends before its section table, which is last in the file. False for other formats."""
     try:
         with library.open("rb") as file:
             head = file.read(ELF.size)
@@ -58,4 +58,4 @@ def is_cut_off(library: Path) -> bool:
     magic, bits, order, *_, sections, _, _, _, _, entry, count, _ = ELF.unpack(head)
     if magic != b"\x7fELF":
         return not any(head)  # reserved by the linker, and never written
-    return bits == 2 and order == 1 and sections + entry * count > length
+    return bool(bits == 2 and order == 1 and sections + entry * count > length)

@@ -1,7 +1,8 @@
-"""Memory of the CPU that a training gets once and keeps.
+"""Keep the memory that a training on a CPU frees, instead of giving it back to the system.
 
-Every step asks for the same large blocks. By default the C library gives a block of more than 32 MiB back to the system
-as soon as it is free, and the next one comes as new pages, each cleared and mapped on first touch: a quarter of a step.
+Every step allocates the same large blocks. By default the C library returns a block of more than 32 MiB to the system
+as soon as it is free, and the next one consists of new pages, each cleared and mapped on first touch: a quarter of the
+time of a step.
 """
 
 import ctypes
@@ -11,14 +12,14 @@ import sys
 import torch
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of mallopt(3)
-PAD = 64 * 2**20  # how much the heap grows by at least
+PAD = 64 * 2**20  # bytes by which the heap grows, at least
 
 
 def keep_memory() -> None:
     """Let this process keep the memory that it frees, in huge pages where the system has them.
 
-    To be called before the first tensor is made: PyTorch reads its variable once, and one that is set already stays.
-    Does nothing where a GPU computes; other C libraries than glibc get the huge pages alone.
+    To be called before the first tensor is made, since PyTorch reads its variable once; a value of the user's stays.
+    Does nothing on machines with a GPU; with other C libraries than glibc, huge pages alone are used.
     """
     if torch.cuda.is_available() or not sys.platform.startswith("linux"):
         return

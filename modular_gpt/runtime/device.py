@@ -1,4 +1,4 @@
-"""Where a run computes: device, threads, and the precision of its arithmetic."""
+"""The device of a run, its threads, and the precision of its arithmetic."""
 
 import os
 import platform
@@ -15,10 +15,10 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str, processes: ProcessGroup | None = None) -> torch.device:
-    """The device of that name; ``auto`` is the best one that works here. Of several processes each has its own GPU.
+    """The device of that name; ``auto`` is the best one that works here. Each of several processes has its own GPU.
 
     Raises:
-        ConfigError: there is no such device on this machine, or not one for each process.
+        ConfigError: this machine has no such device, or not one for each process.
     """
     processes = processes or ProcessGroup()
     if name == "auto":
@@ -44,10 +44,10 @@ def choose_device(name: str, processes: ProcessGroup | None = None) -> torch.dev
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """One of ``PRECISIONS``; ``auto`` is bf16 on GPUs and CPUs that have units for it, else float32.
+    """The precision of that name; ``auto`` is bf16 on GPUs and CPUs with units for it, else float32.
 
     Raises:
-        ConfigError: the device does not compute in it.
+        ConfigError: the device does not support it.
     """
     if name == "auto":
         has = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False), "cpu": cpu_has_bf16}
@@ -58,23 +58,23 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context in which a forward pass runs."""
+    """The autocast context of a forward pass; without effect in float32."""
     if precision not in AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, AUTOCAST[precision])
 
 
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN multiplies in bf16 on this CPU, faster than in float32; on x86 it also can by emulation."""
-    able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether oneDNN multiplies in bf16 on this CPU by units of its own, and not by emulation, which x86 has too."""
+    supported: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return able
-    return able and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        return supported
+    return supported and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager
 def float32_products(precision: str, device: torch.device) -> Iterator[None]:
-    """How products of float32 matrices are computed inside; as it was before, after."""
+    """Context manager: sets how products of float32 matrices are computed, and restores the setting."""
     before = torch.get_float32_matmul_precision()
     fast = "high" if device.type == "cuda" else "highest"  # TF32, with its ten bits, where the GPU has it
     torch.set_float32_matmul_precision("medium" if precision == "bf16_products" else fast)
@@ -85,7 +85,7 @@ def float32_products(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def prepare_device(threads: int | None, processes: int = 1) -> None:
-    """Use the CPU's threads as told; otherwise the processes of this machine share its cores."""
+    """Set the number of CPU threads; by default (None) the ``processes`` of this machine share its physical cores."""
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, min(physical_cores(), torch.get_num_threads()) // processes)
     if threads is not None:
@@ -93,7 +93,7 @@ def prepare_device(threads: int | None, processes: int = 1) -> None:
 
 
 def physical_cores() -> int:
-    """Cores that this process may run on, each counted once however many threads it has."""
+    """Number of physical cores that this process may run on."""
     try:
         usable = os.sched_getaffinity(0)
     except AttributeError:  # not on macOS and Windows
@@ -106,7 +106,7 @@ def physical_cores() -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words."""
+    """The device's name, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

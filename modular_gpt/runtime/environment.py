@@ -1,4 +1,4 @@
-"""On what a run was made: versions, machine, and the state of the sources."""
+"""The environment of a run: versions, machine, and commit."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "hydra-c
 
 
 def environment() -> dict[str, Any]:
-    """Plain values for run.json."""
+    """The environment as plain values, for run.json."""
     return {
         "modular_gpt": __version__,
         "git_commit": git_commit(),
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, with ``-dirty`` for changes; None outside of one."""
+    """The commit of the checkout that this package runs from, ``-dirty`` if it has changes; None outside a checkout."""
     folder = Path(__file__).resolve().parent
     try:
         described = subprocess.run(
@@ -46,11 +46,11 @@ def git_commit() -> str | None:
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() if tracked.returncode == 0 else None  # not some repository around a .venv
+    return described.stdout.strip() if tracked.returncode == 0 else None  # another repository may surround a .venv
 
 
 def installed(name: str) -> str | None:
-    """The version of an installed package."""
+    """The version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -67,7 +67,7 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory, where the system tells."""
+    """The machine's memory in bytes; None if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

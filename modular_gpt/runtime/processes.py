@@ -1,7 +1,7 @@
-"""The processes that train together: who they are, what they tell each other, and what happens when one of them ends.
+"""The processes that train together: their ranks, the messages between them, and what happens when one of them ends.
 
-torchrun starts them and says in the environment which one each is. Numbers travel by torch.distributed; words, and
-waiting for work that may take hours, go through its store, so that nothing is pickled and no timeout runs meanwhile.
+torchrun starts them and sets their ranks in the environment. Numbers travel by collectives of torch.distributed. Texts
+travel through its store, and so does waiting for work that may take hours: nothing is pickled, and no timeout runs.
 """
 
 import gc
@@ -24,16 +24,16 @@ from modular_gpt.core.errors import ReportedElsewhere, UserError
 
 T = TypeVar("T")
 
-ERROR, LOST = "error", "lost"  # words in the store: what a process failed with; that somebody said a process is gone
-_runs = count()  # of this process: each has words of its own in the store, which may outlive a run
-_GONE = ("connection", "gloo", "nccl", "timed out", "timeout")  # in what PyTorch says when a process does not answer
+ERROR, LOST = "error", "lost"  # keys in the store: the error of a process; whether a lost process has been reported
+_runs = count()  # numbers the runs of this process: keys have a prefix for each run, since the store may outlive it
+_GONE = ("connection", "gloo", "nccl", "timed out", "timeout")  # in PyTorch's messages when a process does not answer
 
 
 class ProcessGroup:
-    """This process among those of a run.
+    """The processes of a run, as one of them sees them.
 
-    rank, world: its number and how many there are; local_rank, local_world: on its machine
-    started: whether a launcher such as torchrun started it
+    rank, world: rank of this process, and number of processes; local_rank, local_world: on this machine
+    started: whether a launcher such as torchrun started this process
     """
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, local_world: int = 1) -> None:
@@ -41,26 +41,26 @@ class ProcessGroup:
         self.started = False
         self.directory: Path | None = None  # of the run, once there is one
         self._store: dist.Store | None = None
-        self._words = count()
+        self._messages = count()  # numbers keys in the store; all processes send and receive in the same order
 
     @classmethod
     def launched(cls) -> "ProcessGroup":
-        """As the launcher says, or one alone."""
+        """The processes that the launcher has set in the environment, or one process alone."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(os.environ.get(name, "").isdigit() for name in names):
             return cls()
-        one = cls(*(int(os.environ[name]) for name in names))
-        one.started = True
-        return one
+        group = cls(*(int(os.environ[name]) for name in names))
+        group.started = True
+        return group
 
     @property
     def is_main(self) -> bool:
-        """Whether it is the first, which prints and writes."""
+        """Whether this is the first process, which prints and writes."""
         return self.rank == 0
 
     @contextmanager
     def same_error_on_all_ranks(self) -> Iterator[None]:
-        """Whatever mistake is found while the block runs, all processes find it, and the first one tells it."""
+        """Context manager for checks that fail in all processes alike: the first process alone reports the error."""
         try:
             yield
         except UserError as error:
@@ -68,18 +68,19 @@ class ProcessGroup:
 
     @contextmanager
     def connected(self, device: torch.device, timeout: float | None) -> Iterator[None]:
-        """Let the processes talk while the block runs; ``timeout``: seconds that an answer may take (None: they
-        have nothing to say).
+        """Context manager: the processes are connected by torch.distributed.
+
+        timeout: number of seconds that a collective may wait for another process; None: there is none to connect
 
         Raises:
-            Told: another process failed and has said why.
-            UserError: another process ended without a word.
+            ReportedElsewhere: another process failed and has reported why.
+            UserError: another process ended without reporting why.
         """
         if timeout is None:
             yield
             return
-        ours = not dist.is_initialized()  # a second group in one process would wait for ever
-        if ours:
+        owned = not dist.is_initialized()  # a second group in one process would wait for ever
+        if owned:
             on_gpu = device.type == "cuda"
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -91,18 +92,18 @@ class ProcessGroup:
             with data_parallel_region() if self.world > 1 else nullcontext():
                 yield
         except UserError as error:
-            raise self._told(error) from error
+            raise self._reported(error) from error
         except (dist.DistError, RuntimeError) as error:
-            if not any(word in str(error).lower() for word in _GONE):
+            if not any(sign in str(error).lower() for sign in _GONE):
                 raise
             raise self._lost(error) from error
-        if ours:
-            self.highest(0)  # all are done
-            gc.collect()  # what still uses the group must go before it does
+        if owned:
+            self.all_reduce_max(0)  # wait for all
+            gc.collect()  # objects that use the group must go before it does
             dist.destroy_process_group()
 
-    def _told(self, error: UserError) -> UserError:
-        """The same error, as one that is printed once: a mistake that all make is told by the first."""
+    def _reported(self, error: UserError) -> UserError:
+        """The error for this process to raise, so that an error of all processes is printed once, by the first."""
         if isinstance(error, ReportedElsewhere):
             return error
         assert self._store is not None
@@ -116,76 +117,85 @@ class ProcessGroup:
         return error if self.is_main else type(error)(f"process {self.rank}: {sentence}")
 
     def _lost(self, error: Exception) -> UserError:
-        """What to say when another process does not answer: the first one to notice says it."""
+        """The error for this process to raise if another does not answer; the first to notice reports it."""
         assert self._store is not None
         try:
             if self._store.check([ERROR]):
                 return ReportedElsewhere(self._store.get(ERROR).decode())
             first = self._store.add(LOST, 1) == 1
-        except (dist.DistError, RuntimeError):  # the store has gone with that process
+        except (dist.DistError, RuntimeError):  # the store is gone with that process
             first = True
         reason = re.sub(r"^\[.*?\]\s*", "", str(error).strip()).partition(". ")[0].splitlines()[0]
-        said = (
+        sentence = (
             f"process {self.rank} of {self.world} lost another one ({reason}), so training stops;"
             f" to go on, start it again with resume={self.directory or '<the directory of a run>'}"
         )
-        return UserError(said) if first else ReportedElsewhere(said)
+        return UserError(sentence) if first else ReportedElsewhere(sentence)
 
-    def lead(self, work: Callable[[], str]) -> str:
-        """What ``work`` returns in the first process, in all of them; the others wait, however long it takes."""
+    def run_on_main(self, work: Callable[[], str]) -> str:
+        """Run ``work`` in the first process and return its result in all of them.
+
+        The others wait without a timeout, so that ``work`` may take longer than the ``timeout`` of ``connected``.
+        """
         if self.world == 1:
             return work()
-        key = f"lead/{next(self._words)}"
+        key = f"main/{next(self._messages)}"
         if self.is_main:
-            self._say(key, text := work())
+            text = work()
+            self._send(key, text)
             return text
-        return self._heard(key)
+        return self._receive(key)
+
+    def wait_for_main(self) -> None:
+        """Wait, without a timeout, until the first process gets here, whatever it does before."""
+        self.run_on_main(str)
 
     def local_main_first(self, work: Callable[[], T]) -> T:
-        """Run ``work`` everywhere, first in one process of each machine: what it makes on the disk is there then."""
+        """Run ``work`` in every process, in one of each machine first, so that the others find its files."""
         if self.world == 1:
             return work()
-        key = f"turn/{next(self._words)}/{self.rank - self.local_rank}"
+        key = f"local/{next(self._messages)}/{self.rank - self.local_rank}"
         if self.local_rank:
-            self._heard(key)
+            self._receive(key)
         result = work()
         if not self.local_rank:
-            self._say(key, "done")
+            self._send(key, "done")
         return result
 
-    def gather(self, text: str) -> list[str]:
-        """A text of every process, by rank."""
+    def all_gather(self, text: str) -> list[str]:
+        """The texts of all processes, by rank."""
         if self.world == 1:
             return [text]
-        key = f"gather/{next(self._words)}"
-        self._say(f"{key}/{self.rank}", text)
-        return [self._heard(f"{key}/{rank}") for rank in range(self.world)]
+        key = f"gather/{next(self._messages)}"
+        self._send(f"{key}/{self.rank}", text)
+        return [self._receive(f"{key}/{rank}") for rank in range(self.world)]
 
-    def _say(self, key: str, text: str) -> None:
+    def _send(self, key: str, text: str) -> None:
         assert self._store is not None
         self._store.set(key, text)
 
-    def _heard(self, key: str) -> str:
-        """A word in the store, once it is there; by short looks, between which signals are obeyed."""
+    def _receive(self, key: str) -> str:
+        """The text under a key of the store, once it is there. Polls, so that signals are handled in between."""
         assert self._store is not None
         while not self._store.check([key]):
             if self._store.check([ERROR]):
                 raise ReportedElsewhere(self._store.get(ERROR).decode())
             time.sleep(0.005)
-        return self._store.get(key).decode()
+        text: str = self._store.get(key).decode()
+        return text
 
-    def highest(self, number: int) -> int:
-        """The highest of every process's number, in all of them."""
+    def all_reduce_max(self, number: int) -> int:
+        """The largest number of all processes."""
         if self.world == 1:
             return number
         tensor = torch.tensor([number])
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
-    def add(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def all_reduce_sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The sum over all processes of each named scalar."""
         if self.world == 1 or not values:
             return values
-        together = torch.stack([value.detach().double() for value in values.values()])
-        dist.all_reduce(together)
-        return dict(zip(values, together.unbind(), strict=True))
+        stacked = torch.stack([value.detach().double() for value in values.values()])
+        dist.all_reduce(stacked)
+        return dict(zip(values, stacked.unbind(), strict=True))

@@ -65,7 +65,7 @@ class Checkpoints:
                 self.prune()
         except CheckpointError as error:
             problem = str(error)
-        problem = self.processes.lead(lambda: problem)
+        problem = self.processes.run_on_main(lambda: problem)
         if not problem:
             self.saved = (progress.step, progress.evaluated)
             self.best = progress.best_loss, progress.best_step
@@ -143,11 +143,11 @@ class Shards:
     def write(self, folder: Path) -> None:
         """In the first process: write into ``folder``, and let the others do so."""
         self.named = True
-        write_shards(self.tensors, Path(self.processes.lead(lambda: str(folder))))
+        write_shards(self.tensors, Path(self.processes.run_on_main(lambda: str(folder))))
 
     def follow(self) -> None:
         """In the others: write where the first process says; an error is the first process's too, which tells it."""
-        folder = self.processes.lead(str)
+        folder = self.processes.run_on_main(str)
         with suppress(OSError):
             if folder:
                 write_shards(self.tensors, Path(folder))
@@ -155,7 +155,7 @@ class Shards:
     def release(self) -> None:
         """In the first process: let the others go on if it failed before it named a directory."""
         if not self.named:
-            self.processes.lead(str)
+            self.processes.wait_for_main()
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -248,7 +248,8 @@ def restore(trainer: Trainer, directory: Path) -> None:
         trainer.progress.best_loss, trainer.progress.best_step = math.inf, 0
     averaged = meta.get("run", {}).get("trainer", {}).get("ema_decay") is not None
     trainer.parallel.load(trainer.model, reader.required_tensors(TRAINED) if averaged else reader.tensors(TRAINED))
-    trainer.optimizer.load_state(reader.required_tensors(OPTIMIZER))
+    updated = trainer.progress.step > trainer.progress.skipped_in_all  # before the first update there is no state
+    trainer.optimizer.load_state(reader.required_tensors(OPTIMIZER) if updated else reader.tensors(OPTIMIZER))
     tensors = reader.required_tensors(TRAINER)
     torch.set_rng_state(tensors.pop(RANDOM))
     trainer.averages.sums = {key.removeprefix(AVERAGE): t.to(trainer.device) for key, t in tensors.items()}

@@ -1,4 +1,4 @@
-"""When torch.compile pays, and what to do where it cannot work."""
+"""When torch.compile saves time, and how its failures are recognised."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from modular_gpt.model import GPTModel
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.estimate import flops_per_token
 
-# Operations per second that training reaches without compiling, roughly: of a thread of a CPU, and of a GPU.
+# FLOP/s that training reaches without compiling, roughly: of one CPU thread, and of a GPU.
 CPU_SPEED, GPU_SPEED = 5e10, 5e13
-SAVED = 0.4  # share of the time that compiled code saves
-SECONDS, SECONDS_PER_LAYER = 10.0, 4.0  # that it takes to make it
+SAVED = 0.4  # fraction of the time that compiled code saves
+SECONDS, SECONDS_PER_LAYER = 10.0, 4.0  # of compiling
 
 
 def compiles(config: TrainerConfig, model: GPTModel, device: torch.device, processes: int) -> bool:
-    """Whether a training compiles its model; by ``auto``, one process does where that saves more time than it takes.
+    """Whether a training compiles its model; ``auto``: in one process, if that saves more time than it takes.
 
-    That is reckoned, not measured, so that the same run decides alike whenever it starts.
+    The time is computed from the size of the run, not measured, so that a run decides in the same way at each start.
     """
     if config.compile != "auto":
         return bool(config.compile)
@@ -28,14 +28,14 @@ def compiles(config: TrainerConfig, model: GPTModel, device: torch.device, proce
         return False
     tokens = config.max_steps * config.batch_size * model.config.context_length
     costs = SECONDS + SECONDS_PER_LAYER * model.config.n_layers
-    work = 6.0 * model.num_parameters().active * tokens  # at least, which is quickly told
+    work = 6.0 * model.num_parameters().active * tokens  # a lower bound, which is quickly computed
     if SAVED * work / speed < costs and SAVED * tokens * flops_per_token(model.config) / speed < costs:
         return False
     return has_compiler(device)
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether this machine can turn into code what torch.compile writes."""
+    """Whether this machine has the compiler that torch.compile's generated code needs."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -50,19 +50,19 @@ def has_compiler(device: torch.device) -> bool:
 
 
 def from_compiler(error: BaseException) -> bool:
-    """Whether it was torch.compile that failed."""
+    """Whether an error comes from torch.compile."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def reason(error: BaseException) -> str:
-    """What the compiler complains of, in a line."""
+    """The compiler's message in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]
 
 
 @contextmanager
 def ordered_sums(compiled: bool) -> Iterator[None]:
-    """Let compiled code add up gradients of one row of a table in one order, and so to the same bits every time."""
+    """Context manager: compiled code sums gradients of an embedding's row in one order, so that runs repeat bitwise."""
     if not compiled:
         yield
         return

@@ -1,4 +1,4 @@
-"""The model as a training runs it: on its device, in its precision, compiled where that is wished."""
+"""The model as a training runs it: on its device, in its precision, compiled or not."""
 
 import logging
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and in which arithmetic a training runs.
+    """Device, precision and parallel strategy of a training.
 
-    precision: one of ``PRECISIONS`` but ``auto``; parallel: with which other processes
+    precision: one of ``PRECISIONS`` except ``auto``
     """
 
     device: torch.device
@@ -32,13 +32,15 @@ class Placement:
 
 
 class Forward:
-    """``forward(ids, targets)`` is the loss and its parts; both are (B, T) and may lie on the CPU."""
+    """``forward(ids, targets)`` computes the loss; ids and targets are (B, T), on any device."""
 
-    def __init__(self, model: GPTModel, precision: str, compile: bool, parallel: Parallel, optional: bool = False):
-        """precision: one of ``PRECISIONS`` but ``auto``; compile: let torch.compile generate code.
+    def __init__(
+        self, model: GPTModel, precision: str, compile: bool, parallel: Parallel, optional: bool = False
+    ) -> None:
+        """precision: one of ``PRECISIONS`` except ``auto``; compile: let torch.compile generate code
 
-        parallel: takes gradients from other processes too
-        optional: where the compiler fails, go on without it
+        parallel: sums gradients over processes
+        optional: continue without the compiler if it fails
         """
         self.model, self.precision, self.parallel, self.optional = model, precision, parallel, optional
         self.device = next(model.parameters()).device
@@ -46,19 +48,19 @@ class Forward:
         self.prepare(compile)
 
     def prepare(self, compile: bool) -> None:
-        """From now on run compiled code, or the modules as they are."""
+        """Run compiled code from now on, or the modules as they are."""
         self.compiled = compile
         if compile:
-            torch.compiler.reset()  # it makes code for so many models of one kind only, and earlier ones count
-        self.rounds = (
+            torch.compiler.reset()  # its limit of recompilations counts those for earlier models
+        self.rounded = (
             compile and self.precision == "bf16" and self.device.type == "cpu" and self.parallel.processes.world == 1
         )
-        module = Rounded(self.model) if self.rounds else self.model
+        module = RoundedModel(self.model) if self.rounded else self.model
         self.module = self.parallel.wrap(cast(nn.Module, torch.compile(module, dynamic=False)) if compile else module)
 
     def __call__(self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN) -> LossOutput:
         try:
-            return self._run(self.module, ids, targets, loss, self.rounds)
+            return self._run(self.module, ids, targets, loss, self.rounded)
         except Exception as error:
             if not (self.compiled and from_compiler(error)):
                 raise
@@ -71,7 +73,10 @@ class Forward:
         return self(ids, targets, loss)
 
     def _clear_cache(self) -> bool:
-        """Once in a training: empty the compiler's directory, in which a killed process may have left half a file."""
+        """Once in a training: empty the compiler's directory, in which a killed process may have left half a file.
+
+        Returns whether it is emptied, so that compiling is worth another try.
+        """
         cache, self.cache = self.cache, None
         if cache is None or not cache.clear():
             return False
@@ -79,14 +84,15 @@ class Forward:
         return True
 
     def plain(self, ids: Tensor, targets: Tensor) -> LossOutput:
-        """The same by the modules themselves, so that their hooks are called."""
+        """The loss without compiled code, so that the hooks of modules are called."""
         return self._run(self.model, ids, targets, PLAIN)
 
     def _run(
-        self, module: nn.Module, ids: Tensor, targets: Tensor, loss: LossConfig, rounds: bool = False
+        self, module: nn.Module, ids: Tensor, targets: Tensor, loss: LossConfig, rounded: bool = False
     ) -> LossOutput:
-        with autocast("float32" if rounds else self.precision, self.device):
-            return module(self._moved(ids), self._moved(targets), loss=loss)
+        with autocast("float32" if rounded else self.precision, self.device):
+            output: LossOutput = module(self._moved(ids), self._moved(targets), loss=loss)
+            return output
 
     def _moved(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda":
@@ -94,12 +100,12 @@ class Forward:
         return tensor.to(self.device)
 
 
-class Rounded(nn.Module):
+class RoundedModel(nn.Module):
     """A model that computes with its weights rounded to bf16, and so in bf16 from the first layer to the last.
 
-    Softmax, statistics of norms and the loss stay in float32, and so do the gradients of the weights. Each weight is
-    rounded once a pass, where autocast would do so and leave the residual stream in float32. To be compiled: what is
-    computed again in a backward pass would see the weights as they were, unless the compiler has seen both.
+    Softmax, the statistics of norms, the loss and the gradients of weights stay in float32. Weights are rounded once a
+    pass; autocast would round them too, but leave the residual stream in float32. To be compiled: otherwise a block
+    recomputed in the backward pass would see the weights that are not rounded.
     """
 
     def __init__(self, model: GPTModel) -> None:
@@ -107,6 +113,7 @@ class Rounded(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN) -> LossOutput:
-        """(B, T) ids and targets -> the loss and its parts"""
+        """ids (B, T), targets (B, T) -> the loss"""
         rounded = {name: weight.to(torch.bfloat16) for name, weight in self.model.named_parameters()}
-        return functional_call(self.model, rounded, (ids, targets), {"loss": loss})
+        output: LossOutput = functional_call(self.model, rounded, (ids, targets), {"loss": loss})
+        return output

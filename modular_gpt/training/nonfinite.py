@@ -21,7 +21,7 @@ def find_first_nonfinite(model: nn.Module, forward: Callable[[], Any], parallel:
     def bad(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
         return [name for name, tensor in tensors if not bool(local_tensor(tensor).isfinite().all())]
 
-    everywhere = parallel.processes.gather
+    everywhere = parallel.processes.all_gather
     weights = [name for name in everywhere(next(iter(bad(model.named_parameters())), "")) if name]
     if weights:
         return f"the weight {weights[0]} is not finite"

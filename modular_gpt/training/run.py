@@ -106,7 +106,7 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         if (resume := config.resume) is not None:
             directory = run_of(Path(resume).expanduser())
             held.enter_context(lock_run(directory if processes.is_main else None))
-            checkpoint = Path(processes.lead(lambda: str(checkpoint_to_resume(config, resume))))
+            checkpoint = Path(processes.run_on_main(lambda: str(checkpoint_to_resume(config, resume))))
         elif (init_from := config.init_from) is not None:
             source = processes.local_main_first(lambda: open_source(init_from))
         corpus = processes.local_main_first(lambda: build_corpus(config.data))
@@ -119,7 +119,7 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         source = None  # gives its memory back
         if directory is None:
             runs = Path(config.runs).expanduser()
-            directory = Path(processes.lead(lambda: str(new_run_directory(runs, config.name))))
+            directory = Path(processes.run_on_main(lambda: str(new_run_directory(runs, config.name))))
             held.enter_context(lock_run(directory if processes.is_main else None))
         processes.directory = directory
         return run(trainer, RunFiles(directory), config, loggers, quiet)
@@ -231,7 +231,7 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> O
         recorder.say("Measuring the best weights on the whole validation text ...")
         with suppress(KeyboardInterrupt), trainer.stop.catch("the report is written"), trainer.eval_weights():
             if progress.best_step != progress.step:
-                best = trainer.parallel.processes.lead(lambda: str(find_checkpoint(directory)))
+                best = trainer.parallel.processes.run_on_main(lambda: str(find_checkpoint(directory)))
                 trainer.load_weights(build_model(Path(best)).state_dict())
             final = trainer.validation.loss(0, recorder.measuring)
         loss, whole = (loss, False) if final is None else (final, True)

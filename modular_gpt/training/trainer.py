@@ -92,7 +92,7 @@ class Trainer:
         self.progress = Progress()
         self.averages = Averages()
         self.cause, self.explained = "", False  # of the last skipped updates; whether those since the last good one are
-        self.stop = GracefulShutdown(parallel.processes.highest, parallel.processes.is_main)
+        self.stop = GracefulShutdown(parallel.processes.all_reduce_max, parallel.processes.is_main)
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.validation = Validation(self.forward, data, tokenizer, config, run.seed, self.stop, parallel)
 
@@ -238,7 +238,7 @@ class Trainer:
         progress.skipped += 1
         progress.skipped_in_all += 1
         searching = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
-        if self.parallel.processes.highest(int(searching)):
+        if self.parallel.processes.all_reduce_max(int(searching)):
             return
         if not self.explained:
             self.explained = True
@@ -296,7 +296,7 @@ class Trainer:
             "bits_per_byte": self.data.validation.bits_per_byte(loss),
         }
         recorder.evaluation(entry, text, best)
-        self.parallel.processes.lead(str)
+        self.parallel.processes.wait_for_main()
 
     @contextmanager
     def off_the_clock(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """A run that was stopped anywhere ends like one that was not, to the last bit."""
 
 import shutil
+import signal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from modular_gpt.checkpoint import FOLDER, STEP
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
+from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training import RunConfig, load_config
 from tests.training.small import assert_same_ending, config, ending, run, stop_after, trainer_of, write_text
 
@@ -179,3 +181,19 @@ def test_a_model_without_a_training_cannot_be_resumed(folder: Path) -> None:
     save_checkpoint(folder / "model", trainer.model, trainer.tokenizer)
     with pytest.raises(CheckpointError, match="holds a model but no training"):
         run(config(folder, resume=str(folder / "model")))
+
+
+def test_stopped_before_the_first_update(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizer has no state yet, and the checkpoint is whole without."""
+    whole = run(config(folder)).directory
+    requested = GracefulShutdown.requested
+
+    def at_once(self: GracefulShutdown) -> bool:
+        self.signal = signal.SIGTERM
+        return requested(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GracefulShutdown, "requested", at_once)
+        stopped = run(config(folder, runs=str(folder / "others")))
+    assert stopped.signal == signal.SIGTERM
+    assert_same_ending(whole, run(config(folder, resume=str(stopped.directory))).directory)

@@ -63,7 +63,7 @@ def test_a_second_signal_ends_at_once(trainer: Trainer, monkeypatch: pytest.Monk
 
 
 def test_of_several_processes_one_tells(capfd: pytest.CaptureFixture[str]) -> None:
-    stop = GracefulShutdown(tells=False)
+    stop = GracefulShutdown(prints=False)
     with stop.catch():
         signal.raise_signal(signal.SIGTERM)
     assert stop.requested() and not capfd.readouterr().err

@@ -16,7 +16,8 @@ from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import TrainerConfig
 from modular_gpt.training.checkpointing import Checkpoints
 from modular_gpt.training.compile import compiles, has_compiler, ordered_sums
-from modular_gpt.training.forward import Forward, Rounded
+from modular_gpt.training.forward import Forward, RoundedModel
+from modular_gpt.training.run_directory import RunFiles
 from tests.training.small import EXPLAINED, MODEL, assert_same_ending, config, run, stop_after, trainer_of
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def test_rounded_weights_give_the_gradients_of_the_model(
     model = tiny(**settings)
     expected = gradients(model, model)
     model.checkpoint_activations(every)
-    rounded = torch.compile(Rounded(model), backend="aot_eager", dynamic=False)
+    rounded = torch.compile(RoundedModel(model), backend="aot_eager", dynamic=False)
     found = gradients(model, rounded)
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
@@ -123,7 +124,7 @@ def test_a_compiler_that_fails(optional: bool, caplog: pytest.LogCaptureFixture)
         return
     assert forward(*batch()).loss.equal(model(*batch()).loss)
     assert not forward.compiled
-    assert "(RuntimeError: no Python.h), so the training goes on without it" in caplog.text
+    assert "(RuntimeError: no Python.h), so training continues without it" in caplog.text
 
 
 def test_an_error_of_the_model_is_not_one_of_the_compiler() -> None:
@@ -143,7 +144,7 @@ def test_a_resumed_run_compiles_as_it_did(folder: Path) -> None:
     trainer = trainer_of(settings)
     assert not trainer.forward.compiled
     trainer.forward.compiled = True  # lazily: no code is made before the first step
-    checkpoints = Checkpoints(folder / "run", trainer, settings.to_dict())
+    checkpoints = Checkpoints(RunFiles(folder / "run"), trainer, settings.to_dict())
     checkpoints.save()
     at = checkpoints.path(0)
     assert trainer_of(config(folder), at).forward.compiled
@@ -202,9 +203,16 @@ def test_layers_that_read_the_same_are_one_product_in_compiled_training(
     model = tiny(**settings)
     expected = gradients(model, model)
     called: list[str] = []
-    for name, module in model.named_modules():
-        if name.endswith(("query", "key", "value", "gate", "up")):
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    ending = ("query", "key", "value", "gate", "up")  # not by hooks, for which the layers would be called
+    layers = {id(module): name for name, module in model.named_modules() if name.endswith(ending)}
+    forward = torch.nn.Linear.forward
+
+    def watched(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        if id(self) in layers:
+            called.append(layers[id(self)])
+        return forward(self, x)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     found = gradients(model, model)
     assert not [name for name in called if "attention" in name or settings.get("ffn")]
