@@ -33,10 +33,21 @@ WAYS = [
 PIECES = {"name": "fsdp", "sharded_checkpoints": True}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, list[Any]], dict[int, float]]:
+    """Batches and losses, by step, of the run in one process without a stop."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODULAR_GPT_CACHE", str(cache))
+        return whole_run(config(folder, optim="muon", **SETTINGS).to_dict())[1:]
+
+
 @pytest.mark.parametrize("ways", WAYS, ids="-".join)
-def test_elastic_resume(ways: list[str], pair: Pair, folder: Path) -> None:
+def test_elastic_resume(
+    ways: list[str], pair: Pair, folder: Path, undisturbed: tuple[dict[int, list[Any]], dict[int, float]]
+) -> None:
     settings = config(folder, runs=str(folder / "runs"), optim="muon", **SETTINGS).to_dict()
-    _, batches, losses = whole_run({**config(folder, runs=str(folder / "whole"), optim="muon", **SETTINGS).to_dict()})
+    batches, losses = undisturbed
     directory = None
     for number, name in enumerate(ways, 1):
         now = {**settings, "parallel": PIECES if name == "pieces" else name, "resume": directory}
