@@ -138,7 +138,7 @@ MISTAKES = [
     ("trainer.max_steps=1e3", ["trainer.max_steps must be a whole number, got 1000.0"]),
     ("trainer.label_smoothing=1", ["trainer.label_smoothing must lie in [0, 1)"]),
     ("trainer.activation_checkpointing=-1", ["must be at least 0"]),
-    ("seed=99999999999999999999", ["more than 64 bits"]),
+    ("seed=99999999999999999999", ["at most 64 bits"]),
     ("model_size.n_heads=0", ["model.n_heads must be above 0"]),
     ("lora=8", ["lora must be a group of settings (rank, ", "got 8"]),
     # what is not there
