@@ -6,6 +6,9 @@ from tests.architecture.source import FOLDER, imports, modules
 from tests.architecture.test_imports import FLOORS
 
 
+NOT_ROOMS = {"__init__", "_version"}
+
+
 def room(path: str) -> str:
     """The first part of a path or dotted name below the package."""
     return path.split("/")[0].removesuffix(".py")
@@ -19,13 +22,13 @@ def about(name: str) -> str:
 
 def used() -> dict[str, set[str]]:
     """Room -> the rooms it imports anywhere, also inside functions."""
-    rooms = {room(path) for path in modules()}
+    rooms = {room(path) for path in modules()} - NOT_ROOMS
     found: dict[str, set[str]] = {name: set() for name in rooms}
     for path, tree in modules().items():
         for _, name in imports(path, tree):
             package, _, rest = name.partition(".")
             there = rest.split(".")[0]
-            if package == "modular_gpt" and there in rooms and there != room(path):
+            if package == "modular_gpt" and room(path) in rooms and there in rooms - {room(path)}:
                 found[room(path)].add(there)
     return found
 
@@ -40,5 +43,5 @@ def rows() -> list[list[str]]:
         [str(floor), f"`{name}`", about(name), ", ".join(f"`{other}`" for other in sorted(rooms[name])) or "none"]
         for floor, names in reversed(list(enumerate(FLOORS)))
         for name in sorted(names)
-        if name in rooms and name != "__init__"
+        if name in rooms
     ]
