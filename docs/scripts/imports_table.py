@@ -5,7 +5,6 @@ import ast
 from tests.architecture.source import FOLDER, imports, modules
 from tests.architecture.test_imports import FLOORS
 
-
 NOT_ROOMS = {"__init__", "_version"}
 
 

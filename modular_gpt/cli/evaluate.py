@@ -1,11 +1,11 @@
-"""mgpt-eval: how well a model predicts a text, and how it does at tasks."""
+"""mgpt-eval: evaluate a model on a text and on tasks."""
 
 import sys
 from collections.abc import Sequence
 
 from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
 
-ABOUT = "measure how well a model predicts a text, or how it does at tasks"
+ABOUT = "evaluate a model on a text (loss, perplexity, bits per byte) or on tasks"
 EXAMPLES = (
     ("mgpt-eval", "the last run, on the text that it was validated on"),
     ("mgpt-eval checkpoint=runs/latest text=book.txt", "on a file of your own"),

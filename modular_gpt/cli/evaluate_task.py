@@ -68,6 +68,7 @@ class EvalSettings:
         for name in ("text", "path"):
             if getattr(self, name) is not None:
                 setattr(self, name, path_patterns(getattr(self, name), name))
+        expand_home(self, "text", "path")
         if not isinstance(self.tasks, (str, list, type(None))):
             raise ConfigError(f"tasks must be names with commas between them, or a list, got {self.tasks!r}")
         one_of(self.split, SPLITS, "split")

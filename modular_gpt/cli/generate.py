@@ -1,19 +1,22 @@
-"""mgpt-generate: let a model continue prompts."""
+"""mgpt-generate: continue prompts with a model."""
 
 import sys
 from collections.abc import Sequence
 
 from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
 
-ABOUT = "let a model continue a text"
+ABOUT = "continue a text with a model"
 EXAMPLES = (
-    ("mgpt-generate", "what the last run writes after a few short prompts"),
-    ("mgpt-generate prompt='def '", "or after this one"),
-    ("mgpt-generate checkpoint=runs/20260101-120000-000000-gqa", "a certain run, or one of its checkpoints"),
-    ("mgpt-generate checkpoint=gpt2 prompt='Once upon a time'", "a published model, or a folder in its format"),
-    ("mgpt-generate prompt='def ' num_return_sequences=3 temperature=0.5", "several texts, less daring"),
-    ("mgpt-generate prompts=lines.txt json=true > texts.jsonl", "a prompt from each line of a file"),
-    ("mgpt-generate interactive=true", "a conversation"),
+    ("mgpt-generate", "continue a few short prompts with the last run"),
+    ("mgpt-generate prompt='def '", "continue this prompt"),
+    ("mgpt-generate checkpoint=runs/20260101-120000-000000-gqa", "use this run, or one of its checkpoints"),
+    ("mgpt-generate checkpoint=gpt2 prompt='Once upon a time'", "use a published model, or a folder in its format"),
+    (
+        "mgpt-generate prompt='def ' num_return_sequences=3 temperature=0.5",
+        "generate several texts, closer to the most likely",
+    ),
+    ("mgpt-generate prompts=lines.txt json=true > texts.jsonl", "continue each line of a file"),
+    ("mgpt-generate interactive=true", "read prompts from the keyboard"),
 )
 
 

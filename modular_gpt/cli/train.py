@@ -1,4 +1,4 @@
-"""mgpt-train: compose a model from parts, train it, and say what to do next."""
+"""mgpt-train: compose a model from components and train it."""
 
 import os
 import sys
@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 from modular_gpt.cli.app import ENDED_BY_SIGNAL, CommandLine, answer, config_folders, imports
 
-ABOUT = "train a GPT that you compose from parts"
+ABOUT = "train a GPT that you compose from components"
 EXAMPLES = (
-    ("mgpt-train", "learn Python's standard library; minutes on a laptop, no download"),
-    ("mgpt-train attention=gqa ffn=moe", "choose parts"),
-    ("mgpt-train attention=swa attention.window=32", "and their settings"),
-    ("mgpt-train model_size=baby trainer.max_steps=500 name=try", "size, length of training, name of the run"),
-    ("mgpt-train data=text data.path='corpus/**/*.txt'", "learn your own files"),
+    ("mgpt-train", "train on Python's standard library: minutes on a laptop, no download"),
+    ("mgpt-train attention=gqa ffn=moe", "choose components"),
+    ("mgpt-train attention=swa attention.window=32", "choose their settings"),
+    (
+        "mgpt-train model_size=baby trainer.max_steps=500 name=try",
+        "choose the size, the number of steps and the run's name",
+    ),
+    ("mgpt-train data=text data.path='corpus/**/*.txt'", "train on your own files"),
     ("mgpt-train --multirun attention=mha,gqa,mla pos=rope", "train several and compare them"),
-    ("mgpt-train resume=runs/latest trainer.max_steps=4000", "go on where a run stopped"),
-    ("mgpt-train init_from=gpt2 attention=gqa", "start from trained weights, with other parts"),
-    ("torchrun --nproc_per_node=2 --no-python mgpt-train", "train on two GPUs; parallel=fsdp shares the model too"),
-    ("mgpt-generate checkpoint=runs/latest prompt='def '", "let the last run write"),
+    ("mgpt-train resume=runs/latest trainer.max_steps=4000", "resume a run"),
+    ("mgpt-train init_from=gpt2 attention=gqa", "start from trained weights, with other components"),
+    ("torchrun --nproc_per_node=2 --no-python mgpt-train", "train on two GPUs; parallel=fsdp also shards the model"),
+    ("mgpt-generate checkpoint=runs/latest prompt='def '", "generate with the last run"),
 )
 
 

@@ -20,8 +20,10 @@ PATHS = ("path", "runs", "resume", "init_from", "checkpoint", "text", "prompts",
 
 def path_settings() -> Iterator[tuple[Callable[..., object], str]]:
     """A function that reads settings by keyword, and the name of a path among them."""
-    for cls in (RunConfig, Task, partial(EvalSettings, tasks="piqa"), ConvertSettings):
-        yield from ((cls, field.name) for field in fields(getattr(cls, "func", cls)) if field.name in PATHS)
+    of_corpus, of_tasks = partial(EvalSettings, corpus="text"), partial(EvalSettings, tasks="piqa")
+    yield from ((of_corpus, "path"), (of_tasks, "text"), (of_tasks, "include"), (of_tasks, "checkpoint"))
+    for cls in (RunConfig, Task, ConvertSettings):
+        yield from ((cls, field.name) for field in fields(cls) if field.name in PATHS)
     for slot in slots():
         for name, entry in entries(slot).items():
             found = [field.name for field in fields(entry.component.Config) if field.name in PATHS]
@@ -33,8 +35,8 @@ def path_settings() -> Iterator[tuple[Callable[..., object], str]]:
 @pytest.mark.parametrize(("read", "name"), list(path_settings()))
 def test_a_home_directory_is_expanded(read: Callable[..., object], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert getattr(read(**{name: "~/there"}), name) == "/home/somebody/there"
-    assert getattr(read(**{name: "a~b"}), name) == "a~b"
+    for given, expected in (("~/there", "/home/somebody/there"), ("a~b", "a~b")):
+        assert getattr(read(**{name: given}), name) in (expected, [expected])
 
 
 def test_a_list_of_paths_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:

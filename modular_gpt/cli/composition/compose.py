@@ -1,4 +1,4 @@
-"""Hydra at work: schemas into its store, folders into its search path, words into one plain nested dict."""
+"""Composition by Hydra: store the schemas, add the folders with yaml files, and compose a config from overrides."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,10 +95,10 @@ def _hydra_of_our_own(conf: Path) -> Iterator[None]:
 
 
 def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> DictConfig:
-    """What Hydra makes of a command's yaml and some overrides, which are spelled as ``read_overrides`` gives them.
+    """Compose a command's yaml and overrides, which are in Hydra's language as ``read_overrides`` returns them.
 
     Raises:
-        HydraException, OmegaConfBaseException: see ``_errors.explained``.
+        HydraException, OmegaConfBaseException: see ``errors.explained``.
     """
     prepare(command, where)
     # Hydra takes a setting for the choice of an option where another command has a group of that name.
@@ -119,7 +119,7 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
 
 
 def _is_foreign_group(command: Command, key: str, where: list[Path]) -> bool:
-    return key not in command.groups() and any((folder / key).is_dir() for folder in where)
+    return key not in command.choices() and any((folder / key).is_dir() for folder in where)
 
 
 def _refuse_code(config: DictConfig) -> None:
