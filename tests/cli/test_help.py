@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from modular_gpt.cli.composition.schema import options
 from modular_gpt.cli.composition.train_config import TRAIN
 from modular_gpt.cli.generate_task import GENERATE
 from tests.cli.conftest import Run
+from tests.fresh import python
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -96,8 +96,7 @@ def test_cfg_shows_every_setting_and_runs_nothing(run: Run, folder: Path) -> Non
 
 
 def process(root: Path, code: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    return python("-c", code, env={**os.environ, "PYTHONPATH": str(root)})
 
 
 def test_hydras_own_flags_still_work(root: Path) -> None:

@@ -1,8 +1,6 @@
 """What a user gets wrong is answered with one sentence that helps, exit code 2, and nothing on the disk."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from modular_gpt import GPTConfig, compose
 from modular_gpt.core.errors import ConfigError, closest
 from tests.cli.conftest import Run
+from tests.fresh import python
 
 # What is typed, and what the sentence must say.
 MISTAKES = [
@@ -267,11 +266,6 @@ def test_a_yaml_cannot_name_code(run: Run, folder: Path) -> None:
 
 @pytest.mark.parametrize("words", ["attention=gqq", "trainer.max_steps=x", "data=text data.path=none.txt"])
 def test_a_mistake_in_a_real_process(root: Path, folder: Path, words: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "modular_gpt.cli.train", *words.split()],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-    )
+    result = python("-m", "modular_gpt.cli.train", *words.split(), env={**os.environ, "PYTHONPATH": str(root)})
     assert result.returncode == 2
     assert result.stdout == "" and result.stderr.count("\n") == 1, result.stderr

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from modular_gpt.cli.composition import schema as _settings
 from tests.cli.conftest import TINY
+from tests.fresh import python
 
 PART = '''
 from dataclasses import dataclass
@@ -45,13 +45,8 @@ def plugin(folder: Path, corpus: str) -> Path:
 
 
 def train(root: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "modular_gpt.cli.train", *words],
-        env={**os.environ, "PYTHONPATH": str(root), "MODULAR_GPT_PLUGINS": "my_parts", "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+    env = {**os.environ, "PYTHONPATH": str(root), "MODULAR_GPT_PLUGINS": "my_parts", "OMP_NUM_THREADS": "1"}
+    return python("-m", "modular_gpt.cli.train", *words, cwd=folder, env=env)
 
 
 def test_a_part_with_a_yaml(root: Path, plugin: Path, corpus: str) -> None:

@@ -1,8 +1,6 @@
 """What is typed after the equals sign of a text is that text, whatever Hydra's language makes of its characters."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from modular_gpt import compose
 from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.generate_task import read_task
 from tests.cli.conftest import TINY, Run
+from tests.fresh import python
 
 NASTY = "\\'\"${}[](),=#: \t\n~+*?%@|!é中🙂"
 texts = st.text(st.one_of(st.sampled_from(NASTY), st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
@@ -70,8 +69,6 @@ def test_globs_are_found_by_the_program_and_not_only_by_the_shell(root: Path, fo
         (folder / name).write_text("words that repeat, " * 50)
     words = ["data=text", "data.path=corpus/**/*.txt", "tokenizer=char", *TINY, "trainer.max_steps=1"]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-m", "modular_gpt.cli.train", *words], env=environment, capture_output=True, text=True
-    )
+    result = python("-m", "modular_gpt.cli.train", *words, env=environment)
     assert result.returncode == 0, result.stderr
     assert f"{2 * 19 * 50 * 9 // 10:,} tokens to train on" in result.stdout

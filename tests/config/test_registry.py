@@ -15,6 +15,7 @@ from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.core import registry
 from modular_gpt.core.contracts import FeedForward, Norm
 from modular_gpt.core.registry import ComponentConfig, Preset, decode, encode, entries, slots
+from tests.fresh import python
 
 PLUGIN = """
 from modular_gpt.core.contracts import FeedForward
@@ -159,9 +160,7 @@ def test_a_part_of_ones_own_with_settings_of_many_types() -> None:
 
 def run(code: str, folder: Path, root: Path, plugins: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MODULAR_GPT_PLUGINS": plugins, "PYTHONPATH": f"{folder}{os.pathsep}{root}"}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, timeout=100
-    )
+    return python("-c", code, env=environment, cwd=folder)
 
 
 def test_plugin_modules_named_in_the_environment(tmp_path: Path, root: Path) -> None:

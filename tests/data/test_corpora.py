@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import subprocess
 import sys
 import sysconfig
 import types
@@ -27,6 +26,7 @@ from modular_gpt.data import SPLITS, Corpus, build_corpus
 from modular_gpt.data.corpora import files, huggingface, python_stdlib, shakespeare
 from modular_gpt.data.corpora.base import chunk_text
 from tests.data.conftest import PLAY
+from tests.fresh import python
 
 
 def text_of(corpus: Corpus, split: str) -> str:
@@ -119,7 +119,7 @@ class TestPythonStdlib:
     def test_another_process_reads_the_same(self) -> None:
         code = "from modular_gpt.data import build_corpus; print(build_corpus('python_stdlib').fingerprint)"
         root = Path(__file__).resolve().parents[2]
-        other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+        other = python("-c", code, cwd=root)
         assert other.stdout.strip() == build_corpus("python_stdlib").fingerprint
 
     def test_stripped_sources(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Two processes that stay, connected by gloo, and do one case after another; and what they do in a case."""
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.fresh import processes
+
 WAIT = 60.0  # seconds that a case may take
 
 
@@ -18,8 +19,7 @@ class Pair:
     """``pair(function, *arguments)`` calls a function of a module in both, and returns what both return, by rank."""
 
     def __init__(self, cache: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["modular_gpt.training", "tests.training.small", "tests.distributed.cases"])
+        context = processes()
         pipes = [context.Pipe() for _ in range(2)]
         environment = {**as_launched(2, free_port()), "MODULAR_GPT_CACHE": str(cache)}
         self.pipes = [ours for ours, _ in pipes]

@@ -2,9 +2,9 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ import pytest
 from modular_gpt.checkpoint import find_checkpoint, read_json, verify
 from modular_gpt.training import load_config, train
 from modular_gpt.training.metrics import read_metrics
+from tests import fresh
 from tests.training.small import write_text
 
 pytestmark = pytest.mark.distributed
@@ -30,11 +31,11 @@ ENDLESS = ("trainer.max_steps=1000000", "trainer.eval_interval=1000000", "traine
 def torchrun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """Two processes of mgpt-train, run in ``folder``; whatever is left of them is killed at the end."""
     program = folder / "mgpt-train"  # what pip makes of an entry point
-    program.write_text(f"#!{sys.executable}\nfrom modular_gpt.cli.train import main\nraise SystemExit(main())\n")
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(fresh.command())} -m modular_gpt.cli.train "$@"\n')
     program.chmod(0o755)
     if not (folder / "text.txt").exists():
         write_text(folder / "text.txt")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python", str(program)]
+    launch = [*fresh.command(), "-m", "torch.distributed.run", "--nproc_per_node=2", "--no-python", str(program)]
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -60,11 +61,11 @@ def when_saved(folder: Path, process: subprocess.Popen[str]) -> Path:
     raise AssertionError(f"no checkpoint: {process.communicate()[0]}")
 
 
-def process_of(parent: int, rank: int) -> int:
-    """The id of torchrun's child of this rank."""
+def process_of(folder: Path, rank: int) -> int:
+    """The id of torchrun's child of this rank, which stands in the folder."""
     for entry in Path("/proc").iterdir():
         try:
-            same = f"PPid:\t{parent}\n" in (entry / "status").read_text()
+            same = (entry / "cwd").readlink() == folder
             if same and f"RANK={rank}" in (entry / "environ").read_text().split("\0"):
                 return int(entry.name)
         except (OSError, UnicodeDecodeError):
@@ -76,7 +77,7 @@ def test_stopped_in_order_and_gone_on_with(folder: Path, monkeypatch: pytest.Mon
     """SIGTERM to one of two processes stops both at one step; then torchrun again, to the end; then one process."""
     with torchrun(folder, *ENDLESS) as process:
         directory = when_saved(folder, process)
-        os.kill(process_of(process.pid, 1), signal.SIGTERM)
+        os.kill(process_of(folder, 1), signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     stopped = re.findall(r"Stopped after step (\d+), which is saved", said)
@@ -105,7 +106,7 @@ def test_stopped_in_order_and_gone_on_with(folder: Path, monkeypatch: pytest.Mon
 def test_one_process_killed(folder: Path) -> None:
     with torchrun(folder, *ENDLESS) as process:
         directory = when_saved(folder, process)
-        os.kill(process_of(process.pid, 0), signal.SIGKILL)
+        os.kill(process_of(folder, 0), signal.SIGKILL)
         killed = time.monotonic()
         said, _ = process.communicate(timeout=60)
     assert time.monotonic() - killed < 15  # torchrun itself takes some of it

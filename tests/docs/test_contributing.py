@@ -4,13 +4,12 @@ import ast
 import os
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from tests import fresh
 from tests.docs.pages import ROOT, blocks
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -45,7 +44,7 @@ def python(checkout: Path, *arguments: str) -> str:
     """What this Python prints with the copy in place of the package; fails with its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment |= {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, *arguments], cwd=checkout, env=environment, capture_output=True, text=True)
+    result = fresh.python(*arguments, cwd=checkout, env=environment)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result.stdout
 

@@ -4,17 +4,18 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import fresh
 from tests.docs.pages import ROOT, blocks, files, lay_out
 
 PAGE = ROOT / "docs" / "add_a_component.md"
 TEXT = PAGE.read_text()
 FILES = files(TEXT)
 PLUGIN = "shared_qk"
+PROGRAMS = {"python": "", "mgpt-train": "-m modular_gpt.cli.train", "mgpt-generate": "-m modular_gpt.cli.generate"}
 SUMMARY = "Shared query-key attention: one matrix computes both queries and keys (Reformer)."
 
 
@@ -36,13 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a shell has where the package is installed: its commands, this Python, one thread."""
     programs = tmp_path_factory.mktemp("bin")
-    for name in ("train", "generate"):
-        program = programs / f"mgpt-{name}"
-        run = f"import sys; from modular_gpt.cli.{name} import main; sys.exit(main())"
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(run)} "$@"\n')
+    for name, module in PROGRAMS.items():
+        program = programs / name
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(fresh.command())} {module} "$@"\n')
         program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), kept["PATH"]])
+    path = os.pathsep.join([str(programs), kept["PATH"]])
     own = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MODULAR_GPT_CACHE": str(programs / "cache")}
     return {**kept, **own}
 
@@ -95,7 +95,7 @@ def test_the_laws_run_on_it(folder: Path, environment: dict[str, str]) -> None:
 def test_in_the_package(tmp_path: Path, environment: dict[str, str]) -> None:
     """The same two files in a copy of the checkout: listed and under the laws with no other edit."""
     for name in ("modular_gpt", "conf", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name, content in FILES.items():
         in_package = name if name.startswith("conf/") else f"modular_gpt/nn/attention/{name}"

@@ -41,7 +41,7 @@ def decoded(graphs: Graphs, model: Any, text: TokenBuffer, count: int, **setting
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
 def test_one_graph_for_all_steps_and_all_lengths(graphs: Graphs, attention: str, pos: str) -> None:
-    model = tiny(attention, pos)
+    model = tiny(attention, pos, n_layers=1)
     for length in (1, 9):
         ids = prompts(2, length)
         assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 25), 25), naive_greedy(model, ids, 25))

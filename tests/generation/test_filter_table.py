@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from modular_gpt import ConfigError
 from modular_gpt.generation import GenerationConfig, SamplingSettings, generate, sampling
 from modular_gpt.generation.config import RANDOM
 from modular_gpt.generation.sampling import FILTERS
+from tests.fresh import python
 from tests.generation.models import prompts, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -92,14 +91,14 @@ print(tables.TABLES["sampling"]())
 
 def test_a_new_filter_takes_one_row(tmp_path: Path) -> None:
     for folder in ("modular_gpt", "conf", "docs/scripts"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     table = tmp_path / "modular_gpt" / "generation" / "sampling.py"
     code = table.read_text()
     place = '    Filter(\n        "top_k",'
     assert code.count(place) == 1
     table.write_text(code.replace(place, ROW.strip("\n") + "\n" + place))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = python("-c", USE, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     refused, _, rest = done.stdout.partition("mgpt-generate")
     assert refused.count("has no use for top_n_sigma") == 3 and "top_n_sigma must be above 0" in refused

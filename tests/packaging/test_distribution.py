@@ -3,7 +3,6 @@
 import contextlib
 import os
 import subprocess
-import sys
 import tarfile
 import zipfile
 from email import message_from_string
@@ -14,6 +13,7 @@ import pytest
 from hatchling import build
 
 from modular_gpt import __version__
+from tests.fresh import python
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,7 @@ def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(site: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run python code with the unpacked wheel in front of every other copy, away from the checkout."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(site)},
-        cwd=site.parent,
-        capture_output=True,
-        text=True,
-    )
+    return python("-c", code, *arguments, env={**os.environ, "PYTHONPATH": str(site)}, cwd=site.parent)
 
 
 def files(folder: Path, pattern: str) -> set[str]:

@@ -1,5 +1,6 @@
 """`import modular_gpt` costs torch and little else: the rest is imported by what uses it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,16 +8,27 @@ from pathlib import Path
 import pytest
 
 HEAVY = {"hydra", "omegaconf", "transformers", "tiktoken", "tokenizers", "huggingface_hub", "matplotlib"}
+STATEMENTS = ["import modular_gpt", "from modular_gpt import GPTConfig, GPTModel; GPTModel(GPTConfig(vocab_size=7))"]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["import modular_gpt", "from modular_gpt import GPTConfig, GPTModel; GPTModel(GPTConfig(vocab_size=7))"],
-)
-def test_nothing_heavy_is_imported(root: Path, statement: str) -> None:
-    code = f"{statement}\nimport sys; print(*(name for name in sys.modules if '.' not in name))"
+@pytest.fixture(scope="module")
+def imported(root: Path) -> dict[str, list[str]]:
+    """What is imported after each statement, in one fresh interpreter."""
+    code = f"""
+import json, sys
+found = {{}}
+for statement in {STATEMENTS}:
+    exec(statement)
+    found[statement] = [name for name in sys.modules if "." not in name]
+print(json.dumps(found))
+"""
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    imported = set(result.stdout.split())
-    assert "modular_gpt" in imported
-    assert not imported & HEAVY
+    found: dict[str, list[str]] = json.loads(result.stdout)
+    return found
+
+
+@pytest.mark.parametrize("statement", STATEMENTS)
+def test_nothing_heavy_is_imported(imported: dict[str, list[str]], statement: str) -> None:
+    assert "modular_gpt" in imported[statement]
+    assert not set(imported[statement]) & HEAVY

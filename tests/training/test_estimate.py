@@ -1,6 +1,5 @@
 """What is estimated before a training is what PyTorch counts and holds in one."""
 
-import multiprocessing
 import resource
 import weakref
 from pathlib import Path
@@ -30,6 +29,7 @@ from modular_gpt.training.estimate import (
     suggest_smaller,
 )
 from modular_gpt.training.trainer import Trainer
+from tests.fresh import processes
 from tests.training.small import EXPLAINED, config, run, run_with_little_memory
 
 SMALL: dict[str, Any] = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "context_length": 24}
@@ -303,8 +303,8 @@ def test_another_error_stays_what_it_is(folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="this system does not limit a process's memory")
 def test_a_process_that_runs_out_of_memory(folder: Path) -> None:
     """The system refuses more memory in the middle of a training."""
-    settings = config(folder, {"d_model": 64}, batch_size=2048).to_dict()
-    process = multiprocessing.get_context("forkserver").Process(target=run_with_little_memory, args=(settings,))
+    settings = config(folder, {"d_model": 64}, batch_size=2048, compile=False).to_dict()
+    process = processes().Process(target=run_with_little_memory, args=(settings,))
     process.start()
     process.join(100)
     assert process.exitcode == EXPLAINED

@@ -1,12 +1,10 @@
 """Real signals to real processes, wherever they hit: what was saved stays, and going on ends in the very same place."""
 
-import multiprocessing
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from modular_gpt.checkpoint import FOLDER, find_checkpoint, verify
 from modular_gpt.core.atomic_files import MARK
 from modular_gpt.core.errors import ConfigError
+from tests.fresh import processes
 from tests.training.small import (
     SIGNALLED,
     assert_same_ending,
@@ -30,19 +29,10 @@ from tests.training.small import (
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 
 
-@pytest.fixture(scope="module")
-def server() -> ForkServerContext:
-    """Starts processes from one that has imported all that is needed, in milliseconds instead of seconds."""
-    context = multiprocessing.get_context("forkserver")
-    lazily = ["modular_gpt.generation", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
-    context.set_forkserver_preload(["modular_gpt.training", "tests.training.small", *lazily])
-    return context
-
-
 @pytest.fixture
-def start(server: ForkServerContext) -> Callable[..., Any]:
+def start() -> Callable[..., Any]:
     def started(target: Callable[..., None], *args: Any) -> Any:
-        process = server.Process(target=target, args=args)
+        process = processes().Process(target=target, args=args)
         process.start()
         return process
 

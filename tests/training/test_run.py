@@ -4,7 +4,6 @@ import csv
 import json
 import logging
 import math
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from modular_gpt.training.metrics import METRICS, Curves, read_metrics
 from modular_gpt.training.plot import plot_losses, smoothed, title
 from modular_gpt.training.recorder import duration
 from modular_gpt.training.run_directory import new_run_directory
+from tests.fresh import processes
 from tests.training.small import (
     EXPLAINED,
     MODEL,
@@ -403,7 +403,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
 def test_without_a_compiler_compiling_is_refused(folder: Path) -> None:
     """In a process of its own: PyTorch remembers for good that it found no compiler."""
     settings = config(folder, compile=True, device="cpu").to_dict()
-    process = multiprocessing.get_context("spawn").Process(target=run_without_compiler, args=(settings,))
+    process = processes().Process(target=run_without_compiler, args=(settings,))
     process.start()
     process.join(100)
     assert process.exitcode == EXPLAINED

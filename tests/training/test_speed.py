@@ -1,6 +1,5 @@
 """What makes steps quick leaves them right: compiled code, weights rounded to bf16, memory that is kept."""
 
-import multiprocessing
 import resource
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from modular_gpt.training.checkpointing import Checkpoints
 from modular_gpt.training.compile import compiles, has_compiler, ordered_sums
 from modular_gpt.training.forward import Forward, RoundedModel
 from modular_gpt.training.run_directory import RunFiles
+from tests.fresh import processes
 from tests.training.small import EXPLAINED, MODEL, assert_same_ending, config, run, stop_after, trainer_of
 
 CPU = torch.device("cpu")
@@ -190,7 +190,7 @@ def run_with_kept_memory() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the CPU is left alone where a GPU computes")
 def test_memory_that_was_freed_is_used_again() -> None:
-    process = multiprocessing.get_context("spawn").Process(target=run_with_kept_memory)
+    process = processes().Process(target=run_with_kept_memory)
     process.start()
     process.join(100)
     assert process.exitcode == EXPLAINED
