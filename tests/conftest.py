@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Asked for by tests that look at loss.png; the others draw none, which takes longer than a small training."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = sys.modules.get("modular_gpt.training.recorder")
+    if recorder is not None and "pictures" not in request.fixturenames:
+        monkeypatch.setattr(recorder, "plot_losses", lambda *arguments: None)
 
 
 @pytest.fixture(scope="session")

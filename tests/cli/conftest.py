@@ -1,5 +1,6 @@
 """Commands are called in this process, in an empty folder, and their output is caught."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,36 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     yield call
 
 
+@pytest.fixture(scope="session")
+def trainings() -> dict[tuple[str, ...], tuple[Path, Answer]]:
+    """Settings -> the folder after a training with them, and what the command said."""
+    return {}
+
+
 @pytest.fixture
-def trained(run: Run, corpus: str) -> Answer:
+def train_once(
+    run: Run,
+    corpus: str,
+    folder: Path,
+    trainings: dict[tuple[str, ...], tuple[Path, Answer]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Answer]:
+    """Train on the small text; what another test has trained with the same settings is copied."""
+
+    def call(*words: str) -> Answer:
+        if words in trainings:
+            shutil.copytree(trainings[words][0], folder, symlinks=True, dirs_exist_ok=True)
+        else:
+            answer = run("train", *corpus.split(), *words)
+            assert answer.code == 0, answer.err
+            kept = tmp_path_factory.mktemp("trained") / "folder"
+            trainings[words] = shutil.copytree(folder, kept, symlinks=True), answer
+        return trainings[words][1]
+
+    return call
+
+
+@pytest.fixture
+def trained(train_once: Callable[..., Answer]) -> Answer:
     """A run of two steps in ``runs``, of a model whose positions end with its context of 16."""
-    answer = run("train", *corpus.split(), *TINY, "pos=learned")
-    assert answer.code == 0, answer.err
-    return answer
+    return train_once(*TINY, "pos=learned")

@@ -1,12 +1,13 @@
 """Overrides of a resumed run are composed over the run's own components and settings."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from modular_gpt import compose
 from modular_gpt.training import RunConfig
-from tests.cli.conftest import TINY, Run
+from tests.cli.conftest import TINY, Answer, Run
 
 SETTINGS = (
     *("optim=muon", "optim.learning_rate=0.0007", "optim.weight_decay=0.7", "ffn=moe", "ffn.n_experts=2"),
@@ -16,10 +17,9 @@ SETTINGS = (
 
 
 @pytest.fixture
-def before(run: Run, corpus: str) -> RunConfig:
+def before(train_once: Callable[..., Answer]) -> RunConfig:
     """The settings of a run of two steps that is far from the defaults."""
-    answer = run("train", *corpus.split(), *TINY, *SETTINGS)
-    assert answer.code == 0, answer.err
+    train_once(*TINY, *SETTINGS)
     return compose("resume=runs/latest")
 
 

@@ -1,11 +1,6 @@
 """The model class: saved and read back exactly, losses and gradients, resizing, the model card."""
 
-<<<<<<< HEAD
 import json
-import subprocess
-import sys
-=======
->>>>>>> 9b70308 (Tests: fresh processes are forked from one that has imported torch; vector instructions are not probed; fewer compilations)
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -190,8 +185,7 @@ def test_logits_to_keep_and_tuples(small: Make) -> None:
 
 def test_the_package_does_not_import_transformers(root: Path) -> None:
     code = "import sys, modular_gpt; assert 'transformers' not in sys.modules"
-<<<<<<< HEAD
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    assert python("-c", code, cwd=root).returncode == 0
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
@@ -214,6 +208,3 @@ def test_an_index_reaches_no_other_folder_in_transformers_either(small: Make, tm
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     with pytest.raises(CheckpointError, match="has no file"):
         AutoModelForCausalLM.from_pretrained(folder)
-=======
-    assert python("-c", code, cwd=root).returncode == 0
->>>>>>> 9b70308 (Tests: fresh processes are forked from one that has imported torch; vector instructions are not probed; fewer compilations)

@@ -97,7 +97,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_any_write_to_the_run_directory_may_fail(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pictures: None, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first and the last write of every file; the weights at the end are those of a run without a fault."""
     disk = FullDisk(monkeypatch, folder / "runs")
@@ -213,7 +213,9 @@ def test_a_plot_that_fails_ends_nothing(
     assert caplog.text.count("loss.png' cannot be written (no font)") == 1
 
 
-def test_a_plot_is_there_after_an_evaluation_and_after_a_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_is_there_after_an_evaluation_and_after_a_stop(
+    pictures: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[bool] = []
     update = Trainer.update
 
@@ -373,7 +375,7 @@ def test_the_validation_loss_does_not_depend_on_the_batch(folder: Path) -> None:
     assert trainers[0].validation.loss(1) != pytest.approx(losses[0], abs=1e-6)
 
 
-def test_a_name_with_an_emoji_draws_without_a_warning(folder: Path) -> None:
+def test_a_name_with_an_emoji_draws_without_a_warning(pictures: None, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         directory = run(config(folder, name="a🦙$x", max_steps=4)).directory

@@ -38,7 +38,7 @@ from tests.training.small import (
 )
 
 
-def test_a_run_leaves_everything_behind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_leaves_everything_behind(pictures: None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config(folder, final_evaluation=True, sample_prompt="the cat", name="first")
     result = train(settings)
     directory, outcome = result.directory, result.outcome

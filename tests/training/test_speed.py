@@ -156,6 +156,7 @@ def test_a_resumed_run_compiles_as_it_did(folder: Path) -> None:
 def test_compiled_bf16_resumes_to_the_last_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two threads, which could add up the gradients of an embedding in any order."""
     settings = {"compile": True, "precision": "bf16", "threads": 2, "batch_size": 32, "max_steps": 6}
+    settings |= {"model": {"n_layers": 1}, "sample_tokens": 0, "eval_interval": 6}
     threads = torch.get_num_threads()
     try:
         whole = run(config(folder, **settings)).directory
