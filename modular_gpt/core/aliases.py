@@ -1,8 +1,9 @@
-"""Names that other code bases give to our settings and components. Every door reads these tables.
+"""Names of our settings and components in other code bases; configs, commands and checkpoints use these tables.
 
 ``SETTINGS`` maps a foreign setting to ours, ``VALUES`` a foreign value of one of our settings, ``COMPONENTS`` a foreign
-name of a component. ``VOCABULARIES`` are whole sets of foreign settings whose models have positions of their own.
-A setting that has a counterpart with another meaning carries a sentence and is never converted in silence.
+name of a component. ``VOCABULARIES`` are sets of settings that identify another code base, with the positional encoding
+of its models. A setting whose counterpart has another meaning has a note and raises an error instead of being
+converted.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -12,11 +13,11 @@ from modular_gpt.core.errors import ConfigError
 
 
 class Alias(NamedTuple):
-    """A foreign setting.
+    """Our counterpart of a foreign setting.
 
     targets: our settings that take its value, dotted below a slot or a group (``ffn.hidden``, ``trainer.max_steps``)
-    implies: the component that the setting belongs to, where nothing else chooses one
-    note: how the meaning of ours differs; a setting with a note is refused with it instead of being converted
+    implies: the component that the setting belongs to, used if nothing else selects one
+    note: how the meaning of ours differs; a setting with a note raises an error with it instead of being converted
     """
 
     targets: tuple[str, ...]
@@ -25,7 +26,7 @@ class Alias(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """A whole foreign vocabulary: ``settings`` that must all be given, and the ``pos`` its models have."""
+    """A foreign code base: ``settings`` that identify it if all are given, and the ``pos`` of its models."""
 
     origin: str
     settings: tuple[str, ...]
@@ -33,11 +34,11 @@ class Vocabulary(NamedTuple):
 
 
 def _table(rows: Mapping[str, str], note: str = "", implies: str = "") -> dict[str, Alias]:
-    """``{"our setting": "their setting, another"}`` as aliases by foreign name."""
+    """Aliases by foreign name from rows ``{"our setting": "foreign setting, another"}``."""
     return {
-        theirs: Alias(tuple(ours.split(" + ")), implies, note)
-        for ours, names in rows.items()
-        for theirs in names.split(", ")
+        foreign: Alias(tuple(targets.split(" + ")), implies, note)
+        for targets, names in rows.items()
+        for foreign in names.split(", ")
     }
 
 
@@ -163,7 +164,7 @@ TRAINING_SETTINGS: dict[str, Alias] = {
 
 SETTINGS: dict[str, Alias] = {**TRAINING_SETTINGS, **MODEL_SETTINGS}
 
-# Foreign values by our setting; compared as lower-case text.
+# Foreign values by our setting, compared in lower case.
 VALUES: dict[str, dict[str, object]] = {
     "ffn.activation": {
         "gelu_new": "gelu_tanh",
@@ -189,8 +190,8 @@ VALUES: dict[str, dict[str, object]] = {
     "trainer.device": {"gpu": "cuda"},
 }
 
-# Foreign names of components by slot, without case, underscores and hyphens. A class may stand for several of our
-# names: the first is meant where nothing else decides.
+# Foreign names of components by slot, compared without case, underscores and hyphens. A class may correspond to several
+# of our names: the first is used if nothing else decides.
 COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {
         **dict.fromkeys(
@@ -230,7 +231,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
-# The longest vocabulary that is given whole decides.
+# The longest vocabulary whose settings are all given is used.
 VOCABULARIES = (
     Vocabulary("Hugging Face", ("hidden_size", "num_hidden_layers", "num_attention_heads"), "rope"),
     Vocabulary("nanoGPT", ("n_embd", "n_head", "n_layer", "block_size"), "learned"),
@@ -244,31 +245,31 @@ VOCABULARIES = (
 
 
 def vocabulary(settings: Iterable[str]) -> Vocabulary | None:
-    """The longest vocabulary whose settings are all among ``settings``; None where no vocabulary is whole."""
+    """The longest vocabulary whose settings are all among ``settings``; None if there is none."""
     given = set(settings)
-    whole = [each for each in VOCABULARIES if given.issuperset(each.settings)]
-    return max(whole, key=lambda each: len(each.settings), default=None)
+    complete = [candidate for candidate in VOCABULARIES if given.issuperset(candidate.settings)]
+    return max(complete, key=lambda candidate: len(candidate.settings), default=None)
 
 
 def component_names(slot: str, name: str, known: Iterable[str]) -> tuple[str, ...]:
-    """The registered names, among ``known``, that ``name`` stands for in a slot; () for an unknown name."""
+    """The registered names, among ``known``, that ``name`` refers to in a slot; () for an unknown name."""
     known = list(known)
     if name in known:
         return (name,)
     plain = _plain(name)
-    same = tuple(each for each in known if _plain(each) == plain)
-    return same or tuple(each for each in COMPONENTS.get(slot, {}).get(plain, ()) if each in known)
+    same = tuple(registered for registered in known if _plain(registered) == plain)
+    return same or tuple(registered for registered in COMPONENTS.get(slot, {}).get(plain, ()) if registered in known)
 
 
 def our_settings(slot: str, settings: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The settings of one component or group with foreign names and values replaced by ours.
+    """Replace foreign names and values in the settings of one component or group by ours.
 
-    slot: ``optim``, ``ffn``, ``trainer`` ...; known: the names of its own settings, which are never foreign
+    slot: ``optim``, ``ffn``, ``trainer`` ...; known: names of the settings of the component, which are not replaced
 
     Raises:
         ConfigError: a foreign setting has no exact counterpart, or contradicts another one.
     """
-    ours: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, value in settings.items():
         targets = [name]
@@ -279,15 +280,15 @@ def our_settings(slot: str, settings: Mapping[str, Any], known: Collection[str])
             if alias.note and targets != [name]:
                 raise ConfigError(no_counterpart(name))
         for target in targets:
-            put(ours, origin, target, our_value(f"{slot}.{target}", value), name)
-    return ours
+            put(converted, origin, target, our_value(f"{slot}.{target}", value), name)
+    return converted
 
 
 def put(values: dict[str, Any], origin: dict[str, str], target: str, value: Any, name: str) -> None:
-    """Set ``values[target]``, which the user called ``name``; ``origin`` remembers the name.
+    """Set ``values[target]``, which the user gave as ``name``, and record the name in ``origin``.
 
     Raises:
-        ConfigError: another name has set it to something else.
+        ConfigError: another name has set it to another value.
     """
     if target in values and values[target] != value:
         raise ConfigError(
@@ -298,13 +299,13 @@ def put(values: dict[str, Any], origin: dict[str, str], target: str, value: Any,
 
 
 def no_counterpart(name: str) -> str:
-    """The sentence for a foreign setting whose counterpart means something else."""
+    """The error message for a foreign setting whose counterpart has another meaning."""
     alias = SETTINGS[name]
     return f"{name} is not converted: set {alias.targets[0]} instead; {alias.note}"
 
 
 def our_value(setting: str, value: Any) -> Any:
-    """Our value of ``setting`` (dotted) for a foreign one; any other value unchanged."""
+    """Our value of ``setting`` (dotted) for a foreign value; any other value is returned unchanged."""
     if not isinstance(value, (str, bool, int)) and not str(value).startswith("torch."):
         return value
     return VALUES.get(setting, {}).get(str(value).lower(), value)

@@ -1,17 +1,17 @@
-"""Errors that a user can act on. The command line prints their message, one sentence, and exits with 2.
+"""Errors that a user can correct: the command line prints their message, one sentence, and exits with 2.
 
-Whatever is our own mistake is an ``assert`` or an ordinary exception, with its traceback.
+A bug of the package is an ``assert`` or any other exception, with its traceback.
 """
 
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user gave cannot work; the message says what, where and what to do instead."""
+    """An input of the user cannot work; the message names it, its place and a remedy."""
 
 
 class ConfigError(UserError, ValueError):
-    """A setting is unknown, of the wrong type, out of range, or does not go with another one."""
+    """A setting is unknown, of the wrong type, out of range, or incompatible with another one."""
 
 
 class DataError(UserError, ValueError):
@@ -19,7 +19,7 @@ class DataError(UserError, ValueError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, or not one of ours."""
+    """A checkpoint is missing, damaged, or not in a supported format."""
 
 
 class NonFiniteError(UserError, ArithmeticError):
@@ -27,33 +27,33 @@ class NonFiniteError(UserError, ArithmeticError):
 
 
 class ReportedElsewhere(UserError):
-    """Another process of the same training says what it is; this one only ends."""
+    """Another process of the same training reports the error; this one only ends."""
 
 
-def unknown(kind: str, name: str, valid: Iterable[str], also: Iterable[str] = (), hint: str = "") -> str:
-    """The sentence for an unknown name: the name, the closest valid one if any is close, a hint, and all valid ones.
+def unknown(category: str, name: str, valid: Iterable[str], also: Iterable[str] = (), hint: str = "") -> str:
+    """The error message for an unknown name: the name, the closest valid name, a hint, and all valid names.
 
-    also: further names that are understood, such as foreign ones; they are suggested and not listed
+    also: further valid names, such as foreign ones, that are suggested but not listed
     """
     valid = sorted(valid)
     close = closest(name, [*valid, *also])
     hint = f" did you mean {close!r}?{hint}" if close else hint
-    return f"no {kind} {printable(name)!r};{hint} there are: {', '.join(valid)}"
+    return f"no {category} {printable(name)!r};{hint} there are: {', '.join(valid)}"
 
 
 def printable(text: str, limit: int = 100) -> str:
-    """A name from a file as one short line: control characters become U+FFFD, and the middle of a long one goes."""
+    """Format a name from a file as one short line: control characters become U+FFFD, a long name is shortened."""
     short = text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
     return "".join(c if c.isprintable() else "\ufffd" for c in short)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def closest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that ``name`` is a misspelling of, or None; a name that merely looks similar is none."""
+    """The valid name of which ``name`` is a likely misspelling or abbreviation; None if there is none."""
     plain = _plain(name)
     near: dict[str, int] = {}
     for other in valid:
@@ -67,7 +67,7 @@ def closest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def _abbreviates(short: str, name: str) -> bool:
-    """Whether ``short`` has the first and further letters of ``name`` in their order: learn_rate, attn."""
+    """Whether ``short`` is the first letter of ``name`` and further letters of it in order: learn_rate, attn."""
     if len(short) < max(3, 0.4 * len(name)) or short[0] != name[:1]:
         return False
     letters = iter(name[1:])
@@ -79,7 +79,7 @@ def _plain(name: str) -> str:
 
 
 def _edits(one: str, other: str) -> int:
-    """Insertions, deletions, replacements and swaps of neighbours that make one text of the other."""
+    """Number of insertions, deletions, replacements and swaps of neighbours that turn one text into the other."""
     before, last = list[int](), list(range(len(other) + 1))
     for row, letter in enumerate(one, 1):
         line = [row]

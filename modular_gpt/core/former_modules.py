@@ -1,4 +1,4 @@
-"""Modules by the paths they had in version 0.1.0: importing a former path gives the module of today.
+"""Module paths of version 0.1.0: importing a former path returns the present module.
 
 ``import modular_gpt`` installs one finder with the table below; it imports a module when a former path is imported.
 """
@@ -12,8 +12,8 @@ from types import ModuleType
 
 PACKAGE = __name__.partition(".")[0]
 
-# Former module -> module of today, below the package. What kept its path is not here: ``model``, ``checkpoint`` and
-# ``generation.strategies`` are packages now, whose faces have the former names.
+# Former module -> present module, below the package. Unchanged paths are omitted: ``model``, ``checkpoint`` and
+# ``generation.strategies`` are now packages, whose ``__init__`` has the former names.
 FORMER = {
     "config": "model.config",
     "init": "model.init",

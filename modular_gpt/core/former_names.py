@@ -1,4 +1,4 @@
-"""Former names of public fields: accepted by the constructor and readable as attributes, but no fields."""
+"""Former names of dataclass fields: accepted by the constructor and readable as attributes, but not fields."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -38,7 +38,7 @@ def by_present_names(values: Mapping[str, Any], renamed: Mapping[str, str]) -> d
     found = {key: value for key, value in values.items() if key not in renamed}
     for old in renamed.keys() & values.keys():
         new = renamed[old]
-        others = [each for each in renamed if renamed[each] == new and each in values and values[each] != values[old]]
+        others = [name for name in renamed if renamed[name] == new and name in values and values[name] != values[old]]
         if others:
             raise ConfigError(f"{old}={values[old]} and {others[0]}={values[others[0]]} are the same setting, {new}")
         found[new] = values[old]

@@ -1,4 +1,4 @@
-"""The only place where a string becomes code.
+"""Registry of components: the only place where a name selects a class.
 
 A component is a subclass with a name and a nested ``Config`` dataclass::
 
@@ -7,7 +7,7 @@ A component is a subclass with a name and a nested ``Config`` dataclass::
         class Config(ComponentConfig):
             eps: float = 1e-5
 
-Defining the class registers it. ``presets`` register further names for corners of the same class
+Defining the class registers it. ``presets`` register further names of the same class with other default settings
 (``mqa`` is multi-head attention with one key/value head): a name, a summary and the settings that differ.
 """
 
@@ -36,7 +36,7 @@ class ComponentConfig:
     component: ClassVar[type["Component"]]
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """The component that these settings describe, made from them and what its constructor takes besides."""
+        """Build the component with these settings; further arguments are passed to its constructor."""
         component: Any = self.component
         return component(self, *args, **kwargs)
 
@@ -70,14 +70,14 @@ _entries: dict[str, dict[str, Entry]] = {}
 
 
 class Component:
-    """Base of everything that can be swapped by name; ``slot`` says for what."""
+    """Base class of all components that are selected by name; components of one ``slot`` replace each other."""
 
     slot: ClassVar[str] = ""
     Config: ClassVar[type[ComponentConfig]] = ComponentConfig
 
     @classmethod
     def of(cls, config: ComponentConfig) -> type[Self]:
-        """The class that ``config`` configures: ``Attention.of(config)`` is some attention."""
+        """The component class of ``config``, a subclass of this class: ``Attention.of(config)`` is an attention."""
         assert issubclass(config.component, cls)
         return config.component
 
@@ -118,9 +118,12 @@ def _place(entry: Entry) -> str:
 
 @cache
 def _load_plugins() -> None:
-    """Import components of other packages: entry points, and the modules named in the environment.
+    """Import components of other packages: entry points, and modules listed in the environment variable.
 
     Neither a config nor a checkpoint can name a module, so reading one never runs foreign code.
+
+    Raises:
+        ConfigError: a listed module cannot be imported.
     """
     for point in entry_points(group="modular_gpt.components"):
         point.load()
@@ -154,7 +157,7 @@ ComponentLike = str | Mapping[str, Any] | ComponentConfig  # a name, a mapping w
 
 
 def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> ComponentConfig:
-    """A component's Config from its name, from a mapping with a ``name``, or from a Config as it is.
+    """Build the Config of a component from its name, a mapping with a ``name``, or a Config, which is checked.
 
     Raises:
         ConfigError: the name or a setting is unknown, or a value is of the wrong type.
@@ -165,20 +168,19 @@ def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> Compo
         given = {f.name: getattr(value, f.name) for f in fields(value)}
         names = [name for name, entry in entries(slot).items() if entry.component is value.component]
         if not value.name and not names:
-            raise ConfigError(f"{slot}: {type(value).__qualname__} belongs to no registered component any more")
+            raise ConfigError(f"{slot}: the component of {type(value).__qualname__} is no longer registered")
         return from_mapping(type(value), {**given, "name": value.name or names[0]}, slot)
     settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{slot} must be a name, or a mapping with a name, got {value!r}")
     entry = lookup(slot, name)
-    own = {setting.name for setting in fields(entry.component.Config)}
-    settings = our_settings(slot, settings, own)
+    settings = our_settings(slot, settings, {setting.name for setting in fields(entry.component.Config)})
     return from_mapping(entry.component.Config, {"name": entry.name, **entry.settings, **settings}, slot)
 
 
 def lookup(slot: str, name: str) -> Entry:
-    """The entry of a registered name, or of a foreign name that stands for one.
+    """The entry of a registered name, or of a foreign name of a component.
 
     Raises:
         ConfigError: the name is unknown.
@@ -186,18 +188,18 @@ def lookup(slot: str, name: str) -> Entry:
     known = entries(slot)
     names = component_names(slot, name, known)
     if not names:
-        own = f" a component of your own is found through {PLUGINS}=<its module>;"
-        raise ConfigError(unknown(slot, name, known, hint="" if closest(name, known) else own))
+        plugins = f" a component of your own is found through {PLUGINS}=<its module>;"
+        raise ConfigError(unknown(slot, name, known, hint="" if closest(name, known) else plugins))
     return known[names[0]]
 
 
 def encode(config: ComponentConfig) -> dict[str, Any]:
-    """A plain dict with every setting spelled out; ``decode`` reads it back."""
+    """Convert a Config to a dict with every setting; ``decode`` is the inverse."""
     return asdict(config)
 
 
 def described(config: ComponentConfig) -> str:
-    """The name and the settings that differ from the component's defaults, for people: ``gqa, n_kv_heads=2``."""
+    """Format the name and the settings that differ from the component's defaults: ``gqa, n_kv_heads=2``."""
     default = type(config)()
     values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
     changed = [f"{name}={value}" for name, value in values.items() if value != getattr(default, name)]
@@ -205,18 +207,22 @@ def described(config: ComponentConfig) -> str:
 
 
 def filled(config: C, **defaults: Any) -> C:
-    """``config`` with its null settings replaced by ``defaults``; settings that were given stay."""
+    """``config`` with its null settings replaced by ``defaults``; other settings are unchanged."""
     return replace(config, **{name: value for name, value in defaults.items() if getattr(config, name) is None})
 
 
 def plain(value: T | None) -> T:
-    """A setting whose null has been resolved, see ``filled``."""
+    """The value of a setting whose null has been resolved, see ``filled``; narrows its type."""
     assert value is not None, "a component reads settings whose nulls are resolved: take them from layer_configs"
     return value
 
 
 def merge(slot: str, base: ComponentConfig, override: Mapping[str, Any] | str) -> ComponentConfig:
-    """``base`` with some settings changed; another ``name`` starts from that component's own defaults."""
+    """``base`` with some settings replaced; with another ``name``, that component's defaults with these settings.
+
+    Raises:
+        ConfigError: the override is neither a name nor a mapping, or has an unknown or invalid setting.
+    """
     if not isinstance(override, (str, Mapping)):
         raise ConfigError(f"what differs in the {slot} of a layer must be a name or a mapping, got {override!r}")
     override = {"name": override} if isinstance(override, str) else override

@@ -1,3 +1,3 @@
-"""The convention of targets that the loss, the data and the evaluation share."""
+"""Convention for targets, shared by loss, data and evaluation."""
 
-IGNORED = -100  # a target that does not count; also the default of torch's cross_entropy
+IGNORED = -100  # target excluded from the loss; also the default of torch's cross_entropy

@@ -1,4 +1,4 @@
-"""Typed dataclasses from plain mappings: every key known, every value of its declared type, or one sentence."""
+"""Builds typed dataclasses from plain mappings and checks keys, types and ranges; errors are one sentence."""
 
 import dataclasses
 import functools
@@ -17,10 +17,10 @@ MAX_FLOAT32 = 3.4028234663852886e38  # beyond it, a setting is infinite in the a
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Build dataclass ``cls`` from ``values``; ``where`` names the place in messages.
+    """Build the dataclass ``cls`` from ``values``; ``where`` names the place in messages.
 
     Raises:
-        ConfigError: a key is no field of ``cls`` (with the closest one), or a value has the wrong type.
+        ConfigError: a key is not a field of ``cls`` (the message has the closest one), or a value has the wrong type.
     """
     return cls(**checked_fields(cls, values, where))
 
@@ -29,7 +29,7 @@ def validated(where: str) -> Callable[[type[T]], type[T]]:
     """Class decorator: the constructor of a dataclass checks its arguments as ``from_mapping`` does.
 
     Raises (the constructor):
-        ConfigError: a keyword is no field (with the closest one), or a value has the wrong type.
+        ConfigError: a keyword is not a field (the message has the closest one), or a value has the wrong type.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -47,7 +47,11 @@ def validated(where: str) -> Callable[[type[T]], type[T]]:
 
 
 def checked_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values of a dataclass's fields, each of its declared type; mappings become nested dataclasses."""
+    """Check ``values`` against the declared types of the fields of ``cls``; mappings become nested dataclasses.
+
+    Raises:
+        ConfigError: a key is not a field, or a value has the wrong type.
+    """
     hints, names = _fields(cls)
     for key in values:
         if key not in names:
@@ -67,7 +71,14 @@ def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
-    """``value`` if it is a ``hint``; whole numbers become floats where a float is declared, numpy's become Python's."""
+    """Check that ``value`` has the declared type ``hint`` and return it.
+
+    A whole number becomes a float where a float is declared; numbers of numpy and 0-dim tensors become Python numbers;
+    paths become text where text is declared.
+
+    Raises:
+        ConfigError: it has another type, is not finite, or is an integer of more than 64 bits.
+    """
     value = _python_number(value)
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
@@ -84,7 +95,7 @@ def checked(value: Any, hint: Any, where: str) -> Any:
         if base is str and isinstance(value, os.PathLike):
             return os.fspath(value)
         if base is list and isinstance(value, (list, tuple)):
-            return [_python_number(each) for each in value]
+            return [_python_number(item) for item in value]
         if base is float and isinstance(value, float) and not abs(value) <= MAX_FLOAT32:
             limit = f", at most {MAX_FLOAT32:.1e}" if math.isfinite(value) else ""
             raise ConfigError(f"{where} must be a finite number{limit}, got {value}")
@@ -94,7 +105,7 @@ def checked(value: Any, hint: Any, where: str) -> Any:
 
 
 def _python_number(value: Any) -> Any:
-    """A number of numpy or a tensor of no dimensions as a number of Python; anything else as it is."""
+    """Convert a number of numpy or a 0-dim tensor to a Python number; any other value is returned unchanged."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
@@ -112,10 +123,7 @@ def _group(option: Any) -> str:
 
 
 def expand_home(settings: object, *names: str) -> None:
-    """Expand ``~`` in settings that hold a path, or a list of paths, and make text of Path objects.
-
-    Every dataclass with paths calls this.
-    """
+    """Expand ``~`` in the settings ``names``, each a path or a list of paths, in place; Path objects become text."""
     for name in names:
         value = getattr(settings, name)
         if isinstance(value, (list, tuple)):
@@ -126,7 +134,7 @@ def expand_home(settings: object, *names: str) -> None:
 
 
 def at_most(where: str, largest: Mapping[str, int], settings: object) -> None:
-    """Raise a ConfigError for the first setting above its largest value, by name."""
+    """Raise a ConfigError for the first setting above its limit in ``largest``."""
     for name, limit in largest.items():
         value = getattr(settings, name)
         if value is not None and value > limit:
@@ -134,7 +142,7 @@ def at_most(where: str, largest: Mapping[str, int], settings: object) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value for a message; a number of hundreds of digits is described, not printed."""
+    """Format a value for a message; a very large number is replaced by its number of digits, long text is cut."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     text = repr(value)
@@ -143,9 +151,9 @@ def shown(value: Any) -> str:
 
 @contextmanager
 def size_errors(what: str) -> Iterator[None]:
-    """Turn the errors of sizes beyond any memory, or beyond this machine's, into one ConfigError.
+    """Context manager: turn errors of sizes beyond the available memory into a ConfigError about ``what``.
 
-    PyTorch raises them as RuntimeError or TypeError (also on the meta device, where a size itself overflows), Python as
+    PyTorch raises them as RuntimeError or TypeError (also on the meta device, where a size overflows), Python as
     MemoryError or OverflowError.
     """
     try:
@@ -167,21 +175,21 @@ def one_of(value: str, valid: tuple[str, ...], setting: str) -> None:
 
 
 def fraction(where: str, **values: float | None) -> None:
-    """Raise a ConfigError for the first value that is given and not in [0, 1)."""
+    """Raise a ConfigError for the first value that is not None and not in [0, 1)."""
     for name, value in values.items():
         if value is not None and not 0 <= value < 1:
             raise ConfigError(f"{where}.{name} must lie in [0, 1), got {value}")
 
 
 def positive(where: str, **values: int | float | None) -> None:
-    """Raise a ConfigError for the first value that is given and not above zero."""
+    """Raise a ConfigError for the first value that is not None and not above zero."""
     for name, value in values.items():
         if value is not None and value <= 0:
             raise ConfigError(f"{where}.{name} must be above 0, got {value}")
 
 
 def not_negative(where: str, **values: int | float | None) -> None:
-    """Raise a ConfigError for the first value that is given and below zero."""
+    """Raise a ConfigError for the first value that is not None and below zero."""
     for name, value in values.items():
         if value is not None and value < 0:
             raise ConfigError(f"{where}.{name} must be 0 or more, got {value}")

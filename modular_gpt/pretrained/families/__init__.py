@@ -1,4 +1,4 @@
-"""The published families that can be read, one file each. Importing this package imports its own folder."""
+"""Published families that can be read, one file each; importing this package imports all of them."""
 
 from modular_gpt.core.registry import import_folder
 from modular_gpt.pretrained.family import Family

@@ -7,7 +7,7 @@ from modular_gpt.pretrained.family import Family, dropout, must_be
 from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, TensorMapping, affine
 
 _LAYER = "transformer.h.{layer}"
-_ANY_LENGTH = 2048  # what it was trained at; its config names no length, and its positions have no end
+_ANY_LENGTH = 2048  # the trained length; its config has none, and ALiBi has no limit
 
 
 def from_hf(settings: HFConfig) -> dict[str, Any]:

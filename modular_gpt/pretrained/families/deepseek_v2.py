@@ -39,7 +39,7 @@ RULES = (
 )
 
 
-# what their files have besides, and transformers does not read
+# keys of their files that transformers does not read
 UNUSED: dict[str, Any] = {
     **dict.fromkeys(("qk_head_dim", "ep_size", "seq_aux", "num_nextn_predict_layers", "aux_loss_alpha"), ANY),
     "moe_layer_freq": (1,),
@@ -47,7 +47,7 @@ UNUSED: dict[str, Any] = {
 
 
 def latent_decoder(settings: HFConfig) -> dict[str, Any]:
-    """Our settings of a decoder with latent attention, and of its experts as far as all versions agree."""
+    """Convert the settings of a decoder with latent attention to ours, and those of its experts that versions share."""
     if settings["attention_bias"] and settings["q_lora_rank"] is None:
         raise CheckpointError("the checkpoint has attention_bias=true without q_lora_rank, which is not supported")
     if settings["num_key_value_heads"] not in (None, settings["num_attention_heads"]):

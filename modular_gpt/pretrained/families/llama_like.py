@@ -1,4 +1,4 @@
-"""Common to the families that descend from Llama: names of tensors, sizes, windows per layer."""
+"""Shared by the families similar to Llama: tensor names, settings and windows per layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ GATED = [
     *affine(f"{LAYER}.mlp.up_proj", "blocks.{layer}.ffn.up"),
     *affine(f"{LAYER}.mlp.down_proj", "blocks.{layer}.ffn.down"),
 ]
-# the values of what a config.json leaves out, unless the family has others
+# defaults of settings that a config.json omits, unless the family has others
 DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -53,7 +53,7 @@ LLAMA_RULES = (*ENDS, *NORMS, *ATTENTION, *GATED)
 
 
 def decoder(settings: HFConfig) -> dict[str, Any]:
-    """Our settings of a decoder whose sizes are named as in Llama."""
+    """Convert the settings of a decoder with the setting names of Llama to ours."""
     n_heads = settings["num_attention_heads"]
     n_kv_heads = settings["num_key_value_heads"] or n_heads
     return {
@@ -85,7 +85,7 @@ LLAMA_SLOTS = {"attention": "mha", "ffn": "swiglu", "norm": "rmsnorm", "pos": "r
 
 
 def decoder_to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
-    """The settings of a config.json from our config; the inverse of ``decoder``."""
+    """Convert our config to the settings of a config.json; the inverse of ``decoder``."""
     attention, ffn, norm, pos = component_configs(layers[0])
     return {
         "vocab_size": config.vocab_size,
@@ -106,7 +106,7 @@ def decoder_to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any
 
 
 def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[str, Any]]:
-    """From the attention type of each layer: the window of all layers, and the pattern of those that differ."""
+    """Convert the attention type of each layer to the window of all layers and a pattern of layers that differ."""
     for layer_type in types:
         if layer_type not in ("full_attention", "sliding_attention"):
             raise CheckpointError(unknown("layer type", str(layer_type), ["full_attention", "sliding_attention"]))
@@ -120,7 +120,7 @@ def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[
 
 
 def windows_to_hf(layers: list[LayerConfig]) -> dict[str, Any]:
-    """The attention type of each layer and their window; the inverse of ``windows``."""
+    """Convert our layers to attention types and a window; the inverse of ``windows``."""
     widths = [component_configs(layer)[0].window for layer in layers]
     types = ["full_attention" if width is None else "sliding_attention" for width in widths]
     window = next((width for width in widths if width is not None), None)
@@ -128,6 +128,6 @@ def windows_to_hf(layers: list[LayerConfig]) -> dict[str, Any]:
 
 
 def shortest_cycle(names: list[str]) -> list[str]:
-    """The shortest prefix whose repetition gives the whole list."""
+    """The shortest prefix of ``names`` whose repetition, possibly cut off, is ``names``."""
     lengths = range(1, len(names) + 1)
     return next(names[:n] for n in lengths if all(name == names[i % n] for i, name in enumerate(names)))

@@ -52,7 +52,7 @@ FAMILY = Family(
         TensorMapping(f"{_BLOCK}.norm_2.weight", ("blocks.{layer}.ffn_norm.weight",)),
         TensorMapping(
             f"{_BLOCK}.attn.Wqkv.weight",
-            tuple(f"blocks.{{layer}}.attention.{part}.weight" for part in ("query", "key", "value")),
+            tuple(f"blocks.{{layer}}.attention.{name}.weight" for name in ("query", "key", "value")),
             FUSED,
         ),
         TensorMapping(f"{_BLOCK}.attn.out_proj.weight", ("blocks.{layer}.attention.out.weight",)),

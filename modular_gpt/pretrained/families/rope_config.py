@@ -1,4 +1,4 @@
-"""Rotary positions and their scalings, as config.json files name them, both ways."""
+"""Two-way conversion of rotary positions and their scalings in config.json files."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.pretrained.config_map import HFConfig
 
-# kind of scaling -> key of config.json -> our setting; the defaults are the same
+# rope_type -> key of config.json -> our setting; the defaults are the same
 SCALINGS: dict[str, dict[str, str]] = {
     "linear": {"factor": "factor"},
     "dynamic": {"factor": "factor"},
@@ -30,39 +30,44 @@ _SCALING_KEYS = {key for keys in SCALINGS.values() for key in keys} | {"mscale",
 
 
 def rope(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary positions, written as ``rope_parameters`` or, before that, as ``rope_theta`` and ``rope_scaling``."""
+    """Convert ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``, to our ``pos`` settings.
+
+    Raises:
+        CheckpointError: the scaling is unknown, differs between layer types, or rotates some dimensions only.
+    """
     settings = settings if isinstance(settings, HFConfig) else HFConfig(settings)
     given = rope_settings(settings)
     if given.holds_mapping():
         raise CheckpointError("the checkpoint has rotary positions per layer type, which are not supported")
     old_type, outer_theta = given.get("type", "default"), settings["rope_theta"]
-    kind, theta = given.get("rope_type", old_type), given.get("rope_theta", outer_theta)
+    rope_type, theta = given.get("rope_type", old_type), given.get("rope_theta", outer_theta)
     for partial in (given.get("partial_rotary_factor"), settings.get("partial_rotary_factor")):
         if partial not in (None, 1):
             raise CheckpointError(
                 f"the checkpoint has partial_rotary_factor={partial}, which is not supported: only 1 is"
             )
     length, trained = settings["max_position_embeddings"], settings.get("original_max_position_embeddings")
-    if kind == "default":
+    if rope_type == "default":
         given.ignore(*_SCALING_KEYS)
         return {"name": "rope", "theta": float(theta)}
-    if kind not in SCALINGS:
-        raise CheckpointError(unknown("rope scaling", str(kind), ["default", *SCALINGS]))
-    scaling = {ours: given[key] for key, ours in SCALINGS[kind].items() if given.get(key) is not None}
-    if "truncate" in SCALINGS[kind] and "truncate" in given and given["truncate"] is None:
-        scaling["truncate"] = False  # null is false in transformers
-    if trained is not None and "original_max_position_embeddings" in SCALINGS[kind]:
-        scaling["original_context_length"] = trained  # transformers prefers it to the one inside
-    if kind == "dynamic":
+    if rope_type not in SCALINGS:
+        raise CheckpointError(unknown("rope scaling", str(rope_type), ["default", *SCALINGS]))
+    names = SCALINGS[rope_type]
+    scaling = {our_name: given[key] for key, our_name in names.items() if given.get(key) is not None}
+    if "truncate" in names and "truncate" in given and given["truncate"] is None:
+        scaling["truncate"] = False  # transformers reads null as false
+    if trained is not None and "original_max_position_embeddings" in names:
+        scaling["original_context_length"] = trained  # transformers prefers it to the nested one
+    if rope_type == "dynamic":
         scaling["original_context_length"] = length
-    if kind == "yarn":
+    if rope_type == "yarn":
         _complete_yarn(scaling, given, length)
-    given.ignore(*_SCALING_KEYS)  # of other scalings
-    return {"name": "rope", "theta": float(theta), "scaling": {"kind": kind, **scaling}}
+    given.ignore(*_SCALING_KEYS)  # keys of other scalings
+    return {"name": "rope", "theta": float(theta), "scaling": {"kind": rope_type, **scaling}}
 
 
 def rope_settings(settings: HFConfig) -> HFConfig:
-    """The object that describes rotary positions: ``rope_scaling`` if it is given, else ``rope_parameters``."""
+    """The object with the settings of rotary positions: ``rope_scaling`` if it is given, else ``rope_parameters``."""
     scaling, parameters = settings.get("rope_scaling"), settings.get("rope_parameters")
     if scaling:
         settings.ignore("rope_parameters")
@@ -71,7 +76,7 @@ def rope_settings(settings: HFConfig) -> HFConfig:
 
 
 def _complete_yarn(scaling: dict[str, Any], given: HFConfig, length: int) -> None:
-    """Add what yarn derives: the factor from the lengths, the magnitude from DeepSeek's two weights."""
+    """Add derived settings of yarn: the factor from the lengths, the attention factor from DeepSeek's two weights."""
     if "factor" not in scaling:
         scaling["factor"] = length / scaling.setdefault("original_context_length", length)
     over, under = given.get("mscale"), given.get("mscale_all_dim")
@@ -80,14 +85,15 @@ def _complete_yarn(scaling: dict[str, Any], given: HFConfig, length: int) -> Non
 
 
 def yarn_magnitude(factor: float, weight: float) -> float:
-    """What yarn multiplies queries and keys by, with DeepSeek's ``weight`` on the logarithm."""
+    """Yarn's factor on queries and keys, with DeepSeek's ``weight`` of the logarithm."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def rope_to_hf(position: Any) -> dict[str, Any]:
-    """The ``rope_parameters`` of our rotary positions."""
+    """Convert our rotary positions to ``rope_parameters``."""
     scaling = position.scaling
     if not scaling:
         return {"rope_type": "default", "rope_theta": position.theta}
-    keys = {key: scaling[ours] for key, ours in SCALINGS[scaling["kind"]].items() if scaling[ours] is not None}
+    names = SCALINGS[scaling["kind"]]
+    keys = {key: scaling[our_name] for key, our_name in names.items() if scaling[our_name] is not None}
     return {"rope_type": scaling["kind"], "rope_theta": position.theta, **keys}
