@@ -55,10 +55,10 @@ def _sentence(command: Command, where: list[Path], error: Exception) -> str:
     return _first_line(error) + why
 
 
-def _missing_plugin(kind: str, name: str) -> str:
+def _missing_plugin(plugin_type: str, name: str) -> str:
     """The sentence for one of Hydra's launchers or sweepers that is not there."""
-    package = f"hydra-{name.removesuffix('_local').removesuffix('_slurm')}-{kind}"
-    return f"no {kind} {name!r} of Hydra's is installed here; if there is one, install it: pip install {package}"
+    package = f"hydra-{name.removesuffix('_local').removesuffix('_slurm')}-{plugin_type}"
+    return f"no {plugin_type} {name!r} of Hydra's is installed here; if there is one, install it: pip install {package}"
 
 
 def _siblings(cause: OmegaConfBaseException) -> list[str]:
@@ -67,9 +67,9 @@ def _siblings(cause: OmegaConfBaseException) -> list[str]:
 
 def _wrong_value(cause: ValidationError) -> str:
     """In the words in which the library itself refuses a value of the wrong type."""
-    kind = OmegaConf.get_type(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else None
+    node_type = OmegaConf.get_type(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else None
     try:
-        checked(cause.value, typing.get_type_hints(kind)[str(cause.key)], str(cause.full_key))
+        checked(cause.value, typing.get_type_hints(node_type)[str(cause.key)], str(cause.full_key))
     except ConfigError as error:
         return str(error)
     except (KeyError, TypeError):

@@ -187,7 +187,7 @@ def _filled(cls: Any, values: dict[str, Any]) -> Any:
     """A dataclass, and those inside it, with some values given."""
     hints = typing.get_type_hints(cls)
     nested = {name: hints[name] for name in values if dataclasses.is_dataclass(hints[name])}
-    return cls(**{**values, **{name: _filled(kind, values[name]) for name, kind in nested.items()}})
+    return cls(**{**values, **{name: _filled(inner, values[name]) for name, inner in nested.items()}})
 
 
 def yaml_file(where: list[Path], group: str, option: str) -> Path | None:
