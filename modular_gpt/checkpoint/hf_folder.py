@@ -13,12 +13,13 @@ safetensors files are read, so it can name neither files outside the folder nor 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from modular_gpt.checkpoint.manifest import MANIFEST, META, TOKENIZER, read_json, write_json
 from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.validation import one_of
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
@@ -80,7 +81,7 @@ def read_own_kind(path: Path, dtype: torch.dtype | None = None, device: str | to
             raise CheckpointError(f"'{path}' does not fit its {CONFIG_FILE}: {error}") from error
 
 
-def read_notes(path: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
+def read_notes(path: Path) -> tuple[Tokenizer | None, PlainDict]:
     """Read the tokenizer and the notes that ``write_folder`` wrote beside a model; None and {} if there are none."""
     notes = path / OWN_TYPE
     tokenizer = Tokenizer.load(notes) if (notes / TOKENIZER).is_file() else None
@@ -92,7 +93,7 @@ def save_model(
     path: str | Path,
     format: str = "auto",
     eos_token_id: int | list[int] | None = None,
-    training: Mapping[str, Any] | None = None,
+    training: PlainMapping | None = None,
 ) -> str:
     """Write a model into a folder in the Hugging Face format; returns the model_type in its config.json.
 
@@ -128,7 +129,7 @@ def save_model(
 
 
 def write_folder(
-    directory: Path, model: GPTModel, tokenizer: Tokenizer | None, meta: Mapping[str, Any], format: str = "auto"
+    directory: Path, model: GPTModel, tokenizer: Tokenizer | None, meta: PlainMapping, format: str = "auto"
 ) -> Written:
     """Write a model, its model card, its tokenizer and the notes of its checkpoint into a folder.
 

@@ -6,7 +6,7 @@ Only files in the list belong to the checkpoint; other files in the directory ar
 import hashlib
 import json
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from modular_gpt.checkpoint.sharded import FILES
 from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.json_files import load_json_object
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 FORMAT = 1
 MANIFEST, CONFIG, MODEL, META, TOKENIZER = (
     "manifest.json", "config.json", "model.safetensors", "meta.json", "tokenizer.json")  # fmt: skip
 REMEDY = "use another checkpoint, or restore it from a copy"
 
-Files = dict[str, dict[str, Any]]  # name -> {"size": bytes, "sha256": hexadecimal}
+Files = dict[str, PlainDict]  # name -> {"size": bytes, "sha256": hexadecimal}
 
 
 def read_manifest(directory: Path) -> Files:
@@ -81,7 +82,7 @@ def write_manifest(directory: Path) -> None:
     write_json(directory / MANIFEST, {"format": FORMAT, "files": files, "sha256": seal(files)})
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> PlainDict:
     """Read the object in a JSON file of a checkpoint.
 
     Raises:
@@ -93,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise damaged(path, "there is no such file") from error
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: PlainMapping) -> None:
     """Write an object as a JSON file."""
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
@@ -113,7 +114,7 @@ def _is_plain(name: str) -> bool:
     return Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name) < 256
 
 
-def _verify_file(path: Path, entry: Mapping[str, Any]) -> None:
+def _verify_file(path: Path, entry: PlainMapping) -> None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end

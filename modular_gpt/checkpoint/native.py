@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +39,7 @@ from modular_gpt.checkpoint.manifest import (
 from modular_gpt.checkpoint.sharded import read_shards, shard_files
 from modular_gpt.core.atomic_files import new_directory, resolve_link, write_problem
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
@@ -61,7 +62,7 @@ class Checkpoint(NamedTuple):
 
     model: GPTModel
     tokenizer: Tokenizer | None
-    meta: dict[str, Any]
+    meta: PlainDict
 
 
 class CheckpointReader:
@@ -84,7 +85,7 @@ class CheckpointReader:
         self.files = frozenset(verify(directory, only) if verified else read_manifest(directory))
 
     @cached_property
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> PlainDict:
         """The notes of the writer."""
         return read_json(self.directory / META)
 
@@ -172,7 +173,7 @@ def save_checkpoint(
     model: GPTModel,
     tokenizer: Savable | None = None,
     *,
-    meta: Mapping[str, Any] | None = None,
+    meta: PlainMapping | None = None,
     tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
     weights: Mapping[str, Tensor] | None = None,
     write_shards: Callable[[Path], None] | None = None,

@@ -6,7 +6,7 @@ or with this package's own model type), or the name of a published model.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from modular_gpt.checkpoint.hf_folder import is_own_kind, read_notes, read_own_k
 from modular_gpt.checkpoint.manifest import MANIFEST
 from modular_gpt.checkpoint.native import FOLDER, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
 from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer, open_tokenizer
 from modular_gpt.model import GPTModel
@@ -41,7 +42,7 @@ class Opened(NamedTuple):
 
     model: GPTModel
     tokenizer: Tokenizer | None
-    meta: dict[str, Any]
+    meta: PlainDict
 
 
 def load_model(
@@ -127,7 +128,7 @@ def open_model(
     return Opened(reader.model(dtype, device), reader.tokenizer, reader.meta)
 
 
-def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> dict[str, Any]:
+def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> PlainDict:
     """The settings that build the tokenizer of a model.
 
     name_or_path, opened: argument and result of ``open_model``
@@ -151,7 +152,7 @@ def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> dict[str, An
     raise CheckpointError(f"{name!r} does not say which tokenizer it was trained with: choose it, tokenizer=<name>")
 
 
-def recorded_tokenizer(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+def recorded_tokenizer(meta: PlainMapping) -> PlainDict | None:
     """The validated tokenizer settings in the notes of a checkpoint; None if the notes have none.
 
     Raises:

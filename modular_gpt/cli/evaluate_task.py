@@ -7,6 +7,7 @@ from typing import Any
 from modular_gpt.checkpoint.resolve import DTYPES, Loaded, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
 from modular_gpt.core.validation import expand_home, one_of
 from modular_gpt.data import SPLITS, Corpus, build_corpus, prepare
@@ -89,7 +90,7 @@ class EvalSettings:
 
 
 EVAL = Command(name="eval", plain=EvalSettings)
-Metrics = dict[str, Any]  # of plain JSON values
+Metrics = PlainDict  # of plain JSON values
 Results = dict[str, Metrics]
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from modular_gpt.cli.composition.overrides import closest_setting, our_settings
 from modular_gpt.cli.composition.schema import Command, options, read_yaml, yaml_file
 from modular_gpt.cli.setting_docs import setting_docs, value_text
 from modular_gpt.core.errors import ConfigError, closest
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 EXAMPLE = 58  # columns of an example before its explanation
 NAME = 22  # columns of an option's name
@@ -104,7 +105,7 @@ def details(command: Command, group: str, where: list[Path]) -> str:
     sections = [_table(f"{group} - {command.choices()[group].about}", list(named.items()), NAME)]
     if group not in command.groups():
         return "\n\n".join([*sections, *(_content(name, path) for name, path in files.items())])
-    by_class: dict[type, dict[str, Any]] = {}
+    by_class: dict[type, PlainDict] = {}
     for name, schema in command.schemas(group).items():
         by_class.setdefault(type(schema.defaults), {})[name] = schema.defaults
     sections += [_shared_settings(command, group, defaults) for defaults in by_class.values()]
@@ -118,7 +119,7 @@ def _content(name: str, path: Path) -> str:
     return f"{name} is\n{textwrap.indent(path.read_text(encoding='utf-8'), '    ')}"
 
 
-def _shared_settings(command: Command, group: str, defaults: dict[str, Any]) -> str:
+def _shared_settings(command: Command, group: str, defaults: PlainDict) -> str:
     """The settings of options with the same dataclass, and the options that start from other values."""
     title = "Settings" if group in command.tables else f"Settings of {', '.join(defaults)}"
     first, *others = defaults
@@ -162,13 +163,13 @@ def _setting_rows(command: Command, key: str, where: list[Path]) -> list[tuple[s
     ]
 
 
-def differences(first: Any, other: Any) -> dict[str, Any]:
+def differences(first: Any, other: Any) -> PlainDict:
     """The settings in which a dataclass differs from another of the same class, except the name."""
     values = {field.name: getattr(other, field.name) for field in dataclasses.fields(other) if field.name != "name"}
     return {key: value for key, value in values.items() if value != getattr(first, key)}
 
 
-def _listed(values: Mapping[str, Any]) -> str:
+def _listed(values: PlainMapping) -> str:
     return ", ".join(f"{key}={value_text(value)}" for key, value in values.items() if key != "name")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 
 class Alias(NamedTuple):
@@ -261,7 +262,7 @@ def component_names(slot: str, name: str, known: Iterable[str]) -> tuple[str, ..
     return same or tuple(registered for registered in COMPONENTS.get(slot, {}).get(plain, ()) if registered in known)
 
 
-def our_settings(slot: str, settings: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def our_settings(slot: str, settings: PlainMapping, known: Collection[str]) -> PlainDict:
     """Replace foreign names and values in the settings of one component or group by ours.
 
     slot: ``optim``, ``ffn``, ``trainer`` ...; known: names of the settings of the component, which are not replaced
@@ -269,7 +270,7 @@ def our_settings(slot: str, settings: Mapping[str, Any], known: Collection[str])
     Raises:
         ConfigError: a foreign setting has no exact counterpart, or contradicts another one.
     """
-    converted: dict[str, Any] = {}
+    converted: PlainDict = {}
     origin: dict[str, str] = {}
     for name, value in settings.items():
         targets = [name]
@@ -284,7 +285,7 @@ def our_settings(slot: str, settings: Mapping[str, Any], known: Collection[str])
     return converted
 
 
-def put(values: dict[str, Any], origin: dict[str, str], target: str, value: Any, name: str) -> None:
+def put(values: PlainDict, origin: dict[str, str], target: str, value: Any, name: str) -> None:
     """Set ``values[target]``, which the user gave as ``name``, and record the name in ``origin``.
 
     Raises:

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ def former_names(**renamed: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def by_present_names(values: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+def by_present_names(values: PlainMapping, renamed: Mapping[str, str]) -> PlainDict:
     """Replace each key of ``values`` that is a former name; renamed: former name -> present name.
 
     A former name wins over a present one, because ``dataclasses.replace`` gives all present ones.

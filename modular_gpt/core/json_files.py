@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modular_gpt.core.errors import DataError, UserError
+from modular_gpt.core.plain_types import PlainDict
 
 MAX_BYTES = 512 * 2**20
 MAX_DEPTH = 64
@@ -45,7 +46,7 @@ def load_json_object(
     *,
     error: type[UserError] = DataError,
     remedy: str = "restore it from a copy",
-) -> dict[str, Any]:
+) -> PlainDict:
     """Read a JSON file as ``load_json`` does, and require an object.
 
     Raises:

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from modular_gpt.core.aliases import component_names, our_settings
 from modular_gpt.core.errors import ConfigError, closest, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.validation import from_mapping
 
 PLUGINS = "MODULAR_GPT_PLUGINS"  # environment: modules with components of the user's own, comma separated
@@ -50,7 +51,7 @@ class Preset:
     """Another name for a component with some settings changed."""
 
     summary: str
-    settings: dict[str, Any]
+    settings: PlainDict
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Entry:
     name: str
     component: type["Component"]
     summary: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: PlainDict = field(default_factory=dict)
 
     def default(self) -> ComponentConfig:
         return self.component.Config(**{"name": self.name, **self.settings})
@@ -153,10 +154,10 @@ def entries(slot: str) -> dict[str, Entry]:
     return _entries[slot]
 
 
-ComponentLike = str | Mapping[str, Any] | ComponentConfig  # a name, a mapping with a name, or a Config
+ComponentLike = str | PlainMapping | ComponentConfig  # a name, a mapping with a name, or a Config
 
 
-def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> ComponentConfig:
+def decode(slot: str, value: str | PlainMapping | ComponentConfig) -> ComponentConfig:
     """Build the Config of a component from its name, a mapping with a ``name``, or a Config, which is checked.
 
     Raises:
@@ -170,7 +171,7 @@ def decode(slot: str, value: str | Mapping[str, Any] | ComponentConfig) -> Compo
         if not value.name and not names:
             raise ConfigError(f"{slot}: the component of {type(value).__qualname__} is no longer registered")
         return from_mapping(type(value), {**given, "name": value.name or names[0]}, slot)
-    settings: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"name": value}
+    settings: PlainDict = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = settings.pop("name", None)
     if not isinstance(name, str):
         raise ConfigError(f"{slot} must be a name, or a mapping with a name, got {value!r}")
@@ -193,7 +194,7 @@ def lookup(slot: str, name: str) -> Entry:
     return known[names[0]]
 
 
-def encode(config: ComponentConfig) -> dict[str, Any]:
+def encode(config: ComponentConfig) -> PlainDict:
     """Convert a Config to a dict with every setting; ``decode`` is the inverse."""
     return asdict(config)
 
@@ -217,7 +218,7 @@ def plain(value: T | None) -> T:
     return value
 
 
-def merge(slot: str, base: ComponentConfig, override: Mapping[str, Any] | str) -> ComponentConfig:
+def merge(slot: str, base: ComponentConfig, override: PlainMapping | str) -> ComponentConfig:
     """``base`` with some settings replaced; with another ``name``, that component's defaults with these settings.
 
     Raises:

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 T = TypeVar("T")
 MAX_FLOAT32 = 3.4028234663852886e38  # beyond it, a setting is infinite in the arithmetic of models
 
 
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def from_mapping(cls: type[T], values: PlainMapping, where: str) -> T:
     """Build the dataclass ``cls`` from ``values``; ``where`` names the place in messages.
 
     Raises:
@@ -46,7 +47,7 @@ def validated(where: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def checked_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def checked_fields(cls: type, values: PlainMapping, where: str) -> PlainDict:
     """Check ``values`` against the declared types of the fields of ``cls``; mappings become nested dataclasses.
 
     Raises:
@@ -65,7 +66,7 @@ def checked_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str
 
 
 @functools.cache
-def _fields(cls: type) -> tuple[dict[str, Any], list[str]]:
+def _fields(cls: type) -> tuple[PlainDict, list[str]]:
     """The declared types and the names of a dataclass's fields."""
     return typing.get_type_hints(cls), [field.name for field in dataclasses.fields(typing.cast(Any, cls)) if field.init]
 

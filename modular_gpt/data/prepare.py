@@ -4,16 +4,16 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
 from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.json_files import load_json_object
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.progress import progress_line
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk
@@ -75,7 +75,7 @@ def open_prepared(directory: Path) -> PreparedData:
     return PreparedData(splits["train"], splits["validation"], manifest)
 
 
-def _open_split(directory: Path, split: str, manifest: Mapping[str, Any]) -> TokenSplit:
+def _open_split(directory: Path, split: str, manifest: PlainMapping) -> TokenSplit:
     record = manifest["splits"][split]
     tokens = TokenSplit(
         split,
@@ -122,7 +122,7 @@ def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     log.info("prepared %s tokens in %.1f s: %s", f"{tokens:,}", perf_counter() - start, directory)
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
+def _seal(manifest: PlainMapping) -> str:
     """SHA-256 of a manifest's content, which reveals a flipped bit in it."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
@@ -140,7 +140,7 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
     return next(np.dtype(name) for name in ("u1", "<u2", "<u4") if vocab_size - 1 <= np.iinfo(name).max)
 
 
-def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, Any]:
+def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dtype: np.dtype) -> PlainDict:
     """Write one split's tokens; returns its record in the manifest."""
     digest, count = hashlib.sha256(), 0
     with progress_line(f"Encoding the {split} text", corpus.characters(split)) as update, path.open("wb") as file:

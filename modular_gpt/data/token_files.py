@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from modular_gpt.core.errors import DataError
+from modular_gpt.core.plain_types import PlainDict
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TokenSplit:
     def __len__(self) -> int:
         return self.count
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> PlainDict:
         """For worker processes: each maps the file itself instead of receiving a copy of the tokens."""
         return {name: value for name, value in self.__dict__.items() if name != "array"}
 
@@ -55,7 +55,7 @@ class PreparedData:
 
     train: TokenSplit
     validation: TokenSplit
-    manifest: dict[str, Any]
+    manifest: PlainDict
 
     @property
     def identity(self) -> dict[str, str]:

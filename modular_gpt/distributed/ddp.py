@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig
 from modular_gpt.runtime.processes import ProcessGroup
 
@@ -26,7 +26,7 @@ class DataParallel(Parallel, name="ddp"):
         # components compute buffers from sums over all processes, so buffers are equal without being sent
         known = signature(DistributedDataParallel).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
-        options: dict[str, Any] = {name: False}
+        options: PlainDict = {name: False}
         self.wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
         return self.wrapped
 

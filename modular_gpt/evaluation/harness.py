@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from modular_gpt.core.errors import ConfigError, DataError, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.evaluation.windows import check_finite
 from modular_gpt.generation import Generation, GenerationConfig, left_pad
@@ -133,7 +134,7 @@ class HarnessModel(TemplateLM):
                     self.cache_hook.add_partial("generate_until", (context, wishes), found[index])
         return [found[index] for index in range(len(requests))]
 
-    def _settings(self, wishes: Mapping[str, Any]) -> GenerationConfig:
+    def _settings(self, wishes: PlainMapping) -> GenerationConfig:
         """What a task wishes, as ours.
 
         Raises:
@@ -164,7 +165,7 @@ def run_tasks(
     fewshot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, PlainDict]:
     """The figures of some tasks, by task and by the harness's name of the figure, such as ``acc,none``.
 
     tasks: names that the harness knows, or paths of yaml files that describe a task

@@ -1,12 +1,12 @@
 """Settings of generation as typed dataclasses, checked in one place; plain enough for a config file."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.former_names import by_present_names, former_names
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.validation import from_mapping, one_of
 from modular_gpt.generation.sampling import FILTERS
 
@@ -120,12 +120,12 @@ class GenerationConfig(SamplingSettings):
     prompt_lookup_ngram: int = 3
 
     @classmethod
-    def read(cls, max_new_tokens: int, settings: Mapping[str, Any]) -> "GenerationConfig":
+    def read(cls, max_new_tokens: int, settings: PlainMapping) -> "GenerationConfig":
         """From keywords; raises a ConfigError for an unknown name or a value of the wrong type."""
         return cls.from_values({"max_new_tokens": max_new_tokens, **settings})
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> "GenerationConfig":
+    def from_values(cls, values: PlainMapping) -> "GenerationConfig":
         """From a mapping, former names included; raises a ConfigError for an unknown name or a wrong type."""
         return from_mapping(cls, by_present_names(values, FORMER_NAMES), "generate")
 

@@ -1,11 +1,10 @@
 """The model card: the components of a model and the run that trained it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 
@@ -14,7 +13,7 @@ MARK = "<!-- written by modular_gpt; a card without this line is never overwritt
 _TOKENS = 1024  # for which the card names the size of the cache
 
 
-def write_card(directory: Path, model: GPTModel, training: Mapping[str, Any], importing: bool = True) -> None:
+def write_card(directory: Path, model: GPTModel, training: PlainMapping, importing: bool = True) -> None:
     """Write README.md, unless there is one that somebody else wrote.
 
     training: the notes of the run that trained it; importing: whether this package is needed to load it
@@ -32,7 +31,7 @@ def write_card(directory: Path, model: GPTModel, training: Mapping[str, Any], im
         raise CheckpointError(f"cannot write '{path}' ({error}); give another directory") from error
 
 
-def card(model: GPTModel, training: Mapping[str, Any], importing: bool = True) -> str:
+def card(model: GPTModel, training: PlainMapping, importing: bool = True) -> str:
     """The text of the card, in Markdown with the hub's header."""
     config = model.config
     parts = [config.attention.name, config.ffn.name, config.norm.name, config.pos.name]
@@ -85,7 +84,7 @@ def _properties(config: GPTConfig, active: int | None) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _training(training: Mapping[str, Any]) -> str:
+def _training(training: PlainMapping) -> str:
     if not training:
         return "Nothing is recorded about it."
     return f"```json\n{json.dumps(training, indent=1, sort_keys=True, ensure_ascii=False)}\n```"

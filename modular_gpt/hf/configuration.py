@@ -1,10 +1,10 @@
 """A GPTConfig inside a config of the transformers library."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.model.config import GPTConfig
 
 _DERIVED = (
@@ -34,8 +34,8 @@ class ModularGPTConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        gpt: GPTConfig | Mapping[str, Any] | None = None,
-        training: Mapping[str, Any] | None = None,
+        gpt: GPTConfig | PlainMapping | None = None,
+        training: PlainMapping | None = None,
         use_cache: bool = True,
         **more: Any,
     ) -> None:

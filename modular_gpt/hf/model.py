@@ -10,6 +10,7 @@ from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.hf.cache import GenerationCache, padding_of
 from modular_gpt.hf.card import write_card
 from modular_gpt.hf.configuration import ModularGPTConfig
@@ -45,9 +46,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
-    def from_gpt(
-        cls, model: GPTModel, training: dict[str, Any] | None = None, **config: Any
-    ) -> "ModularGPTForCausalLM":
+    def from_gpt(cls, model: GPTModel, training: PlainDict | None = None, **config: Any) -> "ModularGPTForCausalLM":
         """Around an existing model, which is not copied; further keywords go to ModularGPTConfig."""
         described = ModularGPTConfig(model.config, training, **config)
         described.dtype = model.embedding.weight.dtype
@@ -134,7 +133,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self,
         generation_config: Any,
-        model_kwargs: dict[str, Any],
+        model_kwargs: PlainDict,
         generation_mode: Any,
         batch_size: int,
         max_cache_length: int,

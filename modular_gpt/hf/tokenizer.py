@@ -3,9 +3,10 @@
 import base64
 import json
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.data.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _template(bos: str | None, bos_id: int | None) -> "processors.PostProcessor"
     return processors.TemplateProcessing(single=f"{begin}$A:0", pair=f"{begin}$A:0 $B:1", special_tokens=special)
 
 
-def _bytes(definition: dict[str, Any]) -> "LibraryTokenizer":
+def _bytes(definition: PlainDict) -> "LibraryTokenizer":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in _LETTERS.items()}, merges=[]))
@@ -73,7 +74,7 @@ def _bytes(definition: dict[str, Any]) -> "LibraryTokenizer":
     return tokenizer
 
 
-def _characters(definition: dict[str, Any]) -> "LibraryTokenizer":
+def _characters(definition: PlainDict) -> "LibraryTokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     from modular_gpt.data.tokenizers.char import UNKNOWN
@@ -86,7 +87,7 @@ def _characters(definition: dict[str, Any]) -> "LibraryTokenizer":
     return tokenizer
 
 
-def _ranks(definition: dict[str, Any]) -> "LibraryTokenizer":
+def _ranks(definition: PlainDict) -> "LibraryTokenizer":
     """A byte-pair encoding that is given by the rank of each token instead of by its merges."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 

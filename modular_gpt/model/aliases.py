@@ -15,6 +15,7 @@ from modular_gpt.core.aliases import (
     vocabulary,
 )
 from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode, entries
 from modular_gpt.model.config import SLOTS, GPTConfig
 
@@ -51,13 +52,13 @@ def read_description(config: Any = None, **keywords: Any) -> tuple[GPTConfig, st
     return GPTConfig.from_dict(values), left_open
 
 
-def translate(settings: Mapping[str, Any]) -> dict[str, Any]:
+def translate(settings: PlainMapping) -> PlainDict:
     """Our settings for foreign ones; our own pass unchanged.
 
     Raises:
         ConfigError: a setting is unknown or has no exact counterpart, or two of them contradict each other.
     """
-    values: dict[str, Any] = {}
+    values: PlainDict = {}
     origin: dict[str, str] = {}
     components: dict[str, _Component] = {}
     ours = ["format", *GPTConfig.__dataclass_fields__]
@@ -88,7 +89,7 @@ class _Component:
         self.implied = ""
         self.names: tuple[str, ...] = ()
         self.chosen_by = ""
-        self.values: dict[str, Any] = {}
+        self.values: PlainDict = {}
         self.origin: dict[str, str] = {}
 
     def add(self, setting: str, value: Any, name: str) -> None:

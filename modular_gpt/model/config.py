@@ -11,6 +11,7 @@ import modular_gpt.nn  # noqa: F401  registers the components
 from modular_gpt.core.cache import CacheSpec
 from modular_gpt.core.contracts import Attention, Dims, FeedForward, Norm, Position
 from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
 from modular_gpt.core.validation import at_most, checked, fraction, from_mapping, one_of, positive, shown
 from modular_gpt.model.topologies import TOPOLOGIES
@@ -22,7 +23,7 @@ BLOCK = "block"  # beside the slots, what a variant may set: the topology and th
 # No published model comes near these; what a typo or a damaged file asks for does, and would never be built.
 LARGEST = {"vocab_size": 2**31, "d_model": 2**24, "n_heads": 2**20, "n_layers": 2**14, "context_length": 2**31}
 
-Choice = str | Mapping[str, Any] | ComponentConfig
+Choice = str | PlainMapping | ComponentConfig
 
 
 @dataclass
@@ -260,7 +261,7 @@ class GPTConfig:
         layers = {name: _Layer(given[name], given[name].resolved(self.dims)) for name in dict.fromkeys(pattern)}
         return [layers[name] for name in pattern]
 
-    def _variant(self, overrides: Mapping[str, Any]) -> BlockConfig:
+    def _variant(self, overrides: PlainMapping) -> BlockConfig:
         components: dict[str, ComponentConfig] = {
             slot: merge(slot, getattr(self, slot), overrides[slot]) if slot in overrides else getattr(self, slot)
             for slot in SLOTS
@@ -299,14 +300,14 @@ class GPTConfig:
         """Bytes of the cache of ``batch`` texts of ``tokens`` tokens, all layers; exactly what is allocated."""
         return sum(layer.cache_spec(self.dims).nbytes(batch, tokens, dtype) for layer in self.layer_configs)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> PlainDict:
         """A plain dict with every default spelled out, so that a changed default never changes an old model."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         parts = {slot: encode(getattr(self, slot)) for slot in SLOTS}
         return {"format": FORMAT, **plain, **parts, "layers": asdict(self.layers)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
+    def from_dict(cls, values: PlainMapping) -> "GPTConfig":
         """Read what ``to_dict`` wrote, or the same with some settings left out.
 
         Raises:

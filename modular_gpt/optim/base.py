@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import Component, ComponentConfig
 from modular_gpt.core.validation import not_negative, positive
 from modular_gpt.distributed.dtensor import distribute_like, mesh_of
@@ -99,7 +100,7 @@ class Optimizer(Component, ABC, slot="optim"):
         trained = [name for parameter, name in self.names.items() if parameter.requires_grad]
         pattern_of = first_match(factors, trained, "optim.learning_rate_scale")
         for optimizer in self.optimizers:
-            split: list[dict[str, Any]] = []
+            split: list[PlainDict] = []
             for group in optimizer.param_groups:
                 members: dict[tuple[float, DeviceMesh | None], list[nn.Parameter]] = {}
                 for parameter in group["params"]:
@@ -109,7 +110,7 @@ class Optimizer(Component, ABC, slot="optim"):
                     split.append({**group, "params": parameters, "peak": group["lr"] * factor})
             optimizer.param_groups = split
 
-    def groups(self) -> list[dict[str, Any]]:
+    def groups(self) -> list[PlainDict]:
         """The parameter groups of all optimizers."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
@@ -171,7 +172,7 @@ class Optimizer(Component, ABC, slot="optim"):
             optimizer.load_state_dict({"state": loaded, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def with_decay(config: OptimizerConfig, groups: Groups) -> list[dict[str, Any]]:
+def with_decay(config: OptimizerConfig, groups: Groups) -> list[PlainDict]:
     """Parameter groups as PyTorch's optimizers take them; only matrices decay."""
     return [
         {"params": parameters, "weight_decay": config.weight_decay if name == "matrices" else 0.0}

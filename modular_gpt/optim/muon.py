@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.validation import fraction, one_of, positive
 from modular_gpt.distributed.dtensor import distribute_like, full_tensor
 from modular_gpt.optim.adamw import AdamW, adamw
@@ -92,7 +93,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
 
     def __init__(
         self,
-        matrices: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        matrices: Iterable[nn.Parameter] | Iterable[PlainDict],
         learning_rate: float,
         weight_decay: float,
         momentum: float,
@@ -118,7 +119,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
             torch._foreach_mul_(updates, [-group["lr"] * scale(*matrix.shape) for matrix in matrices])
             torch._foreach_add_(matrices, updates)
 
-    def momentum(self, matrices: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def momentum(self, matrices: list[Tensor], group: PlainDict) -> list[Tensor]:
         """Update the momentum with the gradients and return it; with Nesterov, as it would be one step later."""
         for matrix in matrices:
             if MOMENTUM not in self.state[matrix]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from modular_gpt.core.errors import CheckpointError, printable
+from modular_gpt.core.plain_types import PlainMapping
 
 ANY: Final = "any"  # a harmless key, whatever its value
 
 # Keys that change no logits in any family: key -> ANY, or the values at which it changes nothing.
-HARMLESS: Mapping[str, Any] = {
+HARMLESS: PlainMapping = {
     # origin of the model, and handling by transformers
     **dict.fromkeys(
         (
@@ -54,7 +55,7 @@ HARMLESS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-class HFConfig(Mapping[str, Any]):
+class HFConfig(PlainMapping):
     """The settings of a config.json with defaults for missing keys; records the keys that are read.
 
     A nested object is an HFConfig with the same record. Iterating over the keys reads none of them.
@@ -62,8 +63,8 @@ class HFConfig(Mapping[str, Any]):
 
     def __init__(
         self,
-        given: Mapping[str, Any],
-        defaults: Mapping[str, Any] | None = None,
+        given: PlainMapping,
+        defaults: PlainMapping | None = None,
         *,
         read: set[str] | None = None,
         path: str = "",
@@ -90,11 +91,11 @@ class HFConfig(Mapping[str, Any]):
         """The same settings with some values replaced; it shares the record of keys read."""
         return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**self._values, **values})
 
-    def _replace(self, values: Mapping[str, Any]) -> "HFConfig":
+    def _replace(self, values: PlainMapping) -> "HFConfig":
         self._values = dict(values)
         return self
 
-    def with_defaults(self, defaults: Mapping[str, Any]) -> "HFConfig":
+    def with_defaults(self, defaults: PlainMapping) -> "HFConfig":
         """The same settings with defaults for missing keys; it shares the record of keys read."""
         return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**defaults, **self._values})
 
@@ -106,7 +107,7 @@ class HFConfig(Mapping[str, Any]):
         """Whether any value is an object; marks no key as read."""
         return any(isinstance(value, Mapping) for value in self._values.values())
 
-    def unread(self, harmless: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    def unread(self, harmless: PlainMapping) -> list[tuple[str, Any]]:
         """(path, value) of each given setting that was neither read nor is ``harmless``; null values are skipped."""
         found: list[tuple[str, Any]] = []
         for name, value in self._given.items():
@@ -121,7 +122,7 @@ class HFConfig(Mapping[str, Any]):
         return found
 
 
-def check_all_read(settings: HFConfig, harmless: Mapping[str, Any], model_type: str) -> None:
+def check_all_read(settings: HFConfig, harmless: PlainMapping, model_type: str) -> None:
     """Raise a CheckpointError that names the first setting that was neither read nor is harmless."""
     for path, value in settings.unread({**HARMLESS, **harmless}):
         raise CheckpointError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, UserError, printable, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.config_map import HFConfig, check_all_read
 from modular_gpt.pretrained.tensor_map import TensorMapping
@@ -32,17 +33,17 @@ class Family:
     model_type: str
     architecture: str
     rules: tuple[TensorMapping, ...]
-    from_hf: Callable[[HFConfig], dict[str, Any]]
-    defaults: Mapping[str, Any]
-    to_hf: Callable[[GPTConfig, list[LayerConfig]], dict[str, Any]] | None = None
+    from_hf: Callable[[HFConfig], PlainDict]
+    defaults: PlainMapping
+    to_hf: Callable[[GPTConfig, list[LayerConfig]], PlainDict] | None = None
     slots: Mapping[str, str] = field(default_factory=dict)
     synonyms: Mapping[str, str] = field(default_factory=dict)
-    harmless: Mapping[str, Any] = field(default_factory=dict)
+    harmless: PlainMapping = field(default_factory=dict)
     layers: str = "num_hidden_layers"
     prefix: str = "model."
     ignored: tuple[str, ...] = field(default=(r".*rotary_emb\.inv_freq",))
 
-    def settings(self, given: Mapping[str, Any]) -> HFConfig:
+    def settings(self, given: PlainMapping) -> HFConfig:
         """The settings of a config.json with synonyms replaced and this family's defaults.
 
         Raises:
@@ -57,7 +58,7 @@ class Family:
                 raise CheckpointError(f"the checkpoint has {name}={given[name]!r} and {synonym}={value!r}: remove one")
         return HFConfig(given, self.defaults)
 
-    def config(self, given: Mapping[str, Any]) -> GPTConfig:
+    def config(self, given: PlainMapping) -> GPTConfig:
         """Convert the settings of a config.json to a GPTConfig.
 
         Raises:

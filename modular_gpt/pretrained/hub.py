@@ -10,12 +10,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.json_files import load_json_object
+from modular_gpt.core.plain_types import PlainDict
 
 CONFIG_FILE = "config.json"
 CONNECT_SECONDS = 3.0  # timeout of the connection to the hub
@@ -58,7 +58,7 @@ class Source:
             return path if path.is_file() else None
         return _from_cache(self.repository, name, self.revision) or _from_hub(self, name)
 
-    def json(self, name: str) -> dict[str, Any] | None:
+    def json(self, name: str) -> PlainDict | None:
         """Read the object in a JSON file; None if the model has no such file.
 
         Raises:

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import CheckpointError, ConfigError, printable, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import materialize, meta_model, saved_tensors
@@ -53,7 +53,7 @@ def read_config(source: Source) -> tuple[Family, GPTConfig]:
     return family, read_settings(source, family, given)
 
 
-def read_family(source: Source) -> tuple[Family, dict[str, Any]]:
+def read_family(source: Source) -> tuple[Family, PlainDict]:
     """Read the family of a published model and the content of its config.json.
 
     Raises:
@@ -77,7 +77,7 @@ def read_family(source: Source) -> tuple[Family, dict[str, Any]]:
     return FAMILIES[model_type], given
 
 
-def read_settings(source: Source, family: Family, given: Mapping[str, Any]) -> GPTConfig:
+def read_settings(source: Source, family: Family, given: PlainMapping) -> GPTConfig:
     """Convert the content of a config.json to a GPTConfig. Raises CheckpointError or ConfigError if that fails."""
     try:
         return family.config(given)
@@ -89,7 +89,7 @@ def read_settings(source: Source, family: Family, given: Mapping[str, Any]) -> G
         ) from error
 
 
-def check_layers(given: Mapping[str, Any], family: Family, files: Tensors, source: Source) -> None:
+def check_layers(given: PlainMapping, family: Family, files: Tensors, source: Source) -> None:
     """Raise a CheckpointError if a config.json has more layers than its tensors, before layers are allocated."""
     count = family.settings(given).get(family.layers)
     numbers = {found[1] for key in files.keys() if (found := _LAYER_NUMBER.search(key))}  # noqa: SIM118

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from modular_gpt.core.atomic_files import temporary_name, write_problem, write_text
 from modular_gpt.core.errors import CheckpointError, UserError
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import encode, entries
 from modular_gpt.core.validation import one_of
 from modular_gpt.model import GPTModel
@@ -92,7 +93,7 @@ def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
     return {pair.hf_name: pair.joined(ours).cpu().contiguous() for pair in pairs}
 
 
-def _to_hf(family: Family, config: GPTConfig) -> dict[str, Any]:
+def _to_hf(family: Family, config: GPTConfig) -> PlainDict:
     assert family.to_hf is not None
     return family.to_hf(config, config.layer_configs)
 
@@ -148,7 +149,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 def write_files(
     folder: Path,
-    settings: Mapping[str, Any],
+    settings: PlainMapping,
     tensors: Mapping[str, Tensor],
     eos_token_id: int | list[int] | None = None,
 ) -> None:

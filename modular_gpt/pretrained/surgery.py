@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.contracts import Attention, FeedForward, Norm
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import ComponentConfig, encode, merge
 from modular_gpt.core.weight_transfer import TransferReport
 from modular_gpt.evaluation import evaluate_tokens
@@ -76,7 +77,7 @@ def _grouped(rows: list[Row]) -> Iterator[tuple[str, str, str]]:
         yield where + name, f"{sum(row.numbers for row in same):,}", how
 
 
-def with_parts(config: GPTConfig, changes: Mapping[str, Any]) -> GPTConfig:
+def with_parts(config: GPTConfig, changes: PlainMapping) -> GPTConfig:
     """A config with some settings changed: ``{"attention": "gqa", "ffn": {"hidden": 512}}``.
 
     Settings of a component are merged with its present ones; another component starts from its defaults.

@@ -5,17 +5,17 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from modular_gpt._version import __version__
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.runtime.device import physical_cores
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "hydra-core")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> PlainDict:
     """The environment as plain values, for run.json."""
     return {
         "modular_gpt": __version__,

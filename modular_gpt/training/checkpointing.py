@@ -6,13 +6,13 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from modular_gpt.checkpoint import BEST, FOLDER, LATEST, META, STEP, CheckpointReader, save_checkpoint
 from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
 from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.distributed import Tensors
 from modular_gpt.distributed.sharded_checkpoint import write_shards
 from modular_gpt.runtime.processes import ProcessGroup
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run: ``step_00000100`` and so on, ``latest`` and ``best``."""
 
-    def __init__(self, files: RunFiles, trainer: Trainer, settings: dict[str, Any]) -> None:
+    def __init__(self, files: RunFiles, trainer: Trainer, settings: PlainDict) -> None:
         """settings: of the run, as ``RunConfig.to_dict`` gives them; each checkpoint holds them."""
         self.files, self.folder = files, files.directory / FOLDER
         self.trainer, self.settings = trainer, settings
@@ -76,7 +76,7 @@ class Checkpoints:
             if self.processes.is_main:
                 log.warning("step %s: %s; the training continues, and the next save is tried", progress.step, problem)
 
-    def write(self, meta: dict[str, Any], sets: dict[str, Tensors]) -> None:
+    def write(self, meta: PlainDict, sets: dict[str, Tensors]) -> None:
         """Write a checkpoint of this step: whole tensors, or in each process the shards that it holds."""
         trainer, parallel = self.trainer, self.trainer.parallel
         small, shards = {TRAINER: sets.pop(TRAINER)}, None
@@ -195,7 +195,7 @@ def step_of(path: Path) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def training_state(trainer: Trainer) -> tuple[dict[str, Any], dict[str, Tensors]]:
+def training_state(trainer: Trainer) -> tuple[PlainDict, dict[str, Tensors]]:
     """The state of a training besides the weights to evaluate: plain values, and sets of tensors."""
     progress = asdict(trainer.progress)
     if math.isinf(trainer.progress.best_loss):
@@ -260,7 +260,7 @@ def restore(trainer: Trainer, directory: Path) -> None:
         trainer.forward.prepare(meta["compiled"])  # as it was decided when the run began
 
 
-def check_settings(trainer: Trainer, meta: dict[str, Any], directory: Path) -> None:
+def check_settings(trainer: Trainer, meta: PlainDict, directory: Path) -> None:
     """Raise a CheckpointError for a setting that cannot change within a run."""
     before = {**meta["order"], "optim": meta["optimizer"]}
     now = {**trainer.order, "optim": trainer.optimizer.config.name}

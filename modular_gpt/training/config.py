@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
 from modular_gpt.core.validation import expand_home, fraction, from_mapping, not_negative, one_of, positive, validated
 from modular_gpt.data import Tokenizer
@@ -198,7 +199,7 @@ class RunConfig:
         """The model's config; it has as many ids as the tokenizer unless another number was given."""
         return self.model if self.vocab_size is not None else replace(self.model, vocab_size=tokenizer.vocab_size)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> PlainDict:
         """Plain values with every default spelled out, without ``resume``, ``rewind`` and ``dry_run``."""
         model = self.model.to_dict()
         if self.vocab_size is None:
@@ -215,7 +216,7 @@ class RunConfig:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+    def from_dict(cls, values: PlainMapping) -> "RunConfig":
         """Read what ``to_dict`` wrote, or the same with some settings left out.
 
         Raises:

@@ -5,13 +5,13 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from modular_gpt.core.atomic_files import write_text
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.training.estimate import size
 from modular_gpt.training.loggers import Loggers
 from modular_gpt.training.metrics import Curves, Entry, MetricsLog, read_metrics
@@ -54,7 +54,7 @@ class Silent:
     """Takes a Recorder's place in the processes that record nothing."""
 
     def __init__(self) -> None:
-        self.outcome: dict[str, Any] = {}
+        self.outcome: PlainDict = {}
 
     def say(self, text: str) -> None: ...
 
@@ -84,7 +84,7 @@ class Recorder:
     ) -> None:
         """Continue after step ``start``, whose last evaluation was at ``evaluated``; later entries are dropped."""
         self.files, self.meter, self.loggers = files, meter, loggers
-        self.outcome: dict[str, Any] = {}  # numbers of the report, for the loggers
+        self.outcome: PlainDict = {}  # numbers of the report, for the loggers
         self.quiet = quiet
         self.metrics = MetricsLog(files, start, evaluated)
         files.attempt(SAMPLES, lambda: drop_samples_after(files.directory, evaluated))

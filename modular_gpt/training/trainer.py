@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import UserError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer
 from modular_gpt.data.shuffle import key_of
@@ -97,7 +97,7 @@ class Trainer:
         self.validation = Validation(self.forward, data, tokenizer, config, run.seed, self.stop, parallel)
 
     @property
-    def order(self) -> dict[str, Any]:
+    def order(self) -> PlainDict:
         """The settings that the order of samples depends on, which cannot change within a run."""
         config = self.config
         return {

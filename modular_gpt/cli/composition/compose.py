@@ -17,10 +17,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from modular_gpt.cli.composition.schema import SCHEMA, TARGET, Command
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import entries, slots
 
 # Hydra 1.3 asks whose behaviour it is to show; 1.4 shows its own, and warns where that is asked for.
-HYDRA: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+HYDRA: PlainDict = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and sweepers are made of
 
 
@@ -138,9 +139,9 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield from _targets(value, here)
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig) -> PlainDict:
     """Nested dicts and lists, with everything filled in."""
-    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    return cast(PlainDict, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 
 def as_yaml(config: DictConfig) -> str:

@@ -21,6 +21,7 @@ import yaml  # type: ignore[import-untyped]
 from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.setting_docs import plain_text
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import entries, slots
 
 SCHEMA = "_schema"  # `defaults: [gqa_schema]` in a yaml takes up the settings of gqa, with their types
@@ -61,7 +62,7 @@ class Command:
     tables: dict[str, type] = dataclasses.field(default_factory=dict)
     slots: bool = False
     former_names: dict[str, str] = dataclasses.field(default_factory=dict)
-    sizes: dict[str, Callable[[dict[str, Any]], float]] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, Callable[[PlainDict], float]] = dataclasses.field(default_factory=dict)
 
     def schemas(self, group: str) -> dict[str, Schema]:
         """The schemas of a group, by name."""
@@ -183,7 +184,7 @@ def options(command: Command, group: str, where: list[Path]) -> dict[str, str]:
     return {name: plain_text(lines[name] or known[name].summary) if name in known else lines[name] for name in names}
 
 
-def _filled(cls: Any, values: dict[str, Any]) -> Any:
+def _filled(cls: Any, values: PlainDict) -> Any:
     """A dataclass, and those inside it, with some values given."""
     hints = typing.get_type_hints(cls)
     nested = {name: hints[name] for name in values if dataclasses.is_dataclass(hints[name])}
@@ -196,7 +197,7 @@ def yaml_file(where: list[Path], group: str, option: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> PlainDict:
     """What a yaml file says, without its defaults list."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")} if values else {}

@@ -17,6 +17,7 @@ from modular_gpt.cli.composition.run_name import about_the_model, run_name
 from modular_gpt.cli.composition.schema import Command, described, fields_of, folders, names_of
 from modular_gpt.core.atomic_files import resolve_link
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import decode, encode, slots
 from modular_gpt.model.config import SLOTS, GPTConfig, LayersConfig
 from modular_gpt.training.config import SLOTS as RUN_SLOTS
@@ -47,7 +48,7 @@ RunSettings = make_dataclass(
 )
 
 
-def _block_parameters(size: dict[str, Any]) -> float:
+def _block_parameters(size: PlainDict) -> float:
     """Roughly the number of parameters in the blocks of a model size."""
     default = ModelSize()
     return float(size.get("n_layers", default.n_layers) * size.get("d_model", default.d_model) ** 2)
@@ -71,7 +72,7 @@ def run_config(config: DictConfig) -> RunConfig:
     return RunConfig.from_dict(run_settings(plain(config)))
 
 
-def run_settings(values: dict[str, Any]) -> dict[str, Any]:
+def run_settings(values: PlainDict) -> PlainDict:
     """The groups of the command line as the fields of a RunConfig."""
     values = dict(values)
     model = {**values.pop("model"), **values.pop("model_size"), **{group: values.pop(group) for group in MODEL_GROUPS}}
@@ -157,16 +158,14 @@ def resumed_from(resume: str, typed: Sequence[Override], spelled: list[str], whe
     return config
 
 
-def _model_settings(model: dict[str, Any]) -> dict[str, Any]:
+def _model_settings(model: PlainDict) -> PlainDict:
     """A model's settings by the groups of the command line."""
     plain = {name: model.get(name) for name in sorted({"vocab_size", *_plain_model})}
     size = {name: model[name] for name in SIZE}
     return {"model": plain, "model_size": size, **{group: model[group] for group in MODEL_GROUPS}}
 
 
-def _composed_over(
-    base: dict[str, Any], typed: Sequence[Override], spelled: list[str], where: list[Path]
-) -> DictConfig:
+def _composed_over(base: PlainDict, typed: Sequence[Override], spelled: list[str], where: list[Path]) -> DictConfig:
     """The settings ``base`` of another run, by group, and the overrides composed over them.
 
     A group that is overridden with the option it has in ``base`` keeps its settings; another option starts from that
@@ -189,7 +188,7 @@ def _replaces(settings: Any, option: str | None) -> bool:
     return option is not None and (not isinstance(settings, dict) or settings.get("name") != option)
 
 
-def _leaves(base: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _leaves(base: PlainDict) -> Iterator[tuple[str, Any]]:
     """Dotted settings and their values; names of components are left out, since options choose them."""
     for group, settings in base.items():
         if group in (*TRAIN.choices(), "model", "lora"):

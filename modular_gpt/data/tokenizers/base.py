@@ -14,6 +14,7 @@ from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.json_files import MAX_BYTES, parse_json, read_regular
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
 from modular_gpt.core.registry import Component, ComponentConfig, entries
 from modular_gpt.data.corpora.base import Corpus
@@ -55,11 +56,11 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
     @classmethod
     @abstractmethod
-    def from_definition(cls, definition: dict[str, Any]) -> Self:
+    def from_definition(cls, definition: PlainDict) -> Self:
         """The tokenizer that ``definition()`` describes; needs no network and no other file."""
 
     @abstractmethod
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> PlainDict:
         """Everything that ``encode`` and ``decode`` depend on, as plain JSON values."""
 
     @abstractmethod
@@ -206,7 +207,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return _from_content(content, path)
 
 
-def _from_content(content: dict[str, Any], path: Path) -> Tokenizer:
+def _from_content(content: PlainDict, path: Path) -> Tokenizer:
     try:
         component = cast(type[Tokenizer], entries("tokenizer")[content["kind"]].component)
         tokenizer = component.from_definition(content["definition"])

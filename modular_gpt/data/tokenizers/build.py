@@ -3,11 +3,11 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from modular_gpt.core.errors import ConfigError, DataError, unknown
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, entries
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.base import Corpus
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def build_tokenizer(
-    config: str | Mapping[str, Any] | ComponentConfig, corpus: Corpus | None = None, cache_dir: str | Path | None = None
+    config: str | PlainMapping | ComponentConfig, corpus: Corpus | None = None, cache_dir: str | Path | None = None
 ) -> Tokenizer:
     """A tokenizer from its name, a mapping with a ``name``, or a Config.
 

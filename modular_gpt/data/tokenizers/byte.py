@@ -1,10 +1,11 @@
 """Bytes as tokens: any text, nothing unknown, nothing to learn."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text
@@ -21,10 +22,10 @@ class ByteTokenizer(Tokenizer, name="byte"):
         return cls()
 
     @classmethod
-    def from_definition(cls, definition: dict[str, Any]) -> Self:
+    def from_definition(cls, definition: PlainDict) -> Self:
         return cls()
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> PlainDict:
         return {}
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:

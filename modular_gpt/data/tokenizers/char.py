@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from modular_gpt.core.errors import DataError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import one_of
 from modular_gpt.data.corpora.base import SPLITS, Corpus
@@ -67,12 +68,12 @@ class CharTokenizer(Tokenizer, name="char"):
         return cls.build_vocab((chunk.text for chunk in chunks), config.unknown)
 
     @classmethod
-    def from_definition(cls, definition: dict[str, Any]) -> Self:
+    def from_definition(cls, definition: PlainDict) -> Self:
         if definition["unknown"] not in UNKNOWN_CHOICES:
             raise ValueError(f"unknown is {definition['unknown']!r}")
         return cls(definition["characters"], definition["unknown"])
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> PlainDict:
         return {"characters": self.characters, "unknown": self.unknown}
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:

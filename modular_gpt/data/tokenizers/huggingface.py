@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.json_files import load_json_object, read_regular
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home
 from modular_gpt.data.corpora.base import Corpus
@@ -84,14 +85,14 @@ def _file(path: Path) -> Path:
     return files[FILE]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> PlainDict:
     try:
         return load_json_object(path, MAX_BYTES, remedy=REMEDY)
     except FileNotFoundError as error:
         raise DataError(f"cannot read '{path}' ({error.strerror}): {REMEDY}") from error
 
 
-def _gpt2_json(path: Path) -> dict[str, Any]:
+def _gpt2_json(path: Path) -> PlainDict:
     """The library's JSON for the vocabulary and merges of GPT-2's byte-pair encoding.
 
     Raises:

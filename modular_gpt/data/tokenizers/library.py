@@ -2,12 +2,13 @@
 
 import json
 from abc import ABC
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.stream_decoder import StreamDecoder
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text
 from modular_gpt.data.tokenizers.library_checks import check_library_json, library_errors
@@ -39,7 +40,7 @@ class LibraryTokenizer(Tokenizer, ABC):
         self._end_ids = tuple(id for id in dict.fromkeys(end_ids) if self.has_text(id) and id != self.eos_id)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any], special: SpecialTokens) -> Self:
+    def from_json(cls, content: PlainMapping, special: SpecialTokens) -> Self:
         """A tokenizer from the library's own JSON.
 
         Raises:
@@ -54,11 +55,11 @@ class LibraryTokenizer(Tokenizer, ABC):
             return cls(tokenizer, special.eos, special.bos, special.end_ids)
 
     @classmethod
-    def from_definition(cls, definition: dict[str, Any]) -> Self:
+    def from_definition(cls, definition: PlainDict) -> Self:
         special = SpecialTokens(definition.get("bos"), definition["eos"], tuple(definition.get("end_ids", ())))
         return cls.from_json(definition["tokenizer"], special)
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> PlainDict:
         # Keys without a value are left out, so that older definitions keep their fingerprints.
         optional = {"bos": self._bos, "end_ids": list(self._end_ids)}
         given = {name: value for name, value in optional.items() if value}

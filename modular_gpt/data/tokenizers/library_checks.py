@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from modular_gpt.core.errors import DataError
+from modular_gpt.core.plain_types import PlainMapping
 
 MAX_ID = 2**24  # of a token
 MAX_STEPS = 64  # of a normalizer, pre-tokenizer, post-processor or decoder
@@ -71,7 +72,7 @@ def _check_ids(vocab: Any, added: Any) -> None:
         raise ValueError(f"{wrong[0]!r} is no id of a token")
 
 
-def _steps(stage: Any) -> Iterator[Mapping[str, Any]]:
+def _steps(stage: Any) -> Iterator[PlainMapping]:
     """A stage's steps in order; sequences, which may nest, are opened."""
     if not isinstance(stage, Mapping):
         return
@@ -84,7 +85,7 @@ def _steps(stage: Any) -> Iterator[Mapping[str, Any]]:
         yield from _steps(step)
 
 
-def _growth(step: Mapping[str, Any]) -> float:
+def _growth(step: PlainMapping) -> float:
     """How many times longer a replacing step may make a text."""
     if step.get("type") != "Replace":
         return 1.0
@@ -108,7 +109,7 @@ def _check_precompiled(charsmap: Any) -> None:
         raise ValueError(f"its precompiled_charsmap is damaged: {error}") from error
 
 
-def check_ranks(ranks: Mapping[bytes, Any], special: Mapping[str, Any]) -> None:
+def check_ranks(ranks: Mapping[bytes, Any], special: PlainMapping) -> None:
     """Check the tables of a byte-pair encoding by rank (tiktoken).
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import one_of
 from modular_gpt.data.corpora.base import Corpus
@@ -16,7 +17,7 @@ from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_size, check_t
 
 LINE = 4096  # characters
 # Settings of the library with which decoding gives back the text: bytes for what is rare, nothing normalised or added.
-TRAINER: dict[str, Any] = {
+TRAINER: PlainDict = {
     "hard_vocab_limit": False,  # a small corpus may give fewer
     "byte_fallback": True,
     "normalization_rule_name": "identity",
@@ -90,10 +91,10 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         return cls(model.getvalue())
 
     @classmethod
-    def from_definition(cls, definition: dict[str, Any]) -> Self:
+    def from_definition(cls, definition: PlainDict) -> Self:
         return cls(base64.b64decode(definition["model"], validate=True))
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> PlainDict:
         return {"model": base64.b64encode(self._model).decode()}
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:

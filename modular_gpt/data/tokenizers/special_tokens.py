@@ -11,6 +11,7 @@ from typing import Any
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.json_files import load_json_object
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 MODEL_CONFIGS = ("generation_config.json", "config.json")  # both may name end tokens
@@ -79,13 +80,13 @@ def _leading(processor: Any) -> list[str]:
     return tokens
 
 
-def _optional(path: Path) -> dict[str, Any]:
+def _optional(path: Path) -> PlainDict:
     if not path.is_file():
         return {}
     return load_json_object(path, MAX_BYTES, remedy="correct or remove it")
 
 
-def _token(settings: Mapping[str, Any], name: str, path: Path) -> str | None:
+def _token(settings: PlainMapping, name: str, path: Path) -> str | None:
     """A token by its text, which may stand in a mapping with a ``content``; an empty one counts as none."""
     value = settings.get(name)
     token = value.get("content") if isinstance(value, Mapping) else value

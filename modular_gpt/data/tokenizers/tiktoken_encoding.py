@@ -7,11 +7,12 @@ import base64
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from modular_gpt.core.errors import ConfigError, DataError, unknown
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig, Preset
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import END_OF_TEXT, Ids, Tokenizer, check_text
@@ -72,11 +73,11 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
         return cls(found.name, found._pat_str, found._mergeable_ranks, found._special_tokens)
 
     @classmethod
-    def from_definition(cls, definition: dict[str, Any]) -> Self:
+    def from_definition(cls, definition: PlainDict) -> Self:
         ranks = {base64.b64decode(token, validate=True): rank for token, rank in definition["ranks"].items()}
         return cls(definition["encoding"], definition["pattern"], ranks, definition["special"])
 
-    def definition(self) -> dict[str, Any]:
+    def definition(self) -> PlainDict:
         encoding, pattern, ranks, special = self._parts
         encoded = {base64.b64encode(token).decode(): rank for token, rank in ranks.items()}
         return {"encoding": encoding, "pattern": pattern, "ranks": encoded, "special": special}

@@ -1,7 +1,6 @@
 """BLOOM: https://arxiv.org/abs/2211.05100"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.family import Family, dropout, must_be
 from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, TensorMapping, affine
@@ -10,7 +9,7 @@ _LAYER = "transformer.h.{layer}"
 _ANY_LENGTH = 2048  # the trained length; its config has none, and ALiBi has no limit
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     must_be(settings, apply_residual_connection_post_layernorm=False)
     return {
         "vocab_size": settings["vocab_size"],

@@ -1,8 +1,7 @@
 """DeepSeek-V2: https://arxiv.org/abs/2405.04434"""
 
-from typing import Any
-
 from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.llama_like import DEFAULTS, ENDS, GATED, LAYER, NORMS, decoder
 from modular_gpt.pretrained.families.rope_config import rope_settings, yarn_magnitude
@@ -40,13 +39,13 @@ RULES = (
 
 
 # keys of their files that transformers does not read
-UNUSED: dict[str, Any] = {
+UNUSED: PlainDict = {
     **dict.fromkeys(("qk_head_dim", "ep_size", "seq_aux", "num_nextn_predict_layers", "aux_loss_alpha"), ANY),
     "moe_layer_freq": (1,),
 }
 
 
-def latent_decoder(settings: HFConfig) -> dict[str, Any]:
+def latent_decoder(settings: HFConfig) -> PlainDict:
     """Convert the settings of a decoder with latent attention to ours, and those of its experts that versions share."""
     if settings["attention_bias"] and settings["q_lora_rank"] is None:
         raise CheckpointError("the checkpoint has attention_bias=true without q_lora_rank, which is not supported")
@@ -86,7 +85,7 @@ def latent_decoder(settings: HFConfig) -> dict[str, Any]:
     return ours
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     must_be(settings, norm_topk_prob=False, mlp_bias=False)
     ours = latent_decoder(settings)
     ours["pos"]["layout"] = "interleaved"

@@ -1,14 +1,13 @@
 """DeepSeek-V3: https://arxiv.org/abs/2412.19437"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families import deepseek_v2
 from modular_gpt.pretrained.families.llama_like import DEFAULTS
 from modular_gpt.pretrained.family import Family
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     ours = deepseek_v2.latent_decoder(settings)
     ours["pos"]["layout"] = "interleaved" if settings["rope_interleave"] else "half"
     ours["ffn"] |= {

@@ -1,15 +1,15 @@
 """Gemma 2: https://arxiv.org/abs/2408.00118"""
 
 import math
-from typing import Any
 
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, GATED, LAYER, decoder, windows
 from modular_gpt.pretrained.family import Family, must_be
 from modular_gpt.pretrained.tensor_map import TensorMapping
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     must_be(settings, use_bidirectional_attention=None)
     ours = decoder(settings.with_values(hidden_act=settings["hidden_activation"]))
     n_layers = settings["num_hidden_layers"]

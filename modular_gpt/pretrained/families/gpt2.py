@@ -1,7 +1,6 @@
 """GPT-2: https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.family import Family, activation, component_configs, dropout, hf_activation, must_be
@@ -31,12 +30,12 @@ RULES = (
 )
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     must_be(settings, add_cross_attention=False)
     width, n_heads, n_layers = settings["n_embd"], settings["n_head"], settings["n_layer"]
     scale = None if settings["scale_attn_weights"] else 1.0
     attention = {"name": "mha", "scale": scale, "dropout": float(settings["attn_pdrop"])}
-    layers: dict[str, Any] = {}
+    layers: PlainDict = {}
     if settings["scale_attn_by_inverse_layer_idx"]:
         scale = scale or (width // n_heads) ** -0.5
         names = [f"layer_{index}" for index in range(n_layers)]
@@ -63,7 +62,7 @@ def from_hf(settings: HFConfig) -> dict[str, Any]:
     }
 
 
-def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> PlainDict:
     attention, ffn, norm, _ = component_configs(layers[0])
     return {
         "vocab_size": config.vocab_size,

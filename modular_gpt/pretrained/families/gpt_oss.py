@@ -1,7 +1,6 @@
 """GPT-OSS: https://arxiv.org/abs/2508.10925"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.llama_like import ATTENTION, DEFAULTS, ENDS, LAYER, NORMS, decoder, windows
 from modular_gpt.pretrained.family import Family, must_be
@@ -9,7 +8,7 @@ from modular_gpt.pretrained.tensor_map import COPY, INTERLEAVED, TensorMapping, 
 
 _EXPERTS = f"{LAYER}.mlp.experts"
 
-_ROPE: dict[str, Any] = {
+_ROPE: PlainDict = {
     "rope_type": "yarn",
     "factor": 32.0,
     "beta_fast": 32.0,
@@ -19,7 +18,7 @@ _ROPE: dict[str, Any] = {
 }
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     must_be(settings, swiglu_alpha=1.702, swiglu_limit=7.0)
     if settings.get("rope_parameters") is None:  # absent or null
         settings = settings.with_values(rope_parameters=_ROPE)

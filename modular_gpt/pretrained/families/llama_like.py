@@ -1,9 +1,9 @@
 """Shared by the families similar to Llama: tensor names, settings and windows per layer."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families.rope_config import rope, rope_to_hf
@@ -52,7 +52,7 @@ DEFAULTS = {
 LLAMA_RULES = (*ENDS, *NORMS, *ATTENTION, *GATED)
 
 
-def decoder(settings: HFConfig) -> dict[str, Any]:
+def decoder(settings: HFConfig) -> PlainDict:
     """Convert the settings of a decoder with the setting names of Llama to ours."""
     n_heads = settings["num_attention_heads"]
     n_kv_heads = settings["num_key_value_heads"] or n_heads
@@ -84,7 +84,7 @@ def decoder(settings: HFConfig) -> dict[str, Any]:
 LLAMA_SLOTS = {"attention": "mha", "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
 
 
-def decoder_to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+def decoder_to_hf(config: GPTConfig, layers: list[LayerConfig]) -> PlainDict:
     """Convert our config to the settings of a config.json; the inverse of ``decoder``."""
     attention, ffn, norm, pos = component_configs(layers[0])
     return {
@@ -105,7 +105,7 @@ def decoder_to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any
     }
 
 
-def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[str, Any]]:
+def windows(types: Sequence[str], window: int | None) -> tuple[int | None, PlainDict]:
     """Convert the attention type of each layer to the window of all layers and a pattern of layers that differ."""
     for layer_type in types:
         if layer_type not in ("full_attention", "sliding_attention"):
@@ -119,7 +119,7 @@ def windows(types: Sequence[str], window: int | None) -> tuple[int | None, dict[
     return None, {"name": "windows", "variants": variants, "cycle": shortest_cycle(names)}
 
 
-def windows_to_hf(layers: list[LayerConfig]) -> dict[str, Any]:
+def windows_to_hf(layers: list[LayerConfig]) -> PlainDict:
     """Convert our layers to attention types and a window; the inverse of ``windows``."""
     widths = [component_configs(layer)[0].window for layer in layers]
     types = ["full_attention" if width is None else "sliding_attention" for width in widths]

@@ -1,7 +1,6 @@
 """Mistral: https://arxiv.org/abs/2310.06825"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families.llama_like import (
@@ -15,7 +14,7 @@ from modular_gpt.pretrained.families.llama_like import (
 from modular_gpt.pretrained.family import Family, component_configs
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     ours = decoder(settings)
     # with layer_types, which Ministral has, transformers takes its file for one of that family
     types = settings["layer_types"] or ["sliding_attention"] * settings["num_hidden_layers"]
@@ -23,7 +22,7 @@ def from_hf(settings: HFConfig) -> dict[str, Any]:
     return ours
 
 
-def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> PlainDict:
     return {**decoder_to_hf(config, layers), "sliding_window": component_configs(layers[0])[0].window}
 
 

@@ -1,7 +1,6 @@
 """Mixtral: https://arxiv.org/abs/2401.04088"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families import mistral
 from modular_gpt.pretrained.families.llama_like import ATTENTION, ENDS, LAYER, NORMS, decoder
@@ -11,7 +10,7 @@ from modular_gpt.pretrained.tensor_map import TensorMapping
 _EXPERT = f"{LAYER}.block_sparse_moe.experts.{{expert}}"
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     ours = decoder(settings)
     ours["attention"]["window"] = settings["sliding_window"]
     ours["ffn"] |= {

@@ -1,7 +1,6 @@
 """MPT: https://www.databricks.com/blog/mpt-7b"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.family import Family, dropout, must_be
 from modular_gpt.pretrained.tensor_map import FUSED, TensorMapping
@@ -18,7 +17,7 @@ _ATTENTION_DEFAULTS = {
 }
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     must_be(settings, no_bias=True, logit_scale=None)
     attention = settings["attn_config"].with_defaults(_ATTENTION_DEFAULTS)
     # transformers computes with a largest bias of 8, whatever the file has; the authors' own code reads it

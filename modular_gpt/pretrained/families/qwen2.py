@@ -1,7 +1,6 @@
 """Qwen2: https://arxiv.org/abs/2407.10671"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families.llama_like import (
@@ -16,7 +15,7 @@ from modular_gpt.pretrained.families.llama_like import (
 from modular_gpt.pretrained.family import Family
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     ours = decoder(settings)
     width = settings["sliding_window"]
     window, ours["layers"] = windows(layer_types(settings), width if settings["use_sliding_window"] else None)
@@ -34,7 +33,7 @@ def layer_types(settings: HFConfig) -> list[str]:
     ]
 
 
-def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> PlainDict:
     return {**decoder_to_hf(config, layers), **windows_to_hf(layers)}
 
 

@@ -1,7 +1,6 @@
 """Qwen3: https://arxiv.org/abs/2505.09388"""
 
-from typing import Any
-
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.model.config import GPTConfig, LayerConfig
 from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families import qwen2
@@ -10,7 +9,7 @@ from modular_gpt.pretrained.family import Family, component_configs
 from modular_gpt.pretrained.tensor_map import TensorMapping
 
 
-def from_hf(settings: HFConfig) -> dict[str, Any]:
+def from_hf(settings: HFConfig) -> PlainDict:
     ours = qwen2.from_hf(settings)
     bias = settings["attention_bias"]
     ours["attention"] |= {
@@ -22,7 +21,7 @@ def from_hf(settings: HFConfig) -> dict[str, Any]:
     return ours
 
 
-def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> dict[str, Any]:
+def to_hf(config: GPTConfig, layers: list[LayerConfig]) -> PlainDict:
     return {**qwen2.to_hf(config, layers), "attention_bias": component_configs(layers[0])[0].qkv_bias}
 
 

@@ -1,10 +1,10 @@
 """Two-way conversion of rotary positions and their scalings in config.json files."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.config_map import HFConfig
 
 # rope_type -> key of config.json -> our setting; the defaults are the same
@@ -29,7 +29,7 @@ SCALINGS: dict[str, dict[str, str]] = {
 _SCALING_KEYS = {key for keys in SCALINGS.values() for key in keys} | {"mscale", "mscale_all_dim"}
 
 
-def rope(settings: Mapping[str, Any]) -> dict[str, Any]:
+def rope(settings: PlainMapping) -> PlainDict:
     """Convert ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``, to our ``pos`` settings.
 
     Raises:
@@ -75,7 +75,7 @@ def rope_settings(settings: HFConfig) -> HFConfig:
     return found if isinstance(found, HFConfig) else HFConfig(found)
 
 
-def _complete_yarn(scaling: dict[str, Any], given: HFConfig, length: int) -> None:
+def _complete_yarn(scaling: PlainDict, given: HFConfig, length: int) -> None:
     """Add derived settings of yarn: the factor from the lengths, the attention factor from DeepSeek's two weights."""
     if "factor" not in scaling:
         scaling["factor"] = length / scaling.setdefault("original_context_length", length)
@@ -89,7 +89,7 @@ def yarn_magnitude(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def rope_to_hf(position: Any) -> dict[str, Any]:
+def rope_to_hf(position: Any) -> PlainDict:
     """Convert our rotary positions to ``rope_parameters``."""
     scaling = position.scaling
     if not scaling:

@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from modular_gpt.core.errors import ConfigError, UserError
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, import_folder
 from modular_gpt.training.loggers.base import Logger, LoggerConfig
 
@@ -22,7 +23,7 @@ class Loggers:
     def __init__(self, loggers: Sequence[Logger] = ()) -> None:
         self.loggers = list(loggers)
 
-    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+    def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
         """Begin, or go on after a step.
 
         Raises:
@@ -47,7 +48,7 @@ class Loggers:
         """A sample, to all of them."""
         self._each(lambda logger: logger.text(step, sample))
 
-    def finish(self, outcome: Mapping[str, Any]) -> None:
+    def finish(self, outcome: PlainMapping) -> None:
         """End; the figures of the report are none where the run ended early."""
         self._each(lambda logger: logger.finish(outcome))
 
@@ -64,7 +65,7 @@ class Loggers:
                 )
 
 
-def build_loggers(config: str | Mapping[str, Any] | ComponentConfig) -> Loggers:
+def build_loggers(config: str | PlainMapping | ComponentConfig) -> Loggers:
     """The chosen logger and those that it names besides.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import Component, ComponentConfig, decode
 
 
@@ -34,7 +35,7 @@ class Logger(Component, slot="logger"):
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+    def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
         """The run begins, with these settings and in this directory; or goes on after step ``resumed_at``."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -43,7 +44,7 @@ class Logger(Component, slot="logger"):
     def text(self, step: int, sample: str) -> None:
         """What the model wrote at a step."""
 
-    def finish(self, outcome: Mapping[str, Any]) -> None:
+    def finish(self, outcome: PlainMapping) -> None:
         """The run ends: the figures of its report, or nothing where it ended early and can be resumed."""
 
 

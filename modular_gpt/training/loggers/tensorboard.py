@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 
 FOLDER = "tensorboard"  # in the run's directory
@@ -25,7 +25,7 @@ class TensorBoard(Logger, name="tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
         self.new_writer = SummaryWriter
 
-    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+    def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
         """What an earlier session wrote after ``resumed_at`` is computed again, and hidden by TensorBoard."""
         purge = None if resumed_at is None else resumed_at + 1
         self.writer = self.new_writer(str(directory / FOLDER), purge_step=purge)
@@ -39,7 +39,7 @@ class TensorBoard(Logger, name="tensorboard"):
     def text(self, step: int, sample: str) -> None:
         self.writer.add_text("sample", quoted(sample), step)
 
-    def finish(self, outcome: Mapping[str, Any]) -> None:
+    def finish(self, outcome: PlainMapping) -> None:
         if outcome:
             self.writer.add_text("outcome", quoted(yaml.safe_dump(dict(outcome), sort_keys=False)), outcome["steps"])
         self.writer.close()

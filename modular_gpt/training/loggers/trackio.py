@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 
 
@@ -31,7 +31,7 @@ class Trackio(Logger, name="trackio"):
             import trackio
         self.trackio = trackio
 
-    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+    def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
         self.run = self.trackio.init(
             project=self.config.project,
             name=directory.name,
@@ -47,7 +47,7 @@ class Trackio(Logger, name="trackio"):
     def text(self, step: int, sample: str) -> None:
         self.run.log({"sample": self.trackio.Markdown(f"```\n{sample}\n```")}, step=step)
 
-    def finish(self, outcome: Mapping[str, Any]) -> None:
+    def finish(self, outcome: PlainMapping) -> None:
         if outcome:
             self.run.log({f"outcome/{name}": value for name, value in outcome.items()}, step=outcome["steps"])
         self.run.finish()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 
 MODE, WITHOUT_ACCOUNT = "WANDB_MODE", ("offline", "disabled")
@@ -50,7 +51,7 @@ class WeightsAndBiases(Logger, name="wandb"):
                 " set WANDB_MODE=offline"
             ) from error
 
-    def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
+    def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
         mode: Any = os.environ.get(MODE)  # wandb itself reads it only once in a process
         self.run = self.wandb.init(
             project=self.config.project,
@@ -74,6 +75,6 @@ class WeightsAndBiases(Logger, name="wandb"):
     def text(self, step: int, sample: str) -> None:
         self.run.log({"step": step, "sample": self.wandb.Html(f"<pre>{html.escape(sample)}</pre>")})
 
-    def finish(self, outcome: Mapping[str, Any]) -> None:
+    def finish(self, outcome: PlainMapping) -> None:
         self.run.summary.update({f"outcome/{name}": value for name, value in outcome.items()})
         self.run.finish()
