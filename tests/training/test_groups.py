@@ -148,9 +148,9 @@ def test_resumed_with_scaled_and_frozen_parts(folder: Path, monkeypatch: pytest.
 
 def test_the_estimate_knows_what_is_frozen(folder: Path) -> None:
     settings = config(folder, {"n_layers": 4, "vocab_size": 256}, ema_decay=0.9)
-    whole = estimate(GPTConfig.from_dict(settings.model), "adamw", settings.trainer)
+    whole = estimate(settings.model, "adamw", settings.trainer)
     settings.trainer.frozen = ["embedding*", "blocks.0.*", "blocks.1.*", "blocks.2.*"]
-    frozen = estimate(GPTConfig.from_dict(settings.model), "adamw", settings.trainer)
+    frozen = estimate(settings.model, "adamw", settings.trainer)
     trainer = trainer_of(settings)
     trained = sum(parameter.nbytes for parameter in trainer.optimizer.parameters())
     assert frozen.weights == whole.weights
