@@ -11,7 +11,8 @@ def mix(x: np.ndarray) -> np.ndarray:
     """A one-to-one scramble of 64-bit numbers: the finaliser of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    out: np.ndarray = x ^ (x >> np.uint64(31))
+    return out
 
 
 def key_of(*numbers: int) -> np.uint64:

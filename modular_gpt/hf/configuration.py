@@ -52,7 +52,8 @@ class ModularGPTConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        return self.gpt["vocab_size"]
+        out: int = self.gpt["vocab_size"]
+        return out
 
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
@@ -60,16 +61,20 @@ class ModularGPTConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        return self.gpt["d_model"]
+        out: int = self.gpt["d_model"]
+        return out
 
     @property
     def num_hidden_layers(self) -> int:
-        return self.gpt["n_layers"]
+        out: int = self.gpt["n_layers"]
+        return out
 
     @property
     def num_attention_heads(self) -> int:
-        return self.gpt["n_heads"]
+        out: int = self.gpt["n_heads"]
+        return out
 
     @property
     def max_position_embeddings(self) -> int:
-        return self.gpt["context_length"]
+        out: int = self.gpt["context_length"]
+        return out

@@ -50,7 +50,8 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         """Around an existing model, which is not copied; further keywords go to ModularGPTConfig."""
         described = ModularGPTConfig(model.config, training, **config)
         described.dtype = model.embedding.weight.dtype
-        return cls(described, model).train(model.training)
+        out: ModularGPTForCausalLM = cls(described, model).train(model.training)
+        return out
 
     def forward(
         self,
@@ -112,7 +113,8 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T) ids -> (B, T, D), and auxiliary losses."""
         if cache is None:
-            return self.model.hidden_states(ids, None, padding)
+            out: tuple[Tensor, dict[str, Tensor]] = self.model.hidden_states(ids, None, padding)
+            return out
         hidden = []
         with torch.no_grad():  # a cache keeps no graph
             for chunk in ids.split(cache.portion(ids.shape[1]), dim=1):
@@ -164,14 +166,16 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.checkpoint_activations(every_n_layers if enable else 0)
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.embedding
+        out: nn.Module = self.model.embedding
+        return out
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embedding = value
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The linear layer of the head; None if the head is tied to the embedding."""
-        return self.model.head
+        out: nn.Module | None = self.model.head
+        return out
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.model.head = new_embeddings

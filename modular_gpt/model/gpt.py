@@ -72,7 +72,8 @@ class TransformerBlock(nn.Module):
 
     def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D), after dropout"""
-        return self.dropout(self.attention(x, pos, cache))
+        out: Tensor = self.dropout(self.attention(x, pos, cache))
+        return out
 
     def feed(self, x: Tensor, pos: Positions) -> Transformed:
         """(B, T, D) -> (B, T, D) after dropout, and auxiliary losses"""
@@ -359,7 +360,8 @@ class GPTModel(nn.Module):
 
 def build_norm(norm: ComponentConfig, config: GPTConfig) -> nn.Module:
     """A norm over the residual stream."""
-    return norm.build(config.d_model, config.bias)
+    out: nn.Module = norm.build(config.d_model, config.bias)
+    return out
 
 
 def _apply(module: nn.Module | None, x: Tensor) -> Tensor:

@@ -77,10 +77,13 @@ def embedded(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     Raises:
         ConfigError: an id is outside the vocabulary; on a GPU the kernel stops the process instead.
     """
+    vectors: Tensor
     if torch.compiler.is_compiling():
-        return embedding(ids)
+        vectors = embedding(ids)
+        return vectors
     try:
-        return embedding(ids)
+        vectors = embedding(ids)
+        return vectors
     except IndexError:
         raise ConfigError(outside("ids", ids, embedding.num_embeddings)) from None
 

@@ -167,4 +167,5 @@ def _reorder(x: Tensor, order: Tensor) -> Tensor:
     """(B, heads, T, N) with the tokens of each row in the order of indices ``order`` (B, T)."""
     rows = torch.arange(len(order), device=order.device)[:, None] * order.shape[1] + order
     found = x.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
-    return found.unflatten(0, order.shape).transpose(1, 2)
+    out: Tensor = found.unflatten(0, order.shape).transpose(1, 2)
+    return out

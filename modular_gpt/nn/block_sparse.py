@@ -92,7 +92,8 @@ def _band_keys(x: Tensor, band: Band) -> Tensor:
 
 def _joined(out: Tensor, batch: int) -> Tensor:
     """(B * blocks, H, b, M) -> (B, H, blocks * b, M)"""
-    return out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+    result: Tensor = out.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2, 3)
+    return result
 
 
 class BlockRule(ABC):
@@ -175,4 +176,5 @@ def _gathered(x: Tensor, table: Tensor, block: int) -> Tensor:
     table = table.clamp(0, x.shape[1] - 1)  # the mask hides blocks that are not listed
     rows = torch.arange(batch, device=x.device)[:, None] * x.shape[1] + table.flatten(1)
     found = x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, *table.shape[1:]))
-    return found.transpose(2, 3).flatten(3, 4).flatten(0, 1)
+    out: Tensor = found.transpose(2, 3).flatten(3, 4).flatten(0, 1)
+    return out

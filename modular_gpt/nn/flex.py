@@ -58,7 +58,8 @@ def flex(
 
     mask = inputs.pos.memo(("flex", inputs.window, n_keys, extra), lambda: _block_mask(inputs, extra))
     shared = q.shape[1] != k.shape[1]
-    return _compiled()(q, k, v, score_mod=score, block_mask=mask, scale=scale, enable_gqa=shared)
+    out: Tensor = _compiled()(q, k, v, score_mod=score, block_mask=mask, scale=scale, enable_gqa=shared)
+    return out
 
 
 def _block_mask(inputs: AttentionInputs, extra: bool) -> Any:

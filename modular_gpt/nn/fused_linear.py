@@ -31,4 +31,5 @@ def fused_linear(x: Tensor, layers: tuple[nn.Linear, ...], training: bool) -> tu
         return tuple(layer(x) for layer in layers)
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
     outputs = F.linear(x, torch.cat([layer.weight for layer in layers]), bias)
-    return outputs.split([layer.weight.shape[0] for layer in layers], dim=-1)
+    out: tuple[Tensor, ...] = outputs.split([layer.weight.shape[0] for layer in layers], dim=-1)
+    return out

@@ -15,7 +15,8 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """
     if x.is_cuda and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0:
         return F.grouped_mm(x, weight.contiguous(), offs=ends)  # one kernel, no synchronisation
-    return _grouped(x, weight.to(x.dtype), ends)
+    out: Tensor = _grouped(x, weight.to(x.dtype), ends)
+    return out
 
 
 @torch.library.custom_op("modular_gpt::grouped_matmul", mutates_args=())

@@ -45,7 +45,8 @@ class SafeTensors:
         return torch.Size(self.handle.get_slice(key).get_shape())
 
     def tensor(self, key: str) -> Tensor:
-        return self.handle.get_tensor(key)
+        out: Tensor = self.handle.get_tensor(key)
+        return out
 
 
 class OldFile:
@@ -67,10 +68,12 @@ class OldFile:
         return list(self.tensors)
 
     def shape(self, key: str) -> torch.Size:
-        return self.tensors[key].shape
+        out: torch.Size = self.tensors[key].shape
+        return out
 
     def tensor(self, key: str) -> Tensor:
-        return self.tensors[key]
+        out: Tensor = self.tensors[key]
+        return out
 
 
 def _load_old(path: Path) -> Any:

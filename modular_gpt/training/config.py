@@ -197,7 +197,10 @@ class RunConfig:
 
     def model_config(self, tokenizer: Tokenizer) -> GPTConfig:
         """The model's config; it has as many ids as the tokenizer unless another number was given."""
-        return self.model if self.vocab_size is not None else replace(self.model, vocab_size=tokenizer.vocab_size)
+        out: GPTConfig = (
+            self.model if self.vocab_size is not None else replace(self.model, vocab_size=tokenizer.vocab_size)
+        )
+        return out
 
     def to_dict(self) -> PlainDict:
         """Plain values with every default spelled out, without ``resume``, ``rewind`` and ``dry_run``."""

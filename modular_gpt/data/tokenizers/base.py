@@ -100,7 +100,8 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         Raises:
             DataError: the text has a character that the tokenizer does not know, or that UTF-8 cannot hold.
         """
-        return self.encode_many([text])[0].tolist()
+        out: list[int] = self.encode_many([text])[0].tolist()
+        return out
 
     @property
     def eos_ids(self) -> list[int]:

@@ -93,7 +93,8 @@ class CharTokenizer(Tokenizer, name="char"):
                 f" {self.vocab_size} that this char tokenizer knows: leave it out, or train with"
                 " tokenizer.unknown=unk"
             )
-        return ids
+        out: Ids = ids
+        return out
 
     def _decode(self, ids: list[int]) -> str:
         return "".join(map(self._tokens.__getitem__, ids))

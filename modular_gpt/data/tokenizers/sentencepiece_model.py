@@ -102,7 +102,8 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         return [np.array(ids, dtype=np.int64) for ids in self._processor.encode(list(texts))]
 
     def _decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
+        out: str = self._processor.decode(ids)
+        return out
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

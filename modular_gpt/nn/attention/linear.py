@@ -94,7 +94,8 @@ class LinearAttention(Attention, name="linear"):
             memory, sums = cache.tensors
             memory.copy_(last_memory)
             sums.copy_(key_sums[:, :, -1])
-        return self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
+        out: Tensor = self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
+        return out
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
         shard_heads(rank, world_size, n_heads=self.query.out_features // self.head_dim)
@@ -110,7 +111,8 @@ class LinearAttention(Attention, name="linear"):
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H * N) -> (B, H, T, N)"""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        out: Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return out
 
 
 def _causal_products(q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:

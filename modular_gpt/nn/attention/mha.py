@@ -159,7 +159,8 @@ class MultiHeadAttention(
             sinks=None if self.sinks is None else self.sinks[self.local_heads],
             bias=ScoreBias(self.position, self.n_heads, self.local_heads),
         )
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
         if self.config.qk_norm is not None and self.config.qk_norm_scope == "full":
@@ -178,7 +179,8 @@ class MultiHeadAttention(
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, heads * N) -> (B, heads, T, N)"""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        out: Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return out
 
     def _place(self, x: Tensor, norm: nn.Module | None, pos: Positions) -> Tensor:
         """Split queries or keys into heads, normalise and rotate them: (B, T, heads * N) -> (B, heads, T, N)."""
@@ -188,7 +190,8 @@ class MultiHeadAttention(
         if norm is None:
             return self.position.rotate(self._split(x), pos)
         if self.config.qk_norm_after_rope:
-            return norm(self.position.rotate(self._split(x), pos))
+            out: Tensor = norm(self.position.rotate(self._split(x), pos))
+            return out
         return self.position.rotate(norm(self._split(x)), pos)
 
     def canonical_weights(self) -> AttentionWeights:

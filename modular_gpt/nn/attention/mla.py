@@ -216,7 +216,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             (kept,), columns = cache.append(pos, kept)
         absorbed = cache is not None and self._absorbing_is_cheaper(pos.count, kept.shape[2]) and self._can_absorb()
         mixed = (self._over_latents if absorbed else self._over_keys)(q, kept.to(q.dtype), pos, columns)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
     def _absorbing_is_cheaper(self, count: int, n_keys: int) -> bool:
         """Whether attending to latents takes fewer multiplications per head than expanding them to keys and values."""
@@ -246,7 +247,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         to_value = self.value.weight.unflatten(0, (self.n_heads, -1))  # (H, value, latent)
         q = torch.cat([q[..., :nope] @ to_key, q[..., nope:]], dim=-1)  # (B, H, T, latent + rope)
         mixed = self._attend(q, kept, kept[..., :latent], pos, columns)
-        return mixed @ to_value.transpose(1, 2)
+        out: Tensor = mixed @ to_value.transpose(1, 2)
+        return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, columns: Tensor) -> Tensor:
         return sdpa(

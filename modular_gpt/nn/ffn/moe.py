@@ -179,7 +179,8 @@ class MixtureOfExperts(FeedForward, name="moe"):
         else:
             hidden = gated(self.config.activation, linear(x, self.gate, self.gate_bias), up)
         out = linear(hidden, self.down, self.down_bias)[order.argsort()]  # back to token order, no atomic adds
-        return (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
+        result: Tensor = (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
+        return result
 
     def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         losses = {}
@@ -238,7 +239,8 @@ def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean(0)
     weight = mask.to(values.dtype) / mask.sum()
-    return torch.tensordot(weight, values, dims=1)
+    out: Tensor = torch.tensordot(weight, values, dims=1)
+    return out
 
 
 def _dense(config: MixtureOfExperts.Config) -> glu.GatedLinearUnit.Config | mlp.MLP.Config:

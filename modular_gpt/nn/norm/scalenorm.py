@@ -42,7 +42,8 @@ class ScaleNorm(Norm, name="scalenorm"):
         wide = torch.promote_types(x.dtype, torch.float32)  # squares overflow in half precision; float64 stays
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp(min=self.eps)
         scale = self.initial_scale if self.weight is None else self.weight
-        return x * (scale / length).to(x.dtype)
+        out: Tensor = x * (scale / length).to(x.dtype)
+        return out
 
     def canonical_weights(self) -> NormWeights | None:
         if self.weight is None:

@@ -21,4 +21,5 @@ class LearnedPosition(Position, name="learned"):
 
     def embed(self, x: Tensor, pos: Positions) -> Tensor:
         """(B, T, D) -> (B, T, D); ``GPTModel.forward`` refuses positions beyond the table."""
-        return x + self.table(pos.index.clamp(min=0))
+        out: Tensor = x + self.table(pos.index.clamp(min=0))
+        return out

@@ -27,7 +27,8 @@ def layer_types(settings: HFConfig) -> list[str]:
     """The attention type of each layer; by default, layers from ``max_window_layers`` on have the window."""
     first, types = settings["max_window_layers"], settings["layer_types"]
     if types is not None:
-        return types
+        out: list[str] = types
+        return out
     return [
         "sliding_attention" if index >= first else "full_attention" for index in range(settings["num_hidden_layers"])
     ]
