@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # What torch.compile makes is shared by the workers and new in each session: a test that was killed may have left half a
 # library in the directory that all programs share.
@@ -88,10 +89,25 @@ def pictures() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_trainings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small trainings draw no picture, and the operations of a model, half of their time, are counted once."""
     recorder = sys.modules.get("modular_gpt.training.recorder")
-    if recorder is not None and "pictures" not in request.fixturenames:
+    if recorder is None:  # not imported yet
+        return
+    if "pictures" not in request.fixturenames:
         monkeypatch.setattr(recorder, "plot_losses", lambda *arguments: None)
+    for name in ("compile", "run_info"):
+        monkeypatch.setattr(f"modular_gpt.training.{name}.flops_per_token", counted_once)
+
+
+operations: dict[str, float] = {}
+
+
+def counted_once(config: Any, *others: object) -> float:
+    key = repr((config, *others))
+    if key not in operations:
+        operations[key] = sys.modules["modular_gpt.training.estimate"].flops_per_token(config, *others)
+    return operations[key]
 
 
 @pytest.fixture(scope="session")
