@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from modular_gpt.checkpoint.manifest import MANIFEST, META, TOKENIZER, read_json, write_json
+from modular_gpt.checkpoint.native import FOLDER
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.validation import one_of
@@ -109,9 +110,12 @@ def save_model(
         ConfigError: the format is unknown.
     """
     one_of(format, FORMATS, "format")
+    if not str(path):
+        raise ConfigError("give the folder that the model is written to; the path is empty")
     path = Path(path)
-    if (path / MANIFEST).exists():
-        raise CheckpointError(f"'{path}' is a checkpoint of this program and would be damaged: give another folder")
+    if (path / MANIFEST).exists() or (path / FOLDER).is_dir():
+        holds = "a checkpoint" if (path / MANIFEST).exists() else "a run"
+        raise CheckpointError(f"'{path}' is {holds} of this program and would be damaged: give another folder")
     if format == "family" or (format != OWN_TYPE and _is_published(model)):
         save_pretrained(model, path, eos_token_id=eos_token_id)
         return family_of(model.config).model_type

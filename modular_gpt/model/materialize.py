@@ -83,6 +83,11 @@ def dtypes_of(
 ) -> dict[str, torch.dtype]:
     """The dtype of each tensor: as it was saved, or ``dtype`` for the parameters."""
     parameters = {name for name, _ in model.named_parameters()}
+    for name in parameters & set(tensors):
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(
+                f"{printable(name)} is stored as {tensors[name].dtype}, but parameters must be floating point"
+            )
     return {name: tensor.dtype if dtype is None or name not in parameters else dtype
             for name, tensor in tensors.items()}  # fmt: skip
 

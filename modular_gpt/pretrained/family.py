@@ -70,10 +70,12 @@ class Family:
             ours = self.from_hf(settings)
         except UserError:
             raise
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except KeyError as error:
+            raise CheckpointError(f"config.json of this {self.model_type} model lacks the setting {error}") from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
             raise CheckpointError(
-                f"config.json has a value of the wrong kind for {self.model_type} ({printable(str(error))});"
-                " correct it, or download it again"
+                f"config.json of this {self.model_type} model has a setting of a wrong type or size:"
+                f" {printable(str(error))}"
             ) from error
         config = GPTConfig.from_dict(ours)
         check_all_read(settings, self.harmless, self.model_type)

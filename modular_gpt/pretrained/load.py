@@ -78,15 +78,11 @@ def read_family(source: Source) -> tuple[Family, PlainDict]:
 
 
 def read_settings(source: Source, family: Family, given: PlainMapping) -> GPTConfig:
-    """Convert the content of a config.json to a GPTConfig. Raises CheckpointError or ConfigError if that fails."""
+    """Convert the content of a config.json to a GPTConfig; the errors of ``Family.config`` name the source."""
     try:
         return family.config(given)
-    except KeyError as error:
-        raise CheckpointError(f"{CONFIG_FILE} of {source.name!r} lacks the setting {error}") from error
-    except (TypeError, AttributeError, ZeroDivisionError, OverflowError, MemoryError) as error:
-        raise CheckpointError(
-            f"{CONFIG_FILE} of {source.name!r} has a setting of a wrong type or size: {error}"
-        ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{source.name!r}: {error}") from error
 
 
 def check_layers(given: PlainMapping, family: Family, files: Tensors, source: Source) -> None:

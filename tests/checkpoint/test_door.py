@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from modular_gpt import CheckpointError, ConfigError, GPTModel
 from modular_gpt.checkpoint import FOLDER, load_model, save_checkpoint
@@ -101,6 +102,27 @@ def test_a_checkpoint_is_not_overwritten_by_a_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a checkpoint of this program"):
         model.save_pretrained(tmp_path / "ours")
     assert torch.equal(load_model(tmp_path / "ours").model.embedding.weight, model.embedding.weight)
+
+
+def test_a_run_is_not_overwritten_by_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder written into a run would be hidden behind the run's checkpoints."""
+    model = made({})
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "step_00000001", model)
+    with pytest.raises(CheckpointError, match="is a run of this program"):
+        model.save_pretrained(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the path is empty"):
+        model.save_pretrained("")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    made({}).save_pretrained(tmp_path, format="modular_gpt")
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("embedding.weight"))
+    save_file({**tensors, name: tensors[name].long()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"embedding\.weight is stored as torch\.int64"):
+        load_model(tmp_path)
 
 
 def test_end_tokens_are_written(tmp_path: Path) -> None:
