@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.data import PreparedData
 from modular_gpt.training.plot import PLOT
 from modular_gpt.training.recorder import duration
@@ -39,7 +40,7 @@ class Outcome:
 
 
 def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
-    """The numbers, one a line, and the next command."""
+    """The numbers, one a line, and the next command if there is a model to use."""
     active = f" ({outcome.active_parameters:,} active)" if outcome.active_parameters != outcome.parameters else ""
     zlib = data.validation.zlib_bits_per_byte
     text = "the whole validation text" if outcome.whole else "fixed windows"
@@ -60,7 +61,17 @@ def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
     width = max(len(name) for name, _ in rows)
     rule = "-" * (width + 50)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join([rule, *lines, rule, f"Next: mgpt-generate checkpoint={directory}"])
+    following = [f"Next: mgpt-generate checkpoint={directory}"] if math.isfinite(outcome.loss) else []
+    return "\n".join([rule, *lines, rule, *following])
+
+
+def check_outcome(outcome: Outcome) -> None:
+    """Raise a NonFiniteError if the model that a run ends with has no finite loss: nothing can be done with it."""
+    if not math.isfinite(outcome.loss):
+        raise NonFiniteError(
+            f"training broke down: the model's losses are not finite (validation loss {outcome.loss} after"
+            f" {outcome.steps:,} steps); lower optim.learning_rate or use a longer schedule.warmup"
+        )
 
 
 def files_of(directory: Path) -> list[str]:

@@ -29,7 +29,7 @@ from modular_gpt.training.forward import Placement
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import peft_package
 from modular_gpt.training.recorder import Recorder, Silent
-from modular_gpt.training.report import Outcome, report_table
+from modular_gpt.training.report import Outcome, check_outcome, report_table
 from modular_gpt.training.run_directory import RunFiles, lock_run, new_run_directory
 from modular_gpt.training.run_info import meter_of, opening, save_run_info
 from modular_gpt.training.trainer import Trainer
@@ -67,6 +67,7 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         ConfigError: a setting does not go with the others or with this machine.
         DataError: the text is missing, too short or no text.
         CheckpointError: the checkpoint to resume is missing, damaged or of other settings; or the disk is full.
+        NonFiniteError: the training broke down; its metrics and checkpoints are kept.
     """
     config = read_run_config(config)
     keep_memory()
@@ -177,7 +178,7 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
 
 
 def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, quiet: bool) -> RunResult:
-    """Train in a directory and report."""
+    """Train in a directory and report; NonFiniteError if the loss that is reported is not finite."""
     progress, directory = trainer.progress, files.directory
     checkpoints = Checkpoints(files, trainer, config.to_dict())
     recorder: Recorder | Silent = Silent()
@@ -201,6 +202,7 @@ def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, 
         recorder.close()
     table = report_table(outcome, trainer.data, directory)
     recorder.say(table)
+    check_outcome(outcome)
     return RunResult(directory, None, outcome, table)
 
 

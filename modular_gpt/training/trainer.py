@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modular_gpt.core.errors import UserError
+from modular_gpt.core.errors import DataError, UserError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import BatchSource, PreparedData, Tokenizer
@@ -85,6 +85,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
         self.batches = BatchSource(data.train, self.block, config.batch_size, run.seed, config.order)
+        check_validation_text(data.validation.count, self.block, config.eval_batches)
         model.checkpoint_activations(config.activation_checkpointing)
         compile = compiles(config, model, self.device, parallel.processes.world)
         self.forward = Forward(model, self.precision, compile, parallel, optional=config.compile == "auto")
@@ -306,3 +307,16 @@ class Trainer:
         seconds = time.perf_counter() - begun
         self.since += seconds
         self.progress.seconds += seconds
+
+
+def check_validation_text(found: int, block: int, batches: int) -> None:
+    """Raise a DataError if a validation text of ``found`` tokens is too short for evaluations of ``batches``.
+
+    Windows of ``block`` tokens need one whole window and its last target; the whole text (0) one token and its target.
+    """
+    needed = block + 1 if batches else 2
+    if found < needed:
+        raise DataError(
+            f"the validation text has {found} tokens, but a context_length of {block} needs {needed}:"
+            " raise data.val_fraction, give more text, or lower model_size.context_length"
+        )

@@ -17,14 +17,16 @@ import pytest
 import torch
 
 from modular_gpt.checkpoint import FOLDER, find_checkpoint, load_checkpoint
-from modular_gpt.core.errors import CheckpointError, ConfigError, UserError
+from modular_gpt.cli.train import main as mgpt_train
+from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, NonFiniteError, UserError
 from modular_gpt.training import run as run_module
+from modular_gpt.training import train
 from modular_gpt.training.checkpointing import Checkpoints, steps_in
 from modular_gpt.training.metrics import METRICS, MetricsLog, read_metrics
 from modular_gpt.training.report import Outcome
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Trainer
-from tests.training.small import config, placement, run, stop_after, trainer_of
+from tests.training.small import config, placement, run, stop_after, trainer_of, write_text
 
 NO_WAITING = {"max_steps": 8, "eval_interval": 4, "log_interval": 2, "sample_tokens": 2}
 
@@ -266,12 +268,43 @@ def test_fp16_that_never_finds_a_scale_gives_up(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_run_whose_losses_are_not_finite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_losses_are_not_finite(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda self, *arguments: math.nan)
-    result = run(config(folder, final_evaluation=True))
-    assert result.table is not None and result.outcome is not None
-    assert "not finite at any evaluation" in result.table and "checkpoints/best" not in result.table
-    assert "checkpoints/latest" in result.table
+    with pytest.raises(NonFiniteError, match=r"broke down.*lower optim.learning_rate.*longer schedule.warmup"):
+        train(config(folder, final_evaluation=True))
+    printed = capsys.readouterr().out
+    assert "not finite at any evaluation" in printed and "checkpoints/best" not in printed
+    assert "checkpoints/latest" in printed and "Next:" not in printed
+    directory = (folder / "runs" / "latest").resolve()
+    assert steps_in(directory / FOLDER) and read_metrics(directory)
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_training_that_diverges_ends_with_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = write_text(folder / "text.txt")
+    small = ("d_model=16", "n_heads=2", "n_layers=1", "context_length=16")
+    steps = ("max_steps=2", "batch_size=2", "eval_interval=2", "eval_batches=1", "sample_tokens=0", "threads=1")
+    words = [*(f"model_size.{word}" for word in small), *(f"trainer.{word}" for word in steps), "trainer.device=cpu"]
+    words += ["data=text", f"data.path={text}", f"runs={folder / 'runs'}", "schedule=constant", "schedule.warmup=0"]
+    assert mgpt_train([*words, "optim.learning_rate=1e30"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("error: training broke down: the model's losses are not finite") == 1
+    assert "Next:" not in said.out
+    assert steps_in(folder / "runs" / "latest" / FOLDER) and read_metrics(folder / "runs" / "latest")
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_validation_text_shorter_than_a_window_is_refused_before_the_first_step(folder: Path) -> None:
+    text = write_text(folder / "text.txt")
+    data = {"name": "text", "path": str(text), "val_fraction": 0.0005}
+    with pytest.raises(
+        DataError, match=r"validation text has \d+ tokens.*needs 17: raise data.val_fraction.*model_size"
+    ):
+        run(config(folder, data=data))
+    assert not (folder / "runs").exists()
+    assert run(config(folder, data=data, eval_batches=0)).outcome is not None  # the whole text, whatever its length
 
 
 @pytest.mark.parametrize(("loss", "perplexity"), [(1.0, math.e), (699.0, math.exp(699.0)), (1e4, math.inf)])
@@ -346,8 +379,6 @@ class TestRewind:
 def test_a_jump_of_the_learning_rate_is_told(
     before: dict[str, Any], after: dict[str, Any], line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modular_gpt.training import train
-
     schedule = {"schedule": {"name": "cosine", "warmup": 2}}
     constant = {"schedule": {"name": "constant", "warmup": 2}}
     before = {**schedule, **({k: v for k, v in before.items() if k != "schedule"}), **(constant if before else {})}
