@@ -6,6 +6,7 @@ from typing import Any
 
 from modular_gpt.checkpoint.resolve import DTYPES, Loaded, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
+from modular_gpt.cli.finite_weights import check_finite_weights
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
@@ -106,6 +107,7 @@ def measure(settings: EvalSettings) -> Results:
         _check_harness()
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
     loaded = load_with_tokenizer(settings.checkpoint, device, dtype, settings.tokenizer)
+    check_finite_weights(loaded.model, settings.checkpoint)
     results: Results = {}
     if settings.text is not None or settings.corpus is not None or not settings.names():
         found = _on_text(settings, loaded)

@@ -14,6 +14,7 @@ from modular_gpt.cli.composition.compose import as_yaml, composed, plain
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
 from modular_gpt.cli.composition.schema import Command, described, fields_of, names_of
+from modular_gpt.cli.finite_weights import check_finite_weights
 from modular_gpt.cli.repl import Conversation, shown_after
 from modular_gpt.cli.text_writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
@@ -126,7 +127,10 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
     dtype = None if task.dtype is None else DTYPES[task.dtype]
     loaded = load_with_tokenizer(task.checkpoint, device, dtype, task.tokenizer)
     draft = None if task.draft is None else load_model(task.draft, dtype, device).model
-    for model in filter(None, (loaded.model, draft)):
+    for model, name in ((loaded.model, task.checkpoint), (draft, task.draft)):
+        if model is None or name is None:
+            continue
+        check_finite_weights(model, name)
         if task.pack or (task.pack is None and can_pack(model) and not settings.compile):
             pack(model)
     settings.check(loaded.model.config.vocab_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 from modular_gpt.checkpoint.resolve import Loaded
+from modular_gpt.core import memory
 from modular_gpt.core.errors import DataError, NonFiniteError
 from modular_gpt.generation import Continuation, Generation, GenerationConfig, Step, left_pad
 from modular_gpt.model import GPTModel
@@ -169,9 +170,7 @@ class Writer:
 
     def batch_that_fits(self, tokens: int, settings: GenerationConfig) -> int:
         """Number of prompts, of up to ``tokens`` tokens with their texts, whose caches and logits fit into memory."""
-        from modular_gpt.training.estimate import available_bytes
-
-        available = available_bytes(self.device)
+        available = memory.available_bytes(self.device)
         if available is None:
             return LARGEST_BATCH
         dtype = self.model.embedding.weight.dtype

@@ -13,6 +13,7 @@ from modular_gpt.core.former_names import former_names
 from modular_gpt.core.stream_decoder import StreamDecoder
 from modular_gpt.generation.compiled import compiled_step
 from modular_gpt.generation.config import SEARCHES, GenerationConfig
+from modular_gpt.generation.needs import check_memory
 from modular_gpt.generation.protocol import LanguageModel
 from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
@@ -95,8 +96,8 @@ class Generation:
         numbers: of the prompts among all prompts, if this is one batch of many; they choose the random numbers
 
         Raises:
-            ConfigError: settings that cannot work, an empty prompt, ids outside the vocabulary, or a text longer than
-                the context where position encoding or settings do not allow it.
+            ConfigError: settings that cannot work or need more memory than there is, an empty prompt, ids outside the
+                vocabulary, or a text longer than the context where position encoding or settings do not allow it.
         """
         vocab_size = model.config.vocab_size
         settings = settings.checked(vocab_size)
@@ -106,6 +107,7 @@ class Generation:
         self._check()
         self.prompts = len(ids)
         self._numbers = range(self.prompts) if numbers is None else numbers
+        check_memory(model, ids, settings, draft)
         self.text = TokenBuffer(ids, settings.max_new_tokens, padding)
         self.stops = StoppingState(settings.stop_tokens, self.prompts * settings.num_return_sequences, ids.device)
         self.draft_counts = DraftCounts()

@@ -1,9 +1,8 @@
 """Estimates of a training, computed on tensors without storage: arithmetic, and memory by use."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.memory import available_bytes
 from modular_gpt.core.registry import ComponentLike
 from modular_gpt.core.validation import size_errors
 from modular_gpt.model import GPTModel
@@ -22,10 +22,6 @@ from modular_gpt.training.lora import LoraConfig, select_trained
 
 WHOLE = LoraConfig()  # no adapters
 MANY_LOGITS, CHUNKS = 2**28, 4  # from so many logits of a micro-batch on, the loss is estimated in so many chunks
-CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True)
@@ -194,20 +190,6 @@ def _score_flops(counter: FlopCounterMode, layer: int) -> int:
 def _grouped_flops(x: Sequence[int], y: Sequence[int], *args: object, **kwargs: object) -> int:
     """Shapes of x (M, A) and of y, whose last dimension is C -> 2 M A C, however the rows are grouped."""
     return 2 * x[0] * x[1] * y[-1]
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Bytes that this process can still get on a device; None if the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    path = Path("/proc/meminfo")
-    if device.type != "cpu" or not path.is_file():
-        return None
-    free = next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if "MemAvailable" in line)
-    for limit, used in CGROUPS:  # of a container
-        with suppress(OSError, ValueError):
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(0, free)
 
 
 def suggest_smaller(

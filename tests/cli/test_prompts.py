@@ -16,8 +16,12 @@ from modular_gpt import DataError
 from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
 from modular_gpt.checkpoint.resolve import Loaded
 from modular_gpt.cli import text_writer
+from modular_gpt.cli.evaluate_task import EvalSettings, measure
+from modular_gpt.cli.finite_weights import check_finite_weights
 from modular_gpt.cli.generate_task import Progress, read_prompts
 from modular_gpt.cli.text_writer import Writer
+from modular_gpt.core import memory
+from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.data import CharTokenizer, build_tokenizer
 from modular_gpt.generation import GenerationConfig
 from modular_gpt.model import GPTModel
@@ -132,14 +136,12 @@ def test_each_text_comes_when_it_is_complete(writer: Writer, monkeypatch: pytest
 
 
 def test_the_batch_is_as_large_as_memory_allows(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    from modular_gpt.training import estimate
-
     settings = GenerationConfig(max_new_tokens=20)
     row = writer.model.config.cache_bytes(1, 30) + 4 * 6 * 256
     for available, expected in ((None, 64), (0, 1), (4 * row * 7 + 1, 7), (10**12, 64)):
-        monkeypatch.setattr(estimate, "available_bytes", lambda device, available=available: available)
+        monkeypatch.setattr(memory, "available_bytes", lambda device, available=available: available)
         assert writer.batch_that_fits(30, settings) == expected
-    monkeypatch.setattr(estimate, "available_bytes", lambda device: 4 * row * 8)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 4 * row * 8)
     assert writer.batch_that_fits(30, GenerationConfig(num_return_sequences=4)) == 2
     assert writer.batch_that_fits(30, GenerationConfig(strategy="beam", num_beams=8)) == 1
 
@@ -234,8 +236,30 @@ def test_a_broken_model_is_named_and_the_exit_code_says_so(
     assert write("prompt=ab", "max_new_tokens=1").code == 0
     model = load_checkpoint(folder / "model").model
     with torch.no_grad():
-        model.final_norm.weight.fill_(math.nan)
+        model.final_norm.weight.fill_(3e38)  # finite, and its products are not
     save_checkpoint(folder / "model", model, build_tokenizer("byte"))
     answer = write(*words.split())
     assert answer.code == 2 and answer.out in ("", "ab\n") and answer.err.count("\n") == 1
     assert "error: the model's logits after" in answer.err and "not finite" in answer.err
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_named(
+    write: Callable[..., Answer], model: GPTModel, folder: Path, value: float
+) -> None:
+    name = next(name for name, _ in model.named_parameters() if "attention" in name)
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[0] = value
+    save_checkpoint(folder / "model", model, build_tokenizer("byte"))
+    (folder / "text.txt").write_text("some text")
+    message = f"the weights of 'model' are damaged: {name} is not finite"
+    answer = write("prompt=a", "max_new_tokens=3")
+    assert answer.code == 2 and answer.out == "" and message in answer.err
+    with pytest.raises(NonFiniteError, match=message):
+        measure(EvalSettings(checkpoint="model", device="cpu", text="text.txt"))
+
+
+def test_large_finite_weights_are_finite() -> None:
+    layer = torch.nn.Linear(4, 4)
+    torch.nn.init.constant_(layer.weight, 3e38)
+    check_finite_weights(layer, "model")

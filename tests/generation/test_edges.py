@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from modular_gpt import ConfigError, GPTModel
+from modular_gpt.core import memory
 from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.generation import Generation, GenerationConfig, SamplingSettings, complete, generate
+from modular_gpt.generation.needs import check_memory
 from modular_gpt.generation.sampling import Sampler
 from modular_gpt.generation.sequences import TokenBuffer
 from tests.generation.models import naive_greedy, prompts, tiny
@@ -231,3 +233,37 @@ def test_former_names_of_settings() -> None:
     assert generate(tiny(), prompts(1), 2, samples=3).shape == (3, 8)
     with pytest.raises(ConfigError, match="strategy=sample has no use for prompt_lookup_ngram"):
         generate(tiny(), prompts(1), 2, lookup_ngram=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"strategy": "beam", "num_beams": 10**7}, "num_beams=10000000"),
+        ({"num_return_sequences": 10**7, "seed": 0}, "num_return_sequences=10000000"),
+        ({"max_new_tokens": 2 * 10**10, "seed": 0}, "max_new_tokens=20000000000"),
+        ({"max_new_tokens": 2 * 10**10, "strategy": "contrastive"}, "max_new_tokens=20000000000"),
+        ({"max_new_tokens": 2 * 10**10, "strategy": "speculative", "seed": 0}, "max_new_tokens=20000000000"),
+        (
+            {"max_new_tokens": 10**10, "num_return_sequences": 10**6, "seed": 0},
+            "num_return_sequences=1000000 with max_new_tokens=10000000000",
+        ),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_it_is_allocated(
+    settings: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**30)
+    draft = tiny(n_layers=1) if settings.get("strategy") == "speculative" else None
+    config = GenerationConfig(**{"max_new_tokens": 3, **settings})
+    with pytest.raises(ConfigError, match=rf"^{named} needs [\d,.]+ GiB of memory, and 1\.0 GiB are available"):
+        Generation(tiny(), prompts(1), config, draft=draft)
+
+
+def test_a_batch_that_cannot_fit_and_systems_that_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, config = prompts(1).expand(10**5, -1), GenerationConfig(max_new_tokens=1)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+    with pytest.raises(ConfigError, match=r"^a batch of 100,000 prompts of"):
+        Generation(tiny(), ids, config)
+    assert generate(tiny(), prompts(1), 3, num_return_sequences=2, seed=0).shape[0] == 2, "little is not looked at"
+    monkeypatch.setattr(memory, "available_bytes", lambda device: None)
+    check_memory(tiny(), ids, config, None)

@@ -1,0 +1,22 @@
+"""Whether the weights of an opened model are numbers."""
+
+import torch
+from torch import nn
+
+from modular_gpt.core.errors import NonFiniteError
+
+
+@torch.no_grad()
+def check_finite_weights(model: nn.Module, where: str) -> None:
+    """Raise a NonFiniteError that names the first parameter with NaN or infinity; ``where``: the checkpoint's name.
+
+    The logits do not always tell: PyTorch's attention on the CPU turns queries that are NaN into zeros.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.element_size() == 1:
+            continue
+        # a sum needs no copy of the weights; of large finite ones it may be infinite, so they are looked at one by one
+        if not bool(parameter.sum(dtype=torch.float32).isfinite()) and not bool(parameter.isfinite().all()):
+            raise NonFiniteError(
+                f"the weights of '{where}' are damaged: {name} is not finite (NaN or infinity); use another checkpoint"
+            )
