@@ -67,10 +67,11 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     """
     # Without O_NONBLOCK, opening a pipe waits for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):  # before open(), which refuses a directory in other words
+        os.close(handle)
+        raise ValueError("it is not a regular file")
     with open(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
         if status.st_size > max_bytes:
             raise ValueError(f"it is larger than {max_bytes:,} bytes")
         return file.read(status.st_size)  # a read of more would reserve memory for it

@@ -17,7 +17,7 @@ WIDTH, HIDDEN = 16, 12
 def experts(**settings: Any) -> MixtureOfExperts:
     """A mixture with strong weights, in training mode."""
     config = GPTConfig(d_model=WIDTH, ffn={"name": "moe", "hidden": HIDDEN, "n_experts": 6, **settings})
-    part = MixtureOfExperts(config.ffn, config.dims)
+    part = MixtureOfExperts(config.layer_configs[0].ffn, config.dims)
     with torch.no_grad():
         for parameter in part.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.4)

@@ -51,7 +51,7 @@ def test_the_same_parts_are_the_same_model(source: RunResult, folder: Path, caps
     old = load_checkpoint(source.directory).model.state_dict()
     assert all(torch.equal(old[name], value) for name, value in trainer.model.state_dict().items())
     assert source.outcome is not None
-    assert trainer.validation.loss(2) == source.outcome.loss
+    assert trainer.validation.loss(trainer.config.eval_batches) == source.outcome.loss
 
 
 def test_the_loss_is_of_the_same_windows_where_the_context_differs(

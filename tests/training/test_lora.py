@@ -1,12 +1,13 @@
 """Low-rank adapters: they alone are trained, and what is judged, saved and generated from is a plain model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from modular_gpt import CheckpointError, ConfigError, GPTConfig
+from modular_gpt import CheckpointError, ConfigError
 from modular_gpt.checkpoint import load_checkpoint, read_tensors
 from modular_gpt.training import load_config
 from modular_gpt.training.estimate import estimate
@@ -146,7 +147,7 @@ def test_a_run_may_start_from_merged_weights(base: str, folder: Path) -> None:
 
 def test_the_estimate_knows_adapters(base: str, folder: Path) -> None:
     settings = lora(folder, base)
-    model = GPTConfig.from_dict({**settings.model, "vocab_size": 256})
+    model = replace(settings.model, vocab_size=256)
     whole, adapted = (estimate(model, "adamw", settings.trainer, each) for each in (LoraConfig(), settings.lora))
     trainer = trainer_of(settings)
     trained = sum(parameter.nbytes for parameter in trainer.optimizer.parameters())
