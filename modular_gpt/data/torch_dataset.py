@@ -69,7 +69,7 @@ def make_dataloader(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of sliding windows: (input, target), each (batch_size, context_length) int64.
 
-    The order follows ``seed`` alone, whatever else draws random numbers, and differs from epoch to epoch.
+    The order depends on ``seed`` and the epoch only, not on other uses of random numbers.
 
     Raises:
         ConfigError, DataError: as ``SlidingWindowDataset``.

@@ -272,7 +272,7 @@ def check_settings(trainer: Trainer, meta: PlainDict, directory: Path) -> None:
 
 
 def best_is_there(directory: Path, step: int) -> bool:
-    """Whether the best checkpoint that a training remembers still lies beside the one it goes on from."""
+    """Whether the best checkpoint of a training still exists beside the one that is resumed."""
     return step == 0 or (directory.parent / f"{STEP}{step:08}").is_dir()
 
 

@@ -11,11 +11,10 @@ from modular_gpt.distributed.dtensor import local_tensor
 
 
 def find_first_nonfinite(model: nn.Module, forward: Callable[[], Any], parallel: Parallel) -> str:
-    """A phrase that names it.
+    """Describe, in a phrase, the first module with a non-finite output or gradient.
 
-    It is the first module in a repeated forward pass with a finite input and an output that is not; where all outputs
-    are finite, the module nearest to the loss whose gradient, as it stands in ``grad``, is not. What one of several
-    processes finds, all of them say.
+    The forward pass is repeated: the first module with a finite input and a non-finite output is named, or else the
+    module closest to the loss whose gradient in ``grad`` is not finite. All processes return the same phrase.
     """
 
     def bad(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

@@ -254,7 +254,7 @@ def _escapes_read(value: str) -> str:
     def read(match: re.Match[str]) -> str:
         try:
             text = yaml.safe_load(match[0]) if match[0].startswith('"') else None
-        except yaml.YAMLError:  # no escape that YAML knows: as it stands
+        except yaml.YAMLError:  # not an escape of YAML: the text is taken literally
             text = None
         return quoted(text) if isinstance(text, str) else match[0]
 

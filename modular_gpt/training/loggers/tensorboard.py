@@ -46,5 +46,5 @@ class TensorBoard(Logger, name="tensorboard"):
 
 
 def quoted(text: str) -> str:
-    """As a block of Markdown that is shown as it stands."""
+    """A Markdown code block, which TensorBoard shows unchanged."""
     return "\n".join(f"    {line}" for line in text.split("\n"))
