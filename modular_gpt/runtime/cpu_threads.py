@@ -7,7 +7,7 @@ import os
 import sys
 
 # Spinning threads hold a core that another process, or the thread they wait for, could use: with one busy loop on each
-# of two cores, spinning made a step of training 1.8 to 20 times slower (docs/training_loop.md has the measurement).
+# of two cores, spinning made a step of training 1.8 times slower (docs/training_loop.md has the measurement).
 POLICY = {
     "GOMP_SPINCOUNT": "20000",  # GNU OpenMP, in torch's wheels for Linux: spin for some microseconds, then sleep
     "OMP_WAIT_POLICY": "PASSIVE",  # any other OpenMP
