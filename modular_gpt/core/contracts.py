@@ -134,9 +134,11 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
     """Mixes information between tokens: (B, T, D) -> (B, T, D), causally.
 
     accepts_bias: False where there is no score matrix to which ``Position.bias`` could be added
+    separates_documents: ``forward`` lets no token see one before ``Positions.document_starts``
     """
 
     accepts_bias: ClassVar[bool] = True
+    separates_documents: ClassVar[bool] = False
     position: Position
 
     def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:

@@ -10,6 +10,18 @@ from torch import Tensor
 R = TypeVar("R")
 
 
+def document_starts(documents: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, T) column at which the document of each column begins.
+
+    A document begins in the first column, and wherever the number differs from that of the column before.
+    """
+    columns = torch.arange(documents.shape[1], device=documents.device)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts: Tensor = torch.where(begins, columns, 0).cummax(dim=1).values
+    return starts
+
+
 class Positions:
     """Columns and positions of the T new tokens of one forward pass; masks, rotations and biases derive from them.
 
@@ -20,6 +32,8 @@ class Positions:
     count: T, the number of new tokens
     padding: (B,) number of left-padding columns of each row; None: no row is padded
     window: largest number of keys that a query sees in any layer, its own included; None: only layers limit it
+    document_starts: (B, T) column at which the document of each column begins; queries see no earlier key, and
+        positions count from there. None: each row is one text. Neither padding nor earlier tokens go with it.
     """
 
     def __init__(
@@ -29,13 +43,19 @@ class Positions:
         padding: Tensor | None,
         device: torch.device,
         window: int | None = None,
+        document_starts: Tensor | None = None,
     ) -> None:
         self.start = start
         self.count = count
         self.padding = padding
         self.window = window
+        self.document_starts = document_starts
         self.columns = torch.arange(count, device=device) + start  # (T,)
-        self.index = self.columns[None] if padding is None else self.columns[None] - padding[:, None]  # (B or 1, T)
+        self.index = self.columns[None]  # (B or 1, T)
+        if padding is not None:
+            self.index = self.index - padding[:, None]
+        if document_starts is not None:
+            self.index = self.index - document_starts[:, self.columns]
         self._memo: dict[Hashable, Any] = {}
 
     @property
@@ -53,6 +73,17 @@ class Positions:
         """(B, T) True where a token is not padding; None: no row is padded."""
         return None if self.padding is None else self.index >= 0
 
+    def text_lengths(self) -> Tensor:
+        """Number of tokens of the text that each new token belongs to, (B or 1, 1); (B, T) with documents."""
+        if self.document_starts is None:
+            return self.index.amax(-1, keepdim=True) + 1
+        columns = self.document_starts.shape[1]
+        begins = torch.arange(columns, device=self.columns.device) == self.document_starts  # (B, columns)
+        ends = torch.where(begins, self.document_starts, columns).roll(-1, dims=1)
+        ends[:, -1] = columns
+        ends = ends.flip(1).cummin(dim=1).values.flip(1)
+        return (ends - self.document_starts)[:, self.columns]
+
     def without_memo(self) -> "Positions":
         """The same positions with an empty memo of their own, for code that is recomputed or frees tensors early."""
         same = copy(self)
@@ -63,7 +94,9 @@ class Positions:
         """The positions of the new tokens ``first`` to ``first + count - 1``."""
         return self.memo(
             ("narrow", first, count),
-            lambda: Positions(self.start + first, count, self.padding, self.columns.device, self.window),
+            lambda: Positions(
+                self.start + first, count, self.padding, self.columns.device, self.window, self.document_starts
+            ),
         )
 
     def unpadded(self) -> "Positions":

@@ -18,9 +18,10 @@ from modular_gpt.core.validation import size_errors
 from modular_gpt.model.aliases import read_description
 from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.model.init import initialise
-from modular_gpt.model.inputs import checked_ids, checked_padding, checked_targets, embedded, outside
+from modular_gpt.model.inputs import checked_ids, checked_targets, embedded, outside
 from modular_gpt.model.loss import IGNORED, PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
+from modular_gpt.model.token_positions import packed_positions, token_positions
 from modular_gpt.model.topologies import NORMS, TOPOLOGIES
 
 Transformed = tuple[Tensor, dict[str, Tensor]]
@@ -129,7 +130,13 @@ class GPTModel(nn.Module):
 
     @overload
     def forward(
-        self, ids: Tensor, targets: Tensor, *, padding: Tensor | None = None, loss: LossConfig = PLAIN
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        *,
+        padding: Tensor | None = None,
+        documents: Tensor | None = None,
+        loss: LossConfig = PLAIN,
     ) -> LossOutput: ...
 
     @overload
@@ -140,6 +147,7 @@ class GPTModel(nn.Module):
         *,
         cache: ModelCache | None = None,
         padding: Tensor | None = None,
+        documents: Tensor | None = None,
         last_only: bool = False,
         use_cache: bool = False,
     ) -> Tensor: ...
@@ -151,6 +159,7 @@ class GPTModel(nn.Module):
         *,
         cache: ModelCache | None = None,
         padding: Tensor | None = None,
+        documents: Tensor | None = None,
         last_only: bool = False,
         use_cache: bool = False,
         loss: LossConfig = PLAIN,
@@ -160,19 +169,22 @@ class GPTModel(nn.Module):
         ids: (B, T) token ids; targets: (B, T) the token that follows each, -100 where none counts
         cache: of the tokens before these; it is extended by them, and nothing is recorded for gradients
         padding: (B,) how many leading tokens of each row are padding
+        documents: (B, T) number of the document that each token belongs to, several of which are packed into a row:
+            tokens see their own document alone, and positions count from its beginning; None: each row is one text
         last_only: logits (B, 1, V) of the last position alone
         use_cache: keep a cache on the model between calls, until ``reset_kv_cache``
         loss: what is added to the cross-entropy of the targets
         Returns (B, T, V), or a LossOutput.
 
         Raises:
-            ConfigError: tokens past a learned position table or past a full cache.
+            ConfigError: tokens past a learned position table or past a full cache; documents with a cache, padding or
+                an attention that cannot separate them.
         """
         ids = checked_ids(ids, self.embedding.weight.device)
         if use_cache:
             cache = self._kept_cache(ids.shape[0])
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            x, losses = self.hidden_states(ids, cache, padding)
+            x, losses = self.hidden_states(ids, cache, padding, documents)
             if targets is None:
                 return self.logits(x[:, -1:] if last_only else x)
             targets = checked_targets(targets, ids)
@@ -195,10 +207,18 @@ class GPTModel(nn.Module):
         return self.logits(x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype))
 
     def hidden_states(
-        self, ids: Tensor, cache: ModelCache | None = None, padding: Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: ModelCache | None = None,
+        padding: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T) ids -> (B, T, D) what the head reads, and the auxiliary losses summed over layers."""
-        pos = self._positions(ids, cache, padding)
+        if documents is None:
+            pos = token_positions(self.config, ids, cache, padding)
+        else:
+            attentions = (block.attention for block in self.blocks)
+            pos = packed_positions(self.config, attentions, ids, documents, cache is None and padding is None)
         x = embedded(self.embedding, ids)
         if self.config.embed_scale != 1.0:
             x = x * self.config.embed_scale
@@ -222,29 +242,6 @@ class GPTModel(nn.Module):
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def _positions(self, ids: Tensor, cache: ModelCache | None, padding: Tensor | None) -> Positions:
-        start = 0 if cache is None else cache.length
-        padding = None if padding is None else checked_padding(padding, ids, cache is not None)
-        if isinstance(start, int):
-            end = start + ids.shape[1]
-            if end > self.config.context_length and not self.config.pos.component.extrapolates:
-                raise ConfigError(
-                    f"{end} tokens do not fit pos={self.config.pos.name}, which has {self.config.context_length} "
-                    "positions; give a shorter text, or use pos=rope or pos=alibi"
-                )
-            if cache is not None and cache.max_length is not None and end > cache.max_length:
-                raise ConfigError(f"the cache holds {cache.max_length} tokens and cannot take {end}; make a longer one")
-        if cache is not None:
-            if ids.shape[0] != cache.batch:
-                raise ConfigError(f"the cache was made for {cache.batch} rows, got {ids.shape[0]}")
-            if padding is not None:
-                if not (isinstance(start, int) and start == 0):
-                    raise ConfigError("padding stands to the left: give it with the first tokens of a cache only")
-                cache.begin(padding)
-            padding = cache.padding
-        window = None if cache is None else cache.window
-        return Positions(start, ids.shape[1], padding, ids.device, window)
 
     def new_cache(
         self,

@@ -71,6 +71,21 @@ def checked_padding(padding: object, ids: Tensor, cached: bool) -> Tensor:
     return tensor
 
 
+def checked_documents(documents: object, ids: Tensor) -> Tensor:
+    """Document numbers (B, T) as a tensor.
+
+    Raises:
+        ConfigError: they are no whole numbers, or not as many as the ids.
+    """
+    tensor = as_ids(documents, "documents", ids.device)
+    if not torch.compiler.is_compiling() and (tensor.shape != ids.shape or tensor.dtype not in WHOLE):
+        raise ConfigError(
+            f"documents are whole numbers of the shape of the ids, {tuple(ids.shape)}, got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}"
+        )
+    return tensor
+
+
 def embedded(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     """(B, T) -> (B, T, D)
 

@@ -74,15 +74,19 @@ Masked = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q,
 
 def visible(pos: Positions, key_columns: Tensor, window: int | None) -> Tensor:
     """(B or 1, 1, T, S) True where a query sees a key. Every query sees itself, also in padding columns."""
-    return _visible(pos.columns[None], key_columns[None], pos.padding, window)[:, None]
+    return _visible(pos, pos.columns[None], key_columns[None], window)[:, None]
 
 
-def _visible(columns: Tensor, key_columns: Tensor, padding: Tensor | None, window: int | None) -> Tensor:
-    """Masks of R pairs of columns (R, T) and key_columns (R, S): (R, T, S); with padding (B,), (B * R, T, S)."""
+def _visible(pos: Positions, columns: Tensor, key_columns: Tensor, window: int | None) -> Tensor:
+    """Masks of R pairs of columns (R, T) and key_columns (R, S): (R, T, S); with padding or documents, (B * R, T, S)"""
     distance = columns[:, :, None] - key_columns[:, None, :]
     seen = (distance >= 0) & (key_columns >= 0)[:, None]
     if window is not None:
         seen &= distance < window
+    if pos.document_starts is not None:
+        starts = pos.document_starts[:, columns]  # (B, R, T)
+        return (seen & (key_columns[:, None, :] >= starts[..., None])).flatten(0, 1)
+    padding = pos.padding
     if padding is None:
         return seen
     text = key_columns >= padding[:, None, None]  # (B, R, S)
@@ -91,7 +95,7 @@ def _visible(columns: Tensor, key_columns: Tensor, padding: Tensor | None, windo
 
 def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
     """False where plain causal attention, or attention of one query to all keys, is equivalent to ``visible``."""
-    if pos.padding is not None or isinstance(pos.start, Tensor):
+    if pos.padding is not None or pos.document_starts is not None or isinstance(pos.start, Tensor):
         return True
     if window is not None and n_keys > window:
         return True
@@ -105,11 +109,11 @@ def by_window(inputs: AttentionInputs, band: Band, dense: Dense, masked: Masked,
     columns = inputs.key_columns
 
     def seen() -> Tensor:
-        if inputs.pos.padding is None:  # the same mask in every block
+        if inputs.pos.padding is None and inputs.pos.document_starts is None:  # the same mask in every block
             return visible(first, columns[keys], inputs.window)
         queries = inputs.pos.columns[band.head :].unflatten(0, (-1, band.block))
         near = columns[band.first_key :].unfold(0, band.keys, band.block)
-        return _visible(queries, near, inputs.pos.padding, inputs.window)[:, None]
+        return _visible(inputs.pos, queries, near, inputs.window)[:, None]
 
     mask = inputs.pos.memo(("band", band, inputs.window), seen)
     added = None if bias is None else _band_bias(inputs, band, bias)

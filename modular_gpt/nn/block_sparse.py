@@ -138,6 +138,36 @@ class SlidingWindow(BlockRule):
         return (distance >= 0) & (distance < self.window)
 
 
+@dataclass(frozen=True, eq=False)
+class Documents(BlockRule):
+    """Each query sees itself and the earlier keys of its document, of which several stand in one row.
+
+    starts: (B, S) index of the first key of the document of each key
+    longest: largest number of key blocks in a list; see ``longest_list``
+    """
+
+    starts: Tensor
+    block: int
+    longest: int
+
+    @staticmethod
+    def longest_list(starts: Tensor, block: int) -> int:
+        """The largest number of key blocks that a block of queries reads. It waits for the device."""
+        first = starts[:, ::block] // block
+        return int((torch.arange(first.shape[1], device=starts.device) - first).amax()) + 1
+
+    def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
+        query = first + self.block * torch.arange(blocks, device=device)
+        oldest = self.starts[:, query] // self.block  # documents do not overlap: the first query sees furthest back
+        newest = (query + self.block - 1) // self.block
+        listed = newest[:, None] - torch.arange(self.longest + bool(first % self.block), device=device)
+        return torch.where(listed >= oldest[..., None], listed, -1)
+
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        starts = self.starts[:, query[0].clamp(max=self.starts.shape[1] - 1)]  # (B, blocks, b, 1)
+        return (key <= query) & (key >= starts)
+
+
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, rule: BlockRule, kernel: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:

@@ -70,12 +70,15 @@ def _block_mask(inputs: AttentionInputs, extra: bool) -> Any:
     before, padding = n_keys - n_queries, inputs.pos.padding
     window = n_keys if inputs.window is None else inputs.window
     hidden = None if padding is None else padding - inputs.key_columns[0]  # (B,) number of padding keys of each row
+    starts = inputs.pos.document_starts
 
     def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         distance = i + before - j
         near = (distance >= 0) & (distance < window)
         if hidden is not None:
             near = (near & (j >= hidden[b])) | (distance == 0)
+        if starts is not None:
+            near = near & (j >= starts[b, i])
         return (near | (j == n_keys)) if extra else near
 
     query = before + _BLOCK * torch.arange(-(-n_queries // _BLOCK), device=device)[:, None]  # first of each block

@@ -10,12 +10,14 @@ import copy
 import json
 from collections.abc import Callable, Iterable
 
+import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.core.cache import ModelCache, TokenCache
+from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.init import initialise
 
 STRONG = 0.4  # standard deviation of weights: scores and gates far from zero
@@ -142,6 +144,21 @@ def one_graph_for_all_steps(config: GPTConfig) -> None:
     cache.length = torch.tensor(cache.length)
     steps = [model(ids[:, i : i + 1], cache=cache) for i in range(7, TOKENS)]
     close(torch.cat([start, *steps], dim=1), model(ids))
+
+
+@torch.no_grad()
+def packed_documents_are_separate(config: GPTConfig) -> None:
+    """Documents in one row: each has the logits that it has alone, or the attention says that it cannot."""
+    model, ids = build(config), text(config, rows=2)
+    documents = torch.tensor([[3] * 5 + [4] + [3] * (TOKENS - 6), [0] * (TOKENS - 4) + [1] * 4])
+    if not all(layer.attention.component.separates_documents for layer in config.layer_configs):
+        with pytest.raises(ConfigError, match="cannot keep packed documents apart"):
+            model(ids, documents=documents)
+        return
+    got = model(ids, documents=documents)
+    for row, lengths in enumerate(([5, 1, TOKENS - 6], [TOKENS - 4, 4])):
+        whole = ids[row : row + 1].split(lengths, dim=1)
+        close(got[row : row + 1], torch.cat([model(document) for document in whole], dim=1))
 
 
 def every_parameter_learns(config: GPTConfig) -> None:
@@ -300,6 +317,7 @@ LAWS: list[Law] = [
     token_by_token,
     any_chunking,
     ragged_rows,
+    packed_documents_are_separate,
     rows_move,
     one_graph_for_all_steps,
     every_parameter_learns,

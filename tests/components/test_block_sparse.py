@@ -13,10 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.core.positions import document_starts
 from modular_gpt.nn import sdpa as sdpa_module
 from modular_gpt.nn.block_sparse import (
     Band,
     BlockRule,
+    Documents,
     SlidingWindow,
     band_attention,
     block_size,
@@ -58,29 +60,6 @@ class GlobalAndRandom(BlockRule):
 
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
         return key <= query
-
-
-@dataclass(frozen=True, eq=False)
-class Documents(BlockRule):
-    """Packed documents, other ones in each row: a query sees what stands before it in its own."""
-
-    block: int
-    ids: Tensor  # (B, S), ascending in each row
-
-    def of(self, numbers: Tensor) -> Tensor:
-        rows = numbers.expand(len(self.ids), -1, -1, -1)
-        numbers = rows.clamp(0, self.ids.shape[1] - 1)
-        return self.ids.gather(1, numbers.flatten(1)).view(rows.shape)
-
-    def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
-        query = (first + self.block * torch.arange(blocks)).clamp(max=self.ids.shape[1] - 1)
-        begins = torch.searchsorted(self.ids, self.ids[:, query].contiguous())  # (B, blocks)
-        last = (query + self.block - 1) // self.block
-        listed = begins[..., None] // self.block + torch.arange(int(last.max()) + 1)
-        return torch.where(listed <= last[:, None], listed, -1)
-
-    def visible(self, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (self.of(query) == self.of(key))
 
 
 def kernel(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
@@ -168,11 +147,13 @@ def test_other_patterns_are_other_tables(n_queries: int, before: int) -> None:
     n_keys = n_queries + before
     ids = torch.stack([torch.arange(n_keys) // 5, torch.arange(n_keys) // 11])
     query, key = numbers(n_queries, n_keys)
-    documents = Documents(4, ids)
+    starts = document_starts(ids)
+    documents = Documents(starts, 4, Documents.longest_list(starts, 4))
     random = GlobalAndRandom(4)
     blocks = random.table(before, -(-n_queries // 4), torch.device("cpu"))[0]
     listed = torch.tensor([[n // 4 in blocks[(i - before) // 4] for n in range(n_keys)] for i in query.flatten()])
-    masks = {documents: documents.visible(query, key).transpose(0, 1), random: listed & random.visible(query, key)}
+    same = (ids[:, before:, None] == ids[:, None]) & (query >= key)[0]
+    masks = {documents: same, random: listed & random.visible(query, key)}
     for rule, seen in masks.items():
         seen = seen.view(-1, 1, n_queries, n_keys)
         assert_same(

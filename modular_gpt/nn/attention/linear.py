@@ -24,6 +24,7 @@ class LinearAttention(Attention, name="linear"):
     """Linear attention: a constant state instead of a cache that grows with the text."""
 
     accepts_bias = False
+    separates_documents = True
 
     @dataclass
     class Config(ComponentConfig):
@@ -87,14 +88,18 @@ class LinearAttention(Attention, name="linear"):
             state = (cache.tensors[0], cache.tensors[1])
         # rotated features may be negative, so the normaliser uses the features before rotation
         # (RoFormer, https://arxiv.org/abs/2104.09864, equation 19)
-        total, last_memory = _causal_products(rotated_q, rotated_k, v, state[0], self.config.chunk)
-        key_sums = k.cumsum(dim=2) if state[1] is None else k.cumsum(dim=2) + state[1][:, :, None]
-        normaliser = (q * key_sums).sum(-1, keepdim=True) + self.config.eps
+        chunk, starts = self.config.chunk, pos.document_starts
+        total, last_memory = _causal_products(rotated_q, rotated_k, v, state[0], chunk, starts)
+        if starts is None:
+            key_sums = k.cumsum(dim=2) if state[1] is None else k.cumsum(dim=2) + state[1][:, :, None]
+            normaliser = (q * key_sums).sum(-1, keepdim=True)
+        else:
+            normaliser, _ = _causal_products(q, k, torch.ones_like(k[..., :1]), None, chunk, starts)
         if cache is not None:
             memory, sums = cache.tensors
             memory.copy_(last_memory)
             sums.copy_(key_sums[:, :, -1])
-        out: Tensor = self.out((total / normaliser).transpose(1, 2).flatten(2).to(x.dtype))
+        out: Tensor = self.out((total / (normaliser + self.config.eps)).transpose(1, 2).flatten(2).to(x.dtype))
         return out
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
@@ -115,20 +120,43 @@ class LinearAttention(Attention, name="linear"):
         return out
 
 
-def _causal_products(q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
-    """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t times ``memory`` (B, H, N, N) of earlier tokens.
+def _causal_products(
+    q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int, starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t times ``memory`` (B, H, N, M) of earlier tokens.
 
-    q, k, v: (B, H, T, N). Within a chunk by a masked matrix product, between chunks by the running sum of k v^T.
-    Returns the sums (B, H, T, N) and the memory after the last token.
+    q, k: (B, H, T, N); v: (B, H, T, M). Within a chunk by a masked matrix product, between chunks by the running sum of
+    k v^T.
+    starts: (B, T) the first s that t sees; None: 0. It goes with no memory.
+    Returns the sums (B, H, T, M) and the memory after the last token.
     """
     count = q.shape[2]
     chunk = min(chunk, count)
     padding = -count % chunk
     q, k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for x in (q, k, v))
-    within = (q @ k.transpose(-1, -2)).tril() @ v  # (B, H, chunks, chunk, N)
-    after = (k.transpose(-1, -2) @ v).cumsum(dim=2)  # memory after each chunk, (B, H, chunks, N, N)
+    scores = (q @ k.transpose(-1, -2)).tril()  # (B, H, chunks, chunk, chunk)
+    if starts is None:
+        after = (k.transpose(-1, -2) @ v).cumsum(dim=2)  # memory after each chunk, (B, H, chunks, N, M)
+    else:
+        starts = F.pad(starts, (0, padding), mode="replicate").unflatten(1, (-1, chunk))[:, None]
+        scores = scores.masked_fill(starts[..., :, None] != starts[..., None, :], 0.0)
+        after, q = _document_memories(q, k, v, starts)
     if memory is not None:
         after = after + memory[:, :, None]
     first = torch.zeros_like(after[:, :, :1]) if memory is None else memory[:, :, None]
     before = torch.cat([first, after[:, :, :-1]], dim=2)
-    return (within + q @ before).flatten(2, 3)[:, :, :count], after[:, :, -1]
+    return (scores @ v + q @ before).flatten(2, 3)[:, :, :count], after[:, :, -1]
+
+
+def _document_memories(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of k v^T over the document that is open after each chunk, and queries that read it in the next chunk.
+
+    q, k: (B, H, chunks, chunk, N); v: (B, H, chunks, chunk, M); starts: (B, 1, chunks, chunk)
+    Returns (B, H, chunks, N, M), and q with zeros where a token belongs to a document that began in its chunk.
+    """
+    last = starts[..., -1]  # (B, 1, chunks): the document that is open after each chunk
+    sums = (k * (starts == last[..., None])[..., None]).transpose(-1, -2) @ v
+    same = (last[..., :, None] == last[..., None, :]).tril().to(sums.dtype)  # (B, 1, chunks, chunks)
+    memories = (same @ sums.flatten(3)).view_as(sums)
+    earlier = F.pad(last[..., :-1], (1, 0), value=-1)
+    return memories, q * (starts == earlier[..., None])[..., None]

@@ -35,6 +35,8 @@ class MultiHeadAttention(
 ):
     """Multi-head attention: every query head has its own keys and values (GPT-2)."""
 
+    separates_documents = True
+
     @dataclass
     class Config(ComponentConfig):
         """Settings of multi-head attention and its variants.

@@ -41,6 +41,8 @@ class ReadLinear(nn.Linear):
 class MultiHeadLatentAttention(Attention, name="mla"):
     """Multi-head latent attention: caches one small latent per token instead of keys and values (DeepSeek)."""
 
+    separates_documents = True
+
     @dataclass
     class Config(ComponentConfig):
         """Settings of multi-head latent attention.

@@ -129,7 +129,7 @@ class RoPE(Position, name="rope"):
         return (angle.cos() * magnitude).to(dtype), (angle.sin() * magnitude).to(dtype)
 
     def _frequencies(self, pos: Positions, dim: int) -> tuple[Tensor, float]:
-        """Angles per position, (dim / 2,) or (B or 1, 1, dim / 2), and the factor on queries and keys."""
+        """Angles per position, (dim / 2,) or (B or 1, 1 or T, dim / 2), and the factor on queries and keys."""
         exponent = torch.arange(0, dim, 2, device=pos.index.device, dtype=torch.float32) / dim
         scaling = self.scaling
         if scaling is None:
@@ -147,11 +147,11 @@ class RoPE(Position, name="rope"):
         return self._yarn(scaling, unscaled, dim), magnitude
 
     def _dynamic(self, scaling: Scaling, pos: Positions, exponent: Tensor, dim: int) -> Tensor:
-        """(B or 1, 1, dim / 2): the base grows with the current length of each row.
+        """(B or 1, 1 or T, dim / 2): the base grows with the current length of each text.
 
         Cached keys keep the angles of the length at which they were computed.
         """
-        length = (pos.index.amax(-1, keepdim=True) + 1).clamp(min=self.original_length)[..., None]
+        length = pos.text_lengths().clamp(min=self.original_length)[..., None]
         growth = scaling.factor * length / self.original_length - (scaling.factor - 1)
         return 1.0 / (self.config.theta * growth ** (dim / (dim - 2))) ** exponent
 
