@@ -113,9 +113,7 @@ def save_model(
     if not str(path):
         raise ConfigError("give the folder that the model is written to; the path is empty")
     path = Path(path)
-    if (path / MANIFEST).exists() or (path / FOLDER).is_dir():
-        holds = "a checkpoint" if (path / MANIFEST).exists() else "a run"
-        raise CheckpointError(f"'{path}' is {holds} of this program and would be damaged: give another folder")
+    _refuse_checkpoint(path)
     if format == "family" or (format != OWN_TYPE and _is_published(model)):
         save_pretrained(model, path, eos_token_id=eos_token_id)
         return family_of(model.config).model_type
@@ -130,6 +128,13 @@ def save_model(
     tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in saved_tensors(model).items()}
     write_files(path, settings, tensors, eos_token_id)
     return OWN_TYPE
+
+
+def _refuse_checkpoint(path: Path) -> None:
+    """Raise a CheckpointError for a folder in which a model in another format would damage what is there."""
+    if (path / MANIFEST).exists() or (path / FOLDER).is_dir():
+        found = "a checkpoint" if (path / MANIFEST).exists() else "a run"
+        raise CheckpointError(f"'{path}' is {found} of this program and would be damaged: give another folder")
 
 
 def write_folder(

@@ -13,7 +13,7 @@ import errno
 import logging
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -192,28 +192,41 @@ def save_checkpoint(
     if write_shards is None:
         sets["model"] = model.state_dict() if weights is None else weights
     needed = sum(tensor.nbytes for named in sets.values() for tensor in named.values()) + 2**16
+    with _new_checkpoint(directory, needed) as new:
+        if write_shards is not None:
+            write_shards(new)
+        for name, named in sets.items():
+            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}
+            save_file(plain, new / f"{name}.safetensors", metadata={"format": "pt"})
+        write_json(new / CONFIG, model.config.to_dict())
+        write_json(new / META, meta or {})
+        if tokenizer is not None:
+            tokenizer.save(new)
+        write_manifest(new)
+    return directory
+
+
+@contextmanager
+def _new_checkpoint(directory: Path, needed: int) -> Iterator[Path]:
+    """Context manager: a temporary directory that takes the place of ``directory`` at the end.
+
+    needed: bytes that will be written
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(directory.parent).free < needed:
             raise OSError(errno.ENOSPC, "the disk is full")
         with new_directory(directory) as new:
-            if write_shards is not None:
-                write_shards(new)
-            for name, named in sets.items():
-                plain = {key: tensor.detach().cpu().contiguous() for key, tensor in named.items()}
-                save_file(plain, new / f"{name}.safetensors", metadata={"format": "pt"})
-            write_json(new / CONFIG, model.config.to_dict())
-            write_json(new / META, meta or {})
-            if tokenizer is not None:
-                tokenizer.save(new)
-            write_manifest(new)
+            yield new
     except (OSError, SafetensorError) as error:
         reason, remedy = write_problem(as_os_error(error), directory.parent)
         raise CheckpointError(
             f"cannot save '{directory}' ({reason}; it takes {needed:,} bytes): {remedy};"
             " the checkpoints saved before are untouched"
         ) from error
-    return directory
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:

@@ -1,4 +1,7 @@
-"""lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness) on any of our models; extra ``eval``."""
+"""Evaluation of a GPTModel by lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
+
+It needs the extra ``eval``.
+"""
 
 import difflib
 import re
@@ -20,16 +23,16 @@ from modular_gpt.evaluation.windows import check_finite
 from modular_gpt.generation import Generation, GenerationConfig, left_pad
 from modular_gpt.model import GPTModel
 
-Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation), and the ids of each
-_NEW_TOKENS = 256  # of generate_until, where a task does not say
+Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation), their ids
+_NEW_TOKENS = 256  # generated where a task does not set max_gen_toks
 _SAMPLING = ("temperature", "top_p", "top_k")
-_ASKED = ("until", "max_gen_toks", "do_sample", *_SAMPLING)
+_GENERATION_KWARGS = ("until", "max_gen_toks", "do_sample", *_SAMPLING)
 
 
 class HarnessModel(TemplateLM):
-    """A GPTModel and its tokenizer as the harness asks them.
+    """A GPTModel and its tokenizer behind the interface of the harness.
 
-    Texts longer than the context lose their beginning, as with the harness's own models.
+    Texts longer than the context lose their beginning, as in the harness's own models.
     """
 
     def __init__(self, model: GPTModel, tokenizer: Tokenizer, batch_size: int = 8) -> None:
@@ -42,7 +45,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that stands between documents, or else a line end."""
+        """The token that ends a document; where the tokenizer has none, a line end."""
         if self.texts.eos_id is not None:
             return self.texts.eos_id
         try:
@@ -52,7 +55,7 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that a text without a context is predicted from: ``bos_id``, or else ``eot_token_id``."""
+        """The token that precedes a text without a context: ``bos_id``, or else ``eot_token_id``."""
         return self.eot_token_id if self.texts.bos_id is None else self.texts.bos_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: object) -> list[int]:
@@ -61,14 +64,14 @@ class HarnessModel(TemplateLM):
         return self.texts.with_bos(ids) if add_special_tokens else ids
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """The ids of a context, which begins with ``bos_id`` where there is one, and of its continuation."""
+        """The ids of a context, with ``bos_id`` first if the tokenizer has one, and of its continuation."""
         before, after = super()._encode_pair(context, continuation)
         return self.texts.with_bos(before), after
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """Of each continuation, given its context: the log-probability, and whether greedy decoding would give it."""
+        """For each request: the log-probability of the continuation, and whether greedy decoding produces it."""
         found: dict[int, tuple[float, bool]] = {}
         for batch in self._batches([len(context) + len(text) for _, context, text in requests]):
             for index, result in zip(batch, self._score([requests[index] for index in batch]), strict=True):
@@ -95,64 +98,65 @@ class HarnessModel(TemplateLM):
             yield value, bool((scores.argmax(-1) == target).all())
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of texts that are about equally long, the longest first."""
+        """Batches of indices of texts, sorted by length with the longest first."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, in windows of the context that predict each token once."""
+        """The log-probability of each whole text, in windows of the context length that score each token once."""
         totals = []
         for (text,) in (request.args for request in requests):
-            pieces = get_rolling_token_windows(
+            windows = get_rolling_token_windows(
                 token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
             )
-            pairs: list[Request] = [(("", text), *make_disjoint_window(piece)) for piece in pieces]
+            pairs: list[Request] = [(("", text), *make_disjoint_window(window)) for window in windows]
             totals.append(sum(value for value, _ in self._loglikelihood_tokens(pairs)))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What follows each context, up to a stop string, the end of the text or so many tokens."""
+        """The continuation of each context, up to a stop string, the end of the text or the token limit."""
         found: dict[int, str] = {}
-        asked = [(index, *request.args) for index, request in enumerate(requests)]
-        for _, alike in groupby(sorted(asked, key=lambda each: str(each[2])), key=lambda each: str(each[2])):
-            same = list(alike)
-            settings = self._settings(same[0][2])
-            room = max(self.max_length - settings.max_new_tokens, self.max_length // 2, 1)
-            encoded = [self.texts.with_bos(self.texts.encode(context)) for _, context, _ in same]
-            prompts = [(ids or [self.eot_token_id])[-room:] for ids in encoded]
+        numbered = [(index, *request.args) for index, request in enumerate(requests)]
+        numbered.sort(key=lambda request: str(request[2]))
+        for _, equal in groupby(numbered, key=lambda request: str(request[2])):
+            group = list(equal)
+            settings = self._settings(group[0][2])
+            limit = max(self.max_length - settings.max_new_tokens, self.max_length // 2, 1)
+            encoded = [self.texts.with_bos(self.texts.encode(context)) for _, context, _ in group]
+            prompts = [(ids or [self.eot_token_id])[-limit:] for ids in encoded]
             for batch in self._batches([len(prompt) for prompt in prompts]):
-                ids, padding = left_pad([prompts[each] for each in batch], self._device)
+                ids, padding = left_pad([prompts[row] for row in batch], self._device)
                 run = Generation(self.gpt, ids, settings, padding=padding, decode_stream=self.texts.decode_stream)
-                for each, continuations in zip(batch, run.finish(), strict=True):
-                    index, context, wishes = same[each]
+                for row, continuations in zip(batch, run.finish(), strict=True):
+                    index, context, kwargs = group[row]
                     found[index] = continuations[0].text or ""
-                    self.cache_hook.add_partial("generate_until", (context, wishes), found[index])
+                    self.cache_hook.add_partial("generate_until", (context, kwargs), found[index])
         return [found[index] for index in range(len(requests))]
 
-    def _settings(self, wishes: PlainMapping) -> GenerationConfig:
-        """What a task wishes, as ours.
+    def _settings(self, kwargs: PlainMapping) -> GenerationConfig:
+        """The settings of generation for the ``generation_kwargs`` of a task.
 
         Raises:
-            ConfigError: it wishes what we do not have.
+            ConfigError: one of them is not supported.
         """
-        for name in wishes:
-            if name not in _ASKED:
-                raise ConfigError(f"the task's generation_kwargs: {unknown('setting', name, _ASKED)}")
-        until = wishes.get("until") or []
-        sampled = bool(wishes.get("do_sample")) and wishes.get("temperature") != 0
+        for name in kwargs:
+            if name not in _GENERATION_KWARGS:
+                raise ConfigError(f"the task's generation_kwargs: {unknown('setting', name, _GENERATION_KWARGS)}")
+        until = kwargs.get("until") or []
+        sampled = bool(kwargs.get("do_sample")) and kwargs.get("temperature") != 0
         return GenerationConfig(
-            max_new_tokens=int(wishes.get("max_gen_toks", _NEW_TOKENS)),
-            stop=[until] if isinstance(until, str) else [each for each in until if each],
+            max_new_tokens=int(kwargs.get("max_gen_toks", _NEW_TOKENS)),
+            stop=[until] if isinstance(until, str) else [string for string in until if string],
             stop_tokens=self.texts.eos_ids,
             suppress_tokens=self.texts.unused_ids(self.gpt.config.vocab_size),
             greedy=not sampled,
             overflow="slide" if self.gpt.slides else "window",
-            **({name: wishes[name] for name in _SAMPLING if name in wishes} if sampled else {}),
+            **({name: kwargs[name] for name in _SAMPLING if name in kwargs} if sampled else {}),
         )
 
 
@@ -166,24 +170,18 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> dict[str, PlainDict]:
-    """The figures of some tasks, by task and by the harness's name of the figure, such as ``acc,none``.
+    """Evaluate a model on tasks of the harness. Returns the metrics of each task by their names in the harness.
 
-    tasks: names that the harness knows, or paths of yaml files that describe a task
-    include: a folder with more such files; fewshot: solved examples before each question; limit: questions of a task
+    A name is, for example, ``acc,none``: the metric and the filter applied to the answers.
+
+    tasks: names of tasks, or paths of yaml files that define one
+    include: folder with further yaml files; fewshot: solved examples before each question; limit: questions per task
 
     Raises:
-        ConfigError: there is no such task, or it wishes what we do not have.
-        DataError: a task's data cannot be had.
+        ConfigError: there is no such task, or it uses a setting that is not supported.
+        DataError: the data of a task cannot be loaded.
     """
-    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
-    names = [_name_in(Path(task)) if Path(task) in files else task for task in tasks]
-    folders = [str(path.parent) for path in files] + ([] if include is None else [str(include)])
-    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
-    for name in names:
-        if name not in manager.all_tasks:
-            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise ConfigError(f"the harness has no task {name!r}{hint} (a path of a yaml file may be given too)")
+    names, manager = _find_tasks(tasks, include)
     try:
         results = simple_evaluate(
             HarnessModel(model, tokenizer, batch_size),
@@ -196,13 +194,33 @@ def run_tasks(
         )
     except (OSError, ConnectionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"the data of {', '.join(names)} cannot be had ({reason}); connect once to fetch it") from error
-    assert results is not None, "only other ranks of a distributed run get nothing"
-    return {name: dict(figures) for name, figures in results["results"].items()}
+        raise DataError(
+            f"cannot load the data of {', '.join(names)} ({reason}); connect to the network once to download it"
+        ) from error
+    assert results is not None, "the harness returns None only on other ranks of a distributed run"
+    return {name: dict(metrics) for name, metrics in results["results"].items()}
 
 
-def _name_in(path: Path) -> str:
-    """The name that a task's yaml file gives it, read without running what the file may name."""
+def _find_tasks(tasks: Sequence[str], include: str | Path | None) -> tuple[list[str], TaskManager]:
+    """The names of the tasks, and the harness's index of all tasks with the yaml files that were given.
+
+    Raises:
+        ConfigError: there is no such task.
+    """
+    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
+    names = [_task_name(Path(task)) if Path(task) in files else task for task in tasks]
+    folders = [str(path.parent) for path in files] + ([] if include is None else [str(include)])
+    manager = TaskManager(include_path=folders or None, include_defaults=len(files) < len(tasks))
+    for name in names:
+        if name not in manager.all_tasks:
+            close = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise ConfigError(f"the harness has no task {name!r}{hint} (a path of a yaml file may be given too)")
+    return names, manager
+
+
+def _task_name(path: Path) -> str:
+    """The name in a task's yaml file, found as text: loading the file could import what it names."""
     try:
         match = re.search(r"^task:\s*[\"']?([^\s\"'#]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
     except (OSError, UnicodeDecodeError) as error:

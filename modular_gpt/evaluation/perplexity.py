@@ -100,13 +100,7 @@ def evaluate_tokens(
         ConfigError: a setting that cannot work.
         NonFiniteError: the model's logits are not finite.
     """
-    context = options.get("context")
-    context = model.config.context_length if context is None else context
-    stride = options.get("stride")
-    stride = context if stride is None else stride
-    batch_size = options.get("batch_size", 8)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    context, stride, batch_size = _resolved(options, model.config.context_length)
     ids = np.asarray(ids)
     text = _Text(ids, bos_id)
     _check(text, model.config.vocab_size)
@@ -122,6 +116,15 @@ def evaluate_tokens(
     finally:
         model.train(was_training)
     return Evaluation(total / scored, scored, len(ids), size, context, stride)
+
+
+def _resolved(options: WindowOptions, context_length: int) -> tuple[int, int, int]:
+    """The context, the stride and the batch size, by default those that ``WindowOptions`` names."""
+    context, stride, batch_size = options.get("context"), options.get("stride"), options.get("batch_size", 8)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    context = context_length if context is None else context
+    return context, context if stride is None else stride, batch_size
 
 
 class _Text:

@@ -1,7 +1,7 @@
 """A GPTModel as a causal language model of the transformers library."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,24 @@ from modular_gpt.pretrained.hub import Source
 from modular_gpt.pretrained.weight_files import Tensors
 
 _ASSISTED = GenerationMode.ASSISTED_GENERATION
+_SUPPORTED_OPTIONS = ("num_items_in_batch", "return_dict", "cache_position")
+
+
+class ForwardOptions(TypedDict, total=False):
+    """Keyword arguments that transformers passes to ``forward`` beside the tokens.
+
+    num_items_in_batch: the number of tokens to divide the loss by; None: the number in this batch
+    return_dict: False for a tuple instead of a CausalLMOutputWithPast
+    cache_position: accepted for transformers 5.0 and not used: the cache counts its tokens itself
+    inputs_embeds, output_attentions, output_hidden_states: not supported, so they must be None or False
+    """
+
+    num_items_in_batch: Tensor | int | None
+    return_dict: bool | None
+    cache_position: Tensor | None
+    inputs_embeds: None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
 
 
 class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
@@ -61,28 +79,21 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: GenerationCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        num_items_in_batch: Tensor | int | None = None,
-        return_dict: bool | None = None,
-        inputs_embeds: None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        cache_position: Tensor | None = None,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        **options: Unpack[ForwardOptions],
+    ) -> CausalLMOutputWithPast | tuple[object, ...]:
         """(B, T) ids -> logits (B, T, V), and the loss where labels are given.
 
         attention_mask: (B, cached + T), 0 for padding, which stands on the left
         labels: (B, T), the ids themselves, -100 where none counts; the shift by one happens here
         past_key_values: extended by these tokens; without one, ``use_cache=True`` makes one that grows
         logits_to_keep: compute logits of the last n positions, or of the positions in a tensor; 0: of all
-        num_items_in_batch: the number of tokens to divide the loss by; None: the number in this batch
-        cache_position: accepted for transformers 5.0 and not used: the cache counts its tokens itself
+        options: see ``ForwardOptions``
 
         Raises:
-            ConfigError: the mask is not padding on the left, the cache is not ours, or an output is not supported.
+            ConfigError: the mask is not padding on the left, the cache is not a GenerationCache, or an option is not
+                supported.
         """
-        _refuse(
-            inputs_embeds=inputs_embeds, output_attentions=output_attentions, output_hidden_states=output_hidden_states
-        )
+        _refuse_unsupported(options)
         self._check_adapters()
         cache = self._cache(input_ids, past_key_values, use_cache)
         cached = None if cache is None else cache.get_seq_length()
@@ -94,11 +105,11 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
             logits = self.model.logits(hidden[:, kept])
         else:
             logits = self.model.logits(hidden)
-            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
-            for value in losses.values():
-                loss = loss + value
+            count = options.get("num_items_in_batch")
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=count)
+            loss = sum(losses.values(), loss)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
-        return output.to_tuple() if return_dict is False else output
+        return output.to_tuple() if options.get("return_dict") is False else output
 
     def _check_adapters(self) -> None:
         """Raise a ConfigError for an adapter that only one of the two uses of a tied embedding would read."""
@@ -231,7 +242,8 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def _refuse(**asked: Any) -> None:
-    for name, value in asked.items():
-        if value is not None and value is not False:
+def _refuse_unsupported(options: ForwardOptions) -> None:
+    """Raise a ConfigError for an argument that is set and would otherwise have no effect."""
+    for name, value in options.items():
+        if name not in _SUPPORTED_OPTIONS and value is not None and value is not False:
             raise ConfigError(f"{name} is not supported by this model; leave it out")

@@ -6,7 +6,7 @@ padding. Causal masks, sliding windows, ring buffers, chunked prefill and ragged
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -78,47 +78,40 @@ class AttentionScoreConfig:
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """The settings of the layer and the arguments of one call that turn scores into attention weights."""
+class Weighting:
+    """The settings of the layer and the arguments of one call that turn scores into attention weights.
+
+    training: whether dropout is applied; sinks: (H,) logits of an extra key whose value is zero
+    bias: the position's bias on the scores; None: there is none
+    """
 
     scoring: AttentionScoreConfig
-    sinks: Tensor | None
-    bias: ScoreBias | None
-    training: bool
+    training: bool = False
+    sinks: Tensor | None = None
+    bias: ScoreBias | None = None
 
     @property
     def dropout(self) -> float:
         return self.scoring.dropout if self.training else 0.0
 
 
-def sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pos: Positions,
-    key_columns: Tensor,
-    scoring: AttentionScoreConfig,
-    *,
-    training: bool = False,
-    sinks: Tensor | None = None,
-    bias: ScoreBias | None = None,
-) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, pos: Positions, key_columns: Tensor, weighting: Weighting) -> Tensor:
     """Softmax attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
     pos: positions of the queries; key_columns: (S,) column of each key, consecutive where T > 1
-    sinks: (H,) logits of an extra key whose value is zero; bias: the position's bias on the scores
     Returns (B, H, T, M).
 
     Raises:
         ConfigError: the backend has no kernel for this device, dtype, mask or dropout.
     """
-    inputs = AttentionInputs(q, k, v, pos, key_columns, pos.limit(scoring.window))
-    bias = bias if bias is not None and bias.position.biases else None
-    return _attend(inputs, _Weights(scoring, sinks, bias, training))
+    bias = weighting.bias
+    if bias is not None and not bias.position.biases:
+        weighting = replace(weighting, bias=None)
+    return _attend(AttentionInputs(q, k, v, pos, key_columns, pos.limit(weighting.scoring.window)), weighting)
 
 
-def _attend(inputs: AttentionInputs, weights: _Weights) -> Tensor:
+def _attend(inputs: AttentionInputs, weights: Weighting) -> Tensor:
     """Choose the fastest of the equivalent algorithms of ``attention_forms``."""
     pos = inputs.pos
     if pos.count == 1 or isinstance(pos.start, Tensor) or torch.compiler.is_exporting():
@@ -148,7 +141,7 @@ def _band(inputs: AttentionInputs, backend: str) -> Band | None:
     return band if band.blocks else None
 
 
-def _documents(inputs: AttentionInputs, weights: _Weights) -> Documents | None:
+def _documents(inputs: AttentionInputs, weights: Weighting) -> Documents | None:
     """The key blocks of packed documents; None where one mask is as fast.
 
     The number of blocks depends on the longest document, which a compiled graph does not know.
@@ -164,7 +157,7 @@ def _documents(inputs: AttentionInputs, weights: _Weights) -> Documents | None:
     return Documents(starts, _DOCUMENT_BLOCK, longest)
 
 
-def _masks(inputs: AttentionInputs, weights: _Weights) -> bool:
+def _masks(inputs: AttentionInputs, weights: Weighting) -> bool:
     """Whether chunks of queries save memory or work: without gradients, and where a mask or all scores are computed."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or weights.scoring.backend == "flex":
         return False
@@ -172,7 +165,7 @@ def _masks(inputs: AttentionInputs, weights: _Weights) -> bool:
     return not plain or needs_mask(inputs.pos, inputs.n_keys, inputs.window)
 
 
-def _dense(inputs: AttentionInputs, weights: _Weights) -> Tensor:
+def _dense(inputs: AttentionInputs, weights: Weighting) -> Tensor:
     """Attention of every query to every key, with a mask where one is needed."""
     pos, window, n_keys, columns = inputs.pos, inputs.window, inputs.n_keys, inputs.key_columns
     bias = None if weights.bias is None else weights.bias(pos, columns)
@@ -188,14 +181,14 @@ def _dense(inputs: AttentionInputs, weights: _Weights) -> Tensor:
     return _masked(inputs.q, inputs.k, inputs.v, seen, bias, weights)
 
 
-def _flex(inputs: AttentionInputs, bias: Tensor | None, weights: _Weights) -> Tensor:
+def _flex(inputs: AttentionInputs, bias: Tensor | None, weights: Weighting) -> Tensor:
     """FlexAttention. Raises a ConfigError for dropout, which it does not support."""
     if weights.dropout > 0:
         raise ConfigError("backend=flex has no dropout of attention weights; set attention.dropout=0 or backend=auto")
     return flex(inputs, weights.scoring.scale, weights.scoring.softcap, weights.sinks, bias)
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
+def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: Weighting) -> Tensor:
     """Attention with a mask ``seen`` (B or 1, 1, T, S), None: all keys, and a bias (B or 1, H, T, S) or None."""
     scoring, count = weights.scoring, q.shape[2]
     # for one query the fused path would copy all keys and values: to add the sink, or where their widths differ
@@ -205,7 +198,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor |
     return _fused(q, k, v, seen, bias, weights)
 
 
-def _use_eager(q: Tensor, n_keys: int, weights: _Weights) -> bool:
+def _use_eager(q: Tensor, n_keys: int, weights: Weighting) -> bool:
     """Whether attention is computed without a fused kernel: where none supports it, and where that is faster.
 
     The backward pass of flash kernels is slow on a CPU: with few keys, compiled training is faster without them.
@@ -222,11 +215,11 @@ def _fused(
     v: Tensor,
     seen: Tensor | None,
     bias: Tensor | None,
-    weights: _Weights,
+    weights: Weighting,
     causal: bool = False,
 ) -> Tensor:
-    """PyTorch's scaled_dot_product_attention, which picks a flash or memory-efficient kernel."""
-    mask, scoring = seen, weights.scoring
+    """Attention by PyTorch's fused kernels, with inputs in the form in which they are fastest."""
+    mask = seen
     if bias is not None:
         mask = bias.to(q.dtype) if seen is None else bias.to(q.dtype).masked_fill(~seen, -torch.inf)
     if weights.sinks is not None:
@@ -240,25 +233,29 @@ def _fused(
             mask = mask.reshape(mask.shape[0], groups, -1, mask.shape[-1])
     elif count > 1 and q.device.type == "cpu" and width != value_width:
         q, k, v = _pad_to_one_width(q, k, v)
-    shared = not fold and heads != groups
-    only_fused = sdpa_kernel(_FUSED) if scoring.backend == "flash" else nullcontext()
+    out = _kernel(q, k, v, mask, weights, causal)
+    return out[..., :value_width].reshape(batch, heads, count, -1)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, weights: Weighting, causal: bool) -> Tensor:
+    """PyTorch's scaled_dot_product_attention, which picks a flash or memory-efficient kernel."""
+    only_fused = sdpa_kernel(_FUSED) if weights.scoring.backend == "flash" else nullcontext()
     try:
         with only_fused:
-            out = F.scaled_dot_product_attention(
+            return F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
                 attn_mask=mask,
                 dropout_p=weights.dropout,
                 is_causal=causal,
-                scale=scoring.scale,
-                enable_gqa=shared,
+                scale=weights.scoring.scale,
+                enable_gqa=q.shape[1] != k.shape[1],
             )
     except RuntimeError as error:
-        if scoring.backend != "flash" or "kernel" not in str(error):
+        if weights.scoring.backend != "flash" or "kernel" not in str(error):
             raise
         raise ConfigError("backend=flash has no kernel for this device, dtype and mask; use backend=auto") from error
-    return out[..., :value_width].reshape(batch, heads, count, -1)
 
 
 def _pad_to_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,7 +278,7 @@ def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tens
     return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), mask
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: _Weights) -> Tensor:
+def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: Weighting) -> Tensor:
     """Attention by its definition: matmul, softcap, bias, mask, softmax in at least float32, dropout, matmul."""
     scoring, sinks = weights.scoring, weights.sinks
     batch, heads, count, width = q.shape

@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused(tokenizer: Tokenizer, task: Any, tmp_path: Pa
         run_tasks(model, tokenizer, [str(tmp_path / "nameless.yaml")])
     path = task("missing_data", CHOICE)
     (tmp_path / "questions.jsonl").unlink()
-    with pytest.raises(DataError, match="the data of missing_data cannot be had"):
+    with pytest.raises(DataError, match="cannot load the data of missing_data"):
         run_tasks(model, tokenizer, [path])
 
 

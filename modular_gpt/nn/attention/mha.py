@@ -20,7 +20,7 @@ from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm import norm_without_bias
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, sdpa, shard_heads
+from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, Weighting, sdpa, shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 
@@ -150,17 +150,9 @@ class MultiHeadAttention(
             assert isinstance(cache, TokenCache)
             (k, v), columns = cache.append(pos, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)  # the cache may have another dtype than the model
-        mixed = sdpa(
-            q,
-            k,
-            v,
-            pos,
-            columns,
-            self.scoring,
-            training=self.training,
-            sinks=None if self.sinks is None else self.sinks[self.local_heads],
-            bias=ScoreBias(self.position, self.n_heads, self.local_heads),
-        )
+        sinks = None if self.sinks is None else self.sinks[self.local_heads]
+        bias = ScoreBias(self.position, self.n_heads, self.local_heads)
+        mixed = sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, sinks, bias))
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

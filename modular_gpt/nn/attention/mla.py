@@ -21,7 +21,7 @@ from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import has_hooks
 from modular_gpt.nn.norm import norm_without_bias
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, sdpa
+from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, Weighting, sdpa
 from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
 
 
@@ -253,16 +253,8 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         return out
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, columns: Tensor) -> Tensor:
-        return sdpa(
-            q,
-            k,
-            v,
-            pos,
-            columns,
-            self.scoring,
-            training=self.training,
-            bias=ScoreBias(self.position, self.n_heads),
-        )
+        bias = ScoreBias(self.position, self.n_heads)
+        return sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, bias=bias))
 
 
 def widths(config: MultiHeadLatentAttention.Config) -> Widths:
