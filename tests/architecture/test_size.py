@@ -12,6 +12,7 @@ PARAMETERS = 7
 # Functions with more parameters, and why.
 MANY_PARAMETERS = {
     "data/torch_dataset.py make_dataloader": "public since 0.1.0, with the arguments of torch's DataLoader",
+    "model/gpt.py forward": "the one call of a model: tokens, where they stand, the cache, and what is returned",
 }
 
 
