@@ -1,21 +1,27 @@
-"""The published families that can be read and written; tables.py writes the table into docs/pretrained.md."""
+"""The published families that are read and written; tables.py writes the table into docs/pretrained.md."""
 
-import importlib
+import ast
+from pathlib import Path
 
-from modular_gpt.pretrained import FAMILIES
+from modular_gpt.pretrained import FAMILIES, families
 
-HEAD = ["family", "`model_type`", "in transformers", "read", "written"]
+HEAD = ["`model_type`", "class in transformers", "table", "lines"]
 
 
-def title(model_type: str) -> str:
-    """The name of a family and the link to its paper, from the first line of its file."""
-    module = importlib.import_module(f"modular_gpt.pretrained.families.{model_type}")
-    name, _, link = (module.__doc__ or "").strip().splitlines()[0].partition(": ")
-    return f"[{name}]({link.strip()})"
+def entries() -> dict[str, tuple[str, int]]:
+    """The file of each family's table entry, and the number of its lines."""
+    found = {}
+    for path in sorted(Path(families.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Family":
+                name = ast.literal_eval(node.args[0])
+                found[name] = (path.name, (node.end_lineno or node.lineno) - node.lineno + 1)
+    return found
 
 
 def rows() -> list[list[str]]:
+    places = entries()
     return [
-        [title(model_type), f"`{model_type}`", f"`{family.architecture}`", "yes", "yes" if family.to_hf else "no"]
-        for model_type, family in FAMILIES.items()
+        [f"`{name}`", f"`{family.architecture}`", f"`{places[name][0]}`", str(places[name][1])]
+        for name, family in sorted(FAMILIES.items())
     ]

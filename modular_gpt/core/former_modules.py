@@ -51,7 +51,7 @@ FORMER = {
     "pretrained.rules": "pretrained.tensor_map",
     "pretrained.loading": "pretrained.load",
     "pretrained.saving": "pretrained.save",
-    "pretrained.families.shared": "pretrained.families.llama_like",
+    "pretrained.families.shared": "pretrained.families.decoder_keys",
     "pretrained.families.rotary": "pretrained.families.rope_config",
     "evaluation.text": "evaluation.perplexity",
     "training.hardware": "runtime.device",

@@ -30,7 +30,18 @@ HARMLESS: PlainMapping = {
             "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
             "output_attentions", "output_hidden_states", "output_scores", "output_router_logits", "return_dict",
             "id2label", "label2id", "num_labels", "problem_type", "classifier_dropout", "hidden_dropout_prob",
-            "prefix", "return_dict_in_generate", "is_decoder", "remove_invalid_values",
+            "prefix", "return_dict_in_generate", "is_decoder", "remove_invalid_values", "eod_token_id",
+            "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+            "summary_first_dropout",
+        ),
+        ANY,
+    ),
+    # initialisation and training, where a family does not read them
+    **dict.fromkeys(
+        (
+            "router_jitter_noise", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size", "num_mtp_layers",
+            "num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types", "layerdrop", "init_device",
+            "embedding_initializer_range", "cache_implementation", "n_ctx",
         ),
         ANY,
     ),
@@ -59,6 +70,8 @@ class HFConfig(PlainMapping):
     """The settings of a config.json with defaults for missing keys; records the keys that are read.
 
     A nested object is an HFConfig with the same record. Iterating over the keys reads none of them.
+
+    synonyms: other names by which a key can be looked up -> the key
     """
 
     def __init__(
@@ -66,20 +79,27 @@ class HFConfig(PlainMapping):
         given: PlainMapping,
         defaults: PlainMapping | None = None,
         *,
+        synonyms: Mapping[str, str] | None = None,
         read: set[str] | None = None,
         path: str = "",
     ) -> None:
+        self.defaults = defaults or {}
         self._given = dict(given)
-        self._values = {**(defaults or {}), **given}
+        self._values = {**self.defaults, **given}
+        self._synonyms = synonyms or {}
         self._read = set() if read is None else read
         self._path = path
 
     def __getitem__(self, name: str) -> Any:
+        name = self._synonyms.get(name, name)
         self._read.add(self._path + name)
         value = self._values[name]
         if isinstance(value, HFConfig) or not isinstance(value, Mapping):
             return value
         return HFConfig(value, read=self._read, path=f"{self._path}{name}.")
+
+    def __contains__(self, name: object) -> bool:
+        return self._synonyms.get(str(name), name) in self._values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -87,17 +107,14 @@ class HFConfig(PlainMapping):
     def __len__(self) -> int:
         return len(self._values)
 
-    def with_values(self, **values: Any) -> "HFConfig":
-        """The same settings with some values replaced; it shares the record of keys read."""
-        return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**self._values, **values})
-
-    def _replace(self, values: PlainMapping) -> "HFConfig":
-        self._values = dict(values)
-        return self
+    def given(self, name: str) -> Any:
+        """The value in the config.json itself, None if it has none there; marks the key as read."""
+        name = self._synonyms.get(name, name)
+        return self[name] if name in self._given else None
 
     def with_defaults(self, defaults: PlainMapping) -> "HFConfig":
         """The same settings with defaults for missing keys; it shares the record of keys read."""
-        return HFConfig(self._given, {}, read=self._read, path=self._path)._replace({**defaults, **self._values})
+        return HFConfig(self._given, {**defaults, **self.defaults}, read=self._read, path=self._path)
 
     def ignore(self, *names: str) -> None:
         """Mark these keys, and all keys nested in them, as read, because other settings make them irrelevant."""

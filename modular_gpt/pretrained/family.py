@@ -1,47 +1,88 @@
-"""Description of a family of published models: mappings of its config.json and tensors; instances are in families/."""
+"""Description of a family of published models: two-way mappings of its config.json and tensors.
 
+The tables of families are in families/, one file for each group of relatives.
+"""
+
+import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, UserError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.model.config import GPTConfig, LayerConfig
+from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.pretrained.config_map import HFConfig, check_all_read
+from modular_gpt.pretrained.setting_map import Keys, KeyTree, ModelView, flattened, read_keys, write_keys
 from modular_gpt.pretrained.tensor_map import TensorMapping
+
+
+@cache
+def generated() -> PlainDict:
+    """By model type: class, synonyms and defaults in transformers; docs/scripts/pretrained_defaults.py writes them."""
+    content: PlainDict = json.loads((Path(__file__).parent / "families" / "defaults.json").read_text("utf-8"))
+    return content
 
 
 @dataclass(frozen=True)
 class Family:
     """One family of published models.
 
-    model_type, architecture: as in its config.json
-    rules: mappings between the tensors of its files and ours
-    from_hf: its settings -> ours, as input of ``GPTConfig.from_dict``
-    to_hf: our config and its layers with nulls resolved -> its settings; None: the family cannot be written. It may be
-        approximate: the result is read back with ``from_hf`` and compared with the config
-    slots: name of the component of each slot, where ``to_hf`` is given
-    defaults: values of settings that are missing in its config.json
-    synonyms: other names of settings -> the name in ``defaults``
-    harmless: settings that change no logits in this family: name -> ANY, or the values at which they change nothing
-    layers: name of the setting with the number of layers
+    model_type: as in its config.json
+    keys: mappings between its keys and our settings, in nested sequences; later ones win
+    tensors: mappings between the tensors of its files and ours, in sequences
+    harmless: keys that change no logits in this family: name -> ANY, or the values at which they change nothing
     prefix: prefix of tensor names, absent in files of the model without a head
     ignored: regular expressions of names of tensors without learned values; {n_layers} is replaced by the number
+    architecture, defaults, synonyms: class of the language model in transformers, values of keys that its config.json
+        omits, and other names of keys; by default those generated for the model type
     """
 
     model_type: str
-    architecture: str
-    rules: tuple[TensorMapping, ...]
-    from_hf: Callable[[HFConfig], PlainDict]
-    defaults: PlainMapping
-    to_hf: Callable[[GPTConfig, list[LayerConfig]], PlainDict] | None = None
-    slots: Mapping[str, str] = field(default_factory=dict)
-    synonyms: Mapping[str, str] = field(default_factory=dict)
+    keys: KeyTree
+    tensors: Sequence[Sequence[TensorMapping]]
     harmless: PlainMapping = field(default_factory=dict)
-    layers: str = "num_hidden_layers"
     prefix: str = "model."
-    ignored: tuple[str, ...] = field(default=(r".*rotary_emb\.inv_freq",))
+    ignored: tuple[str, ...] = ()
+    architecture: str = ""
+    defaults: PlainMapping = field(default_factory=dict)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = generated().get(self.model_type, {"architecture": "", "synonyms": {}, "settings": {}})
+        synonyms = {**known["synonyms"], **self.synonyms}
+        defaults = {synonyms.get(name, name): value for name, value in {**known["settings"], **self.defaults}.items()}
+        for name, value in (
+            ("architecture", self.architecture or known["architecture"]),
+            ("synonyms", synonyms),
+            ("defaults", defaults),
+        ):
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def mappings(self) -> tuple[Keys, ...]:
+        """The mappings of keys without their nesting."""
+        return tuple(flattened(self.keys))
+
+    @cached_property
+    def rules(self) -> tuple[TensorMapping, ...]:
+        """The mappings of tensors without their nesting."""
+        return tuple(mapping for group in self.tensors for mapping in group)
+
+    @cached_property
+    def usual_layers(self) -> list[list[BlockConfig]]:
+        """All layers of the model that a config.json without keys describes, for any layer."""
+        try:
+            return [self.config({}).layer_configs]
+        except UserError:  # a key without default
+            return [[]]
+
+    @property
+    def layers(self) -> str:
+        """The key with the number of layers."""
+        return self.synonyms.get("num_hidden_layers", "num_hidden_layers")
 
     def settings(self, given: PlainMapping) -> HFConfig:
         """The settings of a config.json with synonyms replaced and this family's defaults.
@@ -56,7 +97,7 @@ class Family:
             value = given.pop(synonym)
             if given.setdefault(name, value) != value:
                 raise CheckpointError(f"the checkpoint has {name}={given[name]!r} and {synonym}={value!r}: remove one")
-        return HFConfig(given, self.defaults)
+        return HFConfig(given, self.defaults, synonyms=self.synonyms)
 
     def config(self, given: PlainMapping) -> GPTConfig:
         """Convert the settings of a config.json to a GPTConfig.
@@ -67,7 +108,7 @@ class Family:
         """
         settings = self.settings(given)
         try:
-            ours = self.from_hf(settings)
+            ours = read_keys(self.mappings, settings)
         except UserError:
             raise
         except KeyError as error:
@@ -80,6 +121,17 @@ class Family:
         config = GPTConfig.from_dict(ours)
         check_all_read(settings, self.harmless, self.model_type)
         return config
+
+    def to_hf(self, config: GPTConfig) -> PlainDict:
+        """Convert our config to keys of a config.json, approximately where the family cannot express it.
+
+        Raises:
+            CheckpointError: a value has no counterpart.
+        """
+        try:
+            return write_keys(self.mappings, ModelView(config, self.defaults, self.synonyms))
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise CheckpointError(f"{self.model_type} has no counterpart of a setting: {error}") from error
 
 
 ACTIVATIONS = {
@@ -101,14 +153,10 @@ def activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def component_configs(layer: LayerConfig) -> tuple[Any, Any, Any, Any]:
-    """The configs of attention, ffn, norm and pos, untyped, for a family with fixed component classes."""
-    return layer.attention, layer.ffn, layer.norm, layer.pos
-
-
-def hf_activation(name: str) -> str:
-    """The name in transformers of our activation function; ours, if transformers has none."""
-    return next((hf_name for hf_name, our_name in ACTIVATIONS.items() if our_name == name), name)
+def hf_activation(name: str, default: Any = None) -> str:
+    """A name in transformers of our activation function, preferably ``default``; ours if it has none."""
+    names = [hf_name for hf_name, our_name in ACTIVATIONS.items() if our_name == name]
+    return default if default in names else names[0] if names else name
 
 
 def dropout(settings: HFConfig, name: str, embeddings: str | None = None) -> float:

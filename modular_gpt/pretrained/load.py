@@ -20,6 +20,7 @@ from modular_gpt.pretrained.weight_files import Tensors, listed
 
 HEAD, EMBEDDING = "lm_head.weight", "embedding.weight"
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")  # the first number in the name of a tensor
+INVERSE_FREQUENCIES = r".*rotary_emb\.inv_freq"  # a table in older files, computed from the config
 OWN_TYPE = "modular_gpt"  # the model_type of folders that hold any GPTModel, written by this program
 
 
@@ -119,7 +120,7 @@ def match(family: Family, model: GPTModel, files: Tensors) -> list[TensorPair]:
     """
     ours, hf_names = saved_tensors(model), files.keys()
     config = model.config
-    pairs = list(expand(family.rules, ours, config.n_layers, config.n_heads))
+    pairs = list(expand(family.rules, ours, config))
     if not any(key.startswith(family.prefix) for key in hf_names):  # saved without its head
         pairs = [pair._replace(hf_name=pair.hf_name.removeprefix(family.prefix)) for pair in pairs]
     wanted = {pair.hf_name for pair in pairs}
@@ -147,7 +148,9 @@ def match(family: Family, model: GPTModel, files: Tensors) -> list[TensorPair]:
 
 
 def _left_over(family: Family, config: GPTConfig, keys: set[str]) -> set[str]:
-    patterns = [pattern.replace("{n_layers}", str(config.n_layers)) for pattern in family.ignored]
+    patterns = [
+        pattern.replace("{n_layers}", str(config.n_layers)) for pattern in (INVERSE_FREQUENCIES, *family.ignored)
+    ]
     prefixes = ("", family.prefix)
     return {key for key in keys if not any(re.fullmatch(p, prefix + key) for p in patterns for prefix in prefixes)}
 

@@ -4,10 +4,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from modular_gpt.core.atomic_files import temporary_name, write_problem, write_text
 from modular_gpt.core.errors import CheckpointError, UserError
-from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.core.registry import encode, entries
+from modular_gpt.core.plain_types import PlainMapping
+from modular_gpt.core.registry import encode
 from modular_gpt.core.validation import one_of
 from modular_gpt.model import GPTModel
-from modular_gpt.model.config import SLOTS, GPTConfig
+from modular_gpt.model.config import SLOTS, BlockConfig, GPTConfig
 from modular_gpt.model.materialize import saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
@@ -33,7 +34,8 @@ GENERATION = "generation_config.json"
 # Settings that change no logits of a trained model (initialisation, training, kernels), and those that are compared
 # component by component.
 _NOT_COMPUTED = {"init", "init_std", "init_residual", "init_head", "dropout", "bias", "layers", "final_norm", *SLOTS}
-_NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend"}
+_NOT_COMPUTED |= {"topology", "residual_multiplier"}  # of each layer
+_NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend", "balance", "balance_weight", "z_weight", "bias_step"}
 
 
 def save_pretrained(
@@ -58,7 +60,7 @@ def save_pretrained(
         "bos_token_id": None,
         "eos_token_id": eos_token_id,
         "pad_token_id": None,
-        **_to_hf(family, model.config),
+        **family.to_hf(model.config),
     }
     write_files(Path(path), settings, hf_tensors(family, model), eos_token_id)
 
@@ -69,49 +71,58 @@ def family_of(config: GPTConfig) -> Family:
     Raises:
         CheckpointError: there is none; the message names the closest family and the settings that it lacks.
     """
-    differences: list[tuple[bool, list[str], str]] = []
+    compared: list[tuple[tuple[bool, int, bool], Family, list[str]]] = []
     for family in FAMILIES.values():
-        if family.to_hf is None:
-            continue
-        other_components = _other_components(family, config)
-        differing = other_components or _other_settings(family, config)
-        if not differing:
+        comparison = _compared(family, config)
+        if not comparison.missing:
             return family
-        differences.append((bool(other_components), differing, family.model_type))
-    _, differing, nearest = min(differences, key=lambda difference: (difference[0], len(difference[1])))
+        compared.append((comparison.distance, family, comparison.missing))
+    _, family, missing = min(compared, key=lambda row: row[0])
     raise CheckpointError(
-        f"no published family computes the same as this model: the nearest one, {nearest}, is without "
-        f"{listed(differing)}; use format={OWN_TYPE}"
+        f"no published family computes the same as this model: the nearest one, {family.model_type}, is without "
+        f"{listed(missing)}; use format={OWN_TYPE}"
     )
 
 
 def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
     """Convert the tensors of a model to those of the family's files, by name."""
     ours = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
-    pairs = list(expand(family.rules, ours, model.config.n_layers, model.config.n_heads))
+    pairs = list(expand(family.rules, ours, model.config))
     assert set(ours) == {name for pair in pairs for name in pair.our_names}, "a mapping is missing"
     return {pair.hf_name: pair.joined(ours).cpu().contiguous() for pair in pairs}
 
 
-def _to_hf(family: Family, config: GPTConfig) -> PlainDict:
-    assert family.to_hf is not None
-    return family.to_hf(config, config.layer_configs)
+class Comparison(NamedTuple):
+    """The settings of a model that a family cannot express, as ``name=value``, and a distance to sort families by."""
+
+    missing: list[str]
+    distance: tuple[bool, int, bool]
 
 
-def _other_components(family: Family, config: GPTConfig) -> list[str]:
-    """The components of a model that differ from the family's, as ``slot=name``."""
-    expected = {slot: entries(slot)[name].component for slot, name in family.slots.items()}
-    chosen = [(slot, getattr(layer, slot)) for slot in SLOTS for layer in config.layer_configs]
-    return list(dict.fromkeys(f"{slot}={c.name}" for slot, c in chosen if c.component is not expected[slot]))
-
-
-def _other_settings(family: Family, config: GPTConfig) -> list[str]:
-    """The settings of a model with the family's components that the family cannot express, as ``name=value``."""
+def _compared(family: Family, config: GPTConfig) -> Comparison:
+    """Compare a model with what is read back from the family's keys for it."""
     try:
-        back = family.config(_to_hf(family, config))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of dropout, which is not compared
+            back = family.config(family.to_hf(config))
     except UserError as error:
-        return [f"a setting ({error})"]
-    return list(_differences(config, back))
+        others = _other_components(config, family.usual_layers)
+        missing = others or [f"a setting ({error})"]
+        return Comparison(missing, (bool(others), len(missing), True))
+    others = _other_components(config, [[layer] for layer in back.layer_configs])
+    missing = others or list(_differences(config, back))
+    return Comparison(missing, (bool(others), len(missing), False))
+
+
+def _other_components(config: GPTConfig, known: Sequence[Sequence[BlockConfig]]) -> list[str]:
+    """The components of each layer that are in none of the ``known`` layers of this index, as ``slot=name``."""
+    found = []
+    for slot in SLOTS:
+        for index, layer in enumerate(config.layer_configs):
+            chosen = getattr(layer, slot)
+            if chosen.component not in {getattr(other, slot).component for other in known[index % len(known)]}:
+                found.append(f"{slot}={chosen.name}")
+    return list(dict.fromkeys(found))
 
 
 def _differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
@@ -124,18 +135,22 @@ def _differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
             yield f"{setting.name}={value}"
     named = set()
     for layer, counterpart in zip(config.layer_configs, other.layer_configs, strict=True):
-        for name in ("topology", "residual_multiplier"):  # of one layer; those of the model are compared above
-            value = getattr(layer, name)
-            if value != getattr(config, name) and not _equal(value, getattr(counterpart, name)):
-                yield f"block.{name}={value}"
-        for slot in SLOTS:
-            values, others = encode(getattr(layer, slot)), encode(getattr(counterpart, slot))
-            for name, value in values.items():
-                difference = f"{slot}.{name}={value}"
-                if name in _NOT_COMPUTED_IN_COMPONENTS or _equal(value, others[name]) or difference in named:
-                    continue
+        for difference in _layer_differences(config, layer, counterpart):
+            if difference not in named:
                 named.add(difference)
                 yield difference
+
+
+def _layer_differences(config: GPTConfig, layer: BlockConfig, other: BlockConfig) -> Iterator[str]:
+    for name in ("topology", "residual_multiplier"):
+        value = getattr(layer, name)
+        if not _equal(value, getattr(other, name)):
+            yield f"{name}={value}" if value == getattr(config, name) else f"block.{name}={value}"
+    for slot in SLOTS:
+        values, others = encode(getattr(layer, slot)), encode(getattr(other, slot))
+        for name, value in values.items():
+            if name not in _NOT_COMPUTED_IN_COMPONENTS and not _equal(value, others[name]):
+                yield f"{slot}.{name}={value}"
 
 
 def _equal(a: Any, b: Any) -> bool:

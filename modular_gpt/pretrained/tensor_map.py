@@ -6,7 +6,8 @@ A mapping relates one tensor of the checkpoint to one or several of ours::
 
 ``{layer}`` stands for every layer. ``{expert}``, only in names of the checkpoint, stands for every expert: ours are
 stacked in one tensor, with experts as first dimension. A mapping applies if the model has all of our tensors, so one
-list serves models with and without biases, dense and sparse layers, tied and untied heads.
+list serves models with and without biases, dense and sparse layers, tied and untied heads. It can also depend on the
+config, and on counts in it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from modular_gpt.model.config import GPTConfig
+
 LAYER, EXPERT = "{layer}", "{expert}"
 
 
@@ -23,7 +26,7 @@ LAYER, EXPERT = "{layer}", "{expert}"
 class Transform:
     """Conversion of one tensor of a checkpoint to ours, and its inverse.
 
-    split: (hf, shapes of ours, query heads) -> ours; join: (ours, query heads) -> hf
+    split: (hf, shapes of ours, count) -> ours; join: (ours, count) -> hf; the count is named by the mapping: n_heads
     """
 
     split: Callable[[Tensor, Sequence[torch.Size], int], Sequence[Tensor]]
@@ -61,7 +64,9 @@ def transposed(inner: Transform) -> Transform:
 class TensorMapping(NamedTuple):
     """One tensor of a checkpoint and our corresponding tensors.
 
-    where, unless: the mapping applies only to models that have the tensor ``where`` and lack the tensor ``unless``
+    where, unless: the mapping applies only to layers that have the tensor ``where`` and lack the tensor ``unless``
+    when: the mapping applies only to models with a config of which this is true
+    counted: setting of the attention, such as n_kv_heads, whose value the transform gets; without one, n_heads
     """
 
     hf_name: str
@@ -69,6 +74,8 @@ class TensorMapping(NamedTuple):
     transform: Transform = COPY
     where: str = ""
     unless: str = ""
+    when: Callable[[GPTConfig], bool] | None = None
+    counted: str = "n_heads"
 
     def applies(self, tensors: Mapping[str, Tensor], layer: int) -> bool:
         """Whether this mapping applies to a layer of a model with our ``tensors``."""
@@ -85,7 +92,7 @@ class TensorPair(NamedTuple):
     our_names: tuple[str, ...]
     transform: Transform
     expert: int | None
-    heads: int
+    n_groups: int
 
     def targets(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """The views of our ``tensors`` that this pair fills."""
@@ -94,40 +101,44 @@ class TensorPair(NamedTuple):
 
     def joined(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The checkpoint's tensor, computed from ours."""
-        return self.transform.join(self.targets(tensors), self.heads)
+        return self.transform.join(self.targets(tensors), self.n_groups)
 
     def fill(self, tensors: Mapping[str, Tensor], hf_tensor: Tensor) -> None:
         """Copy the checkpoint's tensor into ours."""
         targets = self.targets(tensors)
-        split = self.transform.split(hf_tensor, [target.shape for target in targets], self.heads)
+        split = self.transform.split(hf_tensor, [target.shape for target in targets], self.n_groups)
         for target, values in zip(targets, split, strict=True):
             target.copy_(values)
 
 
-def expand(
-    mappings: Sequence[TensorMapping], tensors: Mapping[str, Tensor], n_layers: int, heads: int
-) -> Iterator[TensorPair]:
-    """Expand mappings to all layers and experts of a model with our ``tensors``."""
+def expand(mappings: Sequence[TensorMapping], tensors: Mapping[str, Tensor], config: GPTConfig) -> Iterator[TensorPair]:
+    """Expand mappings to all layers and experts of a model with this config and our ``tensors``."""
+    attentions = [layer.attention for layer in config.layer_configs]
     for mapping in mappings:
-        for layer in range(n_layers) if LAYER in mapping.hf_name else [0]:
+        if mapping.when is not None and not mapping.when(config):
+            continue
+        for layer in range(config.n_layers) if LAYER in mapping.hf_name else [0]:
             if not mapping.applies(tensors, layer):
                 continue
             our_names = tuple(_in_layer(name, layer) for name in mapping.our_names)
             hf_name = _in_layer(mapping.hf_name, layer)
+            count = getattr(attentions[layer], mapping.counted, None) or config.n_heads
             if EXPERT not in hf_name:
-                yield TensorPair(hf_name, our_names, mapping.transform, None, heads)
+                yield TensorPair(hf_name, our_names, mapping.transform, None, count)
                 continue
             for expert in range(tensors[our_names[0]].shape[0]):
-                yield TensorPair(hf_name.replace(EXPERT, str(expert)), our_names, mapping.transform, expert, heads)
+                yield TensorPair(hf_name.replace(EXPERT, str(expert)), our_names, mapping.transform, expert, count)
 
 
 def _in_layer(name: str, layer: int) -> str:
     return name.replace(LAYER, str(layer))
 
 
-def affine(hf_name: str, *our_names: str, weight: Transform = COPY, bias: Transform = COPY) -> list[TensorMapping]:
+def affine(
+    hf_name: str, *our_names: str, weight: Transform = COPY, bias: Transform = COPY, counted: str = "n_heads"
+) -> list[TensorMapping]:
     """Two mappings, for ``.weight`` and ``.bias`` of a layer."""
     return [
-        TensorMapping(f"{hf_name}.weight", tuple(f"{name}.weight" for name in our_names), weight),
-        TensorMapping(f"{hf_name}.bias", tuple(f"{name}.bias" for name in our_names), bias),
+        TensorMapping(f"{hf_name}.{name}", tuple(f"{ours}.{name}" for ours in our_names), transform, counted=counted)
+        for name, transform in (("weight", weight), ("bias", bias))
     ]

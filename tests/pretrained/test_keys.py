@@ -167,8 +167,8 @@ def test_what_is_read_is_remembered() -> None:
     assert settings.unread({}) == [("b.d", 3), ("f", 5), ("g", [1])]
     assert settings.unread({"f": ANY, "b.d": (3,), "g": ([2],)}) == [("g", [1])]
     assert settings.unread({"f": (5.0,), "b.d": ANY, "g": ANY}) == [("f", 5)], "5 is not 5.0"
-    assert settings.with_values(a=2)["a"] == 2 and settings["a"] == 1
-    settings.with_values(x=0).ignore("b", "g")
+    assert settings.with_defaults({"x": 0})["x"] == 0
+    settings.with_defaults({}).ignore("b", "g")
     assert [name for name in settings] == ["h", "a", "b", "e", "f", "g"]
     with pytest.raises(CheckpointError, match="f=5, which models of model_type=some"):
         check_all_read(settings, {}, "some")

@@ -15,8 +15,7 @@ from tests.reference.cases import CASES, ids, reference
 from tests.reference.conftest import difference
 
 WRITTEN_FILES = ["config.json", "generation_config.json", "model.safetensors"]
-WRITTEN = [kind for kind, family in FAMILIES.items() if family.to_hf is not None]
-ROUND_TRIPS = [(kind, case) for kind in WRITTEN for case in CASES[kind]]
+ROUND_TRIPS = [(kind, case) for kind in FAMILIES for case in CASES[kind]]
 
 
 def loaded_by_transformers(folder: Path, **how: Any) -> Any:
@@ -29,10 +28,6 @@ def loaded_by_transformers(folder: Path, **how: Any) -> Any:
     )
     assert not any(report[fault] for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
-
-
-def test_these_are_written() -> None:
-    assert WRITTEN == ["gpt2", "llama", "mistral", "qwen2", "qwen3"]
 
 
 @pytest.mark.parametrize(("kind", "case"), ROUND_TRIPS)
@@ -122,7 +117,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"attention": "mla"}, "the nearest one, gpt2, is without attention=mla;"),
     ({**LLAMA, "attention": "linear"}, "attention=linear"),
     ({"ffn": "moe"}, "ffn=moe"),
-    ({"pos": "alibi"}, "pos=alibi"),
+    ({"pos": "alibi"}, "the nearest one, bloom, is without embed_norm=False;"),
     ({**LLAMA, "norm": "scalenorm"}, "without norm=scalenorm;"),
     ({"bias": False}, "attention.qkv_bias=False"),
     ({"attention": {"name": "swa", "window": 5}}, "the nearest one, gpt2, is without attention.window=5;"),

@@ -9,7 +9,8 @@ from torch import Tensor
 from modular_gpt import GPTConfig
 from modular_gpt.core.contracts import Positions
 from modular_gpt.nn.pos.rope import RoPE
-from modular_gpt.pretrained.families.rope_config import rope
+from modular_gpt.pretrained.config_map import HFConfig
+from modular_gpt.pretrained.families.rope_config import position, rope_parameters
 from tests.reference.conftest import Parity
 
 # name -> length it is configured for, length of the text, width of a head, rope_parameters
@@ -64,11 +65,11 @@ PUBLISHED: dict[str, tuple[int, int, int, dict[str, Any]]] = {
 }
 
 
-def turned(position: RoPE, length: int, width: int) -> tuple[Tensor, Tensor]:
+def turned(rope: RoPE, length: int, width: int) -> tuple[Tensor, Tensor]:
     """(frequency, magnitude) of each pair, read off what happens to a vector at position 1."""
     x = torch.zeros(1, 1, length, width)
     x[..., : width // 2] = 1.0
-    at_one = position.rotate(x, Positions(0, length, None, x.device))[0, 0, 1]
+    at_one = rope.rotate(x, Positions(0, length, None, x.device))[0, 0, 1]
     cos, sin = at_one.split(width // 2)
     return torch.atan2(sin, cos), torch.hypot(sin, cos)
 
@@ -83,10 +84,10 @@ def test_frequencies(name: str, parity: Parity) -> None:
         hidden_size=width, num_attention_heads=1, max_position_embeddings=trained, rope_parameters=dict(parameters)
     )
     frequencies, magnitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](theirs, seq_len=length)
-    settings = {"rope_parameters": parameters, "rope_theta": 1.0, "max_position_embeddings": trained}
-    config = GPTConfig(d_model=width, n_heads=1, context_length=trained, pos=rope(settings))
-    position = RoPE(config.layer_configs[0].pos, config.dims)
-    ours, our_magnitude = turned(position, length, width)
+    settings = HFConfig({"rope_parameters": parameters, "rope_theta": 1.0, "max_position_embeddings": trained})
+    pos = position(rope_parameters(settings), settings, None)
+    config = GPTConfig(d_model=width, n_heads=1, context_length=trained, pos=pos)
+    ours, our_magnitude = turned(RoPE(config.layer_configs[0].pos, config.dims), length, width)
     torch.testing.assert_close(ours, frequencies, rtol=1e-5, atol=0)
     torch.testing.assert_close(our_magnitude, torch.full_like(ours, magnitude), rtol=1e-6, atol=0)
     parity("rope frequencies", ours, frequencies)

@@ -1,11 +1,15 @@
-"""Two-way conversion of rotary positions and their scalings in config.json files."""
+"""Keys of rotary positions and their scalings."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.config_map import HFConfig
+from modular_gpt.pretrained.families.decoder_keys import Pattern, layer_types, types_of_windows
+from modular_gpt.pretrained.setting_map import Keys, ModelView, layer_count, per_layer
 
 # rope_type -> key of config.json -> our setting; the defaults are the same
 SCALINGS: dict[str, dict[str, str]] = {
@@ -29,29 +33,129 @@ SCALINGS: dict[str, dict[str, str]] = {
 _SCALING_KEYS = {key for keys in SCALINGS.values() for key in keys} | {"mscale", "mscale_all_dim"}
 
 
-def rope(settings: PlainMapping) -> PlainDict:
-    """Convert ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``, to our ``pos`` settings.
+class Layers(NamedTuple):
+    """Which layers have rotary positions: read from a config.json, and written for a list of ours."""
+
+    from_hf: Callable[[HFConfig], Sequence[bool]]
+    to_hf: Callable[[list[bool]], PlainMapping] = lambda rotates: {}
+
+
+@dataclass(frozen=True)
+class RotaryKeys:
+    """How a family stores rotary positions.
+
+    layout: pairing of dimensions
+    partial: a part of a head may be rotated, by partial_rotary_factor
+    per_type: layers have the positions of their type, by default of these types
+    where: the layers with rotary positions; None: all
+    width: key with the width of the rotated vectors
+    extra: further entries of rope_parameters
+    """
+
+    layout: str = "half"
+    partial: bool = False
+    per_type: Pattern | None = None
+    where: Layers | None = None
+    width: str = "head_dim"
+    extra: Callable[[ModelView], PlainMapping] = lambda view: {}
+
+    def from_hf(self, settings: HFConfig) -> PlainDict:
+        """Convert the keys to the ``pos`` settings of each layer."""
+        made = self._positions(settings)
+        rotates = self.where.from_hf(settings) if self.where else [True] * len(made)
+        chosen = [pos if has else {"name": "none"} for pos, has in zip(made, rotates, strict=True)]
+        names = dict.fromkeys(name for pos in chosen for name in pos if name != "name")
+        return {
+            "pos.name": per_layer(pos["name"] for pos in chosen),
+            **{f"pos@rope.{name}": per_layer(pos.get(name, _UNSET.get(name)) for pos in chosen) for name in names},
+            "pos@rope.layout": self.layout,
+        }
+
+    def _positions(self, settings: HFConfig) -> list[PlainDict]:
+        """Rotary positions for each layer, also for those that have none."""
+        parameters = rope_parameters(settings)
+        size = settings.get(self.width) or settings["hidden_size"] // settings["num_attention_heads"]
+        width = int(size) if self.partial else None
+        if self.per_type is None:
+            return [position(parameters, settings, width)] * layer_count(settings)
+        types = layer_types(settings, self.per_type)
+        by_type = {name: position(parameters[name], settings, width) for name in dict.fromkeys(types)}
+        parameters.ignore(*(set(parameters) - set(types)))
+        return [by_type[name] for name in types]
+
+    def to_hf(self, view: ModelView) -> PlainDict:
+        """Convert the ``pos`` settings of each layer to keys."""
+        full = view["attention@mha.head_dim"] or view["attention@mla.qk_rope_head_dim"]
+        written = [position_to_hf(layer.pos, full if self.partial else None) for layer in view.layers]
+        keys = dict(self.where.to_hf([bool(parameters) for parameters in written])) if self.where else {}
+        if self.per_type is not None:
+            by_type = zip(types_of_windows(view), written, strict=True)
+            return {**keys, "rope_parameters": {name: parameters for name, parameters in by_type if parameters}}
+        parameters = next((parameters for parameters in written if parameters), {})
+        original = parameters.get("original_max_position_embeddings")
+        if original is not None and view.default("original_max_position_embeddings") is not None:
+            keys["original_max_position_embeddings"] = original
+        return {**keys, "rope_parameters": {**parameters, **self.extra(view)}}
+
+
+def rope(**stored: Any) -> Keys:
+    """The keys of rotary positions; ``stored``: fields of ``RotaryKeys``."""
+    keys = RotaryKeys(**stored)
+    return Keys(keys.from_hf, keys.to_hf)
+
+
+_UNSET: PlainDict = {"scaling": {}, "theta": 10000.0}
+
+
+def rope_parameters(settings: HFConfig) -> HFConfig:
+    """The object with the settings of rotary positions: ``rope_scaling`` if it is given, else ``rope_parameters``.
+
+    ``rope_parameters`` that are null are the family's default ones.
+    """
+    scaling, parameters = settings.get("rope_scaling"), settings.get("rope_parameters")
+    if scaling:
+        settings.ignore("rope_parameters")
+    found = scaling or parameters or settings.defaults.get("rope_parameters") or {}
+    return found if isinstance(found, HFConfig) else HFConfig(found)
+
+
+def position(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDict:
+    """Convert one ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``, to our ``pos`` settings.
+
+    width: width of the vectors of which a part may be rotated; None: all dimensions must be
 
     Raises:
         CheckpointError: the scaling is unknown, differs between layer types, or rotates some dimensions only.
     """
-    settings = settings if isinstance(settings, HFConfig) else HFConfig(settings)
-    given = rope_settings(settings)
     if given.holds_mapping():
         raise CheckpointError("the checkpoint has rotary positions per layer type, which are not supported")
     old_type, outer_theta = given.get("type", "default"), settings["rope_theta"]
     rope_type, theta = given.get("rope_type", old_type), given.get("rope_theta", outer_theta)
-    for partial in (given.get("partial_rotary_factor"), settings.get("partial_rotary_factor")):
-        if partial not in (None, 1):
+    pos = {"name": "rope", "theta": float(theta), **_rotated(given, settings, width)}
+    scaling = _scaling(str(rope_type), given, settings)
+    given.ignore(*_SCALING_KEYS)  # keys of other scalings
+    return {**pos, "scaling": scaling} if scaling else pos
+
+
+def _rotated(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDict:
+    inner, outer = given.get("partial_rotary_factor"), settings.get("partial_rotary_factor")
+    if width is not None:
+        given_fraction = next((fraction for fraction in (inner, outer) if fraction is not None), 1.0)
+        return {"rotary_dim": int(width * given_fraction)}
+    for fraction in (inner, outer):
+        if fraction not in (None, 1):
             raise CheckpointError(
-                f"the checkpoint has partial_rotary_factor={partial}, which is not supported: only 1 is"
+                f"the checkpoint has partial_rotary_factor={fraction}, which is not supported: only 1 is"
             )
+    return {}
+
+
+def _scaling(rope_type: str, given: HFConfig, settings: HFConfig) -> PlainDict:
     length, trained = settings["max_position_embeddings"], settings.get("original_max_position_embeddings")
     if rope_type == "default":
-        given.ignore(*_SCALING_KEYS)
-        return {"name": "rope", "theta": float(theta)}
+        return {}
     if rope_type not in SCALINGS:
-        raise CheckpointError(unknown("rope scaling", str(rope_type), ["default", *SCALINGS]))
+        raise CheckpointError(unknown("rope scaling", rope_type, ["default", *SCALINGS]))
     names = SCALINGS[rope_type]
     scaling = {our_name: given[key] for key, our_name in names.items() if given.get(key) is not None}
     if "truncate" in names and "truncate" in given and given["truncate"] is None:
@@ -62,17 +166,7 @@ def rope(settings: PlainMapping) -> PlainDict:
         scaling["original_context_length"] = length
     if rope_type == "yarn":
         _complete_yarn(scaling, given, length)
-    given.ignore(*_SCALING_KEYS)  # keys of other scalings
-    return {"name": "rope", "theta": float(theta), "scaling": {"kind": rope_type, **scaling}}
-
-
-def rope_settings(settings: HFConfig) -> HFConfig:
-    """The object with the settings of rotary positions: ``rope_scaling`` if it is given, else ``rope_parameters``."""
-    scaling, parameters = settings.get("rope_scaling"), settings.get("rope_parameters")
-    if scaling:
-        settings.ignore("rope_parameters")
-    found = scaling or parameters or {}
-    return found if isinstance(found, HFConfig) else HFConfig(found)
+    return {"kind": rope_type, **scaling}
 
 
 def _complete_yarn(scaling: PlainDict, given: HFConfig, length: int) -> None:
@@ -89,11 +183,18 @@ def yarn_magnitude(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def rope_to_hf(position: Any) -> PlainDict:
-    """Convert our rotary positions to ``rope_parameters``."""
-    scaling = position.scaling
-    if not scaling:
-        return {"rope_type": "default", "rope_theta": position.theta}
-    names = SCALINGS[scaling["kind"]]
-    keys = {key: scaling[our_name] for key, our_name in names.items() if scaling[our_name] is not None}
-    return {"rope_type": scaling["kind"], "rope_theta": position.theta, **keys}
+def position_to_hf(pos: Any, width: int | None) -> PlainDict:
+    """Convert our rotary positions to ``rope_parameters``, {} for other positions.
+
+    width: width of the vectors of which a part may be rotated; None: their keys have no such part
+    """
+    if pos.name != "rope":
+        return {}
+    parameters: PlainDict = {"rope_type": "default", "rope_theta": pos.theta}
+    if width:
+        parameters["partial_rotary_factor"] = pos.rotary_dim / width
+    if not pos.scaling:
+        return parameters
+    names = SCALINGS[pos.scaling["kind"]]
+    keys = {key: pos.scaling[our_name] for key, our_name in names.items() if pos.scaling[our_name] is not None}
+    return {**parameters, "rope_type": pos.scaling["kind"], **keys}
