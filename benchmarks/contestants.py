@@ -121,7 +121,7 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
             max_steps=10**6, batch_size=size.batch, compile=contestant.compile, sample_tokens=0, device=device.type
         ),
     )
-    precision = choose_precision(contestant.precision, device)
+    precision, _ = choose_precision(contestant.precision, device, size.width)
     data = PreparedData(tokens, tokens, {"tokenizer": {"vocab_size": size.vocabulary}})
     tokenizer: Any = SimpleNamespace(vocab_size=size.vocabulary)
     placement = Placement(device, precision, build_parallel("none", ProcessGroup()))

@@ -51,7 +51,8 @@ class Race:
         config = compose(*words, f"data.path={data}", f"seed={seed}")
         self.steps = config.trainer.max_steps
         self.device = choose_device(config.trainer.device)
-        self.precision = choose_precision(str(config.trainer.precision), self.device)
+        width = config.model.d_model
+        self.precision, _ = choose_precision(str(config.trainer.precision), self.device, width)
         corpus = build_corpus(config.data)
         tokenizer = build_tokenizer(config.tokenizer, corpus)
         prepared = prepare(corpus, tokenizer)

@@ -96,8 +96,7 @@ def quick_trainings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         return
     if "pictures" not in request.fixturenames:
         monkeypatch.setattr(recorder, "plot_losses", lambda *arguments: None)
-    for name in ("compile", "run_info"):
-        monkeypatch.setattr(f"modular_gpt.training.{name}.flops_per_token", counted_once)
+    monkeypatch.setattr("modular_gpt.training.run_info.flops_per_token", counted_once)
 
 
 operations: dict[str, float] = {}

@@ -11,6 +11,7 @@ import torch
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.runtime.processes import ProcessGroup
 
+BF16_WIDTH = 96  # of models from which bf16 is faster on a CPU, measured by benchmarks/precision.py
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,18 +44,32 @@ def choose_device(name: str, processes: ProcessGroup | None = None) -> torch.dev
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """The precision of that name; ``auto`` is bf16 on GPUs and CPUs with units for it, else float32.
+def choose_precision(name: str, device: torch.device, width: int) -> tuple[str, str]:
+    """The precision of that name for a model ``width`` wide, and why ``auto`` chose it; "" where it did not choose.
 
-    Raises:
-        ConfigError: the device does not support it.
+    ``auto`` is bf16 on GPUs and CPUs with units for it, except for narrow models on CPUs, else float32.
     """
-    if name == "auto":
-        has = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False), "cpu": cpu_has_bf16}
-        return "bf16" if device.type in has and has[device.type]() else "float32"
+    if name != "auto":
+        return name, ""
+    if not has_bf16(device):
+        return "float32", "this device has no bf16 units"
+    if device.type == "cpu" and width < BF16_WIDTH:
+        return "float32", f"a CPU is no faster in bf16 below a width of {BF16_WIDTH}"
+    return "bf16", "this device has bf16 units"
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Raise a ConfigError if the device does not support a precision."""
     if name == "fp16" and device.type == "mps":
         raise ConfigError("trainer.precision=fp16 needs a scaler that mps has not; use bf16 or float32")
-    return name
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16 by units of its own."""
+    if device.type == "cuda":
+        supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return supported
+    return device.type == "cpu" and cpu_has_bf16()
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

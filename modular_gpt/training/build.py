@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from modular_gpt.data import PreparedData, Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.optim import build_optimizer, build_schedule, peak_learning_rate
+from modular_gpt.runtime.device import BF16_WIDTH, choose_precision
 from modular_gpt.training.checkpointing import restore
-from modular_gpt.training.config import RunConfig
+from modular_gpt.training.config import PRECISIONS, RunConfig
 from modular_gpt.training.estimate import check_weights
 from modular_gpt.training.finetune import init_from_source, open_source
 from modular_gpt.training.forward import Placement
@@ -57,6 +59,7 @@ def build_trainer(
         model, new_weights = init_from_source(config.init_from, opened, described, data, tokenizer, say)
     else:
         model, new_weights = new_model(described, config.seed), []
+    placement = decided(placement, described, checkpoint)
     adapters = select_trained(model, config.lora, config.trainer.frozen, new_weights)
     if adapters is not None and adapters.new_weights and checkpoint is None:
         say(f"Trained   whole beside the adapters, as new: {', '.join(adapters.new_weights)}")
@@ -67,6 +70,17 @@ def build_trainer(
     if checkpoint is not None:
         resume(trainer, config, checkpoint, say)
     return trainer
+
+
+def decided(placement: Placement, described: GPTConfig, checkpoint: Path | None) -> Placement:
+    """The placement with the precision that ``auto`` decides, or decided when the run began."""
+    meta = {} if checkpoint is None else read_json(checkpoint / META)
+    before = meta.get("precision", "auto")
+    if placement.precision == "auto" and before in PRECISIONS[1:]:
+        return replace(placement, precision=before, reason="the run began with it")
+    width = described.d_model if checkpoint is None else BF16_WIDTH  # before 0.3 the width did not count
+    precision, reason = choose_precision(placement.precision, placement.device, width)
+    return replace(placement, precision=precision, reason=reason)
 
 
 def new_model(described: GPTConfig, seed: int) -> GPTModel:

@@ -208,6 +208,7 @@ def training_state(trainer: Trainer) -> tuple[PlainDict, dict[str, Tensors]]:
         "data": trainer.data.identity,
         "order": trainer.order,
         "compiled": trainer.forward.compiled,
+        "precision": trainer.precision,
         "averaged_steps": trainer.averages.steps,
         "scaler": trainer.scaler.state_dict(),
     }
@@ -257,7 +258,8 @@ def restore(trainer: Trainer, directory: Path) -> None:
     if meta["scaler"]:  # empty: the run was not in fp16 before, and the scaler starts afresh
         trainer.scaler.load_state_dict(meta["scaler"])
     if trainer.forward.optional and trainer.forward.compiled != meta.get("compiled", False):
-        trainer.forward.prepare(meta["compiled"])  # as it was decided when the run began
+        trainer.forward.prepare(meta["compiled"])
+        trainer.reasons["compile"] = "the run began with it"
 
 
 def check_settings(trainer: Trainer, meta: PlainDict, directory: Path) -> None:

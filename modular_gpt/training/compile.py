@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from modular_gpt.model import GPTModel
+from modular_gpt.model.config import GPTConfig
 from modular_gpt.training.config import TrainerConfig
-from modular_gpt.training.estimate import flops_per_token
 
 # FLOP/s that training reaches without compiling, roughly: of one CPU thread, and of a GPU.
 CPU_SPEED, GPU_SPEED = 5e10, 5e13
@@ -16,22 +15,33 @@ SAVED = 0.4  # fraction of the time that compiled code saves
 SECONDS, SECONDS_PER_LAYER = 10.0, 4.0  # of compiling
 
 
-def compiles(config: TrainerConfig, model: GPTModel, device: torch.device, processes: int) -> bool:
-    """Whether a training compiles its model; ``auto``: in one process, if that saves more time than it takes.
+def compiles(config: TrainerConfig, model: GPTConfig, device: torch.device, processes: int) -> tuple[bool, str]:
+    """Whether a training compiles its model, and why ``auto`` decided so; "" where it did not decide.
 
-    The time is computed from the size of the run, not measured, so that a run decides in the same way at each start.
+    ``auto`` compiles in one process, if that saves more time than it takes. The time is computed from the size of the
+    run, not measured, so that a run decides in the same way at each start; it is that of a dense model of these sizes,
+    so that variants of one model decide alike.
     """
     if config.compile != "auto":
-        return bool(config.compile)
+        return bool(config.compile), ""
     speed = {"cpu": CPU_SPEED * torch.get_num_threads(), "cuda": GPU_SPEED}.get(device.type)
-    if speed is None or processes > 1:
-        return False
-    tokens = config.max_steps * config.batch_size * model.config.context_length
-    costs = SECONDS + SECONDS_PER_LAYER * model.config.n_layers
-    work = 6.0 * model.num_parameters().active * tokens  # a lower bound, which is quickly computed
-    if SAVED * work / speed < costs and SAVED * tokens * flops_per_token(model.config) / speed < costs:
-        return False
-    return has_compiler(device)
+    if processes > 1:
+        return False, "there are several processes"
+    if speed is None:
+        return False, f"{device.type} is not compiled for"
+    tokens = config.max_steps * config.batch_size * model.context_length
+    costs = SECONDS + SECONDS_PER_LAYER * model.n_layers
+    saves = SAVED * tokens * dense_flops(model) / speed
+    estimate = f"compiling takes about {costs:.0f} s and saves about {saves:,.0f}"
+    if saves < costs:
+        return False, estimate
+    return (True, estimate) if has_compiler(device) else (False, "there is no compiler")
+
+
+def dense_flops(model: GPTConfig) -> float:
+    """Operations per trained token of a model of these sizes with full attention and a plain feed-forward network."""
+    weights = model.n_layers * 12 * model.d_model**2 + model.vocab_size * model.d_model
+    return 6.0 * weights + 12.0 * model.n_layers * model.d_model * model.context_length
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -23,12 +23,14 @@ log = logging.getLogger(__name__)
 class Placement:
     """Device, precision and parallel strategy of a training.
 
-    precision: one of ``PRECISIONS`` except ``auto``
+    precision: one of ``PRECISIONS``; ``build_trainer`` decides ``auto``
+    reason: why ``auto`` chose the precision; "" where it did not choose
     """
 
     device: torch.device
     precision: str
     parallel: Parallel
+    reason: str = ""
 
 
 class Forward:

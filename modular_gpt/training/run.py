@@ -16,7 +16,7 @@ from modular_gpt.distributed import Parallel, build_parallel, supports
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.runtime.cpu_allocator import keep_memory
-from modular_gpt.runtime.device import choose_device, choose_precision, float32_products, prepare_device
+from modular_gpt.runtime.device import check_precision, choose_device, float32_products, prepare_device
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import orderly
 from modular_gpt.training.build import build_trainer
@@ -76,7 +76,8 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         with processes.same_error_on_all_ranks():
             parallel = build_parallel(config.parallel, processes)
             device = choose_device(config.trainer.device, processes)
-            precision = choose_precision(str(config.trainer.precision), device)
+            precision = str(config.trainer.precision)
+            check_precision(precision, device)
             loggers = build_loggers(config.logger if processes.is_main else "none")
         prepare_device(config.trainer.threads, processes.local_world)
         with processes.connected(device, parallel.timeout), float32_products(precision, device):

@@ -62,12 +62,20 @@ def opening(trainer: Trainer, directory: Path) -> str:
             f"Run       {directory}" + (f", from step {step}" if step else ""),
             f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
             + (", compiled in the first step" if trainer.forward.compiled else ""),
+            *decisions(trainer),
             f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
             f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens:"
             f" {config.max_steps * per_step:,}; {train.count / per_step:,.1f} steps are an epoch"
             + (f"; in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),
         ]
     )
+
+
+def decisions(trainer: Trainer) -> list[str]:
+    """A line with what ``auto`` decided, and why; none where it decided nothing."""
+    chosen = {"precision": trainer.precision, "compile": str(trainer.forward.compiled).lower()}
+    lines = [f"{name}={chosen[name]}, since {reason}" for name, reason in trainer.reasons.items() if reason]
+    return [f"Auto      {'; '.join(lines)}"] if lines else []
 
 
 def parameters_in_words(model: GPTModel) -> str:

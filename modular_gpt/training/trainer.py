@@ -87,7 +87,8 @@ class Trainer:
         self.batches = BatchSource(data.train, self.block, config.batch_size, run.seed, config.order)
         check_validation_text(data.validation.count, self.block, config.eval_batches)
         model.checkpoint_activations(config.activation_checkpointing)
-        compile = compiles(config, model, self.device, parallel.processes.world)
+        compile, compile_reason = compiles(config, model.config, self.device, parallel.processes.world)
+        self.reasons = {"precision": placement.reason, "compile": compile_reason}  # of what ``auto`` decided
         self.forward = Forward(model, self.precision, compile, parallel, optional=config.compile == "auto")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.progress = Progress()

@@ -99,7 +99,9 @@ def test_when_a_training_is_compiled(
     settings: dict[str, Any], device: str, processes: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modular_gpt.training.compile.has_compiler", lambda device: True)
-    assert compiles(TrainerConfig(**settings), tiny(), torch.device(device), processes) is expected
+    decision, reason = compiles(TrainerConfig(**settings), tiny().config, torch.device(device), processes)
+    assert decision is expected
+    assert bool(reason) is ("compile" not in settings)
 
 
 def test_without_a_compiler_auto_does_not_compile() -> None:
@@ -107,7 +109,7 @@ def test_without_a_compiler_auto_does_not_compile() -> None:
 
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
         assert not has_compiler(CPU)
-        assert not compiles(TrainerConfig(**LONG), tiny(), CPU, 1)
+        assert compiles(TrainerConfig(**LONG), tiny().config, CPU, 1) == (False, "there is no compiler")
 
 
 @pytest.mark.parametrize("optional", [True, False])
