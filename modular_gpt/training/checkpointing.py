@@ -257,8 +257,13 @@ def restore(trainer: Trainer, directory: Path) -> None:
     trainer.averages.steps = meta["averaged_steps"]
     if meta["scaler"]:  # empty: the run was not in fp16 before, and the scaler starts afresh
         trainer.scaler.load_state_dict(meta["scaler"])
-    if trainer.forward.optional and trainer.forward.compiled != meta.get("compiled", False):
-        trainer.forward.prepare(meta["compiled"])
+    keep_decision(trainer, bool(meta.get("compiled", False)))
+
+
+def keep_decision(trainer: Trainer, compiled: bool) -> None:
+    """Compile, or not, as ``auto`` decided when the run began."""
+    if trainer.forward.optional and trainer.forward.compiled != compiled:
+        trainer.forward.prepare(compiled)
         trainer.reasons["compile"] = "the run began with it"
 
 
