@@ -21,7 +21,7 @@ from modular_gpt.training.config import PRECISIONS, RunConfig
 from modular_gpt.training.estimate import check_weights
 from modular_gpt.training.finetune import init_from_source, open_source
 from modular_gpt.training.forward import Placement
-from modular_gpt.training.lora import check_lora, new_weights_of, restore_adapters, select_trained
+from modular_gpt.training.lora import Adapters, check_lora, new_weights_of, restore_adapters, select_trained
 from modular_gpt.training.trainer import Trainer
 
 SEAM = 0.1  # share by which the learning rate may change at a resume before a line says so
@@ -51,6 +51,7 @@ def build_trainer(
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = config.model_config(tokenizer)
     data.check_vocabulary(described.vocab_size)
+    placement = decided(placement, described, checkpoint)
     torch.manual_seed(config.seed)
     if checkpoint is not None:
         model, new_weights = model_of(checkpoint, config, described), new_weights_of(checkpoint)
@@ -59,17 +60,22 @@ def build_trainer(
         model, new_weights = init_from_source(config.init_from, opened, described, data, tokenizer, say)
     else:
         model, new_weights = new_model(described, config.seed), []
-    placement = decided(placement, described, checkpoint)
     adapters = select_trained(model, config.lora, config.trainer.frozen, new_weights)
-    if adapters is not None and adapters.new_weights and checkpoint is None:
-        say(f"Trained   whole beside the adapters, as new: {', '.join(adapters.new_weights)}")
-    if adapters is not None and checkpoint is not None:
-        restore_adapters(adapters, checkpoint)
+    if adapters is not None:
+        begin_adapters(adapters, checkpoint, say)
     model = parallel.shard_model(model, placement.device, placement.precision)
     trainer = Trainer(model, build_optimizer(config.optim, model), data, tokenizer, config, placement, adapters)
     if checkpoint is not None:
         resume(trainer, config, checkpoint, say)
     return trainer
+
+
+def begin_adapters(adapters: Adapters, checkpoint: Path | None, say: Callable[[str], None]) -> None:
+    """Give adapters the values of a checkpoint; new ones stay, and a line names the weights trained beside them."""
+    if checkpoint is not None:
+        restore_adapters(adapters, checkpoint)
+    elif adapters.new_weights:
+        say(f"Trained   whole beside the adapters, as new: {', '.join(adapters.new_weights)}")
 
 
 def decided(placement: Placement, described: GPTConfig, checkpoint: Path | None) -> Placement:
