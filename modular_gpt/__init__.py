@@ -10,6 +10,7 @@ from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, Use
 if TYPE_CHECKING:
     from modular_gpt.checkpoint.resolve import load_model
     from modular_gpt.generation import generate
+    from modular_gpt.inspection import ablate_heads, capture, head_scores, logit_lens
     from modular_gpt.model import GPTModel
     from modular_gpt.model.config import GPTConfig, LayersConfig
     from modular_gpt.model.loss import LossConfig, LossOutput
@@ -27,7 +28,11 @@ _LAZY = {
     "LossConfig": ("modular_gpt.model.loss", "LossConfig"),
     "LossOutput": ("modular_gpt.model.loss", "LossOutput"),
     "LossSettings": ("modular_gpt.model.loss", "LossConfig"),
+    "ablate_heads": ("modular_gpt.inspection", "ablate_heads"),
+    "capture": ("modular_gpt.inspection", "capture"),
     "generate": ("modular_gpt.generation", "generate"),
+    "head_scores": ("modular_gpt.inspection", "head_scores"),
+    "logit_lens": ("modular_gpt.inspection", "logit_lens"),
     "load_model": ("modular_gpt.checkpoint.resolve", "load_model"),
     "train": ("modular_gpt.training.run", "train"),
 }
@@ -44,9 +49,13 @@ __all__ = [
     "LossSettings",
     "UserError",
     "__version__",
+    "ablate_heads",
+    "capture",
     "compose",
     "generate",
+    "head_scores",
     "load_model",
+    "logit_lens",
     "train",
 ]
 

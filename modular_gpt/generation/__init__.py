@@ -2,7 +2,7 @@
 
 from modular_gpt.generation.api import complete, generate, stream
 from modular_gpt.generation.config import GenerationConfig, SamplingSettings
-from modular_gpt.generation.engine import Continuation, Generation, Step
+from modular_gpt.generation.engine import Continuation, Generation, Step, evaluating
 from modular_gpt.generation.sequences import left_pad
 
 GenerationSettings = GenerationConfig  # the name of before
@@ -15,6 +15,7 @@ __all__ = [
     "SamplingSettings",
     "Step",
     "complete",
+    "evaluating",
     "generate",
     "left_pad",
     "stream",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.cache import ModelCache
+from modular_gpt.core.observer import refuse_observers
 from modular_gpt.generation.protocol import LanguageModel
 
 StepFunction = Callable[[LanguageModel, Tensor, ModelCache], Tensor]
@@ -30,6 +31,7 @@ def compiled_step(backend: str | Callable[..., Any] = "inductor") -> StepFunctio
     compiled = torch.compile(_step, fullgraph=True, dynamic=False, backend=backend)
 
     def step(model: LanguageModel, ids: Tensor, cache: ModelCache) -> Tensor:
+        refuse_observers("a compiled generation")
         with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
             return compiled(model, ids, cache)
 

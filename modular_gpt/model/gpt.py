@@ -13,6 +13,7 @@ from modular_gpt.core.activation_checkpointing import checkpointed
 from modular_gpt.core.cache import LayerCache, ModelCache
 from modular_gpt.core.contracts import Attention, FeedForward, Position, Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.observer import enter_block, is_observed, observed_pass, report
 from modular_gpt.core.registry import ComponentConfig, described
 from modular_gpt.core.validation import size_errors
 from modular_gpt.model.aliases import read_description
@@ -64,7 +65,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
         """(B, T, D) -> (B, T, D), auxiliary losses by name"""
-        if self.recomputes and cache is None and torch.is_grad_enabled():
+        if self.recomputes and cache is None and torch.is_grad_enabled() and not is_observed():
             recomputed: Transformed = checkpointed(
                 lambda x: self.topology.forward(self, x, pos.without_memo(), None), x
             )
@@ -73,13 +74,13 @@ class TransformerBlock(nn.Module):
 
     def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D), after dropout"""
-        out: Tensor = self.dropout(self.attention(x, pos, cache))
+        out: Tensor = self.dropout(report("attention.out", self.attention(x, pos, cache)))
         return out
 
     def feed(self, x: Tensor, pos: Positions) -> Transformed:
         """(B, T, D) -> (B, T, D) after dropout, and auxiliary losses"""
         out, losses = self.ffn(x, pos.valid()) if self.ffn.takes_mask else self.ffn(x)
-        return self.dropout(out), losses
+        return self.dropout(report("ffn.out", out)), losses
 
     def scale(self, update: Tensor) -> Tensor:
         """The update of the residual stream times ``residual_multiplier``."""
@@ -219,19 +220,26 @@ class GPTModel(nn.Module):
         else:
             attentions = (block.attention for block in self.blocks)
             pos = packed_positions(self.config, attentions, ids, documents, cache is None and padding is None)
+        with observed_pass(self):
+            return self._hidden_states(ids, cache, pos)
+
+    def _hidden_states(self, ids: Tensor, cache: ModelCache | None, pos: Positions) -> tuple[Tensor, dict[str, Tensor]]:
         x = embedded(self.embedding, ids)
         if self.config.embed_scale != 1.0:
             x = x * self.config.embed_scale
         x = _apply(self.embedding_norm, self.positions[0].embed(x, pos))
-        x = self.dropout(x)
+        x = report("embedding", self.dropout(x))
         losses: dict[str, Tensor] = {}
         for index, block in enumerate(self.blocks):
+            enter_block(index)
             x, more = block(x, pos, None if cache is None else cache.layers[index])
+            x = report("residual", x)
             for name, value in more.items():
                 losses[name] = losses[name] + value if name in losses else value
+        enter_block(None)
         if cache is not None:
             cache.advance(ids.shape[1])
-        return _apply(self.final_norm, x), losses
+        return report("final", _apply(self.final_norm, x)), losses
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""

@@ -5,6 +5,7 @@ padding. Causal masks, sliding windows, ring buffers, chunked prefill and ragged
 """
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from modular_gpt.core.contracts import Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.observer import is_edited, is_observed, is_wanted, report
 from modular_gpt.core.validation import fraction, one_of, positive
 from modular_gpt.nn.attention_forms import (
     AttentionInputs,
+    Dense,
     ScoreBias,
     by_rows,
     by_window,
@@ -95,11 +98,20 @@ class Weighting:
         return self.scoring.dropout if self.training else 0.0
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, pos: Positions, key_columns: Tensor, weighting: Weighting) -> Tensor:
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos: Positions,
+    key_columns: Tensor,
+    weighting: Weighting,
+    equivalent: Callable[[], Tensor] | None = None,
+) -> Tensor:
     """Softmax attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
     pos: positions of the queries; key_columns: (S,) column of each key, consecutive where T > 1
+    equivalent: computes the same result from other tensors; q, k and v are then those that observers see
     Returns (B, H, T, M).
 
     Raises:
@@ -108,7 +120,12 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, pos: Positions, key_columns: Tensor, w
     bias = weighting.bias
     if bias is not None and not bias.position.biases:
         weighting = replace(weighting, bias=None)
-    return _attend(AttentionInputs(q, k, v, pos, key_columns, pos.limit(weighting.scoring.window)), weighting)
+    inputs = AttentionInputs(q, k, v, pos, key_columns, pos.limit(weighting.scoring.window))
+    if not is_observed():
+        return _attend(inputs, weighting)
+    if equivalent is None or is_edited("attention.query", "attention.key", "attention.value"):
+        return _observed(inputs, weighting, partial(_attend, weights=weighting))
+    return _observed(inputs, weighting, lambda _: equivalent())
 
 
 def _attend(inputs: AttentionInputs, weights: Weighting) -> Tensor:
@@ -280,24 +297,61 @@ def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tens
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: Weighting) -> Tensor:
     """Attention by its definition: matmul, softcap, bias, mask, softmax in at least float32, dropout, matmul."""
-    scoring, sinks = weights.scoring, weights.sinks
+    probabilities = _softmax(_scores(q, k, seen, bias, weights.scoring), weights.sinks).to(v.dtype)
+    return _weighted_sum(F.dropout(probabilities, weights.dropout), v)
+
+
+def _scores(q: Tensor, k: Tensor, seen: Tensor | None, bias: Tensor | None, scoring: AttentionScoreConfig) -> Tensor:
+    """(B, H, T, N), (B, K, S, N) -> (B, H, T, S): the arguments of the softmax, -inf where a key is masked."""
     batch, heads, count, width = q.shape
-    groups = k.shape[1]
-    folded = (q * scoring.scale).reshape(batch, groups, -1, width)  # (B, K, H / K * T, N)
+    folded = (q * scoring.scale).reshape(batch, k.shape[1], -1, width)  # (B, K, H / K * T, N)
     scores = (folded @ k.transpose(-1, -2)).reshape(batch, heads, count, -1)
     if scoring.softcap is not None:
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
     if bias is not None:
         scores = scores + bias
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -torch.inf)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores.dtype)[None, :, None, None].expand(batch, heads, count, 1)], -1)
-    probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
-    if sinks is not None:
-        probabilities = probabilities[..., :-1]
-    probabilities = F.dropout(probabilities, weights.dropout)
-    return (probabilities.reshape(batch, groups, -1, probabilities.shape[-1]) @ v).reshape(batch, heads, count, -1)
+    return scores if seen is None else scores.masked_fill(~seen, -torch.inf)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax in at least float32, with the sinks (H,) as scores of a further key whose weight is left out."""
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    if sinks is None:
+        return scores.softmax(-1, dtype=dtype)
+    column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+    return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
+
+
+def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
+    """(B, H, T, S), (B, K, S, M) -> (B, H, T, M): the mix of values of each head."""
+    batch, heads, count, n_keys = weights.shape
+    return (weights.reshape(batch, v.shape[1], -1, n_keys) @ v).reshape(batch, heads, count, -1)
+
+
+def _observed(inputs: AttentionInputs, weights: Weighting, attend: Dense) -> Tensor:
+    """Attention whose tensors are reported to observers. Fused kernels do not return scores and weights.
+
+    Scores and weights are computed from the queries and keys, in at least float32, only for observers that want them.
+    The result is that of ``attend`` unless an observer edits one of them.
+    """
+    inputs = replace(
+        inputs,
+        q=report("attention.query", inputs.q),
+        k=report("attention.key", inputs.k),
+        v=report("attention.value", inputs.v),
+    )
+    if not is_wanted("attention.scores", "attention.weights"):
+        return report("attention.heads", attend(inputs))
+    pos, columns, window = inputs.pos, inputs.key_columns, inputs.window
+    seen = pos.memo(("visible", window, inputs.n_keys), lambda: visible(pos, columns, window))
+    bias = None if weights.bias is None else weights.bias(pos, columns)
+    with torch.autocast(inputs.q.device.type, enabled=False):
+        q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs.q, inputs.k))
+        scores = report("attention.scores", _scores(q, k, seen, bias, weights.scoring))
+        probabilities = report("attention.weights", _softmax(scores, weights.sinks))
+    if is_edited("attention.scores", "attention.weights"):
+        return report("attention.heads", _weighted_sum(probabilities.to(inputs.v.dtype), inputs.v))
+    return report("attention.heads", attend(inputs))
 
 
 def shard_heads(rank: int, world_size: int, **counts: int) -> slice:

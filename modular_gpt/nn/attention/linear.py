@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, ParallelStyle, Position, Positions
+from modular_gpt.core.observer import is_edited, is_observed, is_wanted, report
 from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
@@ -77,8 +78,10 @@ class LinearAttention(Attention, name="linear"):
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
-        q, k = F.elu(self._split(self.query(x)).float()) + 1, F.elu(self._split(self.key(x)).float()) + 1
-        v = self._split(self.value(x)).float()
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        q = report("attention.query", F.elu(self._split(self.query(x)).to(dtype)) + 1)
+        k = report("attention.key", F.elu(self._split(self.key(x)).to(dtype)) + 1)
+        v = report("attention.value", self._split(self.value(x)).to(dtype))
         valid = pos.valid()
         if valid is not None:
             k = k * valid[:, None, :, None]
@@ -95,11 +98,15 @@ class LinearAttention(Attention, name="linear"):
             normaliser = (q * key_sums).sum(-1, keepdim=True)
         else:
             normaliser, _ = _causal_products(q, k, torch.ones_like(k[..., :1]), None, chunk, starts)
+        normaliser = normaliser + self.config.eps
+        mixed = total / normaliser
+        if is_observed():
+            mixed = _observed(mixed, (rotated_q, rotated_k, v), state[0], normaliser, starts)
         if cache is not None:
             memory, sums = cache.tensors
             memory.copy_(last_memory)
             sums.copy_(key_sums[:, :, -1])
-        out: Tensor = self.out((total / (normaliser + self.config.eps)).transpose(1, 2).flatten(2).to(x.dtype))
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2).to(x.dtype))
         return out
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
@@ -118,6 +125,25 @@ class LinearAttention(Attention, name="linear"):
         """(B, T, H * N) -> (B, H, T, N)"""
         out: Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return out
+
+
+def _observed(
+    mixed: Tensor, qkv: tuple[Tensor, Tensor, Tensor], memory: Tensor | None, normaliser: Tensor, starts: Tensor | None
+) -> Tensor:
+    """Report the scores and weights (B, H, T, T) of the new tokens; earlier ones are summed in ``memory``.
+
+    Returns the mix of values of each head: ``mixed``, unless an observer edits the scores or weights.
+    """
+    q, k, v = qkv
+    if is_wanted("attention.scores", "attention.weights"):
+        scores = (q @ k.transpose(-1, -2)).tril()
+        if starts is not None:
+            scores = scores.masked_fill(starts[:, None, :, None] != starts[:, None, None, :], 0.0)
+        scores = report("attention.scores", scores)
+        weights = report("attention.weights", scores / normaliser)
+        if is_edited("attention.scores", "attention.weights"):
+            mixed = weights @ v + (0.0 if memory is None else q @ memory.to(q.dtype) / normaliser)
+    return report("attention.heads", mixed)
 
 
 def _causal_products(

@@ -5,7 +5,9 @@ share are cached. While decoding, queries attend to the latents: the matrix that
 absorbed into the query, and the matrix that would expand them to values is applied to the weighted sum of latents.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
 from modular_gpt.core.contracts import Attention, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.observer import is_observed, unobserved
 from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
@@ -217,7 +220,12 @@ class MultiHeadLatentAttention(Attention, name="mla"):
             assert isinstance(cache, TokenCache)
             (kept,), columns = cache.append(pos, kept)
         absorbed = cache is not None and self._absorbing_is_cheaper(pos.count, kept.shape[2]) and self._can_absorb()
-        mixed = (self._over_latents if absorbed else self._over_keys)(q, kept.to(q.dtype), pos, columns)
+        kept = kept.to(q.dtype)
+        over_latents = partial(self._over_latents, q, kept, pos, columns) if absorbed else None
+        if over_latents is None or is_observed():
+            mixed = self._over_keys(q, kept, pos, columns, over_latents)
+        else:
+            mixed = over_latents()
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -232,15 +240,20 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         """Whether ``key`` and ``value`` are plain matrices, without an adapter or hooks, which must run."""
         return all(type(layer) is ReadLinear and not has_hooks(layer) for layer in (self.key, self.value))
 
-    def _over_keys(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
-        """Expand the latents to keys and values of every head, for training and long prompts: (B, H, T, value)."""
+    def _over_keys(
+        self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor, over_latents: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """Expand the latents to keys and values of every head, for training and long prompts: (B, H, T, value).
+
+        over_latents: computes the result instead, where keys and values are expanded only for observers
+        """
         latent, _, rope, _ = self.widths
         kept_latent = kept[:, 0, :, :latent]
         k = self.key(kept_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         v = self.value(kept_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         if rope:
             k = torch.cat([k, kept[..., latent:].expand(-1, self.n_heads, -1, -1)], dim=-1)
-        return self._attend(q, k, v, pos, columns)
+        return self._attend(q, k, v, pos, columns, over_latents)
 
     def _over_latents(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
         """Attend to the cached latents as one key/value head that all queries share: (B, H, T, value)."""
@@ -248,13 +261,22 @@ class MultiHeadLatentAttention(Attention, name="mla"):
         to_key = self.key.weight.unflatten(0, (self.n_heads, -1))  # (H, nope, latent)
         to_value = self.value.weight.unflatten(0, (self.n_heads, -1))  # (H, value, latent)
         q = torch.cat([q[..., :nope] @ to_key, q[..., nope:]], dim=-1)  # (B, H, T, latent + rope)
-        mixed = self._attend(q, kept, kept[..., :latent], pos, columns)
+        with unobserved():
+            mixed = self._attend(q, kept, kept[..., :latent], pos, columns)
         out: Tensor = mixed @ to_value.transpose(1, 2)
         return out
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, columns: Tensor) -> Tensor:
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pos: Positions,
+        columns: Tensor,
+        equivalent: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         bias = ScoreBias(self.position, self.n_heads)
-        return sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, bias=bias))
+        return sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, bias=bias), equivalent)
 
 
 def widths(config: MultiHeadLatentAttention.Config) -> Widths:

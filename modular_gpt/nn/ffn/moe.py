@@ -16,6 +16,7 @@ from modular_gpt.core.activation_checkpointing import is_recomputing
 from modular_gpt.core.collectives import all_reduce_sum
 from modular_gpt.core.contracts import Dims, FeedForward
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.observer import report
 from modular_gpt.core.registry import ComponentConfig, filled, plain
 from modular_gpt.core.validation import at_most, one_of, positive
 from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
@@ -127,8 +128,8 @@ class MixtureOfExperts(FeedForward, name="moe"):
         mask: (B, T) True where a token is not padding; padding counts neither in the losses nor in the load
         """
         tokens = x.flatten(0, -2)  # (M, D)
-        logits = self.router(tokens).float()
-        weights, chosen, scores = self._route(logits)
+        logits = report("ffn.router", self.router(tokens).float().view(*x.shape[:-1], -1))  # (B, T, E)
+        weights, chosen, scores = (routed.flatten(0, -2) for routed in self._route(logits))
         routed = chosen.flatten()[:, None] == torch.arange(self.config.n_experts, device=x.device)  # (M * k, E)
         counts = routed.sum(0)
         out = self._experts(tokens, weights, chosen, counts).view_as(x)
@@ -142,10 +143,10 @@ class MixtureOfExperts(FeedForward, name="moe"):
         counts = all_reduce_sum(counts)
         if self.load is not None and not is_recomputing():
             self.load.add_(counts)
-        return out, self._losses(logits, scores, counts / counts.sum(), mask)
+        return out, self._losses(logits.flatten(0, -2), scores, counts / counts.sum(), mask)
 
     def _route(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """logits (M, E) -> weights (M, k), chosen experts (M, k), scores (M, E)"""
+        """logits (..., E) -> weights (..., k), chosen experts (..., k), scores (..., E)"""
         config = self.config
         scores = logits.softmax(-1) if config.score == "softmax" else logits.sigmoid()
         ranking = scores if self.select_bias is None else scores + self.select_bias
@@ -156,7 +157,7 @@ class MixtureOfExperts(FeedForward, name="moe"):
             ranking = (
                 ranking.unflatten(-1, (config.groups, -1)).masked_fill(kept[..., None] == 0, -torch.inf).flatten(-2)
             )
-        chosen = ranking.topk(config.top_k, dim=-1).indices
+        chosen = report("ffn.chosen", ranking.topk(config.top_k, dim=-1).indices)
         weights = scores.gather(-1, chosen)
         if config.norm_topk:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)

@@ -1,0 +1,113 @@
+"""Reports of the tensors inside a running model, for code that inspects it (``modular_gpt.capture``).
+
+The model and its components pass their tensors through ``report(name, tensor)`` and compute with what it returns: the
+same tensor, unless an observer edits it. Without an observer a report is one look at a context variable. Compiled code
+reports nothing.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from modular_gpt.core.errors import ConfigError
+
+
+class Observer(ABC):
+    """Receives the reports of the forward passes of one model.
+
+    scope: prefix of the names that the running module reports, such as ``blocks.3.``
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.scope = ""
+
+    @abstractmethod
+    def wants(self, name: str) -> bool:
+        """Whether the tensor of this name is recorded or edited; those that only observers need are else not made."""
+
+    @abstractmethod
+    def edits(self, name: str) -> bool:
+        """Whether the model is to compute with another tensor of this name."""
+
+    @abstractmethod
+    def receive(self, name: str, value: Tensor) -> Tensor:
+        """Take a reported tensor; returns the one that the model computes with."""
+
+
+_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+
+
+def _active() -> tuple[Observer, ...]:
+    return () if torch.compiler.is_compiling() else _observers.get()
+
+
+def is_observed() -> bool:
+    """Whether an observer listens to the code that is running."""
+    return bool(_active())
+
+
+def report(name: str, value: Tensor) -> Tensor:
+    """Show a tensor to the observers under ``name``, which is relative to the block that is running.
+
+    Returns the tensor to compute with: ``value`` itself, unless an observer edits it.
+    """
+    for observer in _active():
+        value = observer.receive(observer.scope + name, value)
+    return value
+
+
+def is_wanted(*names: str) -> bool:
+    """Whether an observer records or edits any of these tensors; asked before a tensor is computed for observers."""
+    answers = [observer.wants(observer.scope + name) for observer in _active() for name in names]
+    return any(answers)
+
+
+def is_edited(*names: str) -> bool:
+    """Whether an observer edits any of these tensors."""
+    return any(observer.edits(observer.scope + name) for observer in _active() for name in names)
+
+
+def enter_block(index: int | None) -> None:
+    """Name the following reports after block ``index``; None: after the model itself."""
+    for observer in _active():
+        observer.scope = "" if index is None else f"blocks.{index}."
+
+
+def observed_pass(model: nn.Module) -> AbstractContextManager[None]:
+    """Context manager around a forward pass of ``model``: observers of other models do not receive its reports."""
+    observers = _active()
+    if not observers:
+        return nullcontext()
+    for observer in observers:
+        observer.scope = ""
+    return _listening(tuple(observer for observer in observers if observer.model is model))
+
+
+def observing(observer: Observer) -> AbstractContextManager[None]:
+    """Context manager: ``observer`` listens, after those that already do."""
+    return _listening((*_observers.get(), observer))
+
+
+def unobserved() -> AbstractContextManager[None]:
+    """Context manager: nobody listens."""
+    return _listening(()) if _active() else nullcontext()
+
+
+def refuse_observers(code: str) -> None:
+    """Raise a ConfigError where an observer listens, because ``code`` reports nothing to it."""
+    if _observers.get():
+        raise ConfigError(f"{code} reports nothing to capture(); run the model without compiling it")
+
+
+@contextmanager
+def _listening(observers: tuple[Observer, ...]) -> Iterator[None]:
+    token = _observers.set(observers)
+    try:
+        yield
+    finally:
+        _observers.reset(token)

@@ -1,0 +1,7 @@
+"""Inspection of a running model: its tensors by name, edits of them, the logit lens and measures of its heads."""
+
+from modular_gpt.inspection.activations import Activations, capture
+from modular_gpt.inspection.heads import ablate_heads, head_scores
+from modular_gpt.inspection.lens import logit_lens
+
+__all__ = ["Activations", "ablate_heads", "capture", "head_scores", "logit_lens"]

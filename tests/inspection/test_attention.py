@@ -1,0 +1,153 @@
+"""What an attention reports explains what it computes, and reporting changes nothing."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from modular_gpt import ConfigError, GPTConfig, GPTModel, capture
+from modular_gpt.core.cache import StateCache, TokenCache
+from modular_gpt.core.registry import entries
+from tests.components.cases import Case, cases, parametrize
+from tests.components.laws import build, text
+
+PADDING = torch.tensor([0, 4, 9])
+EXACT = 1e-6  # in float64
+# What linear attention sums in its state stays float32.
+STATE = 1e-5
+ATTENTIONS = cases("attention")
+
+
+def models(case: Case) -> Iterator[GPTModel]:
+    """The model of a case with each registered position that it works with, in float64."""
+    for pos in entries("pos"):
+        try:
+            config = case.config(pos=pos)
+        except ConfigError:
+            continue
+        yield build(config).double()
+
+
+def mixed(weights: Tensor, value: Tensor) -> Tensor:
+    """weights @ value, (B, H, T, S) and (B, K, S, M), where H / K heads share a value."""
+    return weights @ value.repeat_interleave(weights.shape[1] // value.shape[1], 1)
+
+
+def check_heads(seen: dict[str, Tensor], layer: int, counted: Tensor | None = None, tolerance: float = EXACT) -> None:
+    """The mix of values by the reported weights is the reported output of the kernel, in counted tokens (B, T)."""
+    query, key, value, scores, weights, heads = (
+        seen[f"blocks.{layer}.attention.{name}"] for name in ("query", "key", "value", "scores", "weights", "heads")
+    )
+    assert scores.shape == weights.shape == (*query.shape[:3], key.shape[2])
+    assert heads.shape == (*query.shape[:3], value.shape[3])
+    error = (mixed(weights, value) - heads).abs().amax((1, 3))
+    worst = error.max() if counted is None else error[counted].max()
+    assert worst <= tolerance * heads.abs().max()
+
+
+@parametrize(ATTENTIONS)
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole rows", "padded rows"])
+@torch.no_grad()
+def test_weights_times_value_is_the_output_of_the_kernel(case: Case, padding: Tensor | None) -> None:
+    for model in models(case):
+        ids = text(model.config)
+        plain = model(ids, padding=padding)
+        with capture(model) as seen:
+            observed = model(ids, padding=padding)
+        assert torch.equal(plain, observed)
+        counted = None if padding is None else torch.arange(ids.shape[1]) >= padding[:, None]
+        for layer in range(len(model.blocks)):
+            check_heads(seen, layer, counted)
+
+
+@parametrize(ATTENTIONS)
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["whole rows", "padded rows"])
+@torch.no_grad()
+def test_a_cached_step_reports_the_row_of_the_whole_pass(case: Case, padding: Tensor | None) -> None:
+    for model in models(case):
+        ids = text(model.config)
+        with capture(model, "*.weights", "*.heads") as full:
+            model(ids, padding=padding)
+        cache, other, start = model.new_cache(3, ids.shape[1]), model.new_cache(3, ids.shape[1]), 0
+        for count in (11, 1, 4, 1, 3):  # the first covers all padding
+            chunk, first = ids[:, start : start + count], padding if start == 0 else None
+            plain = model(chunk, cache=other, padding=first)
+            with capture(model) as seen:
+                observed = model(chunk, cache=cache, padding=first)
+            assert torch.equal(plain, observed)
+            if start:
+                check_step(seen, full, start, cache.layers[1])
+            start += count
+
+
+def check_step(seen: dict[str, Tensor], full: dict[str, Tensor], start: int, layer: object) -> None:
+    count = seen["blocks.1.residual"].shape[1]
+    tolerance = STATE if isinstance(layer, StateCache) else EXACT
+    expected = full["blocks.1.attention.heads"][:, :, start : start + count]
+    torch.testing.assert_close(seen["blocks.1.attention.heads"], expected, atol=tolerance, rtol=tolerance)
+    weights = full["blocks.1.attention.weights"][:, :, start : start + count]
+    if isinstance(layer, TokenCache):  # a ring buffer has the same keys in another order
+        check_heads(seen, 1)
+        found = seen["blocks.1.attention.weights"]
+        kept = min(found.shape[-1], weights.shape[-1])
+        found, weights = (x.sort(-1, descending=True).values[..., :kept] for x in (found, weights))
+    else:  # a state has no columns for earlier tokens
+        found, weights = seen["blocks.1.attention.weights"], weights[..., start : start + count]
+    torch.testing.assert_close(found, weights, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("padding", [None, torch.tensor([0, 300])], ids=["whole rows", "padded rows"])
+@pytest.mark.parametrize("backend", ["auto", "math", "flex"])
+@torch.no_grad()
+def test_long_texts_report_what_their_blocks_compute(backend: str, padding: Tensor | None) -> None:
+    """Sliding windows in blocks, text moved before padding, chunks of queries, FlexAttention: one report."""
+    attention = {"name": "gqa", "window": 40, "backend": backend}
+    config = GPTConfig(vocab_size=31, d_model=32, n_heads=2, n_layers=1, context_length=600, attention=attention)
+    model = build(config) if backend == "flex" else build(config).double()  # on a CPU, flex has no float64
+    ids = text(config, rows=2, tokens=520)
+    plain = model(ids, padding=padding)
+    with capture(model) as seen:
+        observed = model(ids, padding=padding)
+    assert torch.equal(plain, observed)
+    counted = None if padding is None else torch.arange(ids.shape[1]) >= padding[:, None]
+    check_heads(seen, 0, counted, tolerance=1e-5 if backend == "flex" else EXACT)
+
+
+@torch.no_grad()
+def test_latent_attention_reports_full_heads_while_it_attends_to_latents() -> None:
+    attention = {"name": "mla", "kv_lora_rank": 12, "qk_nope_head_dim": 6, "v_head_dim": 10, "qk_rope_head_dim": 4}
+    model = build(GPTConfig(vocab_size=31, d_model=32, n_heads=4, n_layers=1, context_length=64, attention=attention))
+    model.double()
+    ids = text(model.config, tokens=40)
+    cache = model.new_cache(3)
+    model(ids[:, :-1], cache=cache)
+    assert model.blocks[0].attention._absorbing_is_cheaper(1, 40)
+    with capture(model) as seen:
+        model(ids[:, -1:], cache=cache)
+    widths = {name: tuple(seen[f"blocks.0.attention.{name}"].shape[1:]) for name in ("query", "key", "value", "heads")}
+    assert widths == {"query": (4, 1, 10), "key": (4, 40, 10), "value": (4, 40, 10), "heads": (4, 1, 10)}
+    check_heads(seen, 0)
+
+
+@pytest.mark.parametrize("case", [Case("attention", name) for name in entries("attention")], ids=lambda case: case.name)
+@pytest.mark.parametrize("name", ["query", "key", "value", "scores", "weights", "heads", "out"])
+@pytest.mark.parametrize("cached", [False, True], ids=["whole pass", "cached step"])
+@torch.no_grad()
+def test_an_edit_of_any_tensor_changes_the_logits_and_no_edit_does_not(case: Case, name: str, cached: bool) -> None:
+    model = build(case.config(n_layers=1)).double()
+    ids = text(model.config)
+
+    def logits(change: float) -> Tensor:
+        def edit(value: Tensor) -> Tensor:
+            return value * torch.linspace(1.0, 1.0 + change, value.shape[-1], dtype=value.dtype)
+
+        cache = model.new_cache(3) if cached else None
+        if cached:
+            model(ids[:, :-1], cache=cache)
+        with capture(model, edit={f"*.attention.{name}": edit}):
+            return model(ids[:, -1:] if cached else ids, cache=cache)[:, -1]
+
+    plain = model(ids)[:, -1]
+    torch.testing.assert_close(logits(0.0), plain, atol=STATE, rtol=STATE)
+    assert (logits(1.0) - plain).abs().max() > 1e-3
