@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel, capture
 from modular_gpt.core.cache import StateCache, TokenCache
 from modular_gpt.core.registry import entries
-from tests.components.cases import Case, cases, parametrize
+from modular_gpt.nn import flex as flex_module
+from tests.components.cases import MODEL, Case, cases, parametrize
 from tests.components.laws import build, text
 
 PADDING = torch.tensor([0, 4, 9])
@@ -67,6 +69,8 @@ def test_weights_times_value_is_the_output_of_the_kernel(case: Case, padding: Te
 def test_a_cached_step_reports_the_row_of_the_whole_pass(case: Case, padding: Tensor | None) -> None:
     for model in models(case):
         ids = text(model.config)
+        if case.settings.get("backend") == "flash" and not decodes(model, ids):
+            continue
         with capture(model, "*.weights", "*.heads") as full:
             model(ids, padding=padding)
         cache, other, start = model.new_cache(3, ids.shape[1]), model.new_cache(3, ids.shape[1]), 0
@@ -79,6 +83,14 @@ def test_a_cached_step_reports_the_row_of_the_whole_pass(case: Case, padding: Te
             if start:
                 check_step(seen, full, start, cache.layers[1])
             start += count
+
+
+def decodes(model: GPTModel, ids: Tensor) -> bool:
+    """Whether there is a flash kernel for single steps; not where keys are wider than values."""
+    try:
+        return model(ids[:, :1], cache=model.new_cache(len(ids))) is not None
+    except ConfigError:
+        return False
 
 
 def check_step(seen: dict[str, Tensor], full: dict[str, Tensor], start: int, layer: object) -> None:
@@ -98,20 +110,32 @@ def check_step(seen: dict[str, Tensor], full: dict[str, Tensor], start: int, lay
 
 
 @pytest.mark.parametrize("padding", [None, torch.tensor([0, 300])], ids=["whole rows", "padded rows"])
-@pytest.mark.parametrize("backend", ["auto", "math", "flex"])
+@pytest.mark.parametrize("backend", ["auto", "math"])
 @torch.no_grad()
 def test_long_texts_report_what_their_blocks_compute(backend: str, padding: Tensor | None) -> None:
-    """Sliding windows in blocks, text moved before padding, chunks of queries, FlexAttention: one report."""
+    """Sliding windows in blocks, text moved before padding, chunks of queries: one report of all of it."""
     attention = {"name": "gqa", "window": 40, "backend": backend}
     config = GPTConfig(vocab_size=31, d_model=32, n_heads=2, n_layers=1, context_length=600, attention=attention)
-    model = build(config) if backend == "flex" else build(config).double()  # on a CPU, flex has no float64
-    ids = text(config, rows=2, tokens=520)
+    model, ids = build(config).double(), text(config, rows=2, tokens=520)
     plain = model(ids, padding=padding)
     with capture(model) as seen:
         observed = model(ids, padding=padding)
     assert torch.equal(plain, observed)
-    counted = None if padding is None else torch.arange(ids.shape[1]) >= padding[:, None]
-    check_heads(seen, 0, counted, tolerance=1e-5 if backend == "flex" else EXACT)
+    check_heads(seen, 0, None if padding is None else torch.arange(ids.shape[1]) >= padding[:, None])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@torch.no_grad()
+def test_flex_attention_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the kernel without its compilation, which takes seconds."""
+    monkeypatch.setattr(flex_module, "_compiled", lambda: flex_attention)
+    attention = {"name": "mha", "window": 100, "sinks": True, "softcap": 3.0, "backend": "flex"}
+    model = build(GPTConfig(**{**MODEL, "pos": "alibi", "attention": attention})).double()
+    ids, padding = text(model.config, tokens=24), torch.tensor([0, 3, 9])
+    with capture(model) as seen:
+        observed = model(ids, padding=padding)
+    assert torch.equal(observed, model(ids, padding=padding))
+    check_heads(seen, 0, torch.arange(24) >= padding[:, None])
 
 
 @torch.no_grad()
@@ -140,7 +164,7 @@ def test_an_edit_of_any_tensor_changes_the_logits_and_no_edit_does_not(case: Cas
 
     def logits(change: float) -> Tensor:
         def edit(value: Tensor) -> Tensor:
-            return value * torch.linspace(1.0, 1.0 + change, value.shape[-1], dtype=value.dtype)
+            return value * (1.0 + change * torch.arange(1.0, 1 + value.shape[-1]).sin())
 
         cache = model.new_cache(3) if cached else None
         if cached:

@@ -269,9 +269,9 @@ def test_a_pattern_that_matches_nothing_is_refused(model: GPTModel, ids: Tensor)
 
 def test_a_wrong_edit_is_refused(model: GPTModel, ids: Tensor) -> None:
     for wrong, got in ((lambda x: x[:, :1], r"\(3, 1, 32\)"), (lambda x: None, "NoneType")):
-        with pytest.raises(ConfigError, match=rf"edit of final must return a tensor of shape \(3, 20, 32\), got {got}"):
-            with capture(model, edit={"final": wrong}):
-                model(ids)
+        refusal = rf"edit of final must return a tensor of shape \(3, 20, 32\), got {got}"
+        with pytest.raises(ConfigError, match=refusal), capture(model, edit={"final": wrong}):
+            model(ids)
 
 
 def test_compiled_models_are_refused(model: GPTModel, ids: Tensor) -> None:
