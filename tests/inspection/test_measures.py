@@ -1,0 +1,100 @@
+"""The logit lens and the measures of heads, on models whose answers are known."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modular_gpt import ConfigError, GPTConfig, GPTModel, ablate_heads, capture, head_scores, logit_lens
+from tests.components.laws import build, text
+
+SMALL = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=3, context_length=48)
+
+
+@pytest.mark.parametrize("settings", [{}, {"topology": "post", "embed_norm": True}, {"topology": "parallel"}])
+def test_the_lens_ends_with_the_logits_and_begins_with_the_embedding(settings: dict[str, object]) -> None:
+    model = build(GPTConfig(**SMALL, **settings))
+    ids = text(model.config)
+    lens = logit_lens(model, ids)
+    with torch.no_grad():
+        assert torch.equal(lens[-1], model(ids))
+        with capture(model, "embedding") as seen:
+            model(ids)
+        norm = torch.nn.Identity() if model.final_norm is None else model.final_norm
+        assert torch.equal(lens[0], model.logits(norm(seen["embedding"])))
+    assert lens.shape == (4, 3, 20, 31) and not lens.requires_grad
+
+
+class Looks(torch.nn.Module):
+    """In the place of an attention: weights that each head gives to one position, chosen by hand."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.described = "by hand"
+
+    def forward(self, x: Tensor, pos: object, cache: object = None) -> Tensor:
+        from modular_gpt.core.observer import report
+
+        count = x.shape[1]
+        rows = torch.arange(count)
+        targets = [rows - 1, 0 * rows, rows, rows - self.length + 1]  # previous, first, itself, induction
+        weights = torch.stack([F.one_hot(target.clamp(min=0), count).float() for target in targets])
+        report("attention.weights", weights.expand(len(x), -1, -1, -1))
+        return torch.zeros_like(x)
+
+
+def test_heads_that_look_at_one_position_score_one_there() -> None:
+    model = GPTModel(GPTConfig(**SMALL))
+    model.blocks[1].attention = Looks(length=10)  # type: ignore[assignment]
+    scores = head_scores(model, length=10)
+    found = torch.stack([scores[name][1] for name in ("previous", "first", "itself", "induction")])
+    assert torch.equal(found.diagonal(), torch.ones(4))
+    assert (found - torch.eye(4)).abs().max() < 0.5  # near the beginning the positions coincide
+
+
+def test_scores_are_shares_of_the_weight() -> None:
+    scores = head_scores(build(GPTConfig(**SMALL)))
+    assert set(scores) == {"previous", "first", "itself", "induction"}
+    for score in scores.values():
+        assert score.shape == (3, 4)
+        assert ((score >= 0) & (score <= 1)).all()
+    with pytest.raises(ConfigError, match="length=30 must lie between 2 and half the context length, 24"):
+        head_scores(build(GPTConfig(**SMALL)), length=30)
+
+
+def test_measures_leave_the_mode_of_the_model_alone_and_use_no_dropout() -> None:
+    model = build(GPTConfig(**SMALL, dropout=0.5)).train()
+    ids = text(model.config)
+    assert torch.equal(logit_lens(model, ids), logit_lens(model, ids))
+    assert torch.equal(ablate_heads(model, ids[:, :-1], ids[:, 1:]), ablate_heads(model, ids[:, :-1], ids[:, 1:]))
+    assert all(torch.equal(a, b) for a, b in zip(head_scores(model).values(), head_scores(model).values(), strict=True))
+    assert model.training
+
+
+@torch.no_grad()
+def test_ablation_finds_the_heads_that_nothing_reads() -> None:
+    """A head whose columns of the output projection are zero changes no loss; the others change it."""
+    model = build(GPTConfig(**SMALL))
+    width = 32 // 4
+    model.blocks[2].attention.out.weight[:, width : 2 * width] = 0
+    ids = text(model.config)
+    rises = ablate_heads(model, ids[:, :-1], ids[:, 1:])
+    assert rises.shape == (3, 4)
+    assert rises[2, 1] == 0 and (rises != 0).sum() == 11
+
+    def without(heads: Tensor) -> Tensor:  # the definition, for one head
+        return torch.cat([heads[:, :3], heads[:, 3:].mean((0, 1, 2)).expand_as(heads[:, 3:])], dim=1)
+
+    intact = model(ids[:, :-1], ids[:, 1:]).loss
+    with capture(model, edit={"blocks.0.attention.heads": without}):
+        ablated = model(ids[:, :-1], ids[:, 1:]).loss
+    torch.testing.assert_close(rises[0, 3], ablated - intact)
+
+
+def test_layers_without_weights_or_heads_are_not_numbers() -> None:
+    model = build(GPTConfig(**SMALL))
+    model.blocks[1].attention = Looks(length=10)  # type: ignore[assignment]  # reports no heads
+    ids = text(model.config)
+    rises = ablate_heads(model, ids[:, :-1], ids[:, 1:])
+    assert rises[1].isnan().all() and rises[0].isfinite().all()
