@@ -12,7 +12,7 @@ from modular_gpt.core.cache import StateCache, TokenCache
 from modular_gpt.core.registry import entries
 from modular_gpt.nn import flex as flex_module
 from tests.components.cases import MODEL, Case, cases, parametrize
-from tests.components.laws import build, text
+from tests.components.laws import TOKENS, build, text
 
 PADDING = torch.tensor([0, 4, 9])
 EXACT = 1e-6  # in float64
@@ -122,6 +122,20 @@ def test_long_texts_report_what_their_blocks_compute(backend: str, padding: Tens
         observed = model(ids, padding=padding)
     assert torch.equal(plain, observed)
     check_heads(seen, 0, None if padding is None else torch.arange(ids.shape[1]) >= padding[:, None])
+
+
+@pytest.mark.parametrize("name", entries("attention"))
+@torch.no_grad()
+def test_packed_documents_see_their_own_weights_alone(name: str) -> None:
+    model = build(Case("attention", name).config()).double()
+    ids, documents = text(model.config), torch.arange(TOKENS).div(7, rounding_mode="floor").expand(3, -1)
+    with capture(model) as seen:
+        hidden, _ = model.hidden_states(ids, documents=documents)
+    assert torch.equal(hidden, model.hidden_states(ids, documents=documents)[0])
+    other = documents[0, :, None] != documents[0]
+    for layer in range(len(model.blocks)):
+        check_heads(seen, layer)
+        assert (seen[f"blocks.{layer}.attention.weights"][..., other] == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
