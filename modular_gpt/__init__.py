@@ -9,6 +9,7 @@ from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, Use
 
 if TYPE_CHECKING:
     from modular_gpt.checkpoint.resolve import load_model
+    from modular_gpt.comparison import compare
     from modular_gpt.generation import generate
     from modular_gpt.inspection import ablate_heads, capture, head_scores, logit_lens
     from modular_gpt.model import GPTModel
@@ -30,6 +31,7 @@ _LAZY = {
     "LossSettings": ("modular_gpt.model.loss", "LossConfig"),
     "ablate_heads": ("modular_gpt.inspection", "ablate_heads"),
     "capture": ("modular_gpt.inspection", "capture"),
+    "compare": ("modular_gpt.comparison", "compare"),
     "generate": ("modular_gpt.generation", "generate"),
     "head_scores": ("modular_gpt.inspection", "head_scores"),
     "logit_lens": ("modular_gpt.inspection", "logit_lens"),
@@ -51,6 +53,7 @@ __all__ = [
     "__version__",
     "ablate_heads",
     "capture",
+    "compare",
     "compose",
     "generate",
     "head_scores",

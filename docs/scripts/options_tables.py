@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from unittest.mock import patch
 
-from modular_gpt.cli import convert, evaluate, generate, train
+from modular_gpt.cli import compare, convert, evaluate, generate, train
 from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.composition.schema import options
 from modular_gpt.cli.composition.train_config import TRAIN
@@ -42,5 +42,5 @@ def help_of(main: Callable[[list[str]], int]) -> Callable[[], str]:
 
 HELP = {
     name: help_of(command.main)
-    for name, command in (("generate", generate), ("evaluate", evaluate), ("convert", convert))
+    for name, command in (("compare", compare), ("generate", generate), ("evaluate", evaluate), ("convert", convert))
 }

@@ -16,7 +16,7 @@ ONE_SEED = (
     " Add seed=1,2,3 to see it."
 )
 FEW_SEEDS = "Loss and bits per byte are means over seeds; +- is their standard deviation, of single runs."
-NOT_SHOWN = "Memory, time and best learning rate of each variant are not compared."
+NOT_SHOWN = "Sizes, times and best learning rates may differ: mgpt-compare makes them equal and gives verdicts."
 
 
 @dataclass

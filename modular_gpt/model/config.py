@@ -166,6 +166,9 @@ class GPTConfig:
     init_residual: Initialisation of the matrices that write into the residual stream: scaled multiplies them by
         1/sqrt(2 n_layers), plain leaves them as other matrices, zero starts at zero.
     init_head: Initialisation of an untied head: matrix treats it as any matrix, zero starts at zero.
+    init_by_name: Draw each parameter from random numbers of its own, seeded by the run's seed and the parameter's name,
+        so that models start with equal weights where they have the same parameters. Otherwise one sequence of random
+        numbers goes through the whole model.
 
     Raises ConfigError, in one sentence, for what cannot work.
     """
@@ -195,6 +198,7 @@ class GPTConfig:
     init_std: float = 0.02
     init_residual: str = "scaled"
     init_head: str = "matrix"
+    init_by_name: bool = False
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():

@@ -6,6 +6,7 @@ into the residual stream scaled by 1/sqrt(2 n_layers). Zeros there, and in the h
 equally likely.
 """
 
+import hashlib
 import math
 from typing import Any
 
@@ -19,13 +20,21 @@ from modular_gpt.nn.residual import is_residual
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: GPTConfig) -> None:
-    """Set every parameter and buffer of ``model``, drawing from PyTorch's global generator."""
-    for module in model.modules():
+    """Set every parameter and buffer of ``model``, drawing from PyTorch's global generator.
+
+    With ``init_by_name``, the generator is seeded before each draw by its initial seed and the parameter's name.
+    """
+    seed = torch.initial_seed()
+    for path, module in model.named_modules():
         reset: Any = getattr(module, "reset_parameters", None)
         if reset is not None and not isinstance(module, (nn.Linear, nn.Embedding)):
+            if config.init_by_name:
+                torch.manual_seed(seed_of(seed, path))
             reset()
         for name, parameter in module.named_parameters(recurse=False):
             embedding = isinstance(module, nn.Embedding)
+            if config.init_by_name:
+                torch.manual_seed(seed_of(seed, f"{path}.{name}"))
             if name.endswith("bias"):
                 parameter.zero_()
             elif embedding or is_matrix(module, name):
@@ -35,6 +44,13 @@ def initialise(model: nn.Module, config: GPTConfig) -> None:
     head: Any = getattr(model, "head", None)
     if config.init_head == "zero" and head is not None:
         head.weight.zero_()
+    if config.init_by_name:
+        torch.manual_seed(seed)  # what is drawn after the model does not depend on its last parameter's name
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed (63 bits) of what bears this name in a run of this seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
 
 
 def _draw(weight: Tensor, config: GPTConfig, embedding: bool) -> None:

@@ -35,6 +35,7 @@ GENERATION = "generation_config.json"
 # component by component.
 _NOT_COMPUTED = {"init", "init_std", "init_residual", "init_head", "dropout", "bias", "layers", "final_norm", *SLOTS}
 _NOT_COMPUTED |= {"topology", "residual_multiplier"}  # of each layer
+_NOT_COMPUTED |= {"init_by_name"}
 _NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend", "balance", "balance_weight", "z_weight", "bias_step"}
 
 

@@ -16,6 +16,7 @@ FLOORS = (
     {"hf", "optim"},
     {"checkpoint"},
     {"training"},
+    {"comparison"},
     {"cli"},
     {"__init__"},
 )

@@ -16,7 +16,7 @@ CHANGED = dict(
             "suffix": ["local"]},
     topology="sandwich", residual_multiplier=0.5, embed_scale=2.0, embed_norm=True, final_norm=False,
     tie_embeddings=False, head_bias=True, logit_scale=0.5, logit_softcap=30.0, init="xavier", init_std=0.1,
-    init_residual="zero", init_head="zero",
+    init_residual="zero", init_head="zero", init_by_name=True,
 )  # fmt: skip
 
 

@@ -1,0 +1,141 @@
+"""The settings of mgpt-compare, and what it does: a comparison, more seeds of one, or an overlay of runs."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modular_gpt.cli.composition.flat_config import read_plain
+from modular_gpt.cli.composition.rounds import launch
+from modular_gpt.cli.composition.schema import Command, names_of
+from modular_gpt.cli.composition.variants import variants
+from modular_gpt.comparison import CompareConfig, Comparison
+from modular_gpt.comparison.comparison import say_line
+from modular_gpt.comparison.conditions import RATE, SEED
+from modular_gpt.comparison.decoding import DECODING, measure_decoding
+from modular_gpt.comparison.overlay import Overlay
+from modular_gpt.core.errors import ConfigError, printable
+from modular_gpt.training.config import RunConfig
+
+COMPARE = Command(name="compare", plain=CompareConfig)
+SWEPT = {"seed": SEED, "optim.learning_rate": RATE, "learning_rate": RATE}
+CAN_CHANGE = ("resume", "seeds", "jobs", "require", "decoding")  # in a comparison that is resumed
+
+
+@dataclass
+class CompareTask:
+    """A command line of mgpt-compare.
+
+    config: settings of the comparison; listing: these as YAML; given: names of those on the command line
+    variants: by name; empty for ``resume`` and for an overlay
+    hydra: settings of Hydra's launchers; runs: directories of runs to overlay
+    """
+
+    config: CompareConfig
+    listing: str
+    given: set[str]
+    command: list[str]
+    where: list[Path]
+    variants: dict[str, RunConfig] = field(default_factory=dict)
+    hydra: list[str] = field(default_factory=list)
+    runs: list[Path] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Do what the command line asks for; returns the exit code."""
+        if self.runs:
+            overlay = Overlay.of(self.runs)
+            print(overlay.table)
+            print(f"Report: {overlay.save_report(Path(self.config.compares))}")
+            return 0
+        comparison = self.comparison()
+        print(f"Comparison {comparison.directory}", flush=True)
+        try:
+            if self.hydra:
+                launch(COMPARE, comparison.directory, self.hydra, self.where)
+                comparison = Comparison.resumed(str(comparison.directory))
+                result = comparison.result()
+            else:
+                result = comparison.run()
+        except (KeyboardInterrupt, SystemExit):
+            resume = f"mgpt-compare resume={comparison.directory}"
+            print(f"\nstopped; finished trials are kept. To resume: {resume}", file=sys.stderr, flush=True)
+            raise
+        if self.config.decoding and not self.hydra and not (comparison.directory / DECODING).is_file():
+            measure_decoding(comparison.plan, comparison.directory)
+            result = comparison.result()
+        print(f"\n{result.table}\n\nReport: {result.save_report()}")
+        return 0 if result.satisfies(self.config.require) else 1
+
+    def comparison(self) -> Comparison:
+        """The comparison to run: a new one, or the one to resume."""
+        config = self.config
+        if config.resume is None:
+            return Comparison.new(self.variants, config, self.command, say_line)
+        seeds, jobs = ((getattr(config, name) if name in self.given else None) for name in ("seeds", "jobs"))
+        return Comparison.resumed(config.resume, seeds, jobs, say_line)
+
+
+def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:
+    """What a command line of mgpt-compare asks for.
+
+    Raises:
+        ConfigError: a setting does not exist, cannot be swept, or has no effect together with the others.
+    """
+    names = names_of(CompareConfig)
+    bare = [setting for setting in settings if "=" not in setting or Path(setting).is_dir()]
+    own = [setting for setting in settings if key_of(setting) in names and setting not in bare]
+    hydra = [setting for setting in settings if key_of(setting).startswith(("hydra.", "hydra/"))]
+    others = [setting for setting in settings if setting not in (*own, *hydra, *bare)]
+    config, listed = read_plain(COMPARE, own, where)
+    task = CompareTask(config, listed, {key_of(setting) for setting in own}, list(settings), where, hydra=hydra)
+    files = [Path(path) for word in bare if word.endswith((".yaml", ".yml")) for path in word.split(",")]
+    task.runs = [Path(word) for word in bare if not word.endswith((".yaml", ".yml"))]
+    if task.runs:
+        check_overlay(task, [*others, *map(str, files)])
+    elif config.resume is not None:
+        check_resume(task, [*others, *map(str, files)])
+    else:
+        check_swept(others)
+        task.variants = variants(others, files, where)
+    return task
+
+
+def key_of(setting: str) -> str:
+    """The name of a setting."""
+    return setting.lstrip("+").partition("=")[0]
+
+
+def check_swept(settings: Sequence[str]) -> None:
+    """Raise a ConfigError for a seed or a learning rate with several values."""
+    for setting in settings:
+        key, _, value = setting.lstrip("+").partition("=")
+        if key in SWEPT and ("," in value or "(" in value):
+            raise ConfigError(SWEPT[key])
+
+
+def check_overlay(task: CompareTask, others: Sequence[str]) -> None:
+    """Raise a ConfigError for a word that is no run, and for settings that an overlay has no use for."""
+    for path in task.runs:
+        if not path.is_dir():
+            raise ConfigError(
+                f"{printable(str(path))!r} is no setting and no directory of a run: settings are written key=value,"
+                " such as attention=mha,gqa"
+            )
+    unused = [*others, *task.hydra, *(f"{name}=" for name in task.given - {"compares"})]
+    if unused:
+        raise ConfigError(f"{unused[0]} has no effect on runs that exist: leave it out, or leave the runs out")
+
+
+def check_resume(task: CompareTask, others: Sequence[str]) -> None:
+    """Raise a ConfigError for settings that cannot change in a comparison that is resumed."""
+    fixed = [*others, *(f"{name}=" for name in sorted(task.given - set(CAN_CHANGE)))]
+    if fixed:
+        raise ConfigError(
+            f"{fixed[0]} cannot change in a comparison that is resumed: leave it out, or start a new comparison;"
+            f" {', '.join(CAN_CHANGE[1:])} can be given"
+        )
+
+
+def listing(task: CompareTask) -> str:
+    """The settings as YAML, and the names of the variants."""
+    return "".join([task.listing, *(f"# variant {name}\n" for name in task.variants)])

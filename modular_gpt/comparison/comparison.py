@@ -1,0 +1,156 @@
+"""A comparison in a directory of its own: plan, results, and what follows from them."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from modular_gpt.comparison.conditions import check_trials
+from modular_gpt.comparison.config import CompareConfig
+from modular_gpt.comparison.journal import Journal
+from modular_gpt.comparison.plan import PLAN, Plan, make_plan
+from modular_gpt.comparison.results import CompareResult
+from modular_gpt.comparison.search import Search
+from modular_gpt.comparison.workers import Execute, in_processes, in_this_process
+from modular_gpt.core.atomic_files import file_lock, resolve_link
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.validation import from_mapping
+from modular_gpt.runtime.signals import orderly
+from modular_gpt.training.config import RunConfig
+from modular_gpt.training.recorder import duration
+from modular_gpt.training.run import read_run_config
+from modular_gpt.training.run_directory import LOCK, new_run_directory
+
+Say = Callable[[str], None]
+
+
+class Comparison:
+    """The trials of a plan and their results, in a directory."""
+
+    def __init__(self, directory: Path, plan: Plan, say: Say = print) -> None:
+        self.directory, self.plan, self.say = directory, plan, say
+        self.journal = Journal(directory)
+        self.search = Search(plan, self.journal.results)
+
+    @classmethod
+    def new(
+        cls, variants: Mapping[str, RunConfig], config: CompareConfig, command: Sequence[str], say: Say
+    ) -> "Comparison":
+        """A new comparison.
+
+        Raises:
+            ConfigError: see ``make_plan``.
+        """
+        plan = make_plan(variants, config, command)
+        name = "-".join(plan.variants)[:60].rstrip("-. ")
+        directory = new_run_directory(Path(config.compares), name)
+        plan.save(directory)
+        return cls(directory, plan, say)
+
+    @classmethod
+    def resumed(cls, path: str, seeds: int | None = None, jobs: int | None = None, say: Say = print) -> "Comparison":
+        """The comparison in a directory, with another number of seeds and jobs if they are given.
+
+        Raises:
+            CheckpointError: there is no comparison.
+            ConfigError: the text has changed, or the number of jobs would change the conditions.
+        """
+        directory = resolve_link(Path(path).expanduser())
+        plan = Plan.load(directory)
+        plan.check_data()
+        config = plan.config
+        if jobs is not None and (jobs > 1) and plan.threads > 1:
+            raise ConfigError(
+                f"the finished trials used {plan.threads} threads, and trials of several jobs use one: leave jobs out"
+            )
+        changed = replace(config, seeds=seeds or config.seeds, jobs=jobs or config.jobs)
+        if changed != config:
+            plan = replace(plan, config=changed)
+            plan.save(directory)
+        return cls(directory, plan, say)
+
+    def run(self, execute: Execute | None = None) -> CompareResult:
+        """Run the trials that have no result yet, and return the result.
+
+        execute: runs trials; by default in this process, or in as many as there are jobs
+
+        Raises:
+            ConfigError: another process runs this comparison, or conditions differ between trials.
+            KeyboardInterrupt, SystemExit: a signal ended it; finished trials are kept.
+        """
+        jobs = self.plan.config.jobs
+        execute = execute or (in_this_process if jobs == 1 else in_processes(jobs))
+        with self._locked(), orderly():
+            self._run_rounds(execute)
+        return self.result()
+
+    def _run_rounds(self, execute: Execute) -> None:
+        begun, count = time.perf_counter(), 0
+        for trials in self.search.rounds():
+            todo = [trial.plain() for trial in trials if trial.key not in self.journal.results]
+            left = len(todo) + self.search.later(trials)
+            for result in execute(todo) if todo else ():
+                self.journal.add(result)
+                check_trials(self.journal.results.values())
+                count, left = count + 1, left - 1
+                seconds = (time.perf_counter() - begun) / count
+                self.say(progress(result, len(self.journal.results), left, seconds))
+
+    def result(self) -> CompareResult:
+        """The result of the trials so far.
+
+        Raises:
+            ConfigError: no seed of all variants is finished yet.
+        """
+        return CompareResult.of(self.directory, self.plan, self.search)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with file_lock(self.directory / LOCK) as free:
+            if not free:
+                raise ConfigError(f"another process runs the comparison in '{self.directory}': wait for it")
+            yield
+
+
+def progress(result: PlainDict, done: int, left: int, seconds: float) -> str:
+    """A line about a finished trial; left: number of trials to come; seconds: of each, about."""
+    outcome = f"loss {result['loss']:.4f}" if result["loss"] is not None else "diverged"
+    remaining = f"about {duration(left * seconds)} left" if left > 0 else "done"
+    return (
+        f"trial {done}/{done + left}  {result['variant']:<12} lr {result['learning_rate']:.1e} seed {result['seed']}"
+        f"  {outcome}  {result['seconds']:.1f} s  {remaining}"
+    )
+
+
+def compare(
+    variants: Mapping[str, RunConfig | Mapping[str, object]],
+    budget: str | None = None,
+    seeds: int = 5,
+    quiet: bool = False,
+    **settings: object,
+) -> CompareResult:
+    """Compare variants by training them with an equal budget, each at its own learning rate, over several seeds.
+
+    variants: RunConfigs by name; the first is the baseline
+    budget: tokens, params, flops, time or target_loss
+    settings: other settings of ``CompareConfig``, such as lr, jobs and margin
+
+    Raises:
+        ConfigError: there is nothing to compare, conditions differ, or budgets cannot be made equal.
+    """
+    config = from_mapping(CompareConfig, {"budget": budget, "seeds": seeds, **settings}, "compare")
+    say: Say = (lambda text: None) if quiet else say_line
+    runs = {name: read_run_config(run) for name, run in variants.items()}
+    return Comparison.new(runs, config, [], say).run()
+
+
+def say_line(text: str) -> None:
+    """Print a line at once."""
+    print(text)
+    sys.stdout.flush()
+
+
+__all__ = ["PLAN", "Comparison", "compare", "say_line"]

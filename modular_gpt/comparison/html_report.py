@@ -1,0 +1,26 @@
+"""The report of a comparison as a page."""
+
+from modular_gpt.comparison import html_page as html
+from modular_gpt.comparison import plots
+from modular_gpt.comparison.results import CompareResult
+from modular_gpt.comparison.tables import LIMITS, costs, reproduce, verdicts
+
+
+def page(result: CompareResult) -> str:
+    """The whole page."""
+    names = list(result.variants)
+    command = reproduce(result)
+    sections = [
+        html.lead(result.title),
+        html.items(result.remarks),
+        html.table(verdicts(result)),
+        html.key(plots.styles(names)),
+        html.plots([plots.differences(result), plots.quality_and_cache(result)]),
+        html.heading("Costs"),
+        html.table(costs(result)),
+        html.plots([plots.loss_curves(result), plots.learning_rates(result), plots.decoding(result)]),
+        *([html.heading("To repeat this comparison"), html.code(command)] if command else []),
+        html.heading("What this does not show"),
+        html.items(LIMITS),
+    ]
+    return html.page(", ".join(names), sections)

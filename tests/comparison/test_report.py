@@ -1,0 +1,124 @@
+"""The report is one small page without scripts or addresses, and fits narrow and wide windows."""
+
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from modular_gpt.comparison import CompareResult
+from modular_gpt.comparison.decoding import DecodingSpeed
+from modular_gpt.comparison.svg import Axis, linear_ticks, log_ticks, short
+from tests.comparison.small import invented
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
+    """Eight variants, ten seeds, one of which diverged."""
+    numbers = random.Random(0)
+    losses = {
+        f"variant-{index}-<of-8>": [2 + 0.05 * index + numbers.gauss(0, 0.02) for _ in range(10)] for index in range(8)
+    }
+    losses["variant-7-<of-8>"][3] = math.inf
+    result = invented(tmp_path_factory.mktemp("large"), losses)
+    for place, name in enumerate(losses):
+        result.decoding[name] = [
+            DecodingSpeed(tokens, 500.0 - place - tokens / 10, 600.0) for tokens in (128, 512, 2048)
+        ]
+    return result
+
+
+def test_the_page_is_small_and_needs_nothing_else(large: CompareResult) -> None:
+    page = large.save_report().read_text()
+    assert len(page.encode()) <= 200_000
+    assert "<script" not in page and "http" not in page and "@import" not in page and "url(" not in page
+    assert page.count("<svg") == 5
+    assert "variant-3-&lt;of-8&gt;" in page and "<of-8>" not in page
+    for sentence in ("Minimum detectable difference", "What this does not show", "mgpt-compare attention=mha,gqa"):
+        assert sentence in page
+
+
+def test_all_three_reports_have_every_variant_and_verdict(large: CompareResult) -> None:
+    page = large.save_report()
+    text, values = page.with_suffix(".md").read_text(), json.loads(page.with_suffix(".json").read_text())
+    for name, difference in large.differences.items():
+        assert f"| {name} | {difference.sentence} |" in text
+        assert values["differences"][name]["verdict"] == difference.verdict
+        assert re.search(rf"^{re.escape(name)} +{re.escape(difference.sentence)}", large.table, re.MULTILINE)
+    assert large.differences["variant-7-<of-8>"].verdict == "worse"
+    assert values["variants"]["variant-7-<of-8>"]["diverged"] == 1
+
+
+def test_ranks_that_depend_on_the_budget_are_said(tmp_path: Path) -> None:
+    """A variant that is ahead only because it trains longer."""
+    from modular_gpt.comparison.budget import Cost
+    from modular_gpt.comparison.curves import flips
+
+    curves = {"short": [(0.25, 3.0), (0.5, 2.6), (1.0, 2.2)], "long": [(0.25, 3.2), (0.5, 2.5), (1.0, 2.0)]}
+    costs = {"short": Cost(1, 1, 1.0, 10, 100, 1), "long": Cost(1, 1, 1.0, 40, 400, 1)}
+    found = flips(curves, costs, {"short": 1.0, "long": 1.0})
+    assert [sentence.split(" these")[0] for sentence in found] == ["Under equal tokens", "Under equal FLOPs"]
+    assert "short and long" in found[0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (2.31, 2.36), (-0.17, 0.17), (0, 307200), (1e-9, 3e-9)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    ticks = linear_ticks(low, high)
+    assert 2 <= len(ticks) <= 12
+    assert all(low - 1e-12 <= tick <= high * (1 + 1e-9) for tick in ticks)
+    assert len({short(tick) for tick in ticks}) == len(ticks)
+
+
+def test_ticks_of_a_logarithmic_axis() -> None:
+    assert log_ticks(1e-3, 2e-2) == pytest.approx([1e-3, 2e-3, 5e-3, 1e-2, 2e-2])
+    assert len(log_ticks(1, 1e12)) <= 8
+    assert len(Axis(1100, 1900, log=True).ticks()) > 1
+    assert Axis(1, 100, log=True).fraction(10) == pytest.approx(0.5)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 400])
+def test_nothing_is_wider_than_the_window(width: int, scheme: str, large: CompareResult, tmp_path: Path) -> None:
+    """The page in a frame of that width: a script of the test writes what it measures into the outer page."""
+    page = large.save_report().read_text()
+    if scheme == "dark":
+        page = page.replace("(prefers-color-scheme:dark)", "all")
+    (tmp_path / "report.html").write_text(page)
+    (tmp_path / "outer.html").write_text(OUTER.replace("WIDTH", str(width)))
+    assert CHROMIUM is not None
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    answer = subprocess.run(
+        [CHROMIUM, *words, profile, "--virtual-time-budget=5000", f"file://{tmp_path / 'outer.html'}"],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    found = re.search(r'<pre id="found">(\{.*?\})</pre>', answer.stdout)
+    assert found, answer.stderr[-2000:]
+    measured = json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">"))
+    assert measured["width"] <= width and measured["outside"] == []
+    dark = scheme == "dark"
+    assert (measured["paper"] < 100) is dark and (measured["ink"] > 150) is dark
+
+
+OUTER = """<!doctype html><body style="margin:0">
+<iframe id="frame" src="report.html" style="width:WIDTHpx;height:3000px;border:0"></iframe>
+<pre id="found"></pre><script>
+document.getElementById("frame").onload = event => {
+  const inner = event.target.contentDocument, view = event.target.contentWindow
+  const shown = inner.querySelectorAll("h1,h2,p,li,pre,svg,.scroll,.key,svg text")
+  const outside = [...shown].filter(element => {
+    const box = element.getBoundingClientRect()
+    return box.left < -0.5 || box.right > WIDTH + 0.5
+  }).map(element => element.tagName + " " + element.textContent.slice(0, 40))
+  const style = view.getComputedStyle(inner.body), bright = colour => Number(colour.match(/\\d+/)[0])
+  document.getElementById("found").textContent = JSON.stringify({width: inner.documentElement.scrollWidth, outside,
+    paper: bright(style.backgroundColor), ink: bright(style.color)})
+}
+</script></body>"""
