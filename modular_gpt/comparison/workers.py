@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from modular_gpt.comparison.trial import run_trial
 from modular_gpt.core.errors import UserError
 from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.runtime.signals import GracefulShutdown, end_at_once
 
 Execute = Callable[[Sequence[PlainDict]], Iterator[PlainDict]]  # trials to results, in the order in which they finish
 
@@ -25,9 +26,12 @@ def in_processes(jobs: int) -> Execute:
     """A function that runs trials in ``jobs`` processes, which it starts and ends."""
 
     def execute(trials: Sequence[PlainDict]) -> Iterator[PlainDict]:
-        waiting = list(reversed(trials))
-        workers = [Worker() for _ in range(min(jobs, len(trials)))]
+        waiting, workers, stop = list(reversed(trials)), list[Worker](), GracefulShutdown(prints=False)
+        with stop.catch():  # a signal between the creation of a process and its first message would leave it behind
+            workers += [Worker() for _ in range(min(jobs, len(trials)))]
         try:
+            if stop.signal is not None:
+                end_at_once(stop.signal, None)
             for worker in workers:
                 worker.send(waiting.pop())
             busy = {worker.connection: worker for worker in workers}

@@ -152,7 +152,7 @@ def test_help_of_another_command_explains_one_setting(run: Run) -> None:
 
 def test_sizes_are_listed_from_small_to_large() -> None:
     assert list(options(TRAIN, "model_size", [conf_dir()])) == [
-        *("nano", "small", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+        *("pico", "nano", "small", "baby", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
     ]
 
 
