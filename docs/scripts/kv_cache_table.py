@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "swa, window 128": {"attention": {"name": "swa", **WINDOW}},
     "mla, latent 16, rope 8": {"attention": {"name": "mla", "kv_lora_rank": 16, "qk_rope_head_dim": 8}},
     "mla with window 128": {"attention": {"name": "mla", "kv_lora_rank": 16, "qk_rope_head_dim": 8, **WINDOW}},
+    "sparse, streaming, window 128": {"attention": {"name": "sparse", "pattern": "streaming", **WINDOW}},
     "linear": {"attention": "linear"},
     "mha, 3 of 4 layers with window 128": {
         "attention": "mha",

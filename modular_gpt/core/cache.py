@@ -4,6 +4,7 @@
 from it. ``TokenCache`` holds one row per token, in storage that grows or in a ring buffer of the last ``window``
 tokens; ``StateCache`` holds a state of constant size. ``ModelCache`` holds one of them per layer and the length that
 they share. Only ``GPTModel.forward`` calls ``advance``; other code calls ``seek``, ``truncate`` or ``reset``.
+``anchored_cache`` adds a ring buffer that never overwrites the first tokens of a text.
 
 Columns are not stored: the column of a row follows from its slot (see ``TokenCache._columns``).
 """
@@ -32,6 +33,7 @@ class CacheSpec:
 
     rows: (heads, width) of each tensor with one row per token
     window: number of tokens kept, in a ring buffer; None: all
+    anchors: number of first tokens of each text that are kept beside those of the window
     states: shapes, without the batch dimension, of the tensors whose size does not depend on the length; always
         float32, because a sum over thousands of tokens loses its small terms in 16 bits
     """
@@ -39,6 +41,7 @@ class CacheSpec:
     rows: tuple[tuple[int, int], ...] = ()
     window: int | None = None
     states: tuple[tuple[int, ...], ...] = ()
+    anchors: int = 0
 
     def within(self, window: int | None) -> "CacheSpec":
         """The same spec with its window limited to ``window`` tokens; None: no limit."""
@@ -47,7 +50,7 @@ class CacheSpec:
 
     def tokens(self, max_length: int) -> int:
         """Number of rows kept per sequence of ``max_length`` tokens."""
-        return max_length if self.window is None else min(max_length, self.window)
+        return max_length if self.window is None else min(max_length, self.anchors + self.window)
 
     def nbytes(self, batch: int, tokens: int, dtype: torch.dtype) -> int:
         """Bytes of the cache of ``batch`` sequences of ``tokens`` tokens; states are float32 whatever ``dtype`` is."""
@@ -60,7 +63,20 @@ class CacheSpec:
         with _ordinary_tensors():
             if self.states:
                 return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
+            if self.anchors and self.window is not None:
+                return _anchored(self, self.window, batch, max_length, dtype, device)
             return TokenCache(self, batch, max_length, dtype, device)
+
+
+def _anchored(
+    spec: CacheSpec, window: int, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
+) -> "LayerCache":
+    """The cache of a spec with anchors: a ring buffer only where ``max_length`` tokens do not all fit."""
+    from modular_gpt.core.anchored_cache import AnchoredCache
+
+    if max_length is not None and max_length <= spec.anchors + window:
+        return TokenCache(replace(spec, window=None), batch, max_length, dtype, device)
+    return AnchoredCache(spec, window, batch, max_length, dtype, device)
 
 
 class LayerCache(ABC):

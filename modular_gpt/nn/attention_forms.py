@@ -1,6 +1,7 @@
 """Algorithms that compute attention without a mask of T x S elements, by equivalent smaller attentions.
 
 ``by_window``: a sliding window in blocks (see ``block_sparse``).
+``by_pattern``: any other pattern in blocks.
 ``text_first``: left padding is moved to the right, where the causal mask hides it.
 ``by_rows``: queries in chunks, each with the keys up to its last query.
 """
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.contracts import Position, Positions
-from modular_gpt.nn.block_sparse import Band, band_attention
+from modular_gpt.nn.block_sparse import Band, BlockPlan, band_attention, block_sparse_attention
+from modular_gpt.nn.sparse_patterns import SparsePattern
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class AttentionInputs:
     """Inputs of one attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
-    pos: positions of the queries; key_columns: (S,) column of each key
+    pos: positions of the queries; key_columns: (S,) column of each key, or (B or 1, S) where rows differ
     window: number of keys that a query sees, its own included; None: all earlier ones
     """
 
@@ -63,7 +65,10 @@ class ScoreBias:
     heads: slice | None = None
 
     def __call__(self, pos: Positions, key_columns: Tensor) -> Tensor | None:
-        """(1, H, T, S); None where the position adds no bias."""
+        """(1, H, T, S), for key_columns (B, S) (B, H, T, S); None where the position adds no bias."""
+        if key_columns.ndim == 2:  # the memo of positions does not tell keys of different columns apart
+            rows = [self(pos.without_memo(), columns) for columns in key_columns]
+            return None if rows[0] is None else torch.cat([row for row in rows if row is not None])
         bias = self.position.bias(pos, key_columns, self.n_heads)
         return bias if bias is None or self.heads is None else bias[:, self.heads]
 
@@ -91,6 +96,35 @@ def _visible(pos: Positions, columns: Tensor, key_columns: Tensor, window: int |
         return seen
     text = key_columns >= padding[:, None, None]  # (B, R, S)
     return ((seen & text[:, :, None]) | (distance == 0)).flatten(0, 1)
+
+
+def visible_in_pattern(pos: Positions, key_columns: Tensor, pattern: SparsePattern, window: int | None) -> Tensor:
+    """(B or 1, 1, T, S) True where a query sees a key of a pattern, for key_columns (S,) or (B or 1, S).
+
+    window: largest number of keys that a query sees beside the anchors; None: only the pattern limits it
+    Padding sees all keys, because a softmax over no keys is NaN; nothing reads its outputs.
+    """
+    query = pos.index[:, None, :, None]
+    key = (key_columns if key_columns.ndim == 2 else key_columns[None])[:, None, None]
+    if pos.padding is not None:
+        key = key - pos.padding[:, None, None, None]
+    if pos.document_starts is not None:  # positions in the document of the query; those of earlier ones are negative
+        key = key - pos.document_starts[:, pos.columns][:, None, :, None]
+    seen = pattern.visible(query, key) & (key >= 0)
+    if window is not None:
+        seen &= (query - key < window) | (key < pattern.anchors)
+    return seen if pos.padding is None else seen | (query < 0)
+
+
+def seen_keys(inputs: AttentionInputs, pattern: SparsePattern | None) -> Tensor:
+    """(B or 1, 1, T, S) True where a query sees a key; computed once per forward pass for all layers."""
+    pos, columns, window = inputs.pos, inputs.key_columns, inputs.window
+    if pattern is None:
+        return pos.memo(("visible", window, inputs.n_keys), lambda: visible(pos, columns, window))
+    return pos.memo(
+        ("visible", pattern, window, inputs.n_keys, columns.ndim),
+        lambda: visible_in_pattern(pos, columns, pattern, window),
+    )
 
 
 def needs_mask(pos: Positions, n_keys: int, window: int | None) -> bool:
@@ -135,6 +169,47 @@ def _band_bias(inputs: AttentionInputs, band: Band, bias: ScoreBias) -> Tensor |
     if bias.position.slides:
         return block(0)
     blocks = [found for index in range(band.blocks) if (found := block(index)) is not None]
+    return torch.cat(blocks).repeat(inputs.q.shape[0], 1, 1, 1) if blocks else None
+
+
+def fits_blocks(inputs: AttentionInputs, pattern: SparsePattern, beyond: int) -> bool:
+    """Whether a pattern can be computed in blocks that read at least ``beyond`` fewer keys than a mask covers.
+
+    That takes keys of one text a row, from its first column on, and no padding.
+    """
+    pos, n_keys = inputs.pos, inputs.n_keys
+    if pos.padding is not None or pos.document_starts is not None or (inputs.window or n_keys) < n_keys:
+        return False
+    gathered = pattern.block * pattern.n_blocks((n_keys - 1) // pattern.block)
+    return bool(n_keys == pos.start + pos.count and n_keys >= gathered + beyond)
+
+
+def by_pattern(inputs: AttentionInputs, pattern: SparsePattern, masked: Masked, bias: ScoreBias | None) -> Tensor:
+    """Attention in blocks to the keys of a pattern, over all columns from the first on. Returns (B, H, T, M)."""
+    plan = inputs.pos.memo(
+        ("blocks", pattern, inputs.n_keys),
+        lambda: BlockPlan.of(pattern, inputs.n_queries, inputs.n_keys, inputs.q.device),
+    )
+    added = None if bias is None else _plan_bias(inputs, plan, bias)
+    return block_sparse_attention(
+        inputs.q, inputs.k, inputs.v, plan, lambda q, k, v, seen: masked(q, k, v, seen, added)
+    )
+
+
+def _plan_bias(inputs: AttentionInputs, plan: BlockPlan, bias: ScoreBias) -> Tensor | None:
+    """(B * blocks, H, b, L) the bias on the scores of gathered keys."""
+    last = inputs.n_keys - 1
+    if bias.position.slides:  # it depends on distances alone, which all occur in the row of the last query
+        row = bias(inputs.pos.narrow(inputs.n_queries - 1, 1), inputs.key_columns)
+        if row is None:
+            return None
+        distance = (plan.query - plan.key).clamp(0, last)[0]  # (blocks, b, L)
+        return row[0, :, 0, last - distance].transpose(0, 1).repeat(inputs.q.shape[0], 1, 1, 1)
+    block, device, blocks = plan.block, inputs.q.device, []
+    for index, keys in enumerate(plan.key[0, :, 0]):
+        start = inputs.n_keys - inputs.n_queries - plan.shift + index * block
+        found = bias(Positions(start, block, None, device, inputs.pos.window), keys.clamp(0, last))
+        blocks += [] if found is None else [found]
     return torch.cat(blocks).repeat(inputs.q.shape[0], 1, 1, 1) if blocks else None
 
 

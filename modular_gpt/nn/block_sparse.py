@@ -108,8 +108,8 @@ class BlockRule(ABC):
     def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
         """(R, blocks, n) numbers of the key blocks that each of ``blocks`` blocks of queries reads; -1: none.
 
-        first: index of the first query among the keys. Key block i starts at key i * block and occurs at most once in a
-        list.
+        first: index of the first query among the keys, a multiple of ``block``. Key block i starts at key i * block and
+            occurs at most once in a list.
         """
 
     @abstractmethod
@@ -168,35 +168,60 @@ class Documents(BlockRule):
         return (key <= query) & (key >= starts)
 
 
+@dataclass(frozen=True)
+class BlockPlan:
+    """The key blocks that each block of queries gathers, and the mask inside them, for given numbers of both.
+
+    table: (R, blocks, n) numbers of key blocks; -1: none
+    query: (1, blocks, b, 1) and key: (R, blocks, 1, L), the indices of queries and gathered keys; seen: (R, blocks, b,
+        L) True where a query sees a key
+    shift: number of queries that pad the first block, so that blocks of queries begin where blocks of keys do
+    """
+
+    block: int
+    table: Tensor
+    query: Tensor
+    key: Tensor
+    seen: Tensor
+    shift: int
+
+    @classmethod
+    def of(cls, rule: BlockRule, n_queries: int, n_keys: int, device: torch.device) -> "BlockPlan":
+        """The blocks of ``rule`` for queries that are the last ``n_queries`` of ``n_keys`` tokens."""
+        block, before = rule.block, n_keys - n_queries
+        shift = before % block
+        first, blocks = before - shift, -(-(n_queries + shift) // block)
+        table = rule.table(first, blocks, device)
+        within = torch.arange(block, device=device)
+        query = (first + block * torch.arange(blocks, device=device)[:, None] + within)[None, :, :, None]
+        key = (table[..., None] * block + within).flatten(2)[:, :, None]  # negative where no block is listed
+        # queries that pad the last block are dropped; they see all keys, because a softmax over no keys is NaN
+        seen = (rule.visible(query, key) & (key >= 0) & (key < n_keys)) | (query >= n_keys)
+        return cls(block, table, query, key, seen, shift)
+
+
 def block_sparse_attention(
-    q: Tensor, k: Tensor, v: Tensor, rule: BlockRule, kernel: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: BlockRule | BlockPlan,
+    kernel: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Attention in which each block of queries reads the key blocks that ``rule`` lists.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
+    rule: the pattern, or its plan for T queries and S keys, which layers can share
     kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M), mask (B * blocks, 1, b, L)
         -> (B * blocks, H, b, M)
     Returns (B, H, T, M).
     """
-    batch, _, n_queries, _ = q.shape
-    n_keys, block = k.shape[2], rule.block
-    queries = F.pad(q, (0, 0, 0, -n_queries % block)).unflatten(2, (-1, block)).transpose(1, 2)
-    blocks, first = queries.shape[1], n_keys - n_queries
-    table = rule.table(first, blocks, q.device)
-    seen = _seen(rule, table, first, n_keys)
-    seen = seen.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
-    keys, values = _gathered(k, table, block), _gathered(v, table, block)
-    return _joined(kernel(queries.flatten(0, 1), keys, values, seen), batch)[:, :, :n_queries]
-
-
-def _seen(rule: BlockRule, table: Tensor, first: int, n_keys: int) -> Tensor:
-    """(R, blocks, b, L) True where a query sees a gathered key."""
-    within = torch.arange(rule.block, device=table.device)
-    query = first + rule.block * torch.arange(table.shape[1], device=table.device)[:, None] + within
-    query = query[None, :, :, None]
-    key = (table[..., None] * rule.block + within).flatten(2)[:, :, None]  # negative where no block is listed
-    # queries that pad the last block are dropped; they see all keys, because a softmax over no keys is NaN
-    return (rule.visible(query, key) & (key >= 0) & (key < n_keys)) | (query >= n_keys)
+    batch, _, count, _ = q.shape
+    plan = rule if isinstance(rule, BlockPlan) else BlockPlan.of(rule, count, k.shape[2], q.device)
+    block, shift = plan.block, plan.shift
+    queries = F.pad(q, (0, 0, shift, -(count + shift) % block)).unflatten(2, (-1, block)).transpose(1, 2)
+    seen = plan.seen.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
+    keys, values = _gathered(k, plan.table, block), _gathered(v, plan.table, block)
+    return _joined(kernel(queries.flatten(0, 1), keys, values, seen), batch)[:, :, shift : shift + count]
 
 
 def _gathered(x: Tensor, table: Tensor, block: int) -> Tensor:

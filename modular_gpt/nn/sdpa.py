@@ -24,15 +24,19 @@ from modular_gpt.nn.attention_forms import (
     AttentionInputs,
     Dense,
     ScoreBias,
+    by_pattern,
     by_rows,
     by_window,
+    fits_blocks,
     needs_mask,
+    seen_keys,
     text_first,
     visible,
 )
 from modular_gpt.nn.block_sparse import Band, Documents, block_size, block_sparse_attention
 from modular_gpt.nn.flex import flex
 from modular_gpt.nn.fused_linear import compiling_for_cpu
+from modular_gpt.nn.sparse_patterns import SparsePattern
 
 BACKENDS = ("auto", "flash", "math", "flex")
 _BLOCKS_FROM = 256  # keys beyond a window from which blocks beat one mask, measured on a CPU for windows of 16 to 1,024
@@ -53,6 +57,7 @@ class AttentionScoreConfig:
     softcap: c in c * tanh(scores / c); None: no softcap; dropout: probability, applied to the weights in training
     backend: auto, flash (fused kernels or an error), math (unfused) or flex (FlexAttention, for more than one query at
         a time)
+    pattern: which of the keys in the window a query sees; None: all
     """
 
     scale: float
@@ -60,6 +65,7 @@ class AttentionScoreConfig:
     softcap: float | None = None
     dropout: float = 0.0
     backend: str = "auto"
+    pattern: SparsePattern | None = None
 
     @classmethod
     def read(cls, config: Any) -> "AttentionScoreConfig":
@@ -110,7 +116,8 @@ def sdpa(
     """Softmax attention of T queries over S keys.
 
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
-    pos: positions of the queries; key_columns: (S,) column of each key, consecutive where T > 1
+    pos: positions of the queries; key_columns: (S,) column of each key, consecutive where T > 1; with a pattern also
+        (B or 1, S) in any order
     equivalent: computes the same result from other tensors; q, k and v are then those that observers see
     Returns (B, H, T, M).
 
@@ -131,11 +138,14 @@ def sdpa(
 def _attend(inputs: AttentionInputs, weights: Weighting) -> Tensor:
     """Choose the fastest of the equivalent algorithms of ``attention_forms``."""
     pos = inputs.pos
-    if pos.count == 1 or isinstance(pos.start, Tensor) or torch.compiler.is_exporting():
+    if pos.count == 1 or isinstance(pos.start, Tensor) or torch.compiler.is_exporting() or inputs.key_columns.ndim == 2:
         return _dense(inputs, weights)
     if pos.padding is not None and pos.is_prefill and inputs.n_keys == pos.count >= _LONG:
         return text_first(inputs, partial(_attend, weights=weights))
-    band = _band(inputs, weights.scoring.backend)
+    pattern = weights.scoring.pattern
+    if pattern is not None and fits_blocks(inputs, pattern, _BLOCKS_FROM):
+        return by_pattern(inputs, pattern, partial(_masked, weights=weights), weights.bias)
+    band = _band(inputs, weights.scoring)
     if band is None:
         documents = _documents(inputs, weights)
         if documents is not None:
@@ -149,10 +159,12 @@ def _attend(inputs: AttentionInputs, weights: Weighting) -> Tensor:
     return by_window(inputs, band, partial(_dense, weights=weights), partial(_masked, weights=weights), weights.bias)
 
 
-def _band(inputs: AttentionInputs, backend: str) -> Band | None:
+def _band(inputs: AttentionInputs, scoring: AttentionScoreConfig) -> Band | None:
     """The blocks of a sliding window; None where one mask is as fast."""
     window = inputs.window
-    if window is None or backend == "flex" or inputs.n_keys < window + _BLOCKS_FROM:
+    if window is None or scoring.pattern is not None or scoring.backend == "flex":
+        return None
+    if inputs.n_keys < window + _BLOCKS_FROM:
         return None
     band = Band.of(inputs.n_queries, inputs.n_keys, window, block_size(window))
     return band if band.blocks else None
@@ -164,7 +176,9 @@ def _documents(inputs: AttentionInputs, weights: Weighting) -> Documents | None:
     The number of blocks depends on the longest document, which a compiled graph does not know.
     """
     pos, starts = inputs.pos, inputs.pos.document_starts
-    if starts is None or inputs.window is not None or weights.bias is not None or weights.scoring.backend == "flex":
+    if starts is None or inputs.window is not None or weights.bias is not None:
+        return None
+    if weights.scoring.pattern is not None or weights.scoring.backend == "flex":
         return None
     if not pos.is_prefill or inputs.n_keys < _DOCUMENTS_FROM or torch.compiler.is_compiling():
         return None
@@ -179,22 +193,22 @@ def _masks(inputs: AttentionInputs, weights: Weighting) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or weights.scoring.backend == "flex":
         return False
     plain = weights.bias is None and weights.sinks is None and not _use_eager(inputs.q, inputs.n_keys, weights)
-    return not plain or needs_mask(inputs.pos, inputs.n_keys, inputs.window)
+    return not plain or weights.scoring.pattern is not None or needs_mask(inputs.pos, inputs.n_keys, inputs.window)
 
 
 def _dense(inputs: AttentionInputs, weights: Weighting) -> Tensor:
     """Attention of every query to every key, with a mask where one is needed."""
-    pos, window, n_keys, columns = inputs.pos, inputs.window, inputs.n_keys, inputs.key_columns
-    bias = None if weights.bias is None else weights.bias(pos, columns)
+    pos, n_keys, pattern = inputs.pos, inputs.n_keys, weights.scoring.pattern
+    bias = None if weights.bias is None else weights.bias(pos, inputs.key_columns)
     if weights.scoring.backend == "flex" and pos.count > 1:  # it compiles one kernel per length: not for single steps
         return _flex(inputs, bias, weights)
     seen: Tensor | None = None
-    if needs_mask(pos, n_keys, window):
-        seen = pos.memo(("visible", window, n_keys), lambda: visible(pos, columns, window))
+    if pattern is not None or needs_mask(pos, n_keys, inputs.window):
+        seen = seen_keys(inputs, pattern)
     elif pos.count > 1:
         if bias is None and weights.sinks is None and not _use_eager(inputs.q, n_keys, weights):
             return _fused(inputs.q, inputs.k, inputs.v, None, None, weights, causal=True)
-        seen = pos.memo("causal", lambda: visible(pos, columns, None))
+        seen = pos.memo("causal", lambda: visible(pos, inputs.key_columns, None))
     return _masked(inputs.q, inputs.k, inputs.v, seen, bias, weights)
 
 
@@ -342,9 +356,8 @@ def _observed(inputs: AttentionInputs, weights: Weighting, attend: Dense) -> Ten
     )
     if not is_wanted("attention.scores", "attention.weights"):
         return report("attention.heads", attend(inputs))
-    pos, columns, window = inputs.pos, inputs.key_columns, inputs.window
-    seen = pos.memo(("visible", window, inputs.n_keys), lambda: visible(pos, columns, window))
-    bias = None if weights.bias is None else weights.bias(pos, columns)
+    seen = seen_keys(inputs, weights.scoring.pattern)
+    bias = None if weights.bias is None else weights.bias(inputs.pos, inputs.key_columns)
     with torch.autocast(inputs.q.device.type, enabled=False):
         q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs.q, inputs.k))
         scores = report("attention.scores", _scores(q, k, seen, bias, weights.scoring))

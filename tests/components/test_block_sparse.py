@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.core.positions import document_starts
+from modular_gpt.core.registry import entries
 from modular_gpt.nn import sdpa as sdpa_module
 from modular_gpt.nn.block_sparse import (
     Band,
@@ -178,8 +179,11 @@ def test_blocks_are_half_a_window() -> None:
 
 # ------------------------------------------------------------- models
 
-SOFTMAX = [case for case in CHOSEN if case.slot == "attention" and case.name != "linear"]
-WINDOWED = [case for case in CHOSEN if case.settings.get("window") or case.name == "swa"]
+SOFTMAX = [
+    case for case in CHOSEN if case.slot == "attention" and entries("attention")[case.name].component.accepts_bias
+]
+IN_BLOCKS = [case for case in SOFTMAX if "pattern" in case.settings]
+WINDOWED = [case for case in CHOSEN if case.settings.get("window") or case.name == "swa" or case in IN_BLOCKS]
 BLOCK_LAWS: list[Law] = [causal, any_chunking, ragged_rows, every_parameter_learns, recomputing_changes_nothing]
 
 
@@ -280,6 +284,11 @@ LINEAR = {
     "mla": {"name": "mla", "window": 16},
     "softcap": {"name": "mha", "window": 16, "softcap": 2.0},
     "dropout": {"name": "mha", "window": 16, "dropout": 0.5},
+    "bigbird": {"name": "sparse", "window": 16, "global_tokens": 8, "random_blocks": 1, "block": 8},
+    "longformer": {"name": "sparse", "pattern": "longformer", "window": 16, "dilation": 2, "softcap": 2.0},
+    "strided": {"name": "sparse", "pattern": "strided", "window": 16, "stride": 32, "block": 8, "n_kv_heads": 1},
+    "streaming": {"name": "sparse", "pattern": "streaming", "window": 16, "sinks": True},
+    "chunked": {"name": "sparse", "pattern": "chunked", "chunk": 16},
 }
 
 
@@ -301,8 +310,14 @@ def test_training_with_a_window_makes_no_square(attention: dict[str, object], po
 @pytest.mark.parametrize("pads", [None, [300]], ids=["full", "padded"])
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @pytest.mark.parametrize("attention", LINEAR.values(), ids=LINEAR.keys())
-def test_a_prompt_past_the_ring_makes_no_square(attention: dict[str, object], pos: str, pads: list[int] | None) -> None:
-    """In two chunks, the second of which begins with a full ring."""
+def test_a_prompt_past_the_ring_makes_no_square(
+    monkeypatch: pytest.MonkeyPatch, attention: dict[str, object], pos: str, pads: list[int] | None
+) -> None:
+    """In two chunks, the second of which begins with a full ring.
+
+    Padded patterns that keep all tokens have no ring: their second chunk has a mask for each chunk of rows.
+    """
+    monkeypatch.setattr(sdpa_module, "_ROWS", 32 * LONG)
     model = long_model(attention, pos)
     ids = text(model.config, rows=1, tokens=LONG)
     with Largest() as largest:

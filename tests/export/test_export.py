@@ -17,6 +17,7 @@ OTHERS: list[dict[str, Any]] = [
     {"attention": "gqa", "pos": "alibi"},
     {"attention": "mla", "pos": "learned"},
     {"attention": {"name": "swa", "window": 1}},
+    {"attention": {"name": "sparse", "pattern": "streaming", "window": 4, "global_tokens": 2}},
     {"layers": LOCAL, "n_layers": 2, "ffn": "swiglu", "norm": "rmsnorm"},
     {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}},
 ]

@@ -14,6 +14,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "mla": {"name": "mla", "kv_lora_rank": 8},
     "mla-window": {"name": "mla", "kv_lora_rank": 8, "window": 5},
     "linear": {"name": "linear"},
+    "streaming": {"name": "sparse", "pattern": "streaming", "window": 3, "global_tokens": 2},
 }
 POSITIONS = ("rope", "alibi", "none", "learned", "sinusoidal")
 PAIRS = [(a, p) for a in ATTENTIONS for p in POSITIONS if (a, p) != ("linear", "alibi")]

@@ -144,7 +144,12 @@ class MultiHeadAttention(
         """(B, T, D) -> (B, T, D)"""
         q, k, v = fused_linear(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)
         q, k = self._place(q, self.query_norm, pos), self._place(k, self.key_norm, pos)
-        v = self._split(self._clip(v))
+        mixed = self._mix(q, k, self._split(self._clip(v)), pos, cache)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
+        """Attend to the new tokens and those of the cache, to which it appends: (B, H, T, N), ... -> (B, H, T, N)."""
         columns = pos.columns
         if cache is not None:
             assert isinstance(cache, TokenCache)
@@ -152,9 +157,7 @@ class MultiHeadAttention(
             k, v = k.to(q.dtype), v.to(q.dtype)  # the cache may have another dtype than the model
         sinks = None if self.sinks is None else self.sinks[self.local_heads]
         bias = ScoreBias(self.position, self.n_heads, self.local_heads)
-        mixed = sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, sinks, bias))
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return out
+        return sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, sinks, bias))
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
         if self.config.qk_norm is not None and self.config.qk_norm_scope == "full":

@@ -1,0 +1,124 @@
+"""A token cache that keeps the first tokens of each text, and the last ones in a ring buffer."""
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.cache import CacheSpec, TokenCache
+from modular_gpt.core.positions import Positions
+
+_UNWRITTEN = -(2**30)  # column of a slot that holds no token: below every column
+
+
+class AnchoredCache(TokenCache):
+    """Rows of the first ``anchors`` tokens of each text and of the last ``ring`` tokens after them.
+
+    The token at position p of its text is in slot p if p < anchors, else in slot anchors + (p - anchors) mod ring.
+    Slots belong to positions, not to columns, because the text of a left-padded row begins at a column of its own.
+    """
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        ring: int,
+        batch: int,
+        max_length: int | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(spec, batch, max_length, dtype, device)
+        self.anchors, self.ring = spec.anchors, ring
+        self.window = spec.anchors + ring
+        self._padding: Tensor | None = None  # that of the model's cache, which ``save`` and ``restore`` are not given
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self._padding = None if self._padding is None else self._padding.index_select(0, rows)
+
+    def reset(self) -> None:
+        self._padding = None
+
+    def restores_partially(self, count: int) -> bool:
+        return count <= self.ring
+
+    def save(self, start: int, count: int) -> list[Tensor]:
+        if not self.forgets(start + count):
+            return []
+        self._grow(start + count)
+        if not self.restores_partially(count):
+            return [tensor.clone() for tensor in self.tensors]
+        slots = self._slots(torch.arange(start, start + count, device=self.tensors[0].device))
+        return [tensor.gather(2, _along(slots, tensor)) for tensor in self.tensors]
+
+    def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
+        columns = torch.arange(length, start + count, device=self.tensors[0].device)
+        for tensor, old in zip(self.tensors, saved, strict=False):
+            if self.restores_partially(count):
+                slots = _along(self._slots(columns), tensor)
+                tensor.scatter_(2, slots, old[:, :, length - start :])
+            else:
+                tensor.copy_(old)
+
+    def append(self, pos: Positions, *new: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Append the rows of the new tokens, one tensor (B, heads, T, width) per cached tensor.
+
+        Returns the rows to attend to and their columns: (S,) consecutive where these tokens are the first, otherwise
+        (B or 1, S) in any order, negative for a slot that holds no token.
+        """
+        self._padding = pos.padding
+        if isinstance(pos.start, Tensor):
+            return self._append_at_tensor(pos, new)
+        self._grow(pos.start + pos.count)
+        if pos.count == 1 and pos.start:
+            return self._write_one(pos, new)
+        rows, columns = list(new), pos.columns
+        if pos.start:
+            before = self._slot_columns(pos.start)
+            columns = torch.cat([before, pos.columns.expand(len(before), -1)], dim=1)
+            rows = [torch.cat([tensor, fresh], dim=2) for tensor, fresh in zip(self.tensors, new, strict=True)]
+        self._write(pos, pos.start, new)
+        return rows, columns
+
+    def _append_at_tensor(self, pos: Positions, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+        assert not self.grows and pos.count == 1, "a start that is a tensor needs a fixed storage and one new token"
+        return self._write_one(pos, new)
+
+    def _write_one(self, pos: Positions, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
+        slots = self._slots(pos.columns)
+        for tensor, rows in zip(self.tensors, new, strict=True):
+            tensor.scatter_(2, _along(slots, tensor), rows.to(tensor.dtype))
+        return list(self.tensors), self._slot_columns(pos.start + 1)
+
+    def _write(self, pos: Positions, start: int, new: tuple[Tensor, ...]) -> None:
+        """Write several tokens, of which later ones may overwrite earlier ones."""
+        end = start + pos.count
+        if pos.padding is None and end <= self.capacity:
+            for tensor, rows in zip(self.tensors, new, strict=True):
+                tensor[:, :, start:end] = rows
+            return
+        token = self._slot_columns(end) - start  # (B or 1, capacity): index of the new token that belongs in each slot
+        for tensor, rows in zip(self.tensors, new, strict=True):
+            found = rows.gather(2, _along(token.clamp(min=0), rows)).to(tensor.dtype)
+            tensor.copy_(torch.where((token >= 0)[:, None, :, None], found, tensor))
+
+    def _slots(self, columns: Tensor) -> Tensor:
+        """(B or 1, T) slot of each column (T,). Padding has slot 0, which the first token of the text overwrites."""
+        position = columns[None] if self._padding is None else columns[None] - self._padding[:, None]
+        turned = self.anchors + torch.remainder(position - self.anchors, self.ring)
+        return torch.where(position < self.anchors, position.clamp(min=0), turned)
+
+    def _slot_columns(self, end: int | Tensor) -> Tensor:
+        """(B or 1, capacity) column of the token in each slot after ``end`` columns."""
+        slot = torch.arange(self.capacity, device=self.tensors[0].device)[None]
+        begin = torch.zeros_like(slot[:, :1]) if self._padding is None else self._padding[:, None]
+        last = end - 1 - begin  # position of the last token of each row
+        turned = last - torch.remainder(last - slot, self.ring)
+        first = slot < self.anchors
+        position = torch.where(first, slot, turned)
+        written = torch.where(first, slot <= last, turned >= self.anchors)
+        return torch.where(written, position + begin, _UNWRITTEN)
+
+
+def _along(slots: Tensor, rows: Tensor) -> Tensor:
+    """(B or 1, T) indices of slots as indices (B, heads, T, width) for ``gather`` and ``scatter_`` in dimension 2."""
+    batch, heads, _, width = rows.shape
+    return slots[:, None, :, None].expand(batch, heads, -1, width)

@@ -1,0 +1,228 @@
+"""Patterns of block-sparse attention: which earlier tokens a query sees, by their positions in the text.
+
+A pattern is a frozen dataclass whose fields are its settings, so that layers with equal settings share tables and
+masks. ``PATTERNS`` names them.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modular_gpt.nn.block_sparse import BlockRule
+
+_HASH_BITS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class SparsePattern(BlockRule):
+    """A pattern, made causal: no query sees a later key.
+
+    block: queries and keys per block
+    """
+
+    block: int = 32
+
+    @property
+    def anchors(self) -> int:
+        """Number of first tokens of a text that all later ones see."""
+        return 0
+
+    @property
+    def reach(self) -> int | None:
+        """Number of last tokens, the query included, among which lie all keys it sees but the anchors; None: all."""
+        return None
+
+    @abstractmethod
+    def seen(self, query: Tensor, key: Tensor) -> Tensor:
+        """True where a query sees a key, by their positions, for keys that are not after the query."""
+
+    @abstractmethod
+    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
+        """Lists (blocks, n) of key blocks that hold all keys seen by each block of queries ``own`` (blocks, 1).
+
+        last: the largest number in ``own``. Numbers may repeat, be negative, or be larger than that of the queries.
+        """
+
+    def visible(self, query: Tensor, key: Tensor) -> Tensor:
+        return self.seen(query, key) & (key <= query)
+
+    def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
+        own = first // self.block + torch.arange(blocks, device=device)[:, None]
+        listed = torch.cat(self.key_blocks(own, first // self.block + blocks - 1), dim=1)
+        listed = listed.masked_fill(listed > own, -1).clamp(min=-1).sort(dim=1).values
+        repeated = F.pad(listed[:, 1:] == listed[:, :-1], (1, 0))
+        return listed.masked_fill(repeated, -1)[None]
+
+    @abstractmethod
+    def n_blocks(self, last: int) -> int:
+        """The sum of the n of ``key_blocks``."""
+
+    def _blocks_back(self, own: Tensor, tokens: int) -> Tensor:
+        """The block of the queries and those before it that hold the ``tokens`` keys before each query."""
+        return own - torch.arange(self._n_back(tokens), device=own.device)
+
+    def _first_blocks(self, own: Tensor, tokens: int) -> Tensor:
+        """The blocks that hold the first ``tokens`` keys."""
+        return torch.arange(-(-tokens // self.block), device=own.device).expand(len(own), -1)
+
+    def _n_back(self, tokens: int) -> int:
+        return -(-tokens // self.block) + 1
+
+
+@dataclass(frozen=True)
+class Streaming(SparsePattern):
+    """The first ``global_tokens`` tokens, which act as attention sinks, and the last ``window`` ones."""
+
+    window: int = 64
+    global_tokens: int = 4
+
+    @property
+    def anchors(self) -> int:
+        return self.global_tokens
+
+    @property
+    def reach(self) -> int | None:
+        return self.window
+
+    def seen(self, query: Tensor, key: Tensor) -> Tensor:
+        return (query - key < self.window) | (key < self.global_tokens)
+
+    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
+        return [self._blocks_back(own, self.window - 1), self._first_blocks(own, self.global_tokens)]
+
+    def n_blocks(self, last: int) -> int:
+        return self._n_back(self.window - 1) - (-self.global_tokens // self.block)
+
+
+@dataclass(frozen=True)
+class Longformer(SparsePattern):
+    """``window`` keys at distances that are multiples of ``dilation``, and the first ``global_tokens`` tokens."""
+
+    window: int = 64
+    dilation: int = 1
+    global_tokens: int = 16
+
+    @property
+    def anchors(self) -> int:
+        return self.global_tokens
+
+    @property
+    def reach(self) -> int | None:
+        return (self.window - 1) * self.dilation + 1
+
+    def seen(self, query: Tensor, key: Tensor) -> Tensor:
+        distance = query - key
+        near = distance < self.window * self.dilation
+        return (near & (distance % self.dilation == 0)) | (key < self.global_tokens)
+
+    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
+        before = (self.window - 1) * self.dilation
+        return [self._blocks_back(own, before), self._first_blocks(own, self.global_tokens)]
+
+    def n_blocks(self, last: int) -> int:
+        return self._n_back((self.window - 1) * self.dilation) - (-self.global_tokens // self.block)
+
+
+@dataclass(frozen=True)
+class BigBird(SparsePattern):
+    """The last ``window`` tokens, the first ``global_tokens``, and ``random_blocks`` blocks drawn from those between.
+
+    A block of queries draws from ``seed`` and its number alone, so that a text of any length, read in any chunks, has
+    the same pattern.
+    """
+
+    window: int = 64
+    global_tokens: int = 16
+    random_blocks: int = 2
+    seed: int = 0
+
+    @property
+    def anchors(self) -> int:
+        return self.global_tokens
+
+    def seen(self, query: Tensor, key: Tensor) -> Tensor:
+        found = (query - key < self.window) | (key < self.global_tokens)
+        block = torch.div(key, self.block, rounding_mode="floor")
+        for drawn in self._drawn(torch.div(query, self.block, rounding_mode="floor")):
+            found = found | (block == drawn)
+        return found
+
+    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
+        near = self._blocks_back(own, self.window - 1)
+        return [near, self._first_blocks(own, self.global_tokens), *self._drawn(own)]
+
+    def n_blocks(self, last: int) -> int:
+        return self._n_back(self.window - 1) - (-self.global_tokens // self.block) + self.random_blocks
+
+    def _drawn(self, own: Tensor) -> list[Tensor]:
+        """One block from each of ``random_blocks`` equal ranges between global tokens and window; -2: empty range."""
+        lowest = -(-self.global_tokens // self.block)
+        free = (own + (1 - self.window) // self.block - lowest).clamp(min=0)
+        draws = []
+        for index in range(self.random_blocks):
+            start = free * index // self.random_blocks
+            size = free * (index + 1) // self.random_blocks - start
+            number = _hashed(own * self.random_blocks + index, self.seed) % size.clamp(min=1)
+            draws.append(torch.where(size > 0, lowest + start + number, -2))
+        return draws
+
+
+@dataclass(frozen=True)
+class Strided(SparsePattern):
+    """The last ``window`` tokens, and every ``stride``-th block counted back from that of the query."""
+
+    window: int = 64
+    stride: int = 4
+
+    def seen(self, query: Tensor, key: Tensor) -> Tensor:
+        back = torch.div(query, self.block, rounding_mode="floor") - torch.div(key, self.block, rounding_mode="floor")
+        return (query - key < self.window) | (back % self.stride == 0)
+
+    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
+        strides = torch.arange(last // self.stride + 1, device=own.device) * self.stride
+        return [self._blocks_back(own, self.window - 1), own - strides]
+
+    def n_blocks(self, last: int) -> int:
+        return self._n_back(self.window - 1) + last // self.stride + 1
+
+
+@dataclass(frozen=True)
+class Chunked(SparsePattern):
+    """The tokens of the query's own chunk of ``chunk`` tokens."""
+
+    chunk: int = 64
+
+    @property
+    def reach(self) -> int | None:
+        return self.chunk
+
+    def seen(self, query: Tensor, key: Tensor) -> Tensor:
+        own, other = (torch.div(each, self.chunk, rounding_mode="floor") for each in (query, key))
+        return own == other
+
+    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
+        return [self._blocks_back(own, self.chunk - math.gcd(self.chunk, self.block))]
+
+    def n_blocks(self, last: int) -> int:
+        return self._n_back(self.chunk - math.gcd(self.chunk, self.block))
+
+
+PATTERNS: dict[str, type[SparsePattern]] = {
+    "bigbird": BigBird,
+    "longformer": Longformer,
+    "strided": Strided,
+    "streaming": Streaming,
+    "chunked": Chunked,
+}
+
+
+def _hashed(number: Tensor, seed: int) -> Tensor:
+    """A pseudo-random number below 2**32 for each number and seed, by mixing bits in 64-bit integers."""
+    x = (number + (0x9E3779B9 * (seed + 1) & _HASH_BITS)) & _HASH_BITS
+    for _ in range(2):
+        x = ((x ^ (x >> 16)) * 0x45D9F3B) & _HASH_BITS
+    return x ^ (x >> 16)
