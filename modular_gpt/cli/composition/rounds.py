@@ -1,4 +1,4 @@
-"""Trials by Hydra's launchers (joblib, submitit, ray): a Sweeper that hands them over round by round."""
+"""Trials of a comparison by Hydra's launchers (joblib, submitit, ray), handed over round by round."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,10 +7,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import MISSING, DictConfig
 
 from modular_gpt.cli.app import hydra_command_line
@@ -19,39 +16,12 @@ from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import quoted
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.comparison import Comparison, run_trial
+from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.journal import leave
 from modular_gpt.core.plain_types import PlainDict
 
-NAME = "rounds"
+SWEEPER = {"_target_": "hydra_plugins.modular_gpt_rounds.RoundSweeper", "directory": MISSING}
 LAUNCHED = "launched"  # folder for the files of the launcher, in the directory of the comparison
-
-
-class RoundSweeper(Sweeper):
-    """Runs the comparison in ``directory``: its trials are jobs of Hydra's launcher, one batch for each round."""
-
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
-        self.launcher: Launcher | None = None
-        self.launched = 0
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher, which the command line chooses."""
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
-    def sweep(self, arguments: list[str]) -> None:
-        """Run all rounds."""
-        Comparison.resumed(self.directory).run(self.execute)
-
-    def execute(self, trials: Sequence[PlainDict]) -> Iterator[PlainDict]:
-        """The results of trials, as soon as the launcher has run all of them."""
-        assert self.launcher is not None
-        jobs = [[f"+trial={quoted(json.dumps(trial))}"] for trial in trials]
-        ended = self.launcher.launch(jobs, initial_job_idx=self.launched)
-        self.launched += len(jobs)
-        for job in ended:
-            yield job.return_value
 
 
 @dataclass(frozen=True)
@@ -74,16 +44,29 @@ def launch(command: Command, directory: Path, settings: Sequence[str], where: li
         UserError: a trial is refused, or the launcher is not installed.
     """
     prepare(command, where)
-    node = {"_target_": f"{RoundSweeper.__module__}.{RoundSweeper.__name__}", "directory": MISSING}
-    ConfigStore.instance().store(group="hydra/sweeper", name=NAME, node=node)
-    Plugins.instance().register(RoundSweeper)
+    ConfigStore.instance().store(group="hydra/sweeper", name="rounds", node=SWEEPER)
     folder = directory.absolute()
     words = [
         "--multirun",
-        f"hydra/sweeper={NAME}",
+        "hydra/sweeper=rounds",
         f"hydra.sweeper.directory={quoted(str(folder))}",
         f"hydra.sweep.dir={quoted(str(folder / LAUNCHED))}",
         *settings,
     ]
     with explained(command, where), hydra_command_line(f"mgpt-{command.name}", words):
         hydra.main(**HYDRA, config_path=str(where[0]), config_name=command.name)(Job(folder).run)()
+
+
+def run_rounds(directory: str, launcher: Launcher) -> None:
+    """Run the comparison in a directory; a launcher returns the results of a round when it has run all of them."""
+    launched = 0
+
+    def execute(trials: Sequence[PlainDict]) -> Iterator[PlainDict]:
+        nonlocal launched
+        jobs = [[f"+trial={quoted(json.dumps(trial))}"] for trial in trials]
+        ended = launcher.launch(jobs, initial_job_idx=launched)
+        launched += len(jobs)
+        for job in ended:
+            yield job.return_value
+
+    Comparison.resumed(directory, say=say_line).run(execute)
