@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from tests.fresh import processes
 
-WAIT = 60.0  # seconds that a case may take
+WAIT = 300.0  # seconds that a case may take on a machine that is busy
 
 
 class Pair:
@@ -21,10 +22,11 @@ class Pair:
     def __init__(self, cache: Path) -> None:
         context = processes()
         pipes = [context.Pipe() for _ in range(2)]
-        environment = {**as_launched(2, free_port()), "MODULAR_GPT_CACHE": str(cache)}
+        meeting = f"file://{tempfile.mkdtemp(dir=cache.parent)}/meeting"  # a port could be taken by another worker
+        environment = {**as_launched(2, 0), "MODULAR_GPT_CACHE": str(cache)}
         self.pipes = [ours for ours, _ in pipes]
         self.processes = [
-            context.Process(target=stay, args=(rank, environment, theirs), daemon=True)
+            context.Process(target=stay, args=(rank, environment, meeting, theirs), daemon=True)
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self.processes:
@@ -49,24 +51,20 @@ class Pair:
             process.join()
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def as_launched(world: int, port: int) -> dict[str, str]:
     """What torchrun puts into the environment of each process on one machine, but for its rank."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), **address}
 
 
-def stay(rank: int, environment: dict[str, str], pipe: Any) -> None:
+def stay(rank: int, environment: dict[str, str], meeting: str, pipe: Any) -> None:
     """The life of one process of the pair."""
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     os.fsync = lambda handle: None
-    dist.init_process_group("gloo")
+    for name in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:  # whatever this machine's name means
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     while True:
         function, arguments = pipe.recv()
         try:

@@ -138,9 +138,6 @@ def assert_same_ending(one: Path, other: Path) -> None:
     assert figures == figures_
 
 
-SIGNALLED = "signalled"  # a file with the time at which a process sent itself a signal
-
-
 # --- run in other processes -----------------------------------------------------------------------------------------
 
 
@@ -154,6 +151,34 @@ def run_in_process(settings: dict[str, Any]) -> None:
         os.fsync = lambda handle: None
     result = train(RunConfig.from_dict(settings), quiet=True)
     os._exit(128 + result.signal if result.signal else 0)
+
+
+def run_some_steps(settings: dict[str, Any], steps: int) -> None:
+    """Train for some steps, and wait to be killed."""
+    update, done = Trainer.update, 0
+
+    def counted(self: Trainer) -> None:
+        nonlocal done
+        while done == steps:
+            signal.pause()
+        update(self)
+        done += 1
+
+    Trainer.update = counted  # type: ignore[method-assign]
+    run_in_process(settings)
+
+
+def run_when_told(settings: dict[str, Any], go: str) -> None:
+    """Train, but begin the first step only when there is a file."""
+    update = Trainer.update
+
+    def patient(self: Trainer) -> None:
+        while not Path(go).exists():
+            time.sleep(0.001)
+        update(self)
+
+    Trainer.update = patient  # type: ignore[method-assign]
+    run_in_process(settings)
 
 
 def run_with_fault(
@@ -175,7 +200,6 @@ def run_with_fault(
         nonlocal calls
         calls += saving
         if saving and calls == call:
-            (Path(settings["runs"]).parent / SIGNALLED).write_text(str(time.time()))
             os.kill(os.getpid(), number)
         return original(*args, **keywords)
 
