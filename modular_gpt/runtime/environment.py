@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,8 +33,12 @@ def environment() -> PlainDict:
     }
 
 
+@cache
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, ``-dirty`` if it has changes; None outside a checkout."""
+    """The commit of the checkout that this package runs from, ``-dirty`` if it has changes; None outside a checkout.
+
+    Asked once in a process, whose code does not change either.
+    """
     folder = Path(__file__).resolve().parent
     try:
         described = subprocess.run(

@@ -5,11 +5,10 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from modular_gpt.core.errors import UserError
@@ -174,28 +173,37 @@ def table_of(settings: dict[str, Any]) -> str:
     return str(train(RunConfig.from_dict(settings), quiet=True).table)
 
 
-def slow_first_process(settings: dict[str, Any], place: str, seconds: float) -> int:
-    """Train while the first process takes this long to save, or to sample -> the steps that were done."""
+def slow_first_process(settings: dict[str, Any], place: str, folder: str) -> int:
+    """Train while the first process does not end to save, or to sample, before the other waits for it without a
+    timeout -> the steps that were done.
+    """
     from unittest.mock import patch
 
     from modular_gpt.training import checkpointing
     from modular_gpt.training.validation import Validation
 
     owner: Any = checkpointing if place == "save_checkpoint" else Validation
-    original, left = getattr(owner, place), [seconds]  # the first call is slow, after which training continues
+    original, receive = getattr(owner, place), ProcessGroup._receive
+    begun, waiting = Path(folder) / "begun", Path(folder) / "waiting"
 
     def slow(*args: Any, **keywords: Any) -> Any:
-        if ProcessGroup.launched().is_main and left:
-            time.sleep(left.pop())
+        begun.touch()
+        deadline = time.monotonic() + 100
+        while not waiting.exists():
+            assert time.monotonic() < deadline, "the other process waits with a timeout, or not at all"
+            time.sleep(0.001)
         return original(*args, **keywords)
 
-    # the group of the pair was made before this run, and without its timeout
-    set_timeout = dist.distributed_c10d._set_pg_timeout
-    set_timeout(timedelta(seconds=settings["parallel"]["timeout"]))
-    try:
-        with patch.object(owner, place, slow):
-            result = train(RunConfig.from_dict(settings), quiet=True)
-    finally:
-        set_timeout(timedelta(minutes=30))
+    def received(self: ProcessGroup, key: str) -> str:
+        assert self._store is not None
+        while not begun.exists() and not self._store.check([key]):
+            time.sleep(0.001)
+        if begun.exists():
+            waiting.touch()
+        return receive(self, key)
+
+    first = ProcessGroup.launched().is_main
+    with patch.object(owner, place, slow) if first else patch.object(ProcessGroup, "_receive", received):
+        result = train(RunConfig.from_dict(settings), quiet=True)
     assert result.outcome is not None
     return result.outcome.steps

@@ -20,7 +20,8 @@ DIVIDED = [(slot, name) for slot, name in PARTS if slot in ("attention", "ffn") 
 
 @pytest.mark.parametrize(("slot", "name"), DIVIDED, ids=lambda value: value)
 def test_every_component(slot: str, name: str, pair: Pair, folder: Path) -> None:
-    assert_divided(pair, plain(folder, {slot: name, "n_heads": 4}))
+    """One micro-batch a step, which takes half of the time; other tests have several."""
+    assert_divided(pair, plain(folder, {slot: name, "n_heads": 4}, gradient_accumulation=1))
 
 
 SINKS = {"attention": {"name": "gqa", "sinks": True, "qk_norm": "rmsnorm"}, "pos": "alibi", "n_heads": 4}

@@ -1,5 +1,6 @@
 """Composition by Hydra: store the schemas, add the folders with yaml files, and compose a config from overrides."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,12 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from modular_gpt.cli.composition.schema import SCHEMA, TARGET, Command
 from modular_gpt.core.errors import ConfigError
@@ -26,6 +30,8 @@ PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and 
 
 
 _last_prepared: Any = None  # Hydra's store of configs is one for the whole process
+_composed: dict[tuple[object, ...], DictConfig] = {}  # by command, choices and yaml files; emptied when prepared anew
+_MOST_COMPOSED = 100
 
 
 class _Folders(SearchPathPlugin):
@@ -50,6 +56,7 @@ def prepare(command: Command, where: list[Path]) -> None:
     now = (command.name, where, with_yaml, components)
     if now != _last_prepared:
         _last_prepared = None
+        _composed.clear()
         _store_all(command, with_yaml)
         _Folders.extra = tuple(where[1:])
         Plugins.instance().register(_Folders)
@@ -102,21 +109,58 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
         HydraException, OmegaConfBaseException: see ``errors.explained``.
     """
     prepare(command, where)
-    # Hydra takes a setting for the choice of an option where another command has a group of that name.
-    settings = [word for word in spelled if _is_foreign_group(command, word.partition("=")[0], where)]
-    with _hydra_of_our_own(where[0]):
-        words = [word for word in spelled if word not in settings]
-        config = compose(command.name, words, return_hydra_config=True)
-    for setting in map(OverridesParser.create().parse_override, settings):
-        OmegaConf.update(config, setting.key_or_group, setting.value())
+    parser = OverridesParser.create()
+    words, settings = [], []
+    for word in spelled:
+        # Hydra takes a setting for the choice of an option where another command has a group of that name.
+        foreign = _is_foreign_group(command, word.partition("=")[0], where)
+        override = parser.parse_override(word)
+        if foreign or _is_plain_setting(command, override):
+            settings.append(override)
+        else:
+            words.append(word)
+    config = copy.deepcopy(_with_choices(command, words, where))
+    for setting in settings:
+        try:
+            OmegaConf.update(config, setting.key_or_group, setting.value())
+        except OmegaConfBaseException as error:
+            raise ConfigCompositionException(f"Error merging override {setting.input_line}") from error
     _refuse_code(config)
     with open_dict(config):
-        del config["hydra"]
         for old, new in command.former_names.items():
             value = config.pop(old)
             if value is not None:  # from a yaml file
                 config[new] = value
     return config
+
+
+def _with_choices(command: Command, words: list[str], where: list[Path]) -> DictConfig:
+    """What Hydra composes of the options that some words choose. Kept, since it takes a tenth of a second.
+
+    An edited yaml file is read again.
+    """
+    groups = [folder / group for folder in where for group in (*command.choices(), "hydra")]
+    paths = [path for group in groups for path in group.rglob("*.yaml")]
+    paths += [path for folder in where for path in folder.glob("*.yaml")]
+    key = (command.name, *words, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(paths)))
+    if key not in _composed:
+        with _hydra_of_our_own(where[0]):
+            config = compose(command.name, words, return_hydra_config=True)
+        _refuse_code(config)
+        with open_dict(config):
+            del config["hydra"]
+        if len(_composed) >= _MOST_COMPOSED:
+            _composed.clear()
+        _composed[key] = config
+    return _composed[key]
+
+
+def _is_plain_setting(command: Command, override: Override) -> bool:
+    """Whether an override gives one value to an existing setting: it chooses no option and is none of Hydra's."""
+    key = override.key_or_group
+    chooses = key in (*command.choices(), *command.groups()) or "/" in key or override.package is not None
+    plain = override.type == OverrideType.CHANGE and not override.is_sweep_override()
+    return plain and not chooses and not override.is_hydra_override()
 
 
 def _is_foreign_group(command: Command, key: str, where: list[Path]) -> bool:
