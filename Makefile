@@ -7,7 +7,7 @@ DEV := $(VENV)/.dev-installed
 
 PYTHON ?= # the interpreter to build .venv with; the first suitable one when empty
 CANDIDATES := python3 python3.13 python3.12 python3.11 python3.14 python
-WORKERS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+WORKERS ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 ARGS ?= # more words for the command behind a target: make train ARGS="attention=mla trainer.max_steps=500"
 
 .DEFAULT_GOAL := help

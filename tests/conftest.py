@@ -1,5 +1,6 @@
 """What every test starts from: one torch thread, the same seeds, no network, and the development files."""
 
+import gc
 import os
 import random
 import shutil
@@ -31,8 +32,13 @@ GPT2_CACHE_FILES = (
     "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",  # and encoder.json
 )
 
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+# On a machine that is busy, drawing an example may be slow; nothing is kept from one run for the next.
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=slow
+)
 hypothesis.settings.load_profile("repeatable")
+gc.set_threshold(100_000, 20, 50)  # each collection looks at all that the libraries have made
 torch.set_num_threads(1)  # the workers share the cores, and one order of summation repeats
 
 
@@ -81,6 +87,15 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """For tests that run a C++ compiler by torch.compile."""
+    from modular_gpt.training.compile import has_compiler
+
+    if not has_compiler(torch.device("cpu")):
+        pytest.skip("there is no C++ compiler")
 
 
 @pytest.fixture

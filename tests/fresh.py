@@ -24,7 +24,8 @@ from typing import Any
 # What every command imports, and nothing that a test says is not imported (test_help.py).
 LIBRARIES = (
     *("torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.flop_counter"),
-    *("numpy", "safetensors.torch", "hydra", "tqdm"),
+    *("numpy", "safetensors.torch", "tqdm", "statistics", "yaml", "omegaconf", "hydra", "hydra.compose"),
+    *("hydra._internal.hydra", "hydra.core.override_parser.overrides_parser", "hydra.core.plugins"),
 )
 TRAINING = (
     *("modular_gpt.training", "modular_gpt.generation", "tests.training.small", "tests.distributed.cases"),

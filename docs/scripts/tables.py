@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
 
 import conf_files  # noqa: E402
 import families_table  # noqa: E402
+import fault_cases  # noqa: E402
 import imports_table  # noqa: E402
 import kv_cache_table  # noqa: E402
 import options_tables  # noqa: E402
@@ -91,6 +92,11 @@ def sampling() -> str:
     return markdown(sampling_table.HEAD, sampling_table.rows())
 
 
+def faults() -> str:
+    """Injected faults, with the number of cases of each."""
+    return markdown(fault_cases.HEAD, fault_cases.rows())
+
+
 def group(name: str) -> Callable[[], str]:
     """The options of a group of the command line."""
     return lambda: markdown(options_tables.HEAD, options_tables.rows(name))
@@ -105,6 +111,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "rooms": rooms,
     "families": families,
     "sampling": sampling,
+    "faults": faults,
+    "fault_cases": fault_cases.sums,
     "reference": options_tables.train_groups,
     **options_tables.HELP,
     **{

@@ -15,9 +15,8 @@ from modular_gpt.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from modular_gpt.core.atomic_files import link
 from modular_gpt.core.errors import CheckpointError
-from modular_gpt.data import CharTokenizer, build_tokenizer
+from modular_gpt.data import CharTokenizer
 from tests.checkpoint.conftest import SMALL
 
 MODELS: list[dict[str, Any]] = [
@@ -76,18 +75,6 @@ def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path, model: GPT
     assert torch.equal(loaded.embedding.weight, model.embedding.weight)
     assert (tokenizer, meta) == (None, {})
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
-
-
-@pytest.fixture
-def run(tmp_path: Path, model: GPTModel) -> Path:
-    """A run's directory with checkpoints of steps 1, 2 and 3, of which 2 is the best."""
-    folder = tmp_path / "runs" / "one" / FOLDER
-    for step in (1, 2, 3):
-        save_checkpoint(folder / f"step_{step:08}", model, build_tokenizer("byte"), meta={"step": step})
-    link(folder / "latest", "step_00000003")
-    link(folder / "best", "step_00000002")
-    link(folder.parent.parent / "latest", "one")
-    return folder.parent
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from modular_gpt import CheckpointError, GPTModel
+from modular_gpt import CheckpointError
 from modular_gpt.checkpoint import (
     FOLDER,
     MANIFEST,
@@ -20,24 +20,12 @@ from modular_gpt.checkpoint import (
     find_checkpoint,
     load_checkpoint,
     open_checkpoint,
-    save_checkpoint,
 )
 from modular_gpt.checkpoint.manifest import seal, write_manifest
 from modular_gpt.core import atomic_files
 from modular_gpt.core.atomic_files import link, resolve_link
-from modular_gpt.data import Tokenizer, build_tokenizer
+from modular_gpt.data import Tokenizer
 from modular_gpt.model.config import GPTConfig
-
-
-@pytest.fixture
-def run(tmp_path: Path, model: GPTModel) -> Path:
-    """A run with checkpoints of steps 1, 2 and 3, of which 2 is the best."""
-    folder = tmp_path / "runs" / "one" / FOLDER
-    for step in (1, 2, 3):
-        save_checkpoint(folder / f"step_{step:08}", model, build_tokenizer("byte"), meta={"step": step})
-    link(folder / "latest", "step_00000003")
-    link(folder / "best", "step_00000002")
-    return folder.parent
 
 
 @pytest.mark.parametrize(("prefer", "step"), [("best", 2), ("latest", 3)])
@@ -158,7 +146,7 @@ def test_a_pipe_or_a_device_is_refused_before_it_is_read(name: str, how: str, sa
         manifest["sha256"] = seal(manifest["files"])
         (saved / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=name):
-        within(5, lambda: load_checkpoint(saved))
+        within(60, lambda: load_checkpoint(saved))
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800", "a\nb", "\x1b[31mred", "x" * 100_000])

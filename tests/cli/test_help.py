@@ -3,7 +3,6 @@
 import os
 import platform
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -114,8 +113,6 @@ def test_help_is_fast_and_brings_no_heavy_library(root: Path, command: str) -> N
         f"import sys; from modular_gpt.cli.{command} import main; main(['--help'])\n"
         "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
     )
-    begun = time.perf_counter()
     result = process(root, code)
     assert result.returncode == 0
     assert not set(result.stderr.split()) & {"transformers", "tiktoken", "tokenizers", "datasets", "matplotlib"}
-    assert time.perf_counter() - begun < 30  # about 1.3 on an idle machine

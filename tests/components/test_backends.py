@@ -18,7 +18,7 @@ def model_with(backend: str, **settings: object):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # a C++ compiler runs, on a machine that may be busy
+@pytest.mark.usefixtures("compiler")
 @torch.no_grad()
 def test_flex_says_what_the_definition_says() -> None:
     flex, plain = model_with("flex", **SETTINGS), model_with("math", **SETTINGS)
@@ -32,7 +32,7 @@ def test_flex_says_what_the_definition_says() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # a C++ compiler runs, on a machine that may be busy
+@pytest.mark.usefixtures("compiler")
 @torch.no_grad()
 def test_flex_skips_blocks_that_nobody_sees() -> None:
     """Three blocks of 128 and a window that reaches into one before; the sink's key stands in the last."""
@@ -64,7 +64,7 @@ def test_flash_refuses_what_no_kernel_does() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # a C++ compiler runs, on a machine that may be busy
+@pytest.mark.usefixtures("compiler")
 def test_inductor_says_the_same() -> None:
     """The default backend of torch.compile, which makes its own kernels, on one block."""
     attention = {"name": "swa", "window": 7, "n_kv_heads": 2, "qk_norm": "rmsnorm"}

@@ -9,7 +9,6 @@ from tests.components.cases import ALL, CHOSEN, Case, parametrize
 from tests.components.laws import LAWS, SLOW_LAWS, TOKENS, Law, build, close, compiles_whole, feed, text
 
 SPLITS = st.lists(st.integers(1, 9), max_size=TOKENS).filter(lambda counts: sum(counts) <= TOKENS)
-DEFAULTS = [case for case in CHOSEN if not case.settings and not case.model]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -21,13 +20,9 @@ def test_law(case: Case, law: Law) -> None:
 @pytest.mark.parametrize("law", SLOW_LAWS, ids=lambda law: law.__name__)
 @parametrize(CHOSEN)
 def test_slow_law(case: Case, law: Law) -> None:
-    law(case.config(n_layers=1))
-
-
-@parametrize(DEFAULTS)
-def test_compiles_with_gradients_in_mind(case: Case) -> None:
-    """Through the ahead-of-time tracer too, which functionalises every operator."""
-    compiles_whole(case.config(n_layers=1), backend="aot_eager")
+    """Components with their defaults go through the ahead-of-time tracer too, which functionalises every operator."""
+    tracer = {"backend": "aot_eager"} if law is compiles_whole and not case.settings and not case.model else {}
+    law(case.config(n_layers=1), **tracer)
 
 
 @parametrize([case for case in CHOSEN if case.slot in ("attention", "pos")])

@@ -3,30 +3,28 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.components.laws import LAWS, SLOW_LAWS
+from tests.fresh import python
 
 TOY = Path(__file__).with_name("toy.py")
 
 
 def pytest_on_toy(checkout: Path, **environment: str) -> str:
     """Run the laws of the checkout on cases whose name says toy, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "toy",
-         "tests/components/test_laws.py", "tests/components/test_coverage.py"],
-        cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout), **environment}, capture_output=True, text=True,
-        timeout=500,
-    )  # fmt: skip
+    done = python(
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "toy"),
+        *("tests/components/test_laws.py", "tests/components/test_coverage.py"),
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout), **environment},
+    )
     return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_dropped_into_the_package(tmp_path: Path, root: Path) -> None:
     """It is also asked for settings of its own, since it stands inside the package now."""
     ignore = shutil.ignore_patterns("__pycache__")
@@ -45,7 +43,6 @@ def test_dropped_into_the_package(tmp_path: Path, root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_named_as_a_plugin(tmp_path: Path, root: Path) -> None:
     shutil.copy(TOY, tmp_path / "my_attention.py")
     path = f"{tmp_path}{os.pathsep}{root}"

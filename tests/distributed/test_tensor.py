@@ -20,8 +20,8 @@ DIVIDED = [(slot, name) for slot, name in PARTS if slot in ("attention", "ffn") 
 
 @pytest.mark.parametrize(("slot", "name"), DIVIDED, ids=lambda value: value)
 def test_every_component(slot: str, name: str, pair: Pair, folder: Path) -> None:
-    """One micro-batch a step, which takes half of the time; other tests have several."""
-    assert_divided(pair, plain(folder, {slot: name, "n_heads": 4}, gradient_accumulation=1))
+    """One block and one micro-batch a step, which take a quarter of the time; other tests have several."""
+    assert_divided(pair, plain(folder, {slot: name, "n_heads": 4, "n_layers": 1}, gradient_accumulation=1))
 
 
 SINKS = {"attention": {"name": "gqa", "sinks": True, "qk_norm": "rmsnorm"}, "pos": "alibi", "n_heads": 4}

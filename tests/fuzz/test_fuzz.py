@@ -1,6 +1,6 @@
 """Random and hostile input at every edge: it works, or a UserError says why. No other exception, hang or gigabyte.
 
-Seeded, in this process, and bounded: each test ends after its share of a minute, however slow the machine is.
+Seeded and in this process, so that each run has the same cases.
 """
 
 import json
@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,13 +124,21 @@ WRITTEN = (
 )
 
 
-def cases(seed: int, count: int, seconds: float) -> Iterator[random.Random]:
-    """A source of random numbers for each case, until the time is over."""
-    begun = time.monotonic()
-    for number in range(count):
-        if time.monotonic() - begun > seconds:
-            return
-        yield random.Random(seed * 100_000 + number)
+COUNTS = {
+    "test_configs_of_models": 2000,
+    "test_overrides_of_trainings": 150,
+    "test_settings_of_generation": 300,
+    "test_notes_and_files_of_checkpoints": 200,
+    "test_folders_of_other_programs": 200,
+}
+
+
+@pytest.fixture
+def chances(request: pytest.FixtureRequest) -> Iterator[random.Random]:
+    """A source of random numbers for each case of a test."""
+    name = request.node.name
+    seed = 100_000 * (1 + list(COUNTS).index(name))
+    return (random.Random(seed + number) for number in range(COUNTS[name]))
 
 
 def answered(action: Callable[[], Any], about: object) -> Any:
@@ -149,18 +156,24 @@ def answered(action: Callable[[], Any], about: object) -> Any:
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
     """No test needs more than 4 GiB; a size beyond any memory is refused before it is allocated."""
+    before = peak()
     yield
+    assert peak() - before < MEMORY
+
+
+def peak() -> int:
+    """The largest number of bytes that this process has had in memory."""
     unit = 1 if sys.platform == "darwin" else 1024
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit < MEMORY
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def tiny() -> dict[str, Any]:
     return {"vocab_size": 32, "d_model": 8, "n_heads": 2, "n_layers": 1, "context_length": 8}
 
 
-def test_configs_of_models() -> None:
+def test_configs_of_models(chances: Iterator[random.Random]) -> None:
     fields = [name for name in GPTConfig.__dataclass_fields__ if name not in SLOTS]
-    for chance in cases(1, 2000, 5):
+    for chance in chances:
         given: dict[str, Any] = tiny()
         for _ in range(chance.choice((1, 1, 2, 3))):
             if chance.random() < 0.5:
@@ -183,10 +196,10 @@ def forward(config: GPTConfig) -> None:
         GPTModel(config)(torch.zeros(1, min(4, config.context_length), dtype=torch.long))
 
 
-def test_overrides_of_trainings() -> None:
+def test_overrides_of_trainings(chances: Iterator[random.Random]) -> None:
     keys = [key for key in TRAIN.settings() if key not in ("resume", "init_from")]
     groups = list(TRAIN.choices())
-    for chance in cases(2, 150, 10):
+    for chance in chances:
         words = []
         for _ in range(chance.choice((1, 2, 3))):
             if chance.random() < 0.3:
@@ -197,12 +210,12 @@ def test_overrides_of_trainings() -> None:
         answered(lambda words=words: compose(*words), words)
 
 
-def test_settings_of_generation() -> None:
+def test_settings_of_generation(chances: Iterator[random.Random]) -> None:
     torch.manual_seed(0)
     model = GPTModel({**tiny(), "pos": "rope"}).eval()
     ids = torch.arange(4)[None]
     keys = sorted(GENERATE.settings())
-    for chance in cases(3, 300, 8):
+    for chance in chances:
         words = [f"{chance.choice(keys)}={chance.choice(WRITTEN)}" for _ in range(chance.choice((1, 2, 3)))]
         words += chance.choice(([], ["strategy=beam"], ["strategy=contrastive"], ["strategy=lookup"], ["greedy=true"]))
         read = answered(lambda words=words: read_task(words, [conf_dir()]), words)
@@ -248,9 +261,9 @@ def damage(chance: random.Random, path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_notes_and_files_of_checkpoints(saved: Path, tmp_path: Path) -> None:
+def test_notes_and_files_of_checkpoints(chances: Iterator[random.Random], saved: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in saved.glob("*.json") if path.name != MANIFEST)
-    for chance in cases(4, 200, 6):
+    for chance in chances:
         copy = tmp_path / "copy"
         shutil.copytree(saved, copy)
         name = chance.choice(names)
@@ -262,13 +275,13 @@ def test_notes_and_files_of_checkpoints(saved: Path, tmp_path: Path) -> None:
         shutil.rmtree(copy)
 
 
-def test_folders_of_other_programs(tmp_path: Path) -> None:
+def test_folders_of_other_programs(chances: Iterator[random.Random], tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = tmp_path / "whole"
     for format, model in (("gpt2", "learned"), ("modular_gpt", "rope")):
         GPTModel({**tiny(), "pos": model}).save_pretrained(whole / format)
     folders = sorted(whole.iterdir())
-    for chance in cases(5, 200, 6):
+    for chance in chances:
         copy = tmp_path / "copy"
         shutil.copytree(chance.choice(folders), copy)
         path = chance.choice(sorted(copy.glob("*.json")))

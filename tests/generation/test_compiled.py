@@ -82,9 +82,11 @@ def test_sizes_are_rounded_so_that_graphs_are_shared() -> None:
     assert [capacity(tokens, 1024) for tokens in (1, 128, 129, 300, 1000, 5000)] == [128, 128, 256, 512, 1024, 1024]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compile_true_from_prompt_to_text() -> None:
     torch._dynamo.reset()
-    model, ids = tiny("mha"), prompts(2)
+    model, ids = tiny("mha", n_layers=1), prompts(2)
     rules = {"seed": 1, "num_return_sequences": 2, "top_k": 5}
     assert torch.equal(generate(model, ids, 15, compile=True, **rules), generate(model, ids, 15, **rules))
 

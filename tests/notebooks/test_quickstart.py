@@ -18,7 +18,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
     notebook = nbformat.read(root / "notebooks" / "quickstart.ipynb", as_version=4)
     client = NotebookClient(
         notebook,
-        timeout=90,
+        timeout=500,
         kernel_name="python3",
         resources={"metadata": {"path": str(tmp_path_factory.mktemp("nb"))}},
     )

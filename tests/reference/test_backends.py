@@ -17,9 +17,10 @@ CASES: dict[str, dict[str, Any]] = {
     "alibi": {"pos": "alibi", "attention": "mqa"},
     "softcap": {"attention": {"name": "gqa", "n_kv_heads": 2, "softcap": 2.0}, "pos": "rope"},
     "sinks": {"attention": {"name": "mha", "sinks": True, "window": 7}, "pos": "alibi"},
+    "grouped sinks": {"attention": {"name": "gqa", "n_kv_heads": 2, "sinks": True, "window": 7}, "pos": "alibi"},
     "latent": {"attention": {"name": "mla", "window": 9, "softcap": 3.0}, "pos": "rope"},
 }
-COMPILED = ("gqa", "sinks")  # FlexAttention is compiled for each case, which takes seconds
+COMPILED = ("grouped sinks",)  # FlexAttention is compiled for each case, which takes seconds
 
 
 def twin(model: GPTModel, backend: str) -> GPTModel:
@@ -48,6 +49,8 @@ def test_math_and_auto(case: str, padded: bool, parity: Parity) -> None:
     parity("backend auto, math", model(tokens, padding=padding)[:, 6:], written_out[:, 6:])
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("case", COMPILED)
 @torch.no_grad()
 def test_flex_and_math(case: str, parity: Parity) -> None:

@@ -81,13 +81,16 @@ def whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     return trained
 
 
+KILLS = 5
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_times(seed: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path) -> None:
     """Every step is saved, so that most kills hit a save. However late a kill is, its process has not ended by then."""
     settings = {**LONG, "keep": 1 + seed % 2, "optim": ("adamw", "muon")[seed // 2], "model": {"dropout": 0.1}}
     expected = whole(**settings)
     numbers = random.Random(seed)
-    for _ in range(5):
+    for _ in range(KILLS):
         before = steps_saved(folder)
         process = start(run_some_steps, plain(folder, the_run(folder), **settings), 5)
         wait_for_a_checkpoint(folder, process, before)

@@ -47,6 +47,7 @@ def stop_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int],
 def test_stopped_after_any_step(
     model: dict[str, Any], settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = {**settings, "sample_tokens": 1}
     whole = run(config(folder, model, **settings)).directory
     for step in range(1, STEPS):
         directory = stop_and_go(folder, monkeypatch, [step], model=model, **settings)
