@@ -404,7 +404,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
 @pytest.mark.slow
 def test_without_a_compiler_compiling_is_refused(folder: Path) -> None:
     """In a process of its own: PyTorch remembers for good that it found no compiler."""
-    settings = config(folder, compile=True, device="cpu").to_dict()
+    settings = config(folder, {"n_layers": 1}, compile=True, device="cpu").to_dict()
     process = processes().Process(target=run_without_compiler, args=(settings,))
     process.start()
     process.join()

@@ -1,6 +1,7 @@
 """What makes steps quick leaves them right: compiled code, weights rounded to bf16, memory that is kept."""
 
 import resource
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 import modular_gpt.model.loss
 from modular_gpt import GPTModel
+from modular_gpt.checkpoint import FOLDER, STEP
 from modular_gpt.distributed import build_parallel
 from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.processes import ProcessGroup
@@ -19,7 +21,7 @@ from modular_gpt.training.compile import compiles, has_compiler, ordered_sums
 from modular_gpt.training.forward import Forward, RoundedModel
 from modular_gpt.training.run_directory import RunFiles
 from tests.fresh import processes
-from tests.training.small import EXPLAINED, MODEL, assert_same_ending, config, run, stop_after, trainer_of
+from tests.training.small import EXPLAINED, MODEL, assert_same_ending, config, run, trainer_of
 
 CPU = torch.device("cpu")
 
@@ -163,16 +165,15 @@ def test_compiled_bf16_resumes_to_the_last_bit(folder: Path, monkeypatch: pytest
     """
     monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda *arguments: 1.0)
     settings = {"compile": True, "precision": "bf16", "threads": 2, "batch_size": 32, "max_steps": 6}
-    settings |= {"model": {"n_layers": 1}, "sample_tokens": 0, "eval_interval": 6}
+    settings |= {"model": {"n_layers": 1}, "sample_tokens": 0, "eval_interval": 6, "save_interval": 3}
     threads = torch.get_num_threads()
     try:
         whole = run(config(folder, **settings)).directory
-        with monkeypatch.context() as patch:
-            stop_after(patch, 3)
-            stopped = run(config(folder, **settings)).directory
-        resumed = run(config(folder, resume=str(stopped), **settings)).directory
+        copy = Path(shutil.copytree(whole, whole.with_name("copy"), symlinks=True))
+        resumed = run(config(folder, resume=str(copy / FOLDER / f"{STEP}00000003"), rewind=True, **settings)).directory
     finally:
         torch.set_num_threads(threads)
+    assert resumed.samefile(copy)
     assert_same_ending(whole, resumed)
 
 
