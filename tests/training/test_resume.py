@@ -12,6 +12,7 @@ from modular_gpt.checkpoint import FOLDER, STEP
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training import RunConfig, load_config
+from modular_gpt.training.checkpointing import Checkpoints
 from tests.training.small import assert_same_ending, config, ending, run, stop_after, trainer_of, write_text
 
 pytestmark = pytest.mark.usefixtures("fast")
@@ -43,16 +44,45 @@ def stop_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int],
     return result.directory
 
 
+def stopped_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, settings: RunConfig) -> tuple[Path, dict[int, Path]]:
+    """A run, and by step the directory that it would have left, had it been stopped there.
+
+    One training makes them all: where it asks whether to stop, it saves as if it did, and its directory is copied.
+    """
+    made: list[Checkpoints] = []
+    copies: dict[int, Path] = {}
+    begin, requested = Checkpoints.__init__, GracefulShutdown.requested
+
+    def noted(self: Checkpoints, *arguments: Any) -> None:
+        begin(self, *arguments)
+        made.append(self)
+
+    def copied(self: GracefulShutdown) -> bool:
+        step = made[-1].trainer.progress.step
+        if 0 < step < STEPS and step not in copies:
+            made[-1].save()
+            copies[step] = folder / "stopped" / f"{step}-gpt"
+            shutil.copytree(made[-1].files.directory, copies[step], symlinks=True)
+        return requested(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "__init__", noted)
+        patch.setattr(GracefulShutdown, "requested", copied)
+        return run(settings).directory, copies
+
+
 @pytest.mark.parametrize(("model", "settings"), GRID + MORE, ids=str)
 def test_stopped_after_any_step(
     model: dict[str, Any], settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Signals stop the runs of other tests; here the stops of a run cost one training."""
     settings = {**settings, "sample_tokens": 1}
     whole = run(config(folder, model, **settings)).directory
-    for step in range(1, STEPS):
-        directory = stop_and_go(folder, monkeypatch, [step], model=model, **settings)
-        assert_same_ending(whole, directory)
-        shutil.rmtree(directory)
+    another, copies = stopped_runs(folder, monkeypatch, config(folder, model, **settings))
+    assert_same_ending(whole, another)
+    assert list(copies) == list(range(1, STEPS))
+    for directory in copies.values():
+        assert_same_ending(whole, run(config(folder, model, resume=str(directory), **settings)).directory)
 
 
 @pytest.mark.parametrize(
