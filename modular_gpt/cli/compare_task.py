@@ -83,13 +83,13 @@ def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:
     """
     names = names_of(CompareConfig)
     bare = [setting for setting in settings if "=" not in setting or Path(setting).is_dir()]
-    own = [setting for setting in settings if key_of(setting) in names and setting not in bare]
+    compare = [setting for setting in settings if key_of(setting) in names and setting not in bare]
     hydra = [setting for setting in settings if key_of(setting).startswith(("hydra.", "hydra/"))]
-    others = [setting for setting in settings if setting not in (*own, *hydra, *bare)]
-    config, listed = read_plain(COMPARE, own, where)
-    task = CompareTask(config, listed, {key_of(setting) for setting in own}, list(settings), where, hydra=hydra)
-    files = [Path(path) for word in bare if word.endswith((".yaml", ".yml")) for path in word.split(",")]
-    task.runs = [Path(word) for word in bare if not word.endswith((".yaml", ".yml"))]
+    others = [setting for setting in settings if setting not in (*compare, *hydra, *bare)]
+    config, listed = read_plain(COMPARE, compare, where)
+    task = CompareTask(config, listed, {key_of(setting) for setting in compare}, list(settings), where, hydra=hydra)
+    files = [Path(path) for name in bare if name.endswith((".yaml", ".yml")) for path in name.split(",")]
+    task.runs = [Path(name) for name in bare if not name.endswith((".yaml", ".yml"))]
     if task.runs:
         check_overlay(task, [*others, *map(str, files)])
     elif config.resume is not None:

@@ -30,10 +30,13 @@ def interpolated(curve: Points, at: float) -> float | None:
     return curve[-1][1] if curve and at >= curve[-1][0] else None
 
 
-def flips(curves: Mapping[str, Points], costs: Mapping[str, Cost], seconds: Mapping[str, float]) -> list[str]:
+def flips(
+    curves: Mapping[str, Points], costs: Mapping[str, Cost], seconds: Mapping[str, float], margin: float
+) -> list[str]:
     """A sentence for each other budget under which pairs of variants change places.
 
     Losses at an equal amount are read from the curves at the smallest total, where longer schedules are not finished.
+    margin: that two losses differ by, at least, both now and under the other budget
     """
     usable = {name: curve for name, curve in curves.items() if curve}
     amounts = {
@@ -47,7 +50,7 @@ def flips(curves: Mapping[str, Points], costs: Mapping[str, Cost], seconds: Mapp
             continue
         smallest = min(total.values())
         losses = {name: interpolated(curve, smallest / total[name]) for name, curve in usable.items()}
-        pairs = [pair for pair in combinations(usable, 2) if changes_order(pair, usable, losses)]
+        pairs = [pair for pair in combinations(usable, 2) if changes_order(pair, usable, losses, margin)]
         if pairs and max(total.values()) / smallest > 1.02:
             listed = ", ".join(f"{one} and {other}" for one, other in pairs)
             sentences.append(
@@ -56,9 +59,12 @@ def flips(curves: Mapping[str, Points], costs: Mapping[str, Cost], seconds: Mapp
     return sentences
 
 
-def changes_order(pair: tuple[str, str], curves: Mapping[str, Points], losses: Mapping[str, float | None]) -> bool:
-    """Whether two variants are ordered by ``losses`` other than by their last ones."""
+def changes_order(
+    pair: tuple[str, str], curves: Mapping[str, Points], losses: Mapping[str, float | None], margin: float
+) -> bool:
+    """Whether two variants are ordered by ``losses`` other than by their last ones, and clearly by both."""
     one, other = (losses[name] for name in pair)
     if one is None or other is None:
         return False
-    return (curves[pair[0]][-1][1] - curves[pair[1]][-1][1]) * (one - other) < 0
+    now, then = curves[pair[0]][-1][1] - curves[pair[1]][-1][1], one - other
+    return now * then < 0 and min(abs(now), abs(then)) > margin

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modular_gpt.comparison.budget import Cost
-from modular_gpt.comparison.config import AUTO, BUDGETS
+from modular_gpt.comparison.config import AUTO, BUDGETS, CompareConfig
 from modular_gpt.comparison.curves import flips, mean_curve
 from modular_gpt.comparison.decoding import DECODING, DecodingSpeed, load_decoding
 from modular_gpt.comparison.plan import Plan
@@ -18,6 +18,7 @@ from modular_gpt.core.atomic_files import write_text
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
 
+MARGIN = CompareConfig.margin  # in nats, also where another measure is compared
 UNTUNED = "UNTUNED: one learning rate for all, so the order may be an artefact of that rate"
 
 
@@ -184,8 +185,9 @@ class CompareResult:
 
     def _other_budgets(self) -> list[str]:
         curves = {name: mean_curve(variant.trials) for name, variant in self.variants.items()}
-        return flips(curves, {name: variant.cost for name, variant in self.variants.items()},
-                     {name: variant.seconds for name, variant in self.variants.items()})  # fmt: skip
+        costs = {name: variant.cost for name, variant in self.variants.items()}
+        seconds = {name: variant.seconds for name, variant in self.variants.items()}
+        return flips(curves, costs, seconds, MARGIN)
 
     def _effort(self) -> str:
         seconds = sum(trial["cpu_seconds"] for trial in self.trials)

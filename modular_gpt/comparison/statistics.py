@@ -17,7 +17,7 @@ import numpy as np
 
 LEVEL, POWER = 0.05, 0.8  # of every test; chance of a verdict at the minimum detectable difference
 FEWEST_SEEDS = 3  # for a verdict
-MOST_SEEDS = 1000  # that are proposed
+MAX_SEEDS = 1000  # that are proposed
 TINY = 1e-12  # standard error of differences that are all equal
 
 BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "cannot tell"
@@ -50,7 +50,7 @@ class Difference:
         """The verdict, with the number of seeds that would decide."""
         if self.needed is None:
             return self.verdict
-        count = f"about {self.needed}" if self.needed < MOST_SEEDS else f"more than {MOST_SEEDS}"
+        count = f"about {self.needed}" if self.needed < MAX_SEEDS else f"more than {MAX_SEEDS}"
         return f"{self.verdict} (needs {count} seeds)"
 
 
@@ -193,7 +193,7 @@ def _diverged(name: str, n: int, more: int) -> Difference:
 
 
 def seeds_needed(deviation: float, difference: float, variants: int, at_least: int) -> int:
-    """Number of seeds that finds a difference of this size with a chance of 80%; at most ``MOST_SEEDS``.
+    """Number of seeds that finds a difference of this size with a chance of 80%; at most ``MAX_SEEDS``.
 
     deviation: of a paired difference; variants: beside the baseline; at_least: more than this number is returned
     """
@@ -203,8 +203,8 @@ def seeds_needed(deviation: float, difference: float, variants: int, at_least: i
         return (quantile(1 - LEVEL / 2 / variants, df) + quantile(POWER, df)) * deviation / math.sqrt(n) <= difference
 
     low, high = at_least, at_least + 1
-    while high < MOST_SEEDS and not enough(high):
-        low, high = high, min(MOST_SEEDS, 2 * high)
+    while high < MAX_SEEDS and not enough(high):
+        low, high = high, min(MAX_SEEDS, 2 * high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

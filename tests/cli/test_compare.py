@@ -128,7 +128,7 @@ def test_a_signal_ends_within_seconds_and_the_comparison_resumes(
     assert "finished trials are kept. To resume: mgpt-compare resume=" in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_launchers_of_hydras(launcher: str, run: Run, words: list[str], folder: Path, root: Path) -> None:
     plugin = launcher.removesuffix("_local")
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"needs hydra-{plugin}-launcher")

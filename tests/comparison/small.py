@@ -11,7 +11,8 @@ from modular_gpt.comparison.search import Search
 from modular_gpt.training.config import RunConfig
 
 MODEL = {"d_model": 16, "n_heads": 4, "n_layers": 1, "context_length": 16}
-TRAINER = {"max_steps": 16, "batch_size": 4, "eval_batches": 1, "device": "cpu", "precision": "float32", "threads": 1}
+TRAINER = {"max_steps": 8, "batch_size": 4, "eval_batches": 1, "device": "cpu", "precision": "float32", "threads": 1}
+RATE = 0.03  # about the best one
 
 
 def run(folder: Path, trainer: dict[str, Any] | None = None, **model: Any) -> RunConfig:
@@ -21,7 +22,9 @@ def run(folder: Path, trainer: dict[str, Any] | None = None, **model: Any) -> Ru
         numbers = random.Random(0)
         text.write_text(" ".join(numbers.choice(("the cat", "sat on", "a mat;\n", "it was")) for _ in range(1500)))
     data = {"name": "text", "path": str(text)}
-    return RunConfig(model={**MODEL, **model}, data=data, trainer={**TRAINER, **(trainer or {})}, tokenizer="char")
+    optim = {"name": "adamw", "learning_rate": RATE}
+    trainer = {**TRAINER, **(trainer or {})}
+    return RunConfig(model={**MODEL, **model}, data=data, trainer=trainer, tokenizer="char", optim=optim)
 
 
 def comparison(folder: Path, variants: dict[str, RunConfig], **settings: Any) -> Comparison:

@@ -18,8 +18,9 @@ def plan(folder: Path, budget: str, first: dict, second: dict, **settings: objec
     return comparison(folder, {"a": run(folder, **first), "b": run(folder, **second)}, budget=budget, **settings).plan
 
 
-@pytest.mark.parametrize("ffn", entries("ffn"))
-@pytest.mark.parametrize("attention", ["mha", "mla", "linear"])
+@pytest.mark.parametrize(
+    ("attention", "ffn"), [("mla", "mlp"), ("linear", "swiglu"), *(("mqa", ffn) for ffn in entries("ffn"))]
+)
 def test_parameters_are_equal_to_one_percent(attention: str, ffn: str, tmp_path: Path) -> None:
     size = {"d_model": 96}  # wide enough that an expert's width is fine enough
     found = plan(tmp_path, "params", size, {**size, "attention": attention, "ffn": ffn})
@@ -61,7 +62,7 @@ def test_tokens_are_equal_whatever_the_batch_size(tmp_path: Path) -> None:
 def test_time_sets_the_number_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modular_gpt.comparison.plan.step_seconds", lambda runs: {"a": 0.1, "b": 0.2})
     found = plan(tmp_path, "time", {}, {"attention": "mla"})
-    assert (found.costs["a"].steps, found.costs["b"].steps) == (16, 8)
+    assert (found.costs["a"].steps, found.costs["b"].steps) == (8, 4)
 
 
 def test_the_pilot_measures_every_variant(tmp_path: Path) -> None:

@@ -53,15 +53,14 @@ def counting(done: list[str]) -> Any:
     return execute
 
 
-@pytest.mark.parametrize("kill", [2, 7])
-def test_a_killed_comparison_repeats_no_trial_and_ends_with_the_same_numbers(kill: int, tmp_path: Path) -> None:
+def test_a_killed_comparison_repeats_no_trial_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
     whole = comparison(tmp_path / "whole", variants(tmp_path), lr="auto", seeds=1).run()
     killed = comparison(tmp_path / "killed", variants(tmp_path), lr="auto", seeds=1)
     with pytest.raises(Killed):
-        killed.run(killed_after(kill))
+        killed.run(killed_after(5))
     lines = killed.directory / "results.jsonl"
     finished = [json.loads(line)["key"] for line in lines.read_text().splitlines()]
-    assert len(finished) == kill
+    assert len(finished) == 5
     lines.write_bytes(lines.read_bytes()[:-20])  # the kill came in the middle of the last line
     finished.pop()
     done: list[str] = []
@@ -109,7 +108,7 @@ def test_a_shared_rate_is_stamped(tmp_path: Path) -> None:
 
 def test_copies_of_a_variant_are_neither_better_nor_worse(tmp_path: Path) -> None:
     """An A/A comparison through real training."""
-    copies = {f"copy {number}": run(tmp_path, {"max_steps": 24}) for number in range(5)}
+    copies = {f"copy {number}": run(tmp_path, {"max_steps": 16}) for number in range(5)}
     result = comparison(tmp_path, copies, lr=0.02, seeds=3).run()
     values = [value for variant in result.variants.values() for value in variant.values]
     assert len(set(values)) == 15
@@ -117,7 +116,7 @@ def test_copies_of_a_variant_are_neither_better_nor_worse(tmp_path: Path) -> Non
 
 
 def test_a_planted_handicap_is_found(tmp_path: Path) -> None:
-    trainer = {"max_steps": 50, "batch_size": 8}
+    trainer = {"max_steps": 40, "batch_size": 8}
     plain, copy = (run(tmp_path, trainer) for _ in range(2))
     handicapped = run(tmp_path, trainer, dropout=0.5)
     result = comparison(tmp_path, {"plain": plain, "copy": copy, "dropout": handicapped}, lr=0.02, seeds=3).run()
@@ -130,13 +129,14 @@ def test_tokens_to_a_loss(tmp_path: Path) -> None:
     assert tokens_to(2.5, curve, 64) == 15 * 64
     assert tokens_to(3.5, curve, 64) == 10 * 64
     assert tokens_to(0.5, curve, 64) == float("inf")
-    result = comparison(tmp_path, variants(tmp_path), budget="target_loss", target=2.6, lr=0.03, seeds=3).run()
+    pair = {name: run(tmp_path, {"max_steps": 16}, attention=name) for name in ("mha", "mqa")}
+    result = comparison(tmp_path, pair, budget="target_loss", target=2.6, lr=0.03, seeds=3).run()
     assert "speed-up" in result.table and result.title.startswith("Tokens to a loss of 2.6")
 
 
 def test_a_target_that_is_never_reached_is_worse(tmp_path: Path) -> None:
-    slow = run(tmp_path, logit_scale=1e-6)
-    pair = {"plain": run(tmp_path), "slow": slow}
+    trainer = {"max_steps": 16}
+    pair = {"plain": run(tmp_path, trainer), "slow": run(tmp_path, trainer, logit_scale=1e-6)}
     result = comparison(tmp_path, pair, budget="target_loss", target=2.5, lr=0.03, seeds=3).run()
     assert result.differences["slow"].verdict == "worse"
 

@@ -62,9 +62,10 @@ def test_ranks_that_depend_on_the_budget_are_said(tmp_path: Path) -> None:
 
     curves = {"short": [(0.25, 3.0), (0.5, 2.6), (1.0, 2.2)], "long": [(0.25, 3.2), (0.5, 2.5), (1.0, 2.0)]}
     costs = {"short": Cost(1, 1, 1.0, 10, 100, 1), "long": Cost(1, 1, 1.0, 40, 400, 1)}
-    found = flips(curves, costs, {"short": 1.0, "long": 1.0})
+    found = flips(curves, costs, {"short": 1.0, "long": 1.0}, 0.02)
     assert [sentence.split(" these")[0] for sentence in found] == ["Under equal tokens", "Under equal FLOPs"]
     assert "short and long" in found[0]
+    assert flips(curves, costs, {"short": 1.0, "long": 1.0}, 0.25) == []
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (2.31, 2.36), (-0.17, 0.17), (0, 307200), (1e-9, 3e-9)])

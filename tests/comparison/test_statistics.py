@@ -16,7 +16,7 @@ from modular_gpt.comparison.statistics import (
     upper_tail,
 )
 
-VARIANTS, REPEATS = 4, 20000  # beside the baseline; simulated comparisons
+VARIANTS, REPEATS = 4, 10000  # beside the baseline; simulated comparisons
 DEVIATION = 0.0212  # of a run, so that paired differences have .03, as measured in trainings of small models
 MARGIN = 0.02
 

@@ -27,7 +27,7 @@ def test_a_trial_repeats_bitwise_from_json_to_json(tmp_path: Path) -> None:
     values = json.loads(json.dumps(trial(tmp_path).plain()))
     one, two = ({k: v for k, v in run_trial(values).items() if k not in CLOCK} for _ in range(2))
     assert json.dumps(one) == json.dumps(two)
-    assert one["loss"] == one["validations"][-1][1] and one["steps"] == 16
+    assert one["loss"] == one["validations"][-1][1] and one["steps"] == 8
 
 
 def test_a_trial_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
