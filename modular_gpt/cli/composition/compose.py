@@ -109,12 +109,10 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
         HydraException, OmegaConfBaseException: see ``errors.explained``.
     """
     prepare(command, where)
-    parser = OverridesParser.create()
     words, settings = [], []
-    for word in spelled:
+    for word, override in zip(spelled, OverridesParser.create().parse_overrides(list(spelled)), strict=True):
         # Hydra takes a setting for the choice of an option where another command has a group of that name.
         foreign = _is_foreign_group(command, word.partition("=")[0], where)
-        override = parser.parse_override(word)
         if foreign or _is_plain_setting(command, override):
             settings.append(override)
         else:
