@@ -133,3 +133,16 @@ def test_the_speedrun_keeps_size_and_batches_of_the_baseline() -> None:
     assert (quick.data, quick.tokenizer, quick.trainer.batch_size) == (plain.data, plain.tokenizer, 12)
     assert quick.trainer.max_steps <= 260
     assert quick.trainer.eval_interval >= quick.trainer.max_steps and quick.trainer.eval_batches == 0
+
+
+def test_what_is_composed_once_is_kept_as_it_was(tmp_path: Path) -> None:
+    """Settings are applied to a copy; a yaml file that was edited is read again."""
+    mine = tmp_path / "attention" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("defaults: [mha_schema]\nn_kv_heads: 2\n")
+    first = compose("attention=mine", "seed=3", "attention.window=5", config_dir=str(tmp_path))
+    again = compose("attention=mine", config_dir=str(tmp_path))
+    assert (first.seed, first.model.attention.n_kv_heads, first.model.attention.window) == (3, 2, 5)
+    assert (again.seed, again.model.attention.n_kv_heads, again.model.attention.window) == (0, 2, None)
+    mine.write_text("defaults: [mha_schema]\nn_kv_heads: null\n")
+    assert compose("attention=mine", config_dir=str(tmp_path)).model.attention.n_kv_heads != 2
