@@ -46,6 +46,13 @@ class CommandLine:
     info: str | None = None
     shell_completion: bool = False
 
+    @property
+    def folders(self) -> list[Path]:
+        """The folders with yaml files: the package's own, and that of ``--config-dir``."""
+        from modular_gpt.cli.composition.schema import folders
+
+        return folders(self.config_dir)
+
     def for_hydra(self) -> list[str]:
         """The flags that Hydra itself answers."""
         flags = [("--hydra-help", self.hydra_help), ("--shell-completion", self.shell_completion)]
@@ -142,9 +149,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(ENDED_BY_SIGNAL + number)
 
 
-def answered_by_flags(
-    line: CommandLine, command: "Command", about: str, examples: Sequence[tuple[str, str]], where: list[Path]
-) -> bool:
+def answered_by_flags(line: CommandLine, command: "Command", about: str, examples: Sequence[tuple[str, str]]) -> bool:
     """Print the help of a command without groups where it was asked for.
 
     Raises:
@@ -153,7 +158,7 @@ def answered_by_flags(
     if line.help:
         from modular_gpt.cli.help import help_text
 
-        print(help_text(command, about, examples, line.settings, where))
+        print(help_text(command, about, examples, line.settings, line.folders))
     elif line.for_hydra() or line.multirun:
         raise ConfigError(f"mgpt-{command.name} has the flags --help, --version, --cfg job and --config-dir only")
     return line.help
@@ -178,10 +183,3 @@ def hydra_command_line(program: str, arguments: Sequence[str]) -> Iterator[None]
 def version() -> str:
     """The package's version."""
     return __version__
-
-
-def config_folders(line: CommandLine) -> list[Path]:
-    """The folders with yaml files."""
-    from modular_gpt.cli.composition.schema import folders
-
-    return folders(line.config_dir)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
 ABOUT = "write a checkpoint as a folder that transformers loads, or such a folder as a checkpoint"
 EXAMPLES = (
@@ -24,10 +24,9 @@ def _execute(line: CommandLine) -> int:
         from modular_gpt.cli.composition.flat_config import read_plain
         from modular_gpt.cli.convert_task import CONVERT, convert
 
-    where = config_folders(line)
-    if answered_by_flags(line, CONVERT, ABOUT, EXAMPLES, where):
+    if answered_by_flags(line, CONVERT, ABOUT, EXAMPLES):
         return 0
-    settings, listing = read_plain(CONVERT, line.settings, where)
+    settings, listing = read_plain(CONVERT, line.settings, line.folders)
     if line.cfg:
         print(listing, end="")
         return 0

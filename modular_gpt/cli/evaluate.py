@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
 ABOUT = "evaluate a model on a text (loss, perplexity, bits per byte) or on tasks"
 EXAMPLES = (
@@ -27,11 +27,10 @@ def _execute(line: CommandLine) -> int:
         from modular_gpt.cli.composition.flat_config import read_plain
         from modular_gpt.cli.evaluate_task import EVAL, measure, print_results
 
-    where = config_folders(line)
-    if answered_by_flags(line, EVAL, ABOUT, EXAMPLES, where):
+    if answered_by_flags(line, EVAL, ABOUT, EXAMPLES):
         return 0
     words = [word.removeprefix("data.") if word.startswith("data.path=") else word for word in line.settings]
-    settings, listing = read_plain(EVAL, words, where)  # mgpt-train calls the files of a corpus data.path
+    settings, listing = read_plain(EVAL, words, line.folders)  # mgpt-train calls the files of a corpus data.path
     if line.cfg:
         print(listing, end="")
         return 0

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
 ABOUT = "continue a text with a model"
 EXAMPLES = (
@@ -29,17 +29,16 @@ def _execute(line: CommandLine) -> int:
     with imports():
         from modular_gpt.cli.generate_task import GENERATE, converse, open_writer, own_words, read_task, write_texts
 
-    where = config_folders(line)
-    if answered_by_flags(line, GENERATE, ABOUT, EXAMPLES, where):
+    if answered_by_flags(line, GENERATE, ABOUT, EXAMPLES):
         return 0
-    task, settings, listing = read_task(line.settings, where)
+    task, settings, listing = read_task(line.settings, line.folders)
     if line.cfg:
         print(listing, end="")
         return 0
     with own_words():
         writer = open_writer(task, settings)
         if task.interactive:
-            converse(line.settings, where, settings, writer)
+            converse(line.settings, line.folders, settings, writer)
         else:
             write_texts(task, settings, writer)
     return 0

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import ENDED_BY_SIGNAL, CommandLine, answer, config_folders, imports
+from modular_gpt.cli.app import ENDED_BY_SIGNAL, CommandLine, answer, imports
 
 ABOUT = "train a GPT that you compose from components"
 EXAMPLES = (
@@ -44,19 +44,18 @@ def _execute(line: CommandLine) -> int:
         from modular_gpt.core.errors import ConfigError
         from modular_gpt.runtime.processes import ProcessGroup
 
-    where = config_folders(line)
     if line.help:
-        print(help_text(TRAIN, ABOUT, EXAMPLES, line.settings, where))
+        print(help_text(TRAIN, ABOUT, EXAMPLES, line.settings, line.folders))
         return 0
     if line.for_hydra():
-        return sweep.hydra_itself(line, where)
+        return sweep.hydra_itself(line, line.folders)
     processes = ProcessGroup.launched()
     with processes.same_error_on_all_ranks():
         if line.multirun and processes.world > 1:
             raise ConfigError("--multirun trains one run after another: start it without torchrun, or leave it out")
         if line.multirun:
-            return sweep.multirun(line.settings, where)
-        config, source = composed_run(line.settings, where)
+            return sweep.multirun(line.settings, line.folders)
+        config, source = composed_run(line.settings, line.folders)
     if line.cfg:
         print(as_yaml(source), end="")
         return 0

@@ -7,14 +7,14 @@ Shape letters, the same everywhere:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
-from modular_gpt.core.registry import Component, ComponentConfig, described
+from modular_gpt.core.registry import C, Component, ComponentConfig, described
 from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, NormWeights, TransferReport
 
 # How tensor parallelism treats a submodule or parameter (``shard``). COLUMNS: a process holds some outputs of a linear
@@ -24,6 +24,8 @@ ParallelStyle = Literal["columns", "rows", "shared"]
 COLUMNS: Final = "columns"
 ROWS: Final = "rows"
 SHARED: Final = "shared"
+
+W = TypeVar("W")  # weights of a component in canonical form
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,50 @@ class Dims:
         return self.d_model // self.n_heads
 
 
-class Norm(Component, nn.Module, ABC, slot="norm"):
+class ModelComponent(Component, nn.Module, ABC):
+    """A component that is a module of the model."""
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters that are not matrices; the initialisation of the model sets matrices."""
+
+
+class Transferable(Generic[W]):
+    """A component whose weights have a canonical form ``W``, from which other implementations are initialised."""
+
+    def canonical_weights(self) -> W | None:
+        """The trained weights in canonical form, for ``init_from`` of another implementation; None: there are none."""
+        return None
+
+    def init_from(self, source: W) -> TransferReport:
+        """Initialise from another implementation's weights.
+
+        Returns how each parameter was derived, by name; parameters not listed keep their fresh initialisation.
+        """
+        return {}
+
+
+class Shardable:
+    """A component that tensor parallelism can divide among processes."""
+
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        """Shard this module for tensor parallelism: compute only shard ``rank`` of ``world_size``.
+
+        Returns the parallel style of each submodule or parameter by name; an empty dict: the module is replicated.
+
+        Raises:
+            ConfigError: a size does not divide by ``world_size``.
+        """
+        return {}
+
+
+class Norm(ModelComponent, Transferable[NormWeights], Generic[C], slot="norm"):
     """Normalises the last dimension: (..., width) -> (..., width)."""
 
     def __init__(self, config: ComponentConfig, width: int, bias: bool) -> None:
         super().__init__()
 
     @classmethod
-    def resolved(cls, config: Any, bias: bool) -> Any:
+    def resolved(cls, config: C, bias: bool) -> C:
         """The same settings with each null that has a default replaced by it; ``bias`` is the model's setting."""
         return config
 
@@ -68,22 +106,11 @@ class Norm(Component, nn.Module, ABC, slot="norm"):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
 
-    def canonical_weights(self) -> NormWeights | None:
-        """The trained weights in canonical form, for ``init_from`` of another norm; None: there are none."""
-        return None
-
-    def init_from(self, source: NormWeights) -> TransferReport:
-        """Initialise from another norm's weights.
-
-        Returns how each parameter was derived, by name; parameters not listed keep their fresh initialisation.
-        """
-        return {}
-
     def reset_parameters(self) -> None:
         """Set the scale to 1 and the bias to 0: the output is the normalised input."""
 
 
-class Position(Component, nn.Module, ABC, slot="pos"):
+class Position(ModelComponent, Generic[C], slot="pos"):
     """Positional encoding by ``embed``, ``rotate`` or ``bias``; each is the identity unless a subclass overrides it.
 
     embeds, rotates, biases: which of the three methods the subclass overrides
@@ -103,11 +130,11 @@ class Position(Component, nn.Module, ABC, slot="pos"):
         self.described = described(config)
 
     @classmethod
-    def check(cls, config: Any, dims: Dims, rotary_width: int) -> None:
+    def check(cls, config: C, dims: Dims, rotary_width: int) -> None:
         """Raise a ConfigError for settings that cannot work; rotary_width: see ``Attention.rotary_width``."""
 
     @classmethod
-    def resolved(cls, config: Any, dims: Dims, rotary_width: int) -> Any:
+    def resolved(cls, config: C, dims: Dims, rotary_width: int) -> C:
         """The same settings with each null that has a default replaced by it."""
         return config
 
@@ -123,14 +150,11 @@ class Position(Component, nn.Module, ABC, slot="pos"):
         """Term added to attention scores, (1, H, T, S), for keys at ``key_columns`` (S,); None: nothing is added."""
         return None
 
-    def reset_parameters(self) -> None:
-        """Initialise the parameters that are not matrices; the initialisation of the model sets matrices."""
-
     def extra_repr(self) -> str:
         return self.described
 
 
-class Attention(Component, nn.Module, ABC, slot="attention"):
+class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Generic[C], slot="attention"):
     """Mixes information between tokens: (B, T, D) -> (B, T, D), causally.
 
     accepts_bias: False where there is no score matrix to which ``Position.bias`` could be added
@@ -147,7 +171,7 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
         self.__dict__["position"] = position  # not a submodule: the model owns it, layers share it, it is saved once
 
     @classmethod
-    def check(cls, config: Any, dims: Dims, position: type[Position]) -> None:
+    def check(cls, config: C, dims: Dims, position: type[Position]) -> None:
         """Raise a ConfigError for settings that cannot work with these dimensions and this position."""
         if position.biases and not cls.accepts_bias:
             raise ConfigError(
@@ -156,22 +180,22 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
             )
 
     @classmethod
-    def resolved(cls, config: Any, dims: Dims, position: type[Position]) -> Any:
+    def resolved(cls, config: C, dims: Dims, position: type[Position]) -> C:
         """The same settings with each null that has a default replaced by it."""
         return config
 
     @classmethod
     @abstractmethod
-    def rotary_width(cls, config: Any, dims: Dims, position: type[Position]) -> int:
+    def rotary_width(cls, config: C, dims: Dims, position: type[Position]) -> int:
         """Width of the vectors that this attention passes to ``Position.rotate``; 0: it passes none."""
 
     @classmethod
     @abstractmethod
-    def cache_spec(cls, config: Any, dims: Dims, position: type[Position]) -> CacheSpec:
+    def cache_spec(cls, config: C, dims: Dims, position: type[Position]) -> CacheSpec:
         """Shapes of the tensors that one layer caches; the predicted bytes and the allocation come from it."""
 
     @classmethod
-    def score_flops(cls, config: Any, dims: Dims, position: type[Position]) -> int:
+    def score_flops(cls, config: C, dims: Dims, position: type[Position]) -> int:
         """Floating-point operations per query and key, in all heads: the score, and the term of the weighted sum.
 
         0 where the cost of a token does not depend on the number of tokens before it.
@@ -182,35 +206,11 @@ class Attention(Component, nn.Module, ABC, slot="attention"):
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); with a cache, appends the new tokens to it."""
 
-    def canonical_weights(self) -> AttentionWeights | None:
-        """The trained weights in canonical form, for ``init_from`` of another attention; None: there are none."""
-        return None
-
-    def init_from(self, source: AttentionWeights) -> TransferReport:
-        """Initialise from another attention's weights.
-
-        Returns how each parameter was derived, by name; parameters not listed keep their fresh initialisation.
-        """
-        return {}
-
-    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
-        """Shard this module for tensor parallelism: compute only shard ``rank`` of ``world_size``.
-
-        Returns the parallel style of each submodule or parameter by name; an empty dict: the module is replicated.
-
-        Raises:
-            ConfigError: a size does not divide by ``world_size``.
-        """
-        return {}
-
-    def reset_parameters(self) -> None:
-        """Initialise the parameters that are not matrices; the initialisation of the model sets matrices."""
-
     def extra_repr(self) -> str:
         return self.described
 
 
-class FeedForward(Component, nn.Module, ABC, slot="ffn"):
+class FeedForward(ModelComponent, Transferable[FeedForwardWeights], Shardable, Generic[C], slot="ffn"):
     """Transforms each token by itself: (B, T, D) -> (B, T, D).
 
     takes_mask: ``forward`` takes a second argument, the mask (B, T), True where a token is not padding, or None
@@ -222,38 +222,17 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
         super().__init__()
 
     @classmethod
-    def check(cls, config: Any, dims: Dims) -> None:
+    def check(cls, config: C, dims: Dims) -> None:
         """Raise a ConfigError for settings that cannot work."""
 
     @classmethod
-    def resolved(cls, config: Any, dims: Dims) -> Any:
+    def resolved(cls, config: C, dims: Dims) -> C:
         """The same settings with each null that has a default replaced by it."""
         return config
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D) and auxiliary losses by name, already weighted; {} where there are none."""
-
-    def canonical_weights(self) -> FeedForwardWeights | None:
-        """The trained weights in canonical form, for ``init_from`` of another network; None: there are none."""
-        return None
-
-    def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        """Initialise from another feed-forward network's weights.
-
-        Returns how each parameter was derived, by name; parameters not listed keep their fresh initialisation.
-        """
-        return {}
-
-    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
-        """Shard this module for tensor parallelism: compute only shard ``rank`` of ``world_size``.
-
-        Returns the parallel style of each submodule or parameter by name; an empty dict: the module is replicated.
-
-        Raises:
-            ConfigError: a size does not divide by ``world_size``.
-        """
-        return {}
 
     def inactive_parameters(self) -> int:
         """Number of parameters that one token does not use: those of the experts it is not routed to."""
@@ -264,6 +243,3 @@ class FeedForward(Component, nn.Module, ABC, slot="ffn"):
 
     def after_skipped_step(self) -> None:
         """Discard statistics gathered for a step; called instead where the optimizer step is skipped."""
-
-    def reset_parameters(self) -> None:
-        """Initialise the parameters that are not matrices; the initialisation of the model sets matrices."""

@@ -210,6 +210,11 @@ class Filter:
     source: str = ""
 
 
+def _penalty(name: str, function: Callable[..., Tensor], help: str, source: str) -> Filter:
+    """A number that is subtracted from logits of generated tokens; 0 turns it off."""
+    return Filter(name, function, help, finite, float, 0.0, random=False, reads_text=True, source=source)
+
+
 # In the order in which they are applied. What changes scores (random=False) stands before what shapes the distribution.
 FILTERS: tuple[Filter, ...] = (
     Filter(
@@ -223,26 +228,16 @@ FILTERS: tuple[Filter, ...] = (
         reads_text=True,
         source="https://arxiv.org/abs/1909.05858",
     ),
-    Filter(
+    _penalty(
         "frequency_penalty",
         _frequency,
         "subtract this value from a logit for each time that the token was generated",
-        finite,
-        float,
-        0.0,
-        random=False,
-        reads_text=True,
         source="https://platform.openai.com/docs/api-reference",
     ),
-    Filter(
+    _penalty(
         "presence_penalty",
         _presence,
         "subtract this value from a logit once if the token was generated",
-        finite,
-        float,
-        0.0,
-        random=False,
-        reads_text=True,
         source="https://platform.openai.com/docs/api-reference",
     ),
     Filter(

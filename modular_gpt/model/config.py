@@ -85,6 +85,14 @@ class BlockConfig(NamedTuple):
     def attention_class(self) -> type[Attention]:
         return Attention.of(self.attention)
 
+    @property
+    def ffn_class(self) -> type[FeedForward]:
+        return FeedForward.of(self.ffn)
+
+    @property
+    def norm_class(self) -> type[Norm]:
+        return Norm.of(self.norm)
+
     def rotary_width(self, dims: Dims) -> int:
         """The width of the vectors that the attention gives to its position to rotate."""
         return self.attention_class.rotary_width(self.attention, dims, self.position_class)
@@ -106,8 +114,8 @@ class BlockConfig(NamedTuple):
         """
         block = self._replace(
             attention=self.attention_class.resolved(self.attention, dims, self.position_class),
-            ffn=FeedForward.of(self.ffn).resolved(self.ffn, dims),
-            norm=Norm.of(self.norm).resolved(self.norm, dims.bias),
+            ffn=self.ffn_class.resolved(self.ffn, dims),
+            norm=self.norm_class.resolved(self.norm, dims.bias),
         )
         return block._replace(pos=self.position_class.resolved(self.pos, dims, block.rotary_width(dims)))
 
@@ -115,7 +123,7 @@ class BlockConfig(NamedTuple):
         """Let every component refuse, by a ConfigError, what it cannot do."""
         self.attention_class.check(self.attention, dims, self.position_class)
         self.position_class.check(self.pos, dims, self.rotary_width(dims))
-        FeedForward.of(self.ffn).check(self.ffn, dims)
+        self.ffn_class.check(self.ffn, dims)
 
 
 @dataclass
@@ -297,8 +305,9 @@ class GPTConfig:
                 raise ConfigError(
                     f"pos={given.pos.name} is added once to the embeddings and cannot be set per layer; set it as pos"
                 )
-        if Position.of(self.pos).embeds:  # also where every layer has a position of its own
-            Position.of(self.pos).check(self.resolved_pos, self.dims, 0)
+        embedded: type[Position] = Position.of(self.pos)
+        if embedded.embeds:  # also where every layer has another position
+            embedded.check(self.resolved_pos, self.dims, 0)
 
     def cache_bytes(self, batch: int, tokens: int, dtype: torch.dtype = torch.float32) -> int:
         """Bytes of the cache of ``batch`` texts of ``tokens`` tokens, all layers; exactly what is allocated."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modular_gpt.core.contracts import Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import is_edited, is_observed, is_wanted, report
+from modular_gpt.core.registry import plain
 from modular_gpt.core.validation import fraction, one_of, positive
 from modular_gpt.nn.attention_forms import (
     AttentionInputs,
@@ -49,6 +50,16 @@ _SHORT = 512  # keys up to which compiled training on a CPU computes attention w
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
 
+class ScoreSettings(Protocol):
+    """The settings of an attention's Config that ``AttentionScoreConfig`` reads."""
+
+    scale: float | None
+    window: int | None
+    softcap: float | None
+    dropout: float | None
+    backend: str
+
+
 @dataclass(frozen=True)
 class AttentionScoreConfig:
     """Settings of one attention layer that turn queries and keys into attention weights.
@@ -68,9 +79,9 @@ class AttentionScoreConfig:
     pattern: SparsePattern | None = None
 
     @classmethod
-    def read(cls, config: Any) -> "AttentionScoreConfig":
+    def read(cls, config: ScoreSettings) -> "AttentionScoreConfig":
         """Read the settings from the Config of an attention whose nulls are resolved."""
-        return cls(config.scale, config.window, config.softcap, config.dropout, config.backend)
+        return cls(plain(config.scale), config.window, config.softcap, plain(config.dropout), config.backend)
 
     @staticmethod
     def default_scale(width: int) -> float:

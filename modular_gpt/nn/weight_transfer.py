@@ -1,15 +1,32 @@
 """Initialise components from the weights of other implementations: regrouped heads, low-rank factors, biases."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, TransferReport
+from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 
 CONSTANT = 8192.0  # much larger than projected activations, so that it determines the norm of a vector that contains it
 
 CARRIED = "a constant that makes the norm the identity"
+
+
+class HeadProjections(Protocol):
+    """An attention whose heads are computed by four linear layers."""
+
+    @property
+    def query(self) -> nn.Linear: ...
+
+    @property
+    def key(self) -> nn.Linear: ...
+
+    @property
+    def value(self) -> nn.Linear: ...
+
+    @property
+    def out(self) -> nn.Linear: ...
 
 
 def fill(module: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: str = "") -> TransferReport:
@@ -27,26 +44,27 @@ def fill(module: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how:
     return {f"{name}.weight": how, f"{name}.bias": "zero, as there was none" if bias is None else how}
 
 
-def head_weights(attention: Any, width: int, scale: float) -> AttentionWeights:
-    """Canonical weights of an attention with linear layers query, key, value and out and heads of one ``width``."""
+def head_weights(attention: HeadProjections, width: int, scale: float) -> AttentionWeights:
+    """Canonical weights of an attention whose heads all have the same ``width``."""
 
-    def heads(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.detach().unflatten(0, (-1, width))
+    def heads(tensor: Tensor) -> Tensor:
+        out: Tensor = tensor.detach().unflatten(0, (-1, width))
+        return out
 
     return AttentionWeights(
         query=heads(attention.query.weight),
         key=heads(attention.key.weight),
         value=heads(attention.value.weight),
         out=attention.out.weight.detach().unflatten(1, (-1, width)),
-        query_bias=heads(attention.query.bias),
-        key_bias=heads(attention.key.bias),
-        value_bias=heads(attention.value.bias),
-        out_bias=None if attention.out.bias is None else attention.out.bias.detach(),
+        query_bias=if_given(heads, attention.query.bias),
+        key_bias=if_given(heads, attention.key.bias),
+        value_bias=if_given(heads, attention.value.bias),
+        out_bias=if_given(Tensor.detach, attention.out.bias),
         scale=scale,
     )
 
 
-def init_heads(attention: Any, source: AttentionWeights, present: AttentionWeights) -> TransferReport:
+def init_heads(attention: nn.Module, source: AttentionWeights, present: AttentionWeights) -> TransferReport:
     """Initialise the linear layers query, key, value and out of ``attention`` from ``source``.
 
     present: the canonical weights that ``attention`` has now, for its shapes and scale
@@ -58,34 +76,39 @@ def init_heads(attention: Any, source: AttentionWeights, present: AttentionWeigh
         return {}
     scale = source.scale / present.scale
     how = _regrouping(len(source.key), count)
-    value_bias = regroup(source.value_bias, count)
-    moved = value_bias is not None and attention.value.bias is None
+    moved = source.value_bias is not None and present.value_bias is None
+
+    def scaled(heads: Tensor) -> Tensor:
+        return (heads * scale).flatten(0, 1)
+
+    def regrouped(heads: Tensor) -> Tensor:
+        return regroup(heads, count).flatten(0, 1)
+
+    query_bias, key_bias = if_given(scaled, source.query_bias), if_given(regrouped, source.key_bias)
+    value_bias = None if moved else if_given(regrouped, source.value_bias)
     return {
-        **fill(attention, "query", *_scaled(source, scale), f"times {scale:.4g}" if scale != 1 else ""),
-        **fill(attention, "key", _rows(regroup(source.key, count)), _rows(regroup(source.key_bias, count)), how),
-        **fill(attention, "value", _rows(regroup(source.value, count)), None if moved else _rows(value_bias), how),
+        **fill(attention, "query", scaled(source.query), query_bias, f"times {scale:.4g}" if scale != 1 else ""),
+        **fill(attention, "key", regrouped(source.key), key_bias, how),
+        **fill(attention, "value", regrouped(source.value), value_bias, how),
         **fill_out(attention, source, moved),
     }
 
 
-def _scaled(source: AttentionWeights, scale: float) -> tuple[Any, Any]:
-    return _rows(source.query * scale), None if source.query_bias is None else _rows(source.query_bias * scale)
+def if_given(function: Callable[[Tensor], Tensor], tensor: Tensor | None) -> Tensor | None:
+    """``function(tensor)``; None for None."""
+    return None if tensor is None else function(tensor)
 
 
-def _rows(heads: Tensor | None) -> Any:
-    """(heads, width, ...) -> (heads * width, ...)"""
-    return None if heads is None else heads.flatten(0, 1)
-
-
-def regroup(heads: Tensor | None, count: int) -> Any:
+def regroup(heads: Tensor, count: int) -> Tensor:
     """Regroup key or value heads (K, ...) into ``count`` heads: means of neighbouring heads, or repeated heads.
 
     https://arxiv.org/abs/2305.13245, section 2.1
     """
-    if heads is None or len(heads) == count:
+    if len(heads) == count:
         return heads
     if len(heads) > count:
-        return heads.unflatten(0, (count, -1)).mean(1)
+        means: Tensor = heads.unflatten(0, (count, -1)).mean(1)
+        return means
     return heads.repeat_interleave(count // len(heads), dim=0)
 
 
@@ -134,19 +157,3 @@ def carry_past(norm: nn.Module, down: nn.Linear, width: int) -> int:
     down.weight[width - 1] = 0.0
     down.bias[width - 1] = CONSTANT
     return width - 1
-
-
-def dense_weights(ffn: Any) -> FeedForwardWeights:
-    """Canonical weights of a feed-forward network with linear layers up, down and, optionally, gate."""
-    tensors = {name.removesuffix(".weight").replace(".", "_"): tensor for name, tensor in ffn.named_parameters()}
-    return FeedForwardWeights(**{name: tensor.detach() for name, tensor in tensors.items()})
-
-
-def init_dense(ffn: Any, source: FeedForwardWeights) -> TransferReport:
-    """Copy the weights of those linear layers up, down and gate of ``ffn`` whose shape in ``source`` is the same."""
-    report: TransferReport = {}
-    for name, linear in ffn.named_children():
-        weight = getattr(source, name, None)
-        if weight is not None and weight.shape == linear.weight.shape:
-            report |= fill(ffn, name, weight, getattr(source, f"{name}_bias"))
-    return report

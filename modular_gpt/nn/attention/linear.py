@@ -21,7 +21,7 @@ from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 
-class LinearAttention(Attention, name="linear"):
+class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
     """Linear attention: a constant state instead of a cache that grows with the text."""
 
     accepts_bias = False

@@ -25,7 +25,7 @@ from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 
 class MultiHeadAttention(
-    Attention,
+    Attention["MultiHeadAttention.Config"],
     name="mha",
     presets={
         "gqa": Preset("Grouped-query attention: groups of query heads share a key/value head.", {"n_kv_heads": 2}),

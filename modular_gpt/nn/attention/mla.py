@@ -41,7 +41,7 @@ class ReadLinear(nn.Linear):
     """A linear layer whose weight is also read directly while decoding, so it must not be packed."""
 
 
-class MultiHeadLatentAttention(Attention, name="mla"):
+class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], name="mla"):
     """Multi-head latent attention: caches one small latent per token instead of keys and values (DeepSeek)."""
 
     separates_documents = True

@@ -2,22 +2,18 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward, ParallelStyle
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.contracts import Dims
 from modular_gpt.core.registry import ComponentConfig, Preset, filled, plain
-from modular_gpt.core.validation import one_of, positive
-from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import GATES, gated
+from modular_gpt.nn.dense import DenseFeedForward, check_dense
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.weight_transfer import dense_weights, init_dense
 
 
 class GatedLinearUnit(
-    FeedForward,
+    DenseFeedForward["GatedLinearUnit.Config"],
     name="swiglu",
     presets={
         "geglu": Preset("A gate with GELU multiplies the widened input (Gemma).", {"activation": "gelu_tanh"}),
@@ -25,6 +21,8 @@ class GatedLinearUnit(
     },
 ):
     """A gate with SiLU multiplies the widened input (Llama)."""
+
+    inputs = ("gate", "up")
 
     @dataclass
     class Config(ComponentConfig):
@@ -50,8 +48,7 @@ class GatedLinearUnit(
 
     @classmethod
     def check(cls, config: Config, dims: Dims) -> None:
-        positive("ffn", hidden=config.hidden)
-        one_of(config.activation, GATES, "ffn.activation")
+        check_dense(config.hidden, config.activation, GATES)
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims) -> Config:
@@ -61,20 +58,3 @@ class GatedLinearUnit(
         """(B, T, D) -> (B, T, D), {}"""
         gate, up = fused_linear(x, (self.gate, self.up), self.training)
         return self.down(gated(self.activation, gate, up)), {}
-
-    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
-        if self.up.out_features % world_size:
-            raise ConfigError(
-                f"ffn.hidden={self.up.out_features} does not divide into {world_size} processes; change one"
-            )
-        return {"gate": COLUMNS, "up": COLUMNS, "down": ROWS}
-
-    def canonical_weights(self) -> FeedForwardWeights:
-        return dense_weights(self)
-
-    @torch.no_grad()
-    def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        return init_dense(self, source)
-
-    def extra_repr(self) -> str:
-        return f"activation={self.activation}"

@@ -2,21 +2,19 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from modular_gpt.core.contracts import COLUMNS, ROWS, Dims, FeedForward, ParallelStyle
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.contracts import Dims
 from modular_gpt.core.registry import ComponentConfig, filled, plain
-from modular_gpt.core.validation import one_of, positive
-from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS
+from modular_gpt.nn.dense import DenseFeedForward, check_dense
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.weight_transfer import dense_weights, init_dense
 
 
-class MLP(FeedForward, name="mlp"):
+class MLP(DenseFeedForward["MLP.Config"], name="mlp"):
     """Widen, activate, narrow (GPT-2)."""
+
+    inputs = ("up",)
 
     @dataclass
     class Config(ComponentConfig):
@@ -41,8 +39,7 @@ class MLP(FeedForward, name="mlp"):
 
     @classmethod
     def check(cls, config: Config, dims: Dims) -> None:
-        positive("ffn", hidden=config.hidden)
-        one_of(config.activation, tuple(ACTIVATIONS), "ffn.activation")
+        check_dense(config.hidden, config.activation, tuple(ACTIVATIONS))
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims) -> Config:
@@ -51,20 +48,3 @@ class MLP(FeedForward, name="mlp"):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), {}"""
         return self.down(self.activate(self.up(x))), {}
-
-    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
-        if self.up.out_features % world_size:
-            raise ConfigError(
-                f"ffn.hidden={self.up.out_features} does not divide into {world_size} processes; change one"
-            )
-        return {"up": COLUMNS, "down": ROWS}
-
-    def canonical_weights(self) -> FeedForwardWeights:
-        return dense_weights(self)
-
-    @torch.no_grad()
-    def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        return init_dense(self, source)
-
-    def extra_repr(self) -> str:
-        return f"activation={self.activation}"

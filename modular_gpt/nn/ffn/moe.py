@@ -26,7 +26,7 @@ from modular_gpt.nn.grouped_mm import grouped_matmul
 from modular_gpt.nn.residual import mark_residual
 
 
-class MixtureOfExperts(FeedForward, name="moe"):
+class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
     """A router sends each token to top_k of n_experts feed-forward networks (Mixtral, DeepSeek)."""
 
     @dataclass
@@ -120,7 +120,8 @@ class MixtureOfExperts(FeedForward, name="moe"):
     @classmethod
     def resolved(cls, config: Config, dims: Dims) -> Config:
         expert = _dense(config)
-        return filled(config, hidden=FeedForward.of(expert).resolved(expert, dims).hidden, bias=dims.bias)
+        component: type[FeedForward] = FeedForward.of(expert)
+        return filled(config, hidden=component.resolved(expert, dims).hidden, bias=dims.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), and in training the weighted losses ``load_balancing`` and ``router_z``

@@ -12,7 +12,7 @@ from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
-class LayerNorm(Norm, name="layernorm"):
+class LayerNorm(Norm["LayerNorm.Config"], name="layernorm"):
     """Subtract the mean, divide by the standard deviation, then scale and shift (GPT-2)."""
 
     @dataclass

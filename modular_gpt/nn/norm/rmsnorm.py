@@ -12,7 +12,7 @@ from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
-class RMSNorm(Norm, name="rmsnorm"):
+class RMSNorm(Norm["RMSNorm.Config"], name="rmsnorm"):
     """Divide by the root mean square, then scale (Llama)."""
 
     @dataclass

@@ -12,7 +12,7 @@ from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import NormWeights, TransferReport
 
 
-class ScaleNorm(Norm, name="scalenorm"):
+class ScaleNorm(Norm["ScaleNorm.Config"], name="scalenorm"):
     """Divide by the Euclidean length, then scale by one learned number, sqrt(width) at first."""
 
     @dataclass

@@ -11,7 +11,7 @@ from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import positive
 
 
-class ALiBi(Position, name="alibi"):
+class ALiBi(Position["ALiBi.Config"], name="alibi"):
     """Scores fall linearly with distance, with one slope per head; works past the trained length."""
 
     biases = True

@@ -54,7 +54,7 @@ class Scaling:
             )
 
 
-class RoPE(Position, name="rope"):
+class RoPE(Position["RoPE.Config"], name="rope"):
     """Turn queries and keys by angles that grow with position, so that scores depend on distance (Llama)."""
 
     rotates = True

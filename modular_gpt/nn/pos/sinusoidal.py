@@ -12,7 +12,7 @@ from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import positive
 
 
-class SinusoidalPosition(Position, name="sinusoidal"):
+class SinusoidalPosition(Position["SinusoidalPosition.Config"], name="sinusoidal"):
     """Fixed sines and cosines of geometric wavelengths, added to the token embeddings."""
 
     embeds = True
