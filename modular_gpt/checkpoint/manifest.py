@@ -9,7 +9,6 @@ import stat
 from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from modular_gpt.checkpoint.sharded import FILES
 from modular_gpt.core.atomic_files import sha256_file
@@ -99,7 +98,7 @@ def write_json(path: Path, value: PlainMapping) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
-def seal(files: Any) -> str:
+def seal(files: object) -> str:
     """SHA-256 over the list of files of a manifest."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 

@@ -2,23 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+R = TypeVar("R")
+
 _recomputing = False
 
 
-def checkpointed(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+def checkpointed(function: Callable[[Tensor], R], x: Tensor) -> R:
     """Return ``function(x)``; only x is kept, the backward pass recomputes the rest: https://arxiv.org/abs/1604.06174
 
     The recomputation gives the same values, with the same dropout masks, if ``function`` does not modify its inputs.
     """
     if torch.compiler.is_compiling():  # a compiled recomputation repeats no side effects
-        return checkpoint(function, x, use_reentrant=False)
-    return checkpoint(function, x, use_reentrant=False, context_fn=_contexts)
+        compiled: R = checkpoint(function, x, use_reentrant=False)
+        return compiled
+    out: R = checkpoint(function, x, use_reentrant=False, context_fn=_contexts)
+    return out
 
 
 def is_recomputing() -> bool:

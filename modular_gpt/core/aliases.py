@@ -7,7 +7,7 @@ converted.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
@@ -285,7 +285,7 @@ def our_settings(slot: str, settings: PlainMapping, known: Collection[str]) -> P
     return converted
 
 
-def put(values: PlainDict, origin: dict[str, str], target: str, value: Any, name: str) -> None:
+def put(values: PlainDict, origin: dict[str, str], target: str, value: object, name: str) -> None:
     """Set ``values[target]``, which the user gave as ``name``, and record the name in ``origin``.
 
     Raises:
@@ -305,7 +305,7 @@ def no_counterpart(name: str) -> str:
     return f"{name} is not converted: set {alias.targets[0]} instead; {alias.note}"
 
 
-def our_value(setting: str, value: Any) -> Any:
+def our_value(setting: str, value: object) -> object:
     """Our value of ``setting`` (dotted) for a foreign value; any other value is returned unchanged."""
     if not isinstance(value, (str, bool, int)) and not str(value).startswith("torch."):
         return value

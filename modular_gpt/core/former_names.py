@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
@@ -14,10 +14,10 @@ def former_names(**renamed: str) -> Callable[[type[T]], type[T]]:
     """Class decorator of a dataclass: ``@former_names(old="new")`` accepts ``old`` wherever ``new`` can be given."""
 
     def decorate(cls: type[T]) -> type[T]:
-        constructor: Any = cls.__init__
+        constructor: Callable[..., None] = cls.__init__
 
         @wraps(constructor)
-        def init(self: T, *args: Any, **values: Any) -> None:
+        def init(self: T, *args: object, **values: object) -> None:
             constructor(self, *args, **by_present_names(values, renamed))
 
         setattr(cls, "__init__", init)  # noqa: B010  a type checker wants no method assigned
@@ -47,10 +47,10 @@ def by_present_names(values: PlainMapping, renamed: Mapping[str, str]) -> PlainD
 
 
 def _alias(name: str) -> property:
-    def get(self: Any) -> Any:
+    def get(self: object) -> object:
         return getattr(self, name)
 
-    def put(self: Any, value: Any) -> None:
+    def put(self: object, value: object) -> None:
         setattr(self, name, value)
 
     return property(get, put, doc=f"Former name of ``{name}``.")

@@ -83,7 +83,7 @@ class Component:
         return config.component
 
     def __init_subclass__(
-        cls, slot: str = "", name: str = "", presets: Mapping[str, Preset] | None = None, **kwargs: Any
+        cls, slot: str = "", name: str = "", presets: Mapping[str, Preset] | None = None, **kwargs: object
     ) -> None:
         super().__init_subclass__(**kwargs)
         if slot:

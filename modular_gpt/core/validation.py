@@ -110,14 +110,20 @@ def _python_number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
-def _spelled(options: tuple[Any, ...]) -> str:
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
-             dict: "a mapping"}  # fmt: skip
+def _spelled(options: tuple[object, ...]) -> str:
+    plain: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        dict: "a mapping",
+        type(None): "null",
+    }
     names = [plain.get(typing.get_origin(option) or option) or _group(option) for option in options]
     return " or ".join(names)
 
 
-def _group(option: Any) -> str:
+def _group(option: object) -> str:
     if not dataclasses.is_dataclass(option):
         return f"a {getattr(option, '__name__', str(option))}"
     return f"a group of settings ({', '.join(field.name for field in dataclasses.fields(option))})"
@@ -142,7 +148,7 @@ def at_most(where: str, largest: Mapping[str, int], settings: object) -> None:
             raise ConfigError(f"{where}.{name} must be at most {limit:,}, got {shown(value)}")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Format a value for a message; a very large number is replaced by its number of digits, long text is cut."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
@@ -69,7 +69,7 @@ class HarnessModel(TemplateLM):
         return self.texts.with_bos(before), after
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: Any
+        self, requests: Sequence[Request], disable_tqdm: bool = False, **kwargs: object
     ) -> list[tuple[float, bool]]:
         """For each request: the log-probability of the continuation, and whether greedy decoding produces it."""
         found: dict[int, tuple[float, bool]] = {}
@@ -103,7 +103,7 @@ class HarnessModel(TemplateLM):
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the context length that score each token once."""
         totals = []
         for (text,) in (request.args for request in requests):
@@ -118,7 +118,7 @@ class HarnessModel(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
         return totals
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """The continuation of each context, up to a stop string, the end of the text or the token limit."""
         found: dict[int, str] = {}
         numbered = [(index, *request.args) for index, request in enumerate(requests)]

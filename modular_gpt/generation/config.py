@@ -186,7 +186,7 @@ class GenerationConfig(SamplingSettings):
             )
 
 
-def _check_token(name: str, token: Any, vocab_size: int) -> None:
+def _check_token(name: str, token: object, vocab_size: int) -> None:
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
         raise ConfigError(f"{name} names token {token!r}, but ids run from 0 to {vocab_size - 1}")
 

@@ -1,6 +1,6 @@
 """The interface that generation needs of a language model. ``GPTModel`` has it; other models may."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,13 +14,15 @@ class ModelConfig(Protocol):
     context_length: int
     vocab_size: int
 
+    def cache_bytes(self, batch: int, tokens: int, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of the cache of ``batch`` texts of ``tokens`` tokens."""
+
 
 class LanguageModel(Protocol):
     """Computes logits of the next token and extends a cache of the tokens read."""
 
     @property
-    def config(self) -> Any:
-        """A ``ModelConfig``."""
+    def config(self) -> ModelConfig: ...
 
     @property
     def training(self) -> bool: ...
@@ -29,7 +31,7 @@ class LanguageModel(Protocol):
     def slides(self) -> bool:
         """Whether a text may exceed context_length while each token attends to the last context_length tokens."""
 
-    def train(self, mode: bool = True) -> Any: ...
+    def train(self, mode: bool = True) -> object: ...
 
     def __call__(
         self, ids: Tensor, *, cache: ModelCache, padding: Tensor | None = None, last_only: bool = False

@@ -1,7 +1,5 @@
 """A ModelCache as transformers' ``generate`` handles caches."""
 
-from typing import Any
-
 from torch import Tensor
 from transformers import Cache
 
@@ -97,7 +95,7 @@ class GenerationCache(Cache):
             self.own.truncate(wanted)
         self._saved.clear()
 
-    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         raise AssertionError("layers of this model write to cache.own")
 
 

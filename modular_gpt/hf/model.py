@@ -5,7 +5,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -134,7 +134,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
                 padding = None  # the cache knows it now
         return torch.cat(hidden, dim=1) if len(hidden) > 1 else hidden[0], {}
 
-    def _cache(self, ids: Tensor, given: Any, use_cache: bool | None) -> GenerationCache | None:
+    def _cache(self, ids: Tensor, given: object, use_cache: bool | None) -> GenerationCache | None:
         if given is not None and not isinstance(given, GenerationCache):
             raise ConfigError(
                 f"past_key_values is a {type(given).__name__}; leave it out, and the model makes its own cache"
@@ -145,9 +145,9 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(
         self,
-        generation_config: Any,
+        generation_config: GenerationConfig,
         model_kwargs: PlainDict,
-        generation_mode: Any,
+        generation_mode: GenerationMode,
         batch_size: int,
         max_cache_length: int,
     ) -> Any:
@@ -167,7 +167,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         model_kwargs["past_key_values"] = cache
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+        self, enable: bool = True, gradient_checkpointing_func: object = None, every_n_layers: int = 1
     ) -> None:
         """Called by ``gradient_checkpointing_enable``: the GPTModel checkpoints every n-th block by its own means.
 

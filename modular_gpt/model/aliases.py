@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import Any
 
 from modular_gpt.core.aliases import (
     COMPONENTS,
@@ -16,15 +15,17 @@ from modular_gpt.core.aliases import (
 )
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.core.registry import decode, encode, entries
+from modular_gpt.core.registry import ComponentConfig, decode, encode, entries
 from modular_gpt.model.config import SLOTS, GPTConfig
 
 # The tables by their names of before: foreign setting -> ours, and foreign name of a component -> ours.
 WORDS = {name: alias.targets[0] for name, alias in MODEL_SETTINGS.items() if not alias.note}
 NAMES = {slot: {name: ours[0] for name, ours in COMPONENTS[slot].items()} for slot in SLOTS}
 
+Description = GPTConfig | PlainMapping | SimpleNamespace | None
 
-def read_config(config: Any = None, **keywords: Any) -> GPTConfig:
+
+def read_config(config: Description = None, **keywords: object) -> GPTConfig:
     """A GPTConfig from a GPTConfig, a mapping, a namespace, or keywords, in our settings or foreign ones.
 
     Raises:
@@ -33,7 +34,7 @@ def read_config(config: Any = None, **keywords: Any) -> GPTConfig:
     return read_description(config, **keywords)[0]
 
 
-def read_description(config: Any = None, **keywords: Any) -> tuple[GPTConfig, str]:
+def read_description(config: Description = None, **keywords: object) -> tuple[GPTConfig, str]:
     """``read_config``, and a line about what the description left to its vocabulary; empty where it left nothing."""
     if isinstance(config, GPTConfig):
         if keywords:
@@ -92,33 +93,31 @@ class _Component:
         self.values: PlainDict = {}
         self.origin: dict[str, str] = {}
 
-    def add(self, setting: str, value: Any, name: str) -> None:
-        """One setting of the component, or with ``setting`` empty the component itself; ``name`` is the user's word."""
+    def add(self, setting: str, value: object, name: str) -> None:
+        """One setting of the component, or with ``setting`` empty the component itself. name: as the user wrote it."""
         if setting == "name":
             self.choose(value, name)
         elif setting:
             put(self.values, self.origin, setting, our_value(f"{self.slot}.{setting}", value), name)
-        elif isinstance(value, str):
-            self.choose(value, name)
-        else:
+        elif isinstance(value, Mapping | ComponentConfig):
             given = value if isinstance(value, Mapping) else encode(decode(self.slot, value))
             for key, inner in given.items():
                 self.add(str(key), inner, name if key == "name" else f"{name}.{key}")
+        else:
+            self.choose(value, name)
 
-    def choose(self, value: Any, name: str) -> None:
+    def choose(self, value: object, name: str) -> None:
         """Narrow the component down to the names that ``value`` stands for."""
         known = entries(self.slot)
         names = component_names(self.slot, value, known) if isinstance(value, str) else ()
         if not names:
-            decode(
-                self.slot, value if isinstance(value, str) else {"name": value}
-            )  # refuses it with the right sentence
-        both = tuple(each for each in self.names if each in names)
+            decode(self.slot, value if isinstance(value, str) else {"name": value})  # raises the error
+        both = tuple(candidate for candidate in self.names if candidate in names)
         if self.names and not both:
             raise ConfigError(f"{name}={value!r} contradicts {self.chosen_by}: both choose the {self.slot}; give one")
         self.names, self.chosen_by = both or names, f"{name}={value!r}"
 
-    def decoded(self) -> Any:
+    def decoded(self) -> ComponentConfig:
         default = GPTConfig.__dataclass_fields__[self.slot].default
         return decode(self.slot, {**self.values, "name": self.names[0] if self.names else self.implied or default})
 

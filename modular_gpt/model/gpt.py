@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from modular_gpt.core.activation_checkpointing import checkpointed
 from modular_gpt.core.cache import LayerCache, ModelCache
-from modular_gpt.core.contracts import Attention, FeedForward, Position, Positions
+from modular_gpt.core.contracts import Attention, FeedForward, Norm, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import enter_block, is_observed, observed_pass, report
 from modular_gpt.core.registry import ComponentConfig, described
 from modular_gpt.core.validation import size_errors
-from modular_gpt.model.aliases import read_description
+from modular_gpt.model.aliases import Description, read_description
 from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.model.init import initialise
 from modular_gpt.model.inputs import checked_ids, checked_targets, embedded, outside
@@ -50,6 +50,11 @@ class ParameterCount(NamedTuple):
 
 class TransformerBlock(nn.Module):
     """Attention and a feed-forward part around one residual stream; its topology says where the norms stand."""
+
+    attention_norm: Norm  # None, as the other three, where the topology does not name it
+    ffn_norm: Norm
+    attention_post_norm: Norm
+    ffn_post_norm: Norm
 
     def __init__(self, layer: BlockConfig, config: GPTConfig, position: Position) -> None:
         super().__init__()
@@ -93,7 +98,7 @@ class GPTModel(nn.Module):
     Raises ConfigError where the description cannot work.
     """
 
-    def __init__(self, config: Any = None, **keywords: Any) -> None:
+    def __init__(self, config: Description = None, **keywords: object) -> None:
         super().__init__()
         self.config, self.assumed = read_description(config, **keywords)
         config = self.config

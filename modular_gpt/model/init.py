@@ -8,7 +8,6 @@ equally likely.
 
 import hashlib
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,8 @@ def initialise(model: nn.Module, config: GPTConfig) -> None:
     """
     seed = torch.initial_seed()
     for path, module in model.named_modules():
-        reset: Any = getattr(module, "reset_parameters", None)
-        if reset is not None and not isinstance(module, (nn.Linear, nn.Embedding)):
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset) and not isinstance(module, (nn.Linear, nn.Embedding)):
             if config.init_by_name:
                 torch.manual_seed(seed_of(seed, path))
             reset()
@@ -41,8 +40,8 @@ def initialise(model: nn.Module, config: GPTConfig) -> None:
                 _draw(parameter, config, embedding)
                 if is_residual(module, name):
                     parameter.mul_(_residual_factor(config))
-    head: Any = getattr(model, "head", None)
-    if config.init_head == "zero" and head is not None:
+    head = getattr(model, "head", None)
+    if config.init_head == "zero" and isinstance(head, nn.Linear):
         head.weight.zero_()
     if config.init_by_name:
         torch.manual_seed(seed)  # what is drawn after the model does not depend on its last parameter's name

@@ -1,7 +1,6 @@
 """Models whose weights come from tensors: built on the meta device, checked there, then allocated and filled."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +113,7 @@ def _can_allocate(model: GPTModel) -> bool:
     return True
 
 
-def _holds_tensor(value: Any) -> bool:
+def _holds_tensor(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return any(isinstance(item, Tensor) for item in value)
     return isinstance(value, Tensor)

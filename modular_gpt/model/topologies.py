@@ -1,11 +1,7 @@
-"""Where the norms of a block stand: one function for each topology. Adding one is one entry of the table below.
-
-A block has ``attend`` (attention, dropout), ``feed`` (feed-forward, dropout; also returns auxiliary losses), ``scale``
-(residual_multiplier) and those of the four norms that its topology names.
-"""
+"""Where the norms of a block stand: one function for each topology. Adding one is one entry of the table below."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -16,35 +12,60 @@ NORMS = ("attention_norm", "ffn_norm", "attention_post_norm", "ffn_post_norm")
 Transformed = tuple[Tensor, dict[str, Tensor]]
 
 
-def pre(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+class Block(Protocol):
+    """A transformer block as topologies see it; a norm that its topology does not name is None and never called."""
+
+    @property
+    def attention_norm(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def ffn_norm(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def attention_post_norm(self) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def ffn_post_norm(self) -> Callable[[Tensor], Tensor]: ...
+
+    def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D): attention and dropout"""
+
+    def feed(self, x: Tensor, pos: Positions) -> Transformed:
+        """(B, T, D) -> (B, T, D): feed-forward network and dropout, and auxiliary losses"""
+
+    def scale(self, update: Tensor) -> Tensor:
+        """The update of the residual stream times ``residual_multiplier``."""
+
+
+def pre(block: Block, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """x + attention(norm(x)), then x + ffn(norm(x)): GPT-2, Llama"""
     x = x + block.scale(block.attend(block.attention_norm(x), pos, cache))
     out, losses = block.feed(block.ffn_norm(x), pos)
     return x + block.scale(out), losses
 
 
-def post(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+def post(block: Block, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """norm(x + attention(x)), then norm(x + ffn(x)): the original transformer"""
     x = block.attention_post_norm(x + block.scale(block.attend(x, pos, cache)))
     out, losses = block.feed(x, pos)
     return block.ffn_post_norm(x + block.scale(out)), losses
 
 
-def sandwich(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+def sandwich(block: Block, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """x + norm(attention(norm(x))), then the same with ffn: Gemma 2"""
     x = x + block.scale(block.attention_post_norm(block.attend(block.attention_norm(x), pos, cache)))
     out, losses = block.feed(block.ffn_norm(x), pos)
     return x + block.scale(block.ffn_post_norm(out)), losses
 
 
-def post_residual(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+def post_residual(block: Block, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """x + norm(attention(x)), then the same with ffn: OLMo 2"""
     x = x + block.scale(block.attention_post_norm(block.attend(x, pos, cache)))
     out, losses = block.feed(x, pos)
     return x + block.scale(block.ffn_post_norm(out)), losses
 
 
-def parallel(block: Any, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+def parallel(block: Block, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
     """x + attention(norm(x)) + ffn(norm(x)), one norm for both: GPT-J, PaLM"""
     h = block.attention_norm(x)
     attended = block.attend(h, pos, cache)
@@ -56,7 +77,7 @@ class Topology(NamedTuple):
     """norms: those of ``NORMS`` that a block has; forward: (block, x, positions, cache) -> (x, auxiliary losses)"""
 
     norms: tuple[str, ...]
-    forward: Callable[[Any, Tensor, Positions, LayerCache | None], Transformed]
+    forward: Callable[[Block, Tensor, Positions, LayerCache | None], Transformed]
 
 
 TOPOLOGIES: dict[str, Topology] = {

@@ -5,7 +5,7 @@ A block mask tells the kernel which blocks of keys each block of queries reads; 
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,23 @@ from torch import Tensor
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.nn.attention_forms import AttentionInputs
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 _BLOCK = 128  # queries and keys per block of the kernel
 _GRAPHS = 256  # largest number of shapes that the kernel is compiled for in one process
 
 
 @cache
-def _compiled() -> Callable[..., Any]:
+def _compiled() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False)
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
 
-    def attention(*args: Any, **kwargs: Any) -> Tensor:  # beyond PyTorch's limit of 8 shapes it would run unfused
+    def attention(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        # beyond PyTorch's limit of 8 shapes it would run unfused
         with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
-            return compiled(*args, **kwargs)
+            return compiled(q, k, v, **options)
 
     return attention
 
@@ -58,11 +62,10 @@ def flex(
 
     mask = inputs.pos.memo(("flex", inputs.window, n_keys, extra), lambda: _block_mask(inputs, extra))
     shared = q.shape[1] != k.shape[1]
-    out: Tensor = _compiled()(q, k, v, score_mod=score, block_mask=mask, scale=scale, enable_gqa=shared)
-    return out
+    return _compiled()(q, k, v, score_mod=score, block_mask=mask, scale=scale, enable_gqa=shared)
 
 
-def _block_mask(inputs: AttentionInputs, extra: bool) -> Any:
+def _block_mask(inputs: AttentionInputs, extra: bool) -> "BlockMask":
     """The mask of FlexAttention in blocks of 128; ``extra``: all queries also see one key after the last."""
     from torch.nn.attention.flex_attention import BlockMask
 

@@ -7,7 +7,6 @@ iteration in one batch, which halves the time for many small matrices on a CPU.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +105,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         super().__init__(matrices, {**settings, "ns_steps": ns_steps, "scaling": scaling})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], object] | None = None) -> None:  # type: ignore[override]
         """Update all matrices that have a gradient."""
         assert closure is None
         for group in self.param_groups:

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Handler = Callable[[int, FrameType | None], object] | int | None  # as ``signal.signal`` returns and takes it
 
 
 class GracefulShutdown:
@@ -46,7 +46,7 @@ class GracefulShutdown:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before: dict[int, Any] = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        before: dict[int, Handler] = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
         finally:

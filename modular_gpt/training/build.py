@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from modular_gpt.checkpoint import META, build_model, read_json
 from modular_gpt.checkpoint.resolve import Opened
 from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.data import PreparedData, Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
@@ -131,13 +131,15 @@ def resume(trainer: Trainer, config: RunConfig, checkpoint: Path, say: Callable[
         say(line)
 
 
-def seam(trainer: Trainer, config: RunConfig, before: Any) -> str:
+def seam(trainer: Trainer, config: RunConfig, before: PlainMapping | None) -> str:
     """A line about the learning rate of the first step after a resume, if it is another than before the resume.
 
     before: settings of the run as the checkpoint notes them
     Empty where the rate is the one that the earlier settings would have given, or within a tenth of it.
     """
     step = trainer.progress.step
+    if before is None:
+        return ""
     try:
         then = RunConfig.from_dict(before)
         old = build_schedule(then.schedule, then.trainer.max_steps)

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +124,7 @@ class Adapters:
         return self.model.state_dict().items()
 
 
-def peft_package() -> Any:
+def peft_package() -> ModuleType:
     """The peft library; a ConfigError where it is not installed."""
     try:
         import peft

@@ -1,7 +1,6 @@
 """Where a training broke down: the first module that made a number which is not finite."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from modular_gpt.distributed import Parallel
 from modular_gpt.distributed.dtensor import local_tensor
 
 
-def find_first_nonfinite(model: nn.Module, forward: Callable[[], Any], parallel: Parallel) -> str:
+def find_first_nonfinite(model: nn.Module, forward: Callable[[], object], parallel: Parallel) -> str:
     """Describe, in a phrase, the first module with a non-finite output or gradient.
 
     The forward pass is repeated: the first module with a finite input and a non-finite output is named, or else the
@@ -33,12 +32,12 @@ def find_first_nonfinite(model: nn.Module, forward: Callable[[], Any], parallel:
     return f"the gradient of {names[last]} is not finite" if last >= 0 else "the loss is not finite"
 
 
-def first_output_not_finite(model: nn.Module, forward: Callable[[], Any]) -> str:
+def first_output_not_finite(model: nn.Module, forward: Callable[[], object]) -> str:
     """The name and kind of the first module in a forward pass whose output is not finite; empty for none."""
     found: list[str] = []
 
     def look(name: str, kind: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not found and not all(bool(t.isfinite().all()) for t in tensors(output)):
                 found.append(f"{name} ({kind})")
 
@@ -58,12 +57,12 @@ def first_output_not_finite(model: nn.Module, forward: Callable[[], Any]) -> str
     return found[0] if found else ""
 
 
-def tensors(value: Any) -> list[Tensor]:
+def tensors(value: object) -> list[Tensor]:
     """All floating-point tensors in what a module returns."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return [tensor for each in value for tensor in tensors(each)]
+        return [tensor for item in value for tensor in tensors(item)]
     return []

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -85,7 +84,7 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
             return train_together(config, placement, loggers, quiet or not processes.is_main)
 
 
-def read_run_config(config: Any) -> RunConfig:
+def read_run_config(config: object) -> RunConfig:
     """A RunConfig as it is, or from a mapping; ConfigError for anything else."""
     if isinstance(config, Mapping):
         return RunConfig.from_dict(config)

@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.plain_types import PlainMapping
@@ -32,7 +31,7 @@ def library_errors(where: str) -> Iterator[None]:
         raise DataError(f"{where} ({reason})") from error
 
 
-def check_library_json(content: Any) -> None:
+def check_library_json(content: object) -> None:
     """Check the JSON of the ``tokenizers`` library for values that make the library panic, abort or run for ever.
 
     Raises:
@@ -54,7 +53,7 @@ def check_library_json(content: Any) -> None:
             raise ValueError(f"its {stage} may make a text {growth:,.0f} times longer")
 
 
-def _check_ids(vocab: Any, added: Any) -> None:
+def _check_ids(vocab: object, added: object) -> None:
     """Every token has an id from 0 to ``MAX_ID``, and there is one."""
     if isinstance(vocab, list):  # Unigram: pairs of a token and its score, whose place is the id
         ids = list(range(len(vocab)))
@@ -72,7 +71,7 @@ def _check_ids(vocab: Any, added: Any) -> None:
         raise ValueError(f"{wrong[0]!r} is no id of a token")
 
 
-def _steps(stage: Any) -> Iterator[PlainMapping]:
+def _steps(stage: object) -> Iterator[PlainMapping]:
     """A stage's steps in order; sequences, which may nest, are opened."""
     if not isinstance(stage, Mapping):
         return
@@ -97,8 +96,10 @@ def _growth(step: PlainMapping) -> float:
     return max(1.0, len(content) / length) if isinstance(content, str) else 1.0
 
 
-def _check_precompiled(charsmap: Any) -> None:
+def _check_precompiled(charsmap: object) -> None:
     """A normalisation table of SentencePiece: the bytes of a trie, how many there are before it, and texts after it."""
+    if not isinstance(charsmap, str):
+        raise ValueError("its precompiled_charsmap is no text")
     try:
         data = base64.b64decode(charsmap, validate=True)
         size = int.from_bytes(data[:4], "little")
@@ -109,7 +110,7 @@ def _check_precompiled(charsmap: Any) -> None:
         raise ValueError(f"its precompiled_charsmap is damaged: {error}") from error
 
 
-def check_ranks(ranks: Mapping[bytes, Any], special: PlainMapping) -> None:
+def check_ranks(ranks: Mapping[bytes, object], special: PlainMapping) -> None:
     """Check the tables of a byte-pair encoding by rank (tiktoken).
 
     Raises:

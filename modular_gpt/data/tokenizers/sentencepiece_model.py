@@ -4,7 +4,8 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from types import ModuleType
+from typing import Self
 
 import numpy as np
 
@@ -34,7 +35,7 @@ TRAINER: PlainDict = {
 }
 
 
-def _package() -> Any:
+def _package() -> ModuleType:
     try:
         import sentencepiece
     except ImportError as error:

@@ -7,7 +7,6 @@ generation_config.json and config.json. The rules are those of the transformers 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.json_files import load_json_object
@@ -31,7 +30,7 @@ class SpecialTokens:
     end_ids: tuple[int, ...] = field(default=())
 
 
-def read_special_tokens(path: Path, post_processor: Any) -> SpecialTokens:
+def read_special_tokens(path: Path, post_processor: object) -> SpecialTokens:
     """The special tokens of a tokenizer file, from it and from the files beside it.
 
     path: of the tokenizer file; post_processor: of its JSON, or None
@@ -48,7 +47,7 @@ def read_special_tokens(path: Path, post_processor: Any) -> SpecialTokens:
     return SpecialTokens(bos, _token(settings, "eos_token", beside), tuple(dict.fromkeys(ends)))
 
 
-def first_token(post_processor: Any, path: Path) -> str | None:
+def first_token(post_processor: object, path: Path) -> str | None:
     """The token that a post-processor (JSON of the ``tokenizers`` library) puts before a text; None for none.
 
     Raises:
@@ -63,7 +62,7 @@ def first_token(post_processor: Any, path: Path) -> str | None:
     return tokens[0] if tokens else None
 
 
-def _leading(processor: Any) -> list[str]:
+def _leading(processor: object) -> list[str]:
     if not isinstance(processor, Mapping):
         return []
     steps = processor.get("processors")

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 from modular_gpt.core.errors import ConfigError, UserError
 from modular_gpt.core.plain_types import PlainMapping
@@ -71,9 +70,10 @@ def build_loggers(config: str | PlainMapping | ComponentConfig) -> Loggers:
     Raises:
         ConfigError: an unknown name or setting, or a package or an account that is missing.
     """
-    chosen = cast(LoggerConfig, decode("logger", config))
-    others = [decode("logger", name) for name in chosen.also if name != chosen.name]
-    return Loggers([each.build() for each in (chosen, *others)])
+    chosen = decode("logger", config)
+    also = chosen.also if isinstance(chosen, LoggerConfig) else []
+    others = [decode("logger", name) for name in also if name != chosen.name]
+    return Loggers([logger.build() for logger in [chosen, *others]])
 
 
 def first_line(error: Exception) -> str:

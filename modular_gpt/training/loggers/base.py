@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainMapping
-from modular_gpt.core.registry import Component, ComponentConfig, decode
+from modular_gpt.core.registry import C, Component, ComponentConfig, decode
 
 
 @dataclass
@@ -25,14 +25,14 @@ class LoggerConfig(ComponentConfig):
             decode("logger", name)
 
 
-class Logger(Component, slot="logger"):
+class Logger(Component, Generic[C], slot="logger"):
     """Takes a run's figures as they come; every method does nothing by default.
 
     It is made before a run has a directory, which is the time to raise a ConfigError for a package or an account that
     is missing. Once ``start`` has returned, what a method raises leaves the logger out and lets the training go on.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: C) -> None:
         self.config = config
 
     def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:

@@ -12,7 +12,7 @@ from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 FOLDER = "tensorboard"  # in the run's directory
 
 
-class TensorBoard(Logger, name="tensorboard"):
+class TensorBoard(Logger["TensorBoard.Config"], name="tensorboard"):
     """Event files in the run's folder `tensorboard`; see them with `tensorboard --logdir runs`."""
 
     @dataclass

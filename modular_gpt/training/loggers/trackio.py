@@ -8,7 +8,7 @@ from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 
 
-class Trackio(Logger, name="trackio"):
+class Trackio(Logger["Trackio.Config"], name="trackio"):
     """Trackio, a local database that `trackio show` draws; no account needed.
 
     A run is known there by the name of its directory, so that a resumed one goes on in the same place.

@@ -15,7 +15,7 @@ from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 MODE, WITHOUT_ACCOUNT = "WANDB_MODE", ("offline", "disabled")
 
 
-class WeightsAndBiases(Logger, name="wandb"):
+class WeightsAndBiases(Logger["WeightsAndBiases.Config"], name="wandb"):
     """Weights & Biases; WANDB_MODE=offline needs neither account nor network.
 
     A run is known there by the name of its directory, so that a resumed one goes on in the same place.
