@@ -157,7 +157,7 @@ def entries(slot: str) -> dict[str, Entry]:
 ComponentLike = str | PlainMapping | ComponentConfig  # a name, a mapping with a name, or a Config
 
 
-def decode(slot: str, value: str | PlainMapping | ComponentConfig) -> ComponentConfig:
+def decode(slot: str, value: object) -> ComponentConfig:
     """Build the Config of a component from its name, a mapping with a ``name``, or a Config, which is checked.
 
     Raises:

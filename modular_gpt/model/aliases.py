@@ -99,12 +99,12 @@ class _Component:
             self.choose(value, name)
         elif setting:
             put(self.values, self.origin, setting, our_value(f"{self.slot}.{setting}", value), name)
-        elif isinstance(value, Mapping | ComponentConfig):
+        elif isinstance(value, str):
+            self.choose(value, name)
+        else:
             given = value if isinstance(value, Mapping) else encode(decode(self.slot, value))
             for key, inner in given.items():
                 self.add(str(key), inner, name if key == "name" else f"{name}.{key}")
-        else:
-            self.choose(value, name)
 
     def choose(self, value: object, name: str) -> None:
         """Narrow the component down to the names that ``value`` stands for."""
