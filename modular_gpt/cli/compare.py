@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
 ABOUT = "compare variants with equal budgets, tuned learning rates and several seeds"
 EXAMPLES = (
@@ -32,10 +32,9 @@ def _execute(line: CommandLine) -> int:
     with imports():
         from modular_gpt.cli.compare_task import COMPARE, listing, read_task
 
-    where = config_folders(line)
-    if answered_by_flags(line, COMPARE, ABOUT, EXAMPLES, where):
+    if answered_by_flags(line, COMPARE, ABOUT, EXAMPLES):
         return 0
-    task = read_task(line.settings, where)
+    task = read_task(line.settings, line.folders)
     if line.cfg:
         print(listing(task), end="")
         return 0
