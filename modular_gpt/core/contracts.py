@@ -159,10 +159,12 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
 
     accepts_bias: False where there is no score matrix to which ``Position.bias`` could be added
     separates_documents: ``forward`` lets no token see one before ``Positions.document_starts``
+    reported: names after ``attention.`` of the tensors that ``forward`` reports to observers
     """
 
     accepts_bias: ClassVar[bool] = True
     separates_documents: ClassVar[bool] = False
+    reported: ClassVar[tuple[str, ...]] = ("query", "key", "value", "scores", "weights", "heads")
     position: Position
 
     def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:

@@ -82,6 +82,12 @@ def by_hand(config: GPTConfig, tokens: int) -> int:
         if part.name == "mla":
             rope = (part.qk_rope_head_dim or max(2, head // 4 * 2)) if layer.pos.name == "rope" else 0
             total += kept * ((part.kv_lora_rank or config.d_model // 8) + rope) * 4
+        elif part.name == "shortconv":
+            total += config.d_model * 2 * 4
+        elif part.name == "lightning":
+            total += config.n_heads * head * head * 4
+        elif part.name in ("gated_delta", "kda"):
+            total += (config.n_heads * head * head + 3 * config.d_model * 3) * 4
         elif part.name == "linear":
             total += config.n_heads * (head * head + head) * 4
         else:

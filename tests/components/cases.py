@@ -54,6 +54,13 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
         ({"chunk": 3, "head_dim": 6, "qkv_bias": False}, PLAIN),
         ({"chunk": 1, "out_bias": False, "eps": 0.1}, {"pos": "learned"}),
     ],
+    ("attention", "shortconv"): [({"kernel": 5, "bias": False}, PLAIN), ({"kernel": 1}, {"pos": "learned"})],
+    ("attention", "lightning"): [({"chunk": 3, "head_dim": 6, "decay_scale": 0.3, "eps": 0.1}, {"pos": "learned"})],
+    ("attention", "gated_delta"): [
+        ({"chunk": 3, "key_heads": 2, "key_dim": 6, "value_dim": 10, "kernel": 2, "negative": True}, PLAIN),
+        ({"value_heads": 6, "rank": 5, "eps": 0.1, "gate_activation": "sigmoid"}, {"pos": "none"}),
+    ],
+    ("attention", "kda"): [({"chunk": 4, "rank": 6, "key_heads": 2}, {"topology": "sandwich"})],
     ("attention", "sparse"): [
         (
             {"pattern": "bigbird", "window": 3, "global_tokens": 2, "random_blocks": 1, "seed": 3, "block": 2},

@@ -21,6 +21,12 @@ def attentions() -> list[Any]:
     return [{"name": name, "window": WINDOW} if name == "swa" else name for name in entries("attention")]
 
 
+def has_rows(attention: Any) -> bool:
+    """Whether its cache has rows for tokens, and not a constant state, which gives back no token."""
+    config = GPTConfig(**SMALL, attention=attention)
+    return bool(config.layer_configs[0].cache_spec(config.dims).rows)
+
+
 def named(attention: Any) -> str:
     return attention if isinstance(attention, str) else attention["name"]
 

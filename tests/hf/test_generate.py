@@ -12,7 +12,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 from modular_gpt import ConfigError, GPTModel
 from modular_gpt.hf import ModularGPTForCausalLM
 from modular_gpt.pretrained import load_pretrained
-from tests.hf.conftest import attentions, named
+from tests.hf.conftest import attentions, has_rows, named
 
 PROMPT, NEW = 7, 12
 WAYS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def test_a_text_goes_on_from_its_cache(small: Make, attention: Any) -> None:
     assert torch.equal(more, run(model, prompts()))
 
 
-@pytest.mark.parametrize("attention", [a for a in attentions() if named(a) != "linear"], ids=named)
+@pytest.mark.parametrize("attention", [a for a in attentions() if has_rows(a)], ids=named)
 def test_drafted_tokens_are_taken_back(small: Make, attention: Any) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention=attention))
     ids = torch.tensor([[1, 2, 3, 4, 1, 2, 3]])

@@ -134,6 +134,8 @@ def test_packed_documents_see_their_own_weights_alone(name: str) -> None:
     assert torch.equal(hidden, model.hidden_states(ids, documents=documents)[0])
     other = documents[0, :, None] != documents[0]
     for layer in range(len(model.blocks)):
+        if "weights" not in model.blocks[layer].attention.reported:
+            continue
         check_heads(seen, layer)
         assert (seen[f"blocks.{layer}.attention.weights"][..., other] == 0).all()
 
@@ -175,6 +177,8 @@ def test_latent_attention_reports_full_heads_while_it_attends_to_latents() -> No
 def test_an_edit_of_any_tensor_changes_the_logits_and_no_edit_does_not(case: Case, name: str, cached: bool) -> None:
     model = build(case.config(n_layers=1)).double()
     ids = text(model.config)
+    if name not in (*model.blocks[0].attention.reported, "out"):
+        pytest.skip(f"attention={case.name} does not report {name}")
 
     def logits(change: float) -> Tensor:
         def edit(value: Tensor) -> Tensor:

@@ -1,0 +1,99 @@
+"""Lightning attention: https://arxiv.org/abs/2401.04658, as in MiniMax-01, https://arxiv.org/abs/2501.08313
+
+Linear attention whose memory decays by a fixed factor per head. Nothing normalises the sum over keys; a norm over all
+heads and a gate follow.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modular_gpt.core.cache import CacheSpec, LayerCache
+from modular_gpt.core.contracts import Attention, Dims, Position, Positions
+from modular_gpt.core.observer import report
+from modular_gpt.core.registry import ComponentConfig, filled, plain
+from modular_gpt.core.validation import positive
+from modular_gpt.nn.decay import decayed_products
+from modular_gpt.nn.fused_linear import fused_linear
+from modular_gpt.nn.norm.rmsnorm import RMSNorm
+from modular_gpt.nn.pos.alibi import slopes
+from modular_gpt.nn.residual import residual_linear
+
+
+class LightningAttention(Attention, name="lightning"):
+    """Lightning attention: linear attention that decays by a fixed factor per head (MiniMax-01)."""
+
+    accepts_bias = False
+    separates_documents = True
+    reported = ("query", "key", "value", "heads")
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Settings of lightning attention.
+
+        head_dim: Width of a head. By default (null) d_model / n_heads.
+        decay_scale: Factor on the decay rates; the rate of a head is its ALiBi slope.
+        chunk: Number of tokens that one matrix product mixes. It changes speed, not results.
+        eps: The eps of the norm over all heads.
+        """
+
+        head_dim: int | None = None
+        decay_scale: float = 1.0
+        chunk: int = 64
+        eps: float = 1e-6
+
+    def __init__(self, config: Config, dims: Dims, position: Position) -> None:
+        super().__init__(config, dims, position)
+        self.config = config
+        self.n_heads, self.head_dim = dims.n_heads, plain(config.head_dim)
+        wide = self.n_heads * self.head_dim
+        self.query, self.key, self.value, self.gate = (nn.Linear(dims.d_model, wide, bias=False) for _ in range(4))
+        self.norm = RMSNorm(RMSNorm.Config(name="rmsnorm", eps=config.eps), wide)
+        self.out = residual_linear(wide, dims.d_model, bias=False)
+
+    @classmethod
+    def check(cls, config: Config, dims: Dims, position: type[Position]) -> None:
+        super().check(config, dims, position)
+        positive("attention", head_dim=config.head_dim, chunk=config.chunk, eps=config.eps)
+        positive("attention", decay_scale=config.decay_scale)
+
+    @classmethod
+    def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
+        return filled(
+            config, head_dim=dims.head_dim("attention.head_dim") if config.head_dim is None else config.head_dim
+        )
+
+    @classmethod
+    def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
+        return 0
+
+    @classmethod
+    def cache_spec(cls, config: Config, dims: Dims, position: type[Position]) -> CacheSpec:
+        width = plain(config.head_dim)
+        return CacheSpec(states=((dims.n_heads, width, width),))
+
+    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        q, k, v, gate = fused_linear(x, (self.query, self.key, self.value, self.gate), self.training)
+        q, k, v = (self._split(F.silu(part)) for part in (q, k, v))
+        q, k, v = report("attention.query", q), report("attention.key", k), report("attention.value", v)
+        valid = pos.valid()
+        if valid is not None:
+            k = k * valid[:, None, :, None]
+        rates = torch.tensor(slopes(self.n_heads), dtype=q.dtype, device=q.device) * -self.config.decay_scale
+        log_decay = rates[None, :, None, None].expand(1, -1, x.shape[1], 1)
+        memory = None if cache is None else cache.tensors[0]
+        mixed, memory = decayed_products(q, k, v, log_decay, memory, self.config.chunk, pos.document_starts)
+        if cache is not None:
+            cache.tensors[0].copy_(memory)
+        mixed = report("attention.heads", mixed)
+        normed = self.norm(mixed.transpose(1, 2).flatten(2).to(x.dtype))
+        out: Tensor = self.out(normed * gate.sigmoid())
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, T, H * N) -> (B, H, T, N) in at least float32"""
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,87 @@
+"""Decays of recurrent memories, by chunks of tokens: the factors between any two tokens, and between chunks.
+
+A memory S_t = a_t S_{t-1} + ... with 0 < a_t <= 1 is computed in chunks: by matrix products within a chunk, and through
+the memory between chunks. All factors are exponentials of differences that are never positive: they do not overflow,
+and a factor too small for the data type is exactly zero, with zero gradients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ChunkDecays:
+    """Factors by which memories decay in chunks of C tokens, after ``chunked``; N is 1 where a head decays as a whole.
+
+    pairs: (B or 1, H, chunks, C, C, N) from the second token to the first; 0 where the second is the later one
+    since: (B or 1, H, chunks, C, N) from the end of the chunk before to each token, that token's decay included
+    until: (B or 1, H, chunks, C, N) from each token to the end of its chunk
+    whole: (B or 1, H, chunks, N) over a chunk
+    logs: (B or 1, H, chunks, N) logarithm of ``whole``, in which documents are left out
+    Where a document ends between the two ends of a factor, the factor is 0.
+    """
+
+    pairs: Tensor
+    since: Tensor
+    until: Tensor
+    whole: Tensor
+    logs: Tensor
+
+    @classmethod
+    def of(cls, log_decay: Tensor, chunk: int, starts: Tensor | None) -> "ChunkDecays":
+        """log_decay: (B or 1, H, T, N) logarithm of each token's decay; starts: (B, T) first token of its document."""
+        total = chunked(log_decay, chunk).cumsum(-2)  # over the chunk up to each token
+        last = total[..., -1:, :]
+        later = torch.ones(chunk, chunk, dtype=torch.bool, device=total.device).triu(1)[..., None]
+        between = total[..., :, None, :] - total[..., None, :, :]
+        pairs = between.masked_fill(later, -torch.inf).exp()
+        since, until, whole = total.exp(), (last - total).exp(), last[..., 0, :].exp()
+        if starts is not None:
+            begin = F.pad(starts, (0, -starts.shape[1] % chunk), mode="replicate").unflatten(1, (-1, chunk))[:, None]
+            before = F.pad(begin[..., :-1, -1], (1, 0), value=-1)[..., None]  # document open before each chunk
+            pairs = pairs * (begin[..., :, None] == begin[..., None, :])[..., None]
+            since = since * (begin == before)[..., None]
+            until = until * (begin == begin[..., -1:])[..., None]
+            whole = whole * (begin[..., -1:] == before)
+        return cls(pairs, since, until, whole, last[..., 0, :])
+
+
+def chunked(x: Tensor, chunk: int) -> Tensor:
+    """(B, H, T, N) -> (B, H, chunks, chunk, N), the last chunk filled with zeros."""
+    out: Tensor = F.pad(x, (0, 0, 0, -x.shape[2] % chunk)).unflatten(2, (-1, chunk))
+    return out
+
+
+def decayed_products(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, memory: Tensor | None, chunk: int, starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """S_t = a_t S_{t-1} + k_t v_t^T and o_t = S_t^T q_t, in chunks whose memories come from one matrix product.
+
+    q, k: (B, H, T, N); v: (B, H, T, M); log_decay: (B or 1, H, T, 1) logarithm of a_t; memory: (B, H, N, M) before
+    starts: (B, T) index of the first token of each token's document; None: each row is one text
+    Returns o (B, H, T, M), and the memory after the last token.
+    """
+    count = q.shape[2]
+    chunk = min(chunk, count)
+    decays = ChunkDecays.of(log_decay, chunk, starts)
+    q, k, v = (chunked(x, chunk) for x in (q, k, v))
+    written = (k * decays.until).transpose(-1, -2) @ v  # (B, H, chunks, N, M) by each chunk
+    chunks = written.shape[2]
+    total = decays.logs.cumsum(2)[..., 0]  # (B or 1, H, chunks)
+    later = torch.ones(chunks, chunks, dtype=torch.bool, device=q.device).triu(1)
+    between = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
+    first = total.exp()
+    if starts is not None:  # the document that is open after a chunk is the same after another, or as before all
+        open_after = F.pad(starts, (0, -count % chunk), mode="replicate")[:, None, chunk - 1 :: chunk]
+        between = between * (open_after[..., :, None] == open_after[..., None, :])
+        first = first * (open_after == -1)
+    after = (between @ written.flatten(3)).view_as(written)
+    if memory is not None:
+        after = after + first[..., None, None] * memory[:, :, None].to(after.dtype)
+    begin = torch.zeros_like(after[:, :, :1]) if memory is None else memory[:, :, None].to(after.dtype)
+    before = torch.cat([begin, after[:, :, :-1]], dim=2)
+    within = (q @ k.transpose(-1, -2)) * decays.pairs[..., 0]
+    return (within @ v + (q * decays.since) @ before).flatten(2, 3)[:, :, :count], after[:, :, -1]
