@@ -15,7 +15,7 @@ from modular_gpt.runtime.device import check_precision, choose_device, choose_pr
 from modular_gpt.training.compile import compiles
 from modular_gpt.training.config import RunConfig
 
-FEWEST, POINTS = 8, 40  # evaluations and points of a training curve
+FEWEST, POINTS = 5, 40  # evaluations and points of a training curve
 
 # Settings that have to be equal, and why.
 EQUAL = {
