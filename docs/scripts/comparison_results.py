@@ -1,8 +1,8 @@
 """Write the tables of finished comparisons into docs/comparison.md, each between its markers.
 
 From the top of the checkout: python docs/scripts/comparison_results.py attention=compares/latest
-A name stands between ``<!-- measured NAME -->`` and ``<!-- end NAME -->``. The numbers are those of the machine that ran
-the comparison, so ``make docs`` leaves them alone.
+A name stands between ``<!-- measured NAME -->`` and ``<!-- end NAME -->``. The numbers are those of the machine it ran
+on, so ``make docs`` leaves them alone.
 """
 
 import re
