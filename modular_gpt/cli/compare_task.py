@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modular_gpt.cli.composition.flat_config import read_plain
-from modular_gpt.cli.composition.rounds import launch
+from modular_gpt.cli.composition.rounds import check_launcher, launch
 from modular_gpt.cli.composition.schema import Command, names_of
 from modular_gpt.cli.composition.variants import variants
 from modular_gpt.comparison import CompareConfig, Comparison
@@ -86,6 +86,7 @@ def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:
     compare = [setting for setting in settings if key_of(setting) in names and setting not in bare]
     hydra = [setting for setting in settings if key_of(setting).startswith(("hydra.", "hydra/"))]
     others = [setting for setting in settings if setting not in (*compare, *hydra, *bare)]
+    check_launcher(COMPARE, hydra, where)
     config, listed = read_plain(COMPARE, compare, where)
     task = CompareTask(config, listed, {key_of(setting) for setting in compare}, list(settings), where, hydra=hydra)
     files = [Path(path) for name in bare if name.endswith((".yaml", ".yml")) for path in name.split(",")]

@@ -13,11 +13,12 @@ from omegaconf import MISSING, DictConfig
 from modular_gpt.cli.app import hydra_command_line
 from modular_gpt.cli.composition.compose import HYDRA, prepare
 from modular_gpt.cli.composition.errors import explained
-from modular_gpt.cli.composition.overrides import quoted
+from modular_gpt.cli.composition.overrides import quoted, read_overrides
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.comparison import Comparison, run_trial
 from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.journal import leave
+from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
 
 SWEEPER = {"_target_": "hydra_plugins.modular_gpt_rounds.RoundSweeper", "directory": MISSING}
@@ -35,6 +36,14 @@ class Job:
         result = run_trial(json.loads(config.trial))
         leave(self.directory, result)
         return result
+
+
+def check_launcher(command: Command, settings: Sequence[str], where: list[Path]) -> None:
+    """Raise a ConfigError for settings of Hydra's that have no effect on a comparison, such as another sweeper."""
+    for setting in settings:
+        if setting.startswith(("hydra/sweeper", "hydra.sweep")):
+            raise ConfigError(f"{setting!r} has no effect here: mgpt-{command.name} hands out the trials by itself")
+    read_overrides(command, settings, where, sweep=True)
 
 
 def launch(command: Command, directory: Path, settings: Sequence[str], where: list[Path]) -> None:
