@@ -28,7 +28,6 @@ class VariantResult:
 
     trials: results by seed, in ascending order; values: that variants are compared by, lower is better
     tried: value of each learning rate on the seed that is not counted; at_edge: the best is the lowest or the highest
-    seconds: of a training, the median
     """
 
     name: str
@@ -57,14 +56,9 @@ class VariantResult:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a training without its evaluations, the median over seeds."""
-        return (
-            statistics.median(
-                self.cost.tokens / trial["tokens_per_second"] for trial in self.trials if trial["tokens_per_second"]
-            )
-            if any(trial["tokens_per_second"] for trial in self.trials)
-            else math.nan
-        )
+        """Seconds of a training without its evaluations, at the median speed; NaN if none was measured."""
+        speeds = [trial["tokens_per_second"] for trial in self.trials if trial["tokens_per_second"]]
+        return self.cost.tokens / statistics.median(speeds) if speeds else math.nan
 
 
 @dataclass(frozen=True)
