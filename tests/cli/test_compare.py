@@ -101,6 +101,16 @@ def test_whole_configurations_from_files(run: Run, words: list[str], folder: Pat
     assert plan["b"]["model"]["attention"]["window"] == 4 and plan["b"]["trainer"]["max_steps"] == 4
 
 
+def test_variants_of_a_trained_model(run: Run, words: list[str], folder: Path) -> None:
+    assert run("train", *words, "model_size.n_heads=4").code == 0
+    source = ["init_from=runs/latest", "data=text", "data.path=text.txt", *TINY[4:]]
+    answer = run("compare", "attention=mha,gqa", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", *source)
+    assert answer.code == 0, answer.err
+    plan = json.loads((directory(folder) / "plan.json").read_text())["variants"]
+    assert [plan[name]["model"]["attention"]["name"] for name in ("mha", "gqa")] == ["mha", "gqa"]
+    assert {variant["model"]["d_model"] for variant in plan.values()} == {16}
+
+
 def test_runs_that_exist_are_laid_over_each_other(run: Run, corpus: str, folder: Path) -> None:
     for attention in ("mha", "linear"):
         assert run("train", f"attention={attention}", *corpus.split(), *TINY, "trainer.eval_interval=4").code == 0

@@ -32,19 +32,25 @@ def variants(settings: Sequence[str], files: Sequence[Path], where: list[Path]) 
         ConfigError: a setting or a file cannot be read.
     """
     chosen = {setting.partition("=")[0] for setting in settings}
-    defaults = [f"{group}={option}" for group, option in TRIAL.items() if group not in chosen]
-    typed, spelled = read_overrides(TRAIN, [*defaults, *settings], where, sweep=True)
+    kept = {"model_size"} if "init_from" in chosen else set()  # another model has its size
+    defaults = [f"{group}={option}" for group, option in TRIAL.items() if group not in chosen | kept]
+    _, spelled = read_overrides(TRAIN, [*defaults, *settings], where, sweep=True)
     found: dict[str, RunConfig] = {}
     with explained(TRAIN, where):
         for name, combination in combinations(spelled):
             config = composed(TRAIN, combination, where)
             if config.init_from is not None:
-                given = [override for override in typed if "," not in override.value]
-                config = started_from(config.init_from, given, combination, where)
+                config = started_from(config.init_from, named(combination), combination, where)
             run = run_config(config)
             for label, variant in ((name, run),) if not files else over_files(name, run, files):
                 found[unused(label, found)] = variant
     return found
+
+
+def named(spelled: Sequence[str]) -> list[Override]:
+    """The keys and values of settings in Hydra's language."""
+    parsed = OverridesParser.create().parse_overrides(list(spelled))
+    return [Override(override.key_or_group, str(override.value())) for override in parsed]
 
 
 def combinations(spelled: Sequence[str]) -> Iterator[Named]:
