@@ -50,7 +50,9 @@ def files(folder: Path, pattern: str) -> set[str]:
 
 
 def test_the_wheel_has_the_package_the_configs_and_nothing_else(root: Path, site: Path) -> None:
-    assert {path.name for path in site.iterdir()} == {"modular_gpt", f"modular_gpt-{__version__}.dist-info"}
+    packages = {"modular_gpt", "hydra_plugins", f"modular_gpt-{__version__}.dist-info"}
+    assert {path.name for path in site.iterdir()} == packages
+    assert files(site / "hydra_plugins", "*.*") == {"modular_gpt_rounds.py"}  # other plugins share this namespace
     assert files(site / "modular_gpt", "*.py") == files(root / "modular_gpt", "*.py")
     assert files(site / "modular_gpt" / "conf", "*.yaml") == files(root / "conf", "*.yaml") != set()
     assert (site / "modular_gpt" / "py.typed").is_file()
