@@ -1,0 +1,41 @@
+"""A picture of a benchmark: speed, memory and cache against the context, one line a variant."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from modular_gpt.benchmark.results import BenchmarkResults, Measurement
+from modular_gpt.benchmark.timing import MIB
+
+PANELS: tuple[tuple[str, str, Callable[[Measurement], float]], ...] = (
+    ("train", "training, tokens/s", lambda found: found.tokens_per_second),
+    ("train", "memory of a training step, MiB", lambda found: found.memory / MIB),
+    ("prefill", "prefill, tokens/s", lambda found: found.tokens_per_second),
+    ("decode", "decoding, tokens/s", lambda found: found.tokens_per_second),
+    ("decode", "cache, MiB", lambda found: found.cache_allocated / MIB),
+)
+
+
+def draw(results: BenchmarkResults, path: Path) -> None:
+    """Write a PNG with one panel a quantity, of the largest batch."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    measured = {found.cell.measure for found in results.measurements if not found.failure}
+    panels = [panel for panel in PANELS if panel[0] in measured]
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    batch = max(found.cell.batch for found in results.measurements)
+    for axes, (measure, title, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        contexts = set()
+        for name in results.variants:
+            found = [m for m in results.of(name, measure) if m.cell.batch == batch]
+            axes.plot([m.cell.context for m in found], [value(m) for m in found], "o-", markersize=4, label=name)
+            contexts |= {m.cell.context for m in found}
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(sorted(contexts), [f"{context:,}" for context in sorted(contexts)])
+        axes.set_xlabel(f"context, tokens; batch {batch}")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,136 @@
+"""Times, peaks and memory of this machine, measured so that other work on it counts for all variants alike."""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+MATRIX = 2048  # rows of the products that show the speed of arithmetic
+BUSY = 0.5  # load per core from which a machine counts as busy
+
+
+@dataclass
+class Timed:
+    """Something to time: ``run`` does the work, which processes ``tokens`` tokens."""
+
+    name: str
+    run: Callable[[], object]
+    tokens: int
+    peer: bool = False
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a run."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles of the seconds, as a fraction of their median."""
+        return spread(self.seconds)
+
+
+def spread(values: list[float]) -> float:
+    """Half the distance between the quartiles, as a fraction of the median."""
+    if len(values) < 2:
+        return 0.0
+    quarters = statistics.quantiles(values, n=4)
+    return (quarters[2] - quarters[0]) / 2 / statistics.median(values)
+
+
+def interleave(timed: list[Timed], rounds: int, warmup: int = 1) -> None:
+    """Time everything once a round, after ``warmup`` untimed rounds."""
+    for index in range(warmup + rounds):
+        for entry in timed:
+            seconds = timed_run(entry.run)
+            if index >= warmup:
+                entry.seconds.append(seconds)
+
+
+def timed_run(run: Callable[[], object]) -> float:
+    """Seconds that a call takes, work on the GPU included."""
+    synchronise()
+    begun = time.perf_counter()
+    run()
+    synchronise()
+    return time.perf_counter() - begun
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def machine(device: torch.device) -> str:
+    """The machine in one line."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def busy() -> str:
+    """A sentence if other processes keep this machine busy; "" if none do, or the system does not tell."""
+    try:
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    except (OSError, AttributeError):
+        return ""
+    if load <= BUSY * cores:
+        return ""
+    return f"this machine is busy (load {load:.1f} on {cores} cores): times are longer, and ratios less certain"
+
+
+def copy_bandwidth(device: torch.device, mebibytes: int = 512) -> float:
+    """Bytes per second that a read of memory reaches: half of what a copy, which also writes, moves."""
+    source = torch.ones(mebibytes * MIB // 4, device=device)
+    target = torch.empty_like(source)
+    copy = Timed("copy", lambda: target.copy_(source), 0)
+    interleave([copy], rounds=5)
+    return 2 * source.nbytes / min(copy.seconds)
+
+
+def product_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product: the best of some."""
+    matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+    product = Timed("product", lambda: matrix @ matrix, 0)
+    interleave([product], rounds=5)
+    return 2 * MATRIX**3 / min(product.seconds)
+
+
+def forget_peak() -> None:
+    """Let the peak of memory count from now on, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Most bytes used at once: of the GPU, or by the process."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+
+
+def held_memory() -> int:
+    """Bytes in use: of the GPU, or by the process."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _resident("VmRSS")
+
+
+def _resident(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

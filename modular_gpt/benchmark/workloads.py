@@ -1,0 +1,123 @@
+"""The work that is timed: a training step, the prefill of a prompt, and decoding after one."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from modular_gpt.benchmark.config import BenchmarkConfig
+from modular_gpt.distributed import build_parallel
+from modular_gpt.model import GPTModel
+from modular_gpt.optim import build_optimizer
+from modular_gpt.runtime.processes import ProcessGroup
+from modular_gpt.training.estimate import flops_per_token
+from modular_gpt.training.forward import Forward
+
+WEIGHTS = {"float32": torch.float32, "bf16": torch.bfloat16}
+FORWARD = 1 / 3  # of the operations of a training step
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: what is measured, with how many tokens in a row and how many rows."""
+
+    measure: str
+    context: int
+    batch: int
+
+
+class Workload(ABC):
+    """Work on one model.
+
+    tokens: that a run processes; flops: operations of a run; bytes_read: bytes of weights and cache that a run reads at
+    least; predicted, allocated: bytes of the cache by its specification, and of its tensors
+    """
+
+    tokens: int
+    flops: float = 0.0
+    bytes_read: float = 0.0
+    predicted: int = 0
+    allocated: int = 0
+
+    @abstractmethod
+    def run(self) -> None:
+        """Do the work once."""
+
+
+class TrainingStep(Workload):
+    """Forward pass, backward pass and update of the weights."""
+
+    def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
+        self.tokens = cell.batch * cell.context
+        self.flops = self.tokens * flops_per_token(replace(model.config, context_length=cell.context))
+        model.train()
+        self.optimizer = build_optimizer("adamw", model)
+        self.forward = Forward(model, config.precision, config.compile, build_parallel("none", ProcessGroup()))
+        self.ids = random_ids(model, cell.batch, cell.context + 1)
+
+    def run(self) -> None:
+        self.forward(self.ids[:, :-1], self.ids[:, 1:]).loss.backward()
+        self.optimizer.step(1.0)
+        self.optimizer.zero_grad()
+
+
+class Prefill(Workload):
+    """The prompt's forward pass, which fills a cache."""
+
+    def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
+        self.tokens = cell.batch * cell.context
+        self.flops = FORWARD * self.tokens * flops_per_token(replace(model.config, context_length=cell.context))
+        self.model, self.cell = model.eval(), cell
+        self.ids = random_ids(model, cell.batch, cell.context)
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        cache = self.model.new_cache(self.cell.batch, self.cell.context)
+        self.model(self.ids, cache=cache, last_only=True)
+
+
+class Decoding(Workload):
+    """Greedy tokens after a prompt, each from the cache of all before it."""
+
+    def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
+        self.count = config.decode_tokens
+        self.tokens = cell.batch * self.count
+        self.model = model.eval()
+        capacity = cell.context + config.decoded
+        self.predicted = cache_bytes(model, cell.batch, capacity)
+        with torch.inference_mode():
+            self.cache = model.new_cache(cell.batch, capacity)
+            self.token = self._next(random_ids(model, cell.batch, cell.context))
+        self.allocated = sum(layer.nbytes() for layer in self.cache.layers)
+        weights = model.num_parameters().active * model.embedding.weight.element_size()
+        self.bytes_read = self.count * (weights + cache_bytes(model, cell.batch, cell.context))
+
+    def _next(self, ids: Tensor) -> Tensor:
+        token: Tensor = self.model(ids, cache=self.cache, last_only=True)[:, -1:].argmax(-1)
+        return token
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        for _ in range(self.count):
+            self.token = self._next(self.token)
+
+
+WORKLOADS: dict[str, type[TrainingStep] | type[Prefill] | type[Decoding]] = {
+    "train": TrainingStep,
+    "prefill": Prefill,
+    "decode": Decoding,
+}
+
+
+def random_ids(model: GPTModel, batch: int, count: int) -> Tensor:
+    """(batch, count) token ids, the same for every model of one vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (batch, count), generator=generator)
+    return ids.to(model.embedding.weight.device)
+
+
+def cache_bytes(model: GPTModel, batch: int, tokens: int) -> int:
+    """Bytes of the cache of ``tokens`` tokens in ``batch`` rows, by the specifications of the layers."""
+    dtype = model.embedding.weight.dtype
+    return sum(layer.cache_spec(model.config.dims).nbytes(batch, tokens, dtype) for layer in model.config.layer_configs)
