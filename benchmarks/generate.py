@@ -168,7 +168,7 @@ def report(
     best = min(variant.median for variant in variants if variant.peer)
     rows = []
     for variant in variants:
-        speed = variant.work / variant.median
+        speed = variant.tokens / variant.median
         row = [
             variant.name,
             f"{variant.median:.3f}",

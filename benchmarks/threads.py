@@ -110,7 +110,7 @@ def report(results: dict[str, list[Variant]], threads: int) -> str:
     for state, variants in results.items():
         base = variants[0].median
         for variant in variants:
-            milliseconds = 1000 * variant.median / variant.work
+            milliseconds = 1000 * variant.median / variant.tokens
             cells = [f"{milliseconds:,.1f}", f"±{variant.spread:.1%}", f"{variant.median / base:.3f}"]
             rows.append([f"{state}, {variant.name}", *cells])
     torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from modular_gpt.benchmark.results import Measurement, Variant
 from modular_gpt.benchmark.timing import forget_peak, held_memory, peak_memory, timed_run
 from modular_gpt.benchmark.workloads import WEIGHTS, WORKLOADS, Cell, Workload
 from modular_gpt.checkpoint.resolve import load_model
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, UserError
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.runtime.cpu_allocator import keep_memory
@@ -98,7 +98,7 @@ def prepared(
         model = model_of(variant, cell, config, device)
         workload: Workload = WORKLOADS[cell.measure](model, cell, config)
         workload.run()
-    except (ConfigError, RuntimeError, MemoryError) as error:
+    except (UserError, RuntimeError, MemoryError) as error:
         answer.failure = (str(error) or type(error).__name__).splitlines()[0]
         return None, answer
     answer.parameters = model.num_parameters().total

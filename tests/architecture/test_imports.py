@@ -16,7 +16,7 @@ FLOORS = (
     {"hf", "optim"},
     {"checkpoint"},
     {"training"},
-    {"comparison"},
+    {"benchmark", "comparison"},
     {"cli"},
     {"__init__"},
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modular_gpt.cli import compare, convert, evaluate, generate, train
+from modular_gpt.cli import bench, compare, convert, evaluate, generate, train
 from tests.docs.pages import ROOT, blocks, pages
 
 PROGRAMS = {
@@ -14,6 +14,7 @@ PROGRAMS = {
     "mgpt-generate": generate.main,
     "mgpt-eval": evaluate.main,
     "mgpt-convert": convert.main,
+    "mgpt-bench": bench.main,
     "mgpt-compare": compare.main,
 }
 COMMAND = re.compile(r"^\s*(?P<words>mgpt-\w+\b.*)$", re.MULTILINE)

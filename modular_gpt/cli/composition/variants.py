@@ -22,18 +22,21 @@ TRIAL = {"model_size": "pico", "trainer": "trial"}  # options of a trial, where 
 Named = tuple[str, list[str]]  # the name of a combination, and its settings in Hydra's language
 
 
-def variants(settings: Sequence[str], files: Sequence[Path], where: list[Path]) -> dict[str, RunConfig]:
+def variants(
+    settings: Sequence[str], files: Sequence[Path], where: list[Path], options: Mapping[str, str] = TRIAL
+) -> dict[str, RunConfig]:
     """The variants by name: combinations of settings, and configurations in files over what the settings give.
 
     settings: as on the command line; several values of one are separated by commas
     files: yaml files with the settings of a run, as in a run's config.yaml
+    options: of groups that the settings do not choose
 
     Raises:
         ConfigError: a setting or a file cannot be read.
     """
     chosen = {setting.partition("=")[0] for setting in settings}
     kept = {"model_size"} if "init_from" in chosen else set()  # another model has its size
-    defaults = [f"{group}={option}" for group, option in TRIAL.items() if group not in chosen | kept]
+    defaults = [f"{group}={option}" for group, option in options.items() if group not in chosen | kept]
     _, spelled = read_overrides(TRAIN, [*defaults, *settings], where, sweep=True)
     found: dict[str, RunConfig] = {}
     with explained(TRAIN, where):

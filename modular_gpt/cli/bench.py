@@ -1,0 +1,40 @@
+"""mgpt-bench: speed, memory and cache of model variants on this machine."""
+
+import sys
+from collections.abc import Sequence
+
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
+
+ABOUT = "measure speed, memory and cache of model variants on this machine"
+EXAMPLES = (
+    ("mgpt-bench attention=mha,gqa,mla", "training, prefill and decoding; the first value is the baseline"),
+    ("mgpt-bench attention=mha,swa,linear context=1024,4096 batch=1,8", "every context and batch"),
+    ("mgpt-bench ffn=mlp,swiglu,moe measure=train", "the training step alone"),
+    ("mgpt-bench attention=mha,gqa pos=rope,alibi measure=decode", "every combination of the values"),
+    ("mgpt-bench checkpoint=runs/a,runs/b,gpt2", "models that exist"),
+    ("mgpt-bench attention=mha,mla precision=bf16 model_size=gpt2", "at the size of GPT-2, in bf16"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, or 2 after a user's mistake."""
+    return answer(_execute, arguments)
+
+
+def _execute(line: CommandLine) -> int:
+    with imports():
+        from modular_gpt.cli.bench_task import BENCH, read_task
+
+    where = config_folders(line)
+    if answered_by_flags(line, BENCH, ABOUT, EXAMPLES, where):
+        return 0
+    task = read_task(line.settings, where)
+    if line.cfg:
+        print(task.listing, end="")
+        return 0
+    task.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
