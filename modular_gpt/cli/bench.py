@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
 ABOUT = "measure speed, memory and cache of model variants on this machine"
 EXAMPLES = (
@@ -25,10 +25,9 @@ def _execute(line: CommandLine) -> int:
     with imports():
         from modular_gpt.cli.bench_task import BENCH, read_task
 
-    where = config_folders(line)
-    if answered_by_flags(line, BENCH, ABOUT, EXAMPLES, where):
+    if answered_by_flags(line, BENCH, ABOUT, EXAMPLES):
         return 0
-    task = read_task(line.settings, where)
+    task = read_task(line.settings, line.folders)
     if line.cfg:
         print(task.listing, end="")
         return 0
