@@ -45,6 +45,7 @@ class CommandLine:
     hydra_help: bool = False
     info: str | None = None
     shell_completion: bool = False
+    quick: bool = False
 
     @property
     def folders(self) -> list[Path]:
@@ -81,6 +82,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--info", "-i", nargs="?", const="all", choices=INFO)
     parser.add_argument("--shell-completion", "-sc", action="store_true")
+    parser.add_argument("--quick", action="store_true")
     line = CommandLine()
     _, rest = parser.parse_known_args(list(arguments), namespace=line)
     for argument in rest:
@@ -161,6 +163,8 @@ def answered_by_flags(line: CommandLine, command: "Command", about: str, example
         print(help_text(command, about, examples, line.settings, line.folders))
     elif line.for_hydra() or line.multirun:
         raise ConfigError(f"mgpt-{command.name} has the flags --help, --version, --cfg job and --config-dir only")
+    if line.quick and command.name != "compare":
+        raise ConfigError(f"--quick is a flag of mgpt-compare; mgpt-{command.name} has none such")
     return line.help
 
 

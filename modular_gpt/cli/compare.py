@@ -16,6 +16,10 @@ EXAMPLES = (
     ("mgpt-compare resume=compares/latest seeds=10", "more seeds; finished trials stay"),
     ("mgpt-compare ffn=mlp,mine budget=params require=better", "exit code 1 unless one is better"),
     ("mgpt-compare attention=mha,gqa budget=tokens hydra/launcher=joblib", "trials by one of Hydra's launchers"),
+    (
+        "mgpt-compare --quick attention=mha,mine",
+        "probes and two small tasks, in under a minute",
+    ),
     ("mgpt-compare runs/first runs/second", "curves and settings of runs that exist; no verdict"),
 )
 
@@ -23,17 +27,20 @@ EXAMPLES = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code.
 
-    0: done; 1: the verdict is not as ``require`` asks; 2: a user's mistake; 130: after Ctrl-C.
+    0: done; 1: the verdict is not as ``require`` asks, or --quick found a contradiction; 2: a user's mistake; 130:
+    after Ctrl-C.
     """
     return answer(_execute, arguments)
 
 
 def _execute(line: CommandLine) -> int:
     with imports():
-        from modular_gpt.cli.compare_task import COMPARE, listing, read_task
+        from modular_gpt.cli.compare_task import COMPARE, listing, read_task, run_quick
 
     if answered_by_flags(line, COMPARE, ABOUT, EXAMPLES):
         return 0
+    if line.quick:
+        return run_quick(line.settings, line.folders)
     task = read_task(line.settings, line.folders)
     if line.cfg:
         print(listing(task), end="")

@@ -9,7 +9,7 @@ from modular_gpt.cli.composition.flat_config import read_plain
 from modular_gpt.cli.composition.rounds import check_launcher, launch
 from modular_gpt.cli.composition.schema import Command, names_of
 from modular_gpt.cli.composition.variants import variants
-from modular_gpt.comparison import CompareConfig, Comparison
+from modular_gpt.comparison import CompareConfig, Comparison, diagnostics
 from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.conditions import RATE, SEED
 from modular_gpt.comparison.decoding import DECODING, measure_decoding
@@ -99,6 +99,23 @@ def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:
         check_swept(others)
         task.variants = variants(others, files, where)
     return task
+
+
+def run_quick(settings: Sequence[str], where: list[Path]) -> int:
+    """Print the probes and quick diagnostics of each variant; returns 1 if one contradicts its config.
+
+    Raises:
+        ConfigError: a setting does not exist, or is one of the comparison, which is not made.
+    """
+    names = names_of(CompareConfig)
+    unused = [setting for setting in settings if key_of(setting) in names or key_of(setting).startswith("hydra")]
+    if unused:
+        raise ConfigError(f"{unused[0]} has no effect with --quick, which trains no language model: leave it out")
+    files = [Path(path) for word in settings if "=" not in word for path in word.split(",")]
+    found = variants([setting for setting in settings if "=" in setting], files, where)
+    result = diagnostics.run({name: variant.model for name, variant in found.items()}, say_line)
+    print(result)
+    return 0 if result.passed else 1
 
 
 def key_of(setting: str) -> str:

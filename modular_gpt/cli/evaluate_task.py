@@ -11,7 +11,7 @@ from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
 from modular_gpt.core.validation import expand_home, one_of
-from modular_gpt.data import SPLITS, Corpus, build_corpus, prepare
+from modular_gpt.data import SPLITS, Corpus, PreparedText, build_corpus
 from modular_gpt.data.corpora.files import find_files, path_patterns, read_text
 from modular_gpt.evaluation import Evaluation, WindowOptions, evaluate_text, evaluate_tokens
 from modular_gpt.runtime.device import choose_device, prepare_device
@@ -141,7 +141,12 @@ def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
         text = "".join(read_text(path) for path in find_files(settings.text, "text"))
         with progress_line("Evaluating") as update:
             return evaluate_text(model, tokenizer, text, progress=update, **options)
-    data = prepare(_corpus(settings), tokenizer)
+    data = _corpus(settings).prepare(tokenizer)
+    if not isinstance(data, PreparedText):
+        raise ConfigError(
+            f"the data of '{settings.checkpoint}' is no text: its run reports its loss;"
+            " give text=<file> or corpus=<name>"
+        )
     split = data.train if settings.split == "train" else data.validation
     with progress_line("Evaluating") as update:
         return evaluate_tokens(model, split.array, split.bytes, bos_id=tokenizer.bos_id, progress=update, **options)

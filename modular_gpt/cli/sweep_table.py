@@ -50,11 +50,12 @@ class Group:
     def row(self) -> tuple[str, ...]:
         """The row of the table: means, with the standard deviation where there are several seeds."""
         losses = [result.loss or 0.0 for result in self.results]
-        bits = [result.bits_per_byte or 0.0 for result in self.results]
+        bits = [result.bits_per_byte for result in self.results if result.bits_per_byte is not None]
         speeds = [result.tokens_per_second or 0.0 for result in self.results]
         name = f"{self.name} ({len(losses)} seeds)" if len(losses) > 1 else self.name
         parameters = f"{self.results[0].parameters:,}"
-        return name, parameters, _mean(losses, 4), _mean(bits, 3), f"{statistics.fmean(speeds):,.0f}"
+        text = _mean(bits, 3) if bits else "-"
+        return name, parameters, _mean(losses, 4), text, f"{statistics.fmean(speeds):,.0f}"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:

@@ -49,6 +49,8 @@ def _execute(line: CommandLine) -> int:
         return 0
     if line.for_hydra():
         return sweep.hydra_itself(line, line.folders)
+    if line.quick:
+        raise ConfigError("--quick is a flag of mgpt-compare: mgpt-compare --quick attention=mha,gqa")
     processes = ProcessGroup.launched()
     with processes.same_error_on_all_ranks():
         if line.multirun and processes.world > 1:

@@ -13,7 +13,7 @@ import torch
 
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError, first_line
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.data import Corpus, PreparedData, Tokenizer, build_corpus, prepare
+from modular_gpt.data import Corpus, PreparedData, Tokenizer, build_corpus
 from modular_gpt.distributed import build_parallel
 from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import check_precision, choose_device, float32_products, prepare_device
@@ -211,4 +211,4 @@ def _text_of(settings: str) -> tuple[PreparedData, Tokenizer]:
     corpus: Corpus = build_corpus(config.data)
     source = None if config.init_from is None else open_source(config.init_from)
     tokenizer = tokenizer_of(config, corpus, source, None)
-    return prepare(corpus, tokenizer), tokenizer
+    return corpus.prepare(tokenizer), tokenizer

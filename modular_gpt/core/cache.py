@@ -2,7 +2,8 @@
 
 ``CacheSpec`` describes the cache of one layer and is computed from its config; predicted bytes and allocation both come
 from it. ``TokenCache`` holds one row per token, in storage that grows or in a ring buffer of the last ``window``
-tokens; ``StateCache`` holds a state of constant size. ``ModelCache`` holds one of them per layer and the length that
+tokens; ``StateCache`` holds a state of constant size; ``ConvolutionCache`` adds the last inputs of a convolution to
+either. ``ModelCache`` holds one of them per layer and the length that
 they share. Only ``GPTModel.forward`` calls ``advance``; other code calls ``seek``, ``truncate`` or ``reset``.
 ``anchored_cache`` adds a ring buffer that never overwrites the first tokens of a text.
 
@@ -36,12 +37,14 @@ class CacheSpec:
     anchors: number of first tokens of each text that are kept beside those of the window
     states: shapes, without the batch dimension, of the tensors whose size does not depend on the length; always
         float32, because a sum over thousands of tokens loses its small terms in 16 bits
+    history: (width, tokens) of the last inputs that a convolution before the attention keeps; None: there is none
     """
 
     rows: tuple[tuple[int, int], ...] = ()
     window: int | None = None
     states: tuple[tuple[int, ...], ...] = ()
     anchors: int = 0
+    history: tuple[int, int] | None = None
 
     def within(self, window: int | None) -> "CacheSpec":
         """The same spec with its window limited to ``window`` tokens; None: no limit."""
@@ -56,11 +59,16 @@ class CacheSpec:
         """Bytes of the cache of ``batch`` sequences of ``tokens`` tokens; states are float32 whatever ``dtype`` is."""
         per_token = sum(heads * width for heads, width in self.rows) * dtype.itemsize
         constant = sum(torch.Size(shape).numel() for shape in self.states) * torch.float32.itemsize
+        if self.history is not None:
+            constant += torch.Size(self.history).numel() * dtype.itemsize
         return batch * (self.tokens(tokens) * per_token + constant)
 
     def allocate(self, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device) -> "LayerCache":
         """Allocate the cache of one layer, filled with zeros; ``max_length`` None: it grows with the tokens."""
         with _ordinary_tensors():
+            if self.history is not None:
+                inner = replace(self, history=None).allocate(batch, max_length, dtype, device)
+                return ConvolutionCache(inner, torch.zeros(batch, *self.history, dtype=dtype, device=device))
             if self.states:
                 return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
             if self.anchors and self.window is not None:
@@ -266,6 +274,40 @@ class TokenCache(LayerCache):
             bigger[:, :, : self.capacity] = tensor  # a ring never wraps before it has reached its window
             self.tensors[index] = bigger
         self.capacity = capacity
+
+
+class ConvolutionCache(LayerCache):
+    """The cache of an attention, ``inner``, and the last inputs of the convolution before it, ``history`` (B, D, C)."""
+
+    def __init__(self, inner: LayerCache, history: Tensor) -> None:
+        self.inner = inner
+        self.history = history
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.inner.tensors, self.history]
+
+    @tensors.setter
+    def tensors(self, tensors: list[Tensor]) -> None:
+        *self.inner.tensors, self.history = tensors
+
+    def reset(self) -> None:
+        self.inner.reset()
+        self.history.zero_()
+
+    def forgets(self, length: int) -> bool:
+        return True
+
+    def restores_partially(self, count: int) -> bool:
+        return False
+
+    def save(self, start: int, count: int) -> list[Tensor]:
+        return [*self.inner.save(start, count), self.history.clone()]
+
+    def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
+        *inner, history = saved
+        self.inner.restore(inner, start, count, length)
+        self.history.copy_(history)
 
 
 @dataclass

@@ -6,15 +6,16 @@ Shape letters, the same everywhere:
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from modular_gpt.core.cache import CacheSpec, LayerCache
+from modular_gpt.core.cache import CacheSpec, ConvolutionCache, LayerCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
 from modular_gpt.core.registry import C, Component, ComponentConfig, described
+from modular_gpt.core.short_convolution import ShortConvolution
 from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, NormWeights, TransferReport
 
 # How tensor parallelism treats a submodule or parameter (``shard``). COLUMNS: a process holds some outputs of a linear
@@ -26,6 +27,8 @@ ROWS: Final = "rows"
 SHARED: Final = "shared"
 
 W = TypeVar("W")  # weights of a component in canonical form
+
+MAX_CONV = 64  # tokens that a short convolution spans
 
 
 @dataclass(frozen=True)
@@ -154,21 +157,50 @@ class Position(ModelComponent, Generic[C], slot="pos"):
         return self.described
 
 
+@dataclass
+class AttentionConfig(ComponentConfig):
+    """Settings that every attention has.
+
+    conv: Number of tokens that a depthwise causal convolution of the attention's input spans, the present one
+        included; 3 is usual. By default (null) there is none.
+    """
+
+    conv: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.conv is not None and not 2 <= self.conv <= MAX_CONV:
+            raise ConfigError(
+                f"attention.conv must be from 2 to {MAX_CONV} tokens, got {self.conv}; null is no convolution"
+            )
+
+    def convolved(self, spec: CacheSpec, dims: Dims) -> CacheSpec:
+        """``spec`` with the inputs of earlier tokens that the convolution needs."""
+        return spec if self.conv is None else replace(spec, history=(dims.d_model, self.conv - 1))
+
+
 class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Generic[C], slot="attention"):
     """Mixes information between tokens: (B, T, D) -> (B, T, D), causally.
 
     accepts_bias: False where there is no score matrix to which ``Position.bias`` could be added
+    sees_whole_window: a token sees all of the last ``window`` tokens of ``cache_spec``, or all earlier ones without a
+        window
     separates_documents: ``forward`` lets no token see one before ``Positions.document_starts``
     reported: names after ``attention.`` of the tensors that ``forward`` reports to observers
+    input_conv: the convolution of the input; the block applies it, by ``convolve``, so that ``forward`` does not know of it
     """
 
     accepts_bias: ClassVar[bool] = True
+    sees_whole_window: ClassVar[bool] = True
     separates_documents: ClassVar[bool] = False
     reported: ClassVar[tuple[str, ...]] = ("query", "key", "value", "scores", "weights", "heads")
+    Config: ClassVar[type[ComponentConfig]] = AttentionConfig
     position: Position
 
     def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:
         super().__init__()
+        self.input_conv: ShortConvolution | None = None
+        if isinstance(config, AttentionConfig) and config.conv is not None:
+            self.input_conv = ShortConvolution(dims.d_model, config.conv)
         self.described = f"{described(config)}; pos {position.described}"
         self.__dict__["position"] = position  # not a submodule: the model owns it, layers share it, it is saved once
 
@@ -203,6 +235,15 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
         0 where the cost of a token does not depend on the number of tokens before it.
         """
         return 0
+
+    def convolve(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> tuple[Tensor, LayerCache | None]:
+        """The arguments ``x`` and ``cache`` of ``forward`` from those of the block, by ``input_conv`` where there is one."""
+        if self.input_conv is None:
+            return x, cache
+        if cache is None:
+            return self.input_conv(x, pos), None
+        assert isinstance(cache, ConvolutionCache)
+        return self.input_conv(x, pos, cache.history), cache.inner
 
     @abstractmethod
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:

@@ -93,7 +93,7 @@ class Component:
             return
         if "Config" not in cls.__dict__:
             place = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}  # for pickle
-            cls.Config = dataclass(type("Config", (ComponentConfig,), place))
+            cls.Config = dataclass(type("Config", (cls.Config,), place))
         cls.Config.component = cls
         first_paragraph = (cls.__doc__ or name).strip().partition("\n\n")[0]
         _add(Entry(name, cls, " ".join(first_paragraph.split())))

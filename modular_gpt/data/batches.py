@@ -44,7 +44,8 @@ def windows(array: np.ndarray, starts: np.ndarray, block: int) -> tuple[Tensor, 
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
-def _check_share(batch_size: int, rank: int, world: int) -> None:
+def check_share(batch_size: int, rank: int, world: int) -> None:
+    """Raise a ConfigError unless ``world`` processes divide a batch evenly."""
     if batch_size < 1 or batch_size % world:
         raise ConfigError(f"batch_size {batch_size} must be a multiple of the {world} processes")
     assert 0 <= rank < world, f"rank {rank} of {world}"
@@ -96,7 +97,7 @@ class BatchSource:
         Raises:
             ConfigError: the processes do not divide the batch evenly.
         """
-        _check_share(self.batch_size, rank, world)
+        check_share(self.batch_size, rank, world)
         share = self.batch_size // world
         return windows(as_array(self._tokens), self.starts(step)[rank * share : (rank + 1) * share], self.block)
 
@@ -114,7 +115,7 @@ def sequential(
         ConfigError: the processes do not divide the batch evenly.
         DataError: there are fewer than two tokens.
     """
-    _check_share(batch_size, rank, world)
+    check_share(batch_size, rank, world)
     check_length(tokens, 2, block)
     array = as_array(tokens)
     share, targets = batch_size // world, len(array) - 1

@@ -17,7 +17,8 @@ from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.progress import progress_line
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk
-from modular_gpt.data.token_files import PreparedData, TokenSplit
+from modular_gpt.data.prepared_text import PreparedText
+from modular_gpt.data.token_files import TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
 
 FORMAT = 1
@@ -32,7 +33,7 @@ class Damaged(Exception):
     """A token directory differs from its manifest; the message names the file."""
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedData:
+def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedText:
     """The tokens of both splits, from the cache if this tokenizer has encoded this text before.
 
     Damaged files are built again, and the log says so. Several processes may prepare the same data at the same time.
@@ -55,7 +56,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None =
     raise DataError(f"the token files in {directory} are damaged as soon as they are written: check that disk")
 
 
-def open_prepared(directory: Path) -> PreparedData:
+def open_prepared(directory: Path) -> PreparedText:
     """The token files in a directory, after reading every byte of them.
 
     Raises:
@@ -72,7 +73,7 @@ def open_prepared(directory: Path) -> PreparedData:
         splits = {split: _open_split(directory, split, manifest) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"'{path}' is damaged ({error!r})") from error
-    return PreparedData(splits["train"], splits["validation"], manifest)
+    return PreparedText(splits["train"], splits["validation"], manifest)
 
 
 def _open_split(directory: Path, split: str, manifest: PlainMapping) -> TokenSplit:

@@ -1,14 +1,12 @@
-"""Prepared data: two memory-mapped token files and what is known about them."""
+"""Memory-mapped token files and what is known about them."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from modular_gpt.core.errors import DataError
 from modular_gpt.core.plain_types import PlainDict
 
 
@@ -44,43 +42,3 @@ class TokenSplit:
     def bits_per_byte(self, loss: float) -> float:
         """A mean loss on these tokens (nats per token) as bits per byte of text, whatever the tokenizer."""
         return loss / math.log(2) * self.count / self.bytes
-
-
-@dataclass(frozen=True)
-class PreparedData:
-    """A corpus as one tokenizer encodes it.
-
-    manifest: all that is recorded about it (corpus, tokenizer, dtype, counts, hashes), plain JSON values
-    """
-
-    train: TokenSplit
-    validation: TokenSplit
-    manifest: PlainDict
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What a checkpoint records, so that a resumed run can tell that it reads the same data."""
-        return {part: self.manifest[part]["fingerprint"] for part in ("corpus", "tokenizer")}
-
-    def check_identity(self, recorded: Mapping[str, str]) -> None:
-        """Raise a DataError unless this is the data whose ``identity`` was recorded."""
-        remedy = {
-            "corpus": "restore the text, or start a new run",
-            "tokenizer": "use the tokenizer of the checkpoint, or start a new run",
-        }
-        for part, fingerprint in self.identity.items():
-            if recorded.get(part) != fingerprint:
-                old = str(recorded.get(part))[:12]
-                raise DataError(
-                    f"the {part} is not the one of the checkpoint (fingerprint {fingerprint[:12]} now, {old} then):"
-                    f" {remedy[part]}"
-                )
-
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise a DataError when ids of the tokenizer lie beyond a model's vocabulary."""
-        needed = self.manifest["tokenizer"]["vocab_size"]
-        if needed > vocab_size:
-            raise DataError(
-                f"the tokenizer has {needed} ids but the model only {vocab_size}:"
-                f" set vocab_size to {needed} or more, or take the tokenizer the model was trained with"
-            )

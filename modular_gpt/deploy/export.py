@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from modular_gpt.core.cache import ModelCache, TokenCache
+from modular_gpt.core.cache import ConvolutionCache, ModelCache, TokenCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import positive
 from modular_gpt.model import GPTModel
@@ -148,7 +148,8 @@ def _example_length(cache: ModelCache, length: int) -> int:
 
 def _smallest_ring(cache: ModelCache, length: int) -> int:
     """Rows of the smallest ring buffer with more than 2 rows; ``length`` where there is none."""
-    rings = [layer.capacity for layer in cache.layers if isinstance(layer, TokenCache) and layer.window is not None]
+    layers = [layer.inner if isinstance(layer, ConvolutionCache) else layer for layer in cache.layers]
+    rings = [layer.capacity for layer in layers if isinstance(layer, TokenCache) and layer.window is not None]
     return min((ring for ring in rings if ring > 2), default=length)
 
 

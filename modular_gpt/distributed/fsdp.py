@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._pytree import register_pytree_node
@@ -13,11 +14,16 @@ from modular_gpt.model.loss import LossOutput
 from modular_gpt.runtime.device import AUTOCAST
 from modular_gpt.runtime.processes import ProcessGroup
 
+
+def _loss_output(loss: Tensor, losses: dict[str, Tensor], accuracy: Tensor | None) -> LossOutput:
+    return LossOutput(loss, losses, accuracy=accuracy)
+
+
 # fully_shard looks for tensors in the model's output, before whose backward pass it gathers weights
 register_pytree_node(
     LossOutput,
-    lambda output: ([output.loss, output.losses], None),
-    lambda values, context: LossOutput(*values),
+    lambda output: ([output.loss, output.losses, output.accuracy], None),
+    lambda values, context: _loss_output(*values),
 )
 
 

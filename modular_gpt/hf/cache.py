@@ -65,8 +65,8 @@ class GenerationCache(Cache):
         """
         if not self.is_croppable:
             raise ConfigError(
-                "assisted generation takes drafted tokens back, which a constant state, as of attention=linear, "
-                "cannot; generate without an assistant and without prompt lookup"
+                "assisted generation takes drafted tokens back, which a constant state (attention=linear, "
+                "attention.conv) cannot; generate without an assistant and without prompt lookup"
             )
         self._recording = True
 

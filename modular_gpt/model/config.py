@@ -9,7 +9,7 @@ import torch
 
 import modular_gpt.nn  # noqa: F401  registers the components
 from modular_gpt.core.cache import CacheSpec
-from modular_gpt.core.contracts import Attention, Dims, FeedForward, Norm, Position
+from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, FeedForward, Norm, Position
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
@@ -98,7 +98,8 @@ class BlockConfig(NamedTuple):
         return self.attention_class.rotary_width(self.attention, dims, self.position_class)
 
     def cache_spec(self, dims: Dims) -> CacheSpec:
-        return self.attention_class.cache_spec(self.attention, dims, self.position_class)
+        spec = self.attention_class.cache_spec(self.attention, dims, self.position_class)
+        return self.attention.convolved(spec, dims) if isinstance(self.attention, AttentionConfig) else spec
 
     def score_flops(self, dims: Dims, context: int, causal: bool) -> float:
         """Operations in which one query of a full context meets its keys, on average where ``causal``."""

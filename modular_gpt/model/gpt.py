@@ -20,7 +20,7 @@ from modular_gpt.model.aliases import Description, read_description
 from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.model.init import initialise
 from modular_gpt.model.inputs import checked_ids, checked_targets, embedded, outside
-from modular_gpt.model.loss import IGNORED, PLAIN, LossConfig, LossOutput, token_losses
+from modular_gpt.model.loss import ACCURACY, IGNORED, PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
 from modular_gpt.model.token_positions import packed_positions, token_positions
 from modular_gpt.model.topologies import NORMS, TOPOLOGIES
@@ -79,6 +79,8 @@ class TransformerBlock(nn.Module):
 
     def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D), after dropout"""
+        if isinstance(self.attention, Attention):  # not a module that was put in its place
+            x, cache = self.attention.convolve(x, pos, cache)
         out: Tensor = self.dropout(report("attention.out", self.attention(x, pos, cache)))
         return out
 
@@ -195,8 +197,9 @@ class GPTModel(nn.Module):
                 return self.logits(x[:, -1:] if last_only else x)
             targets = checked_targets(targets, ids)
             losses = {**self._token_losses(x, targets, loss), **losses}
+            accuracy = losses.pop(ACCURACY, None)
             head = None if torch.compiler.is_compiling() else partial(self._logits_after, x)
-            return LossOutput(torch.stack(list(losses.values())).sum(), losses, head)
+            return LossOutput(torch.stack(list(losses.values())).sum(), losses, head, accuracy)
 
     def _token_losses(self, x: Tensor, targets: Tensor, loss: LossConfig) -> dict[str, Tensor]:
         if torch.compiler.is_compiling():

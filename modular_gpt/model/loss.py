@@ -22,11 +22,13 @@ class LossOutput:
 
     loss: the scalar to minimise; losses: its summands by name, ``cross_entropy`` and auxiliary losses
     head: computes the logits; None where the forward pass was compiled
+    accuracy: share of the targets that are the most likely token; None: it was not asked for, see ``LossConfig``
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
     head: Callable[[], Tensor] | None = field(default=None, repr=False, compare=False)
+    accuracy: Tensor | None = None
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -58,6 +60,7 @@ class LossConfig:
     z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting
         (https://arxiv.org/abs/2204.02311, there 0.0001)
     chunk: number of logits held at once while training (null: 2^24); it changes the memory, not the loss
+    accuracy: count the targets that are the most likely token, too
 
     Raises:
         ConfigError: label_smoothing is not in [0, 1), or z_loss is below 0.
@@ -66,6 +69,7 @@ class LossConfig:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     chunk: int | None = None
+    accuracy: bool = False
 
     def __post_init__(self) -> None:
         fraction("loss", label_smoothing=self.label_smoothing)
@@ -73,12 +77,13 @@ class LossConfig:
 
 
 PLAIN = LossConfig()
+ACCURACY = "accuracy"  # beside the summands of the loss
 
 
 def token_losses(
     x: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], vocab_size: int, settings: LossConfig
 ) -> dict[str, Tensor]:
-    """Summands of the loss by name, each a mean over the targets that count.
+    """Summands of the loss by name, each a mean over the targets that count, and ``accuracy`` where it is asked for.
 
     x: (B, T, D) what the head reads; targets: (B, T), ``IGNORED`` where none counts; logits: the head, (M, D) -> (M, V)
     ``cross_entropy`` is the plain one whatever the settings; ``label_smoothing`` is what smoothing changes of it.
@@ -99,14 +104,16 @@ def token_losses(
     names = ["cross_entropy"]
     names += ["label_smoothing"] if settings.label_smoothing else []
     names += ["z_loss"] if settings.z_loss else []
+    names += [ACCURACY] if settings.accuracy else []
     counted = (targets != IGNORED).sum().clamp(min=1)
     return {name: each / counted for name, each in zip(names, total.unbind(), strict=True)}
 
 
 def _sums(logits: Tensor, targets: Tensor, settings: LossConfig) -> list[Tensor]:
-    """Cross-entropy, and the summands that are asked for, summed over the rows of logits (M, V) that count."""
+    """Cross-entropy, and what else is asked for, summed over the rows of logits (M, V) that count."""
+    hits = [(logits.argmax(-1) == targets).sum()] if settings.accuracy else []  # no id is ``IGNORED``
     if not settings.label_smoothing and not settings.z_loss:
-        return [F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")]
+        return [F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"), *hits]
     losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     counts = targets != IGNORED
     chosen = logits.gather(1, targets.where(counts, 0)[:, None])[:, 0]
@@ -117,4 +124,4 @@ def _sums(logits: Tensor, targets: Tensor, settings: LossConfig) -> list[Tensor]
         sums.append(settings.label_smoothing * (even.sum() - sums[0]))
     if settings.z_loss:
         sums.append(settings.z_loss * log_sum.square().sum())
-    return sums
+    return [*sums, *hits]

@@ -183,6 +183,9 @@ def _transfer(old: nn.Module | None, new: nn.Module, same: bool) -> tuple[Transf
         # modules that are not components, such as dropout, have no canonical weights
         source = old.canonical_weights() if isinstance(old, Attention | FeedForward | Norm) else None
         derived = {} if source is None else cast(Any, new).init_from(source)
+        if derived and isinstance(old, Attention) and isinstance(new, Attention) and new.input_conv is not None:
+            report = new.input_conv.init_from(old.input_conv)
+            derived |= {f"input_conv.{name}": how for name, how in report.items()}
         roles = {_role(name) for name in derived}
         used = {name for name in old_tensors if _role(name) in roles}
         alike = {name for name in alike if name not in derived} if type(old) is type(new) and derived else set()

@@ -246,7 +246,7 @@ def restore(trainer: Trainer, directory: Path) -> None:
         progress["best_loss"] = math.inf
     trainer.progress = Progress(**progress)
     if not best_is_there(directory, trainer.progress.best_step):
-        trainer.progress.best_loss, trainer.progress.best_step = math.inf, 0
+        trainer.progress.best_loss, trainer.progress.best_step, trainer.progress.best_accuracy = math.inf, 0, None
     averaged = meta.get("run", {}).get("trainer", {}).get("ema_decay") is not None
     trainer.parallel.load(trainer.model, reader.required_tensors(TRAINED) if averaged else reader.tensors(TRAINED))
     updated = trainer.progress.step > trainer.progress.skipped_in_all  # before the first update there is no state

@@ -16,7 +16,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
 from modular_gpt.core.validation import expand_home, fraction, from_mapping, not_negative, one_of, positive, validated
-from modular_gpt.data import Tokenizer
+from modular_gpt.data import Corpus, Tokenizer
 from modular_gpt.model.aliases import read_config
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.loss import LossConfig
@@ -173,6 +173,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for slot in SLOTS:
             setattr(self, slot, decode(slot, _without_paths(getattr(self, slot))))
+        self.tokenizer = Corpus.of(self.data).tokenizer_config(self.data, self.tokenizer)
         self._read_model()
         expand_home(self, "runs", "resume", "init_from")
         build_schedule(self.schedule, self.trainer.max_steps)

@@ -9,10 +9,9 @@ from modular_gpt.checkpoint import META, TOKENIZER, read_json
 from modular_gpt.checkpoint.resolve import Opened, open_model, recorded_tokenizer
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.registry import decode
-from modular_gpt.data import PreparedData, Tokenizer, build_tokenizer
-from modular_gpt.data.batches import as_array
+from modular_gpt.core.targets import IGNORED
+from modular_gpt.data import Batch, PreparedData, Tokenizer, build_tokenizer
 from modular_gpt.data.corpora.base import Corpus
-from modular_gpt.evaluation import evaluate_tokens
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.pretrained import transplant
@@ -66,14 +65,14 @@ def init_from_source(
     """
     model, report = transplant(source.model, config)
     say(f"Weights   from {name}\n{report}")
-    piece = torch.from_numpy(as_array(data.validation)[: WINDOWS * config.context_length + 1].astype("int64"))
-    if not _same_ids(source, tokenizer, piece[:1000].tolist()):
+    if not _same_ids(source, tokenizer, data.prompt(1000)):
         say("Loss      is not compared before training: the tokenizer is not the one that these weights were made for")
         return model, report.new_weights()
     block = min(config.context_length, source.model.config.context_length)
-    before, after = (_loss(each, piece[: WINDOWS * block + 1], block) for each in (source.model, model))
+    batch = data.beginning(WINDOWS, block)
+    before, after = (_loss(each, batch) for each in (source.model, model))
     say(
-        f"Loss      before training, on the first {min(len(piece), WINDOWS * block + 1) - 1:,} tokens to validate:"
+        f"Loss      before training, on the first {int((batch[1] != IGNORED).sum()):,} tokens to validate:"
         f" {before:.4f} with the original parts, {after:.4f} with those of this run"
     )
     return model, report.new_weights()
@@ -93,6 +92,10 @@ def _same_ids(source: Opened, tokenizer: Tokenizer, ids: list[int]) -> bool:
         return False
 
 
-def _loss(model: GPTModel, ids: torch.Tensor, block: int) -> float:
-    """Mean loss of the targets of a text (n,) in windows of ``block`` tokens, which may be less than the context."""
-    return evaluate_tokens(model, ids.numpy(), len(ids), context=block).loss
+@torch.no_grad()
+def _loss(model: GPTModel, batch: Batch) -> float:
+    """Mean cross-entropy of the targets of a batch."""
+    training = model.training
+    output = model.eval()(*batch)
+    model.train(training)
+    return float(output.losses["cross_entropy"])

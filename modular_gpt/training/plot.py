@@ -76,8 +76,9 @@ def title(directory: Path, curves: Curves) -> str:
     name = directory.resolve().name.replace("$", r"\$")
     if curves.best is None:
         return name
-    loss, bits, step = (curves.best[key] for key in ("validation_loss", "bits_per_byte", "step"))
+    best = curves.best
+    bits = f" ({best['bits_per_byte']:.3f} bits per byte)" if "bits_per_byte" in best else ""
     return (
-        f"{name}\nbest validation loss {loss:.4f} ({bits:.3f} bits per byte) at step {step:,.0f};"
+        f"{name}\nbest validation loss {best['validation_loss']:.4f}{bits} at step {best['step']:,.0f};"
         f" {curves.tokens:,.0f} tokens in all"
     )

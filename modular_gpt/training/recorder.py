@@ -117,9 +117,11 @@ class Recorder:
     def evaluation(self, entry: Entry, text: str | None, best: bool) -> None:
         """Record the metrics of an evaluation, and the sample that was generated at it."""
         self._record(entry)
+        beside = [f"{entry['bits_per_byte']:.3f} bits per byte"] if "bits_per_byte" in entry else []
+        beside += [f"accuracy {entry['validation_accuracy']:.2%}"] if "validation_accuracy" in entry else []
         self.say(
             f"step {entry['step']:>6.0f}/{self.max_steps}  validation loss {entry['validation_loss']:.4f}"
-            f"  ({entry['bits_per_byte']:.3f} bits per byte){'  best so far' if best else ''}"
+            f"  ({', '.join(beside)}){'  best so far' if best else ''}"
         )
         if text is not None:
             quoted = "\n".join(f"    | {harmless(line)}" for line in text.split("\n"))

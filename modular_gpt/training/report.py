@@ -15,23 +15,26 @@ class Outcome:
     """The numbers of a finished run.
 
     parameters: all; active_parameters: those that one token uses
-    tokens: trained on; epochs: passes over the training text that these make; seconds: of training, evaluation and
-        saving
-    loss: of the best weights on the validation text, in nats per token; best_step: of these weights, 0 if no
+    tokens: trained on; epochs: passes over the training data that these make, None: all data was new
+    seconds: of training, evaluation and saving
+    loss: of the best weights on the validation data, in nats per token; best_step: of these weights, 0 if no
         evaluation gave a finite loss
-    whole: the loss is of the whole validation text, else of fixed windows of it
+    whole: the loss is of all validation data, else of fixed windows of it
+    bits_per_byte: the same for a byte of text, None: the data is no text
+    accuracy: share of the targets of the same windows that are the most likely token, None: it is not measured
     """
 
     parameters: int
     active_parameters: int
     steps: int
     tokens: int
-    epochs: float
+    epochs: float | None
     loss: float
     best_step: int
     whole: bool
-    bits_per_byte: float
+    bits_per_byte: float | None
     seconds: float
+    accuracy: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -42,11 +45,12 @@ class Outcome:
 def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
     """The numbers, one a line, and the next command if there is a model to use."""
     active = f" ({outcome.active_parameters:,} active)" if outcome.active_parameters != outcome.parameters else ""
-    zlib = data.validation.zlib_bits_per_byte
-    text = "the whole validation text" if outcome.whole else "fixed windows"
+    zlib = data.zlib_bits_per_byte
+    text = data.everything if outcome.whole else "fixed windows"
+    epochs = "" if outcome.epochs is None else f" ({outcome.epochs:.2f} epochs)"
     rows = [
         ("parameters", f"{outcome.parameters:,}{active}"),
-        ("tokens seen", f"{outcome.tokens:,} in {outcome.steps:,} steps ({outcome.epochs:.2f} epochs)"),
+        ("tokens seen", f"{outcome.tokens:,} in {outcome.steps:,} steps{epochs}"),
         (
             "validation loss",
             f"{outcome.loss:.4f} at step {outcome.best_step:,}, on {text}"
@@ -54,7 +58,8 @@ def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
             else f"not finite at any evaluation ({outcome.loss:.4f} at the end)",
         ),
         ("perplexity", f"{outcome.perplexity:.3f} per token"),
-        ("bits per byte", f"{outcome.bits_per_byte:.3f}" + (f" (zlib -9: {zlib:.3f})" if zlib else "")),
+        *([] if outcome.accuracy is None else [("accuracy", f"{outcome.accuracy:.2%} of the targets")]),
+        *([] if outcome.bits_per_byte is None else [("bits per byte", bits_per_byte(outcome.bits_per_byte, zlib))]),
         ("wall time", f"{duration(outcome.seconds)}, {outcome.tokens / max(outcome.seconds, 1e-9):,.0f} tokens/s"),
         ("files", f"{directory}: {', '.join(files_of(directory))}"),
     ]
@@ -63,6 +68,11 @@ def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     following = [f"Next: mgpt-generate checkpoint={directory}"] if math.isfinite(outcome.loss) else []
     return "\n".join([rule, *lines, rule, *following])
+
+
+def bits_per_byte(value: float, zlib: float | None) -> str:
+    """Bits per byte, beside those of a general compressor."""
+    return f"{value:.3f}" + (f" (zlib -9: {zlib:.3f})" if zlib else "")
 
 
 def check_outcome(outcome: Outcome) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from modular_gpt.checkpoint import LATEST, META, build_model, find_checkpoint, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.data import Tokenizer, build_corpus, prepare
+from modular_gpt.data import Tokenizer, build_corpus
 from modular_gpt.distributed import Parallel, build_parallel, supports
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
@@ -114,7 +114,7 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         tokenizer = processes.local_main_first(lambda: tokenizer_of(config, corpus, source, checkpoint))
         if config.dry_run:
             return dry_run(config, tokenizer, placement, quiet)
-        data = processes.local_main_first(lambda: prepare(corpus, tokenizer))
+        data = processes.local_main_first(lambda: corpus.prepare(tokenizer))
         say: Callable[[str], None] = (lambda text: None) if quiet else print
         trainer = build_trainer(config, data, tokenizer, placement, checkpoint, source, say)
         source = None  # gives its memory back
@@ -228,26 +228,28 @@ def load_config(path: str | Path) -> RunConfig:
 def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> Outcome:
     """The numbers of the report: of the best weights, on the whole validation text if that was asked for."""
     progress, config = trainer.progress, trainer.config
-    loss, whole = progress.best_loss, config.eval_batches == 0
+    loss, accuracy, whole = progress.best_loss, progress.best_accuracy, config.eval_batches == 0
     if config.final_evaluation and not whole:
-        recorder.say("Measuring the best weights on the whole validation text ...")
+        recorder.say(f"Measuring the best weights on {trainer.data.everything} ...")
         with suppress(KeyboardInterrupt), trainer.stop.catch("the report is written"), trainer.eval_weights():
             if progress.best_step != progress.step:
                 best = trainer.parallel.processes.run_on_main(lambda: str(find_checkpoint(directory)))
                 trainer.load_weights(build_model(Path(best)).state_dict())
             final = trainer.validation.loss(0, recorder.measuring)
-        loss, whole = (loss, False) if final is None else (final, True)
+        if final is not None:
+            loss, accuracy, whole = final, trainer.validation.accuracy, True
     count = trainer.model.num_parameters()
-    tokens = progress.step * config.batch_size * trainer.block
+    tokens, epoch = progress.step * config.batch_size * trainer.block, trainer.data.epoch_tokens
     return Outcome(
         parameters=count.total,
         active_parameters=count.active,
         steps=progress.step,
         tokens=tokens,
-        epochs=tokens / trainer.data.train.count,
+        epochs=None if epoch is None else tokens / epoch,
         loss=loss,
         best_step=progress.best_step,
         whole=whole,
-        bits_per_byte=trainer.data.validation.bits_per_byte(loss),
+        bits_per_byte=trainer.data.bits_per_byte(loss),
         seconds=progress.seconds,
+        accuracy=accuracy,
     )

@@ -54,7 +54,7 @@ def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: T
 
 def opening(trainer: Trainer, directory: Path) -> str:
     """The lines before the first step."""
-    train, validation = trainer.data.train, trainer.data.validation
+    epoch = trainer.data.epoch_tokens
     config, step, processes = trainer.config, trainer.progress.step, trainer.parallel.processes
     per_step = config.batch_size * trainer.block
     return "\n".join(
@@ -63,9 +63,10 @@ def opening(trainer: Trainer, directory: Path) -> str:
             f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
             + (", compiled in the first step" if trainer.forward.compiled else ""),
             *decisions(trainer),
-            f"Text      {train.count:,} tokens to train on, {validation.count:,} to validate",
+            f"Data      {trainer.data.sizes()}" if epoch is None else f"Text      {trainer.data.sizes()}",
             f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens:"
-            f" {config.max_steps * per_step:,}; {train.count / per_step:,.1f} steps are an epoch"
+            f" {config.max_steps * per_step:,}"
+            + ("" if epoch is None else f"; {epoch / per_step:,.1f} steps are an epoch")
             + (f"; in {processes.world} processes ({trainer.parallel.config.name})" if processes.started else ""),
         ]
     )

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modular_gpt.core.errors import DataError, UserError
+from modular_gpt.core.errors import UserError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
-from modular_gpt.data import BatchSource, PreparedData, Tokenizer
+from modular_gpt.data import PreparedData, Tokenizer
 from modular_gpt.data.shuffle import key_of
 from modular_gpt.distributed.dtensor import clip_gradients, total_norm
 from modular_gpt.model import GPTModel
@@ -46,7 +46,7 @@ class Progress:
     """How far a training is; with weights and optimizer it is all that resuming needs.
 
     step: updates done; evaluated: the step of the last evaluation; seconds: spent so far, in all sessions together
-    best_loss, best_step: of the best evaluation
+    best_loss, best_step, best_accuracy: of the best evaluation; no accuracy where the data measures none
     skipped: updates skipped one after the other up to this one, because the gradient was not finite;
         skipped_in_all: ever
     """
@@ -55,6 +55,7 @@ class Progress:
     evaluated: int = 0
     best_loss: float = math.inf
     best_step: int = 0
+    best_accuracy: float | None = None
     seconds: float = 0.0
     skipped: int = 0
     skipped_in_all: int = 0
@@ -84,8 +85,8 @@ class Trainer:
         self.schedule = build_schedule(run.schedule, config.max_steps)
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
-        self.batches = BatchSource(data.train, self.block, config.batch_size, run.seed, config.order)
-        check_validation_text(data.validation.count, self.block, config.eval_batches)
+        self.batches = data.batches(self.block, config.batch_size, run.seed, config.order)
+        data.check_evaluation(self.block, config.eval_batches)
         model.checkpoint_activations(config.activation_checkpointing)
         compile, compile_reason = compiles(config, model.config, self.device, parallel.processes.world)
         self.reasons = {"precision": placement.reason, "compile": compile_reason}  # of what ``auto`` decided
@@ -292,11 +293,10 @@ class Trainer:
         best = loss < progress.best_loss
         if best:
             progress.best_loss, progress.best_step = loss, progress.step
-        entry = {
-            "step": progress.step,
-            "validation_loss": loss,
-            "bits_per_byte": self.data.validation.bits_per_byte(loss),
-        }
+            progress.best_accuracy = self.validation.accuracy
+        entry = {"step": progress.step, "validation_loss": loss}
+        measured = {"bits_per_byte": self.data.bits_per_byte(loss), "validation_accuracy": self.validation.accuracy}
+        entry |= {name: value for name, value in measured.items() if value is not None}
         recorder.evaluation(entry, text, best)
         self.parallel.processes.wait_for_main()
 
@@ -308,16 +308,3 @@ class Trainer:
         seconds = time.perf_counter() - begun
         self.since += seconds
         self.progress.seconds += seconds
-
-
-def check_validation_text(found: int, block: int, batches: int) -> None:
-    """Raise a DataError if a validation text of ``found`` tokens is too short for evaluations of ``batches``.
-
-    Windows of ``block`` tokens need one whole window and its last target; the whole text (0) one token and its target.
-    """
-    needed = block + 1 if batches else 2
-    if found < needed:
-        raise DataError(
-            f"the validation text has {found} tokens, but a context_length of {block} needs {needed}:"
-            " raise data.val_fraction, give more text, or lower model_size.context_length"
-        )

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from modular_gpt.core.errors import NonFiniteError, first_line
 from modular_gpt.core.targets import IGNORED
-from modular_gpt.data import BatchSource, PreparedData, Tokenizer, sequential
+from modular_gpt.data import Batch, PreparedData, Tokenizer
 from modular_gpt.distributed import Parallel
+from modular_gpt.model.loss import PLAIN, LossConfig
 from modular_gpt.runtime.device import autocast
 from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.config import EVAL_WINDOWS, TrainerConfig
 from modular_gpt.training.forward import Forward
 
-SEED = 0  # of the windows, which are the same in every run on the same text, whatever the run's own seed
 PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given
+
+WITH_ACCURACY = LossConfig(accuracy=True)
 
 log = logging.getLogger(__name__)
 
@@ -43,57 +45,56 @@ class Validation:
         stop: a signal that it has noted ends an evaluation
         parallel: how processes share the batches
         """
-        self.forward, self.tokens, self.tokenizer, self.config = forward, data.validation, tokenizer, config
+        self.forward, self.data, self.tokenizer, self.config = forward, data, tokenizer, config
         self.seed, self.stop, self.parallel = seed, stop, parallel
         self.block = forward.model.config.context_length
         self.rows = config.batch_size // config.gradient_accumulation  # of a batch, all processes together
         self.sample_failed = False
+        self.accuracy: float | None = None  # of the last ``loss``, where the data measures it
         if config.sample_tokens:
             self.prompt()  # characters that the tokenizer does not know are refused before training
 
     @torch.no_grad()
     def loss(self, batches: int, progress: Progress | None = None) -> float | None:
-        """The mean cross-entropy (nats per token) of fixed windows of the validation text.
+        """The mean cross-entropy (nats per token) of fixed windows of the validation data, and ``accuracy`` of these.
 
-        batches: how many times ``EVAL_WINDOWS`` windows; 0: the whole text
+        batches: how many times ``EVAL_WINDOWS`` windows; 0: all validation data
         progress: called with the batches done, and how many there are
 
         Returns None if a signal ended it.
         """
-        losses, counts = [], []
+        losses, hits, counts = [], [], []
+        settings = WITH_ACCURACY if self.data.measures_accuracy else PLAIN
         with self._evaluating():
             for x, y in self.batches(batches):
                 if self.stop.requested():
                     return None
-                losses.append(self.forward(x, y).losses["cross_entropy"].float())
+                output = self.forward(x, y, settings)
+                losses.append(output.losses["cross_entropy"].float())
+                hits += [] if output.accuracy is None else [output.accuracy.float()]
                 counts.append(int((y != IGNORED).sum()))
                 if progress is not None:
                     progress(len(losses), self.count(batches))
-        total = math.fsum(loss * n for loss, n in zip(torch.stack(losses).tolist(), counts, strict=True) if n)
+        self.accuracy = self._mean(hits, counts) if hits else None
+        return self._mean(losses, counts)
+
+    def _mean(self, means: list[Tensor], counts: list[int]) -> float:
+        """The mean over the targets of all processes, from the mean and the number of targets of each batch."""
+        total = math.fsum(mean * n for mean, n in zip(torch.stack(means).tolist(), counts, strict=True) if n)
         return self.parallel.mean(total, sum(counts))
 
     def count(self, batches: int) -> int:
         """How many batches of ``rows`` windows ``batches`` yields."""
-        windows = batches * EVAL_WINDOWS or math.ceil((self.tokens.count - 1) / self.block)
+        windows = batches * EVAL_WINDOWS or self.data.evaluation_windows(self.block)
         return math.ceil(windows / self.rows)
 
-    def batches(self, batches: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets, each (rows of this process, context_length): random but fixed windows, or the whole text.
+    def batches(self, batches: int) -> Iterator[Batch]:
+        """Inputs and targets, each (rows of this process, context_length): fixed windows, or all validation data.
 
-        Window i depends on the text and i alone, and how many there are on ``batches`` alone, so that the loss does
-        not depend on the batch size. The last batch is filled up with windows whose targets are ignored.
+        How many windows there are depends on ``batches`` alone, so that the loss does not depend on the batch size.
         """
-        part, parts = self.parallel.data_rank, self.parallel.data_world
-        if not batches:
-            yield from sequential(self.tokens, self.block, self.rows, part, parts)
-            return
-        source = BatchSource(self.tokens, self.block, self.rows, SEED)
-        share = self.rows // parts
-        for number in range(self.count(batches)):
-            x, y = source.batch(number, part, parts)
-            counted = batches * EVAL_WINDOWS - number * self.rows - part * share
-            y[max(0, counted) :] = IGNORED
-            yield x, y
+        rank, world = self.parallel.data_rank, self.parallel.data_world
+        return self.data.evaluation(self.block, self.rows, batches * EVAL_WINDOWS, rank, world)
 
     def sample(self) -> str | None:
         """A text that the model generates, from the same random numbers at each call; None where another process does.
@@ -130,7 +131,7 @@ class Validation:
         if self.config.sample_prompt:
             ids = self.tokenizer.encode(self.config.sample_prompt)
         else:
-            ids = self.tokens.array[:PROMPT].tolist()
+            ids = self.data.prompt(PROMPT)
         bos = self.tokenizer.with_bos([])
         return [*bos, *ids[-max(1, self.block - len(bos)) :]]
 

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
-from modular_gpt.core.cache import ModelCache, TokenCache
+from modular_gpt.comparison.diagnostics import PROBES
+from modular_gpt.core.cache import ConvolutionCache, LayerCache, ModelCache, TokenCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.init import initialise
+from modular_gpt.nn.matrices import no_matrices
 
 STRONG = 0.4  # standard deviation of weights: scores and gates far from zero
 TOLERANCE = 1e-4  # of the standard deviation of the logits, float32
 TOKENS = 20
+COVERED = ("every parameter gets a gradient", "the cache gives the same")  # by laws, with stronger weights
 
 
 def build(config: GPTConfig, std: float = STRONG, seed: int = 1) -> GPTModel:
@@ -30,11 +33,12 @@ def build(config: GPTConfig, std: float = STRONG, seed: int = 1) -> GPTModel:
     torch.manual_seed(seed)
     model = GPTModel(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2 and not parameter.eq(0).all():
-                parameter.mul_(std / config.init_std)
-            else:
-                parameter.add_(torch.randn_like(parameter) * std)
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim >= 2 and name not in no_matrices(module) and not parameter.eq(0).all():
+                    parameter.mul_(std / config.init_std)
+                else:
+                    parameter.add_(torch.randn_like(parameter) * std)
     return model.eval()
 
 
@@ -258,13 +262,15 @@ def bytes_as_predicted(config: GPTConfig) -> None:
 
 def allocated(cache: ModelCache) -> int:
     """Bytes of the distinct storages of all tensors found in the layers' attributes."""
-    storages = {}
-    for layer in cache.layers:
-        for value in vars(layer).values():
-            for tensor in value if isinstance(value, list) else [value]:
-                if isinstance(tensor, Tensor):
-                    storage = tensor.untyped_storage()
-                    storages[storage.data_ptr()] = storage.nbytes()
+    storages, found = {}, list[object](cache.layers)
+    while found:
+        value = found.pop()
+        if isinstance(value, Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, list):
+            found += value
+        elif isinstance(value, LayerCache):
+            found += vars(value).values()
     return sum(storages.values())
 
 
@@ -296,6 +302,7 @@ def growing_at_most_doubles(config: GPTConfig) -> None:
         for _ in range(3):
             feed(model, text(config, 1, 50), cache, [])
     for layer in cache.layers:
+        layer = layer.inner if isinstance(layer, ConvolutionCache) else layer
         if isinstance(layer, TokenCache):
             assert layer.capacity <= (layer.window or max(64, 2 * int(cache.length)))
 
@@ -308,6 +315,15 @@ def compiles_whole(config: GPTConfig, backend: str = "eager") -> None:
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     expected = model(ids)
     close(compiled(ids), expected)
+
+
+def probes_find_what_follows_from_the_config(config: GPTConfig) -> None:
+    """Those that no other law covers."""
+    torch.manual_seed(0)
+    model = GPTModel(config)
+    for name, probe in PROBES.items():
+        answer = probe(model) if name not in COVERED else None
+        assert answer is None or answer.passed, f"{name}: {answer}"
 
 
 Law = Callable[[GPTConfig], None]
@@ -330,5 +346,6 @@ LAWS: list[Law] = [
     written_in_place,
     no_graph_is_kept,
     growing_at_most_doubles,
+    probes_find_what_follows_from_the_config,
 ]
 SLOW_LAWS: list[Law] = [compiles_whole]

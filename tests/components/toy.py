@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, StateCache
-from modular_gpt.core.contracts import Attention, Dims, Position, Positions
-from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
 from modular_gpt.nn.residual import residual_linear
 
 
@@ -18,7 +17,7 @@ class RunningMean(Attention, name="toy"):
     accepts_bias = False
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(AttentionConfig):
         """width null: d_model; last: whether a token counts itself twice."""
 
         width: int | None = None

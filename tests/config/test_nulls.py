@@ -11,7 +11,7 @@ from modular_gpt.core.registry import entries
 from tests.components.cases import MODEL
 
 # Nulls that stand for "none" and not for a default.
-OFF = {"window", "softcap", "qk_norm", "clip_qkv", "q_lora_rank", "latent_norm"}
+OFF = {"conv", "window", "softcap", "qk_norm", "clip_qkv", "q_lora_rank", "latent_norm"}
 OFF |= {"stride", "dilation", "chunk"}  # of patterns of sparse attention other than the default
 OFF |= {"rank"}  # null: projections of full rank
 SLOTS = ("attention", "ffn", "norm", "pos")

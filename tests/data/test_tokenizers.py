@@ -90,7 +90,7 @@ def known(kind: str, tokenizer: Tokenizer, text: str) -> str:
 
 def test_every_registered_kind_is_tested() -> None:
     registered = {entry.component.name for entry in entries("tokenizer").values()}
-    assert registered == {{"gpt2": "tiktoken"}.get(kind, kind) for kind in KINDS}
+    assert registered - {"ids"} == {{"gpt2": "tiktoken"}.get(kind, kind) for kind in KINDS}  # see test_synthetic.py
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import UserError
-from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.data import build_corpus, build_tokenizer
 from modular_gpt.distributed import Parallel, build_parallel
 from modular_gpt.distributed.dtensor import local_tensor
 from modular_gpt.model.loss import LossOutput
@@ -32,7 +32,7 @@ def trainer_of(settings: dict[str, Any]) -> Iterator[Trainer]:
     config = RunConfig.from_dict(settings)
     corpus = build_corpus(config.data)
     tokenizer = build_tokenizer(config.tokenizer, corpus)
-    data = prepare(corpus, tokenizer)
+    data = corpus.prepare(tokenizer)
     processes, cpu = ProcessGroup.launched(), torch.device("cpu")
     precision = "float32" if config.trainer.precision == "auto" else config.trainer.precision
     parallel = build_parallel(config.parallel, processes)

@@ -65,6 +65,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "experts balanced by a bias": {"ffn": {"name": "moe", "balance": "bias", "bias_step": 0.05, "shared_experts": 1}},
     "sinks and query-key norm": {"attention": {"name": "gqa", "n_kv_heads": 1, "sinks": True, "qk_norm": "rmsnorm"}},
     "sandwich": {"topology": "sandwich"},
+    "a convolution": {"attention": {"name": "mha", "conv": 3}},
 }
 
 
@@ -96,6 +97,10 @@ def test_accumulation(pieces: int, pair: Pair, folder: Path) -> None:
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_every_target_counts_the_same_in_ragged_batches(pieces: int, pair: Pair, folder: Path) -> None:
     assert_equal(pair, plain(folder, gradient_accumulation=pieces), ragged)
+
+
+def test_a_synthetic_task(pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, data={"name": "synthetic", "task": "needle", "pairs": 2}))
 
 
 def test_each_process_has_its_own_dropout(pair: Pair, folder: Path) -> None:

@@ -18,6 +18,7 @@ OTHERS: list[dict[str, Any]] = [
     {"attention": "mla", "pos": "learned"},
     {"attention": {"name": "swa", "window": 1}},
     {"attention": {"name": "sparse", "pattern": "streaming", "window": 4, "global_tokens": 2}},
+    {"attention": {"name": "swa", "window": WINDOW, "conv": 3}},
     {"layers": LOCAL, "n_layers": 2, "ffn": "swiglu", "norm": "rmsnorm"},
     {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}},
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel, capture
-from modular_gpt.core.cache import StateCache, TokenCache
+from modular_gpt.core.cache import ConvolutionCache, StateCache, TokenCache
 from modular_gpt.core.registry import entries
 from modular_gpt.nn import flex as flex_module
 from tests.components.cases import MODEL, Case, cases, parametrize
@@ -94,6 +94,7 @@ def decodes(model: GPTModel, ids: Tensor) -> bool:
 
 
 def check_step(seen: dict[str, Tensor], full: dict[str, Tensor], start: int, layer: object) -> None:
+    layer = layer.inner if isinstance(layer, ConvolutionCache) else layer
     count = seen["blocks.1.residual"].shape[1]
     tolerance = STATE if isinstance(layer, StateCache) else EXACT
     expected = full["blocks.1.attention.heads"][:, :, start : start + count]

@@ -13,7 +13,7 @@ import torch
 
 from modular_gpt.checkpoint import find_checkpoint, read_json, read_tensors
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.data import build_corpus, build_tokenizer, prepare
+from modular_gpt.data import build_corpus, build_tokenizer
 from modular_gpt.distributed import build_parallel
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
@@ -67,7 +67,7 @@ def trainer_of(settings: RunConfig, checkpoint: Path | None = None) -> Trainer:
     """The trainer of a run, before its first step or as a checkpoint left it."""
     corpus = build_corpus(settings.data)
     tokenizer = build_tokenizer(settings.tokenizer, corpus)
-    data = prepare(corpus, tokenizer)
+    data = corpus.prepare(tokenizer)
     return build_trainer(settings, data, tokenizer, placement(), checkpoint)
 
 

@@ -173,7 +173,7 @@ def test_stopped_in_order(
 
 EARLY = {
     "start-up": ("modular_gpt.training.run", "choose_device"),
-    "data preparation": ("modular_gpt.training.run", "prepare"),
+    "data preparation": ("modular_gpt.data.prepare", "prepare"),
     "the model": ("modular_gpt.training.run", "build_trainer"),
 }
 

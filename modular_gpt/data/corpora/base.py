@@ -2,9 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modular_gpt.core.registry import Component, ComponentConfig
+
+if TYPE_CHECKING:
+    from modular_gpt.data.prepared import PreparedData
+    from modular_gpt.data.tokenizers.base import Tokenizer
 
 SPLITS = ("train", "validation")
 CHUNK = 2**17  # characters; long documents are read in chunks of at most this many
@@ -18,7 +23,7 @@ class TextChunk(NamedTuple):
 
 
 class Corpus(Component, ABC, slot="data"):
-    """Text to train on and text to validate on.
+    """What to train on and what to validate on: text, unless ``prepare`` is overridden.
 
     Raises:
         ConfigError: a setting is missing or wrong.
@@ -35,6 +40,24 @@ class Corpus(Component, ABC, slot="data"):
     def characters(self, split: str) -> int | None:
         """The number of characters of a split, for progress; None if it is not known before reading."""
         return None
+
+    def prepare(self, tokenizer: "Tokenizer", cache_dir: str | Path | None = None) -> "PreparedData":
+        """The batches of a training. Text is written into token files, see ``modular_gpt.data.prepare``.
+
+        A corpus of samples returns ``PreparedData`` of its own, which decides the inputs and targets of each batch.
+        """
+        from modular_gpt.data.prepare import prepare
+
+        return prepare(self, tokenizer, cache_dir)
+
+    @classmethod
+    def tokenizer_config(cls, config: Any, tokenizer: ComponentConfig) -> ComponentConfig:
+        """The settings of the tokenizer to use where ``tokenizer`` is chosen: those, unless the data has its own ids.
+
+        Raises:
+            ConfigError: the data cannot be encoded by this tokenizer.
+        """
+        return tokenizer
 
     @property
     @abstractmethod

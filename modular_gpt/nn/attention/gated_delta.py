@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.contracts import Attention, Dims, Position, Positions
+from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import report
-from modular_gpt.core.registry import ComponentConfig, Preset, filled, plain
+from modular_gpt.core.registry import Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.nn.activations import ACTIVATIONS
 from modular_gpt.nn.delta_rule import delta_rule
@@ -46,7 +46,7 @@ class GatedDeltaNet(
     reported = ("query", "key", "value", "heads")
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(AttentionConfig):
         """Settings of the gated delta rule.
 
         value_heads: Number of value heads, each with a memory. By default (null) n_heads.

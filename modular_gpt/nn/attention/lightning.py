@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.contracts import Attention, Dims, Position, Positions
+from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
 from modular_gpt.core.observer import report
-from modular_gpt.core.registry import ComponentConfig, filled, plain
+from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.nn.decay import decayed_products
 from modular_gpt.nn.fused_linear import fused_linear
@@ -30,7 +30,7 @@ class LightningAttention(Attention, name="lightning"):
     reported = ("query", "key", "value", "heads")
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(AttentionConfig):
         """Settings of lightning attention.
 
         head_dim: Width of a head. By default (null) d_model / n_heads.

@@ -11,9 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.contracts import COLUMNS, ROWS, Attention, Dims, ParallelStyle, Position, Positions
+from modular_gpt.core.contracts import (
+    COLUMNS,
+    ROWS,
+    Attention,
+    AttentionConfig,
+    Dims,
+    ParallelStyle,
+    Position,
+    Positions,
+)
 from modular_gpt.core.observer import is_edited, is_observed, is_wanted, report
-from modular_gpt.core.registry import ComponentConfig, filled, plain
+from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.residual import residual_linear
@@ -28,7 +37,7 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
     separates_documents = True
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(AttentionConfig):
         """Settings of linear attention.
 
         head_dim: Width of a head. By default (null) d_model / n_heads.

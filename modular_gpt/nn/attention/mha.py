@@ -12,9 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
-from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, Attention, Dims, ParallelStyle, Position, Positions
+from modular_gpt.core.contracts import (
+    COLUMNS,
+    ROWS,
+    SHARED,
+    Attention,
+    AttentionConfig,
+    Dims,
+    ParallelStyle,
+    Position,
+    Positions,
+)
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig, Preset, filled, plain
+from modular_gpt.core.registry import Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import fused_linear
@@ -38,7 +48,7 @@ class MultiHeadAttention(
     separates_documents = True
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(AttentionConfig):
         """Settings of multi-head attention and its variants.
 
         n_kv_heads: Number of key/value heads. By default (null) as many as query heads.

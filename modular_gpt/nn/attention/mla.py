@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
-from modular_gpt.core.contracts import Attention, Dims, Position, Positions
+from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import is_observed, unobserved
-from modular_gpt.core.registry import ComponentConfig, filled, plain
+from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import has_hooks
@@ -47,7 +47,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
     separates_documents = True
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(AttentionConfig):
         """Settings of multi-head latent attention.
 
         kv_lora_rank: Width of the latent from which keys and values are computed. By default (null) d_model / 8.

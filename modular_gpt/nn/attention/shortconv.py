@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.contracts import Attention, Dims, Position, Positions
-from modular_gpt.core.registry import ComponentConfig, filled, plain
+from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
+from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
@@ -21,10 +21,11 @@ class GatedShortConvolution(Attention, name="shortconv"):
 
     accepts_bias = False
     separates_documents = True
+    sees_whole_window = False  # no further than its kernel
     reported = ()
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(AttentionConfig):
         """Settings of the gated short convolution.
 
         kernel: Number of tokens that a channel sees, the token itself included.

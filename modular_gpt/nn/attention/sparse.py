@@ -25,6 +25,8 @@ _LARGEST_SEED = 2**31
 class SparseAttention(MultiHeadAttention, name="sparse"):
     """Block-sparse attention: time and memory grow with the keys that a pattern shows to each query."""
 
+    sees_whole_window = False
+
     @dataclass
     class Config(MultiHeadAttention.Config):
         """Settings of block-sparse attention: those of multi-head attention, and those of the pattern.

@@ -1,0 +1,81 @@
+"""The results of probes and diagnostics, and their table."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from modular_gpt.core.plain_types import PlainDict
+
+
+@dataclass(frozen=True)
+class Check:
+    """One probe or diagnostic of one variant.
+
+    found: what was measured; expected: what follows from the config, empty where nothing does
+    passed: whether they agree; None where nothing is expected, or where the check does not apply
+    seconds: of processor time
+    """
+
+    variant: str
+    name: str
+    found: str
+    expected: str
+    passed: bool | None
+    seconds: float
+
+    @property
+    def cell(self) -> str:
+        """The result in a table."""
+        return f"WRONG: {self.found}" if self.passed is False else self.found
+
+
+@dataclass(frozen=True)
+class QuickResult:
+    """All checks of all variants; ``print`` shows the table."""
+
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check contradicts what follows from its config."""
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that contradict what follows from their config."""
+        return [check for check in self.checks if check.passed is False]
+
+    @property
+    def variants(self) -> list[str]:
+        """The names of the variants, in order."""
+        return list(dict.fromkeys(check.variant for check in self.checks))
+
+    @property
+    def table(self) -> str:
+        """One line per check and one column per variant, and a line about each contradiction."""
+        found = {(check.name, check.variant): check for check in self.checks}
+        names = list(dict.fromkeys(check.name for check in self.checks))
+        rows = [["", *self.variants]]
+        for name in names:
+            cells = [found.get((name, variant)) for variant in self.variants]
+            rows.append([name, *("-" if check is None else check.cell for check in cells)])
+        seconds = [sum(check.seconds for check in self.checks if check.variant == name) for name in self.variants]
+        rows.append(["seconds", *(f"{value:.1f}" for value in seconds)])
+        return "\n".join([*aligned(rows), *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        lines = [f"{one.variant}: {one.name}: {one.found}, expected {one.expected}" for one in self.failures]
+        return ["", *lines] if lines else []
+
+    def to_dict(self) -> PlainDict:
+        """The checks as plain values."""
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+    def __str__(self) -> str:
+        return self.table
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns of equal width, with a rule below the first."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(len(line) for line in lines), *lines[1:]]

@@ -1,0 +1,174 @@
+"""Diagnostics D1 to D5: small models learn tasks whose result follows from their architecture.
+
+D1 staircase: the lag that L layers of windows w reach is L (w - 1). D2 recall: one layer with a short convolution finds
+the values of keys if its attention can address them. D3 latents: what the norm of a latent does. D4 capacity: how many
+pairs a state of constant size holds. D5 length: the loss beyond the trained length.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from modular_gpt.comparison.diagnostics.learning import Learned, Recipe, learn, trainer_of
+from modular_gpt.comparison.diagnostics.probes import reach
+from modular_gpt.core.contracts import AttentionConfig
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.registry import ComponentLike, decode
+from modular_gpt.model.config import GPTConfig
+from modular_gpt.nn.attention.mha import MultiHeadAttention
+
+CONTEXT, WIDTH, HEADS = 64, 64, 4
+LAG, PAIRS, CONV = 8, 8, 3
+LAG_IDS, RECALL_IDS = 32, 128
+SOLVED = 0.99  # accuracy
+MARGIN = 0.03  # of an accuracy above its ceiling: three standard deviations of 2,000 answers
+STAIRCASE = Recipe(steps=200)
+RECALL = Recipe(steps=700)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model and what it learns.
+
+    least, most: between which its accuracy has to lie; None: nothing is known
+    """
+
+    name: str
+    model: GPTConfig
+    data: PlainDict
+    recipe: Recipe
+    least: float | None = None
+    most: float | None = None
+
+    @property
+    def expected(self) -> str:
+        """The answer that follows from the architecture."""
+        if self.least is not None:
+            return f"at least {self.least:.3f}"
+        return "" if self.most is None else f"at most {self.most:.3f}"
+
+    def right(self, accuracy: float) -> bool | None:
+        """Whether an accuracy is the expected one."""
+        if self.least is None and self.most is None:
+            return None
+        return (self.least is None or accuracy >= self.least) and (self.most is None or accuracy <= self.most)
+
+    def learn(self) -> Learned:
+        """Train the model."""
+        return learn(self.model, self.data, self.recipe)
+
+
+def small(attention: ComponentLike, vocab_size: int, **settings: object) -> GPTConfig:
+    """A model that learns in seconds: width 64, 4 heads, one layer, 64 tokens."""
+    sizes: PlainDict = {"d_model": WIDTH, "n_heads": HEADS, "n_layers": 1, "context_length": CONTEXT, "bias": False}
+    given: PlainDict = {**sizes, "ffn": {"name": "mlp", "hidden": WIDTH}, "attention": attention, **settings}
+    return GPTConfig(vocab_size=vocab_size, **given)
+
+
+def staircase(attention: ComponentLike, layers: int = 1, **settings: object) -> Task:
+    """D1: the token LAG places before the target is LAG - 1 places back, which the layers reach or not.
+
+    Where they do not, the ids are even and independent, so that the accuracy is that of guessing.
+    """
+    model = small(attention, LAG_IDS, n_layers=layers, **settings)
+    farthest = reach(model)
+    solvable = farthest is not None and farthest >= LAG - 1
+    return Task(
+        f"D1 lag {LAG} in {layers} layer{'s' if layers > 1 else ''}",
+        model,
+        {"task": "lag", "lag": LAG, "vocab_size": LAG_IDS},
+        STAIRCASE,
+        least=SOLVED if solvable and has_full_heads(model) else None,
+        most=None if solvable or farthest is None else 1 / LAG_IDS + MARGIN,
+    )
+
+
+def with_conv(attention: ComponentLike) -> ComponentLike | None:
+    """The same attention with a convolution; None where it has no such setting."""
+    config = decode("attention", attention)
+    return replace(config, conv=CONV) if isinstance(config, AttentionConfig) else None
+
+
+def recall(attention: ComponentLike, pairs: int = PAIRS, **settings: object) -> Task | None:
+    """D2: multi-query associative recall in one layer with a convolution; None for an attention without ``conv``.
+
+    A softmax over all tokens solves it. With a window, the pairs that are out of reach can only be guessed.
+    """
+    chosen = with_conv(attention)
+    if chosen is None:
+        return None
+    model = small(chosen, RECALL_IDS, **settings)
+    whole = reach(model)
+    ceiling = 1.0 if whole is None else visible_pairs(whole - (CONV - 1), pairs)
+    return Task(
+        f"D2 recall of {pairs} pairs",
+        model,
+        {"task": "mqar", "pairs": pairs, "vocab_size": RECALL_IDS},
+        RECALL,
+        least=SOLVED if ceiling == 1.0 and has_full_heads(model) else None,
+        most=ceiling + (1 - ceiling) * 2 / RECALL_IDS + MARGIN if ceiling < 1.0 else None,
+    )
+
+
+def has_full_heads(model: GPTConfig) -> bool:
+    """Whether the first layer has softmax attention with keys and values of full width over all tokens of its window.
+
+    Then a solvable task is solved. Latents and states hold less, and how much they solve is measured.
+    """
+    attention = model.layer_configs[0].attention_class
+    return issubclass(attention, MultiHeadAttention) and attention.sees_whole_window
+
+
+def visible_pairs(window: int, pairs: int) -> float:
+    """Share of the questions of mqar whose value is at most ``window`` tokens back, counted.
+
+    The value of pair i stands at 2 i + 1; the questions, at 2 pairs + 2 s, are spread evenly.
+    """
+    slots = (CONTEXT - 2 * pairs) // 2
+    reached = [2 * pairs + 2 * slot - (2 * pair + 1) <= window for slot in range(slots) for pair in range(pairs)]
+    return sum(reached) / len(reached)
+
+
+def latent(rank: int, norm: str | None) -> Task:
+    """D3: recall by latent attention, with and without the norm of its latents."""
+    attention = {"name": "mla", "kv_lora_rank": rank, "latent_norm": norm}
+    task = recall(attention)
+    assert task is not None
+    return replace(task, name=f"D3 recall, latent {rank}, norm {norm or 'none'}", least=None, most=None)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Losses (nats per target) at the trained length and beyond it, by number of tokens."""
+
+    losses: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def rise(self) -> float:
+        """How much larger the loss is at the longest length than at the trained one."""
+        values = list(self.losses.values())
+        return values[-1] - values[0]
+
+
+def beyond_the_trained_length(attention: ComponentLike, lengths: Sequence[int], **settings: object) -> Lengths:
+    """D5: train on rows of 64 tokens of the lag task and measure the loss on longer rows.
+
+    Everything that the answer depends on is a few tokens back. Positions that only count distances within a window, and
+    biases that fall with distance, see nothing new in a longer row; a full attention with rotary positions meets
+    distances that it was never trained on.
+    """
+    begun = time.process_time()
+    model = small(attention, LAG_IDS, **settings)
+    with torch.random.fork_rng(devices=[]):
+        trainer = trainer_of(model, {"task": "lag", "lag": LAG, "vocab_size": LAG_IDS}, STAIRCASE)
+        trainer.model.train()
+        for step in range(1, STAIRCASE.steps + 1):
+            trainer.update()
+            trainer.progress.step = step
+        trainer.model.eval()
+        with torch.no_grad():
+            losses = {length: float(trainer.model(*trainer.data.beginning(16, length)).loss) for length in lengths}
+    return Lengths(losses, time.process_time() - begun)

@@ -1,0 +1,107 @@
+"""What a training reads: batches to train on and to evaluate on, and what a run records about them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from modular_gpt.core.errors import DataError
+from modular_gpt.core.plain_types import PlainDict
+
+Batch = tuple[Tensor, Tensor]  # inputs (B, T) int64, and targets (B, T) int64, -100 where none counts
+
+
+class Batches(Protocol):
+    """The batches of a training. ``batch(step)`` is a function of the step alone, so that resuming needs no state."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The rows of one of ``world`` processes; those of all ranks, in order, are the rows of ``batch(step)``."""
+
+
+class PreparedData(ABC):
+    """A corpus as one tokenizer encodes it: the batches of a training and of its evaluations.
+
+    manifest: all that is recorded about it (corpus, tokenizer, counts, hashes), plain JSON values
+    everything: name of all validation data, for people
+    measures_accuracy: evaluations also report the share of counted targets that are the most likely token
+    epoch_tokens: number of tokens of one pass over the training data; None: new data at every step
+    zlib_bits_per_byte: bits that zlib -9 needs for a byte of the validation text; None: it is no text
+    """
+
+    manifest: PlainDict
+    everything: ClassVar[str] = "the whole validation text"
+    measures_accuracy: ClassVar[bool] = False
+    epoch_tokens: int | None = None
+    zlib_bits_per_byte: float | None = None
+
+    @abstractmethod
+    def batches(self, block: int, batch_size: int, seed: int, order: str) -> Batches:
+        """The batches of a training.
+
+        block: T, tokens of a row; batch_size: rows of a step over all processes; order: ``trainer.order``
+
+        Raises:
+            ConfigError: there is no such order.
+            DataError: there are too few tokens for a row.
+        """
+
+    @abstractmethod
+    def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Fixed batches to evaluate on, the same in every run: inputs and targets, each (rows / world, block).
+
+        windows: number of rows that count, whatever ``rows`` is; 0: all validation data. The rows that fill up the last
+            batch have targets of -100.
+        """
+
+    @abstractmethod
+    def evaluation_windows(self, block: int) -> int:
+        """Number of rows that all validation data fills."""
+
+    @abstractmethod
+    def check_evaluation(self, block: int, windows: int) -> None:
+        """Raise a DataError if there is too little validation data for ``evaluation``."""
+
+    @abstractmethod
+    def beginning(self, windows: int, block: int) -> Batch:
+        """The first ``windows`` rows of the validation data, or as many as there are."""
+
+    @abstractmethod
+    def prompt(self, tokens: int) -> list[int]:
+        """Ids with which the validation data begins, at most ``tokens``, for a sample to continue."""
+
+    @abstractmethod
+    def sizes(self) -> str:
+        """A phrase about how much there is to train on and to validate on."""
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """A mean validation loss (nats per token) as bits per byte of text; None where there is no text."""
+        return None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint records, so that a resumed run can tell that it reads the same data."""
+        return {part: self.manifest[part]["fingerprint"] for part in ("corpus", "tokenizer")}
+
+    def check_identity(self, recorded: Mapping[str, str]) -> None:
+        """Raise a DataError unless this is the data whose ``identity`` was recorded."""
+        remedy = {
+            "corpus": "restore the text, or start a new run",
+            "tokenizer": "use the tokenizer of the checkpoint, or start a new run",
+        }
+        for part, fingerprint in self.identity.items():
+            if recorded.get(part) != fingerprint:
+                old = str(recorded.get(part))[:12]
+                raise DataError(
+                    f"the {part} is not the one of the checkpoint (fingerprint {fingerprint[:12]} now, {old} then):"
+                    f" {remedy[part]}"
+                )
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise a DataError when ids of the tokenizer lie beyond a model's vocabulary."""
+        needed = self.manifest["tokenizer"]["vocab_size"]
+        if needed > vocab_size:
+            raise DataError(
+                f"the tokenizer has {needed} ids but the model only {vocab_size}:"
+                f" set vocab_size to {needed} or more, or take the tokenizer the model was trained with"
+            )

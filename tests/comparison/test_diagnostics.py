@@ -1,0 +1,119 @@
+"""Tasks have the answers that follow from the architecture, and --quick shows them with the probes."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from modular_gpt import ConfigError, GPTConfig, GPTModel
+from modular_gpt.cli import compare as command
+from modular_gpt.cli import evaluate, train
+from modular_gpt.comparison import diagnostics
+from modular_gpt.comparison.diagnostics import PROBES, Check, QuickResult, recall, staircase
+from modular_gpt.comparison.diagnostics.probes import dependencies, reach
+from modular_gpt.comparison.diagnostics.tasks import visible_pairs
+
+MODEL: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("layers", "window"), [(1, 7), (1, 8), (2, 4), (2, 5)])
+def test_a_lag_is_learned_exactly_where_the_windows_reach_it(layers: int, window: int) -> None:
+    """The rows above the reach are of the ids alone: 1 / 32 of them are guessed."""
+    task = staircase({"name": "swa", "window": window}, layers)
+    solvable = layers * (window - 1) >= 7
+    assert (task.least, task.most) == ((0.99, None) if solvable else (None, pytest.approx(1 / 32 + 0.03)))
+    assert task.right(task.learn().accuracy)
+
+
+def test_recall_is_bounded_by_the_window() -> None:
+    assert visible_pairs(31, 8) == pytest.approx(0.5208, abs=1e-4)
+    assert visible_pairs(63, 8) == 1.0
+    task = recall({"name": "swa", "window": 32})
+    assert task is not None and task.most == pytest.approx(0.521 + 0.03, abs=0.01)
+    full, linear = recall("mha"), recall("linear")
+    assert full is not None and linear is not None and (full.least, linear.least) == (0.99, None)
+    assert full.model.attention.conv == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"attention": {"name": "swa", "window": 5}}, 8),
+        ({"attention": {"name": "swa", "window": 1}}, 0),
+        ({"attention": {"name": "swa", "window": 4, "conv": 3}}, 10),
+        ({"attention": "mha"}, 2 * 24),
+        ({"attention": "sparse"}, None),
+        ({"attention": "mha", "layers": {"variants": {"x": {"attention": {"window": 3}}}, "cycle": ["x"]}}, 4),
+    ],
+)
+def test_reach(settings: dict[str, Any], expected: int | None) -> None:
+    assert reach(GPTConfig(**{**MODEL, **settings})) == expected
+
+
+def test_dependencies_are_those_of_a_change() -> None:
+    """The same matrix by changing one token at a time."""
+    torch.manual_seed(0)
+    model = GPTModel(GPTConfig(**{**MODEL, "attention": {"name": "swa", "window": 3}})).eval().double()
+    seen, ids = dependencies(model, 9), torch.arange(9)[None]
+    with torch.no_grad():
+        for place in range(9):
+            other = ids.clone()
+            other[0, place] += 12
+            assert torch.equal((model(other) - model(ids)).abs().amax(-1)[0] > 0, seen[:, place])
+
+
+def test_probing_leaves_the_model_as_it_was() -> None:
+    model = GPTModel(GPTConfig(**{**MODEL, "ffn": {"name": "moe", "balance": "bias"}, "dropout": 0.2})).train()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    for probe in PROBES.values():
+        probe(model)
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_table_names_contradictions() -> None:
+    checks = [
+        Check("mha", "receptive field", "all", "all", True, 0.1),
+        Check("mine", "receptive field", "5 tokens back", "4 tokens back", False, 0.2),
+        Check("mine", "D2 recall", "0.40", "", None, 3.0),
+    ]
+    result = QuickResult(checks)
+    assert not result.passed and result.failures == [checks[1]]
+    lines = result.table.splitlines()
+    assert lines[0].split() == ["mha", "mine"] and "WRONG: 5 tokens back" in lines[2]
+    assert lines[3].split()[-2:] == ["-", "0.40"] and lines[4].split() == ["seconds", "0.1", "3.2"]
+    assert lines[-1] == "mine: receptive field: 5 tokens back, expected 4 tokens back"
+    assert json.loads(json.dumps(result.to_dict()))["checks"][1]["passed"] is False
+
+
+def test_quick_runs_on_names_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    small = GPTConfig(**{**MODEL, "attention": {"name": "swa", "window": 6}})
+    result = diagnostics.run({"short": small})
+    assert result.passed and result.variants == ["short"]
+    found = {check.name: check.found for check in result.checks}
+    assert found["receptive field"] == "10 tokens back" and float(found["D1 lag 8 in 1 layer"]) < 0.07
+    assert {"every parameter gets a gradient", "cache of 1,024 tokens", "D2 recall of 8 pairs"} <= found.keys()
+    with pytest.raises(ConfigError, match="names of attentions or a mapping of variants, got 'mha'"):
+        diagnostics.run("mha")
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modular_gpt.comparison.diagnostics.run.tasks_of", lambda config: [])
+    assert command.main(["--quick", "attention=gqa,linear"]) == 0
+    head, *lines = [line for line in capsys.readouterr().out.splitlines() if "probes and" not in line]
+    assert head.split() == ["attention=gqa", "attention=linear"]
+    assert any(line.startswith("receptive field") and "all earlier tokens" in line for line in lines)
+    for refused in (["--quick", "attention=gqa", "seeds=3"], ["--quick", "attention=gqa", "budget=params"]):
+        assert command.main(refused) == 2
+        assert "has no effect with --quick" in capsys.readouterr().err
+    for other in (train, evaluate):
+        assert other.main(["--quick"]) == 2
+        assert "--quick is a flag of mgpt-compare" in capsys.readouterr().err
