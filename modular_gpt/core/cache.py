@@ -67,6 +67,8 @@ class CacheSpec:
         """Allocate the cache of one layer, filled with zeros; ``max_length`` None: it grows with the tokens."""
         with _ordinary_tensors():
             if self.history is not None:
+                from modular_gpt.core.convolution_cache import ConvolutionCache
+
                 inner = replace(self, history=None).allocate(batch, max_length, dtype, device)
                 return ConvolutionCache(inner, torch.zeros(batch, *self.history, dtype=dtype, device=device))
             if self.states:
@@ -274,40 +276,6 @@ class TokenCache(LayerCache):
             bigger[:, :, : self.capacity] = tensor  # a ring never wraps before it has reached its window
             self.tensors[index] = bigger
         self.capacity = capacity
-
-
-class ConvolutionCache(LayerCache):
-    """The cache of an attention, ``inner``, and the last inputs of the convolution before it, ``history`` (B, D, C)."""
-
-    def __init__(self, inner: LayerCache, history: Tensor) -> None:
-        self.inner = inner
-        self.history = history
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [*self.inner.tensors, self.history]
-
-    @tensors.setter
-    def tensors(self, tensors: list[Tensor]) -> None:
-        *self.inner.tensors, self.history = tensors
-
-    def reset(self) -> None:
-        self.inner.reset()
-        self.history.zero_()
-
-    def forgets(self, length: int) -> bool:
-        return True
-
-    def restores_partially(self, count: int) -> bool:
-        return False
-
-    def save(self, start: int, count: int) -> list[Tensor]:
-        return [*self.inner.save(start, count), self.history.clone()]
-
-    def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
-        *inner, history = saved
-        self.inner.restore(inner, start, count, length)
-        self.history.copy_(history)
 
 
 @dataclass

@@ -11,7 +11,8 @@ from typing import ClassVar, Final, Generic, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from modular_gpt.core.cache import CacheSpec, ConvolutionCache, LayerCache
+from modular_gpt.core.cache import CacheSpec, LayerCache
+from modular_gpt.core.convolution_cache import ConvolutionCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
 from modular_gpt.core.registry import C, Component, ComponentConfig, described
@@ -186,7 +187,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
         window
     separates_documents: ``forward`` lets no token see one before ``Positions.document_starts``
     reported: names after ``attention.`` of the tensors that ``forward`` reports to observers
-    input_conv: the convolution of the input; the block applies it, by ``convolve``, so that ``forward`` does not know of it
+    input_conv: the convolution of the input, or None; the block applies it, by ``convolve``
     """
 
     accepts_bias: ClassVar[bool] = True
@@ -237,7 +238,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
         return 0
 
     def convolve(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> tuple[Tensor, LayerCache | None]:
-        """The arguments ``x`` and ``cache`` of ``forward`` from those of the block, by ``input_conv`` where there is one."""
+        """The arguments ``x`` and ``cache`` of ``forward`` from those of the block: the input after ``input_conv``."""
         if self.input_conv is None:
             return x, cache
         if cache is None:

@@ -109,11 +109,7 @@ def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
         manifest = {
             "format": FORMAT,
             "corpus": {**corpus.describe(), "fingerprint": corpus.fingerprint},
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            },
+            "tokenizer": tokenizer.describe(),
             "dtype": dtype.str,
             "splits": splits,
         }

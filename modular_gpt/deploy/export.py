@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from modular_gpt.core.cache import ConvolutionCache, ModelCache, TokenCache
+from modular_gpt.core.cache import ModelCache, TokenCache
+from modular_gpt.core.convolution_cache import ConvolutionCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import positive
 from modular_gpt.model import GPTModel

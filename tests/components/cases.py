@@ -62,7 +62,9 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
         ({"conv": 3}, {"topology": "post"}),
     ],
     ("attention", "shortconv"): [({"kernel": 5, "bias": False, "conv": 2}, PLAIN), ({"kernel": 1}, {"pos": "learned"})],
-    ("attention", "lightning"): [({"chunk": 3, "head_dim": 6, "decay_scale": 0.3, "eps": 0.1, "conv": 3}, {"pos": "learned"})],
+    ("attention", "lightning"): [
+        ({"chunk": 3, "head_dim": 6, "decay_scale": 0.3, "eps": 0.1, "conv": 3}, {"pos": "learned"})
+    ],
     ("attention", "gated_delta"): [
         ({"chunk": 3, "key_heads": 2, "key_dim": 6, "value_dim": 10, "kernel": 2, "negative": True}, PLAIN),
         ({"value_heads": 6, "rank": 5, "eps": 0.1, "gate_activation": "sigmoid"}, {"pos": "none"}),

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.comparison.diagnostics import PROBES
-from modular_gpt.core.cache import ConvolutionCache, LayerCache, ModelCache, TokenCache
+from modular_gpt.core.cache import LayerCache, ModelCache, TokenCache
+from modular_gpt.core.convolution_cache import ConvolutionCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.init import initialise
 from modular_gpt.nn.matrices import no_matrices

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from modular_gpt import CheckpointError, ConfigError, GPTConfig, GPTModel
-from modular_gpt.core.cache import ConvolutionCache
 from modular_gpt.core.contracts import Attention, AttentionConfig
+from modular_gpt.core.convolution_cache import ConvolutionCache
 from modular_gpt.core.positions import Positions
 from modular_gpt.core.registry import entries
 from modular_gpt.core.short_convolution import ShortConvolution

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel, capture
-from modular_gpt.core.cache import ConvolutionCache, StateCache, TokenCache
+from modular_gpt.core.cache import StateCache, TokenCache
+from modular_gpt.core.convolution_cache import ConvolutionCache
 from modular_gpt.core.registry import entries
 from modular_gpt.nn import flex as flex_module
 from tests.components.cases import MODEL, Case, cases, parametrize

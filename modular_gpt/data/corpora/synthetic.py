@@ -104,11 +104,7 @@ class SyntheticData(PreparedData):
         self.config = corpus.config
         self.manifest: PlainDict = {
             "corpus": {**corpus.describe(), "fingerprint": corpus.fingerprint},
-            "tokenizer": {
-                "name": tokenizer.name,
-                "vocab_size": tokenizer.vocab_size,
-                "fingerprint": tokenizer.fingerprint,
-            },
+            "tokenizer": tokenizer.describe(),
         }
 
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> "SyntheticBatches":

@@ -168,6 +168,10 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         content = json.dumps([self.name, self.definition()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def describe(self) -> PlainDict:
+        """What a run records about its tokenizer."""
+        return {"name": self.name, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint}
+
     def save(self, directory: str | Path) -> None:
         """Write ``tokenizer.json`` into a directory that exists."""
         content = {

@@ -1,0 +1,39 @@
+"""The cache of an attention with a convolution before it."""
+
+from torch import Tensor
+
+from modular_gpt.core.cache import LayerCache
+
+
+class ConvolutionCache(LayerCache):
+    """The cache of an attention, ``inner``, and the last inputs of the convolution before it, ``history`` (B, D, C)."""
+
+    def __init__(self, inner: LayerCache, history: Tensor) -> None:
+        self.inner = inner
+        self.history = history
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.inner.tensors, self.history]
+
+    @tensors.setter
+    def tensors(self, tensors: list[Tensor]) -> None:
+        *self.inner.tensors, self.history = tensors
+
+    def reset(self) -> None:
+        self.inner.reset()
+        self.history.zero_()
+
+    def forgets(self, length: int) -> bool:
+        return True
+
+    def restores_partially(self, count: int) -> bool:
+        return False
+
+    def save(self, start: int, count: int) -> list[Tensor]:
+        return [*self.inner.save(start, count), self.history.clone()]
+
+    def restore(self, saved: list[Tensor], start: int, count: int, length: int) -> None:
+        *inner, history = saved
+        self.inner.restore(inner, start, count, length)
+        self.history.copy_(history)
