@@ -8,7 +8,7 @@ from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 ABOUT = "write a checkpoint as a folder that transformers loads, or such a folder as a checkpoint"
 EXAMPLES = (
     ("mgpt-convert path=my-model", "the last run, for AutoModelForCausalLM"),
-    ("mgpt-convert checkpoint=runs/latest path=my-model format=family", "only if it is a published kind of model"),
+    ("mgpt-convert checkpoint=runs/latest path=my-model format=family", "only if it is a published architecture"),
     ("mgpt-convert checkpoint=gpt2 to=checkpoint path=gpt2-here", "a published model as a checkpoint"),
     ("mgpt-convert checkpoint=my-model to=checkpoint path=again", "and back"),
 )

@@ -26,9 +26,9 @@ class ConvertSettings:
         name such as gpt2.
     to: The format to write: hf, a folder that transformers loads, or checkpoint, a checkpoint of this program.
     path: The folder to write. It must not exist yet.
-    format: With to=hf, the kind of folder: family writes a published kind of model, which transformers loads by itself;
-        modular_gpt writes any model, which transformers loads after `import modular_gpt.hf`; auto chooses family where
-        the model is of a published kind.
+    format: With to=hf, the format of the folder: family writes a published architecture, which transformers loads by
+        itself; modular_gpt writes any model, which transformers loads after `import modular_gpt.hf`; auto chooses
+        family where the model corresponds to a published architecture.
     dtype: Data type of the written weights, float32 or bf16. By default (null) they keep the one they were saved in.
     """
 

@@ -29,8 +29,10 @@ def _execute(line: CommandLine) -> int:
 
     if answered_by_flags(line, EVAL, ABOUT, EXAMPLES):
         return 0
-    words = [word.removeprefix("data.") if word.startswith("data.path=") else word for word in line.settings]
-    settings, listing = read_plain(EVAL, words, line.folders)  # mgpt-train calls the files of a corpus data.path
+    typed = [
+        setting.removeprefix("data.") if setting.startswith("data.path=") else setting for setting in line.settings
+    ]
+    settings, listing = read_plain(EVAL, typed, line.folders)  # mgpt-train calls the files of a corpus data.path
     if line.cfg:
         print(listing, end="")
         return 0

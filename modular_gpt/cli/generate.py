@@ -27,7 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
-        from modular_gpt.cli.generate_task import GENERATE, converse, open_writer, own_words, read_task, write_texts
+        from modular_gpt.cli.generate_task import (
+            GENERATE,
+            converse,
+            open_writer,
+            read_task,
+            settings_by_name,
+            write_texts,
+        )
 
     if answered_by_flags(line, GENERATE, ABOUT, EXAMPLES):
         return 0
@@ -35,7 +42,7 @@ def _execute(line: CommandLine) -> int:
     if line.cfg:
         print(listing, end="")
         return 0
-    with own_words():
+    with settings_by_name():
         writer = open_writer(task, settings)
         if task.interactive:
             converse(line.settings, line.folders, settings, writer)

@@ -86,20 +86,20 @@ GENERATE = Command(
 )
 
 
-def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, GenerationConfig, str]:
+def read_task(arguments: Sequence[str], where: list[Path]) -> tuple[Task, GenerationConfig, str]:
     """Read a command line: the task, the settings of generation, and all settings as YAML.
 
     Raises:
         ConfigError: a setting does not exist, or a value cannot work.
     """
-    typed, spelled = read_overrides(GENERATE, words, where)
+    typed, hydra_overrides = read_overrides(GENERATE, arguments, where)
     with explained(GENERATE, where):
-        config = composed(GENERATE, spelled, where)
+        config = composed(GENERATE, hydra_overrides, where)
         values = plain(config)
     task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, GENERATE.name)
     sampling = {name: values[name] for name in _sampling}
     if sampling["strategy"] in SEARCHES or sampling["greedy"]:  # the temperature of generate.yaml is for drawing
-        given = {each.key for each in typed}
+        given = {override.key for override in typed}
         sampling = {name: value for name, value in sampling.items() if name not in RANDOM or name in given}
     settings = from_mapping(GenerationConfig, sampling, GENERATE.name)
     if task.interactive and settings.num_return_sequences > 1:
@@ -108,7 +108,7 @@ def read_task(words: Sequence[str], where: list[Path]) -> tuple[Task, Generation
 
 
 @contextmanager
-def own_words() -> Iterator[None]:
+def settings_by_name() -> Iterator[None]:
     """Context manager: errors name the settings as this command does."""
     try:
         yield
@@ -180,9 +180,9 @@ def _write_all(
         print(f"interrupted: {done} of {len(prompts) * count} texts, some of them cut short", file=sys.stderr)
 
 
-def converse(words: Sequence[str], where: list[Path], settings: GenerationConfig, writer: Writer) -> None:
+def converse(arguments: Sequence[str], where: list[Path], settings: GenerationConfig, writer: Writer) -> None:
     """Answer prompts from the keyboard; a line such as ``top_k=40`` is one more setting of the command line."""
-    given = list(words)
+    given = list(arguments)
 
     def change(line: str) -> GenerationConfig | None:
         name = line.partition("=")[0]

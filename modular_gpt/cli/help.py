@@ -79,9 +79,9 @@ def topic_details(command: Command, topic: str, where: list[Path]) -> str:
     sections = [_option_details(command, name, option, where) for name in found]
     title, rows = topic, _setting_rows(command, topic, where)
     if not sections and not rows:
-        ours = our_settings(command, topic) or our_settings(command, topic.rpartition(".")[2])
-        title = f"{', '.join(ours)} ({topic} in other programs)"
-        rows = [row for setting in ours for row in _setting_rows(command, setting, where)]
+        settings = our_settings(command, topic) or our_settings(command, topic.rpartition(".")[2])
+        title = f"{', '.join(settings)} ({topic} in other programs)"
+        rows = [row for setting in settings for row in _setting_rows(command, setting, where)]
     if rows:
         sections.append(_table(title, rows, SETTING))
     if not sections:

@@ -21,8 +21,8 @@ def shown_after(prompt: str) -> Show:
     """Print the prompt, then the pieces of text that follow it."""
     waiting = [prompt]
 
-    def show(piece: str) -> None:
-        print(waiting.pop() if waiting else "", piece, sep="", end="", flush=True)
+    def show(new_text: str) -> None:
+        print(waiting.pop() if waiting else "", new_text, sep="", end="", flush=True)
 
     return show
 

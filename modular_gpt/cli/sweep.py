@@ -85,7 +85,7 @@ class Sweep:
         return [result for _, result in sorted(self.results.items())]
 
 
-def multirun(words: Sequence[str], where: list[Path]) -> int:
+def multirun(arguments: Sequence[str], where: list[Path]) -> int:
     """Train every combination of the values that commas separate, print a table of the results, and save it.
 
     A combination that cannot work is reported in the table, and the others are trained. Returns the exit code.
@@ -93,15 +93,15 @@ def multirun(words: Sequence[str], where: list[Path]) -> int:
     Raises:
         ConfigError: a setting does not exist, or the folder of the sweep cannot be made.
     """
-    _, spelled = read_overrides(TRAIN, words, where, sweep=True)
+    _, expanded = read_overrides(TRAIN, arguments, where, sweep=True)
     with explained(TRAIN, where):
-        parsed = OverridesParser.create().parse_overrides(spelled)
+        parsed = OverridesParser.create().parse_overrides(expanded)
         # all of them, to see that it can be done before a directory is made
-        jobs = [composed(TRAIN, job_words, where) for job_words in jobs_to_try(TRAIN, spelled)]
+        jobs = [composed(TRAIN, job_overrides, where) for job_overrides in jobs_to_try(TRAIN, expanded)]
     folder = _new_folder(Path(jobs[0].runs).expanduser(), parsed)
     sweep = Sweep(folder, {override.key_or_group for override in parsed if not override.is_sweep_override()}, where)
     try:
-        _hydra_main(["--multirun", *spelled, f"hydra.sweep.dir={quoted(str(folder))}"], where, sweep.job)
+        _hydra_main(["--multirun", *expanded, f"hydra.sweep.dir={quoted(str(folder))}"], where, sweep.job)
     except _Stopped:
         pass
     finally:
@@ -135,14 +135,14 @@ def _save(folder: Path, results: Sequence[JobResult]) -> None:
 
 
 def hydra_itself(line: CommandLine, where: list[Path]) -> int:
-    """Let Hydra answer: its own help, its config, where settings come from, tab completion."""
-    # tab completion has words of its own, and unfinished ones
-    words = line.settings if line.shell_completion else read_overrides(TRAIN, line.settings, where, hydra=True)[1]
+    """Let Hydra answer for its help, its config, the origin of settings and tab completion."""
+    # tab completion passes arguments of its own, and unfinished ones
+    arguments = line.settings if line.shell_completion else read_overrides(TRAIN, line.settings, where, hydra=True)[1]
     printed = io.StringIO()
-    offers = line.shell_completion and any(word.startswith("query=") for word in words)
+    offers = line.shell_completion and any(argument.startswith("query=") for argument in arguments)
     try:
         with redirect_stdout(printed) if offers else nullcontext():
-            _hydra_main([*line.for_hydra(), *words], where, lambda config: None)
+            _hydra_main([*line.for_hydra(), *arguments], where, lambda config: None)
     except SystemExit as end:  # Hydra's way to end after its help
         return int(end.code or 0)
     finally:
@@ -150,17 +150,19 @@ def hydra_itself(line: CommandLine, where: list[Path]) -> int:
     return 0
 
 
-def _hydra_main(words: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
+def _hydra_main(arguments: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
     prepare(TRAIN, where)
-    with explained(TRAIN, where), hydra_command_line("mgpt-train", words):
+    with explained(TRAIN, where), hydra_command_line("mgpt-train", arguments):
         hydra.main(**HYDRA, config_path=str(where[0]), config_name=TRAIN.name)(job)()
 
 
 def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:
     """The name of a job: its own settings, after the name that all jobs share, if one was given."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    own = [Override(each.key_or_group, str(each.value())) for each in parsed if each.key_or_group not in shared]
-    return "-".join(filter(None, ["" if base == RunConfig.name else base, run_name(own, TRAIN.choices())])) or base
+    differing = [Override(item.key_or_group, str(item.value())) for item in parsed if item.key_or_group not in shared]
+    return (
+        "-".join(filter(None, ["" if base == RunConfig.name else base, run_name(differing, TRAIN.choices())])) or base
+    )
 
 
 def _train(config: DictConfig, settings: list[str], where: list[Path], result: JobResult) -> None:

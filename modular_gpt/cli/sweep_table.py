@@ -82,7 +82,7 @@ def grouped(results: Sequence[JobResult]) -> list[Group | JobResult]:
 
 
 def _without_seed(name: str) -> str:
-    return "-".join(part for part in name.split("-") if not part.startswith("seed=")) or "default"
+    return "-".join(setting for setting in name.split("-") if not setting.startswith("seed=")) or "default"
 
 
 def table(results: Sequence[JobResult]) -> str:

@@ -139,7 +139,7 @@ class Writer:
         begun = time.perf_counter()
         for ended in self._ended(run):
             self._count(run, time.perf_counter() - begun, [text for _, _, text in ended])
-            for row, sample, text in sorted(ended, key=lambda each: (batch[each[0]], each[1])):
+            for row, sample, text in sorted(ended, key=lambda row: (batch[row[0]], row[1])):
                 yield Written(batch[row], sample, text)
             begun = time.perf_counter()  # the time to print is not the model's
 

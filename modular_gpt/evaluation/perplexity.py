@@ -171,6 +171,6 @@ def _negative_log_likelihood(model: GPTModel, text: _Text, batch: Sequence[Windo
 
 def _batches(found: Iterator[Window], size: int) -> Iterator[list[Window]]:
     """Windows of one length that score equally many tokens, up to ``size`` of them together."""
-    for _, alike in groupby(found, key=lambda window: (window.end - window.start, window.scored)):
-        while batch := list(islice(alike, size)):
+    for _, equal in groupby(found, key=lambda window: (window.end - window.start, window.scored)):
+        while batch := list(islice(equal, size)):
             yield batch

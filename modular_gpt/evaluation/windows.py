@@ -58,6 +58,6 @@ def log_probabilities(model: GPTModel, ids: Tensor, scored: int) -> Tensor:
     hidden, _ = model.hidden_states(ids[:, :-1])
     wanted, hidden = ids[:, -scored:], hidden[:, -scored:]
     rows = max(1, _LOGITS // model.config.vocab_size)
-    pieces = zip(hidden.flatten(0, 1).split(rows), wanted.flatten().split(rows), strict=True)
-    negative = [F.cross_entropy(model.logits(x).float(), target, reduction="none") for x, target in pieces]
+    chunks = zip(hidden.flatten(0, 1).split(rows), wanted.flatten().split(rows), strict=True)
+    negative = [F.cross_entropy(model.logits(x).float(), target, reduction="none") for x, target in chunks]
     return -torch.cat(negative).view(wanted.shape)

@@ -131,7 +131,7 @@ class GenerationConfig(SamplingSettings):
 
     def checked(self, vocab_size: int) -> "GenerationConfig":
         """A copy with values of the declared types; raises a ConfigError for what cannot work."""
-        copy = self.from_values({each.name: getattr(self, each.name) for each in fields(self)})
+        copy = self.from_values({setting.name: getattr(self, setting.name) for setting in fields(self)})
         copy.check(vocab_size)
         return copy
 

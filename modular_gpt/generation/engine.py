@@ -224,7 +224,9 @@ class Generation:
         Not for beam search, whose texts exist at the end only.
         """
         stops, place = self.stops, torch.tensor(list(rows), dtype=torch.long, device=self.text.ids.device)
-        lengths, by_token, stopped = (each[place].tolist() for each in (stops.lengths, stops.by_token, stops.stopped))
+        lengths, by_token, stopped = (
+            per_row[place].tolist() for per_row in (stops.lengths, stops.by_token, stops.stopped)
+        )
         started = self.text.length > self.text.prompt_length
         ids = self.text.generated[place].tolist() if started else [[]] * len(rows)
         logprobs = torch.stack(self._logprobs, dim=1)[place].tolist() if self._logprobs else None

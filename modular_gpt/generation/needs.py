@@ -23,7 +23,7 @@ def check_memory(model: LanguageModel, ids: Tensor, settings: GenerationConfig, 
     A model whose config has no ``cache_bytes`` is not checked.
     """
     models = [model] if draft is None else [model, draft]
-    if not all(hasattr(each.config, "cache_bytes") for each in models):
+    if not all(hasattr(model.config, "cache_bytes") for model in models):
         return
     needed = needed_bytes(models, ids, settings)
     if needed <= NEGLIGIBLE:
@@ -47,8 +47,8 @@ def needed_bytes(models: list[LanguageModel], ids: Tensor, settings: GenerationC
     """Bytes of the caches, ids and logits of a generation to its end; what else it holds is less."""
     config = models[0].config
     texts, columns = len(ids), ids.shape[1] + settings.max_new_tokens
-    each = getattr(settings, _rows_setting(settings))
-    rows = texts * (min(each, config.vocab_size) if settings.strategy == "contrastive" else each)
+    per_text = getattr(settings, _rows_setting(settings))
+    rows = texts * (min(per_text, config.vocab_size) if settings.strategy == "contrastive" else per_text)
     needed: int = rows * columns * ids.element_size() + rows * COPIES * 4 * config.vocab_size
     if settings.strategy == "beam":
         needed += rows * settings.max_new_tokens * POOL

@@ -316,8 +316,8 @@ class Sampler:
         self.settings = settings
         active = [(row, getattr(settings, row.name)) for row in FILTERS]
         active = [(row, value) for row, value in active if value != row.default]
-        self._penalties = [each for each in active if not each[0].random]
-        self._filters = [each for each in active if each[0].random]
+        self._penalties = [item for item in active if not item[0].random]
+        self._filters = [item for item in active if item[0].random]
         self._bias = _bias(settings, vocab_size).to(device) if settings.logit_bias or settings.suppress_tokens else None
         self._every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
         self._steps = 0

@@ -98,7 +98,7 @@ def as_ids(values: object, name: str = "prompts", device: torch.device | None = 
     """
     if isinstance(values, Tensor):
         return values
-    if isinstance(values, str) or (isinstance(values, list | tuple) and any(isinstance(each, str) for each in values)):
+    if isinstance(values, str) or (isinstance(values, list | tuple) and any(isinstance(item, str) for item in values)):
         raise ConfigError(
             f"{name} are token ids, got text: encode it with the model's tokenizer, such as [tokenizer.encode(text)]"
         )

@@ -77,13 +77,13 @@ class StoppingState:
         if not self.transcripts:
             return []
         ended = self.by_token.tolist()
-        pieces = []
+        new_texts = []
         for transcript, token, end in zip(self.transcripts, tokens.tolist(), ended, strict=True):
-            piece = "" if end else transcript.push(token)
-            pieces.append(piece + (transcript.finish() if end or last else ""))
+            new_text = "" if end else transcript.push(token)
+            new_texts.append(new_text + (transcript.finish() if end or last else ""))
         by_text = torch.tensor([transcript.stopped for transcript in self.transcripts])
         self.stopped = self.stopped | by_text.to(self.stopped.device)
-        return pieces
+        return new_texts
 
     def all(self) -> bool:
         """Whether all rows have stopped.

@@ -34,9 +34,9 @@ def write_card(directory: Path, model: GPTModel, training: PlainMapping, importi
 def card(model: GPTModel, training: PlainMapping, importing: bool = True) -> str:
     """The text of the card, in Markdown with the hub's header."""
     config = model.config
-    parts = [config.attention.name, config.ffn.name, config.norm.name, config.pos.name]
+    components = [config.attention.name, config.ffn.name, config.norm.name, config.pos.name]
     count = model.num_parameters()
-    tags = "".join(f"\n- {name}" for name in dict.fromkeys(["modular-gpt", *parts]))
+    tags = "".join(f"\n- {name}" for name in dict.fromkeys(["modular-gpt", *components]))
     return f"""---
 library_name: {"modular_gpt" if importing else "transformers"}
 pipeline_tag: text-generation

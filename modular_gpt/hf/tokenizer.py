@@ -96,9 +96,9 @@ def _ranks(definition: PlainDict) -> "LibraryTokenizer":
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1:
-            parts = _last_two(token, ranks)
-            if len(parts) == 2:
-                merges.append((spelled[parts[0]], spelled[parts[1]]))
+            subtokens = _last_two(token, ranks)
+            if len(subtokens) == 2:
+                merges.append((spelled[subtokens[0]], spelled[subtokens[1]]))
     vocab = {**{spelled[token]: rank for token, rank in ranks.items()}, **definition["special"]}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     split = pre_tokenizers.Split(Regex(definition["pattern"]), "isolated")
@@ -111,11 +111,11 @@ def _ranks(definition: PlainDict) -> "LibraryTokenizer":
 
 def _last_two(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """What the merges of lower rank make of a token: the two parts that its own merge joins."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
+    subtokens = [bytes([byte]) for byte in token]
+    while len(subtokens) > 2:
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(subtokens)) if a + b in ranks]
         rank, i = min(pairs, default=(None, 0))
         if rank is None or rank >= ranks[token]:
             break
-        parts[i : i + 2] = [parts[i] + parts[i + 1]]
-    return parts
+        subtokens[i : i + 2] = [subtokens[i] + subtokens[i + 1]]
+    return subtokens

@@ -20,7 +20,7 @@ from modular_gpt.model.config import SLOTS, GPTConfig
 
 # The tables by their names of before: foreign setting -> ours, and foreign name of a component -> ours.
 WORDS = {name: alias.targets[0] for name, alias in MODEL_SETTINGS.items() if not alias.note}
-NAMES = {slot: {name: ours[0] for name, ours in COMPONENTS[slot].items()} for slot in SLOTS}
+NAMES = {slot: {name: our_names[0] for name, our_names in COMPONENTS[slot].items()} for slot in SLOTS}
 
 Description = GPTConfig | PlainMapping | SimpleNamespace | None
 
@@ -62,11 +62,11 @@ def translate(settings: PlainMapping) -> PlainDict:
     values: PlainDict = {}
     origin: dict[str, str] = {}
     components: dict[str, _Component] = {}
-    ours = ["format", *GPTConfig.__dataclass_fields__]
+    our_names = ["format", *GPTConfig.__dataclass_fields__]
     for name, value in settings.items():
-        if name not in MODEL_SETTINGS and name not in ours:
-            raise ConfigError(_unknown(str(name), ours))
-        alias = None if name in ours else MODEL_SETTINGS[name]
+        if name not in MODEL_SETTINGS and name not in our_names:
+            raise ConfigError(_unknown(str(name), our_names))
+        alias = None if name in our_names else MODEL_SETTINGS[name]
         if alias is not None and alias.note:
             raise ConfigError(no_counterpart(name))
         for target in (name,) if alias is None else alias.targets:
@@ -122,7 +122,7 @@ class _Component:
         return decode(self.slot, {**self.values, "name": self.names[0] if self.names else self.implied or default})
 
 
-def _unknown(name: str, ours: list[str]) -> str:
+def _unknown(name: str, our_names: list[str]) -> str:
     if name in TRAINING_SETTINGS:
         return f"{name} is a setting of a training ({TRAINING_SETTINGS[name].targets[0]}), not of a model"
-    return unknown("setting", name, ours, also=MODEL_SETTINGS)
+    return unknown("setting", name, our_names, also=MODEL_SETTINGS)

@@ -317,8 +317,8 @@ class GPTConfig:
     def to_dict(self) -> PlainDict:
         """A plain dict with every default spelled out, so that a changed default never changes an old model."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        parts = {slot: encode(getattr(self, slot)) for slot in SLOTS}
-        return {"format": FORMAT, **plain, **parts, "layers": asdict(self.layers)}
+        slots = {slot: encode(getattr(self, slot)) for slot in SLOTS}
+        return {"format": FORMAT, **plain, **slots, "layers": asdict(self.layers)}
 
     @classmethod
     def from_dict(cls, values: PlainMapping) -> "GPTConfig":

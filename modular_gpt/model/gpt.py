@@ -127,9 +127,9 @@ class GPTModel(nn.Module):
     def _build_positions(self, config: GPTConfig) -> dict[str, Position]:
         """One module for each distinct position, by its settings; the model's own, which may embed, is first."""
         modules: dict[str, Position] = {}
-        own = (config.resolved_pos, config.pos)
+        model_position = (config.resolved_pos, config.pos)
         layers = zip(config.layer_configs, config.given_layers, strict=True)
-        for pos, given in [own, *((layer.pos, shown.pos) for layer, shown in layers)]:
+        for pos, given in [model_position, *((layer.pos, shown.pos) for layer, shown in layers)]:
             if repr(pos) not in modules:
                 modules[repr(pos)] = pos.build(config.dims)
                 modules[repr(pos)].described = described(given)

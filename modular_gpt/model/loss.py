@@ -106,7 +106,7 @@ def token_losses(
     names += ["z_loss"] if settings.z_loss else []
     names += [ACCURACY] if settings.accuracy else []
     counted = (targets != IGNORED).sum().clamp(min=1)
-    return {name: each / counted for name, each in zip(names, total.unbind(), strict=True)}
+    return {name: value / counted for name, value in zip(names, total.unbind(), strict=True)}
 
 
 def _sums(logits: Tensor, targets: Tensor, settings: LossConfig) -> list[Tensor]:

@@ -70,8 +70,8 @@ def model_from_tensors(
     found = {name: tensor.shape for name, tensor in tensors.items()}
     check_shapes({name: tensor.shape for name, tensor in model.state_dict().items()}, found, "the weights", "config")
 
-    def fill(ours: Mapping[str, Tensor]) -> None:
-        for name, tensor in ours.items():
+    def fill(module_tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in module_tensors.items():
             tensor.copy_(tensors[name])
 
     return materialize(model, fill, dtypes_of(model, tensors, dtype), device)

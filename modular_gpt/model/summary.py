@@ -17,9 +17,9 @@ def summary_table(model: nn.Module, config: GPTConfig) -> str:
             kinds = child if isinstance(child, nn.ModuleList) else [child]
             if count or isinstance(child, nn.ModuleList):
                 rows.append((name, ", ".join(type(k).__name__ for k in kinds), *_numbers(count, total), ""))
-    own = sum(p.numel() for p in model.parameters(recurse=False))
-    if own:
-        rows.append(("head bias", "", *_numbers(own, total), ""))
+    head_bias = sum(p.numel() for p in model.parameters(recurse=False))
+    if head_bias:
+        rows.append(("head bias", "", *_numbers(head_bias, total), ""))
     per_token = config.cache_bytes(1, 2) - config.cache_bytes(1, 1)
     rows.append(("total", "", *_numbers(total, total), f"{per_token:,} B"))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
@@ -33,11 +33,11 @@ def summary_table(model: nn.Module, config: GPTConfig) -> str:
 
 def _block_rows(blocks: nn.ModuleList, config: GPTConfig, total: int) -> list[tuple[str, str, str, str, str]]:
     """Equal blocks share their lines, one for each part."""
-    alike: dict[str, list[int]] = {}
+    equal: dict[str, list[int]] = {}
     for index, block in enumerate(blocks):
-        alike.setdefault(repr(block), []).append(index)
+        equal.setdefault(repr(block), []).append(index)
     rows = []
-    for indices in alike.values():
+    for indices in equal.values():
         spec = config.layer_configs[indices[0]].cache_spec(config.dims)
         for name, child in blocks[indices[0]].named_children():
             count = sum(p.numel() for p in child.parameters()) * len(indices)
@@ -56,10 +56,10 @@ def _label(indices: list[int]) -> str:
             runs[-1].append(index)
         else:
             runs.append([index])
-    said = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    if len(said) > 3:
-        return f"{len(indices)} blocks {', '.join(said[:3])}, ..."
-    return f"{'blocks' if len(indices) > 1 else 'block'} {', '.join(said)}"
+    ranges = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    if len(ranges) > 3:
+        return f"{len(indices)} blocks {', '.join(ranges[:3])}, ..."
+    return f"{'blocks' if len(indices) > 1 else 'block'} {', '.join(ranges)}"
 
 
 def _numbers(count: int, total: int) -> tuple[str, str]:

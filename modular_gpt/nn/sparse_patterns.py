@@ -41,19 +41,20 @@ class SparsePattern(BlockRule):
         """True where a query sees a key, by their positions, for keys that are not after the query."""
 
     @abstractmethod
-    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
-        """Lists (blocks, n) of key blocks that hold all keys seen by each block of queries ``own`` (blocks, 1).
+    def key_blocks(self, block_index: Tensor, last: int) -> list[Tensor]:
+        """Lists (blocks, n) of the numbers of key blocks that hold all keys seen by each block of queries.
 
-        last: the largest number in ``own``. Numbers may repeat, be negative, or be larger than that of the queries.
+        block_index: (blocks, 1) numbers of the blocks of queries; last: the largest of them
+        The numbers of key blocks may repeat, be negative, or be larger than that of the queries.
         """
 
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
         return self.seen(query, key) & (key <= query)
 
     def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
-        own = first // self.block + torch.arange(blocks, device=device)[:, None]
-        listed = torch.cat(self.key_blocks(own, first // self.block + blocks - 1), dim=1)
-        listed = listed.masked_fill(listed > own, -1).clamp(min=-1).sort(dim=1).values
+        block_index = first // self.block + torch.arange(blocks, device=device)[:, None]
+        listed = torch.cat(self.key_blocks(block_index, first // self.block + blocks - 1), dim=1)
+        listed = listed.masked_fill(listed > block_index, -1).clamp(min=-1).sort(dim=1).values
         repeated = F.pad(listed[:, 1:] == listed[:, :-1], (1, 0))
         return listed.masked_fill(repeated, -1)[None]
 
@@ -61,13 +62,13 @@ class SparsePattern(BlockRule):
     def n_blocks(self, last: int) -> int:
         """The sum of the n of ``key_blocks``."""
 
-    def _blocks_back(self, own: Tensor, tokens: int) -> Tensor:
+    def _blocks_back(self, block_index: Tensor, tokens: int) -> Tensor:
         """The block of the queries and those before it that hold the ``tokens`` keys before each query."""
-        return own - torch.arange(self._n_back(tokens), device=own.device)
+        return block_index - torch.arange(self._n_back(tokens), device=block_index.device)
 
-    def _first_blocks(self, own: Tensor, tokens: int) -> Tensor:
+    def _first_blocks(self, block_index: Tensor, tokens: int) -> Tensor:
         """The blocks that hold the first ``tokens`` keys."""
-        return torch.arange(-(-tokens // self.block), device=own.device).expand(len(own), -1)
+        return torch.arange(-(-tokens // self.block), device=block_index.device).expand(len(block_index), -1)
 
     def _n_back(self, tokens: int) -> int:
         return -(-tokens // self.block) + 1
@@ -91,8 +92,8 @@ class Streaming(SparsePattern):
     def seen(self, query: Tensor, key: Tensor) -> Tensor:
         return (query - key < self.window) | (key < self.global_tokens)
 
-    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
-        return [self._blocks_back(own, self.window - 1), self._first_blocks(own, self.global_tokens)]
+    def key_blocks(self, block_index: Tensor, last: int) -> list[Tensor]:
+        return [self._blocks_back(block_index, self.window - 1), self._first_blocks(block_index, self.global_tokens)]
 
     def n_blocks(self, last: int) -> int:
         return self._n_back(self.window - 1) - (-self.global_tokens // self.block)
@@ -119,9 +120,9 @@ class Longformer(SparsePattern):
         near = distance < self.window * self.dilation
         return (near & (distance % self.dilation == 0)) | (key < self.global_tokens)
 
-    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
+    def key_blocks(self, block_index: Tensor, last: int) -> list[Tensor]:
         before = (self.window - 1) * self.dilation
-        return [self._blocks_back(own, before), self._first_blocks(own, self.global_tokens)]
+        return [self._blocks_back(block_index, before), self._first_blocks(block_index, self.global_tokens)]
 
     def n_blocks(self, last: int) -> int:
         return self._n_back((self.window - 1) * self.dilation) - (-self.global_tokens // self.block)
@@ -151,22 +152,22 @@ class BigBird(SparsePattern):
             found = found | (block == drawn)
         return found
 
-    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
-        near = self._blocks_back(own, self.window - 1)
-        return [near, self._first_blocks(own, self.global_tokens), *self._drawn(own)]
+    def key_blocks(self, block_index: Tensor, last: int) -> list[Tensor]:
+        near = self._blocks_back(block_index, self.window - 1)
+        return [near, self._first_blocks(block_index, self.global_tokens), *self._drawn(block_index)]
 
     def n_blocks(self, last: int) -> int:
         return self._n_back(self.window - 1) - (-self.global_tokens // self.block) + self.random_blocks
 
-    def _drawn(self, own: Tensor) -> list[Tensor]:
+    def _drawn(self, block_index: Tensor) -> list[Tensor]:
         """One block from each of ``random_blocks`` equal ranges between global tokens and window; -2: empty range."""
         lowest = -(-self.global_tokens // self.block)
-        free = (own + (1 - self.window) // self.block - lowest).clamp(min=0)
+        free = (block_index + (1 - self.window) // self.block - lowest).clamp(min=0)
         draws = []
         for index in range(self.random_blocks):
             start = free * index // self.random_blocks
             size = free * (index + 1) // self.random_blocks - start
-            number = _hashed(own * self.random_blocks + index, self.seed) % size.clamp(min=1)
+            number = _hashed(block_index * self.random_blocks + index, self.seed) % size.clamp(min=1)
             draws.append(torch.where(size > 0, lowest + start + number, -2))
         return draws
 
@@ -182,9 +183,9 @@ class Strided(SparsePattern):
         back = torch.div(query, self.block, rounding_mode="floor") - torch.div(key, self.block, rounding_mode="floor")
         return (query - key < self.window) | (back % self.stride == 0)
 
-    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
-        strides = torch.arange(last // self.stride + 1, device=own.device) * self.stride
-        return [self._blocks_back(own, self.window - 1), own - strides]
+    def key_blocks(self, block_index: Tensor, last: int) -> list[Tensor]:
+        strides = torch.arange(last // self.stride + 1, device=block_index.device) * self.stride
+        return [self._blocks_back(block_index, self.window - 1), block_index - strides]
 
     def n_blocks(self, last: int) -> int:
         return self._n_back(self.window - 1) + last // self.stride + 1
@@ -201,11 +202,11 @@ class Chunked(SparsePattern):
         return self.chunk
 
     def seen(self, query: Tensor, key: Tensor) -> Tensor:
-        own, other = (torch.div(each, self.chunk, rounding_mode="floor") for each in (query, key))
-        return own == other
+        query_chunk, key_chunk = (torch.div(index, self.chunk, rounding_mode="floor") for index in (query, key))
+        return query_chunk == key_chunk
 
-    def key_blocks(self, own: Tensor, last: int) -> list[Tensor]:
-        return [self._blocks_back(own, self.chunk - math.gcd(self.chunk, self.block))]
+    def key_blocks(self, block_index: Tensor, last: int) -> list[Tensor]:
+        return [self._blocks_back(block_index, self.chunk - math.gcd(self.chunk, self.block))]
 
     def n_blocks(self, last: int) -> int:
         return self._n_back(self.chunk - math.gcd(self.chunk, self.block))

@@ -10,7 +10,7 @@ from modular_gpt.core.errors import ConfigError
 
 
 def first_match(
-    patterns: Iterable[str], names: Iterable[str], setting: str, kind: str = "parameter that is trained"
+    patterns: Iterable[str], names: Iterable[str], setting: str, described_as: str = "parameter that is trained"
 ) -> dict[str, str]:
     """The first pattern that fits each name; names that none fits are left out.
 
@@ -20,7 +20,7 @@ def first_match(
     patterns, names = list(patterns), list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(f"{setting}: no {kind} fits {pattern!r}; {_near(pattern, names)}")
+            raise ConfigError(f"{setting}: no {described_as} fits {pattern!r}; {_near(pattern, names)}")
     found = {name: next((p for p in patterns if fnmatchcase(name, p)), None) for name in names}
     return {name: pattern for name, pattern in found.items() if pattern is not None}
 

@@ -70,7 +70,7 @@ def init_from_source(
         return model, report.new_weights()
     block = min(config.context_length, source.model.config.context_length)
     batch = data.beginning(WINDOWS, block)
-    before, after = (_loss(each, batch) for each in (source.model, model))
+    before, after = (_loss(evaluated, batch) for evaluated in (source.model, model))
     say(
         f"Loss      before training, on the first {int((batch[1] != IGNORED).sum()):,} tokens to validate:"
         f" {before:.4f} with the original parts, {after:.4f} with those of this run"
@@ -80,14 +80,14 @@ def init_from_source(
 
 def _same_ids(source: Opened, tokenizer: Tokenizer, ids: list[int]) -> bool:
     """Whether a text, of which these are ids, is the same ids for the model to start from."""
-    theirs = source.tokenizer
-    if theirs is None:  # nothing is known but how many ids there are
+    original = source.tokenizer
+    if original is None:  # nothing is known but how many ids there are
         return source.model.config.vocab_size == tokenizer.vocab_size
-    if theirs.fingerprint == tokenizer.fingerprint:
+    if original.fingerprint == tokenizer.fingerprint:
         return True
     text = tokenizer.decode(ids, errors="ignore")
     try:
-        return list(theirs.encode(text)) == list(tokenizer.encode(text))
+        return list(original.encode(text)) == list(tokenizer.encode(text))
     except DataError:  # characters that theirs does not know
         return False
 

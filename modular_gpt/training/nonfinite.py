@@ -33,13 +33,13 @@ def find_first_nonfinite(model: nn.Module, forward: Callable[[], object], parall
 
 
 def first_output_not_finite(model: nn.Module, forward: Callable[[], object]) -> str:
-    """The name and kind of the first module in a forward pass whose output is not finite; empty for none."""
+    """The name and type of the first module in a forward pass whose output is not finite; empty for none."""
     found: list[str] = []
 
-    def look(name: str, kind: str) -> Callable[..., None]:
+    def look(name: str, type_name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not found and not all(bool(t.isfinite().all()) for t in tensors(output)):
-                found.append(f"{name} ({kind})")
+                found.append(f"{name} ({type_name})")
 
         return hook
 

@@ -101,13 +101,13 @@ def lock_run(directory: Path | None) -> Iterator[None]:
         return
     with ExitStack() as held:
         try:
-            ours = held.enter_context(file_lock(directory / LOCK))
+            locked = held.enter_context(file_lock(directory / LOCK))
         except OSError as error:
             raise ConfigError(
                 f"the run '{directory}' cannot be written ({error.strerror}): copy it to a folder that you can write,"
                 " or start a new run from it with init_from="
             ) from error
-        if not ours:
+        if not locked:
             raise ConfigError(
                 f"another process trains in '{directory}': wait for it, or start a new run without resume"
             )

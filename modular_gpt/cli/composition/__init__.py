@@ -1,1 +1,1 @@
-"""From words on the command line to typed configs, through Hydra."""
+"""From the command line to typed configs, by Hydra."""

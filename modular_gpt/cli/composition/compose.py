@@ -31,7 +31,7 @@ PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and 
 
 _last_prepared: Any = None  # Hydra's store of configs is one for the whole process
 _composed: dict[tuple[object, ...], DictConfig] = {}  # by command, choices and yaml files; emptied when prepared anew
-_MOST_COMPOSED = 100
+_MAX_COMPOSED = 100
 
 
 class _Folders(SearchPathPlugin):
@@ -102,22 +102,24 @@ def _hydra_of_our_own(conf: Path) -> Iterator[None]:
             version.setbase(str(base))
 
 
-def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> DictConfig:
+def composed(command: Command, hydra_overrides: Sequence[str], where: list[Path]) -> DictConfig:
     """Compose a command's yaml and overrides, which are in Hydra's language as ``read_overrides`` returns them.
 
     Raises:
         HydraException, OmegaConfBaseException: see ``errors.explained``.
     """
     prepare(command, where)
-    words, settings = [], []
-    for word, override in zip(spelled, OverridesParser.create().parse_overrides(list(spelled)), strict=True):
+    chosen, settings = [], []
+    for text, override in zip(
+        hydra_overrides, OverridesParser.create().parse_overrides(list(hydra_overrides)), strict=True
+    ):
         # Hydra takes a setting for the choice of an option where another command has a group of that name.
-        foreign = _is_foreign_group(command, word.partition("=")[0], where)
+        foreign = _is_foreign_group(command, text.partition("=")[0], where)
         if foreign or _is_plain_setting(command, override):
             settings.append(override)
         else:
-            words.append(word)
-    config = copy.deepcopy(_with_choices(command, words, where))
+            chosen.append(text)
+    config = copy.deepcopy(_with_choices(command, chosen, where))
     for setting in settings:
         try:
             OmegaConf.update(config, setting.key_or_group, setting.value())
@@ -132,22 +134,22 @@ def composed(command: Command, spelled: Sequence[str], where: list[Path]) -> Dic
     return config
 
 
-def _with_choices(command: Command, words: list[str], where: list[Path]) -> DictConfig:
-    """What Hydra composes of the options that some words choose. Kept, since it takes a tenth of a second.
+def _with_choices(command: Command, chosen: list[str], where: list[Path]) -> DictConfig:
+    """The config that Hydra composes of the chosen options; kept, since composing takes a tenth of a second.
 
     An edited yaml file is read again.
     """
     groups = [folder / group for folder in where for group in (*command.choices(), "hydra")]
     paths = [path for group in groups for path in group.rglob("*.yaml")]
     paths += [path for folder in where for path in folder.glob("*.yaml")]
-    key = (command.name, *words, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(paths)))
+    key = (command.name, *chosen, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(paths)))
     if key not in _composed:
         with _hydra_of_our_own(where[0]):
-            config = compose(command.name, words, return_hydra_config=True)
+            config = compose(command.name, chosen, return_hydra_config=True)
         _refuse_code(config)
         with open_dict(config):
             del config["hydra"]
-        if len(_composed) >= _MOST_COMPOSED:
+        if len(_composed) >= _MAX_COMPOSED:
             _composed.clear()
         _composed[key] = config
     return _composed[key]

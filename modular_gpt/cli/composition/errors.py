@@ -66,7 +66,7 @@ def _siblings(cause: OmegaConfBaseException) -> list[str]:
 
 
 def _wrong_value(cause: ValidationError) -> str:
-    """In the words in which the library itself refuses a value of the wrong type."""
+    """The message with which ``checked`` refuses a value of the wrong type."""
     node_type = OmegaConf.get_type(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else None
     try:
         checked(cause.value, typing.get_type_hints(node_type)[str(cause.key)], str(cause.full_key))
@@ -78,7 +78,7 @@ def _wrong_value(cause: ValidationError) -> str:
 
 
 def _in_file(error: Exception) -> str:
-    """'In 'attention/mine': ' where a yaml file, and no word of the command line, is to blame."""
+    """'In 'attention/mine': ' where a yaml file, not the command line, is to blame."""
     first = _first_line(error)
     return first[: first.index("': ") + 3] if first.startswith("In '") and "': " in first else ""
 

@@ -1,4 +1,4 @@
-"""Commands without groups: from words to the one dataclass that holds all their settings."""
+"""Commands without groups: from arguments to the one dataclass that holds all settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from modular_gpt.cli.composition.schema import Command
 from modular_gpt.core.validation import from_mapping
 
 
-def read_plain(command: Command, words: Sequence[str], where: list[Path]) -> tuple[Any, str]:
-    """An instance of ``command.plain`` as some words describe it, and all of its settings as YAML.
+def read_plain(command: Command, arguments: Sequence[str], where: list[Path]) -> tuple[Any, str]:
+    """Build an instance of ``command.plain`` from arguments. Returns it, and all of its settings as YAML.
 
     Raises:
-        ConfigError: a word is no setting, or a value cannot be.
+        ConfigError: an argument names no setting, or its value is not valid.
     """
-    _, spelled = read_overrides(command, words, where)
+    _, hydra_overrides = read_overrides(command, arguments, where)
     with explained(command, where):
-        config = composed(command, spelled, where)
+        config = composed(command, hydra_overrides, where)
         values = plain(config)
     return from_mapping(command.plain, values, command.name), as_yaml(config)

@@ -24,12 +24,12 @@ from modular_gpt.core.errors import ConfigError, closest, printable, unknown
 from modular_gpt.core.registry import slots
 
 KEY = r"""[^\s=+~."'{}]+"""  # one part of a dotted key
-WORD = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DOTALL)
+ARGUMENT = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DOTALL)
 BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
 QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, where Hydra wants keys without quotes
 QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 NONE = "null"
-MOST_VALUES = 50  # of a sweep that are tried before it begins
+MAX_VALUES = 50  # of a sweep that are tried before it begins
 HYDRA_IN_SWEEPS = re.compile(r"hydra[/.](launcher|sweeper)\b|hydra\.sweep\.dir$|hydra\.job\.env_(set|copy)\b")
 SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
 
@@ -53,7 +53,7 @@ class Override:
 
 
 def read_overrides(
-    command: Command, words: Sequence[str], where: list[Path], sweep: bool = False, hydra: bool = False
+    command: Command, arguments: Sequence[str], where: list[Path], sweep: bool = False, hydra: bool = False
 ) -> tuple[list[Override], list[str]]:
     """The settings of a command line, as typed and in Hydra's language.
 
@@ -65,49 +65,51 @@ def read_overrides(
         ConfigError: a setting or an option does not exist, has no effect, or names code.
     """
     typed: list[Override] = []
-    spelled: list[str] = []
-    for word in words:
-        key, value = _key_and_value(command, word)
+    hydra_overrides: list[str] = []
+    for argument in arguments:
+        key, value = _key_and_value(command, argument)
         if re.match(r"hydra\b", key):
             if not hydra:
-                _check_hydra(word, key, sweep)
-            spelled.append(word)
+                _check_hydra(argument, key, sweep)
+            hydra_overrides.append(argument)
             continue
         for override in _understood(command, key, value):
-            _check_key(command, word, override)
+            _check_key(command, argument, override)
             if _unset(command, override):
                 typed = [other for other in typed if other.key != override.key]
-                spelled = [other for other in spelled if other.partition("=")[0] != override.key]
+                hydra_overrides = [other for other in hydra_overrides if other.partition("=")[0] != override.key]
                 continue
             typed.append(override)
-            spelled.append(_spelled(command, override, where, sweep))
-    for override in _implied(command, words, typed):
+            hydra_overrides.append(_in_hydra_grammar(command, override, where, sweep))
+    for override in _implied(command, arguments, typed):
         typed.insert(0, override)
-        spelled.insert(0, f"{override.key}={override.value}")
-    return typed, spelled
+        hydra_overrides.insert(0, f"{override.key}={override.value}")
+    return typed, hydra_overrides
 
 
-def _key_and_value(command: Command, word: str) -> tuple[str, str]:
-    if word.startswith("~"):
-        raise ConfigError(f"{word!r}: a setting cannot be removed; set it to {NONE}, or choose another option")
-    match = WORD.fullmatch(word)
+def _key_and_value(command: Command, argument: str) -> tuple[str, str]:
+    if argument.startswith("~"):
+        raise ConfigError(f"{argument!r}: a setting cannot be removed; set it to {NONE}, or choose another option")
+    match = ARGUMENT.fullmatch(argument)
     if match is None:
         example = "attention=gqa" if "attention" in command.groups() else "max_new_tokens=100"
-        raise ConfigError(f"cannot read {printable(word)!r}: settings are written key=value, such as {example}")
+        raise ConfigError(f"cannot read {printable(argument)!r}: settings are written key=value, such as {example}")
     if TARGET in match["key"]:
         raise ConfigError(f"{match['key']!r} cannot be set: no setting names code to run")
     return command.former_names.get(match["key"], match["key"]), match["value"]
 
 
-def _check_hydra(word: str, key: str, sweep: bool) -> None:
+def _check_hydra(argument: str, key: str, sweep: bool) -> None:
     """Raise a ConfigError for a setting of Hydra's that would have no effect."""
     if key == "hydra":
-        raise ConfigError(f"{word!r}: Hydra's own settings are given one by one, hydra.<setting>=...; see --hydra-help")
+        raise ConfigError(
+            f"{argument!r}: Hydra's own settings are given one by one, hydra.<setting>=...; see --hydra-help"
+        )
     if not sweep and HYDRA_IN_SWEEPS.match(key):
-        raise ConfigError(f"{word!r} is for several runs: add --multirun")
+        raise ConfigError(f"{argument!r} is for several runs: add --multirun")
     if not HYDRA_IN_SWEEPS.match(key):
         raise ConfigError(
-            f"{word!r} has no effect here: runs=<folder> and name=<name> choose the directory of a run; of Hydra's"
+            f"{argument!r} has no effect here: runs=<folder> and name=<name> choose the directory of a run; of Hydra's"
             " settings, those of hydra/launcher, hydra/sweeper, hydra.sweep.dir and hydra.job.env_set can be set"
         )
 
@@ -118,11 +120,11 @@ def _understood(command: Command, key: str, value: str) -> list[Override]:
     Raises:
         ConfigError: the counterpart of a name means something else.
     """
-    ours = [] if _exists(command, key) else our_settings(command, key)
+    our_names = [] if _exists(command, key) else our_settings(command, key)
     name = key.rpartition(".")[2]
-    if ours and SETTINGS[name].note:
+    if our_names and SETTINGS[name].note:
         raise ConfigError(no_counterpart(name))
-    return [Override(setting, _our_value(command, setting, value)) for setting in ours or [key]]
+    return [Override(setting, _our_value(command, setting, value)) for setting in our_names or [key]]
 
 
 def _exists(command: Command, key: str) -> bool:
@@ -133,8 +135,8 @@ def _our_value(command: Command, key: str, value: str) -> str:
     if key in command.groups() and key not in command.tables and SELECTS.fullmatch(value):
         known = command.schemas(key)
         return ",".join((*component_names(key, name, known), name)[0] for name in value.split(","))
-    ours = our_value(key, value)
-    return value if ours == value else str(ours)
+    converted = our_value(key, value)
+    return value if converted == value else str(converted)
 
 
 def our_settings(command: Command, key: str) -> list[str]:
@@ -153,12 +155,12 @@ def _path(command: Command, target: str) -> str | None:
     return target if target in everything else next(inside, None)
 
 
-def _implied(command: Command, words: Sequence[str], typed: Sequence[Override]) -> list[Override]:
+def _implied(command: Command, arguments: Sequence[str], typed: Sequence[Override]) -> list[Override]:
     """The options that foreign settings belong to, where no other option of the group is chosen."""
     chosen = {override.key for override in typed}
     found: dict[str, str] = {}
-    for word in words:
-        name = word.lstrip("+").partition("=")[0]
+    for argument in arguments:
+        name = argument.lstrip("+").partition("=")[0]
         if name in SETTINGS and SETTINGS[name].implies and not _exists(command, name):
             group = SETTINGS[name].targets[0].partition(".")[0]
             if group in command.choices() and group not in chosen:
@@ -166,13 +168,13 @@ def _implied(command: Command, words: Sequence[str], typed: Sequence[Override]) 
     return [Override(group, option) for group, option in found.items()]
 
 
-def _check_key(command: Command, word: str, override: Override) -> None:
+def _check_key(command: Command, argument: str, override: Override) -> None:
     known = {*command.choices(), *names_of(command.plain)}
     if "." not in override.key and override.key not in known:
         raise ConfigError(unknown_setting(command, override.key, list(known)))
     group, _, setting = override.key.partition(".")
     if setting == "name" and group in slots():
-        raise ConfigError(f"{printable(word)!r}: choose the option itself, {group}={printable(override.value)}")
+        raise ConfigError(f"{printable(argument)!r}: choose the option itself, {group}={printable(override.value)}")
 
 
 def _unset(command: Command, override: Override) -> bool:
@@ -181,7 +183,7 @@ def _unset(command: Command, override: Override) -> bool:
     return choice is not None and (choice.default, override.value) == (NONE, NONE)
 
 
-def _spelled(command: Command, override: Override, where: list[Path], sweep: bool) -> str:
+def _in_hydra_grammar(command: Command, override: Override, where: list[Path], sweep: bool) -> str:
     key, value = override.key, override.value
     if key in command.choices():
         _check_options(command, key, value, where, sweep)
@@ -307,29 +309,29 @@ def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:
 def closest_setting(command: Command, key: str, siblings: Sequence[str] = ()) -> str | None:
     """The setting that a key which does not exist means: a setting of another program, or a misspelling."""
     parent, _, name = key.rpartition(".")
-    ours = our_settings(command, key) or our_settings(command, name)
+    our_names = our_settings(command, key) or our_settings(command, name)
     beside = closest(name, siblings) if siblings else None
-    if ours or (parent and beside):
-        return ours[0] if ours else beside
+    if our_names or (parent and beside):
+        return our_names[0] if our_names else beside
     leaves = {setting.rpartition(".")[2]: setting for setting in reversed([*command.settings(), *command.choices()])}
     close = closest(name, leaves)
     return leaves.get(name) or beside or (leaves[close] if close else None)
 
 
-def jobs_to_try(command: Command, spelled: Sequence[str]) -> list[list[str]]:
+def jobs_to_try(command: Command, hydra_overrides: Sequence[str]) -> list[list[str]]:
     """Overrides of the first job of a sweep, and of that job with each other value of each setting.
 
     What only a sweeper can expand is left out, and options of groups are known to exist.
     """
     first: list[str] = []
     others: list[tuple[int, str]] = []
-    for override in OverridesParser.create().parse_overrides(list(spelled)):
+    for override in OverridesParser.create().parse_overrides(list(hydra_overrides)):
         if not override.is_sweep_override():
             first.append(str(override.input_line))
         elif override.value_type is not ValueType.GLOB_CHOICE_SWEEP:
             key = str(override.input_line).partition("=")[0]
-            values = list(islice(override.sweep_string_iterator(), MOST_VALUES))
+            values = list(islice(override.sweep_string_iterator(), MAX_VALUES))
             first.append(f"{key}={values[0]}")
             if override.key_or_group not in command.choices():
                 others += [(len(first) - 1, f"{key}={value}") for value in values[1:]]
-    return [first, *([*first[:place], word, *first[place + 1 :]] for place, word in others)]
+    return [first, *([*first[:place], argument, *first[place + 1 :]] for place, argument in others)]

@@ -55,14 +55,14 @@ def launch(command: Command, directory: Path, settings: Sequence[str], where: li
     prepare(command, where)
     ConfigStore.instance().store(group="hydra/sweeper", name="rounds", node=SWEEPER)
     folder = directory.absolute()
-    words = [
+    arguments = [
         "--multirun",
         "hydra/sweeper=rounds",
         f"hydra.sweeper.directory={quoted(str(folder))}",
         f"hydra.sweep.dir={quoted(str(folder / LAUNCHED))}",
         *settings,
     ]
-    with explained(command, where), hydra_command_line(f"mgpt-{command.name}", words):
+    with explained(command, where), hydra_command_line(f"mgpt-{command.name}", arguments):
         hydra.main(**HYDRA, config_path=str(where[0]), config_name=command.name)(Job(folder).run)()
 
 

@@ -12,14 +12,14 @@ SILENT = ("name", "runs", "resume", "init_from", "experiment", "trainer", "paral
 
 def about_the_model(key: str) -> bool:
     """Whether a setting is worth mentioning in the name of a run."""
-    return not any(key == each or key.startswith(f"{each}.") for each in SILENT)
+    return not any(key == silent or key.startswith(f"{silent}.") for silent in SILENT)
 
 
 def run_name(overrides: Sequence[Override], groups: Container[str]) -> str:
     """``gqa-n_kv_heads=2`` for ``attention=gqa attention.n_kv_heads=2``; empty for nothing."""
-    parts = []
+    settings = []
     for override in overrides:
         setting = override.key.rpartition(".")[2]
-        parts.append(override.value if override.key in groups else f"{setting}={override.value}")
-    plain = (re.sub(r"[^\w.+=-]+", "_", part).strip("_.") for part in parts)
+        settings.append(override.value if override.key in groups else f"{setting}={override.value}")
+    plain = (re.sub(r"[^\w.+=-]+", "_", text).strip("_.") for text in settings)
     return "-".join(filter(None, plain))[:LONGEST].rstrip("-_.")

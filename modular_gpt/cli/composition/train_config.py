@@ -1,4 +1,4 @@
-"""From words on the command line, or in a notebook, to the RunConfig that training takes."""
+"""From the command line, or strings in a notebook, to the RunConfig that training takes."""
 
 import copy
 import dataclasses
@@ -89,23 +89,27 @@ def compose(*overrides: str, config_dir: str | None = None) -> RunConfig:
     return composed_run(overrides, folders(config_dir))[0]
 
 
-def composed_run(words: Sequence[str], where: list[Path]) -> tuple[RunConfig, DictConfig]:
+def composed_run(arguments: Sequence[str], where: list[Path]) -> tuple[RunConfig, DictConfig]:
     """The RunConfig that some overrides describe, and the composed config that it was read from.
 
     A run without a name is named after the overrides. A resumed run keeps every setting that is not overridden.
     """
-    typed, spelled = read_overrides(TRAIN, words, where)
+    typed, hydra_overrides = read_overrides(TRAIN, arguments, where)
     with explained(TRAIN, where):
         # overrides are composed over the components of the other run, whose settings may differ from the defaults'
         resume, source = _typed("resume", typed), _typed("init_from", typed)
         if resume is None:
-            config = composed(TRAIN, spelled, where) if source is None else started_from(source, typed, spelled, where)
+            config = (
+                composed(TRAIN, hydra_overrides, where)
+                if source is None
+                else started_from(source, typed, hydra_overrides, where)
+            )
             resume = config.resume  # a yaml may set it
         if resume is not None:
-            config = resumed_from(resume, typed, spelled, where)
+            config = resumed_from(resume, typed, hydra_overrides, where)
             return run_config(config), config
         if source is None and config.init_from is not None:  # an experiment says so
-            config = started_from(config.init_from, typed, spelled, where)
+            config = started_from(config.init_from, typed, hydra_overrides, where)
         if config.name == RunConfig.name:
             telling = [override for override in typed if about_the_model(override.key)]
             config.name = run_name(telling, TRAIN.choices()) or config.name
@@ -118,7 +122,7 @@ def _typed(key: str, typed: Sequence[Override]) -> str | None:
     return values[-1] if values and values[-1] != NONE else None
 
 
-def started_from(source: str, typed: Sequence[Override], spelled: list[str], where: list[Path]) -> DictConfig:
+def started_from(source: str, typed: Sequence[Override], hydra_overrides: list[str], where: list[Path]) -> DictConfig:
     """The config of a run that starts from another model: that model's settings and tokenizer, then the overrides.
 
     Raises:
@@ -135,13 +139,13 @@ def started_from(source: str, typed: Sequence[Override], spelled: list[str], whe
         del base["model"]["vocab_size"]
     else:
         base["tokenizer"] = encode(decode("tokenizer", tokenizer_settings(source, opened)))
-    config = _composed_over(base, typed, spelled, where)
+    config = _composed_over(base, typed, hydra_overrides, where)
     target = resolve_link(Path(source).expanduser())  # runs/latest will lead to the new run
     config.init_from = source if target == Path(source) else str(target)
     return config
 
 
-def resumed_from(resume: str, typed: Sequence[Override], spelled: list[str], where: list[Path]) -> DictConfig:
+def resumed_from(resume: str, typed: Sequence[Override], hydra_overrides: list[str], where: list[Path]) -> DictConfig:
     """The config of a run that is resumed: its own settings, then the overrides.
 
     Raises:
@@ -153,7 +157,7 @@ def resumed_from(resume: str, typed: Sequence[Override], spelled: list[str], whe
     if any(override.key == "experiment" for override in typed):
         raise ConfigError("resume keeps the settings of its run: set what is to differ one by one, not by experiment=")
     before = load_config(resume).to_dict()
-    config = _composed_over({**before, **_model_settings(before["model"])}, typed, spelled, where)
+    config = _composed_over({**before, **_model_settings(before["model"])}, typed, hydra_overrides, where)
     config.resume = resume
     return config
 
@@ -165,7 +169,9 @@ def _model_settings(model: PlainDict) -> PlainDict:
     return {"model": plain, "model_size": size, **{group: model[group] for group in MODEL_GROUPS}}
 
 
-def _composed_over(base: PlainDict, typed: Sequence[Override], spelled: list[str], where: list[Path]) -> DictConfig:
+def _composed_over(
+    base: PlainDict, typed: Sequence[Override], hydra_overrides: list[str], where: list[Path]
+) -> DictConfig:
     """The settings ``base`` of another run, by group, and the overrides composed over them.
 
     A group that is overridden with the option it has in ``base`` keeps its settings; another option starts from that
@@ -174,7 +180,7 @@ def _composed_over(base: PlainDict, typed: Sequence[Override], spelled: list[str
     replaced = {key for key in TRAIN.choices() if _replaces(base.get(key), _typed(key, typed))}
     kept = {group: settings for group, settings in base.items() if group not in replaced}
     names = [f"{group}={settings['name']}" for group, settings in kept.items() if group in slots()]
-    now = composed(TRAIN, [*names, *spelled], where)
+    now = composed(TRAIN, [*names, *hydra_overrides], where)
     config = copy.deepcopy(now)
     for key, value in _leaves(kept):
         OmegaConf.update(config, key, _literal(value), merge=False, force_add=True)

@@ -37,10 +37,10 @@ def variants(
     chosen = {setting.partition("=")[0] for setting in settings}
     kept = {"model_size"} if "init_from" in chosen else set()  # another model has its size
     defaults = [f"{group}={option}" for group, option in options.items() if group not in chosen | kept]
-    _, spelled = read_overrides(TRAIN, [*defaults, *settings], where, sweep=True)
+    _, hydra_overrides = read_overrides(TRAIN, [*defaults, *settings], where, sweep=True)
     found: dict[str, RunConfig] = {}
     with explained(TRAIN, where):
-        for name, combination in combinations(spelled):
+        for name, combination in combinations(hydra_overrides):
             config = composed(TRAIN, combination, where)
             if config.init_from is not None:
                 config = started_from(config.init_from, named(combination), combination, where)
@@ -50,17 +50,17 @@ def variants(
     return found
 
 
-def named(spelled: Sequence[str]) -> list[Override]:
+def named(hydra_overrides: Sequence[str]) -> list[Override]:
     """The keys and values of settings in Hydra's language."""
-    parsed = OverridesParser.create().parse_overrides(list(spelled))
+    parsed = OverridesParser.create().parse_overrides(list(hydra_overrides))
     return [Override(override.key_or_group, str(override.value())) for override in parsed]
 
 
-def combinations(spelled: Sequence[str]) -> Iterator[Named]:
+def combinations(hydra_overrides: Sequence[str]) -> Iterator[Named]:
     """Every combination of the values of swept settings, named after them."""
     shared: list[str] = []
     swept: list[list[str]] = []
-    for override in OverridesParser.create().parse_overrides(list(spelled)):
+    for override in OverridesParser.create().parse_overrides(list(hydra_overrides)):
         if override.is_sweep_override():
             key = str(override.input_line).partition("=")[0]
             swept.append([f"{key}={value}" for value in override.sweep_string_iterator()])

@@ -102,11 +102,11 @@ def _gpt2_json(path: Path) -> PlainDict:
         load_json_object(beside, remedy="correct or remove it") if beside.is_file() else {}
         for beside in (path.with_name("config.json"), path.with_name(TOKENIZER_CONFIG))
     )
-    kind = settings.get("tokenizer_class") or model.get("model_type") or "gpt2"
-    if kind not in GPT2_LIKE:
+    tokenizer_class = settings.get("tokenizer_class") or model.get("model_type") or "gpt2"
+    if tokenizer_class not in GPT2_LIKE:
         raise DataError(
-            f"'{path}' belongs to a {kind!r:.60} tokenizer, and how that splits a text is not in {VOCAB} and {MERGES}:"
-            f" add its {FILE}"
+            f"'{path}' belongs to a {tokenizer_class!r:.60} tokenizer, and how that splits a text is not in"
+            f" {VOCAB} and {MERGES}: add its {FILE}"
         )
     vocab = _read(path)
     try:
