@@ -14,12 +14,14 @@ from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.hf.cache import GenerationCache, padding_of
 from modular_gpt.hf.card import write_card
 from modular_gpt.hf.configuration import ModularGPTConfig
+from modular_gpt.hf.layer_outputs import layer_outputs
 from modular_gpt.model import GPTModel
 from modular_gpt.pretrained.hub import Source
 from modular_gpt.pretrained.weight_files import Tensors
 
 _ASSISTED = GenerationMode.ASSISTED_GENERATION
-_SUPPORTED_OPTIONS = ("num_items_in_batch", "return_dict", "cache_position")
+_LAYER_OUTPUTS = ("output_attentions", "output_hidden_states")
+_SUPPORTED_OPTIONS = ("num_items_in_batch", "return_dict", "cache_position", *_LAYER_OUTPUTS)
 
 
 class ForwardOptions(TypedDict, total=False):
@@ -28,7 +30,10 @@ class ForwardOptions(TypedDict, total=False):
     num_items_in_batch: the number of tokens to divide the loss by; None: the number in this batch
     return_dict: False for a tuple instead of a CausalLMOutputWithPast
     cache_position: accepted for transformers 5.0 and not used: the cache counts its tokens itself
-    inputs_embeds, output_attentions, output_hidden_states: not supported, so they must be None or False
+    output_attentions: return the attention weights (B, H, T, S) of each layer; None: as the config says
+    output_hidden_states: return the embeddings (B, T, D) and the output of each layer, of the last one after the final
+        norm; None: as the config says
+    inputs_embeds: not supported, so it must be None
     """
 
     num_items_in_batch: Tensor | int | None
@@ -98,7 +103,8 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         cache = self._cache(input_ids, past_key_values, use_cache)
         cached = None if cache is None else cache.get_seq_length()
         padding = None if attention_mask is None else padding_of(attention_mask, input_ids, cached)
-        hidden, losses = self._read(input_ids, cache, padding)
+        with layer_outputs(self.model, *self._asks_for(options)) as layers:
+            hidden, losses = self._read(input_ids, cache, padding)
         loss = None
         if labels is None:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -108,8 +114,14 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
             count = options.get("num_items_in_batch")
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=count)
             loss = sum(losses.values(), loss)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+        fields = layers.outputs(input_ids.shape[1])
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, **fields)
         return output.to_tuple() if options.get("return_dict") is False else output
+
+    def _asks_for(self, options: ForwardOptions) -> list[bool]:
+        """Whether the outputs named by ``_LAYER_OUTPUTS`` are asked for, by an option or else by the config."""
+        given = {**options}
+        return [bool(getattr(self.config, name) if given.get(name) is None else given[name]) for name in _LAYER_OUTPUTS]
 
     def _check_adapters(self) -> None:
         """Raise a ConfigError for an adapter that only one of the two uses of a tied embedding would read."""

@@ -131,7 +131,6 @@ def test_contrast_with_a_wrong_cache(small: Make) -> None:
         ({"attention_mask": torch.tensor([[1] * 6 + [0]] * 2)}, "padded on the right"),
         ({"attention_mask": torch.tensor([[1, 1, 0, 1, 1, 1, 1]] * 2)}, "between others"),
         ({"max_new_tokens": 60}, "tokens do not fit pos=learned"),
-        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions is not supported"),
     ],
 )
 def test_what_cannot_work_is_refused(small: Make, settings: dict[str, Any], sentence: str) -> None:
