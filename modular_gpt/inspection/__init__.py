@@ -3,5 +3,6 @@
 from modular_gpt.inspection.activations import Activations, capture
 from modular_gpt.inspection.heads import ablate_heads, head_scores
 from modular_gpt.inspection.lens import logit_lens
+from modular_gpt.inspection.page import MAX_TOKENS, write_page
 
-__all__ = ["Activations", "ablate_heads", "capture", "head_scores", "logit_lens"]
+__all__ = ["MAX_TOKENS", "Activations", "ablate_heads", "capture", "head_scores", "logit_lens", "write_page"]

@@ -1,5 +1,6 @@
 """Measures of attention heads: where their weights go, and how much the loss depends on them."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -61,22 +62,23 @@ def _position_weights(weights: Tensor, length: int) -> Tensor:
 
 
 @torch.no_grad()
-def ablate_heads(model: GPTModel, ids: Tensor, targets: Tensor) -> Tensor:
+def ablate_heads(model: GPTModel, ids: Tensor, targets: Tensor, layers: Sequence[int] | None = None) -> Tensor:
     """The rise of the loss when the output of one head is replaced by its mean over the batch (mean ablation).
 
     Args:
         ids: (B, T) token ids; targets: (B, T) the token that follows each, -100 where none counts
+        layers: the blocks whose heads are ablated; None: all
 
     Returns:
-        (n_layers, H) rise of the cross-entropy in nats per token, below zero where the loss falls; NaN for layers that
-        do not report their heads
+        (n_layers, H) rise of the cross-entropy in nats per token, below zero where the loss falls; NaN for other layers
+        and for those that do not report their heads
     """
 
     with evaluating(model):
         with capture(model, HEADS.format("*")) as seen:
             intact = _loss(model, ids, targets)
         rises = torch.full((len(model.blocks), model.config.n_heads), torch.nan)
-        for layer in range(len(model.blocks)):
+        for layer in range(len(model.blocks)) if layers is None else layers:
             name = HEADS.format(layer)
             for head in range(seen[name].shape[1] if name in seen else 0):
                 with capture(model, edit={name: partial(_mean_of_head, head=head)}):

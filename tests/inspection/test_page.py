@@ -1,0 +1,189 @@
+"""The page of mgpt-inspect: its content, and what pointing and clicking show in a browser."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modular_gpt import ConfigError, DataError, GPTConfig, GPTModel, ablate_heads, capture, head_scores, logit_lens
+from modular_gpt.data.tokenizers.char import CharTokenizer
+from modular_gpt.inspection import write_page
+from tests.components.laws import build
+from tests.inspection.browser import run_in_page
+
+TEXT = "to be <or> not & to be\n</script>!"
+SETTINGS = dict(d_model=32, n_heads=4, n_layers=2, context_length=48, attention="gqa", ffn="moe")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CharTokenizer:
+    return CharTokenizer(TEXT)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: CharTokenizer) -> GPTModel:
+    return build(GPTConfig(**{**SETTINGS, "vocab_size": tokenizer.vocab_size}))
+
+
+@pytest.fixture(scope="module")
+def page(model: GPTModel, tokenizer: CharTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(model, tokenizer, TEXT, tmp_path_factory.mktemp("page") / "page.html", title="a <model>")
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_its_numbers_are_those_of_the_model(model: GPTModel, tokenizer: CharTokenizer, page: Path) -> None:
+    data, ids = data_of(page), torch.tensor([tokenizer.encode(TEXT)])
+    with torch.no_grad(), capture(model, "*.weights", "*.chosen") as seen:
+        logits = model(ids)
+    losses = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+    assert data["losses"][0] is None
+    torch.testing.assert_close(torch.tensor(data["losses"][1:]), losses, atol=1e-4, rtol=0)
+    count = len(TEXT)
+    for layer in range(2):
+        for head in range(4):
+            packed = torch.tensor(list(base64.b64decode(data["weights"][layer][head])))
+            weights = torch.zeros(count, count)
+            weights[tuple(torch.tril_indices(count, count))] = (packed / 255).square()
+            assert (weights - seen[f"blocks.{layer}.attention.weights"][0, head]).abs().max() < 0.005
+        for expert, text in enumerate(data["routes"][layer]["experts"]):
+            chosen = (seen[f"blocks.{layer}.ffn.chosen"][0] == expert).any(-1)
+            assert list(base64.b64decode(text)) == chosen.int().tolist()
+    best = logit_lens(model, ids)[:, 0].softmax(-1).topk(5, -1)
+    for token in (0, 11, count - 1):
+        for layer in range(3):
+            shown = data["lens"][token][layer]
+            assert [id for id, _ in shown] == best.indices[layer, token].tolist()
+            assert [value for _, value in shown] == pytest.approx(best.values[layer, token].tolist(), abs=1e-4)
+
+
+def test_the_table_of_heads(model: GPTModel, tokenizer: CharTokenizer, page: Path) -> None:
+    ids = torch.tensor([tokenizer.encode(TEXT)])
+    columns = [*head_scores(model).values(), ablate_heads(model, ids[:, :-1], ids[:, 1:])]
+    row = re.search(r"<tr><th>1\.2</th>(.*?)</tr>", page.read_text(encoding="utf-8"))
+    assert row is not None
+    assert re.findall(r">(-?[\d.]+)</td>", row[1]) == [f"{float(column[1, 2]):.2f}" for column in columns]
+
+
+def test_it_holds_everything_and_loads_nothing(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"""\b(?:src|href)\s*=|@import|url\(|https?:|fetch\(|import\(""", text)
+    assert "default-src 'none'" in text
+    assert "<h1>a &lt;model&gt;</h1>" in text
+    assert text.count("</script>") == 2  # the text's own does not end one
+
+
+def test_long_texts_are_cut_and_short_ones_refused(model: GPTModel, tokenizer: CharTokenizer, tmp_path: Path) -> None:
+    written = write_page(model, tokenizer, TEXT * 3, tmp_path / "page.html", max_tokens=10, layers=[1])
+    data = data_of(written)
+    assert len(data["tokens"]) == 10 and data["layers"] == [1]
+    assert "shows the first 10 tokens of the text" in written.read_text(encoding="utf-8")
+    with pytest.raises(DataError, match="the text 't' has 1 token; give one with at least 2"):
+        write_page(model, tokenizer, "t", tmp_path / "page.html")
+    for settings, refusal in (
+        ({"layers": [2]}, "layers=2 does not exist; the blocks of this model are 0 to 1"),
+        ({"max_tokens": 300}, "max_tokens=300 must lie between 2 and 256"),
+    ):
+        with pytest.raises(ConfigError, match=refusal):
+            write_page(model, tokenizer, TEXT, tmp_path / "page.html", **settings)
+
+
+@pytest.mark.parametrize("attention", ["linear", "mla", "swa"])
+def test_every_attention_has_a_page(attention: str, tokenizer: CharTokenizer, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "attention": attention, "ffn": "mlp", "vocab_size": tokenizer.vocab_size}
+    data = data_of(write_page(build(GPTConfig(**settings)), tokenizer, TEXT, tmp_path / "page.html"))
+    assert len(data["weights"]) == 2 and not data["routes"]
+
+
+POINT = """
+const figure = document.querySelectorAll("figure")[5], map = figure.querySelector(".map");
+figure.scrollIntoView({ block: "end" });
+const box = map.getBoundingClientRect(), row = 20;
+const hit = touch("pointermove", box.left + box.width / 2, box.top + (box.height * (row + 0.5)) / length);
+const shades = tokens.map((token) => Number(getComputedStyle(token).getPropertyValue("--p")));
+const backgrounds = new Set(tokens.map((token) => getComputedStyle(token).backgroundColor));
+const status = document.getElementById("status").textContent;
+const reader = document.getElementById("reader").getBoundingClientRect();
+map.dispatchEvent(new PointerEvent("pointerleave"));
+const after = document.getElementById("status").textContent;
+return { hit: hit && hit.tagName, shades, backgrounds: backgrounds.size, status, top: reader.top, after };
+"""
+
+
+def test_pointing_at_a_row_shades_what_its_token_reads(
+    model: GPTModel, tokenizer: CharTokenizer, page: Path, tmp_path: Path
+) -> None:
+    found = run_in_page(page, tmp_path, POINT)
+    with torch.no_grad(), capture(model, "*.weights") as seen:
+        model(torch.tensor([tokenizer.encode(TEXT)]))
+    expected = seen["blocks.1.attention.weights"][0, 1, 20].sqrt()  # the sixth map: four heads in block 0
+    assert found["hit"] == "CANVAS"
+    torch.testing.assert_close(torch.tensor(found["shades"]), expected, atol=0.005, rtol=0)
+    assert found["backgrounds"] > 3
+    strongest = int(expected.argmax())
+    assert found["status"].startswith(f"block 1, head 1, token 20 “{TEXT[20]}” reads “")
+    assert re.search(r"reads “.+?” \((\d+)\)", found["status"])[1] == str(strongest)  # type: ignore[index]
+    assert found["top"] == 0  # the text stays in sight
+    assert found["after"].startswith(f"token {len(TEXT) - 1} “!”")
+
+
+CLICK = """
+touch("click", ...(() => { const box = tokens[3].getBoundingClientRect(); return [box.left + 2, box.top + 8]; })());
+const rows = [...document.querySelectorAll("#lens tr")].map((row) => [...row.children].map((cell) => cell.textContent));
+const actual = [...document.querySelectorAll("#lens td.actual")].map((cell) => cell.firstChild.textContent.trim());
+const status = document.getElementById("status").textContent;
+document.getElementById("text").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+const next = document.getElementById("status").textContent;
+const expert = document.querySelectorAll(".routes figure")[0];
+expert.scrollIntoView({ block: "end" });
+const box = expert.querySelector(".map").getBoundingClientRect();
+touch("click", box.left + 5, box.top + (box.height * 2.5) / routes[0].length);
+const shaded = tokens.filter((token) => Number(token.style.getPropertyValue("--p")) > 0).length;
+const pinned = document.querySelectorAll(".pinned").length, routing = document.getElementById("status").textContent;
+touch("click", box.left + 5, box.top + (box.height * 2.5) / routes[0].length);
+return { rows, actual, status, next, shaded, pinned, routing, unpinned: document.querySelectorAll(".pinned").length };
+"""
+
+
+def test_clicking_shows_predictions_and_the_tokens_of_an_expert(page: Path, tmp_path: Path) -> None:
+    data = data_of(page)
+    found = run_in_page(page, tmp_path, CLICK)
+    assert found["status"].startswith("token 3 “b” · loss ")
+    assert found["next"].startswith("token 4 “e” · loss ")
+    assert [row[0] for row in found["rows"]] == ["read after", "embedding", "block 0", "block 1"]
+    first = data["lens"][3][2][0]
+    assert found["rows"][3][1].startswith(data["words"][str(first[0])])
+    assert set(found["actual"]) <= {"e"}
+    count = sum(base64.b64decode(data["routes"][0]["experts"][2]))
+    assert found["shaded"] == count and found["pinned"] == 1 and found["unpinned"] == 0
+    assert found["routing"] == f"block 0, expert 2: {count} of {len(TEXT)} tokens"
+
+
+LOOK = """
+const context = document.querySelector("canvas").getContext("2d");
+const pixel = (x, y) => [...context.getImageData(x, y, 1, 1).data];
+const style = getComputedStyle(document.body);
+const unscrolled = [...document.querySelectorAll("body *")].filter((element) => !element.closest(".scroll"));
+const wide = unscrolled.filter((element) => element.getBoundingClientRect().right > innerWidth + 1);
+return {
+  width: innerWidth, scroll: document.documentElement.scrollWidth, wide: wide.map((element) => element.tagName),
+  hidden: pixel(length - 1, 0), full: pixel(0, 0), paper: style.backgroundColor, ink: style.color };
+"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1200, True)])
+def test_it_fits_narrow_and_wide_windows_in_light_and_dark(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    found = run_in_page(page, tmp_path, LOOK, width, dark)
+    assert found["width"] == width and found["scroll"] <= width and not found["wide"]
+    paper, ink = (list(map(int, re.findall(r"\d+", found[name]))) for name in ("paper", "ink"))
+    assert (sum(paper) < sum(ink)) == dark
+    assert found["hidden"][:3] == paper  # a later token is not read
+    assert found["full"][:3] == ink  # the first token reads itself alone
