@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from unittest.mock import patch
 
-from modular_gpt.cli import bench, compare, convert, evaluate, generate, train
+from modular_gpt.cli import bench, compare, convert, evaluate, generate, inspect, train
 from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.composition.schema import options
 from modular_gpt.cli.composition.train_config import TRAIN
@@ -40,5 +40,12 @@ def help_of(main: Callable[[list[str]], int]) -> Callable[[], str]:
     return lambda: printed(main, "--help")
 
 
-COMMANDS = {"compare": compare, "bench": bench, "generate": generate, "evaluate": evaluate, "convert": convert}
+COMMANDS = {
+    "compare": compare,
+    "bench": bench,
+    "generate": generate,
+    "evaluate": evaluate,
+    "convert": convert,
+    "inspect": inspect,
+}
 HELP = {name: help_of(command.main) for name, command in COMMANDS.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from modular_gpt.checkpoint.resolve import DTYPES, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.cli.finite_weights import check_finite_weights
+from modular_gpt.core.atomic_files import write_problem
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.progress import progress_line
 from modular_gpt.core.validation import expand_home, one_of
@@ -43,8 +44,8 @@ class InspectSettings:
 
     def __post_init__(self) -> None:
         expand_home(self, "checkpoint", "text", "out")
-        if (self.prompt is None) == (self.text is None):
-            raise ConfigError("give the text that the model reads: either prompt='...' or text=<file>")
+        if self.prompt is not None and self.text is not None:
+            raise ConfigError("prompt and text exclude each other: give one of them")
         if self.dtype is not None:
             one_of(self.dtype, tuple(DTYPES), "dtype")
 
@@ -59,21 +60,27 @@ def write(settings: InspectSettings) -> Path:
     Raises:
         UserError: the model or the text is missing, or does not fit the other.
     """
+    text = settings.prompt if settings.text is None else read_text(Path(settings.text))[:_CHARACTERS]
+    if text is None:
+        raise ConfigError("give the text that the model reads: prompt='...' or text=<file>")
     device = choose_device(settings.device)
     prepare_device(threads=None)
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
     model, tokenizer = load_with_tokenizer(settings.checkpoint, device, dtype, settings.tokenizer)
     check_finite_weights(model, settings.checkpoint)
-    text = settings.prompt if settings.text is None else read_text(Path(settings.text))[:_CHARACTERS]
     config = model.config
     title = f"{settings.checkpoint}: {config.attention.name}, {config.n_layers} layers, {config.n_heads} heads"
-    with progress_line("Inspecting"):
-        return write_page(
-            model,
-            tokenizer,
-            text or "",
-            settings.out,
-            title=title,
-            layers=settings.layers,
-            max_tokens=settings.max_tokens,
-        )
+    try:
+        with progress_line("Inspecting"):
+            return write_page(
+                model,
+                tokenizer,
+                text,
+                settings.out,
+                title=title,
+                layers=settings.layers,
+                max_tokens=settings.max_tokens,
+            )
+    except OSError as error:
+        reason, remedy = write_problem(error, Path(settings.out).absolute().parent)
+        raise ConfigError(f"cannot write out={settings.out}: {reason}; {remedy}") from error

@@ -13,11 +13,12 @@ from modular_gpt.cli.composition.train_config import TRAIN
 from modular_gpt.cli.convert_task import CONVERT
 from modular_gpt.cli.evaluate_task import EVAL
 from modular_gpt.cli.generate_task import GENERATE
+from modular_gpt.cli.inspect_task import INSPECT
 from modular_gpt.cli.setting_docs import plain_text, sentence, setting_docs
 from modular_gpt.core.registry import ComponentConfig
 from tests.cli.conftest import Run
 
-COMMANDS = {command.name: command for command in (TRAIN, GENERATE, EVAL, CONVERT)}
+COMMANDS = {command.name: command for command in (TRAIN, GENERATE, EVAL, CONVERT, INSPECT)}
 OPEN_ENDS = ("a", "an", "and", "for", "of", "or", "that", "the", "which", "with")
 BRACKETS = ("()", "[]", "{}")
 

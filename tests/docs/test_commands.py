@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from modular_gpt.cli import bench, compare, convert, evaluate, generate, train
+from modular_gpt.cli import bench, compare, convert, evaluate, generate, inspect, train
 from tests.docs.pages import ROOT, blocks, pages
 
 PROGRAMS = {
@@ -16,6 +16,7 @@ PROGRAMS = {
     "mgpt-convert": convert.main,
     "mgpt-bench": bench.main,
     "mgpt-compare": compare.main,
+    "mgpt-inspect": inspect.main,
 }
 COMMAND = re.compile(r"^\s*(?P<words>mgpt-\w+\b.*)$", re.MULTILINE)
 OWN = {"add_a_component.md"}  # names options of the reader's own; test_tutorial.py runs its commands
