@@ -23,7 +23,10 @@ ATTENTIONS = [case for case in cases("attention") if "weights" in entries("atten
 
 
 def models(case: Case) -> Iterator[GPTModel]:
-    """The model of a case with each registered position that it works with, in float64."""
+    """The model of a case in float64; of default settings one for each registered position that goes with them."""
+    if case.settings:
+        yield build(case.config()).double()
+        return
     for pos in entries("pos"):
         try:
             config = case.config(pos=pos)
