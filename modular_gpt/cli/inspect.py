@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, config_folders, imports
+from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
 ABOUT = "write a page about what a model does with a text: losses, attention, logit lens, heads, routing"
 EXAMPLES = (
@@ -23,10 +23,9 @@ def _execute(line: CommandLine) -> int:
         from modular_gpt.cli.composition.flat_config import read_plain
         from modular_gpt.cli.inspect_task import INSPECT, write
 
-    where = config_folders(line)
-    if answered_by_flags(line, INSPECT, ABOUT, EXAMPLES, where):
+    if answered_by_flags(line, INSPECT, ABOUT, EXAMPLES):
         return 0
-    settings, listing = read_plain(INSPECT, line.settings, where)
+    settings, listing = read_plain(INSPECT, line.settings, line.folders)
     if line.cfg:
         print(listing, end="")
         return 0

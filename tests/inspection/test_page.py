@@ -111,8 +111,9 @@ const hit = touch("pointermove", box.left + box.width / 2, box.top + (box.height
 const shades = tokens.map((token) => Number(getComputedStyle(token).getPropertyValue("--p")));
 const backgrounds = new Set(tokens.map((token) => getComputedStyle(token).backgroundColor));
 const status = document.getElementById("status").textContent;
-const reader = document.getElementById("reader").getBoundingClientRect();
 map.dispatchEvent(new PointerEvent("pointerleave"));
+scrollTo(0, document.body.scrollHeight);
+const reader = document.getElementById("reader").getBoundingClientRect();
 const after = document.getElementById("status").textContent;
 return { hit: hit && hit.tagName, shades, backgrounds: backgrounds.size, status, top: reader.top, after };
 """
