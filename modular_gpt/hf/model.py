@@ -114,8 +114,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
             count = options.get("num_items_in_batch")
             loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=count)
             loss = sum(losses.values(), loss)
-        fields = layers.outputs(input_ids.shape[1])
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, **fields)
+        output = CausalLMOutputWithPast(loss, logits, cache, **layers.outputs(input_ids.shape[1]))
         return output.to_tuple() if options.get("return_dict") is False else output
 
     def _asks_for(self, options: ForwardOptions) -> list[bool]:
