@@ -237,6 +237,12 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
         """
         return 0
 
+    @classmethod
+    def keys_seen(cls, config: C, dims: Dims, position: type[Position], context: int) -> tuple[float, float]:
+        """Numbers of keys that a query of ``context`` tokens sees: at most, and on average over the queries."""
+        window = min(cls.cache_spec(config, dims, position).window or context, context)
+        return window, window - window * (window - 1) / (2 * context)
+
     def convolve(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> tuple[Tensor, LayerCache | None]:
         """The arguments ``x`` and ``cache`` of ``forward`` from those of the block: the input after ``input_conv``."""
         if self.input_conv is None:

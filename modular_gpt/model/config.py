@@ -103,8 +103,7 @@ class BlockConfig(NamedTuple):
 
     def score_flops(self, dims: Dims, context: int, causal: bool) -> float:
         """Operations in which one query of a full context meets its keys, on average where ``causal``."""
-        window = min(self.cache_spec(dims).window or context, context)
-        keys = window - window * (window - 1) / (2 * context) if causal else window
+        keys = self.attention_class.keys_seen(self.attention, dims, self.position_class, context)[causal]
         return keys * self.attention_class.score_flops(self.attention, dims, self.position_class)
 
     def resolved(self, dims: Dims) -> "BlockConfig":

@@ -1,5 +1,6 @@
 """Estimates of a training, computed on tensors without storage: arithmetic, and memory by use."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -184,6 +185,12 @@ def _score_flops(counter: FlopCounterMode, layer: int) -> int:
     """The products of queries, keys and values among those counted in one layer's attention."""
     counts = counter.get_flop_counts().get(f"GPTModel.blocks.{layer}.attention", {})
     return sum(count for operator, count in counts.items() if operator in (torch.ops.aten.bmm, torch.ops.aten.baddbmm))
+
+
+@register_flop_formula(torch.ops.aten.linalg_solve_triangular)
+def _triangular_flops(matrix: Sequence[int], sides: Sequence[int], *args: object, **kwargs: object) -> int:
+    """Shapes (..., C, C) and (..., C, R) -> C C R for each system: a product and a sum for each element below."""
+    return math.prod(sides) * matrix[-1]
 
 
 @register_flop_formula([torch.ops.modular_gpt.grouped_matmul, torch.ops.modular_gpt.grouped_outer])

@@ -14,6 +14,8 @@ from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.checkpoint import load_checkpoint
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
+from modular_gpt.nn.attention.sparse import pattern_of
+from modular_gpt.nn.delta_rule import delta_rule
 from modular_gpt.optim import build_optimizer
 from modular_gpt.training import TrainerConfig, train
 from modular_gpt.training.estimate import (
@@ -89,6 +91,44 @@ def test_operations_of_windows_and_causality(attention: str, context: int) -> No
     assert of_full - of_windowed == pytest.approx(each * (context - 8), abs=0.01)
     assert of_full - causal == pytest.approx(each * (context - seen["full"]))
     assert of_windowed - windowed_causal == pytest.approx(each * (8 - seen["windowed"]))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"pattern": "bigbird", "window": 5, "global_tokens": 3, "random_blocks": 1, "block": 4},
+        {"pattern": "longformer", "window": 3, "dilation": 2, "global_tokens": 2, "block": 8},
+        {"pattern": "strided", "window": 5, "stride": 2, "block": 4},
+        {"pattern": "streaming", "window": 6, "global_tokens": 2, "block": 8},
+        {"pattern": "chunked", "chunk": 10, "block": 8},
+    ],
+    ids=lambda chosen: chosen["pattern"],
+)
+@pytest.mark.parametrize("context", [22, 64])
+def test_operations_of_patterns_are_those_of_the_keys_that_queries_see(chosen: dict, context: int) -> None:
+    """Also where whole blocks of keys are computed."""
+    size = {"context_length": context, "n_layers": 1}
+    full, sparse = described("", "", **size), described("", "", attention={"name": "sparse", **chosen}, **size)
+    layer = sparse.layer_configs[0]
+    where = torch.arange(context)
+    seen = pattern_of(layer.attention).visible(where[:, None], where).sum(1).double()
+    each = 3 * layer.attention_class.score_flops(layer.attention, sparse.dims, layer.position_class)
+    (of_full, causal), (of_sparse, of_seen) = (count_flops(c, (), WHOLE) for c in (full, sparse))
+    assert of_full - of_sparse == pytest.approx(each * (context - seen.max().item()), abs=0.01)
+    assert causal - of_seen == pytest.approx(each * ((context + 1) / 2 - seen.mean().item()), abs=0.01)
+
+
+@pytest.mark.parametrize("context", [64, 128])
+def test_operations_of_a_delta_rule_by_hand(context: int) -> None:
+    """The forward pass in chunks of C = 16, by head: products of matrices and a triangular system."""
+    chunk, width, heads, chunks = 16, 8, 4, context // 16
+    q, k, v = (torch.randn(1, heads, context, width) for _ in range(3))
+    gates = -torch.rand(1, heads, context, 1), torch.rand(1, heads, context, 1)
+    with FlopCounterMode(display=False) as counter:
+        delta_rule(q, k, v, gates, None, chunk)
+    square, tall = 2 * chunk * chunk * width, 2 * chunk * width * width
+    solve = chunk * chunk * 2 * width
+    assert counter.get_total_flops() == heads * chunks * (3 * square + 3 * tall + solve)
 
 
 def test_operations_of_a_mixture_follow_the_experts_a_token_uses() -> None:

@@ -30,7 +30,7 @@ _TIME_STEPS = (1e-3, 1e-1)  # range of softplus(decay_offset) at the start, as i
 
 
 class GatedDeltaNet(
-    Attention,
+    Attention["GatedDeltaNet.Config"],
     name="gated_delta",
     presets={
         "kda": Preset(

@@ -22,7 +22,7 @@ from modular_gpt.nn.pos.alibi import slopes
 from modular_gpt.nn.residual import residual_linear
 
 
-class LightningAttention(Attention, name="lightning"):
+class LightningAttention(Attention["LightningAttention.Config"], name="lightning"):
     """Lightning attention: linear attention that decays by a fixed factor per head (MiniMax-01)."""
 
     accepts_bias = False

@@ -16,7 +16,7 @@ from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.short_conv import ShortConv
 
 
-class GatedShortConvolution(Attention, name="shortconv"):
+class GatedShortConvolution(Attention["GatedShortConvolution.Config"], name="shortconv"):
     """Gated short convolution: each channel mixes its last few tokens, between two gates (LFM2)."""
 
     accepts_bias = False

@@ -15,7 +15,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.nn.attention.mha import MultiHeadAttention
-from modular_gpt.nn.block_sparse import block_size
+from modular_gpt.nn.block_sparse import BlockPlan, block_size
 from modular_gpt.nn.sparse_patterns import PATTERNS, SparsePattern
 
 _SEGMENT = 128  # smallest number of tokens read at once after the first ones, where the cache is a ring buffer
@@ -97,6 +97,15 @@ class SparseAttention(MultiHeadAttention, name="sparse"):
         pattern = pattern_of(config)
         spec = super().cache_spec(config, dims, position)
         return replace(spec, window=pattern.reach, anchors=pattern.anchors)
+
+    @classmethod
+    def keys_seen(
+        cls, config: MultiHeadAttention.Config, dims: Dims, position: type[Position], context: int
+    ) -> tuple[float, float]:
+        assert isinstance(config, cls.Config)
+        plan = BlockPlan.of(pattern_of(config), context, context, torch.device("cpu"))
+        counts = plan.seen.sum(-1).flatten()[:context]  # the last block is padded
+        return float(counts.max()), float(counts.double().mean())
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
         """A long text after cached tokens is read in segments: memory grows with the cache and a segment alone."""
