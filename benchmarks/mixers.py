@@ -83,7 +83,7 @@ def rules() -> dict[str, tuple[int, Rule, Rule]]:
     return {
         "lightning": (64, products(64), products_by_token),
         "gated_delta": (64, delta(64), delta_by_token),
-        "kda": (16, delta(16), delta_by_token),
+        "kda": (64, delta(64), delta_by_token),
     }
 
 
@@ -124,7 +124,7 @@ def trained(name: str, options: argparse.Namespace) -> dict[str, float]:
     """The last evaluation of a run, and its number of parameters."""
     where = options.runs / name
     if not (where / "result.json").exists():
-        settings = [f"attention={name}", "model_size=nano", "model_size.context_length=128", "trainer.batch_size=16"]
+        settings = [f"attention={name}", "model_size=nano", "model_size.context_length=128", "trainer.batch_size=8"]
         settings += [f"trainer.max_steps={options.steps}", "trainer.device=cpu", f"trainer.threads={options.threads}"]
         settings += [f"trainer.eval_interval={options.steps}", "pos=rope", "optim.learning_rate=0.003", "seed=0"]
         config = modular_gpt.compose(*settings, f"runs={where}")
@@ -144,7 +144,7 @@ def train(options: argparse.Namespace) -> str:
         rows.append([name, f"{found['parameters']:,.0f}", f"{found['loss']:.3f}", f"{found['bits']:.3f}"])
         print(f"{name}: {found['bits']:.3f} bits per byte", flush=True)
     conditions = (
-        f"`model_size=nano`, context 128, 16 rows a step, {options.steps} steps ({options.steps * 2048:,} tokens), "
+        f"`model_size=nano`, context 128, 8 rows a step, {options.steps} steps ({options.steps * 1024:,} tokens), "
         f"`pos=rope`, learning rate 0.003, seed 0, data=python_stdlib; {datetime.date.today()}. With one seed "
         "and one learning rate, a small difference means nothing: [comparison.md](comparison.md) is the way to compare."
     )

@@ -41,11 +41,11 @@ def delta_rule(
     decays = ChunkDecays.of(log_decay, chunk, starts)
     q, k, v, rate = (chunked(x, chunk) for x in (q, k, v, rate))
     # what earlier tokens of the chunk have stored under a key: (1 + tril(rate k k^T)) written = rate (v - k memory)
-    among = (rate * _pairs(k, k, decays.pairs)).tril(-1)
+    among = (rate * decays.products(k, k)).tril(-1)
     sides = torch.cat([rate * v, rate * k * decays.since], dim=-1)
     solved = torch.linalg.solve_triangular(among, sides, upper=False, unitriangular=True)
     fresh, stored = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
-    within, reads, kept = _pairs(q, k, decays.pairs), q * decays.since, (k * decays.until).transpose(-1, -2)
+    within, reads, kept = decays.products(q, k), q * decays.since, (k * decays.until).transpose(-1, -2)
     out = []
     for index in range(q.shape[2]):
         written = fresh[:, :, index] - stored[:, :, index] @ memory
@@ -59,10 +59,3 @@ def _one_token(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, rate: Tensor, mem
     memory = memory * decay.transpose(-1, -2)
     memory = memory + k.transpose(-1, -2) @ (rate * (v - k @ memory))
     return q @ memory, memory
-
-
-def _pairs(a: Tensor, b: Tensor, factors: Tensor) -> Tensor:
-    """(..., C, N), (..., C, N), (..., C, C, N or 1) -> (..., C, C): products a_i . b_j with the factor of each pair."""
-    if factors.shape[-1] == 1:
-        return (a @ b.transpose(-1, -2)) * factors[..., 0]
-    return torch.einsum("...in,...jn,...ijn->...ij", a, b, factors)

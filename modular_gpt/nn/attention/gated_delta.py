@@ -58,7 +58,7 @@ class GatedDeltaNet(
         rank: Rank of the projections to the decays and to the output gate. By default (null) they have full rank.
         negative: Let tokens reverse what is stored under their key: rates up to 2 instead of 1.
         gate_activation: Activation of the output gate: silu or sigmoid.
-        chunk: Number of tokens computed at once. It changes speed, not results. By default (null) 64, per channel 16.
+        chunk: Number of tokens computed at once. It changes speed, not results.
         eps: The eps of the norm of each head before the output gate.
         """
 
@@ -71,7 +71,7 @@ class GatedDeltaNet(
         rank: int | None = None
         negative: bool = False
         gate_activation: str = "silu"
-        chunk: int | None = None
+        chunk: int = 64
         eps: float = 1e-6
 
     def __init__(self, config: Config, dims: Dims, position: Position) -> None:
@@ -115,7 +115,7 @@ class GatedDeltaNet(
         widths = {}
         for name in ("key_dim", "value_dim"):
             widths[name] = dims.head_dim(f"attention.{name}") if getattr(config, name) is None else None
-        config = filled(config, value_heads=dims.n_heads, chunk=16 if config.per_channel else 64, **widths)
+        config = filled(config, value_heads=dims.n_heads, **widths)
         return filled(config, key_heads=config.value_heads)
 
     @classmethod
@@ -138,8 +138,8 @@ class GatedDeltaNet(
         q, k = (self._unit(part, self.key_dim) for part, _ in mixed[:2])
         q, k = report("attention.query", q * self.key_dim**-0.5), report("attention.key", k)
         v = report("attention.value", self._heads(F.silu(mixed[2][0]), self.value_dim))
-        chunk = plain(self.config.chunk)
-        read, memory = delta_rule(q, k, v, self._gates(x, pos), states[0], chunk, pos.document_starts)
+        gates = self._gates(x, pos)
+        read, memory = delta_rule(q, k, v, gates, states[0], self.config.chunk, pos.document_starts)
         if cache is not None:
             for kept, new in zip(cache.tensors, (memory, *(state for _, state in mixed)), strict=True):
                 kept.copy_(new)
