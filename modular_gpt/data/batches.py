@@ -18,7 +18,7 @@ Tokens = TokenSplit | np.ndarray | Tensor | Sequence[int]
 
 
 def as_array(tokens: Tokens) -> np.ndarray:
-    """(n,) the ids as one array, without a copy where they are one already."""
+    """(n,) the ids as one array; an array is returned without a copy."""
     array = tokens.array if isinstance(tokens, TokenSplit) else np.asarray(tokens)
     if array.size == 0:
         array = array.astype(np.int64)
@@ -28,7 +28,7 @@ def as_array(tokens: Tokens) -> np.ndarray:
 
 
 def check_length(tokens: Tokens, needed: int, block: int) -> None:
-    """Raise a DataError unless there are ``needed`` tokens, which one window of ``block`` takes."""
+    """Raise a DataError if there are fewer than ``needed`` tokens, which a window of ``block`` takes."""
     found = len(as_array(tokens))
     if found < needed:
         what = f"the {tokens.name} text" if isinstance(tokens, TokenSplit) else "the text"
@@ -39,28 +39,28 @@ def check_length(tokens: Tokens, needed: int, block: int) -> None:
 
 
 def windows(array: np.ndarray, starts: np.ndarray, block: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T) int64 of the windows that start at ``starts`` (B,); only they are copied."""
+    """Inputs and targets (B, T) int64 of the windows that start at ``starts`` (B,); copies only these windows."""
     ids = torch.from_numpy(array[starts[:, None] + np.arange(block + 1)].astype(np.int64))
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
 def check_share(batch_size: int, rank: int, world: int) -> None:
-    """Raise a ConfigError unless ``world`` processes divide a batch evenly."""
+    """Raise a ConfigError if the batch does not divide evenly among ``world`` processes."""
     if batch_size < 1 or batch_size % world:
         raise ConfigError(f"batch_size {batch_size} must be a multiple of the {world} processes")
     assert 0 <= rank < world, f"rank {rank} of {world}"
 
 
 class BatchSource:
-    """The windows of each training step, without any state.
+    """The windows of each training step; it has no state.
 
     ``batch(step)`` depends on nothing but the tokens, the seed and the step, so that the same samples
     come whatever was drawn before, in however many processes, and after every resume.
 
     Modes:
-        random: each window starts anywhere (as in nanoGPT, https://github.com/karpathy/nanoGPT)
-        epoch: the text is cut into windows side by side, and each comes once an epoch, shuffled anew in each;
-            the last tokens, fewer than a window, are left out
+        random: windows start at random positions (as in nanoGPT, https://github.com/karpathy/nanoGPT)
+        epoch: adjacent windows, each once per epoch in an order that is shuffled per epoch; the remainder of less than
+            a window is left out
     """
 
     def __init__(self, tokens: Tokens, block: int, batch_size: int, seed: int, mode: str = "random") -> None:
@@ -105,7 +105,7 @@ class BatchSource:
 def sequential(
     tokens: Tokens, block: int, batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole text once, window after window: every token but the first is the target exactly once.
+    """Adjacent windows over the whole text, in which each token but the first is a target exactly once.
 
     Yields inputs and targets (batch_size / world, block) int64, all of one shape. What the last window and
     the last batch lack is filled with targets of -100, so a batch may hold any number of targets (with

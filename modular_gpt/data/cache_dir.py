@@ -1,4 +1,4 @@
-"""Where derived files are kept: token files, learned tokenizers, downloads."""
+"""The cache directory of derived files: token files, learned tokenizers, downloads."""
 
 import os
 import sys
@@ -28,12 +28,12 @@ def cache_directory() -> Path:
 
 @contextmanager
 def new_in_cache(target: Path, valid: Callable[[Path], bool]) -> Iterator[Path]:
-    """A temporary directory that becomes ``target`` when the block ends without an error.
+    """Context manager: a temporary directory that becomes ``target`` if the block raises no error.
 
-    When another process has put a ``valid`` directory there meanwhile, that one stays and the new one is dropped.
+    If another process has created a ``valid`` directory there meanwhile, it is kept and the new one is removed.
 
     Raises:
-        DataError: the place cannot be written or is full; names it and the remedy.
+        DataError: the directory cannot be written, or the disk is full.
     """
     try:
         remove_stale(target.parent, ABANDONED)

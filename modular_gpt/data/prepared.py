@@ -1,4 +1,4 @@
-"""What a training reads: batches to train on and to evaluate on, and what a run records about them."""
+"""Prepared data: the batches of training and evaluation, and the record of them in a run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ class PreparedData(ABC):
     """A corpus as one tokenizer encodes it: the batches of a training and of its evaluations.
 
     manifest: all that is recorded about it (corpus, tokenizer, counts, hashes), plain JSON values
-    everything: name of all validation data, for people
+    everything: phrase for all validation data, in messages
     measures_accuracy: evaluations also report the share of counted targets that are the most likely token
     epoch_tokens: number of tokens of one pass over the training data; None: new data at every step
     zlib_bits_per_byte: bits that zlib -9 needs for a byte of the validation text; None: it is no text
@@ -68,11 +68,11 @@ class PreparedData(ABC):
 
     @abstractmethod
     def prompt(self, tokens: int) -> list[int]:
-        """Ids with which the validation data begins, at most ``tokens``, for a sample to continue."""
+        """The first ids of the validation data, at most ``tokens``: the prompt of samples."""
 
     @abstractmethod
     def sizes(self) -> str:
-        """A phrase about how much there is to train on and to validate on."""
+        """A phrase with the sizes of the training and validation data."""
 
     def bits_per_byte(self, loss: float) -> float | None:
         """A mean validation loss (nats per token) as bits per byte of text; None where there is no text."""
@@ -80,11 +80,11 @@ class PreparedData(ABC):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a checkpoint records, so that a resumed run can tell that it reads the same data."""
+        """Fingerprints that a checkpoint records and a resumed run compares."""
         return {part: self.manifest[part]["fingerprint"] for part in ("corpus", "tokenizer")}
 
     def check_identity(self, recorded: Mapping[str, str]) -> None:
-        """Raise a DataError unless this is the data whose ``identity`` was recorded."""
+        """Raise a DataError if this is not the data whose ``identity`` was recorded."""
         remedy = {
             "corpus": "restore the text, or start a new run",
             "tokenizer": "use the tokenizer of the checkpoint, or start a new run",

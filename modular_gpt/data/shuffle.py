@@ -1,4 +1,4 @@
-"""A shuffled order that is computed, not stored: position -> item, for any number of items."""
+"""A random permutation that is computed element by element instead of being stored."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: steps that fall ever
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """A one-to-one scramble of 64-bit numbers: the finaliser of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
+    """A bijective hash of 64-bit numbers: the finaliser of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     out: np.ndarray = x ^ (x >> np.uint64(31))
@@ -16,7 +16,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def key_of(*numbers: int) -> np.uint64:
-    """One 64-bit key from a few whole numbers, in order."""
+    """Combine integers, in order, into one 64-bit key."""
     key = np.zeros(1, dtype=np.uint64)
     for number in numbers:
         key = mix(key + np.array([number + GOLDEN & MASK], dtype=np.uint64))
@@ -24,15 +24,15 @@ def key_of(*numbers: int) -> np.uint64:
 
 
 def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """Where each position of 0 .. size-1 goes in the shuffle of its key; one-to-one for each key.
+    """The image of each position in the permutation of 0 .. size - 1 that its key selects.
 
-    A Feistel network permutes the numbers of 2k bits; those that land at ``size`` or beyond are permuted
-    again until they land below it (cycle walking), which keeps the map one-to-one on 0 .. size-1.
+    A Feistel network permutes the numbers of 2k bits. Images of ``size`` or more are permuted again until they are
+    below it (cycle walking), so that the map is a permutation of 0 .. size - 1.
 
     Args:
-        positions: (n,) of 0 .. size-1
-        size: how many items are shuffled, at least 1
-        keys: (n,) uint64, a key for each position
+        positions: (n,) numbers from 0 to size - 1
+        size: number of items, at least 1
+        keys: (n,) uint64 key of each position
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)

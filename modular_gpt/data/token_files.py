@@ -1,4 +1,4 @@
-"""Memory-mapped token files and what is known about them."""
+"""Memory-mapped token files."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from modular_gpt.core.plain_types import PlainDict
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """The tokens of one split, on disk.
+    """The tokens of one split, in a memory-mapped file.
 
-    count: tokens; bytes: of the UTF-8 text they stand for
+    count: number of tokens; bytes: size of the text in UTF-8
     fingerprint: SHA-256 (hexadecimal) of the file
     zlib_bits_per_byte: bits that zlib -9 needs for a byte of the text; measured for validation only
     """
@@ -36,7 +36,7 @@ class TokenSplit:
         return self.count
 
     def __getstate__(self) -> PlainDict:
-        """For worker processes: each maps the file itself instead of receiving a copy of the tokens."""
+        """Pickle without the mapped array: a worker process maps the file itself."""
         return {name: value for name, value in self.__dict__.items() if name != "array"}
 
     def bits_per_byte(self, loss: float) -> float:

@@ -1,4 +1,4 @@
-"""What a model is: dimensions, one component per slot, what differs per layer, and the head."""
+"""The config of a model: dimensions, one component per slot, settings per layer, and the head."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -94,7 +94,7 @@ class BlockConfig(NamedTuple):
         return Norm.of(self.norm)
 
     def rotary_width(self, dims: Dims) -> int:
-        """The width of the vectors that the attention gives to its position to rotate."""
+        """The width of the vectors that the attention passes to ``Position.rotate``."""
         return self.attention_class.rotary_width(self.attention, dims, self.position_class)
 
     def cache_spec(self, dims: Dims) -> CacheSpec:
@@ -102,12 +102,12 @@ class BlockConfig(NamedTuple):
         return self.attention.convolved(spec, dims) if isinstance(self.attention, AttentionConfig) else spec
 
     def score_flops(self, dims: Dims, context: int, causal: bool) -> float:
-        """Operations in which one query of a full context meets its keys, on average where ``causal``."""
+        """FLOPs of the scores and weighted sums of a query in a full context; ``causal``: the average query."""
         keys = self.attention_class.keys_seen(self.attention, dims, self.position_class, context)[causal]
         return keys * self.attention_class.score_flops(self.attention, dims, self.position_class)
 
     def resolved(self, dims: Dims) -> "BlockConfig":
-        """The block with every null that stands for a default replaced by the default; called when the config is read.
+        """The block with each null replaced by its default; called when the config is read.
 
         Raises:
             ConfigError: a default cannot be derived from these dimensions.
@@ -120,7 +120,7 @@ class BlockConfig(NamedTuple):
         return block._replace(pos=self.position_class.resolved(self.pos, dims, block.rotary_width(dims)))
 
     def check(self, dims: Dims) -> None:
-        """Let every component refuse, by a ConfigError, what it cannot do."""
+        """Raise a ConfigError for settings that a component does not support."""
         self.attention_class.check(self.attention, dims, self.position_class)
         self.position_class.check(self.pos, dims, self.rotary_width(dims))
         self.ffn_class.check(self.ffn, dims)
@@ -139,7 +139,7 @@ LayerConfig = BlockConfig  # the name of before
 
 
 class _Layer(NamedTuple):
-    """One layer as the settings give it, with nulls, and with its nulls resolved."""
+    """One layer as the settings give it, and with its nulls resolved."""
 
     given: BlockConfig
     resolved: BlockConfig
@@ -178,7 +178,8 @@ class GPTConfig:
         so that models start with equal weights where they have the same parameters. Otherwise one sequence of random
         numbers goes through the whole model.
 
-    Raises ConfigError, in one sentence, for what cannot work.
+    Raises:
+        ConfigError: a setting is unknown, of the wrong type or out of range, or settings contradict each other.
     """
 
     vocab_size: int = 256
@@ -244,7 +245,7 @@ class GPTConfig:
 
     @property
     def has_final_norm(self) -> bool:
-        """Whether a norm stands before the head: where null, unless a norm ends the last block."""
+        """Whether there is a norm before the head; by default there is one unless the last block ends with a norm."""
         return self.layer_configs[-1].topology != "post" if self.final_norm is None else self.final_norm
 
     @property
@@ -298,7 +299,7 @@ class GPTConfig:
         return used[0] if used else Position.of(self.pos).resolved(self.pos, self.dims, 0)
 
     def _check_layers(self) -> None:
-        """Let every component refuse what it cannot do, when the config is read."""
+        """Raise a ConfigError for settings of a layer that a component does not support."""
         for given, resolved in {id(layer): layer for layer in self._layers}.values():  # each variant once
             resolved.check(self.dims)
             if resolved.position_class.embeds and given.pos != self.pos:

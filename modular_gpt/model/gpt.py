@@ -31,7 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 if TYPE_CHECKING:
 
     class ModuleList(nn.ModuleList, Generic[M]):
-        """For the type checker alone: a ModuleList whose items are all of one type."""
+        """For the type checker only: a ModuleList whose items have one type."""
 
         def __iter__(self) -> Iterator[M]: ...
         def __getitem__(self, index: int) -> M: ...  # type: ignore[override]
@@ -49,7 +49,7 @@ class ParameterCount(NamedTuple):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a feed-forward part around one residual stream; its topology says where the norms stand."""
+    """Attention and a feed-forward network on the residual stream; the topology decides where norms are applied."""
 
     attention_norm: Norm  # None, as the other three, where the topology does not name it
     ffn_norm: Norm
@@ -97,7 +97,8 @@ class TransformerBlock(nn.Module):
 class GPTModel(nn.Module):
     """A GPT composed from a config: ``GPTModel(GPTConfig(...))``, ``GPTModel({...})`` or ``GPTModel(d_model=...)``.
 
-    Raises ConfigError where the description cannot work.
+    Raises:
+        ConfigError: a setting is unknown or wrong, or settings contradict each other.
     """
 
     def __init__(self, config: Description = None, **keywords: object) -> None:
@@ -174,14 +175,14 @@ class GPTModel(nn.Module):
     ) -> Tensor | LossOutput:
         """Logits of the next token at every position, or the training loss when targets are given.
 
-        ids: (B, T) token ids; targets: (B, T) the token that follows each, -100 where none counts
-        cache: of the tokens before these; it is extended by them, and nothing is recorded for gradients
-        padding: (B,) how many leading tokens of each row are padding
+        ids: (B, T) token ids; targets: (B, T) the next token at each position; -100 is ignored
+        cache: the cache of the preceding tokens, which is extended in place; no gradients are recorded
+        padding: (B,) number of leading padding tokens of each row
         documents: (B, T) number of the document that each token belongs to, several of which are packed into a row:
             tokens see their own document alone, and positions count from its beginning; None: each row is one text
-        last_only: logits (B, 1, V) of the last position alone
+        last_only: return only the logits of the last position, (B, 1, V)
         use_cache: keep a cache on the model between calls, until ``reset_kv_cache``
-        loss: what is added to the cross-entropy of the targets
+        loss: the terms that are added to the cross-entropy
         Returns (B, T, V), or a LossOutput.
 
         Raises:
@@ -222,7 +223,7 @@ class GPTModel(nn.Module):
         padding: Tensor | None = None,
         documents: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T) ids -> (B, T, D) what the head reads, and the auxiliary losses summed over layers."""
+        """(B, T) ids -> (B, T, D) inputs of the output head, and the auxiliary losses summed over layers."""
         if documents is None:
             pos = token_positions(self.config, ids, cache, padding)
         else:
@@ -278,7 +279,7 @@ class GPTModel(nn.Module):
 
     @property
     def slides(self) -> bool:
-        """Whether a text may go on past context_length while each token sees the last context_length ones."""
+        """Whether a text may exceed context_length while each token attends to the last context_length tokens."""
         return all(position.slides for position in self.positions)
 
     def _kept_cache(self, batch: int) -> ModelCache:
@@ -287,7 +288,7 @@ class GPTModel(nn.Module):
         return self._own_cache
 
     def reset_kv_cache(self) -> None:
-        """Forget what ``forward(..., use_cache=True)`` has seen."""
+        """Discard the cache that ``forward(..., use_cache=True)`` keeps on the model."""
         self._own_cache = None
 
     def generate(self, ids: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
@@ -300,12 +301,12 @@ class GPTModel(nn.Module):
     def from_pretrained(
         cls, name_or_path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> "GPTModel":
-        """The model behind a name, in evaluation mode; ``modular_gpt.load_model`` returns the tokenizer as well.
+        """Load a model, in evaluation mode; ``modular_gpt.load_model`` also returns the tokenizer.
 
         name_or_path: a run's directory, ``runs/latest``, a checkpoint, a folder in the format of Hugging Face, or a
             published name such as gpt2
-        dtype: of the parameters; None: as they were saved
-        device: where they are put; None: the CPU
+        dtype: dtype of the parameters; None: as saved
+        device: device of the parameters; None: the CPU
 
         Raises:
             CheckpointError: there is no such model, or it is damaged.
@@ -338,12 +339,12 @@ class GPTModel(nn.Module):
             block.recomputes = every > 0 and index % every == 0
 
     def after_optimizer_step(self) -> None:
-        """Call after each update of the weights: components adjust state that gradients do not reach."""
+        """Update state that has no gradient, such as balancing biases; call it after each optimizer step."""
         for block in self.blocks:
             block.ffn.after_optimizer_step()
 
     def after_skipped_step(self) -> None:
-        """Call instead where an update is skipped."""
+        """Discard the statistics of a step; call it instead of ``after_optimizer_step`` for a skipped step."""
         for block in self.blocks:
             block.ffn.after_skipped_step()
 
@@ -355,9 +356,9 @@ class GPTModel(nn.Module):
         return ParameterCount(total, total - tables, total - idle)
 
     def get_num_params(self, non_embedding: bool = False) -> int:
-        """The number of parameters, as nanoGPT and its descendants ask for it.
+        """The number of parameters, with the interface of nanoGPT.
 
-        non_embedding: without tables of positions; the token table counts, since a tied head reads it
+        non_embedding: exclude position tables; the token table counts, because a tied head uses it
         """
         tables = [m.weight for position in self.positions for m in position.modules() if isinstance(m, nn.Embedding)]
         return self.num_parameters().total - non_embedding * sum(table.numel() for table in tables)
@@ -365,7 +366,7 @@ class GPTModel(nn.Module):
     def summary(self) -> str:
         """A table of the modules: type, parameters, share of all, bytes cached per token and row.
 
-        A line below it names the component that the vocabulary of the description decided (see docs/vocabularies.md).
+        A line below the table names a default that came from the vocabulary of the settings (docs/vocabularies.md).
         """
         table = summary_table(self, self.config)
         return f"{table}\n{self.assumed}" if self.assumed else table

@@ -1,4 +1,4 @@
-"""The loss of the next token: cross-entropy in chunks of rows, and what may be added to it."""
+"""The training loss: cross-entropy in chunks of rows, and optional terms."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -54,7 +54,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is added to the cross-entropy of a training.
+    """Terms that are added to the cross-entropy in training.
 
     label_smoothing: share of each target that is spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567)
     z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting

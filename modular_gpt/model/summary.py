@@ -1,4 +1,4 @@
-"""A model as a table for people."""
+"""The table of a model's modules that ``GPTModel.summary`` returns."""
 
 from torch import nn
 
@@ -6,17 +6,17 @@ from modular_gpt.model.config import GPTConfig
 
 
 def summary_table(model: nn.Module, config: GPTConfig) -> str:
-    """One line per part: name, kind, parameters, share of all, bytes cached per token and row (float32)."""
+    """One line per module: name, type, parameters, share of all, bytes cached per token and row (float32)."""
     total = sum(p.numel() for p in model.parameters())
-    rows = [("part", "kind", "parameters", "share", "cache/token")]
+    rows = [("module", "type", "parameters", "share", "cache/token")]
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList) and name == "blocks":
             rows += _block_rows(child, config, total)
         else:
             count = sum(p.numel() for p in child.parameters())
-            kinds = child if isinstance(child, nn.ModuleList) else [child]
+            modules = child if isinstance(child, nn.ModuleList) else [child]
             if count or isinstance(child, nn.ModuleList):
-                rows.append((name, ", ".join(type(k).__name__ for k in kinds), *_numbers(count, total), ""))
+                rows.append((name, ", ".join(type(module).__name__ for module in modules), *_numbers(count, total), ""))
     head_bias = sum(p.numel() for p in model.parameters(recurse=False))
     if head_bias:
         rows.append(("head bias", "", *_numbers(head_bias, total), ""))
@@ -32,7 +32,7 @@ def summary_table(model: nn.Module, config: GPTConfig) -> str:
 
 
 def _block_rows(blocks: nn.ModuleList, config: GPTConfig, total: int) -> list[tuple[str, str, str, str, str]]:
-    """Equal blocks share their lines, one for each part."""
+    """The lines of the blocks, one per module; equal blocks share their lines."""
     equal: dict[str, list[int]] = {}
     for index, block in enumerate(blocks):
         equal.setdefault(repr(block), []).append(index)
@@ -49,7 +49,7 @@ def _block_rows(blocks: nn.ModuleList, config: GPTConfig, total: int) -> list[tu
 
 
 def _label(indices: list[int]) -> str:
-    """``block 3``, ``blocks 0-4, 6-10``, or where that gets long ``12 blocks 0, 2, 4, ...``."""
+    """``block 3``, ``blocks 0-4, 6-10``, or for more than three ranges ``12 blocks 0, 2, 4, ...``."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][-1] + 1:

@@ -10,22 +10,22 @@ from modular_gpt.distributed.dtensor import local_tensor
 
 
 class WeightAverage:
-    """Follows the weights that are trained, in float32; buffers and frozen weights are the model's own.
+    """Exponential moving average, in float32, of the trained weights; buffers and frozen weights are not averaged.
 
-    held: by parameter name, the average; while ``shown`` lends the model's place to it, the trained weights
+    held: the average by parameter name; inside ``shown``, the trained weights, which are swapped with it
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """The average starts as the weights are now."""
+        """Start the average at the current weights."""
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.decay, self.parameters = decay, [parameter.detach() for parameter in trained.values()]
         self.held: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in trained.items()}
 
     def update(self, step: int) -> None:
-        """Take up the weights as the update of ``step`` (from 0) left them.
+        """Add the weights after the update of ``step`` (from 0) to the average.
 
-        Early averages forget faster, or the weights of the beginning would stay in them for long: the decay of a step
-        is (1 + step) / (10 + step) until that is more than the wanted one.
+        The decay of early steps is (1 + step) / (10 + step) where that is less than the setting, so that the average
+        does not retain the initial weights for long.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         held = [local_tensor(average) for average in self.held.values()]
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights."""
+        """Context manager: the model holds the averaged weights."""
         self._exchange()
         try:
             yield
@@ -42,7 +42,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """Values change places one tensor at a time, in place: whoever holds a view of the weights sees the average."""
+        """Swap the average and the weights in place, one tensor at a time; views of the weights see the average."""
         for parameter, average in zip(self.parameters, self.held.values(), strict=True):
             before = parameter.clone()
             parameter.copy_(average)

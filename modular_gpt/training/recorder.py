@@ -1,4 +1,4 @@
-"""What people and programs see of a run while it trains: a progress bar, metrics, samples, the plot, and loggers."""
+"""The output of a run while it trains: progress bar, metrics, samples, plot and loggers."""
 
 import math
 import os
@@ -51,7 +51,7 @@ class Averages:
 
 
 class Silent:
-    """Takes a Recorder's place in the processes that record nothing."""
+    """The Recorder of processes that record nothing."""
 
     def __init__(self) -> None:
         self.outcome: PlainDict = {}
@@ -70,7 +70,7 @@ class Silent:
 
 
 class Recorder:
-    """Writes the metrics and samples of a run into its directory and shows them. No failure of it ends a training."""
+    """Writes the metrics and samples of a run into its directory and prints them. Its failures do not end training."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class Recorder:
             self.draw()
 
     def measuring(self, done: int, total: int) -> None:
-        """Show how much of the final evaluation is done, in batches."""
+        """Show the progress of the final evaluation, in batches."""
         self.bar.set_postfix_str(f"final evaluation {done}/{total}")
         if self._line_due():
             self.say(f"final evaluation: {done} of {total} batches")
@@ -173,7 +173,7 @@ class Recorder:
 
 
 def shown(entry: Entry) -> str:
-    """The numbers of a training entry in a line for people."""
+    """Format the metrics of a training entry as a line of text."""
     nothing = math.nan  # where every update since the last entry was skipped
     numbers = [
         f"loss {entry.get('loss', nothing):.3f}",
@@ -187,7 +187,7 @@ def shown(entry: Entry) -> str:
 
 
 def has_terminal() -> bool:
-    """Whether there is a terminal, of a known width, for a bar to be drawn on."""
+    """Whether the output is a terminal of known width, on which a bar can be drawn."""
     try:
         return sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):
@@ -195,7 +195,7 @@ def has_terminal() -> bool:
 
 
 def harmless(text: str) -> str:
-    """The text with U+FFFD for control characters, which untrained models write and terminals obey."""
+    """Replace control characters by U+FFFD: untrained models generate them, and terminals execute them."""
     return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
 

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a training is; with weights and optimizer it is all that resuming needs.
+    """The progress of training, which resuming needs besides weights and optimizer state.
 
     step: updates done; evaluated: the step of the last evaluation; seconds: spent so far, in all sessions together
     best_loss, best_step, best_accuracy: of the best evaluation; no accuracy where the data measures none
@@ -111,7 +111,7 @@ class Trainer:
         }
 
     def fit(self, recorder: Recorder | Silent, save: Save) -> bool:
-        """Train until the last step or the end of patience, and return True; or until a signal asks to stop: False.
+        """Train to the last step or until patience runs out. Returns False if a signal stopped it early.
 
         Either way ``save`` has been called at the end.
         """
@@ -142,7 +142,7 @@ class Trainer:
         return False
 
     def step(self) -> None:
-        """One step. The one that waits for the compiler counts as time, but not in the speed of training."""
+        """Run one step. A step that waits for the compiler counts in the time, but not in the speed."""
         if self.compiling:
             with self.off_the_clock():
                 self.update()
@@ -230,7 +230,7 @@ class Trainer:
         self.parallel.load(self.model, weights if self.adapters is None else self.adapters.complete(weights))
 
     def skip_update(self) -> None:
-        """Leave the weights as they are and log why; give up when that happens again and again.
+        """Skip the update and log the reason; raise an error after too many in a row.
 
         In fp16 that is how the scaler looks for a loss scale, which it halves each time; it is lost below 1.
 
@@ -279,7 +279,7 @@ class Trainer:
         }
 
     def evaluate_and_report(self, recorder: Recorder | Silent) -> None:
-        """Measure the validation loss, generate a sample, and note whether this is the best model so far.
+        """Compute the validation loss, generate a sample, and record whether this is the best model so far.
 
         The other processes wait for the first one, however long it samples and records.
         """

@@ -11,7 +11,7 @@ LLAMA = GPTConfig(
     layers={"variants": {"light": {"ffn": {"hidden": 8}, "attention": {"n_kv_heads": 1}}}, "prefix": ["light"]},
 )  # fmt: skip
 TABLE = """\
-part                       kind                parameters   share  cache/token
+module                     type                parameters   share  cache/token
 ------------------------------------------------------------------------------
 embedding                  Embedding                3,200   11.7%
 positions                  RoPE                         0    0.0%

@@ -1,4 +1,4 @@
-"""Loggers: where a run's figures go besides its own files. One file a kind; importing this package registers them."""
+"""Loggers write the metrics of a run elsewhere than to its own files. Importing this package registers them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 class Loggers:
-    """Several loggers as one; none of them can end a training once it has begun."""
+    """Several loggers as one. A logger that fails after the start is removed, and training continues."""
 
     def __init__(self, loggers: Sequence[Logger] = ()) -> None:
         self.loggers = list(loggers)
 
     def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
-        """Begin, or go on after a step.
+        """Start all loggers; ``resumed_at``: the step after which a run resumes.
 
         Raises:
-            ConfigError: one of them cannot.
+            ConfigError: a logger cannot start.
         """
         begun: list[Logger] = []
         for logger in self.loggers:
@@ -40,15 +40,15 @@ class Loggers:
             begun.append(logger)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures of a step, to all of them."""
+        """Pass the metrics of a step to all loggers."""
         self._each(lambda logger: logger.scalars(step, values))
 
     def text(self, step: int, sample: str) -> None:
-        """A sample, to all of them."""
+        """Pass a sample to all loggers."""
         self._each(lambda logger: logger.text(step, sample))
 
     def finish(self, outcome: PlainMapping) -> None:
-        """End; the figures of the report are none where the run ended early."""
+        """Finish all loggers; without metrics if the run ended early."""
         self._each(lambda logger: logger.finish(outcome))
 
     def _each(self, act: Callable[[Logger], None]) -> None:
@@ -58,14 +58,14 @@ class Loggers:
             except Exception as error:
                 self.loggers.remove(logger)
                 log.warning(
-                    "logger=%s failed (%s) and is left out from here on; metrics.jsonl goes on",
+                    "logger=%s failed (%s) and is left out from here on; metrics.jsonl is still written",
                     logger.config.name,
                     first_line(error),
                 )
 
 
 def build_loggers(config: str | PlainMapping | ComponentConfig) -> Loggers:
-    """The chosen logger and those that it names besides.
+    """Build the chosen logger and the further ones that it names.
 
     Raises:
         ConfigError: an unknown name or setting, or a package or an account that is missing.
@@ -77,5 +77,5 @@ def build_loggers(config: str | PlainMapping | ComponentConfig) -> Loggers:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, short."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

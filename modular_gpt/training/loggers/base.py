@@ -1,4 +1,4 @@
-"""What a logger is: one more place that a run's figures go to, besides metrics.jsonl and metrics.csv."""
+"""The interface of loggers, which write a run's metrics elsewhere than to metrics.jsonl and metrics.csv."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,31 +26,31 @@ class LoggerConfig(ComponentConfig):
 
 
 class Logger(Component, Generic[C], slot="logger"):
-    """Takes a run's figures as they come; every method does nothing by default.
+    """Receives a run's metrics; every method does nothing by default.
 
-    It is made before a run has a directory, which is the time to raise a ConfigError for a package or an account that
-    is missing. Once ``start`` has returned, what a method raises leaves the logger out and lets the training go on.
+    The constructor runs before the run has a directory; it raises a ConfigError if a package or an account is missing.
+    After ``start`` has returned, a logger whose method raises an exception is removed, and training continues.
     """
 
     def __init__(self, config: C) -> None:
         self.config = config
 
     def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
-        """The run begins, with these settings and in this directory; or goes on after step ``resumed_at``."""
+        """Called when the run begins, or resumes after step ``resumed_at``."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures of a step, by the names that they have in metrics.jsonl."""
+        """Called with the metrics of a step, by their names in metrics.jsonl."""
 
     def text(self, step: int, sample: str) -> None:
-        """What the model wrote at a step."""
+        """Called with the text that the model generated at a step."""
 
     def finish(self, outcome: PlainMapping) -> None:
-        """The run ends: the figures of its report, or nothing where it ended early and can be resumed."""
+        """Called at the end with the metrics of the report; without them if the run ended early and can be resumed."""
 
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Where the import inside fails, a ConfigError that names the extra of this package to install."""
+    """Context manager: if the import inside fails, raise a ConfigError with the extra to install."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""No logger: metrics.jsonl and metrics.csv are written in any case."""
+"""No logger; metrics.jsonl and metrics.csv are always written."""
 
 from dataclasses import dataclass
 

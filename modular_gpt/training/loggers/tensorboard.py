@@ -26,7 +26,7 @@ class TensorBoard(Logger["TensorBoard.Config"], name="tensorboard"):
         self.new_writer = SummaryWriter
 
     def start(self, settings: PlainMapping, directory: Path, resumed_at: int | None) -> None:
-        """What an earlier session wrote after ``resumed_at`` is computed again, and hidden by TensorBoard."""
+        """TensorBoard hides events of an earlier session after ``resumed_at``, which are computed again."""
         purge = None if resumed_at is None else resumed_at + 1
         self.writer = self.new_writer(str(directory / FOLDER), purge_step=purge)
         if resumed_at is None:

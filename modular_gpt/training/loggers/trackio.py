@@ -1,4 +1,4 @@
-"""Trackio (https://github.com/gradio-app/trackio): figures in a local database, or in a Space of Hugging Face's."""
+"""Trackio (https://github.com/gradio-app/trackio): metrics in a local database, or in a Space of Hugging Face."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 class Trackio(Logger["Trackio.Config"], name="trackio"):
     """Trackio, a local database that `trackio show` draws; no account needed.
 
-    A run is known there by the name of its directory, so that a resumed one goes on in the same place.
+    A run is identified by the name of its directory, so that a resumed run continues the same one.
     """
 
     @dataclass

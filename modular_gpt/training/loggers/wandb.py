@@ -1,4 +1,4 @@
-"""Weights & Biases (https://wandb.ai): figures on a server, or with WANDB_MODE=offline in files to be sent later."""
+"""Weights & Biases (https://wandb.ai): metrics on a server, or with WANDB_MODE=offline in files to be sent later."""
 
 import html
 import os
@@ -18,7 +18,7 @@ MODE, WITHOUT_ACCOUNT = "WANDB_MODE", ("offline", "disabled")
 class WeightsAndBiases(Logger["WeightsAndBiases.Config"], name="wandb"):
     """Weights & Biases; WANDB_MODE=offline needs neither account nor network.
 
-    A run is known there by the name of its directory, so that a resumed one goes on in the same place.
+    A run is identified by the name of its directory, so that a resumed run continues the same one.
     """
 
     @dataclass
