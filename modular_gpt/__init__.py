@@ -1,6 +1,7 @@
 """Compose, train and compare GPT architectures from proven parts."""
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from modular_gpt._version import __version__
@@ -79,13 +80,13 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
 
 
-def compose(*overrides: str, config_dir: str | None = None) -> "RunConfig":
+def compose(*overrides: str | Sequence[str], config_dir: str | None = None) -> "RunConfig":
     """The RunConfig that ``mgpt-train`` makes of the same settings: ``compose("attention=gqa", "seed=1")``.
 
     Train it with ``modular_gpt.train(config)``.
 
     Args:
-        overrides: settings as on the command line
+        overrides: settings as on the command line, or one list of them
         config_dir: a folder with further yaml files
 
     Raises:
@@ -93,4 +94,8 @@ def compose(*overrides: str, config_dir: str | None = None) -> "RunConfig":
     """
     from modular_gpt.cli.composition import train_config  # only here: it imports Hydra
 
-    return train_config.compose(*overrides, config_dir=config_dir)
+    listed = len(overrides) == 1 and isinstance(overrides[0], (list, tuple))
+    settings = [str(setting) for setting in (overrides[0] if listed else overrides) if isinstance(setting, str)]
+    if len(settings) < len(overrides[0] if listed else overrides):
+        raise ConfigError(f"compose takes settings as typed, such as 'attention=gqa', got {overrides!r}")
+    return train_config.compose(*settings, config_dir=config_dir)

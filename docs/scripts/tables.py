@@ -20,6 +20,7 @@ import kv_cache_table  # noqa: E402
 import options_tables  # noqa: E402
 import rooms_picture  # noqa: E402
 import sampling_table  # noqa: E402
+import stored_commands  # noqa: E402
 
 from modular_gpt.core.aliases import (  # noqa: E402
     COMPONENTS,
@@ -140,6 +141,7 @@ def with_tables(text: str) -> str:
 
 if __name__ == "__main__":
     conf_files.write()
+    stored_commands.write()
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         page.write_text(with_tables(page.read_text()))
     for name, picture in PICTURES.items():

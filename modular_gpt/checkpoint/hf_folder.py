@@ -10,7 +10,7 @@ A folder with our own model type (``model_type: modular_gpt``) can hold any GPTM
 safetensors files are read, so it can name neither files outside the folder nor code.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -24,16 +24,13 @@ from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.validation import one_of
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
-from modular_gpt.model.config import GPTConfig
-from modular_gpt.model.materialize import layers_in, model_from_tensors, saved_tensors
+from modular_gpt.model.materialize import saved_tensors
 from modular_gpt.pretrained import save_pretrained
 from modular_gpt.pretrained.hub import CONFIG_FILE, Source
-from modular_gpt.pretrained.load import OWN_TYPE
+from modular_gpt.pretrained.own_type import OWN_TYPE, PREFIX, read_own_model
 from modular_gpt.pretrained.save import family_of, write_files
-from modular_gpt.pretrained.weight_files import Tensors
 
 FORMATS = ("auto", "family", OWN_TYPE, "hf")  # hf: the former name of auto
-PREFIX = "model."  # of tensor names with our own model type: GPTModel is a submodule of the transformers model
 _FOR_CARD = ("step", "data", "run")  # notes of a checkpoint that the model card uses
 
 
@@ -64,22 +61,7 @@ def read_own_kind(path: Path, dtype: torch.dtype | None = None, device: str | to
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not match the config.
     """
-    settings = read_json(path / CONFIG_FILE)
-    if settings.get("quantization_config"):
-        raise CheckpointError(f"'{path}' is quantised, which is not supported; use its unquantised copy")
-    described = settings.get("gpt")
-    if not isinstance(described, Mapping):
-        raise CheckpointError(f"'{path / CONFIG_FILE}' has no mapping 'gpt' that describes the model: restore the file")
-    with Tensors(Source(str(path), folder=path)) as files:
-        names = {key.removeprefix(PREFIX): key for key in sorted(files.keys())}
-        layers = described.get("n_layers")
-        if isinstance(layers, (int, float)) and layers > layers_in(names):  # checked before layers are allocated
-            raise CheckpointError(f"'{path / CONFIG_FILE}' describes {layers} layers, more than the weights beside it")
-        tensors = {name: files.tensor(key) for name, key in names.items()}
-        try:
-            return model_from_tensors(GPTConfig.from_dict(described), tensors, dtype, device)
-        except (ConfigError, CheckpointError) as error:
-            raise CheckpointError(f"'{path}' does not fit its {CONFIG_FILE}: {error}") from error
+    return read_own_model(Source(str(path), folder=path), read_json(path / CONFIG_FILE), dtype, device)
 
 
 def read_notes(path: Path) -> tuple[Tokenizer | None, PlainDict]:

@@ -265,6 +265,8 @@ def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Colle
         raise CheckpointError(
             f"'{path}' is not a checkpoint: it is a run that saved none before it ended; start a new run"
         )
+    if not candidates and (runs := _runs_in(path)):
+        raise CheckpointError(f"'{path}' is a folder of runs, not a run: give one of them, such as {runs}")
     return _first_whole(candidates, verified) if candidates else CheckpointReader(path, verified=verified)
 
 
@@ -325,6 +327,12 @@ def _about_file(path: Path) -> str:
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
         return f"'{path}' is a pickle, which can run any code when it is read: this program never does"
     return f"'{path}' is a file, and a checkpoint is a directory: give the one that it lies in"
+
+
+def _runs_in(folder: Path) -> str:
+    """The paths of the latest runs in a folder, the link to the last one first; empty if it has none."""
+    runs = sorted((path for path in folder.iterdir() if (path / FOLDER).is_dir()), key=lambda path: path.name)
+    return " or ".join(f"'{path}'" for path in reversed(runs[-2:]))  # latest stands behind the dates
 
 
 def _others(path: Path) -> str:

@@ -16,11 +16,13 @@ from modular_gpt.checkpoint.native import FOLDER, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
+from modular_gpt.core.validation import check_path
 from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer, open_tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.pretrained.hub import CONFIG_FILE
+from modular_gpt.runtime.device import WEIGHTS, as_device, as_dtype
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = WEIGHTS
 
 
 class LoadedModel(NamedTuple):
@@ -46,19 +48,20 @@ class Opened(NamedTuple):
 
 
 def load_model(
-    name_or_path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    name_or_path: str | Path, dtype: torch.dtype | str | None = None, device: str | torch.device | None = None
 ) -> LoadedModel:
     """Load a model, in evaluation mode, and its tokenizer by any name.
 
     name_or_path: a run's directory (its best checkpoint is loaded), ``runs/latest``, a checkpoint, a folder in the
         Hugging Face format, or a published name such as gpt2
-    dtype: dtype of the parameters; None: as saved
-    device: device of the parameters; None: the CPU
+    dtype: dtype of the parameters, also by name ("bf16"); None: as saved
+    device: device of the parameters, also by name ("auto"); None: the CPU
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
+        ConfigError: there is no such dtype or device.
     """
-    opened = open_model(name_or_path, device or "cpu", dtype)
+    opened = open_model(name_or_path, as_device(device), as_dtype(dtype))
     return LoadedModel(opened.model, opened.tokenizer)
 
 
@@ -121,7 +124,10 @@ def open_model(
     name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Opened:
     """Load a model, its tokenizer and the notes of its writer; arguments and errors as for ``load_model``."""
+    if not isinstance(name_or_path, (str, Path)) or not str(name_or_path):
+        raise ConfigError(f"a model is opened by its path or name, such as runs/latest or gpt2, got {name_or_path!r}")
     name, path = str(name_or_path), Path(name_or_path).expanduser()
+    check_path(str(path), "the name of a model")
     if is_published(name, path):
         return _published(name, path, device, dtype)
     reader = open_checkpoint(path)

@@ -35,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
+        from modular_gpt.cli.early import answered_early
+
+    if answered_early(line, "compare", ABOUT, EXAMPLES, check=False):
+        return 0
+    with imports():
         from modular_gpt.cli.compare_task import COMPARE, listing, read_task, run_quick
 
     if answered_by_flags(line, COMPARE, ABOUT, EXAMPLES):

@@ -21,6 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
+        from modular_gpt.cli.early import answered_early
+
+    if answered_early(line, "convert", ABOUT, EXAMPLES):
+        return 0
+    with imports():
         from modular_gpt.cli.composition.flat_config import read_plain
         from modular_gpt.cli.convert_task import CONVERT, convert
 

@@ -7,11 +7,12 @@ import torch
 
 from modular_gpt.checkpoint import save_checkpoint
 from modular_gpt.checkpoint.hf_folder import FORMATS, OWN_TYPE, write_folder
-from modular_gpt.checkpoint.resolve import DTYPES, Opened, open_model
+from modular_gpt.checkpoint.resolve import Opened, open_model
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.core.atomic_files import new_directory, write_problem
 from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.core.validation import expand_home, one_of
+from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, one_of
+from modular_gpt.runtime.device import as_dtype
 
 TARGETS = ("hf", "checkpoint")
 # notes that only a checkpoint with the state of its training has
@@ -43,7 +44,7 @@ class ConvertSettings:
         one_of(self.to, TARGETS, "to")
         one_of(self.format, FORMATS, "format")
         if self.dtype is not None:
-            one_of(self.dtype, tuple(DTYPES), "dtype")
+            one_of(self.dtype, WEIGHT_TYPES, "dtype")
         if self.to != "hf" and self.format != "auto":
             raise ConfigError(f"format={self.format} is for to=hf; leave it out")
 
@@ -62,7 +63,7 @@ def convert(settings: ConvertSettings) -> str:
     path = Path(settings.path)
     if path.exists():
         raise ConfigError(f"'{path}' exists already; give another path, or remove it first")
-    dtype = None if settings.dtype is None else DTYPES[settings.dtype]
+    dtype = as_dtype(settings.dtype)
     opened = open_model(settings.checkpoint, torch.device("cpu"), dtype)
     return _to_checkpoint(path, opened, settings) if settings.to == "checkpoint" else _to_hf(path, opened, settings)
 

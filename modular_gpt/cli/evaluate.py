@@ -24,15 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
+        from modular_gpt.cli.early import answered_early
+
+    # mgpt-train calls the files of a corpus data.path
+    line.settings = [word.removeprefix("data.") if word.startswith("data.path=") else word for word in line.settings]
+    if answered_early(line, "eval", ABOUT, EXAMPLES):
+        return 0
+    with imports():
         from modular_gpt.cli.composition.flat_config import read_plain
         from modular_gpt.cli.evaluate_task import EVAL, measure, print_results
 
     if answered_by_flags(line, EVAL, ABOUT, EXAMPLES):
         return 0
-    typed = [
-        setting.removeprefix("data.") if setting.startswith("data.path=") else setting for setting in line.settings
-    ]
-    settings, listing = read_plain(EVAL, typed, line.folders)  # mgpt-train calls the files of a corpus data.path
+    settings, listing = read_plain(EVAL, line.settings, line.folders)
     if line.cfg:
         print(listing, end="")
         return 0

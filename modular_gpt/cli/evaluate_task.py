@@ -4,17 +4,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modular_gpt.checkpoint.resolve import DTYPES, Loaded, load_with_tokenizer
+from modular_gpt.checkpoint.resolve import Loaded, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.cli.finite_weights import check_finite_weights
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
-from modular_gpt.core.validation import expand_home, one_of
+from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, one_of
 from modular_gpt.data import SPLITS, Corpus, PreparedText, build_corpus
 from modular_gpt.data.corpora.files import find_files, path_patterns, read_text
 from modular_gpt.evaluation import Evaluation, WindowOptions, evaluate_text, evaluate_tokens
-from modular_gpt.runtime.device import choose_device, prepare_device
+from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 from modular_gpt.training.run import load_config
 
 
@@ -75,7 +75,7 @@ class EvalSettings:
             raise ConfigError(f"tasks must be names with commas between them, or a list, got {self.tasks!r}")
         one_of(self.split, SPLITS, "split")
         if self.dtype is not None:
-            one_of(self.dtype, tuple(DTYPES), "dtype")
+            one_of(self.dtype, WEIGHT_TYPES, "dtype")
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -101,11 +101,11 @@ def measure(settings: EvalSettings) -> Results:
     Raises:
         UserError: the model, the text or a task is missing, damaged, or does not fit the others.
     """
-    device = choose_device(settings.device)
+    device = as_device(settings.device)
     prepare_device(threads=None)
     if settings.names():
         _check_harness()
-    dtype = None if settings.dtype is None else DTYPES[settings.dtype]
+    dtype = as_dtype(settings.dtype)
     loaded = load_with_tokenizer(settings.checkpoint, device, dtype, settings.tokenizer)
     check_finite_weights(loaded.model, settings.checkpoint)
     results: Results = {}
@@ -154,6 +154,10 @@ def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
 
 def _corpus(settings: EvalSettings) -> Corpus:
     """The corpus that the settings name, or the one that the run was trained on."""
+    if settings.corpus == "text":
+        if settings.path is None:
+            raise ConfigError("corpus=text needs path=<file or pattern>, such as path='corpus/**/*.txt'")
+        find_files(settings.path, "path")  # names path where a file is missing
     if settings.corpus is not None:
         path = {} if settings.path is None else {"path": settings.path}
         if settings.path is not None and settings.corpus != "text":

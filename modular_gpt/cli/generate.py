@@ -27,14 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
-        from modular_gpt.cli.generate_task import (
-            GENERATE,
-            converse,
-            open_writer,
-            read_task,
-            settings_by_name,
-            write_texts,
-        )
+        from modular_gpt.cli.early import answered_early
+
+    if answered_early(line, "generate", ABOUT, EXAMPLES):
+        return 0
+    with imports():
+        from modular_gpt.cli.generate_task import GENERATE, converse, open_writer, read_task, write_texts
 
     if answered_by_flags(line, GENERATE, ABOUT, EXAMPLES):
         return 0
@@ -42,12 +40,11 @@ def _execute(line: CommandLine) -> int:
     if line.cfg:
         print(listing, end="")
         return 0
-    with settings_by_name():
-        writer = open_writer(task, settings)
-        if task.interactive:
-            converse(line.settings, line.folders, settings, writer)
-        else:
-            write_texts(task, settings, writer)
+    writer = open_writer(task, settings)
+    if task.interactive:
+        converse(line.settings, line.folders, settings, writer)
+    else:
+        write_texts(task, settings, writer)
     return 0
 
 

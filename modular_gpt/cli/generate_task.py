@@ -3,13 +3,12 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TextIO
 
-from modular_gpt.checkpoint.resolve import DTYPES, load_model, load_with_tokenizer
+from modular_gpt.checkpoint.resolve import load_model, load_with_tokenizer
 from modular_gpt.cli.composition.compose import as_yaml, composed, plain
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
@@ -18,11 +17,11 @@ from modular_gpt.cli.finite_weights import check_finite_weights
 from modular_gpt.cli.repl import Conversation, shown_after
 from modular_gpt.cli.text_writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.core.validation import expand_home, from_mapping, one_of
+from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, from_mapping, one_of
 from modular_gpt.deploy.cpu_packing import can_pack, pack
 from modular_gpt.generation import Continuation, GenerationConfig, SamplingSettings
 from modular_gpt.generation.config import FORMER_NAMES, RANDOM, SEARCHES, FilterSettings
-from modular_gpt.runtime.device import choose_device, prepare_device
+from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 
 SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read
 
@@ -72,7 +71,7 @@ class Task:
         if self.batch_size is not None and self.prompts is None:
             raise ConfigError(f"batch_size={self.batch_size} is for a file of prompts: give prompts=<file>, too")
         if self.dtype is not None:
-            one_of(self.dtype, tuple(DTYPES), "dtype")
+            one_of(self.dtype, WEIGHT_TYPES, "dtype")
 
 
 _sampling = names_of(GenerationConfig)
@@ -93,27 +92,20 @@ def read_task(arguments: Sequence[str], where: list[Path]) -> tuple[Task, Genera
         ConfigError: a setting does not exist, or a value cannot work.
     """
     typed, hydra_overrides = read_overrides(GENERATE, arguments, where)
-    with explained(GENERATE, where):
+    with explained(GENERATE, where, arguments):
         config = composed(GENERATE, hydra_overrides, where)
         values = plain(config)
-    task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, GENERATE.name)
+    task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, "")
     sampling = {name: values[name] for name in _sampling}
     if sampling["strategy"] in SEARCHES or sampling["greedy"]:  # the temperature of generate.yaml is for drawing
         given = {override.key for override in typed}
         sampling = {name: value for name, value in sampling.items() if name not in RANDOM or name in given}
-    settings = from_mapping(GenerationConfig, sampling, GENERATE.name)
+    settings = GenerationConfig.from_values(sampling)
     if task.interactive and settings.num_return_sequences > 1:
         raise ConfigError("a conversation has one answer to each prompt: leave out num_return_sequences")
+    if settings.logprobs and not task.json:
+        raise ConfigError("logprobs are printed with json=true only: add it, or leave logprobs out")
     return task, settings, as_yaml(config)
-
-
-@contextmanager
-def settings_by_name() -> Iterator[None]:
-    """Context manager: errors name the settings as this command does."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("trainer.", "")) from error
 
 
 def open_writer(task: Task, settings: GenerationConfig) -> Writer:
@@ -122,9 +114,9 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
     Raises:
         UserError: one is missing or damaged, or settings do not fit it.
     """
-    device = choose_device(task.device)
+    device = as_device(task.device)
     prepare_device(threads=None)
-    dtype = None if task.dtype is None else DTYPES[task.dtype]
+    dtype = as_dtype(task.dtype)
     loaded = load_with_tokenizer(task.checkpoint, device, dtype, task.tokenizer)
     draft = None if task.draft is None else load_model(task.draft, dtype, device).model
     for model, name in ((loaded.model, task.checkpoint), (draft, task.draft)):

@@ -1,36 +1,31 @@
 """Several runs from one command line, through Hydra's sweepers and launchers, and a table that compares them."""
 
-import io
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override as HydraOverride
 from omegaconf import DictConfig
 
-from modular_gpt.cli.app import ENDED_BY_SIGNAL, MISTAKE, CommandLine, hydra_command_line
-from modular_gpt.cli.composition.compose import HYDRA, composed, prepare
+from modular_gpt.cli.app import ENDED_BY_SIGNAL, MISTAKE
+from modular_gpt.cli.composition.compose import composed
 from modular_gpt.cli.composition.errors import explained
-from modular_gpt.cli.composition.overrides import Override, jobs_to_try, quoted, read_overrides
+from modular_gpt.cli.composition.overrides import NONE, Override, jobs_to_try, quoted, read_overrides
 from modular_gpt.cli.composition.run_name import run_name
-from modular_gpt.cli.composition.schema import SCHEMA
 from modular_gpt.cli.composition.train_config import TRAIN, run_config, started_from
+from modular_gpt.cli.hydra_answers import hydra_main
 from modular_gpt.cli.sweep_table import JobResult, remarks, save, table
 from modular_gpt.core.atomic_files import write_text
 from modular_gpt.core.errors import ConfigError, UserError
 from modular_gpt.core.validation import from_mapping
 from modular_gpt.training.config import RunConfig
 
-SCHEMAS = re.compile(rf"\S+{SCHEMA}\b ?")  # what tab completion offers and is no option: yaml files extend them
 RESULT = "result-"  # of a job in another process: a file of the sweep's folder
 
 
@@ -93,15 +88,19 @@ def multirun(arguments: Sequence[str], where: list[Path]) -> int:
     Raises:
         ConfigError: a setting does not exist, or the folder of the sweep cannot be made.
     """
-    _, expanded = read_overrides(TRAIN, arguments, where, sweep=True)
-    with explained(TRAIN, where):
+    typed, expanded = read_overrides(TRAIN, arguments, where, sweep=True)
+    if any(override.key == "resume" and override.value != NONE for override in typed):
+        raise ConfigError(
+            "resume continues one run: leave out --multirun, or start several from its weights with init_from=<run>"
+        )
+    with explained(TRAIN, where, arguments):
         parsed = OverridesParser.create().parse_overrides(expanded)
         # all of them, to see that it can be done before a directory is made
         jobs = [composed(TRAIN, job_overrides, where) for job_overrides in jobs_to_try(TRAIN, expanded)]
     folder = _new_folder(Path(jobs[0].runs).expanduser(), parsed)
     sweep = Sweep(folder, {override.key_or_group for override in parsed if not override.is_sweep_override()}, where)
     try:
-        _hydra_main(["--multirun", *expanded, f"hydra.sweep.dir={quoted(str(folder))}"], where, sweep.job)
+        hydra_main(TRAIN, ["--multirun", *expanded, f"hydra.sweep.dir={quoted(str(folder))}"], where, sweep.job)
     except _Stopped:
         pass
     finally:
@@ -132,28 +131,6 @@ def _save(folder: Path, results: Sequence[JobResult]) -> None:
         print(f"warning: the table cannot be saved in '{folder}' ({error.strerror})", file=sys.stderr)
     else:
         print(f"Saved as results.csv and results.json in {folder}")
-
-
-def hydra_itself(line: CommandLine, where: list[Path]) -> int:
-    """Let Hydra answer for its help, its config, the origin of settings and tab completion."""
-    # tab completion passes arguments of its own, and unfinished ones
-    arguments = line.settings if line.shell_completion else read_overrides(TRAIN, line.settings, where, hydra=True)[1]
-    printed = io.StringIO()
-    offers = line.shell_completion and any(argument.startswith("query=") for argument in arguments)
-    try:
-        with redirect_stdout(printed) if offers else nullcontext():
-            _hydra_main([*line.for_hydra(), *arguments], where, lambda config: None)
-    except SystemExit as end:  # Hydra's way to end after its help
-        return int(end.code or 0)
-    finally:
-        print(SCHEMAS.sub("", printed.getvalue()), end="")
-    return 0
-
-
-def _hydra_main(arguments: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
-    prepare(TRAIN, where)
-    with explained(TRAIN, where), hydra_command_line("mgpt-train", arguments):
-        hydra.main(**HYDRA, config_path=str(where[0]), config_name=TRAIN.name)(job)()
 
 
 def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:

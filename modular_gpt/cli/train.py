@@ -3,8 +3,13 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from modular_gpt.cli.app import ENDED_BY_SIGNAL, CommandLine, answer, imports
+from modular_gpt.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from modular_gpt.cli.composition.schema import Command
 
 ABOUT = "train a GPT that you compose from components"
 EXAMPLES = (
@@ -37,20 +42,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
-        from modular_gpt.cli import sweep
-        from modular_gpt.cli.composition.compose import as_yaml
-        from modular_gpt.cli.composition.train_config import TRAIN, composed_run
-        from modular_gpt.cli.help import help_text
-        from modular_gpt.core.errors import ConfigError
-        from modular_gpt.runtime.processes import ProcessGroup
+        from modular_gpt.cli.composition.stored import stored
 
-    if line.help:
-        print(help_text(TRAIN, ABOUT, EXAMPLES, line.settings, line.folders))
-        return 0
-    if line.for_hydra():
-        return sweep.hydra_itself(line, line.folders)
     if line.quick:
         raise ConfigError("--quick is a flag of mgpt-compare: mgpt-compare --quick attention=mha,gqa")
+    command = stored("train")
+    if command is not None and not (line.help or line.for_hydra()):
+        with imports():
+            from modular_gpt.cli.early import check_settings
+
+        check_settings(command, line.settings, line.folders, sweep=line.multirun)
+    if line.help or line.for_hydra():
+        return _about(line, command or _command())
+    return _train(line)
+
+
+def _about(line: CommandLine, command: "Command") -> int:
+    """Print the help, or what Hydra says."""
+    with imports():
+        from modular_gpt.cli.help import help_text
+        from modular_gpt.cli.hydra_answers import hydra_itself
+
+    if not line.help:
+        return hydra_itself(command, line, line.folders)
+    print(help_text(command, ABOUT, EXAMPLES, line.settings, line.folders))
+    return 0
+
+
+def _command() -> "Command":
+    with imports():
+        from modular_gpt.cli.composition.train_config import TRAIN
+
+    return TRAIN
+
+
+def _train(line: CommandLine) -> int:
+    with imports():
+        from modular_gpt.cli import sweep
+        from modular_gpt.cli.composition.compose import as_yaml
+        from modular_gpt.cli.composition.train_config import composed_run
+        from modular_gpt.runtime.processes import ProcessGroup
+
     processes = ProcessGroup.launched()
     with processes.same_error_on_all_ranks():
         if line.multirun and processes.world > 1:

@@ -6,6 +6,7 @@ of its models. A setting whose counterpart has another meaning has a note and ra
 converted.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -143,7 +144,8 @@ TRAINING_SETTINGS: dict[str, Alias] = {
     ),
     **_table(
         {"trainer.max_steps": "epochs, max_epochs, num_epochs, num_train_epochs"},
-        "it counts updates of the weights, not passes over the text",
+        "it counts updates of the weights, not passes over the text, of which one takes (tokens of the training text) /"
+        " (trainer.batch_size * context_length) updates; a run prints that number when it begins",
     ),
     **_table(
         {"trainer.batch_size": "per_device_train_batch_size, micro_batch_size, device_batch_size"},
@@ -165,6 +167,20 @@ TRAINING_SETTINGS: dict[str, Alias] = {
 
 SETTINGS: dict[str, Alias] = {**TRAINING_SETTINGS, **MODEL_SETTINGS}
 
+_DATA_TYPES: dict[str, object] = {
+    "fp32": "float32",
+    "32": "float32",
+    "32-true": "float32",
+    "torch.float32": "float32",
+    "bfloat16": "bf16",
+    "bf16-mixed": "bf16",
+    "torch.bfloat16": "bf16",
+    "float16": "fp16",
+    "16-mixed": "fp16",
+    "fp16-mixed": "fp16",
+    "torch.float16": "fp16",
+}
+
 # Foreign values by our setting, compared in lower case.
 VALUES: dict[str, dict[str, object]] = {
     "ffn.activation": {
@@ -175,24 +191,14 @@ VALUES: dict[str, dict[str, object]] = {
         "relu_squared": "relu2",
     },
     "trainer.activation_checkpointing": {"true": 1, "false": 0},
-    "trainer.precision": {
-        "fp32": "float32",
-        "32": "float32",
-        "32-true": "float32",
-        "torch.float32": "float32",
-        "bfloat16": "bf16",
-        "bf16-mixed": "bf16",
-        "torch.bfloat16": "bf16",
-        "float16": "fp16",
-        "16-mixed": "fp16",
-        "fp16-mixed": "fp16",
-        "torch.float16": "fp16",
-    },
+    "trainer.precision": _DATA_TYPES,
+    "dtype": _DATA_TYPES,
     "trainer.device": {"gpu": "cuda"},
+    "device": {"gpu": "cuda"},
 }
 
-# Foreign names of components by slot, compared without case, underscores and hyphens. A class may correspond to several
-# of our names: the first is used if nothing else decides.
+# Foreign names of components by slot, compared without case, spaces, underscores and hyphens. A class may correspond to
+# several of our names: the first is used if nothing else decides.
 COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "attention": {
         **dict.fromkeys(
@@ -232,6 +238,14 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
+# Components of other programs, by slot, that have no counterpart: the end of the sentence that refuses them.
+MISSING: dict[str, dict[str, str]] = {
+    "optim": dict.fromkeys(
+        ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "lamb", "lion", "sophia", "shampoo", "soap"),
+        "adamw is the usual choice for language models",
+    ),
+}
+
 # The longest vocabulary whose settings are all given is used.
 VOCABULARIES = (
     Vocabulary("Hugging Face", ("hidden_size", "num_hidden_layers", "num_attention_heads"), "rope"),
@@ -262,6 +276,12 @@ def component_names(slot: str, name: str, known: Iterable[str]) -> tuple[str, ..
     return same or tuple(registered for registered in COMPONENTS.get(slot, {}).get(plain, ()) if registered in known)
 
 
+def missing_hint(slot: str, name: str) -> str:
+    """What to use instead of a component of other programs that has no counterpart; empty for any other name."""
+    hint = MISSING.get(slot, {}).get(_plain(name))
+    return f" {hint};" if hint else ""
+
+
 def our_settings(slot: str, settings: PlainMapping, known: Collection[str]) -> PlainDict:
     """Replace foreign names and values in the settings of one component or group by ours.
 
@@ -283,6 +303,12 @@ def our_settings(slot: str, settings: PlainMapping, known: Collection[str]) -> P
         for target in targets:
             put(converted, origin, target, our_value(f"{slot}.{target}", value), name)
     return converted
+
+
+def counterpart(slot: str, name: str) -> str:
+    """Our name of a setting of the components of a slot, for a foreign name; any other name is returned unchanged."""
+    targets = SETTINGS[name].targets if name in SETTINGS else ()
+    return next((target.partition(".")[2] for target in targets if target.partition(".")[0] == slot), name)
 
 
 def put(values: PlainDict, origin: dict[str, str], target: str, value: object, name: str) -> None:
@@ -313,4 +339,4 @@ def our_value(setting: str, value: object) -> object:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+    return re.sub(r"[\s_-]", "", name.lower())

@@ -3,6 +3,7 @@
 A bug of the package is an ``assert`` or any other exception, with its traceback.
 """
 
+import re
 from collections.abc import Iterable
 
 
@@ -75,7 +76,7 @@ def _abbreviates(short: str, name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+    return re.sub(r"[\s_-]", "", name.lower())
 
 
 def _edits(one: str, other: str) -> int:

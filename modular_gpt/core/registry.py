@@ -21,11 +21,12 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, ClassVar, Self, TypeVar
 
-from modular_gpt.core.aliases import component_names, our_settings
+from modular_gpt.core.aliases import component_names, counterpart, missing_hint, our_settings
 from modular_gpt.core.errors import ConfigError, closest, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.core.validation import from_mapping
+from modular_gpt.core.validation import from_mapping, known_keywords
 
+COMPONENTS = "modular_gpt.components"  # entry points: modules of other packages that register components
 PLUGINS = "MODULAR_GPT_PLUGINS"  # environment: modules with components of the user's own, comma separated
 
 
@@ -94,6 +95,7 @@ class Component:
         if "Config" not in cls.__dict__:
             place = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Config"}  # for pickle
             cls.Config = dataclass(type("Config", (cls.Config,), place))
+        cls.Config = known_keywords(name)(cls.Config)
         cls.Config.component = cls
         first_paragraph = (cls.__doc__ or name).strip().partition("\n\n")[0]
         _add(Entry(name, cls, " ".join(first_paragraph.split())))
@@ -126,7 +128,7 @@ def _load_plugins() -> None:
     Raises:
         ConfigError: a listed module cannot be imported.
     """
-    for point in entry_points(group="modular_gpt.components"):
+    for point in entry_points(group=COMPONENTS):
         point.load()
     for module in filter(None, os.environ.get(PLUGINS, "").split(",")):
         try:
@@ -176,8 +178,21 @@ def decode(slot: str, value: object) -> ComponentConfig:
     if not isinstance(name, str):
         raise ConfigError(f"{slot} must be a name, or a mapping with a name, got {value!r}")
     entry = lookup(slot, name)
-    settings = our_settings(slot, settings, {setting.name for setting in fields(entry.component.Config)})
+    known = {setting.name for setting in fields(entry.component.Config)}
+    settings = our_settings(slot, settings, known)
+    for setting in settings:
+        if setting not in known and (able := with_setting(slot, counterpart(slot, setting))):
+            raise ConfigError(f"{slot}={entry.name} has no setting {setting!r}; use it with {' or '.join(able)}")
     return from_mapping(entry.component.Config, {"name": entry.name, **entry.settings, **settings}, slot)
+
+
+def with_setting(slot: str, setting: str) -> list[str]:
+    """The registered names of a slot whose components have a setting."""
+    return [
+        name
+        for name, entry in entries(slot).items()
+        if setting != "name" and any(each.name == setting for each in fields(entry.component.Config))
+    ]
 
 
 def lookup(slot: str, name: str) -> Entry:
@@ -190,7 +205,8 @@ def lookup(slot: str, name: str) -> Entry:
     names = component_names(slot, name, known)
     if not names:
         plugins = f" a component of your own is found through {PLUGINS}=<its module>;"
-        raise ConfigError(unknown(slot, name, known, hint="" if closest(name, known) else plugins))
+        hint = missing_hint(slot, name) or ("" if closest(name, known) else plugins)
+        raise ConfigError(unknown(slot, name, known, hint=hint))
     return known[names[0]]
 
 

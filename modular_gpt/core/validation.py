@@ -14,11 +14,13 @@ from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 T = TypeVar("T")
+WEIGHT_TYPES = ("float32", "bf16")  # data types of saved and loaded weights, by name
+MAX_NAME, MAX_PATH = 255, 4095  # bytes of a file's name and of a path, on all common file systems
 MAX_FLOAT32 = 3.4028234663852886e38  # beyond it, a setting is infinite in the arithmetic of models
 
 
 def from_mapping(cls: type[T], values: PlainMapping, where: str) -> T:
-    """Build the dataclass ``cls`` from ``values``; ``where`` names the place in messages.
+    """Build the dataclass ``cls`` from ``values``; ``where`` names the place in messages, "" if it has no name.
 
     Raises:
         ConfigError: a key is not a field of ``cls`` (the message has the closest one), or a value has the wrong type.
@@ -47,6 +49,35 @@ def validated(where: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
+def known_keywords(place: str, elsewhere: Mapping[str, str] | None = None) -> Callable[[type[T]], type[T]]:
+    """Class decorator: the constructor of a dataclass refuses a keyword that is no field in one sentence.
+
+    place: the name of the dataclass in messages
+    elsewhere: names of settings in other programs, with the present ones
+
+    Raises (the constructor):
+        ConfigError: a keyword is not a field; the message has the closest one.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        original = cls.__init__
+
+        @functools.wraps(original)
+        def __init__(self: Any, *args: Any, **keywords: Any) -> None:
+            names = [field.name for field in dataclasses.fields(self) if field.init]
+            strange = next((name for name in keywords if name not in names), None)
+            if strange is not None and elsewhere and strange in elsewhere:
+                raise ConfigError(f"{place}: no setting {strange!r}; it is {elsewhere[strange]} here")
+            if strange is not None:
+                raise ConfigError(f"{place}: {unknown('setting', strange, names)}")
+            original(self, *args, **keywords)
+
+        setattr(cls, "__init__", __init__)  # noqa: B010  mypy knows __init__ as a method that is never replaced
+        return cls
+
+    return decorate
+
+
 def checked_fields(cls: type, values: PlainMapping, where: str) -> PlainDict:
     """Check ``values`` against the declared types of the fields of ``cls``; mappings become nested dataclasses.
 
@@ -56,11 +87,11 @@ def checked_fields(cls: type, values: PlainMapping, where: str) -> PlainDict:
     hints, names = _fields(cls)
     for key in values:
         if key not in names:
-            raise ConfigError(f"{where}: {unknown('setting', str(key), names)}")
+            raise ConfigError(f"{where}: {unknown('setting', str(key), names)}".removeprefix(": "))
     return {
         key: from_mapping(hints[key], value, key)
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping)
-        else checked(value, hints[key], f"{where}.{key}")
+        else checked(value, hints[key], f"{where}.{key}".removeprefix("."))
         for key, value in values.items()
     }
 
@@ -134,10 +165,25 @@ def expand_home(settings: object, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
         if isinstance(value, (list, tuple)):
-            paths = [os.path.expanduser(path) if isinstance(path, (str, os.PathLike)) else path for path in value]
-            setattr(settings, name, paths)
-        elif isinstance(value, (str, os.PathLike)):
-            setattr(settings, name, os.path.expanduser(value))
+            setattr(settings, name, [_expanded(name, path) for path in value])
+        else:
+            setattr(settings, name, _expanded(name, value))
+
+
+def _expanded(setting: str, path: Any) -> Any:
+    return check_path(os.path.expanduser(path), setting) if isinstance(path, (str, os.PathLike)) else path
+
+
+def check_path(path: str, setting: str) -> str:
+    """Raise a ConfigError for a text that no file system can have as a path; returns ``path``."""
+    if "\0" in path:
+        raise ConfigError(f"{setting} must be a path, which cannot hold a NUL character, got {shown(path)}")
+    longest = max(len(os.fsencode(part)) for part in path.split(os.sep))
+    if longest > MAX_NAME or len(os.fsencode(path)) > MAX_PATH:
+        raise ConfigError(
+            f"{setting} must be a path of at most {MAX_PATH} bytes, {MAX_NAME} for each name in it, got {shown(path)}"
+        )
+    return path
 
 
 def at_most(where: str, largest: Mapping[str, int], settings: object) -> None:

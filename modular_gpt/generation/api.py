@@ -37,6 +37,10 @@ def generate(
         NonFiniteError: the model's logits are NaN or infinite.
     """
     config = GenerationConfig.read(max_new_tokens, settings)
+    if config.logprobs:
+        raise ConfigError(
+            "generate returns ids alone: leave out logprobs, or call generation.complete, which returns them"
+        )
     prompt = as_ids(ids, device=_device(model))
     padding = None if padding is None else as_ids(padding, "padding", prompt.device)
     found = Generation(model, prompt, config, padding=padding, draft=draft).finish()

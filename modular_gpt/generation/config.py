@@ -1,13 +1,16 @@
 """Settings of generation as typed dataclasses, checked in one place; plain enough for a config file."""
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
+import numpy as np
+
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.former_names import by_present_names, former_names
-from modular_gpt.core.plain_types import PlainMapping
-from modular_gpt.core.validation import from_mapping, one_of
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
+from modular_gpt.core.validation import from_mapping, known_keywords, one_of
 from modular_gpt.generation.sampling import FILTERS
 
 OVERFLOWS = ("slide", "window", "error")
@@ -79,6 +82,7 @@ class SamplingSettings(FilterSettings):
 
 
 @former_names(**FORMER_NAMES)
+@known_keywords("GenerationConfig")
 @dataclass
 class GenerationConfig(SamplingSettings):
     """All settings of a generation.
@@ -127,7 +131,7 @@ class GenerationConfig(SamplingSettings):
     @classmethod
     def from_values(cls, values: PlainMapping) -> "GenerationConfig":
         """From a mapping, former names included; raises a ConfigError for an unknown name or a wrong type."""
-        return from_mapping(cls, by_present_names(values, FORMER_NAMES), "generate")
+        return from_mapping(cls, _with_lists(by_present_names(values, FORMER_NAMES)), "")
 
     def checked(self, vocab_size: int) -> "GenerationConfig":
         """A copy with values of the declared types; raises a ConfigError for what cannot work."""
@@ -184,6 +188,18 @@ class GenerationConfig(SamplingSettings):
                 f"num_return_sequences={count} would all be the same text, since nothing is drawn;"
                 " use num_return_sequences=1"
             )
+
+
+def _with_lists(values: PlainMapping) -> PlainDict:
+    """The settings that are lists as lists, also where they are given as one item, a tuple, a set or an array."""
+    found = dict(values)
+    for name in ("stop", "stop_tokens", "suppress_tokens"):
+        value = found.get(name)
+        if isinstance(value, (str, int)):
+            found[name] = [value]
+        elif isinstance(value, (Set, range, np.ndarray)):
+            found[name] = sorted(value)
+    return found
 
 
 def _check_token(name: str, token: object, vocab_size: int) -> None:

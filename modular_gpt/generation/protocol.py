@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.cache import ModelCache
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.validation import shown
 
 
 class ModelConfig(Protocol):
@@ -54,3 +56,12 @@ class LanguageModel(Protocol):
 
     def logits(self, x: Tensor) -> Tensor:
         """The output head: (..., D) -> (..., V)."""
+
+
+def check_model(value: object, name: str) -> None:
+    """Raise a ConfigError for anything that lacks the interface, such as the name of a model."""
+    if not all(hasattr(value, needed) for needed in ("config", "new_cache")):
+        given = shown(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
+        raise ConfigError(
+            f"{name} must be a model, got {given}; modular_gpt.load_model(<name>).model opens one by its name"
+        )

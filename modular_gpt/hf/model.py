@@ -9,15 +9,14 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.hf.cache import GenerationCache, padding_of
 from modular_gpt.hf.card import write_card
 from modular_gpt.hf.configuration import ModularGPTConfig
 from modular_gpt.hf.layer_outputs import layer_outputs
+from modular_gpt.hf.opening import open_for_transformers
 from modular_gpt.model import GPTModel
-from modular_gpt.pretrained.hub import Source
-from modular_gpt.pretrained.weight_files import Tensors
 
 _ASSISTED = GenerationMode.ASSISTED_GENERATION
 _LAYER_OUTPUTS = ("output_attentions", "output_hidden_states")
@@ -228,22 +227,21 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a file that does not hold every parameter, and no other, is refused.
+        """As in transformers; files are read by this package, and a file must hold every parameter and no other.
+
+        kwargs: ``dtype``, ``device_map`` (one device for the whole model), ``config``, settings of the config, and
+            ``output_loading_info``; keywords of transformers that have no meaning here are accepted or refused
 
         Raises:
-            CheckpointError: parameters are missing, unknown or of another shape; names them. Or an index of a local
-                folder names a file of another one.
+            CheckpointError: there is no such model, or parameters are missing, unknown or of another shape; names them.
+            ConfigError: a keyword is not supported.
         """
-        if Path(pretrained_model_name_or_path).is_dir():
-            Tensors(Source(str(pretrained_model_name_or_path), folder=Path(pretrained_model_name_or_path))).close()
         wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        problems = ("missing", "unexpected", "mismatched")
-        faults = {problem: sorted(map(str, info.get(f"{problem}_keys") or ())) for problem in problems}
-        if any(faults.values()):
-            named = "; ".join(f"{problem}: {', '.join(names[:5])}" for problem, names in faults.items() if names)
-            raise CheckpointError(f"'{pretrained_model_name_or_path}' does not fit its config.json ({named})")
+        opened = open_for_transformers(pretrained_model_name_or_path, kwargs)
+        model = cls(opened.config, opened.model, *args).eval()
+        if opened.generation is not None:
+            model.generation_config = opened.generation
+        info: PlainDict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

@@ -15,7 +15,7 @@ from modular_gpt.core.aliases import (
 )
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.core.registry import ComponentConfig, decode, encode, entries
+from modular_gpt.core.registry import ComponentConfig, decode, encode, entries, with_setting
 from modular_gpt.model.config import SLOTS, GPTConfig
 
 # The tables by their names of before: foreign setting -> ours, and foreign name of a component -> ours.
@@ -118,8 +118,18 @@ class _Component:
         self.names, self.chosen_by = both or names, f"{name}={value!r}"
 
     def decoded(self) -> ComponentConfig:
-        default = GPTConfig.__dataclass_fields__[self.slot].default
-        return decode(self.slot, {**self.values, "name": self.names[0] if self.names else self.implied or default})
+        default = str(GPTConfig.__dataclass_fields__[self.slot].default)
+        name = self.names[0] if self.names else self.implied or default
+        self._check_foreign(name)
+        return decode(self.slot, {**self.values, "name": name})
+
+    def _check_foreign(self, name: str) -> None:
+        """Raise a ConfigError for a foreign setting that the component of that name has not, by the user's name."""
+        for setting, given in self.origin.items():
+            able = with_setting(self.slot, setting)
+            if given != f"{self.slot}.{setting}" and able and name not in able:
+                ours = "" if given.rpartition(".")[2] == setting else f" ({setting})"
+                raise ConfigError(f"{self.slot}={name} has no setting {given}{ours}; use it with {' or '.join(able)}")
 
 
 def _unknown(name: str, our_names: list[str]) -> str:

@@ -8,12 +8,22 @@ from typing import Any, NamedTuple, get_type_hints
 import torch
 
 import modular_gpt.nn  # noqa: F401  registers the components
+from modular_gpt.core.aliases import MODEL_SETTINGS
 from modular_gpt.core.cache import CacheSpec
 from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, FeedForward, Norm, Position
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, merge
-from modular_gpt.core.validation import at_most, checked, fraction, from_mapping, one_of, positive, shown
+from modular_gpt.core.validation import (
+    at_most,
+    checked,
+    fraction,
+    from_mapping,
+    known_keywords,
+    one_of,
+    positive,
+    shown,
+)
 from modular_gpt.model.topologies import TOPOLOGIES
 
 FORMAT = 1  # of the dict that to_dict writes
@@ -26,6 +36,7 @@ LARGEST = {"vocab_size": 2**31, "d_model": 2**24, "n_heads": 2**20, "n_layers": 
 Choice = str | PlainMapping | ComponentConfig
 
 
+@known_keywords("LayersConfig")
 @dataclass
 class LayersConfig:
     """Settings that differ between layers.
@@ -145,6 +156,7 @@ class _Layer(NamedTuple):
     resolved: BlockConfig
 
 
+@known_keywords("GPTConfig", {name: " and ".join(alias.targets) for name, alias in MODEL_SETTINGS.items()})
 @dataclass
 class GPTConfig:
     """Configuration of a GPT.

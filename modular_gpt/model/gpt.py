@@ -19,7 +19,7 @@ from modular_gpt.core.validation import size_errors
 from modular_gpt.model.aliases import Description, read_description
 from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.model.init import initialise
-from modular_gpt.model.inputs import checked_ids, checked_targets, embedded, outside
+from modular_gpt.model.inputs import check_cache_size, checked_ids, checked_targets, embedded, outside
 from modular_gpt.model.loss import ACCURACY, IGNORED, PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
 from modular_gpt.model.token_positions import packed_positions, token_positions
@@ -271,7 +271,11 @@ class GPTModel(nn.Module):
 
         window: no token sees more than the last ``window`` ones, its own included, in any layer; a layer with a
             score matrix keeps no more than that, one with a constant state is not limited
+
+        Raises:
+            ConfigError: there is no row, or a length or window is not a whole number that can be.
         """
+        check_cache_size(batch, max_length, window)
         weight = self.embedding.weight
         specs = [layer.cache_spec(self.config.dims).within(window) for layer in self.config.layer_configs]
         layers = [spec.allocate(batch, max_length, dtype or weight.dtype, weight.device) for spec in specs]

@@ -3,6 +3,9 @@
 Values are read on the CPU only, where they need no synchronisation, and nothing is checked while a graph is traced.
 """
 
+import operator
+from typing import SupportsIndex
+
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +87,15 @@ def checked_documents(documents: object, ids: Tensor) -> Tensor:
             f"{tuple(tensor.shape)}"
         )
     return tensor
+
+
+def check_cache_size(batch: object, max_length: object, window: object) -> None:
+    """Raise a ConfigError for sizes that no cache can have."""
+    for name, value, least in (("batch", batch, 1), ("max_length", max_length, 0), ("window", window, 1)):
+        if isinstance(value, torch.SymInt) or (value is None and name != "batch"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex) or operator.index(value) < least:
+            raise ConfigError(f"{name} of a cache must be a whole number of {least} or more, got {value!r}")
 
 
 def embedded(embedding: nn.Embedding, ids: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.targets import IGNORED
-from modular_gpt.core.validation import fraction, not_negative
+from modular_gpt.core.validation import fraction, known_keywords, not_negative
 
 _CHUNK = 2**24  # logits held at once while training; 64 MiB in float32
 
@@ -52,6 +52,7 @@ class LossOutput:
         yield self.loss
 
 
+@known_keywords("LossConfig")
 @dataclass(frozen=True)
 class LossConfig:
     """Terms that are added to the cross-entropy in training.

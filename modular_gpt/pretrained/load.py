@@ -21,7 +21,6 @@ from modular_gpt.pretrained.weight_files import Tensors, listed
 HEAD, EMBEDDING = "lm_head.weight", "embedding.weight"
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")  # the first number in the name of a tensor
 INVERSE_FREQUENCIES = r".*rotary_emb\.inv_freq"  # a table in older files, computed from the config
-OWN_TYPE = "modular_gpt"  # the model_type of folders that hold any GPTModel, written by this program
 
 
 def load_pretrained(

@@ -25,7 +25,7 @@ from modular_gpt.model.materialize import saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.hub import CONFIG_FILE
-from modular_gpt.pretrained.load import OWN_TYPE
+from modular_gpt.pretrained.own_type import OWN_TYPE
 from modular_gpt.pretrained.tensor_map import expand
 from modular_gpt.pretrained.weight_files import WEIGHTS, as_os_error, listed
 

@@ -8,15 +8,48 @@ from pathlib import Path
 
 import torch
 
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.aliases import our_value
+from modular_gpt.core.errors import ConfigError, first_line
+from modular_gpt.core.validation import one_of
 from modular_gpt.runtime.processes import ProcessGroup
 
 BF16_WIDTH = 96  # of models from which bf16 is faster on a CPU, measured by benchmarks/precision.py
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # data types by name
 
 
-def choose_device(name: str, processes: ProcessGroup | None = None) -> torch.device:
+def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:
+    """A data type of weights, which may be given by name; None stays None.
+
+    Raises:
+        ConfigError: there is no such data type, or weights cannot have it.
+    """
+    if isinstance(value, str):
+        name = str(our_value("dtype", value))
+        one_of(name, tuple(WEIGHTS), "dtype")
+        return WEIGHTS[name]
+    if value is None or (isinstance(value, torch.dtype) and value.is_floating_point):
+        return value
+    raise ConfigError(f"dtype must be a floating-point type, such as torch.bfloat16 or 'bf16', got {value!r}")
+
+
+def as_device(value: torch.device | str | int | None) -> torch.device:
+    """A device that works here, which may be given by name or by the number of a GPU; None is the CPU.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if value is None or str(value) in ("cpu", "meta"):
+        return torch.device(value or "cpu")
+    return choose_device(str(our_value("device", value)) if isinstance(value, str) else value, setting="device")
+
+
+def choose_device(
+    name: str | int | torch.device, processes: ProcessGroup | None = None, setting: str = "trainer.device"
+) -> torch.device:
     """The device of that name; ``auto`` is the best one that works here. Each of several processes has its own GPU.
+
+    setting: the name of the setting in messages
 
     Raises:
         ConfigError: this machine has no such device, or not one for each process.
@@ -28,19 +61,19 @@ def choose_device(name: str, processes: ProcessGroup | None = None) -> torch.dev
             name = "mps"
     if processes.world > 1 and name != "cpu":
         if name != "cuda":
-            raise ConfigError(f"trainer.device={name} is one device for {processes.world} processes: use cuda or cpu")
+            raise ConfigError(f"{setting}={name} is one device for {processes.world} processes: use cuda or cpu")
         if processes.local_world > torch.cuda.device_count():
             raise ConfigError(
                 f"torchrun started {processes.local_world} processes on a machine with {torch.cuda.device_count()}"
-                " GPUs: give it --nproc_per_node=<GPUs>, or use trainer.device=cpu"
+                f" GPUs: give it --nproc_per_node=<GPUs>, or use {setting}=cpu"
             )
         name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).add(1).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
-        raise ConfigError(f"trainer.device={name} cannot be used here ({reason}); trainer.device=auto can") from error
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = first_line(error).partition(". ")[0]
+        raise ConfigError(f"{setting}={name} cannot be used here ({reason}); {setting}=auto can") from error
     return device
 
 

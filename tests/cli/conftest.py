@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from modular_gpt.cli import bench, compare, generate, train
+from modular_gpt.cli import bench, compare, evaluate, generate, train
 
-MAINS = {"bench": bench.main, "compare": compare.main, "train": train.main, "generate": generate.main}
+MAINS = {
+    "bench": bench.main,
+    "compare": compare.main,
+    "eval": evaluate.main,
+    "generate": generate.main,
+    "train": train.main,
+}
 TINY = (
     *("model_size.d_model=16", "model_size.n_heads=2", "model_size.n_layers=1", "model_size.context_length=16"),
     *("trainer.max_steps=2", "trainer.batch_size=2", "trainer.eval_interval=2", "trainer.eval_batches=1"),

@@ -139,7 +139,7 @@ def test_former_names_in_a_yaml_file(write: Callable[..., Answer], monkeypatch: 
     shutil.copytree(conf, own)
     (own / "generate.yaml").write_text(yaml)
     monkeypatch.setattr(schema, "conf_dir", lambda: own)
-    listed = write("--cfg", "job").out
+    listed = write("--cfg", "job", "json=true").out
     assert "prompt_lookup_ngram: 5" in listed and "logprobs: true" in listed and "\nlookup_ngram" not in listed
 
 

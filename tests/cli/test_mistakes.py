@@ -38,7 +38,7 @@ MISTAKES = [
     ("trainer.max_steps=[1,2]", ["trainer.max_steps must be a whole number"]),
     ("optim.learning_rate=fast", ["optim.learning_rate must be a number", "got 'fast'"]),
     ("optim.learning_rate_scale=3", ["optim.learning_rate_scale must be a mapping, got 3"]),
-    ("optim.learning_rate_scale={embedding*:x}", ["optim.learning_rate_scale.embedding*", "'x'"]),
+    ("optim.learning_rate_scale={embedding*:x}", ["optim.learning_rate_scale={embedding*:x}", "its values numbers"]),
     ("optim.learning_rate_scale={'embeding*':0.1}", ["fits 'embeding*'; there are embedding.weight"]),
     ("optim.learning_rate_scale.embedding=0.1", ["did you mean 'embedding.*'?"]),
     ("trainer.frozen=embeding*", ["trainer.frozen: ", "fits 'embeding*'; there are embedding.weight"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modular_gpt.cli import sweep
+from modular_gpt.cli import hydra_answers
 from modular_gpt.cli.sweep_table import JobResult, remarks, table
 from modular_gpt.training import run as training_run
 from tests.cli.conftest import TINY, Run
@@ -96,9 +96,9 @@ def test_tab_completion_offers_no_schema(
 ) -> None:
     offered = separator.join(["attention=gqa", "attention=gqa_schema", "attention=mha", "attention=mha_schema"])
 
-    def completed(words: list[str], where: object, job: object) -> None:
+    def completed(command: object, words: list[str], where: object, job: object) -> None:
         print(offered)
 
-    monkeypatch.setattr(sweep, "_hydra_main", completed)
+    monkeypatch.setattr(hydra_answers, "hydra_main", completed)
     answer = run("train", "--shell-completion", "query=bash")
     assert answer.out.split() == ["attention=gqa", "attention=mha"]

@@ -85,7 +85,7 @@ TABLE = [
     (dict(attention={**MLA, "qk_rope_head_dim": 0}), "above 0 where the position rotates, got 0"),
     (dict(attention={**MLA, "latent_norm": "batchnorm"}), "no norm 'batchnorm'"),
     (dict(attention={"name": "linear", "chunk": 0}), "attention.chunk must be above 0, got 0"),
-    (dict(attention={"name": "linear", "window": 5}), "attention: no setting 'window'"),
+    (dict(attention={"name": "linear", "window": 5}), "attention=linear has no setting 'window'; use it with"),
     (dict(attention="linear", pos="alibi"), "attention=linear has no score matrix"),
     (dict(attention="linear", pos="alibi"), "use pos=rope, learned, sinusoidal or none"),
     # positions
@@ -130,7 +130,7 @@ TABLE = [
     (dict(ffn={**MOE, "balance": "biases"}), "ffn.balance: no choice 'biases'; did you mean 'bias'?"),
     (
         dict(norm={"name": "rmsnorm", "bias": True}),
-        "norm: no setting 'bias'; there are: affine, eps, name, weight_offset",
+        "norm=rmsnorm has no setting 'bias'; use it with layernorm",
     ),
     (dict(norm={"name": "layernorm", "eps": "small"}), "norm.eps must be a number, got 'small'"),
 ]

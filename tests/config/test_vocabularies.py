@@ -289,7 +289,7 @@ def test_words_may_agree_and_must_not_contradict() -> None:
         (dict(resid_pdrop=0.1), "resid_pdrop is not converted: set dropout instead; one value is for"),
         (dict(partial_rotary_factor=0.5), "set pos.rotary_dim instead"),
         (dict(max_iters=5), "max_iters is a setting of a training (trainer.max_steps), not of a model"),
-        (dict(latent_dim=8, attention="gqa"), "no setting 'kv_lora_rank'"),
+        (dict(latent_dim=8, attention="gqa"), "no setting latent_dim (kv_lora_rank); use it with mla"),
         (dict(attention=3), "attention must be a name, or a mapping with a name, got 3"),
         (dict(attention=None), "attention must be a name, or a mapping with a name, got None"),
         (dict(attention=RMSNorm.Config()), "attention cannot be a RMSNorm.Config"),

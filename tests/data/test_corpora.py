@@ -449,7 +449,10 @@ def test_a_long_document_of_a_dataset_comes_in_pieces(monkeypatch: pytest.Monkey
         ({"name": "text", "path": "x", "val_fraction": 0}, "data.val_fraction must lie between 0 and 1, got 0"),
         ({"name": "shakespeare", "val_fraction": 1.0}, "data.val_fraction must lie between 0 and 1, got 1.0"),
         ({"name": "hf", "path": "x", "max_documents": 0}, "data.max_documents must be above 0, got 0"),
-        ({"name": "python_stdlib", "path": "x"}, "data: no setting 'path'"),
+        (
+            {"name": "python_stdlib", "path": "x"},
+            "data=python_stdlib has no setting 'path'; use it with hf or shakespeare or text",
+        ),
     ],
 )
 def test_wrong_settings_get_one_sentence(settings: str | dict[str, object], message: str) -> None:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -583,3 +584,20 @@ def test_python_mistakes_get_one_sentence() -> None:
     for size in (10**15, 2**24 + 1):
         with pytest.raises(ConfigError, match=r"tokenizer.vocab_size of bpe must be at most 16,777,216"):
             build_tokenizer({"name": "bpe", "vocab_size": size})
+
+
+@pytest.mark.parametrize("ids", [[1.5], "ab", 3, None, [[1, 2]], [None], torch.tensor([[1, 2]]), torch.tensor([1.0])])
+def test_what_is_no_row_of_ids_is_not_decoded(ids: Any) -> None:
+    for tokenizer in (build_tokenizer("byte"), CharTokenizer.build_vocab("abc")):
+        with pytest.raises(DataError, match="decode takes token ids, one list of whole numbers, got"):
+            tokenizer.decode(ids)
+        assert tokenizer.decode(torch.tensor([1, 0])) == tokenizer.decode(np.array([1, 0])) == tokenizer.decode([1, 0])
+
+
+@pytest.mark.parametrize("text", [3, None, ["a"], b"a", 1.5])
+def test_what_is_no_text_is_not_encoded(text: Any) -> None:
+    for tokenizer in (build_tokenizer("byte"), CharTokenizer.build_vocab("abc")):
+        with pytest.raises(DataError, match="encode takes one text, got"):
+            tokenizer.encode(text)
+        with pytest.raises(DataError, match="a tokenizer encodes texts, got"):
+            tokenizer.encode_many(["a", text])

@@ -101,7 +101,7 @@ def test_a_tokenizer_of_ones_choice(folder: Path, capsys: pytest.CaptureFixture[
         (["text=text.txt", "strid=17"], "did you mean 'stride'"),
         (["text=text.txt", "limit=3"], "limit is for tasks"),
         (["split=test"], "no choice 'test'"),
-        (["corpus=text"], "needs data.path"),
+        (["corpus=text"], "needs path=<file or pattern>"),
         (["path=text.txt"], "path is for a corpus: give corpus=text path=..."),
         (["corpus=python_stdlib", "path=text.txt"], "no setting 'path'"),
         (["text=text.txt", "tokenizer=bpe"], "or give the path of a tokenizer.json"),

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from modular_gpt import CheckpointError, ConfigError, GPTModel
 from modular_gpt.hf import ModularGPTConfig, ModularGPTForCausalLM
+from modular_gpt.pretrained.own_type import PREFIX
 from tests.fresh import python
 from tests.hf.conftest import attentions, named
 
@@ -80,7 +81,9 @@ def test_a_file_that_does_not_fit_is_refused(small: Make, tmp_path: Path, fault:
     else:
         tensors[name] = tensors[name][:-1].clone()
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="model.extra" if fault == "unknown" else name):
+    with pytest.raises(
+        CheckpointError, match="for extra" if fault == "unknown" else f"for {name.removeprefix(PREFIX)}"
+    ):
         AutoModelForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
@@ -208,3 +211,71 @@ def test_an_index_reaches_no_other_folder_in_transformers_either(small: Make, tm
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     with pytest.raises(CheckpointError, match="has no file"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+def folder_of(small: Make, folder: Path) -> Path:
+    ModularGPTForCausalLM.from_gpt(small()).save_pretrained(folder)
+    return folder
+
+
+def test_transformers_reads_no_file_of_the_folder_for_us(
+    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loader is not called, and what it would follow has no effect: adapters, old weights, code."""
+    folder = folder_of(small, tmp_path)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/etc"}))
+    save_file({"base_model.model.model.embedding.lora_A.weight": torch.ones(1)}, folder / "adapter_model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"no pickle")
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text("raise SystemExit")
+
+    def refuse(*args: Any, **keywords: Any) -> None:
+        raise AssertionError("the loader of transformers was called")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    loaded, info = ModularGPTForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()) and not loaded.training
+    assert torch.equal(loaded(some_ids()).logits, small()(some_ids()))
+
+
+def test_an_adapter_beside_the_model_is_not_followed_by_the_auto_class(small: Make, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base, folder = folder_of(small, tmp_path / "base"), folder_of(small, tmp_path / "folder")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    with pytest.raises(CheckpointError, match="an adapter beside the model, which is not applied by itself"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("place", ["../elsewhere.safetensors", "/absolute"])
+def test_an_index_names_files_of_its_own_folder_alone(small: Make, tmp_path: Path, place: str) -> None:
+    folder = folder_of(small, tmp_path / "folder")
+    other = (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    target = str(other) if place == "/absolute" else place
+    where = {f"model.{name}": target for name in small().state_dict()}
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        (folder / index).write_text(json.dumps({"weight_map": where}))
+        with pytest.raises(CheckpointError, match=r"has no file|names a file outside|model\.safetensors"):
+            ModularGPTForCausalLM.from_pretrained(folder)
+        (folder / index).unlink()
+
+
+def test_keywords_of_from_pretrained(small: Make, tmp_path: Path) -> None:
+    folder = folder_of(small, tmp_path)
+    for name in ("bfloat16", torch.bfloat16, "bf16"):
+        assert ModularGPTForCausalLM.from_pretrained(folder, dtype=name, device_map="cpu").dtype == torch.bfloat16
+    again = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", device_map={"": "cpu"}, use_cache=False)
+    assert again.dtype == torch.float32 and again.config.use_cache is False
+    assert torch.equal(again(some_ids()).logits, small()(some_ids()))
+    own = ModularGPTForCausalLM.from_pretrained(folder, config=again.config)
+    assert torch.equal(own(some_ids()).logits, again(some_ids()).logits)
+    for wrong in ({"quantization_config": {"bits": 4}}, {"strange": 1}, {"device_map": {"a": "cpu", "b": "cpu"}}):
+        with pytest.raises(ConfigError):
+            ModularGPTForCausalLM.from_pretrained(folder, **wrong)
+
+
+def test_the_defaults_of_generate_are_read_from_the_folder(small: Make, tmp_path: Path) -> None:
+    folder = folder_of(small, tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5], "max_new_tokens": 7}))
+    loaded = ModularGPTForCausalLM.from_pretrained(folder)
+    assert (loaded.generation_config.eos_token_id, loaded.generation_config.max_new_tokens) == ([3, 5], 7)
+    assert loaded.name_or_path == str(folder)

@@ -22,7 +22,6 @@ from omegaconf.errors import OmegaConfBaseException
 from modular_gpt.cli.composition.schema import SCHEMA, TARGET, Command
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.core.registry import entries, slots
 
 # Hydra 1.3 asks whose behaviour it is to show; 1.4 shows its own, and warns where that is asked for.
 HYDRA: PlainDict = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
@@ -52,8 +51,7 @@ def prepare(command: Command, where: list[Path]) -> None:
     global _last_prepared
     with_yaml = {group: [path.stem for folder in where for path in sorted((folder / group).glob("*.yaml"))]
                  for group in command.groups()}  # fmt: skip
-    components = [(slot, list(entries(slot).items())) for slot in slots()] if command.slots else []
-    now = (command.name, where, with_yaml, components)
+    now = (command.name, where, with_yaml, command.components())
     if now != _last_prepared:
         _last_prepared = None
         _composed.clear()

@@ -2,26 +2,32 @@
 
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from modular_gpt.cli.composition.overrides import unknown_setting
 from modular_gpt.cli.composition.schema import Command, options
-from modular_gpt.core.errors import ConfigError, unknown
+from modular_gpt.core.errors import ConfigError, printable, unknown
 from modular_gpt.core.validation import checked
 
+TYPES = {int: "whole numbers", float: "numbers", str: "texts"}  # of the keys and values of mappings
 PLUGIN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")
 
 
 @contextmanager
-def explained(command: Command, where: list[Path]) -> Iterator[None]:
-    """Turn what composing a config raises into a ConfigError.
+def explained(command: Command, where: list[Path], words: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what composing a config raises into a ConfigError; ``words``: of the command line, as typed.
 
     Raises:
         ConfigError: names the setting and what would be right.
@@ -34,10 +40,10 @@ def explained(command: Command, where: list[Path]) -> Iterator[None]:
             f"{key[1] if key else 'a number'} must be a finite number, got one of too many digits"
         ) from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_sentence(command, where, error)) from error
+        raise ConfigError(_sentence(command, where, words, error)) from error
 
 
-def _sentence(command: Command, where: list[Path], error: Exception) -> str:
+def _sentence(command: Command, where: list[Path], words: Sequence[str], error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         if error.missing_cfg_file.startswith(PLUGIN_GROUPS):
             return _missing_plugin(*error.missing_cfg_file.split("/")[1:3])
@@ -46,7 +52,9 @@ def _sentence(command: Command, where: list[Path], error: Exception) -> str:
         return unknown(group, name, known) if known else _first_line(error)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        return _in_file(error) + unknown_setting(command, cause.full_key, _siblings(cause))
+        return _in_file(error) + unknown_setting(command, cause.full_key, _siblings(cause), words)
+    if mapping := _mapping_of(command, words, error, cause):
+        return mapping
     if isinstance(cause, ValidationError) and cause.full_key:
         return _in_file(error) + _wrong_value(cause)
     if isinstance(error, OverrideParseException):
@@ -75,6 +83,22 @@ def _wrong_value(cause: ValidationError) -> str:
     except (KeyError, TypeError):
         pass  # no dataclass says what it should be
     return f"{cause.full_key}: {_first_line(cause)}"
+
+
+def _mapping_of(command: Command, words: Sequence[str], error: Exception, cause: BaseException | None) -> str:
+    """The sentence for a key or value of a mapping that has another type than declared; empty for other errors."""
+    place = str(cause.full_key) if isinstance(cause, ValidationError) else ""
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        key = command.former_names.get(key, key)
+        merging = value.startswith("{") and _first_line(error).startswith(f"Error merging override ++{key}=")
+        if not (merging or place.startswith(f"{key}.")):
+            continue
+        for hint in command.hints(key):
+            types = [TYPES.get(inner) for inner in typing.get_args(hint)] if typing.get_origin(hint) is dict else []
+            if len(types) == 2 and all(types):
+                return f"{key}={printable(value)}: its keys must be {types[0]}, its values {types[1]}"
+    return ""
 
 
 def _in_file(error: Exception) -> str:

@@ -18,7 +18,7 @@ def read_plain(command: Command, arguments: Sequence[str], where: list[Path]) ->
         ConfigError: an argument names no setting, or its value is not valid.
     """
     _, hydra_overrides = read_overrides(command, arguments, where)
-    with explained(command, where):
+    with explained(command, where, arguments):
         config = composed(command, hydra_overrides, where)
         values = plain(config)
-    return from_mapping(command.plain, values, command.name), as_yaml(config)
+    return from_mapping(command.plain, values, ""), as_yaml(config)

@@ -19,9 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import MISSING
 
 from modular_gpt.cli.composition.schema import TARGET, Command, names_of, options
-from modular_gpt.core.aliases import SETTINGS, component_names, no_counterpart, our_value
+from modular_gpt.core.aliases import SETTINGS, component_names, missing_hint, no_counterpart, our_value
 from modular_gpt.core.errors import ConfigError, closest, printable, unknown
-from modular_gpt.core.registry import slots
 
 KEY = r"""[^\s=+~."'{}]+"""  # one part of a dotted key
 ARGUMENT = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DOTALL)
@@ -31,6 +30,7 @@ QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 NONE = "null"
 MAX_VALUES = 50  # of a sweep that are tried before it begins
 HYDRA_IN_SWEEPS = re.compile(r"hydra[/.](launcher|sweeper)\b|hydra\.sweep\.dir$|hydra\.job\.env_(set|copy)\b")
+NAMES = re.compile(r"[\w.+/ -]+(,[\w.+/ -]+)*")  # also foreign ones with spaces, as 'Multi Head Attention'
 SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
 
 
@@ -132,7 +132,7 @@ def _exists(command: Command, key: str) -> bool:
 
 
 def _our_value(command: Command, key: str, value: str) -> str:
-    if key in command.groups() and key not in command.tables and SELECTS.fullmatch(value):
+    if key in command.groups() and key not in command.tables and NAMES.fullmatch(value):
         known = command.schemas(key)
         return ",".join((*component_names(key, name, known), name)[0] for name in value.split(","))
     converted = our_value(key, value)
@@ -173,7 +173,7 @@ def _check_key(command: Command, argument: str, override: Override) -> None:
     if "." not in override.key and override.key not in known:
         raise ConfigError(unknown_setting(command, override.key, list(known)))
     group, _, setting = override.key.partition(".")
-    if setting == "name" and group in slots():
+    if setting == "name" and group in command.slot_names():
         raise ConfigError(f"{printable(argument)!r}: choose the option itself, {group}={printable(override.value)}")
 
 
@@ -218,13 +218,13 @@ def _check_options(command: Command, group: str, value: str, where: list[Path], 
     if not SELECTS.fullmatch(value):
         if sweep:
             return
-        raise ConfigError(unknown(group, value, known))
+        raise ConfigError(unknown(group, value, known, hint=missing_hint(group, value)))
     names = value.split(",")
     if len(names) > 1 and not sweep:
         raise ConfigError(f"{group}={value} names {len(names)} options: add --multirun to run them one after another")
     for name in names:
         if name not in known and name.removesuffix(".yaml") not in known and not _may_be_null(command, group, name):
-            raise ConfigError(unknown(group, name, known))
+            raise ConfigError(unknown(group, name, known, hint=missing_hint(group, name)))
 
 
 def _may_be_null(command: Command, group: str, name: str) -> bool:
@@ -291,12 +291,18 @@ def without_interpolation(text: str) -> str:
     return BACKSLASHES_BEFORE_INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", text)
 
 
-def unknown_setting(command: Command, key: str, siblings: Sequence[str]) -> str:
-    """The sentence for a key that does not exist, with the closest that does; ``siblings`` exist beside it."""
+def unknown_setting(command: Command, key: str, siblings: Sequence[str], words: Sequence[str] = ()) -> str:
+    """The sentence for a key that does not exist, with the closest that does.
+
+    siblings: settings that exist beside it; words: of the command line, in which it may have a foreign name
+    """
     parent, _, name = key.rpartition(".")
     if command.hints(key):
         able = [option for option, schema in command.schemas(parent).items() if hasattr(schema.defaults, name)]
-        return f"the chosen {parent} has no setting {name!r}; use it with {parent}={' or '.join(able)}"
+        typed = [word.lstrip("+").partition("=")[0] for word in words]
+        foreign = [word for word in typed if word != key and key in our_settings(command, word)]
+        shown = f"{foreign[0].rpartition('.')[2]!r} ({name})" if foreign and key not in typed else repr(name)
+        return f"the chosen {parent} has no setting {shown}; use it with {parent}={' or '.join(able)}"
     place = f" of {parent}" if parent else ""
     if name in HINTS and command.slots:
         return f"no setting {name!r}{place}; {HINTS[name]}"

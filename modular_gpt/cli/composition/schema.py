@@ -30,6 +30,16 @@ CHOICE = re.compile(r"\s*- (?P<group>\w+): (?P<default>[\w./-]+)\s*(# (?P<about>
 CONFIGS = "modular_gpt.configs"  # entry points: packages whose folder holds more yaml files
 
 
+def _block_parameters(size: PlainDict) -> float:
+    """Roughly the number of parameters in the blocks of a model size."""
+    return float(size["n_layers"] * size["d_model"] ** 2)
+
+
+SIZES: dict[str, Callable[[PlainDict], float]] = {
+    "model_size": _block_parameters
+}  # by group: the size that the settings of an option describe
+
+
 @dataclass(frozen=True)
 class Schema:
     """The settings of an option: a dataclass with its defaults, and a line about it."""
@@ -54,7 +64,7 @@ class Command:
     tables: groups that are no slots of the registry, with the dataclass of their options
     slots: whether the slots of the registry are groups too
     former_names: of plain settings, with the present ones; accepted on the command line and in the command's yaml
-    sizes: for groups whose yaml files have an order, the size that a file's values describe
+    sizes: for groups whose yaml files have an order, the size that the settings of a file describe
     """
 
     name: str
@@ -72,7 +82,15 @@ class Command:
 
     def groups(self) -> list[str]:
         """The names of all groups that have a schema."""
-        return [*(slots() if self.slots else []), *self.tables]
+        return [*self.slot_names(), *self.tables]
+
+    def slot_names(self) -> list[str]:
+        """The slots of the registry that are groups, by name."""
+        return sorted(slots()) if self.slots else []
+
+    def components(self) -> list[tuple[str, Any]]:
+        """Everything that the schemas of the slots are made of; equal lists mean equal schemas."""
+        return [(slot, list(entries(slot).items())) for slot in self.slot_names()]
 
     def choices(self) -> "dict[str, Choice]":
         """What is chosen by option, in the order of the command's yaml; some, as experiments, have no schema."""
@@ -83,7 +101,9 @@ class Command:
     def order(self, group: str, path: Path) -> tuple[float, str]:
         """The place of a yaml file among the options of a group: by size, where the command knows one, then by name."""
         size = self.sizes.get(group)
-        return (0.0 if size is None else size(read_yaml(path))), path.as_posix()
+        if size is None:
+            return 0.0, path.as_posix()
+        return size({**dataclasses.asdict(self.tables[group]()), **read_yaml(path)}), path.as_posix()
 
     def starts(self, conf: Path) -> Any:
         """The settings outside groups as the command's yaml starts with them."""

@@ -14,11 +14,11 @@ from modular_gpt.cli.composition.compose import composed, plain
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import NONE, Override, read_overrides, without_interpolation
 from modular_gpt.cli.composition.run_name import about_the_model, run_name
-from modular_gpt.cli.composition.schema import Command, described, fields_of, folders, names_of
+from modular_gpt.cli.composition.schema import SIZES, Command, described, fields_of, folders, names_of
 from modular_gpt.core.atomic_files import resolve_link
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.core.registry import decode, encode, slots
+from modular_gpt.core.registry import decode, encode
 from modular_gpt.model.config import SLOTS, GPTConfig, LayersConfig
 from modular_gpt.training.config import SLOTS as RUN_SLOTS
 from modular_gpt.training.config import RunConfig, TrainerConfig
@@ -48,18 +48,12 @@ RunSettings = make_dataclass(
 )
 
 
-def _block_parameters(size: PlainDict) -> float:
-    """Roughly the number of parameters in the blocks of a model size."""
-    default = ModelSize()
-    return float(size.get("n_layers", default.n_layers) * size.get("d_model", default.d_model) ** 2)
-
-
 TRAIN = Command(
     name="train",
     plain=RunSettings,
     tables={"model_size": ModelSize, "layers": LayersConfig, "trainer": TrainerConfig},
     slots=True,
-    sizes={"model_size": _block_parameters},
+    sizes=SIZES,
 )
 
 
@@ -95,7 +89,7 @@ def composed_run(arguments: Sequence[str], where: list[Path]) -> tuple[RunConfig
     A run without a name is named after the overrides. A resumed run keeps every setting that is not overridden.
     """
     typed, hydra_overrides = read_overrides(TRAIN, arguments, where)
-    with explained(TRAIN, where):
+    with explained(TRAIN, where, arguments):
         # overrides are composed over the components of the other run, whose settings may differ from the defaults'
         resume, source = _typed("resume", typed), _typed("init_from", typed)
         if resume is None:
@@ -179,7 +173,7 @@ def _composed_over(
     """
     replaced = {key for key in TRAIN.choices() if _replaces(base.get(key), _typed(key, typed))}
     kept = {group: settings for group, settings in base.items() if group not in replaced}
-    names = [f"{group}={settings['name']}" for group, settings in kept.items() if group in slots()]
+    names = [f"{group}={settings['name']}" for group, settings in kept.items() if group in TRAIN.slot_names()]
     now = composed(TRAIN, [*names, *hydra_overrides], where)
     config = copy.deepcopy(now)
     for key, value in _leaves(kept):

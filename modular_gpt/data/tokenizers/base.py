@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from modular_gpt.core.json_files import MAX_BYTES, parse_json, read_regular
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
 from modular_gpt.core.registry import Component, ComponentConfig, entries
+from modular_gpt.core.validation import shown
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.streaming import StreamDecoder, TextStream
 
@@ -100,6 +102,9 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         Raises:
             DataError: the text has a character that the tokenizer does not know, or that UTF-8 cannot hold.
         """
+        if not isinstance(text, str):
+            hint = "; encode_many takes several" if isinstance(text, (list, tuple)) else ""
+            raise DataError(f"encode takes one text, got {shown(text)}{hint}")
         out: list[int] = self.encode_many([text])[0].tolist()
         return out
 
@@ -142,10 +147,10 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
             for ids that a model generated (its vocabulary may be wider than the tokenizer's)
 
         Raises:
-            DataError: an id has no text, and ``errors`` is ``strict``.
+            DataError: an id has no text, and ``errors`` is ``strict``; or the ids are not one row of whole numbers.
         """
         assert errors in ("strict", "ignore"), errors
-        numbers = [int(i) for i in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        numbers = _whole_numbers(ids)
         known = [number for number in numbers if self.has_text(number)]
         if errors == "strict" and len(known) < len(numbers):
             raise self._without_text(next(number for number in numbers if not self.has_text(number)))
@@ -230,9 +235,21 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"the tokenizer file '{path}' is damaged ({reason}): restore it from a copy")
 
 
+def _whole_numbers(ids: object) -> list[int]:
+    """Token ids as Python numbers. Raises a DataError for anything but one row of whole numbers."""
+    row = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else ids
+    try:
+        return [operator.index(number) for number in cast(Iterable[Any], row)]
+    except TypeError:
+        hint = "; decode each row by itself" if getattr(ids, "ndim", 1) > 1 else ""
+        raise DataError(f"decode takes token ids, one list of whole numbers, got {shown(row)}{hint}") from None
+
+
 def check_text(texts: Iterable[str]) -> None:
-    """Raise a DataError for a lone surrogate: half a character, which UTF-8 cannot hold."""
+    """Raise a DataError for what is no text, or a lone surrogate: half a character, which UTF-8 cannot hold."""
     for text in texts:
+        if not isinstance(text, str):
+            raise DataError(f"a tokenizer encodes texts, got {shown(text)}")
         try:
             text.encode()
         except UnicodeEncodeError as error:

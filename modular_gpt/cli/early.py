@@ -1,0 +1,51 @@
+"""Answers that need no PyTorch: help and mistakes in settings, before the libraries of a command are imported."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from modular_gpt.cli.app import CommandLine, answered_by_flags
+from modular_gpt.cli.composition.compose import composed, plain
+from modular_gpt.cli.composition.errors import explained
+from modular_gpt.cli.composition.overrides import read_overrides
+from modular_gpt.cli.composition.schema import Command
+from modular_gpt.cli.composition.stored import stored
+
+FROM_ELSEWHERE = ("resume", "init_from")  # settings after which the defaults are those of another run
+
+
+def answered_early(
+    line: CommandLine, name: str, about: str, examples: Sequence[tuple[str, str]], check: bool = True
+) -> bool:
+    """Print the help of a command without groups where it was asked for, if that can be done without PyTorch.
+
+    check: refuse settings that the command does not have
+
+    Raises:
+        ConfigError: a flag is only for commands with groups, or a setting does not exist or has a wrong value.
+    """
+    command = stored(name)
+    if command is None:
+        return False
+    if answered_by_flags(line, command, about, examples):
+        return True
+    if check:
+        check_settings(command, line.settings, line.folders)
+    return False
+
+
+def check_settings(command: Command, words: Sequence[str], where: list[Path], sweep: bool = False) -> None:
+    """Refuse the settings of a command line that cannot be composed, before the libraries are imported.
+
+    Several processes of one training are not checked here: one of them speaks for all, later.
+
+    Raises:
+        ConfigError: a setting does not exist, or a value has the wrong type.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return
+    typed, spelled = read_overrides(command, words, where, sweep=sweep)
+    if sweep or any(override.key in FROM_ELSEWHERE for override in typed):
+        return
+    with explained(command, where, words):
+        plain(composed(command, spelled, where))

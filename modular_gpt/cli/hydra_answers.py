@@ -1,0 +1,41 @@
+"""Hydra's own main: for its help, its config and tab completion, and for its sweepers."""
+
+import io
+import re
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from modular_gpt.cli.app import CommandLine, hydra_command_line
+from modular_gpt.cli.composition.compose import HYDRA, prepare
+from modular_gpt.cli.composition.errors import explained
+from modular_gpt.cli.composition.overrides import read_overrides
+from modular_gpt.cli.composition.schema import SCHEMA, Command
+
+SCHEMAS = re.compile(rf"\S+{SCHEMA}\b ?")  # what tab completion offers and is no option: yaml files extend them
+
+
+def hydra_itself(command: Command, line: CommandLine, where: list[Path]) -> int:
+    """Let Hydra answer: its own help, its config, where settings come from, tab completion."""
+    # tab completion has words of its own, and unfinished ones
+    words = line.settings if line.shell_completion else read_overrides(command, line.settings, where, hydra=True)[1]
+    printed = io.StringIO()
+    offers = line.shell_completion and any(word.startswith("query=") for word in words)
+    try:
+        with redirect_stdout(printed) if offers else nullcontext():
+            hydra_main(command, [*line.for_hydra(), *words], where, lambda config: None)
+    except SystemExit as end:  # Hydra's way to end after its help
+        return int(end.code or 0)
+    finally:
+        print(SCHEMAS.sub("", printed.getvalue()), end="")
+    return 0
+
+
+def hydra_main(command: Command, words: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
+    """Run Hydra's main with some words; ``job`` is called for each run that it starts."""
+    prepare(command, where)
+    with explained(command, where), hydra_command_line(f"mgpt-{command.name}", words):
+        hydra.main(**HYDRA, config_path=str(where[0]), config_name=command.name)(job)()

@@ -1,0 +1,108 @@
+"""What people type and write when they use the package for the first time: it works, or one sentence helps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modular_gpt import GPTModel, compose
+from modular_gpt.checkpoint import save_checkpoint
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.data import CharTokenizer
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def model(folder: Path) -> None:
+    """A checkpoint named ``model`` in the working directory."""
+    tokenizer = CharTokenizer.build_vocab("abc ")
+    small = GPTModel(vocab_size=tokenizer.vocab_size, d_model=16, n_heads=2, n_layers=1, context_length=16)
+    save_checkpoint(folder / "model", small, tokenizer, meta={})
+
+
+NUL_AND_LONG = [("a\0b", "cannot hold a NUL character"), ("a" * 5000, "at most 4095 bytes")]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["logprobs=true"], "logprobs are printed with json=true only"),
+        (["logit_bias={x: 100}"], "logit_bias={x: 100}: its keys must be whole numbers, its values numbers"),
+        (["logit_bias={1: x}"], "logit_bias={1: x}: its keys must be whole numbers, its values numbers"),
+        (["device=gpu"], "device=cuda cannot be used here"),
+        (["device=tpu"], "error: device=tpu cannot be used here"),
+        (["dtype=int8"], "dtype: no choice 'int8'"),
+        (["temperature=warm"], "error: temperature must be a number, got 'warm'"),
+        (["strategy=speculative", "draft=x"], "there is no checkpoint at 'x'"),
+        *((["draft=" + name], sentence) for name, sentence in NUL_AND_LONG),
+        *((["checkpoint=" + name], sentence) for name, sentence in NUL_AND_LONG),
+    ],
+)
+@pytest.mark.usefixtures("model")
+def test_mistakes_of_a_generation(run: Run, words: list[str], sentence: str) -> None:
+    if words == ["device=gpu"] and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    answer = run("generate", "checkpoint=model", "prompt=ab", "max_new_tokens=2", *words)
+    assert answer.code == 2 and sentence in answer.err and answer.err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("model")
+def test_names_of_other_programs_for_a_data_type(run: Run) -> None:
+    assert run("generate", "checkpoint=model", "prompt=ab", "max_new_tokens=2", "dtype=bfloat16").code == 0
+
+
+def test_a_folder_of_runs_is_answered_with_its_runs(run: Run, folder: Path) -> None:
+    (folder / "runs" / "20260101-mha" / "checkpoints").mkdir(parents=True)
+    (folder / "runs" / "latest").symlink_to("20260101-mha")
+    answer = run("generate", "checkpoint=runs", "prompt=ab")
+    assert answer.code == 2 and "such as 'runs/latest' or 'runs/20260101-mha'" in answer.err
+
+
+def test_a_sweep_resumes_nothing(run: Run, folder: Path) -> None:
+    answer = run("train", "--multirun", "resume=runs/latest", "seed=1,2")
+    assert answer.code == 2 and "resume continues one run" in answer.err
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("attention=gqa latent_dim=8", "no setting 'latent_dim' (kv_lora_rank); use it with attention=mla"),
+        ("attention=gqa attention.latent_dim=8", "no setting 'latent_dim' (kv_lora_rank); use it with attention=mla"),
+        ("attention=gqa attention.kv_lora_rank=8", "no setting 'kv_lora_rank'; use it with attention=mla"),
+        ("optim=sgd", "no optim 'sgd'; adamw is the usual choice for language models; there are: adafactor"),
+        ("optim=Lion", "no optim 'Lion'; adamw is the usual choice"),
+        ("epochs=3", "one takes (tokens of the training text) / (trainer.batch_size * context_length) updates"),
+        ("runs=a\0b", "runs must be a path, which cannot hold a NUL character"),
+    ],
+)
+def test_mistakes_of_a_training(setting: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(*setting.split(" "))
+    assert sentence in str(error.value)
+
+
+def test_names_with_spaces() -> None:
+    config = compose("attention=Multi Head Attention", "norm=Layer Norm")
+    assert (config.model.attention.name, config.model.norm.name) == ("mha", "layernorm")
+    assert compose("attention=Sliding-Window attention").model.attention.name == "swa"
+
+
+def test_settings_in_a_list() -> None:
+    assert compose(["attention=gqa", "seed=3"]) == compose("attention=gqa", "seed=3")
+    for strange in ({"attention": "gqa"}, 3, None):
+        with pytest.raises(ConfigError, match="compose takes settings as typed, such as 'attention=gqa'"):
+            compose(strange)  # type: ignore[arg-type]
+
+
+def test_the_name_of_a_run_ends_with_a_whole_setting() -> None:
+    settings = ["attention=gqa", "attention.n_kv_heads=2", "ffn=swiglu", "norm=rmsnorm", "optim=muon", "seed=3"]
+    long = compose(*settings, "ffn.hidden=77", "schedule=constant", "model.tie_embeddings=false").name
+    assert long == "gqa-n_kv_heads=2-swiglu-rmsnorm-muon-seed=3-hidden=77"
+
+
+@pytest.mark.usefixtures("model")
+def test_the_files_of_a_corpus_are_called_path_by_mgpt_eval(run: Run) -> None:
+    assert "corpus=text needs path=<file or pattern>" in run("eval", "checkpoint=model", "corpus=text").err
+    missing = run("eval", "checkpoint=model", "corpus=text", "path=nofile").err
+    assert "there is no file 'nofile'" in missing and "correct path" in missing and "data.path" not in missing
