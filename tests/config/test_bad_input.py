@@ -36,7 +36,7 @@ TABLE = [
     (dict(init_head="zero"), "init_head=zero is for a head of its own, not the embeddings; set tie_embeddings=false"),
     (dict(layers="uniform"), "layers must be a mapping with variants, prefix, cycle and suffix, got 'uniform'"),
     # names
-    (dict(attention="mhaa"), "no attention 'mhaa'; did you mean 'mha'? there are: gqa, linear, mha, mla, mqa, swa"),
+    (dict(attention="mhaa"), "no attention 'mhaa'; did you mean 'mha'? there are: "),
     (dict(ffn="swiglue"), "no ffn 'swiglue'; did you mean 'swiglu'?"),
     (dict(norm="rns"), "there are: layernorm, rmsnorm, scalenorm"),
     (dict(pos="rop"), "no pos 'rop'; did you mean 'rope'?"),
