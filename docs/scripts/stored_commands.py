@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from modular_gpt.cli.bench_task import BENCH
 from modular_gpt.cli.compare_task import COMPARE
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.cli.composition.stored import PACKAGE, TABLE, TYPES, fingerprints
@@ -21,7 +22,7 @@ from modular_gpt.cli.generate_task import GENERATE
 from modular_gpt.cli.setting_docs import setting_docs
 from modular_gpt.core.registry import entries
 
-COMMANDS = (TRAIN, GENERATE, EVAL, CONVERT, COMPARE)
+COMMANDS = (TRAIN, GENERATE, EVAL, CONVERT, COMPARE, BENCH)
 # Files with settings of dataclasses that are made at run time from others.
 MADE = ["cli/composition/train_config.py", "cli/generate_task.py", "generation/config.py", "generation/sampling.py",
         "model/config.py", "training/config.py"]  # fmt: skip

@@ -23,6 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
+        from modular_gpt.cli.early import answered_early
+
+    if answered_early(line, "bench", ABOUT, EXAMPLES, check=False):
+        return 0
+    with imports():
         from modular_gpt.cli.bench_task import BENCH, read_task
 
     if answered_by_flags(line, BENCH, ABOUT, EXAMPLES):

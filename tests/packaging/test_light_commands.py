@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from modular_gpt.cli import compare, convert, evaluate, generate, train
+from modular_gpt.cli import bench, compare, convert, evaluate, generate, train
 from modular_gpt.cli.composition import stored
 from modular_gpt.cli.composition.schema import Command, folders
 from modular_gpt.cli.composition.train_config import composed_run
@@ -22,7 +22,14 @@ from tests.docs.pages import ROOT
 from tests.packaging.light import answers
 
 TABLE = json.loads(stored.TABLE.read_text(encoding="utf-8"))
-MODULES = {"train": train, "generate": generate, "eval": evaluate, "convert": convert, "compare": compare}
+MODULES = {
+    "train": train,
+    "generate": generate,
+    "eval": evaluate,
+    "convert": convert,
+    "compare": compare,
+    "bench": bench,
+}
 SETTINGS = {"train": [["attention.window"], ["gqa"], ["lr"]], "generate": [["top_k"]]}  # topics of --help
 WITHOUT = ["torch", "modular_gpt.nn", "modular_gpt.training", "modular_gpt.checkpoint"]
 
