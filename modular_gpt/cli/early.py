@@ -34,7 +34,7 @@ def answered_early(
     return False
 
 
-def check_settings(command: Command, words: Sequence[str], where: list[Path], sweep: bool = False) -> None:
+def check_settings(command: Command, arguments: Sequence[str], where: list[Path], sweep: bool = False) -> None:
     """Refuse the settings of a command line that cannot be composed, before the libraries are imported.
 
     Several processes of one training are not checked here: one of them speaks for all, later.
@@ -44,8 +44,8 @@ def check_settings(command: Command, words: Sequence[str], where: list[Path], sw
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         return
-    typed, spelled = read_overrides(command, words, where, sweep=sweep)
+    typed, hydra_overrides = read_overrides(command, arguments, where, sweep=sweep)
     if sweep or any(override.key in FROM_ELSEWHERE for override in typed):
         return
-    with explained(command, where, words):
-        plain(composed(command, spelled, where))
+    with explained(command, where, arguments):
+        plain(composed(command, hydra_overrides, where))

@@ -20,13 +20,13 @@ SCHEMAS = re.compile(rf"\S+{SCHEMA}\b ?")  # what tab completion offers and is n
 
 def hydra_itself(command: Command, line: CommandLine, where: list[Path]) -> int:
     """Let Hydra answer: its own help, its config, where settings come from, tab completion."""
-    # tab completion has words of its own, and unfinished ones
-    words = line.settings if line.shell_completion else read_overrides(command, line.settings, where, hydra=True)[1]
+    # tab completion has arguments of its own, and unfinished ones
+    arguments = line.settings if line.shell_completion else read_overrides(command, line.settings, where, hydra=True)[1]
     printed = io.StringIO()
-    offers = line.shell_completion and any(word.startswith("query=") for word in words)
+    offers = line.shell_completion and any(argument.startswith("query=") for argument in arguments)
     try:
         with redirect_stdout(printed) if offers else nullcontext():
-            hydra_main(command, [*line.for_hydra(), *words], where, lambda config: None)
+            hydra_main(command, [*line.for_hydra(), *arguments], where, lambda config: None)
     except SystemExit as end:  # Hydra's way to end after its help
         return int(end.code or 0)
     finally:
@@ -34,8 +34,8 @@ def hydra_itself(command: Command, line: CommandLine, where: list[Path]) -> int:
     return 0
 
 
-def hydra_main(command: Command, words: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
-    """Run Hydra's main with some words; ``job`` is called for each run that it starts."""
+def hydra_main(command: Command, arguments: list[str], where: list[Path], job: Callable[[DictConfig], None]) -> None:
+    """Run Hydra's main with some arguments; ``job`` is called for each run that it starts."""
     prepare(command, where)
-    with explained(command, where), hydra_command_line(f"mgpt-{command.name}", words):
+    with explained(command, where), hydra_command_line(f"mgpt-{command.name}", arguments):
         hydra.main(**HYDRA, config_path=str(where[0]), config_name=command.name)(job)()

@@ -26,8 +26,8 @@ PLUGIN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")
 
 
 @contextmanager
-def explained(command: Command, where: list[Path], words: Sequence[str] = ()) -> Iterator[None]:
-    """Turn what composing a config raises into a ConfigError; ``words``: of the command line, as typed.
+def explained(command: Command, where: list[Path], arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what composing a config raises into a ConfigError; ``arguments``: of the command line, as typed.
 
     Raises:
         ConfigError: names the setting and what would be right.
@@ -40,10 +40,10 @@ def explained(command: Command, where: list[Path], words: Sequence[str] = ()) ->
             f"{key[1] if key else 'a number'} must be a finite number, got one of too many digits"
         ) from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(_sentence(command, where, words, error)) from error
+        raise ConfigError(_sentence(command, where, arguments, error)) from error
 
 
-def _sentence(command: Command, where: list[Path], words: Sequence[str], error: Exception) -> str:
+def _sentence(command: Command, where: list[Path], arguments: Sequence[str], error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         if error.missing_cfg_file.startswith(PLUGIN_GROUPS):
             return _missing_plugin(*error.missing_cfg_file.split("/")[1:3])
@@ -52,8 +52,8 @@ def _sentence(command: Command, where: list[Path], words: Sequence[str], error: 
         return unknown(group, name, known) if known else _first_line(error)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-        return _in_file(error) + unknown_setting(command, cause.full_key, _siblings(cause), words)
-    if mapping := _mapping_of(command, words, error, cause):
+        return _in_file(error) + unknown_setting(command, cause.full_key, _siblings(cause), arguments)
+    if mapping := _mapping_of(command, arguments, error, cause):
         return mapping
     if isinstance(cause, ValidationError) and cause.full_key:
         return _in_file(error) + _wrong_value(cause)
@@ -85,11 +85,11 @@ def _wrong_value(cause: ValidationError) -> str:
     return f"{cause.full_key}: {_first_line(cause)}"
 
 
-def _mapping_of(command: Command, words: Sequence[str], error: Exception, cause: BaseException | None) -> str:
+def _mapping_of(command: Command, arguments: Sequence[str], error: Exception, cause: BaseException | None) -> str:
     """The sentence for a key or value of a mapping that has another type than declared; empty for other errors."""
     place = str(cause.full_key) if isinstance(cause, ValidationError) else ""
-    for word in words:
-        key, _, value = word.lstrip("+").partition("=")
+    for argument in arguments:
+        key, _, value = argument.lstrip("+").partition("=")
         key = command.former_names.get(key, key)
         merging = value.startswith("{") and _first_line(error).startswith(f"Error merging override ++{key}=")
         if not (merging or place.startswith(f"{key}.")):

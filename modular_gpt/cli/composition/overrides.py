@@ -291,16 +291,16 @@ def without_interpolation(text: str) -> str:
     return BACKSLASHES_BEFORE_INTERPOLATION.sub(lambda match: match[1] * 2 + r"\${", text)
 
 
-def unknown_setting(command: Command, key: str, siblings: Sequence[str], words: Sequence[str] = ()) -> str:
+def unknown_setting(command: Command, key: str, siblings: Sequence[str], arguments: Sequence[str] = ()) -> str:
     """The sentence for a key that does not exist, with the closest that does.
 
-    siblings: settings that exist beside it; words: of the command line, in which it may have a foreign name
+    siblings: settings that exist beside it; arguments: of the command line, in which it may have a foreign name
     """
     parent, _, name = key.rpartition(".")
     if command.hints(key):
         able = [option for option, schema in command.schemas(parent).items() if hasattr(schema.defaults, name)]
-        typed = [word.lstrip("+").partition("=")[0] for word in words]
-        foreign = [word for word in typed if word != key and key in our_settings(command, word)]
+        typed = [argument.lstrip("+").partition("=")[0] for argument in arguments]
+        foreign = [argument for argument in typed if argument != key and key in our_settings(command, argument)]
         shown = f"{foreign[0].rpartition('.')[2]!r} ({name})" if foreign and key not in typed else repr(name)
         return f"the chosen {parent} has no setting {shown}; use it with {parent}={' or '.join(able)}"
     place = f" of {parent}" if parent else ""

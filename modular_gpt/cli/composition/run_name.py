@@ -21,15 +21,15 @@ def run_name(overrides: Sequence[Override], groups: Container[str]) -> str:
     for override in overrides:
         setting = override.key.rpartition(".")[2]
         settings.append(override.value if override.key in groups else f"{setting}={override.value}")
-    plain = [re.sub(r"[^\w.+=-]+", "_", part).strip("_.-") for part in settings]
+    plain = [re.sub(r"[^\w.+=-]+", "_", text).strip("_.-") for text in settings]
     return _joined(list(filter(None, plain)))
 
 
-def _joined(parts: Sequence[str]) -> str:
-    """As many of the parts, with hyphens between them, as fit into a name; a first one that is too long is cut."""
-    name = parts[0][:LONGEST].rstrip("-_.") if parts else ""
-    for part in parts[1:]:
-        if len(name) + 1 + len(part) > LONGEST:
+def _joined(settings: Sequence[str]) -> str:
+    """As many of the settings, with hyphens between them, as fit into a name; a first one that is too long is cut."""
+    name = settings[0][:LONGEST].rstrip("-_.") if settings else ""
+    for setting in settings[1:]:
+        if len(name) + 1 + len(setting) > LONGEST:
             break
-        name = f"{name}-{part}"
+        name = f"{name}-{setting}"
     return name
