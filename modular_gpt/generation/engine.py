@@ -14,7 +14,7 @@ from modular_gpt.core.stream_decoder import StreamDecoder
 from modular_gpt.generation.compiled import compiled_step
 from modular_gpt.generation.config import SEARCHES, GenerationConfig
 from modular_gpt.generation.needs import check_memory
-from modular_gpt.generation.protocol import LanguageModel, check_model
+from modular_gpt.generation.protocol import LanguageModel, check_models
 from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
 from modular_gpt.generation.sequences import RowGenerators, TokenBuffer, check_prompt
@@ -99,9 +99,7 @@ class Generation:
             ConfigError: settings that cannot work or need more memory than there is, an empty prompt, ids outside the
                 vocabulary, or a text longer than the context where position encoding or settings do not allow it.
         """
-        check_model(model, "model")
-        if draft is not None:
-            check_model(draft, "draft")
+        check_models(model=model, draft=draft)
         vocab_size = model.config.vocab_size
         settings = settings.checked(vocab_size)
         check_prompt(ids, padding, vocab_size)

@@ -58,9 +58,11 @@ class LanguageModel(Protocol):
         """The output head: (..., D) -> (..., V)."""
 
 
-def check_model(value: object, name: str) -> None:
-    """Raise a ConfigError for anything that lacks the interface, such as the name of a model."""
-    if not all(hasattr(value, needed) for needed in ("config", "new_cache")):
+def check_models(**models: object) -> None:
+    """Raise a ConfigError for anything but None that lacks the interface, such as the name of a model."""
+    for name, value in models.items():
+        if value is None or all(hasattr(value, needed) for needed in ("config", "new_cache")):
+            continue
         given = shown(value) if isinstance(value, (str, int, float)) else f"a {type(value).__name__}"
         raise ConfigError(
             f"{name} must be a model, got {given}; modular_gpt.load_model(<name>).model opens one by its name"
