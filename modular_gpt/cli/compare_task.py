@@ -14,12 +14,13 @@ from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.conditions import RATE, SEED
 from modular_gpt.comparison.decoding import DECODING, measure_decoding
 from modular_gpt.comparison.overlay import Overlay
+from modular_gpt.comparison.pages import write_pages
 from modular_gpt.core.errors import ConfigError, printable
 from modular_gpt.training.config import RunConfig
 
 COMPARE = Command(name="compare", plain=CompareConfig)
 SWEPT = {"seed": SEED, "optim.learning_rate": RATE, "learning_rate": RATE}
-CAN_CHANGE = ("resume", "seeds", "jobs", "require", "decoding")  # in a comparison that is resumed
+CAN_CHANGE = ("resume", "seeds", "jobs", "require", "decoding", "pages")  # in a comparison that is resumed
 
 
 @dataclass
@@ -53,16 +54,17 @@ class CompareTask:
             if self.hydra:
                 launch(COMPARE, comparison.directory, self.hydra, self.where)
                 comparison = Comparison.resumed(str(comparison.directory))
-                result = comparison.result()
             else:
-                result = comparison.run()
+                comparison.run()
         except (KeyboardInterrupt, SystemExit):
             resume = f"mgpt-compare resume={comparison.directory}"
             print(f"\nstopped; finished trials are kept. To resume: {resume}", file=sys.stderr, flush=True)
             raise
         if self.config.decoding and not self.hydra and not (comparison.directory / DECODING).is_file():
             measure_decoding(comparison.plan, comparison.directory)
-            result = comparison.result()
+        if self.config.pages:
+            write_pages(comparison.plan, comparison.directory)
+        result = comparison.result()
         print(f"\n{result.table}\n\nReport: {result.save_report()}")
         return 0 if result.satisfies(self.config.require) else 1
 

@@ -12,7 +12,9 @@ from modular_gpt.comparison.config import CompareConfig
 from modular_gpt.comparison.journal import Journal
 from modular_gpt.comparison.plan import PLAN, Plan, make_plan
 from modular_gpt.comparison.results import CompareResult
-from modular_gpt.comparison.search import Search
+from modular_gpt.comparison.pages import model_directory
+from modular_gpt.comparison.search import FIRST, Search
+from modular_gpt.comparison.trial import Trial
 from modular_gpt.comparison.workers import Execute, in_processes, in_this_process
 from modular_gpt.core.atomic_files import file_lock, resolve_link
 from modular_gpt.core.errors import ConfigError
@@ -90,7 +92,7 @@ class Comparison:
     def _run_rounds(self, execute: Execute) -> None:
         begun, count = time.perf_counter(), 0
         for trials in self.search.rounds():
-            todo = [trial.plain() for trial in trials if trial.key not in self.journal.results]
+            todo = [self._plain(trial) for trial in trials if trial.key not in self.journal.results]
             left = len(todo) + self.search.later(trials)
             for result in execute(todo) if todo else ():
                 self.journal.add(result)
@@ -98,6 +100,14 @@ class Comparison:
                 count, left = count + 1, left - 1
                 seconds = (time.perf_counter() - begun) / count
                 self.say(progress(result, len(self.journal.results), left, seconds))
+
+    def _plain(self, trial: Trial) -> PlainDict:
+        """A trial for a worker; the first counted one of each variant saves its model where pages are written."""
+        first = self.plan.config.pages and trial.pair == FIRST
+        return {
+            **trial.plain(),
+            "save": str(model_directory(self.directory.absolute(), trial.variant)) if first else "",
+        }
 
     def result(self) -> CompareResult:
         """The result of the trials so far.

@@ -1,7 +1,8 @@
 """A page of tables and plots that needs nothing else: no script, no network, light and dark, narrow and wide."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from urllib.parse import quote
 
 from modular_gpt.comparison.svg import COLOURS
 from modular_gpt.comparison.tables import Table
@@ -86,6 +87,12 @@ def class_of(column: str, cell: str) -> str:
 def plots(drawn: Sequence[str]) -> str:
     """Plots side by side where there is room; empty ones are left out."""
     return f'<div class="plots">{"".join(f"<div>{plot}</div>" for plot in drawn if plot)}</div>'
+
+
+def links(files: Mapping[str, str]) -> str:
+    """A link to each file, by name."""
+    listed = "".join(f'<li><a href="{escape(quote(file))}">{escape(name)}</a></li>' for name, file in files.items())
+    return f"<ul>{listed}</ul>"
 
 
 def code(text: str) -> str:

@@ -19,6 +19,7 @@ def page(result: CompareResult) -> str:
         html.heading("Costs"),
         html.table(costs(result)),
         html.plots([plots.loss_curves(result), plots.learning_rates(result), plots.decoding(result)]),
+        *([html.heading("What a trained model does with a text"), html.links(result.pages)] if result.pages else []),
         *([html.heading("To repeat this comparison"), html.code(command)] if command else []),
         html.heading("What this does not show"),
         html.items(LIMITS),

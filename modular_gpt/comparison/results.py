@@ -11,6 +11,7 @@ from modular_gpt.comparison.budget import Cost
 from modular_gpt.comparison.config import AUTO, BUDGETS, CompareConfig
 from modular_gpt.comparison.curves import flips, mean_curve
 from modular_gpt.comparison.decoding import DECODING, DecodingSpeed, load_decoding
+from modular_gpt.comparison.pages import pages_in
 from modular_gpt.comparison.plan import Plan
 from modular_gpt.comparison.search import TUNING, Search
 from modular_gpt.comparison.statistics import BETTER, EQUIVALENT, FEWEST_SEEDS, WORSE, Difference, compare_to_baseline
@@ -66,6 +67,7 @@ class CompareResult:
     """The result of a comparison. ``print(result.table)`` shows it, ``save_report()`` writes it.
 
     differences: of every variant beside the baseline, by name
+    pages: names of the files about what a variant's model does with a text
     """
 
     directory: Path
@@ -74,6 +76,7 @@ class CompareResult:
     differences: dict[str, Difference]
     trials: list[PlainDict]
     decoding: dict[str, list[DecodingSpeed]]
+    pages: dict[str, str]
 
     @classmethod
     def of(cls, directory: Path, plan: Plan, search: Search) -> "CompareResult":
@@ -96,7 +99,8 @@ class CompareResult:
         values = {name: variant.values for name, variant in variants.items()}
         differences = {item.variant: item for item in compare_to_baseline(values, plan.config.margin)}
         decoding = load_decoding(directory / DECODING)
-        return cls(directory, plan, variants, differences, list(results.values()), decoding)
+        pages = pages_in(directory, plan.variants)
+        return cls(directory, plan, variants, differences, list(results.values()), decoding, pages)
 
     @property
     def n(self) -> int:

@@ -9,7 +9,7 @@ from modular_gpt.comparison.trial import Trial
 from modular_gpt.core.plain_types import PlainDict
 
 FACTOR, EXTENSIONS = 3.0, 2  # between two rates; rounds beyond an edge
-TUNING = 0  # the seed that learning rates are tuned on, which is not counted in the result
+TUNING, FIRST = 0, 1  # the seed that learning rates are tuned on, which is not counted, and the first that is
 
 
 class Search:
@@ -74,7 +74,7 @@ class Search:
 
     def counted(self) -> list[Trial]:
         """The trials that count, seed by seed, so that an early end leaves whole pairs."""
-        seeds = range(TUNING + 1, self.plan.config.seeds + 1)
+        seeds = range(FIRST, FIRST + self.plan.config.seeds)
         rates = {name: self.best_rate(name) for name in self.plan.variants}
         return [self.trial(name, rates[name], pair) for pair in seeds for name in self.plan.variants]
 

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 
+from modular_gpt.checkpoint import save_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError, first_line
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.data import Corpus, PreparedData, Tokenizer, build_corpus
@@ -42,6 +44,7 @@ class Trial:
     config: a RunConfig as plain values, whose learning rate is replaced, and from whose seed the others count
     pair: the seed that the differences are paired by; 0 tunes learning rates and is not counted in the result
     copy: number of variants before this one that are the same; their trials take other seeds
+    save: the directory for a checkpoint of the trained model; empty: it is not saved
     """
 
     variant: str
@@ -49,6 +52,7 @@ class Trial:
     learning_rate: float
     pair: int
     copy: int = 0
+    save: str = ""
 
     @property
     def seed(self) -> int:
@@ -128,6 +132,9 @@ def run_trial(trial: PlainDict) -> PlainDict:
     with trainer_of(config) as trainer:
         diverged = fit(trainer, curve)
         conditions = conditions_of(trainer)
+        if described.save and diverged is None and Path(described.save).parent.is_dir():
+            with trainer.eval_weights():
+                save_checkpoint(described.save, trainer.model, trainer.tokenizer)
     return {
         **described.identity(),
         **curve.plain(),

@@ -42,11 +42,13 @@ def test_a_comparison_and_more_seeds(run: Run, words: list[str], folder: Path) -
     assert "trial 2/2" in answer.out and "no verdict (n < 3)" in answer.out
     assert "UNTUNED" in answer.out and f"Report: {Path('compares') / directory(folder).name}" in answer.out
     assert {path.name for path in directory(folder).iterdir()} >= {
-        *("plan.json", "results.jsonl", "report.html", "report.md", "report.json", "decoding.json")
+        *("plan.json", "results.jsonl", "report.html", "report.md", "report.json", "decoding.json"),
+        *("inspect-mha.html", "inspect-mqa.html", "model-mha", "model-mqa"),
     }
+    assert 'href="inspect-mqa.html"' in (directory(folder) / "report.html").read_text()
     lines = (directory(folder) / "results.jsonl").read_text().splitlines()
     assert {"conditions", "versions", "loss", "seconds", "config"} <= json.loads(lines[0]).keys()
-    answer = run("compare", "resume=compares/latest", "seeds=3", "decoding=false", "require=better")
+    answer = run("compare", "resume=compares/latest", "seeds=3", "decoding=false", "pages=false", "require=better")
     assert "trial 6/6" in answer.out and "trial 2/" not in answer.out
     verdicts = json.loads((directory(folder) / "report.json").read_text())["differences"]
     assert answer.code == (0 if verdicts["mqa"]["verdict"] == "better" else 1)
@@ -94,7 +96,9 @@ def test_combinations_and_copies_have_names(run: Run, words: list[str]) -> None:
 def test_whole_configurations_from_files(run: Run, words: list[str], folder: Path) -> None:
     (folder / "a.yaml").write_text("attention: gqa\nmodel_size: {n_layers: 2}\n")
     (folder / "b.yaml").write_text("model: {attention: {name: swa, window: 4}}\ntrainer: {batch_size: 4}\n")
-    answer = run("compare", "a.yaml,b.yaml", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", *words)
+    answer = run(
+        "compare", "a.yaml,b.yaml", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", "pages=false", *words
+    )
     assert answer.code == 0, answer.err
     plan = json.loads((directory(folder) / "plan.json").read_text())["variants"]
     assert plan["a"]["model"]["attention"]["name"] == "gqa" and plan["a"]["model"]["n_layers"] == 2
@@ -104,7 +108,9 @@ def test_whole_configurations_from_files(run: Run, words: list[str], folder: Pat
 def test_variants_of_a_trained_model(run: Run, words: list[str], folder: Path) -> None:
     assert run("train", *words, "model_size.n_heads=4").code == 0
     source = ["init_from=runs/latest", "data=text", "data.path=text.txt", *TINY[4:]]
-    answer = run("compare", "attention=mha,gqa", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", *source)
+    answer = run(
+        "compare", "attention=mha,gqa", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", "pages=false", *source
+    )
     assert answer.code == 0, answer.err
     plan = json.loads((directory(folder) / "plan.json").read_text())["variants"]
     assert [plan[name]["model"]["attention"]["name"] for name in ("mha", "gqa")] == ["mha", "gqa"]
@@ -155,7 +161,7 @@ def test_launchers_of_hydras(launcher: str, run: Run, words: list[str], folder: 
     launched = json.loads((directory(folder) / "report.json").read_text())
     (directory(folder)).rename(folder / "launched")
     (folder / "compares" / "latest").unlink()
-    assert run("compare", *settings[:-1], *words, "decoding=false").code == 0
+    assert run("compare", *settings[:-1], *words, "decoding=false", "pages=false").code == 0
     here = json.loads((directory(folder) / "report.json").read_text())
     assert {name: variant["values"] for name, variant in launched["variants"].items()} == {
         name: variant["values"] for name, variant in here["variants"].items()

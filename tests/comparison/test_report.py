@@ -31,6 +31,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
         result.decoding[name] = [
             DecodingSpeed(tokens, 500.0 - place - tokens / 10, 600.0) for tokens in (128, 512, 2048)
         ]
+    result.pages.update({"variant-0-<of-8>": "inspect-0.html"})
     return result
 
 
