@@ -10,9 +10,9 @@ from pathlib import Path
 from modular_gpt.comparison.conditions import check_trials
 from modular_gpt.comparison.config import CompareConfig
 from modular_gpt.comparison.journal import Journal
+from modular_gpt.comparison.pages import model_directory
 from modular_gpt.comparison.plan import PLAN, Plan, make_plan
 from modular_gpt.comparison.results import CompareResult
-from modular_gpt.comparison.pages import model_directory
 from modular_gpt.comparison.search import FIRST, Search
 from modular_gpt.comparison.trial import Trial
 from modular_gpt.comparison.workers import Execute, in_processes, in_this_process

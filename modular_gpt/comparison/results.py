@@ -139,7 +139,7 @@ class CompareResult:
         budget = BUDGETS[str(self.plan.config.budget)]
         if self.plan.config.target is not None:
             budget = f"{budget} of {self.plan.config.target:g}"
-        return f"{budget[0].upper()}{budget[1:]}; {tuned}; {self.n} seeds; baseline {self.plan.baseline}"
+        return f"{budget[0].upper()}{budget[1:]}; {tuned}; {seeds(self.n)}; baseline {self.plan.baseline}"
 
     @property
     def remarks(self) -> list[str]:
@@ -156,7 +156,7 @@ class CompareResult:
     def _noise(self) -> list[str]:
         config, deviation = self.plan.config, self.variants[self.plan.baseline].deviation
         if self.n < FEWEST_SEEDS:
-            return [f"{self.n} seeds give no verdict: mgpt-compare resume={self.directory} seeds={FEWEST_SEEDS}"]
+            return [f"{seeds(self.n)} cannot give a verdict: mgpt-compare resume={self.directory} seeds={FEWEST_SEEDS}"]
         unit = "nats" if config.target is None else "in ln(tokens)"
         noise = (
             ""
@@ -239,6 +239,11 @@ def _variant(name: str, trials: Sequence[PlainDict], search: Search) -> VariantR
         {rate: search.measure.value(trial) for rate, trial in search.tried(name).items()} if tuned else {},
         search.plan.costs[name],
     )
+
+
+def seeds(n: int) -> str:
+    """A number of seeds."""
+    return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
 def finite(values: Mapping[str, object]) -> PlainDict:
