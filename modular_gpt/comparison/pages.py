@@ -11,7 +11,7 @@ from modular_gpt.core.errors import UserError
 from modular_gpt.inspection import write_page
 from modular_gpt.training.config import RunConfig
 
-TOKENS = 96  # of the validation text that the models read
+TOKENS = 96  # with which the validation text begins, and which the models read
 
 
 def model_directory(directory: Path, variant: str) -> Path:
@@ -32,7 +32,7 @@ def file_name(variant: str) -> str:
 def write_pages(plan: Plan, directory: Path) -> None:
     """Write the page of every variant whose model was saved, unless it is there."""
     data, tokenizer = text_of(RunConfig.from_dict(plan.variants[plan.baseline]))
-    text = tokenizer.decode(data.validation.array[:TOKENS].tolist(), errors="ignore")
+    text = tokenizer.decode(data.prompt(TOKENS), errors="ignore")
     for variant in plan.variants:
         path, saved = directory / page_name(variant), model_directory(directory, variant)
         if saved.is_dir() and not path.is_file():
