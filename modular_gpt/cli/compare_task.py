@@ -16,6 +16,7 @@ from modular_gpt.comparison.decoding import DECODING, measure_decoding
 from modular_gpt.comparison.overlay import Overlay
 from modular_gpt.comparison.pages import write_pages
 from modular_gpt.core.errors import ConfigError, printable
+from modular_gpt.runtime.signals import orderly
 from modular_gpt.training.config import RunConfig
 
 COMPARE = Command(name="compare", plain=CompareConfig)
@@ -48,6 +49,11 @@ class CompareTask:
             print(overlay.table)
             print(f"Report: {overlay.save_report(Path(self.config.compares))}")
             return 0
+        with orderly():
+            return self.compare()
+
+    def compare(self) -> int:
+        """Run the comparison and print its result; returns the exit code."""
         comparison = self.comparison()
         print(f"Comparison {comparison.directory}", flush=True)
         try:
@@ -56,17 +62,21 @@ class CompareTask:
                 comparison = Comparison.resumed(str(comparison.directory))
             else:
                 comparison.run()
+            self.look_closer(comparison)
         except (KeyboardInterrupt, SystemExit):
             resume = f"mgpt-compare resume={comparison.directory}"
             print(f"\nstopped; finished trials are kept. To resume: {resume}", file=sys.stderr, flush=True)
             raise
+        result = comparison.result()
+        print(f"\n{result.table}\n\nReport: {result.save_report()}")
+        return 0 if result.satisfies(self.config.require) else 1
+
+    def look_closer(self, comparison: Comparison) -> None:
+        """Measure decoding, and write a page about each trained model, where that was asked for."""
         if self.config.decoding and not self.hydra and not (comparison.directory / DECODING).is_file():
             measure_decoding(comparison.plan, comparison.directory)
         if self.config.pages:
             write_pages(comparison.plan, comparison.directory)
-        result = comparison.result()
-        print(f"\n{result.table}\n\nReport: {result.save_report()}")
-        return 0 if result.satisfies(self.config.require) else 1
 
     def comparison(self) -> Comparison:
         """The comparison to run: a new one, or the one to resume."""
