@@ -9,7 +9,7 @@ const routes = data.routes.map((layer) => layer.experts.map(bytes));
 const weight = (map, row, column) => (column > row ? 0 : (map[(row * (row + 1)) / 2 + column] / 255) ** 2);
 const tokens = [...document.querySelectorAll(".token")];
 const figures = [...document.querySelectorAll("figure")];
-let chosen = length - 1; // the token whose predictions are shown
+let chosen = Math.max(0, length - 2); // the token whose predictions are shown
 let pointed = null; // {figure, row}
 let pinned = null;
 
@@ -41,11 +41,12 @@ function draw(figure) {
 function shade() {
   const focus = pointed || pinned;
   const source = focus && sourceOf(focus.figure);
+  const marked = focus && focus.figure.dataset.head !== undefined ? focus.row : chosen;
   tokens.forEach((token, column) => {
     const part = source ? Math.sqrt(source.value(focus.row, column)) : data.shades[column];
     token.style.setProperty("--p", part.toFixed(3));
     token.style.setProperty("--c", source ? "var(--mark)" : "var(--hot)");
-    token.classList.toggle("chosen", column === chosen);
+    token.classList.toggle("chosen", column === marked);
   });
   for (const figure of figures) {
     const line = figure.querySelector("i"), row = focus && focus.figure === figure ? focus.row : chosen;

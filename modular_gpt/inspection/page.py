@@ -260,7 +260,7 @@ def _share(value: float) -> str:
     """A cell with its number as colour; a dash where there is none."""
     if value != value:
         return "<td>\u2013</td>"
-    return f'<td style="--p:{min(1.0, max(0.0, value)):.3f}">{value:.2f}</td>'
+    return f'<td style="--p:{min(1.0, max(0.0, value)):.3f}">{round(value, 2) + 0.0:.2f}</td>'
 
 
 def _data(

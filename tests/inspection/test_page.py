@@ -70,7 +70,9 @@ def test_the_table_of_heads(model: GPTModel, tokenizer: CharTokenizer, page: Pat
     columns = [*head_scores(model).values(), ablate_heads(model, ids[:, :-1], ids[:, 1:])]
     row = re.search(r"<tr><th>1\.2</th>(.*?)</tr>", page.read_text(encoding="utf-8"))
     assert row is not None
-    assert re.findall(r">(-?[\d.]+)</td>", row[1]) == [f"{float(column[1, 2]):.2f}" for column in columns]
+    assert re.findall(r">(-?[\d.]+)</td>", row[1]) == [
+        f"{round(float(column[1, 2]), 2) + 0.0:.2f}" for column in columns
+    ]
 
 
 def test_it_holds_everything_and_loads_nothing(page: Path) -> None:
@@ -109,13 +111,14 @@ figure.scrollIntoView({ block: "end" });
 const box = map.getBoundingClientRect(), row = 20;
 const hit = touch("pointermove", box.left + box.width / 2, box.top + (box.height * (row + 0.5)) / length);
 const shades = tokens.map((token) => Number(getComputedStyle(token).getPropertyValue("--p")));
+const marked = tokens.flatMap((token, column) => (token.classList.contains("chosen") ? [column] : []));
 const backgrounds = new Set(tokens.map((token) => getComputedStyle(token).backgroundColor));
 const status = document.getElementById("status").textContent;
 map.dispatchEvent(new PointerEvent("pointerleave"));
 scrollTo(0, document.body.scrollHeight);
 const reader = document.getElementById("reader").getBoundingClientRect();
 const after = document.getElementById("status").textContent;
-return { hit: hit && hit.tagName, shades, backgrounds: backgrounds.size, status, top: reader.top, after };
+return { marked, hit: hit && hit.tagName, shades, backgrounds: backgrounds.size, status, top: reader.top, after };
 """
 
 
@@ -133,7 +136,8 @@ def test_pointing_at_a_row_shades_what_its_token_reads(
     assert found["status"].startswith(f"block 1, head 1, token 20 “{TEXT[20]}” reads “")
     assert re.search(r"reads “.+?” \((\d+)\)", found["status"])[1] == str(strongest)  # type: ignore[index]
     assert found["top"] == 0  # the text stays in sight
-    assert found["after"].startswith(f"token {len(TEXT) - 1} “!”")
+    assert found["marked"] == [20]
+    assert found["after"].startswith(f"token {len(TEXT) - 2} “{TEXT[-2]}” · loss ")
 
 
 CLICK = """
