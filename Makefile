@@ -24,8 +24,12 @@ check: $(DEV) ## ruff and the quick, telling tests, in under a minute
 	$(PY) -m ruff format --check
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q --quick -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)
 
-test: lint ## lint, then the whole test suite; ARGS="-k mla" selects
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS)
+test: $(DEV) ## lint, and the whole test suite; ARGS="-k mla" selects
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy & types=$$!; \
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --maxprocesses=8 --dist=worksteal $(ARGS); \
+	tests=$$?; wait $$types && exit $$tests # mypy needs one core, and so runs beside the tests
 
 lint: $(DEV) ## ruff and mypy, changing nothing
 	$(PY) -m ruff check

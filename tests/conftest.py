@@ -64,8 +64,12 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--quick``, each component obeys the laws with its default settings alone."""
+    """With ``--quick``, each component obeys the laws with its default settings alone; else slow tests come first.
+
+    A slow test at the end would leave the other workers without work.
+    """
     if not config.getoption("--quick"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
         return
     kept = [item for item in items if _is_quick(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
