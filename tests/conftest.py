@@ -9,6 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+# Sockets are made among the temporary files, and the path of one has at most 100 characters or so.
+if len(tempfile.gettempdir()) > 50 and os.access("/tmp", os.W_OK):
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+
 # What torch.compile makes is shared by the workers and new in each session: a test that was killed may have left half a
 # library in the directory that all programs share.
 if "PYTEST_XDIST_WORKER" not in os.environ:

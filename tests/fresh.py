@@ -27,6 +27,7 @@ LIBRARIES = (
     *("numpy", "safetensors.torch", "tqdm", "statistics", "yaml", "omegaconf", "hydra", "hydra.compose"),
     *("hydra._internal.hydra", "hydra.core.override_parser.overrides_parser", "hydra.core.plugins"),
 )
+PIDS = "FRESH_PIDS"  # a variable with a folder, where each process leaves its id in a file named by its rank
 TRAINING = (
     *("modular_gpt.training", "modular_gpt.generation", "tests.training.small", "tests.distributed.cases"),
     *("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"),
@@ -159,6 +160,8 @@ def _become(files: list[int], arguments: list[str], cwd: str, env: dict[str, str
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    if PIDS in env:
+        Path(env[PIDS], env.get("RANK", "0")).write_text(str(os.getpid()))
     sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
     sys.stderr = os.fdopen(2, "w", buffering=1)
     paths = [cwd, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from modular_gpt.cli.composition.schema import Command
 
 MISTAKE = 2  # exit codes
-REPORT_DELAY = 5.0  # seconds in which another process reports the mistake
+REPORT_DELAY = 30.0  # seconds in which another process reports the mistake, however much later it was started
 ENDED_BY_SIGNAL = 128  # plus the signal's number, so that Ctrl-C gives 130
 INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
