@@ -4,7 +4,9 @@ import hashlib
 import json
 import logging
 import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -23,6 +25,7 @@ from modular_gpt.data.tokenizers.base import Tokenizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+START_BYTES = 8  # of the index of a document's first token
 BATCH = 2**22  # characters encoded at a time, so that libraries can use several threads
 ATTEMPTS = 10  # to open the files, which other processes may be replacing
 
@@ -43,11 +46,12 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None =
         DataError: a split has no text, a text changes while it is read, the tokenizer gives ids outside its
             vocabulary, or the cache cannot be written.
     """
-    key = hashlib.sha256(f"{FORMAT} {corpus.fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()[:24]
+    documents = "" if corpus.packing is None else " documents"
+    key = hashlib.sha256(f"{FORMAT} {corpus.fingerprint} {tokenizer.fingerprint}{documents}".encode()).hexdigest()[:24]
     directory = Path(cache_dir or cache_directory()).expanduser() / "tokens" / key
     for _ in range(ATTEMPTS):  # another process may replace damaged files between our building and our opening
         try:
-            return open_prepared(directory)
+            return replace(open_prepared(directory), packing=corpus.packing)
         except FileNotFoundError:
             pass
         except Damaged as damage:
@@ -86,26 +90,37 @@ def _open_split(directory: Path, split: str, manifest: PlainMapping) -> TokenSpl
         bytes=record["bytes"],
         fingerprint=record["sha256"],
         zlib_bits_per_byte=record["zlib_bits_per_byte"],
+        documents=directory / _documents_file(split) if "documents_sha256" in record else None,
     )
-    if not tokens.path.is_file():
-        raise Damaged(f"'{tokens.path}' is missing")
-    size, expected = tokens.path.stat().st_size, tokens.count * tokens.dtype.itemsize
-    if size != expected:
-        raise Damaged(f"'{tokens.path}' has {size} bytes instead of {expected}")
-    if sha256_file(tokens.path) != tokens.fingerprint:
-        raise Damaged(f"'{tokens.path}' has another SHA-256 than when it was written")
+    _check_file(tokens.path, tokens.count * tokens.dtype.itemsize, tokens.fingerprint)
+    if tokens.documents is not None:
+        _check_file(tokens.documents, record["documents"] * START_BYTES, record["documents_sha256"])
     return tokens
+
+
+def _check_file(path: Path, expected: int, fingerprint: str) -> None:
+    """Raise Damaged unless a file has so many bytes and this SHA-256."""
+    if not path.is_file():
+        raise Damaged(f"'{path}' is missing")
+    if (size := path.stat().st_size) != expected:
+        raise Damaged(f"'{path}' has {size} bytes instead of {expected}")
+    if sha256_file(path) != fingerprint:
+        raise Damaged(f"'{path}' has another SHA-256 than when it was written")
 
 
 def _file(split: str) -> str:
     return f"{split}.bin"
 
 
+def _documents_file(split: str) -> str:
+    return f"{split}.documents.bin"
+
+
 def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     start = perf_counter()
     dtype = smallest_dtype(tokenizer.vocab_size)
     with new_in_cache(directory, _is_whole) as new:
-        splits = {split: _write(new / _file(split), corpus, split, tokenizer, dtype) for split in SPLITS}
+        splits = {split: _write(new, corpus, split, tokenizer, dtype) for split in SPLITS}
         manifest = {
             "format": FORMAT,
             "corpus": {**corpus.describe(), "fingerprint": corpus.fingerprint},
@@ -137,26 +152,34 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
     return next(np.dtype(name) for name in ("u1", "<u2", "<u4") if vocab_size - 1 <= np.iinfo(name).max)
 
 
-def _write(path: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dtype: np.dtype) -> PlainDict:
-    """Write one split's tokens; returns its record in the manifest."""
-    digest, count = hashlib.sha256(), 0
+def _write(directory: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dtype: np.dtype) -> PlainDict:
+    """Write one split's tokens, and where documents start if the corpus asks for it; returns its manifest record."""
+    digest, count, starts = hashlib.sha256(), 0, array("q")
+    path = directory / _file(split)
     with progress_line(f"Encoding the {split} text", corpus.characters(split)) as update, path.open("wb") as file:
         # Compressing takes time, and only the figure of the validation text is used.
         size = TextSize(compress=split == "validation", update=update)
-        for ids in _encode(size.measured(corpus.documents(split)), tokenizer):
+        for ids, is_first in _encode(size.measured(corpus.documents(split)), tokenizer):
+            if is_first:
+                starts.append(count)
             data = ids.astype(dtype, casting="unsafe").tobytes()
             file.write(data)
             digest.update(data)
             count += len(ids)
     if not size.bytes:
         raise DataError(f"the {split} split of the corpus has no text: give it more")
-    return {
+    record = {
         "tokens": count,
         "documents": size.documents,
         "bytes": size.bytes,
         "sha256": digest.hexdigest(),
         "zlib_bits_per_byte": size.zlib_bits_per_byte(),
     }
+    if corpus.packing is not None:
+        data = np.asarray(starts, dtype="<i8").tobytes()
+        (directory / _documents_file(split)).write_bytes(data)
+        record["documents_sha256"] = hashlib.sha256(data).hexdigest()
+    return record
 
 
 class TextSize:
@@ -190,8 +213,8 @@ class TextSize:
         return 8 * (self._compressed + len(self._compressor.flush())) / self.bytes
 
 
-def _encode(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The ids of each chunk, and the end of text between two documents."""
+def _encode(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
+    """The ids of each chunk and whether a document begins with them, and the end of text between two documents."""
     last = None
     for batch in _batches(chunks):
         for chunk, ids in zip(batch, tokenizer.encode_many([chunk.text for chunk in batch]), strict=True):
@@ -202,9 +225,9 @@ def _encode(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[np.nd
                     f" vocabulary of {tokenizer.vocab_size}: its files do not belong together"
                 )
             if tokenizer.eos_id is not None and last not in (None, chunk.document):
-                yield np.array([tokenizer.eos_id])
-            last = chunk.document
-            yield ids
+                yield np.array([tokenizer.eos_id]), False
+            is_first, last = last != chunk.document, chunk.document
+            yield ids, is_first
 
 
 def _batches(chunks: Iterable[TextChunk]) -> Iterator[list[TextChunk]]:

@@ -9,7 +9,9 @@ from torch import Tensor
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.plain_types import PlainDict
 
-Batch = tuple[Tensor, Tensor]  # inputs (B, T) int64, and targets (B, T) int64, -100 where none counts
+# Inputs (B, T) int64; targets (B, T) int64, -100 where none counts; and where tokens see their own document alone, the
+# numbers of the documents (B, T) int64.
+Batch = tuple[Tensor, ...]
 
 
 class Batches(Protocol):
@@ -25,6 +27,7 @@ class PreparedData(ABC):
     manifest: all that is recorded about it (corpus, tokenizer, counts, hashes), plain JSON values
     everything: phrase for all validation data, in messages
     measures_accuracy: evaluations also report the share of counted targets that are the most likely token
+    separates_documents: batches have the numbers of documents, which only some attentions keep apart
     epoch_tokens: number of tokens of one pass over the training data; None: new data at every step
     zlib_bits_per_byte: bits that zlib -9 needs for a byte of the validation text; None: it is no text
     """
@@ -32,6 +35,7 @@ class PreparedData(ABC):
     manifest: PlainDict
     everything: ClassVar[str] = "the whole validation text"
     measures_accuracy: ClassVar[bool] = False
+    separates_documents: bool = False
     epoch_tokens: int | None = None
     zlib_bits_per_byte: float | None = None
 

@@ -4,10 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data.batches import BatchSource, as_array, sequential
+from modular_gpt.data.documents import PackedBatches, Packing
 from modular_gpt.data.prepared import Batch, Batches, PreparedData
 from modular_gpt.data.token_files import TokenSplit
 
@@ -16,11 +19,19 @@ SEED = 0  # of the validation windows, which are the same in every run on the sa
 
 @dataclass(frozen=True)
 class PreparedText(PreparedData):
-    """The token files of a text, one for each split."""
+    """The token files of a text, one for each split.
+
+    packing: how the documents in a window are kept apart; None: they are not
+    """
 
     train: TokenSplit
     validation: TokenSplit
     manifest: PlainDict
+    packing: Packing | None = None
+
+    @property
+    def separates_documents(self) -> bool:  # type: ignore[override]
+        return self.packing is not None and not self.packing.attend_across
 
     @property
     def epoch_tokens(self) -> int:  # type: ignore[override]
@@ -31,7 +42,11 @@ class PreparedText(PreparedData):
         return self.validation.zlib_bits_per_byte
 
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> Batches:
-        return BatchSource(self.train, block, batch_size, seed, order)
+        return self._batches(self.train, block, batch_size, seed, order)
+
+    def _batches(self, split: TokenSplit, block: int, batch_size: int, seed: int, order: str = "random") -> Batches:
+        source = BatchSource(split, block, batch_size, seed, order)
+        return source if self.packing is None else PackedBatches(source, split, self.packing)
 
     def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Windows from anywhere in the validation text, or the whole text, window after window.
@@ -39,13 +54,22 @@ class PreparedText(PreparedData):
         Window i depends on the text and i alone, so that the loss does not depend on the batch size.
         """
         if not windows:
-            yield from sequential(self.validation, block, rows, rank, world)
+            yield from self._whole(block, rows, rank, world)
             return
-        source, share = BatchSource(self.validation, block, rows, SEED), rows // world
+        source, share = self._batches(self.validation, block, rows, SEED), rows // world
         for number in range(math.ceil(windows / rows)):
-            x, y = source.batch(number, rank, world)
+            x, y, *documents = source.batch(number, rank, world)
             y[max(0, windows - number * rows - rank * share) :] = IGNORED
-            yield x, y
+            yield x, y, *documents
+
+    def _whole(self, block: int, rows: int, rank: int, world: int) -> Iterator[Batch]:
+        share = rows // world
+        for number, (x, y) in enumerate(sequential(self.validation, block, rows, rank, world)):
+            if self.packing is None:
+                yield x, y
+            else:
+                starts = (number * rows + rank * share + np.arange(share)) * block
+                yield self.packing.apply(x, y, starts, self.validation)
 
     def evaluation_windows(self, block: int) -> int:
         return math.ceil((self.validation.count - 1) / block)

@@ -227,8 +227,7 @@ class GPTModel(nn.Module):
         if documents is None:
             pos = token_positions(self.config, ids, cache, padding)
         else:
-            attentions = (block.attention for block in self.blocks)
-            pos = packed_positions(self.config, attentions, ids, documents, cache is None and padding is None)
+            pos = packed_positions(self.config, ids, documents, cache is None and padding is None)
         with observed_pass(self):
             return self._hidden_states(ids, cache, pos)
 

@@ -1,7 +1,5 @@
 """The positions of the tokens that a model is given: after those of a cache, behind left padding, or in documents."""
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
 from modular_gpt.core.cache import ModelCache
@@ -37,12 +35,10 @@ def token_positions(config: GPTConfig, ids: Tensor, cache: ModelCache | None, pa
     return Positions(start, ids.shape[1], cache.padding, ids.device, cache.window)
 
 
-def packed_positions(
-    config: GPTConfig, attentions: Iterable[Attention], ids: Tensor, documents: object, alone: bool
-) -> Positions:
+def packed_positions(config: GPTConfig, ids: Tensor, documents: object, alone: bool) -> Positions:
     """Positions of ids (B, T) in rows that hold several documents, numbered by ``documents`` (B, T).
 
-    attentions: of the layers; alone: neither a cache nor padding is given
+    alone: neither a cache nor padding is given
 
     Raises:
         ConfigError: there is a cache or padding, an attention cannot separate documents, or tokens stand past a table
@@ -51,11 +47,20 @@ def packed_positions(
     if not alone:
         raise ConfigError("documents are packed for training: give them without a cache and without padding")
     _check_end(config, ids.shape[1])
-    for attention in attentions:
-        if not attention.separates_documents:
-            raise ConfigError(f"attention={attention.name} cannot keep packed documents apart; give one document a row")
+    check_separates(config)
     starts = document_starts(checked_documents(documents, ids))
     return Positions(0, ids.shape[1], None, ids.device, document_starts=starts)
+
+
+def check_separates(config: GPTConfig) -> None:
+    """Raise a ConfigError if the attention of a layer cannot keep packed documents apart."""
+    for layer in config.layer_configs:
+        attention = layer.attention.component
+        assert issubclass(attention, Attention)
+        if not attention.separates_documents:
+            raise ConfigError(
+                f"attention={layer.attention.name} cannot keep packed documents apart; give one document a row"
+            )
 
 
 def _check_end(config: GPTConfig, end: int) -> None:

@@ -14,6 +14,7 @@ from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.data import PreparedData, Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.model.token_positions import check_separates
 from modular_gpt.optim import build_optimizer, build_schedule, peak_learning_rate
 from modular_gpt.runtime.device import BF16_WIDTH, choose_precision
 from modular_gpt.training.checkpointing import restore
@@ -51,6 +52,8 @@ def build_trainer(
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = config.model_config(tokenizer)
     data.check_vocabulary(described.vocab_size)
+    if data.separates_documents:
+        check_separates(described)
     placement = decided(placement, described, checkpoint)
     torch.manual_seed(config.seed)
     if checkpoint is not None:

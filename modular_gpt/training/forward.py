@@ -34,7 +34,7 @@ class Placement:
 
 
 class Forward:
-    """``forward(ids, targets)`` computes the loss; ids and targets are (B, T), on any device."""
+    """``forward(ids, targets)`` computes the loss; ids, targets and numbers of documents are (B, T), on any device."""
 
     def __init__(
         self, model: GPTModel, precision: str, compile: bool, parallel: Parallel, optional: bool = False
@@ -60,9 +60,11 @@ class Forward:
         module = RoundedModel(self.model) if self.rounded else self.model
         self.module = self.parallel.wrap(cast(nn.Module, torch.compile(module, dynamic=False)) if compile else module)
 
-    def __call__(self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN) -> LossOutput:
+    def __call__(
+        self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN, documents: Tensor | None = None
+    ) -> LossOutput:
         try:
-            return self._run(self.module, ids, targets, loss, self.rounded)
+            return self._run(self.module, ids, targets, documents, loss, self.rounded)
         except Exception as error:
             if not (self.compiled and from_compiler(error)):
                 raise
@@ -72,7 +74,7 @@ class Forward:
             if not again:
                 log.warning("torch.compile does not work here (%s), so training continues without it", reason(error))
         self.prepare(compile=again)
-        return self(ids, targets, loss)
+        return self(ids, targets, loss, documents)
 
     def _clear_cache(self) -> bool:
         """Once in a training: empty the compiler's directory, in which a killed process may have left half a file.
@@ -85,15 +87,22 @@ class Forward:
         log.warning("torch.compile failed; its cache in '%s' is emptied, to try once more", cache.directory)
         return True
 
-    def plain(self, ids: Tensor, targets: Tensor) -> LossOutput:
+    def plain(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> LossOutput:
         """The loss without compiled code, so that the hooks of modules are called."""
-        return self._run(self.model, ids, targets, PLAIN)
+        return self._run(self.model, ids, targets, documents, PLAIN)
 
     def _run(
-        self, module: nn.Module, ids: Tensor, targets: Tensor, loss: LossConfig, rounded: bool = False
+        self,
+        module: nn.Module,
+        ids: Tensor,
+        targets: Tensor,
+        documents: Tensor | None,
+        loss: LossConfig,
+        rounded: bool = False,
     ) -> LossOutput:
+        packed = {} if documents is None else {"documents": self._moved(documents)}
         with autocast("float32" if rounded else self.precision, self.device):
-            output: LossOutput = module(self._moved(ids), self._moved(targets), loss=loss)
+            output: LossOutput = module(self._moved(ids), self._moved(targets), loss=loss, **packed)
             return output
 
     def _moved(self, tensor: Tensor) -> Tensor:
@@ -114,8 +123,11 @@ class RoundedModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN) -> LossOutput:
-        """ids (B, T), targets (B, T) -> the loss"""
+    def forward(
+        self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN, documents: Tensor | None = None
+    ) -> LossOutput:
+        """ids (B, T), targets (B, T), numbers of documents (B, T) or None -> the loss"""
         rounded = {name: weight.to(torch.bfloat16) for name, weight in self.model.named_parameters()}
-        output: LossOutput = functional_call(self.model, rounded, (ids, targets), {"loss": loss})
+        settings = {"loss": loss, "documents": documents}
+        output: LossOutput = functional_call(self.model, rounded, (ids, targets), settings)
         return output

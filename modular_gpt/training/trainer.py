@@ -18,7 +18,7 @@ from torch import Tensor
 from modular_gpt.core.errors import UserError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
-from modular_gpt.data import PreparedData, Tokenizer
+from modular_gpt.data import Batch, PreparedData, Tokenizer
 from modular_gpt.data.shuffle import key_of
 from modular_gpt.distributed.dtensor import clip_gradients, total_norm
 from modular_gpt.model import GPTModel
@@ -168,26 +168,26 @@ class Trainer:
     def update(self) -> None:
         """One step: gradients of the whole batch, micro-batch by micro-batch, then one update of the weights."""
         losses: dict[str, Tensor] = {}
-        for x, y, share in self.micro_batches():
-            output = self.forward(x, y, self.loss)
+        for (x, y, *documents), share in self.micro_batches():
+            output = self.forward(x, y, self.loss, *documents)
             self.scaler.scale(output.loss * (share * self.parallel.data_world)).backward()  # means over processes
             for name, value in {"loss": output.loss, **(output.losses if len(output.losses) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
         self.apply_gradients(self.parallel.sum(losses))
 
-    def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Inputs (B, T), targets (B, T) and the share of the batch's targets of each micro-batch of this step.
+    def micro_batches(self) -> Iterator[tuple[Batch, float]]:
+        """Each micro-batch of this step, and its share of the batch's targets.
 
         B: rows of this process. Before each one the generator of dropout is seeded by the run's seed, the step, the
         micro-batch and the process.
         """
-        ids, targets = self.batches.batch(self.progress.step)
+        batch = self.batches.batch(self.progress.step)
         count, parallel = self.config.gradient_accumulation, self.parallel
-        counted = int((targets != IGNORED).sum())
-        for number, (x, y) in enumerate(zip(parallel.rows(ids, count), parallel.rows(targets, count), strict=True)):
+        counted = int((batch[1] != IGNORED).sum())
+        for number, rows in enumerate(zip(*(parallel.rows(tensor, count) for tensor in batch), strict=True)):
             torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.data_rank)))
             parallel.set_grad_sync(last=number == count - 1)
-            yield x, y, int((y != IGNORED).sum()) / max(1, counted)
+            yield rows, int((rows[1] != IGNORED).sum()) / max(1, counted)
 
     def apply_gradients(self, losses: dict[str, Tensor]) -> None:
         """Clip the gradients and update the weights; skip the update if a gradient is not finite."""
@@ -256,8 +256,8 @@ class Trainer:
 
     def repeat_forward(self) -> None:
         """Compute the forward passes of this step again."""
-        for x, y, _ in self.micro_batches():
-            self.forward.plain(x, y)
+        for batch, _ in self.micro_batches():
+            self.forward.plain(*batch)
 
     def collect_metrics(self) -> Entry:
         """The metrics of the steps since the last call."""

@@ -66,10 +66,10 @@ class Validation:
         losses, hits, counts = [], [], []
         settings = WITH_ACCURACY if self.data.measures_accuracy else PLAIN
         with self._evaluating():
-            for x, y in self.batches(batches):
+            for x, y, *documents in self.batches(batches):
                 if self.stop.requested():
                     return None
-                output = self.forward(x, y, settings)
+                output = self.forward(x, y, settings, *documents)
                 losses.append(output.losses["cross_entropy"].float())
                 hits += [] if output.accuracy is None else [output.accuracy.float()]
                 counts.append(int((y != IGNORED).sum()))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modular_gpt.core.registry import Component, ComponentConfig
+from modular_gpt.data.documents import Packing, TextConfig
 
 if TYPE_CHECKING:
     from modular_gpt.data.prepared import PreparedData
@@ -25,13 +26,18 @@ class TextChunk(NamedTuple):
 class Corpus(Component, ABC, slot="data"):
     """What to train on and what to validate on: text, unless ``prepare`` is overridden.
 
+    packing: how the documents in a window are kept apart; None: they are not
+
     Raises:
         ConfigError: a setting is missing or wrong.
         DataError: the text is missing, empty or not text; raised by the constructor.
     """
 
-    @abstractmethod
-    def __init__(self, config: ComponentConfig) -> None: ...
+    packing: Packing | None = None
+
+    def __init__(self, config: ComponentConfig) -> None:
+        if isinstance(config, TextConfig):
+            self.packing = config.packing
 
     @abstractmethod
     def documents(self, split: str) -> Iterator[TextChunk]:

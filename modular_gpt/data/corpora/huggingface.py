@@ -13,13 +13,14 @@ from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home, positive
 from modular_gpt.data.corpora.base import Corpus, TextChunk, chunk_text
 from modular_gpt.data.corpora.files import check_fraction
+from modular_gpt.data.documents import TextConfig
 
 
 class HuggingFace(Corpus, name="hf"):
     """A Hugging Face dataset by name, streamed; needs the extra 'data'."""
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(TextConfig):
         """Settings of a corpus that the datasets library reads.
 
         path: Name of a dataset on the Hub such as roneneldan/TinyStories, or a local directory of data files.
@@ -43,11 +44,13 @@ class HuggingFace(Corpus, name="hf"):
         max_documents: int | None = None
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             expand_home(self, "path")
             check_fraction(self.val_fraction)
             positive("data", max_documents=self.max_documents)
 
     def __init__(self, config: ComponentConfig) -> None:
+        super().__init__(config)
         assert isinstance(config, HuggingFace.Config)
         if not config.path:
             raise ConfigError("data=hf needs data.path=<dataset>, such as data.path=roneneldan/TinyStories")
@@ -121,6 +124,8 @@ class HuggingFace(Corpus, name="hf"):
     def fingerprint(self) -> str:
         """SHA-256 of the content's revision and the part that is read: hashing the text would download it all."""
         settings = {**asdict(self.config), "path": None, "revision": self.revision}
+        for name in ("documents", "attend_across", "predict_across"):  # they change no text
+            settings.pop(name)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> Mapping[str, int | str]:

@@ -5,12 +5,14 @@ import os
 import platform
 import sysconfig
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.data.corpora.base import SPLITS
 from modular_gpt.data.corpora.files import FileCorpus, FileSlice, scan
+from modular_gpt.data.documents import TextConfig
 
 # Tests, generated tables and near duplicates of each other, which would make the text look easier than it is.
 EXCLUDED = {
@@ -23,7 +25,12 @@ FEWEST = 100  # sources; a library with fewer has been stripped
 class PythonStdlib(FileCorpus, name="python_stdlib"):
     """The sources of Python's standard library, about 9 MB, found on this machine; no download."""
 
+    @dataclass
+    class Config(TextConfig):
+        """Settings of the standard library as a corpus."""
+
     def __init__(self, config: ComponentConfig) -> None:
+        super().__init__(config)
         root = Path(sysconfig.get_paths()["stdlib"])
         paths = sources(root)
         self.splits = {split: [] for split in SPLITS}

@@ -14,6 +14,7 @@ from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
 from modular_gpt.data.corpora.files import FileCorpus, check_fraction, scan, split_end
+from modular_gpt.data.documents import TextConfig
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -25,7 +26,7 @@ class Shakespeare(FileCorpus, name="shakespeare"):
     """Tiny Shakespeare, 1.1 MB of plays, downloaded once and checked by its SHA-256."""
 
     @dataclass
-    class Config(ComponentConfig):
+    class Config(TextConfig):
         """Settings of the Tiny Shakespeare corpus.
 
         path: A copy of the file to use instead of the cached download.
@@ -36,10 +37,12 @@ class Shakespeare(FileCorpus, name="shakespeare"):
         val_fraction: float = 0.1
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             expand_home(self, "path")
             check_fraction(self.val_fraction)
 
     def __init__(self, config: ComponentConfig) -> None:
+        super().__init__(config)
         assert isinstance(config, Shakespeare.Config)
         path = Path(config.path) if config.path else cached()
         file = scan(path, FILE)
