@@ -36,7 +36,7 @@ def test_it_has_one_line_about_itself(slot: str, entry: Entry) -> None:
 
 @pytest.mark.parametrize(("slot", "entry"), ALL)
 def test_every_setting_is_explained(slot: str, entry: Entry) -> None:
-    documentation = entry.component.Config.__doc__ or ""
+    documentation = "\n".join(base.__doc__ or "" for base in entry.component.Config.__mro__)
     assert all(f" {name}: " in documentation for name in encode(entry.default()) if name != "name")
 
 
