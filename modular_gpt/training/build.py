@@ -51,9 +51,7 @@ def build_trainer(
     parallel.check_whole(config.optim, config.lora.rank is not None)
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = config.model_config(tokenizer)
-    data.check_vocabulary(described.vocab_size)
-    if data.separates_documents:
-        check_separates(described)
+    check_data(data, described)
     placement = decided(placement, described, checkpoint)
     torch.manual_seed(config.seed)
     if checkpoint is not None:
@@ -71,6 +69,13 @@ def build_trainer(
     if checkpoint is not None:
         resume(trainer, config, checkpoint, say)
     return trainer
+
+
+def check_data(data: PreparedData, described: GPTConfig) -> None:
+    """Raise a ConfigError or DataError if a model cannot read the batches of some data."""
+    data.check_vocabulary(described.vocab_size)
+    if data.separates_documents:
+        check_separates(described)
 
 
 def begin_adapters(adapters: Adapters, checkpoint: Path | None, say: Callable[[str], None]) -> None:
