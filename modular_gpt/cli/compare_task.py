@@ -10,6 +10,7 @@ from modular_gpt.cli.composition.rounds import check_launcher, launch
 from modular_gpt.cli.composition.schema import Command, names_of
 from modular_gpt.cli.composition.variants import variants
 from modular_gpt.comparison import CompareConfig, Comparison, diagnostics
+from modular_gpt.comparison.checks import write_checks
 from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.conditions import RATE, SEED
 from modular_gpt.comparison.decoding import DECODING, measure_decoding
@@ -72,7 +73,8 @@ class CompareTask:
         return 0 if result.satisfies(self.config.require) else 1
 
     def look_closer(self, comparison: Comparison) -> None:
-        """Measure decoding, and write a page about each trained model, where that was asked for."""
+        """Probe the variants; measure decoding, and write a page about each model, where that was asked for."""
+        write_checks(comparison.plan, comparison.directory)
         if self.config.decoding and not self.hydra and not (comparison.directory / DECODING).is_file():
             measure_decoding(comparison.plan, comparison.directory)
         if self.config.pages:

@@ -3,7 +3,9 @@
 from modular_gpt.comparison import html_page as html
 from modular_gpt.comparison import plots
 from modular_gpt.comparison.results import CompareResult
-from modular_gpt.comparison.tables import LIMITS, costs, reproduce, verdicts
+from modular_gpt.comparison.tables import LIMITS, checks, costs, reproduce, verdicts
+
+PROBES = "Probes: what follows from the settings, whatever the text"
 
 
 def page(result: CompareResult) -> str:
@@ -19,6 +21,7 @@ def page(result: CompareResult) -> str:
         html.heading("Costs"),
         html.table(costs(result)),
         html.plots([plots.loss_curves(result), plots.learning_rates(result), plots.decoding(result)]),
+        *([html.heading(PROBES), html.table(checks(result))] if result.checks else []),
         *([html.heading("What a trained model does with a text"), html.links(result.pages)] if result.pages else []),
         *([html.heading("To repeat this comparison"), html.code(command)] if command else []),
         html.heading("What this does not show"),

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modular_gpt.comparison.budget import Cost
+from modular_gpt.comparison.checks import load_checks
 from modular_gpt.comparison.config import AUTO, BUDGETS, CompareConfig
 from modular_gpt.comparison.curves import flips, mean_curve
 from modular_gpt.comparison.decoding import DECODING, DecodingSpeed, load_decoding
+from modular_gpt.comparison.diagnostics import Check
 from modular_gpt.comparison.pages import pages_in
 from modular_gpt.comparison.plan import Plan
 from modular_gpt.comparison.search import TUNING, Search
@@ -68,6 +70,7 @@ class CompareResult:
 
     differences: of every variant beside the baseline, by name
     pages: names of the files about what a variant's model does with a text
+    checks: probes of each variant's config
     """
 
     directory: Path
@@ -77,6 +80,7 @@ class CompareResult:
     trials: list[PlainDict]
     decoding: dict[str, list[DecodingSpeed]]
     pages: dict[str, str]
+    checks: list[Check]
 
     @classmethod
     def of(cls, directory: Path, plan: Plan, search: Search) -> "CompareResult":
@@ -99,8 +103,8 @@ class CompareResult:
         values = {name: variant.values for name, variant in variants.items()}
         differences = {item.variant: item for item in compare_to_baseline(values, plan.config.margin)}
         decoding = load_decoding(directory / DECODING)
-        pages = pages_in(directory, plan.variants)
-        return cls(directory, plan, variants, differences, list(results.values()), decoding, pages)
+        pages, checks = pages_in(directory, plan.variants), load_checks(directory)
+        return cls(directory, plan, variants, differences, list(results.values()), decoding, pages, checks)
 
     @property
     def n(self) -> int:
@@ -144,7 +148,8 @@ class CompareResult:
     @property
     def remarks(self) -> list[str]:
         """What limits the result: noise, edges, divergence, ranks that depend on the budget, and its cost."""
-        return [*self._noise(), *self._edges(), *self._diverged(), *self._other_budgets(), self._effort()]
+        probes = [f"Wrong: {one.variant}, {one.name}: {one.found}." for one in self.checks if one.passed is False]
+        return [*probes, *self._noise(), *self._edges(), *self._diverged(), *self._other_budgets(), self._effort()]
 
     @property
     def detectable(self) -> float:
@@ -222,6 +227,7 @@ class CompareResult:
                 },
                 "differences": {name: asdict(difference) for name, difference in self.differences.items()},
                 "decoding": {name: [asdict(speed) for speed in speeds] for name, speeds in self.decoding.items()},
+                "checks": [asdict(check) for check in self.checks],
                 "command": self.plan.command,
                 "environment": self.plan.environment,
             }

@@ -69,6 +69,14 @@ def cost_row(variant: VariantResult) -> list[str]:
     ]
 
 
+def checks(result: CompareResult) -> Table:
+    """Each probe with its result for every variant."""
+    found = {(check.name, check.variant): check.cell for check in result.checks}
+    names = dict.fromkeys(check.name for check in result.checks)
+    rows = [[name, *(found.get((name, variant), "-") for variant in result.variants)] for name in names]
+    return [["probe", *result.variants], *rows]
+
+
 def reproduce(result: CompareResult) -> str:
     """The command that repeats the comparison; empty where it was started from Python."""
     return f"mgpt-compare {shlex.join(result.plan.command)}" if result.plan.command else ""

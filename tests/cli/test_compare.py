@@ -45,7 +45,9 @@ def test_a_comparison_and_more_seeds(run: Run, words: list[str], folder: Path) -
         *("plan.json", "results.jsonl", "report.html", "report.md", "report.json", "decoding.json"),
         *("inspect-mha.html", "inspect-mqa.html", "model-mha", "model-mqa"),
     }
-    assert 'href="inspect-mqa.html"' in (directory(folder) / "report.html").read_text()
+    page = (directory(folder) / "report.html").read_text()
+    assert 'href="inspect-mqa.html"' in page and "Probes: what follows from the settings" in page
+    assert "Wrong: " not in answer.out
     lines = (directory(folder) / "results.jsonl").read_text().splitlines()
     assert {"conditions", "versions", "loss", "seconds", "config"} <= json.loads(lines[0]).keys()
     answer = run("compare", "resume=compares/latest", "seeds=3", "decoding=false", "pages=false", "require=better")

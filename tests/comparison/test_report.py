@@ -12,6 +12,7 @@ import pytest
 
 from modular_gpt.comparison import CompareResult
 from modular_gpt.comparison.decoding import DecodingSpeed
+from modular_gpt.comparison.diagnostics import Check
 from modular_gpt.comparison.svg import Axis, linear_ticks, log_ticks, short
 from tests.comparison.small import invented
 
@@ -31,6 +32,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
         result.decoding[name] = [
             DecodingSpeed(tokens, 500.0 - place - tokens / 10, 600.0) for tokens in (128, 512, 2048)
         ]
+    result.checks.extend(Check(name, "the receptive field", "16 of 16", "16", True, 0.1) for name in losses)
+    result.checks.append(Check("variant-1-<of-8>", "the scores", "moved", "the same", False, 0.1))
     result.pages.update({"variant-0-<of-8>": "inspect-0.html"})
     return result
 
@@ -41,6 +44,8 @@ def test_the_page_is_small_and_needs_nothing_else(large: CompareResult) -> None:
     assert "<script" not in page and "http" not in page and "@import" not in page and "url(" not in page
     assert page.count("<svg") == 5
     assert "variant-3-&lt;of-8&gt;" in page and "<of-8>" not in page
+    for sentence in ("Wrong: variant-1-&lt;of-8&gt;, the scores: moved.", "WRONG: moved", "16 of 16"):
+        assert sentence in page
     for sentence in ("Minimum detectable difference", "What this does not show", "mgpt-compare attention=mha,gqa"):
         assert sentence in page
 
