@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mla with window 128": {"attention": {"name": "mla", "kv_lora_rank": 16, "qk_rope_head_dim": 8, **WINDOW}},
     "sparse, streaming, window 128": {"attention": {"name": "sparse", "pattern": "streaming", **WINDOW}},
     "linear": {"attention": "linear"},
+    "gated_delta": {"attention": "gated_delta"},
     "mha, 3 of 4 layers with window 128": {
         "attention": "mha",
         "layers": {"variants": {"local": {"attention": WINDOW}}, "cycle": ["local", "local", "local", "base"]},

@@ -10,7 +10,7 @@ from modular_gpt.generation import GenerationConfig, complete, generate
 from modular_gpt.generation.compiled import capacity, compiled_step
 from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sequences import TokenBuffer
-from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
+from tests.generation.models import ATTENTIONS, PAIRS, naive_greedy, prompts, tiny
 
 
 class Graphs:
@@ -63,9 +63,9 @@ def test_one_graph_when_the_window_starts_anew(graphs: Graphs) -> None:
     assert graphs.count == 1
 
 
-@pytest.mark.parametrize("attention", ["mha", "mla", "linear"])
+@pytest.mark.parametrize("attention", ["mha", "mla", "linear", "streaming", "gated_delta", "shortconv"])
 def test_one_graph_for_prompts_of_different_lengths(graphs: Graphs, attention: str) -> None:
-    model = tiny(attention)
+    model = tiny(attention if attention in ATTENTIONS else {"name": attention})
     ids, padding = torch.tensor([[0, 0, 5], [1, 2, 3]]), torch.tensor([2, 0])
     expected = generate(model, ids, 20, padding=padding, greedy=True)
     assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 20, padding), 20), expected)

@@ -52,7 +52,7 @@ def test_drafts_leave_no_trace_in_the_cache(attention: str, pos: str) -> None:
 
 
 @pytest.mark.parametrize("draft_attention", ["mha", "swa", "linear"])
-@pytest.mark.parametrize("attention", ["mha", "swa", "mla-window", "linear"])
+@pytest.mark.parametrize("attention", ["mha", "swa", "mla-window", "linear", "streaming"])
 def test_past_the_context(attention: str, draft_attention: str) -> None:
     model, draft = tiny(attention, context_length=8), tiny(draft_attention, pos="learned", context_length=5)
     plain = generate(model, prompts(2), 40, greedy=True)
