@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import Observer, observing, unobserved
+from modular_gpt.generation import evaluating
 from modular_gpt.model import GPTModel
 
 Edit = Callable[[Tensor], Tensor]
@@ -125,6 +126,13 @@ def capture(
             if end.args[0] is not recorder:  # of a capture around this one
                 raise
     recorder.check()
+
+
+def tensor_names(model: GPTModel) -> list[str]:
+    """The names of all tensors that a model reports, found by a pass over one token."""
+    with torch.no_grad(), evaluating(model), capture(model) as seen:
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.embedding.weight.device))
+    return list(seen)
 
 
 def _decoder(model: nn.Module) -> GPTModel:

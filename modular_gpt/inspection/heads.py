@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation import evaluating
-from modular_gpt.inspection.activations import capture
+from modular_gpt.inspection.activations import capture, tensor_names
 from modular_gpt.model import GPTModel
 
 WEIGHTS = "blocks.{}.attention.weights"
@@ -74,13 +74,13 @@ def ablate_heads(model: GPTModel, ids: Tensor, targets: Tensor, layers: Sequence
         and for those that do not report their heads
     """
 
+    names = tensor_names(model)
     with evaluating(model):
-        with capture(model, HEADS.format("*")) as seen:
-            intact = _loss(model, ids, targets)
+        intact = _loss(model, ids, targets)
         rises = torch.full((len(model.blocks), model.config.n_heads), torch.nan)
         for layer in range(len(model.blocks)) if layers is None else layers:
             name = HEADS.format(layer)
-            for head in range(seen[name].shape[1] if name in seen else 0):
+            for head in range(model.config.n_heads if name in names else 0):
                 with capture(model, edit={name: partial(_mean_of_head, head=head)}):
                     rises[layer, head] = _loss(model, ids, targets) - intact
     return rises

@@ -16,7 +16,7 @@ from modular_gpt.core.atomic_files import write_text
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.data import Tokenizer
 from modular_gpt.generation import evaluating
-from modular_gpt.inspection.activations import Activations, capture
+from modular_gpt.inspection.activations import Activations, capture, tensor_names
 from modular_gpt.inspection.heads import WEIGHTS, ablate_heads, head_scores
 from modular_gpt.inspection.lens import lens_layers
 from modular_gpt.model import GPTModel
@@ -106,8 +106,7 @@ def _shown_layers(model: GPTModel, layers: Sequence[int] | None) -> list[int]:
 
 
 def _read(model: GPTModel, ids: Tensor, layers: list[int]) -> Reading:
-    with capture(model) as names:  # those that this model reports
-        model(ids[None, :2])
+    names = tensor_names(model)
     blocks = range(len(model.blocks))
     wanted = [WEIGHTS.format(layer) for layer in layers]
     wanted += [pattern.format(block) for block in blocks for pattern in (CHOSEN, ROUTER)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from modular_gpt import ConfigError, DataError, GPTConfig, GPTModel, ablate_heads, capture, head_scores, logit_lens
+from modular_gpt.core.registry import entries
 from modular_gpt.data.tokenizers.char import CharTokenizer
 from modular_gpt.inspection import write_page
 from tests.components.laws import build
@@ -98,11 +99,17 @@ def test_long_texts_are_cut_and_short_ones_refused(model: GPTModel, tokenizer: C
             write_page(model, tokenizer, TEXT, tmp_path / "page.html", **settings)
 
 
-@pytest.mark.parametrize("attention", ["linear", "mla", "swa"])
+@pytest.mark.parametrize("attention", entries("attention"))
 def test_every_attention_has_a_page(attention: str, tokenizer: CharTokenizer, tmp_path: Path) -> None:
+    """Those that have no attention weights have no maps, and dashes in the table of heads."""
     settings = {**SETTINGS, "attention": attention, "ffn": "mlp", "vocab_size": tokenizer.vocab_size}
-    data = data_of(write_page(build(GPTConfig(**settings)), tokenizer, TEXT, tmp_path / "page.html"))
-    assert len(data["weights"]) == 2 and not data["routes"]
+    model = build(GPTConfig(**settings))
+    with torch.no_grad(), capture(model) as seen:
+        model(torch.tensor([tokenizer.encode(TEXT)]))
+    written = write_page(model, tokenizer, TEXT, tmp_path / "page.html")
+    data, text = data_of(written), written.read_text(encoding="utf-8")
+    assert len(data["weights"]) == sum(name.endswith(".weights") for name in seen) and not data["routes"]
+    assert ("loss without it" in text) == any(name.endswith((".weights", ".heads")) for name in seen)
 
 
 POINT = """
