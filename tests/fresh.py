@@ -197,6 +197,7 @@ if __name__ == "__main__":
     else:
         ended = _ask(sys.argv[1], [sys.argv[2:], os.getcwd(), dict(os.environ)], [0, 1, 2], forward=True)
         if ended < 0:  # by a signal, so that this process ends by it too
-            signal.signal(-ended, signal.SIG_DFL)
+            if -ended != signal.SIGKILL:
+                signal.signal(-ended, signal.SIG_DFL)
             os.kill(os.getpid(), -ended)
         sys.exit(ended)

@@ -25,7 +25,12 @@ TINY = (
     *("trainer.device=cpu", "trainer.final_evaluation=false", "data=text", "data.path=text.txt"),
 )
 PATIENCE = 300  # seconds, on a machine that is busy
-ENDLESS = ("trainer.max_steps=1000000", "trainer.eval_interval=1000000", "trainer.save_interval=20")
+ENDLESS = (
+    "trainer.max_steps=1000000",
+    "trainer.eval_interval=1000000",
+    "trainer.save_interval=20",
+    "trainer.log_interval=10",
+)
 
 
 @contextmanager
@@ -76,6 +81,22 @@ def process_of(folder: Path, rank: int) -> int:
     return int((folder / "pids" / str(rank)).read_text())
 
 
+def kill_between_saves(process: int, directory: Path) -> None:
+    """Kill the first process, for which the other would wait without a timeout if it died while it saves.
+
+    Every tenth step is logged, and every twentieth one is saved after that.
+    """
+    while True:
+        os.kill(process, signal.SIGSTOP)
+        time.sleep(0.01)
+        entries = read_metrics(directory)
+        if entries and entries[-1]["step"] % 20 == 10:
+            break
+        os.kill(process, signal.SIGCONT)
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+
+
 def test_stopped_in_order_and_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM to one of two processes stops both at one step; then torchrun again, to the end; then one process."""
     with torchrun(folder, *ENDLESS) as process:
@@ -109,7 +130,7 @@ def test_stopped_in_order_and_gone_on_with(folder: Path, monkeypatch: pytest.Mon
 def test_one_process_killed(folder: Path) -> None:
     with torchrun(folder, *ENDLESS) as process:
         directory = when_saved(folder, process)
-        os.kill(process_of(folder, 0), signal.SIGKILL)
+        kill_between_saves(process_of(folder, 0), directory)
         said, _ = process.communicate(timeout=PATIENCE)  # the timeout of a lost connection is longer
     assert process.returncode != 0
     assert said.count("error: process 1 of 2 lost another one (") == 1, said
