@@ -20,7 +20,7 @@ from modular_gpt.cli.convert_task import CONVERT
 from modular_gpt.cli.evaluate_task import EVAL
 from modular_gpt.cli.generate_task import GENERATE
 from modular_gpt.cli.setting_docs import setting_docs
-from modular_gpt.core.registry import entries
+from modular_gpt.core.registry import Entry, entries
 
 COMMANDS = (TRAIN, GENERATE, EVAL, CONVERT, COMPARE, BENCH)
 # Files with settings of dataclasses that are made at run time from others.
@@ -66,9 +66,9 @@ class Writer:
         slots: dict[str, Any] = {}
         for slot in command.slot_names():
             slots[slot] = {}
-            for name, entry in entries(slot).items():
+            for name, entry in own(slot).items():
                 cls, default = type(entry.default()), entry.default()
-                first = next(option for option, other in entries(slot).items() if other.component.Config is cls)
+                first = next(option for option, other in own(slot).items() if other.component.Config is cls)
                 values = {each.name: getattr(default, each.name) for each in dataclasses.fields(cls)}
                 same = cls()
                 slots[slot][name] = {
@@ -83,6 +83,13 @@ class Writer:
             "sizes": list(command.sizes),
             "slots": slots,
         }
+
+
+def own(slot: str) -> dict[str, Entry]:
+    """The components of this package."""
+    return {
+        name: entry for name, entry in entries(slot).items() if entry.component.__module__.startswith("modular_gpt.")
+    }
 
 
 def plain_type(hint: Any) -> Any:
@@ -100,8 +107,8 @@ def content() -> str:
     """The table as JSON."""
     writer = Writer()
     commands = {command.name: writer.command(command) for command in COMMANDS}
-    components = [entry.component for slot in TRAIN.slot_names() for entry in entries(slot).values()]
-    modules = {path for component in components if (path := Path(inspect.getfile(component))).is_relative_to(PACKAGE)}
+    components = [entry.component for slot in TRAIN.slot_names() for entry in own(slot).values()]
+    modules = {Path(inspect.getfile(component)) for component in components}
     folders = sorted({path.parent.relative_to(PACKAGE).as_posix() for path in modules})
     sources = fingerprints(folders, sorted(writer.files))
     table = {"folders": folders, "sources": sources, "classes": writer.classes, "commands": commands}

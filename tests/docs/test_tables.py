@@ -32,6 +32,12 @@ def test_the_pictures_are_fresh(tables: ModuleType) -> None:
     assert stale == [], "write them anew: python docs/scripts/tables.py"
 
 
+def test_the_table_of_commands_is_fresh(tables: ModuleType) -> None:
+    """What help, completion and mistakes in settings are answered from, without PyTorch."""
+    written = tables.stored_commands.TABLE.read_text(encoding="utf-8")
+    assert written == tables.stored_commands.content(), "write it anew: python docs/scripts/tables.py"
+
+
 def test_the_picture_has_every_room_once(tables: ModuleType) -> None:
     drawn = re.findall(r'font-weight="bold"[^>]*>(\w+)<', (tables.IMAGES / "rooms.svg").read_text())
     assert sorted(drawn) == sorted(path.parent.name for path in (ROOT / "modular_gpt").glob("*/__init__.py"))

@@ -58,10 +58,6 @@ def pair(request: pytest.FixtureRequest, scripts: ModuleType) -> tuple[Command, 
     return stored.read_command(request.param, TABLE), code
 
 
-def test_the_table_is_fresh(scripts: ModuleType) -> None:
-    assert stored.TABLE.read_text(encoding="utf-8") == scripts.content(), "write it: python docs/scripts/tables.py"
-
-
 def test_commands_answer_without_torch() -> None:
     """Each in a process of its own: forked, before torch is imported, from one small process."""
     lines = [
