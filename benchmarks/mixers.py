@@ -8,7 +8,8 @@ it against their recurrences, token by token. A step is forward and backward. Ti
 a round.
 
 ``train`` trains a nano model of each attention on the standard library of Python, all with the same settings, seed and
-tokens, and reads its validation loss. A run that stands in the directory is not repeated.
+tokens, and reads its loss on the same windows of the validation text. A run that stands in the directory is not
+repeated.
 """
 
 import argparse
@@ -120,29 +121,33 @@ def timed(variant: Variant) -> list[str]:
     return [f"{variant.median * 1e3:,.1f}", f"{variant.spread:.0%}"]
 
 
-def trained(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """The last evaluation of a run, and its number of parameters."""
+def trained(name: str, options: argparse.Namespace) -> list[str]:
+    """Parameters, validation loss and bits per byte after the last step of a run, which is made where it is missing."""
     where = options.runs / name
-    if not (where / "result.json").exists():
+    if evaluation(where, options.steps) is None:
         settings = [f"attention={name}", "model_size=nano", "model_size.context_length=128", "trainer.batch_size=8"]
         settings += [f"trainer.max_steps={options.steps}", "trainer.device=cpu", f"trainer.threads={options.threads}"]
         settings += [f"trainer.eval_interval={options.steps}", "pos=rope", "optim.learning_rate=0.003", "seed=0"]
-        config = modular_gpt.compose(*settings, f"runs={where}")
-        outcome = modular_gpt.train(config, quiet=True).outcome
-        assert outcome is not None
-        size = sum(parameter.numel() for parameter in GPTModel(config.model).parameters())
-        found = {"loss": outcome.loss, "bits": outcome.bits_per_byte, "parameters": size}
-        (where / "result.json").write_text(json.dumps(found))
-    values: dict[str, float] = json.loads((where / "result.json").read_text())
-    return values
+        modular_gpt.train(modular_gpt.compose(*settings, f"runs={where}"), quiet=True)
+    found = evaluation(where, options.steps)
+    assert found is not None
+    size = json.loads((where / "latest" / "run.json").read_text())["parameters"]["total"]
+    return [f"{size:,}", f"{found['validation_loss']:.3f}", f"{found['bits_per_byte']:.3f}"]
+
+
+def evaluation(where: Path, step: int) -> dict[str, float] | None:
+    """The evaluation after a step of the last run in a directory; None: there is none."""
+    path = where / "latest" / "metrics.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [entry for entry in entries if entry["step"] == step and "bits_per_byte" in entry]
+    return found[-1] if found else None
 
 
 def train(options: argparse.Namespace) -> str:
     rows = []
     for name in options.attention:
-        found = trained(name, options)
-        rows.append([name, f"{found['parameters']:,.0f}", f"{found['loss']:.3f}", f"{found['bits']:.3f}"])
-        print(f"{name}: {found['bits']:.3f} bits per byte", flush=True)
+        rows.append([name, *trained(name, options)])
+        print(*rows[-1], flush=True)
     conditions = (
         f"`model_size=nano`, context 128, 8 rows a step, {options.steps} steps ({options.steps * 1024:,} tokens), "
         f"`pos=rope`, learning rate 0.003, seed 0, data=python_stdlib; {datetime.date.today()}. With one seed "
