@@ -47,7 +47,8 @@ def settings(table: Mapping[str, Alias]) -> str:
         rows.setdefault(ours + alias.note, []).append(f"`{theirs}`")
         notes[ours + alias.note] = (ours, alias.note and f"not converted: {alias.note}")
     return markdown(
-        ["ours", "theirs", ""], [(notes[key][0], ", ".join(theirs), notes[key][1]) for key, theirs in rows.items()]
+        ["setting", "accepted names", ""],
+        [(notes[key][0], ", ".join(theirs), notes[key][1]) for key, theirs in rows.items()],
     )
 
 
@@ -62,7 +63,7 @@ def names() -> str:
         for slot, table in COMPONENTS.items()
         for ours in dict.fromkeys(table.values())
     ]
-    return markdown(["slot", "ours", "theirs"], rows)
+    return markdown(["slot", "component", "accepted names"], rows)
 
 
 def vocabularies() -> str:

@@ -1,4 +1,4 @@
-"""Settings of mgpt-generate, and how it continues one prompt, a file of prompts, or a few prompts of its own."""
+"""Settings of mgpt-generate, and the continuation of one prompt, a file of prompts, or the default prompts."""
 
 import json
 import sys
@@ -206,7 +206,7 @@ def read_prompts(path: Path) -> list[str]:
     prompt. A byte order mark at the beginning is left out.
 
     Raises:
-        DataError: the file is missing, empty or not UTF-8, or a line is not what it should be; names it.
+        DataError: the file is missing, empty or not UTF-8, or a line is not valid; the message names it.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

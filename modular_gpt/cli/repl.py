@@ -18,7 +18,7 @@ Change = Callable[[str], GenerationConfig | None]
 
 
 def shown_after(prompt: str) -> Show:
-    """Print the prompt, then the pieces of text that follow it."""
+    """Print the prompt, then the generated text as it arrives."""
     waiting = [prompt]
 
     def show(new_text: str) -> None:

@@ -1,4 +1,4 @@
-"""The results of a sweep as a table for people, and as CSV and JSON files."""
+"""The results of a sweep as a printed table, and as CSV and JSON files."""
 
 import csv
 import io
@@ -103,7 +103,7 @@ def _reason(result: JobResult) -> tuple[str, ...]:
 
 
 def remarks(results: Sequence[JobResult]) -> str:
-    """One line about what the table does not show."""
+    """A line about the limits of the table: the number of seeds."""
     groups = [item for item in grouped(results) if isinstance(item, Group)]
     seeds = any(len(group.results) > 1 for group in groups)
     return f"{FEW_SEEDS if seeds else ONE_SEED} {NOT_SHOWN}"

@@ -78,7 +78,7 @@ class Writer:
     def write(self, prompt: Sequence[int], settings: GenerationConfig, show: Show) -> Continuation:
         """Continue one prompt; Ctrl-C ends the text early.
 
-        show: called with "" when the model begins, then with each piece of text as it becomes certain
+        show: called with "" when the model begins, then with new text as soon as it is final
 
         Raises:
             ConfigError: settings that do not fit the model or the prompt.

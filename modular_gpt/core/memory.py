@@ -12,7 +12,7 @@ CGROUPS = (
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that this process can still get on a device; None if the system does not tell."""
+    """Bytes that this process can still get on a device; None if it is unknown."""
     if device.type == "cuda":  # what PyTorch keeps for later is free, too
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept

@@ -1,4 +1,4 @@
-"""The interface of a parallel strategy: what the training loop asks of it. By itself it trains in one process."""
+"""The interface of a parallel strategy; the base class trains in one process."""
 
 from abc import ABC
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ class WindowOptions(TypedDict, total=False):
 class Evaluation:
     """How well a model predicts a text.
 
-    loss: nats per token, the mean over ``scored`` tokens: all but the first, and all where bos_id stands before them
+    loss: mean over the ``scored`` tokens, in nats per token: all but the first; with a bos_id before the text, all
     tokens, bytes: of the text (without bos_id), and of its UTF-8
     context, stride: of the windows (see ``windows``)
     """
@@ -66,7 +66,7 @@ def evaluate_text(
     progress: Progress | None = None,
     **options: Unpack[WindowOptions],
 ) -> Evaluation:
-    """Measure how well a model predicts a text; the tokenizer's ``bos_id``, where it has one, stands before it.
+    """Measure how well a model predicts a text; it is preceded by the tokenizer's ``bos_id`` if there is one.
 
     progress, options: as in ``evaluate_tokens``
 
@@ -90,7 +90,7 @@ def evaluate_tokens(
 ) -> Evaluation:
     """Measure how well a model predicts tokens, each once, from the tokens before it within a window.
 
-    ids: (n,) may be memory-mapped; size: bytes of the text that they stand for
+    ids: (n,) may be memory-mapped; size: bytes of the text
     bos_id: id that stands once before the text, so that the first token is predicted too; None: it is not predicted
     progress: called after each batch with the number of tokens scored so far and in all
     options: context, stride and batch_size, see ``WindowOptions``

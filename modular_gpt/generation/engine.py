@@ -39,7 +39,7 @@ class Step:
     tokens: (B,); a row that has stopped repeats its last token
     logprobs: (B,) log-probabilities of the tokens under the model itself, if the settings ask for them
     stopped: (B,) whether the row is complete, with this token or an earlier one
-    pieces: new text of each row, if there is a decoder; what may belong to a stop string is held back
+    pieces: new text of each row, if there is a decoder; text that may begin a stop string is held back
     """
 
     tokens: Tensor
@@ -55,7 +55,7 @@ class Continuation:
 
     ids: new tokens, including the one that stopped the text
     logprobs: log-probability of each, if the settings ask for them
-    reason: what ended the text: ``length``, ``token`` or ``text`` (a stop string)
+    reason: cause of the end: ``length``, ``token`` or ``text`` (a stop string)
     text: new text before any stop token or string, if there is a decoder
     score: of beam search
     """

@@ -1,4 +1,4 @@
-"""What a generation needs of the memory, and the refusal of one that cannot fit."""
+"""The memory that a generation needs; one that does not fit is refused."""
 
 from dataclasses import replace
 from typing import Any

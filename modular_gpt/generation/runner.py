@@ -1,6 +1,6 @@
 """Runs a model over the tokens of a growing text that it has not read yet.
 
-The text decides what the cache has to hold, and the runner brings the cache up to date. So prompts, single steps,
+The cache follows from the text: the runner reads the tokens that it lacks. So prompts, single steps,
 drafted tokens and removed drafts follow one rule.
 """
 

@@ -127,7 +127,7 @@ def _keep_first(logits: Tensor, rank: Tensor, p: float) -> Tensor:
 
 
 def token_counts(ids: Tensor, vocab_size: int, padding: Tensor | None = None) -> Tensor:
-    """(B, V) how often each token stands in ids (B, T); ``padding`` (B,) leading columns do not count."""
+    """(B, V) number of occurrences of each token in ids (B, T), without the ``padding`` (B,) leading columns."""
     counts = torch.zeros(ids.shape[0], vocab_size, device=ids.device)
     if padding is None:
         return counts.scatter_add_(1, ids, torch.ones((), device=ids.device).expand_as(ids))
@@ -147,7 +147,7 @@ def penalise_counts(logits: Tensor, counts: Tensor, frequency: float, presence: 
 
 
 def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, n: int, padding: Tensor | None = None) -> Tensor:
-    """Forbid what would complete an n-gram that already stands in ids (B, T)."""
+    """Forbid tokens that would repeat an n-gram of ids (B, T)."""
     starts = ids.shape[1] - n + 1  # columns where an n-gram starts
     if starts <= 0:
         return logits
@@ -362,7 +362,7 @@ def _apply(filters: list[tuple[Filter, Any]], logits: Tensor, text: TokenBuffer)
 
 
 def _bias(settings: ChoiceSettings, vocab_size: int) -> Tensor:
-    """(V,) what is added to each logit; -inf forbids a token."""
+    """(V,) bias of each logit; -inf forbids a token."""
     bias = torch.zeros(vocab_size)
     for token, value in settings.logit_bias.items():
         bias[int(token)] = float(value)

@@ -28,7 +28,7 @@ def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> 
     context_length: becomes its model_max_length, past which it warns
 
     Raises:
-        ConfigError: the kind has no counterpart there.
+        ConfigError: transformers has no counterpart of this tokenizer.
     """
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -110,7 +110,7 @@ def _ranks(definition: PlainDict) -> "LibraryTokenizer":
 
 
 def _last_two(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """What the merges of lower rank make of a token: the two parts that its own merge joins."""
+    """The two tokens that the merge of a token joins, by applying all merges of lower rank."""
     subtokens = [bytes([byte]) for byte in token]
     while len(subtokens) > 2:
         pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(subtokens)) if a + b in ranks]

@@ -1,4 +1,4 @@
-"""A GPTConfig from any description of a model: ours, or in the settings of other code bases (core/aliases.py)."""
+"""A GPTConfig from our settings, or from those of other code bases (core/aliases.py)."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def read_config(config: Description = None, **keywords: object) -> GPTConfig:
 
 
 def read_description(config: Description = None, **keywords: object) -> tuple[GPTConfig, str]:
-    """``read_config``, and a line about what the description left to its vocabulary; empty where it left nothing."""
+    """``read_config``, and a line about a default that came from the vocabulary; empty if there is none."""
     if isinstance(config, GPTConfig):
         if keywords:
             raise ConfigError(f"give either a GPTConfig or keywords, not both ({', '.join(keywords)})")
@@ -83,7 +83,7 @@ def translate(settings: PlainMapping) -> PlainDict:
 
 
 class _Component:
-    """What a description says of one slot: the names it may have, and settings."""
+    """The component that settings select for one slot: its possible names, and its settings."""
 
     def __init__(self, slot: str) -> None:
         self.slot = slot
@@ -107,7 +107,7 @@ class _Component:
                 self.add(str(key), inner, name if key == "name" else f"{name}.{key}")
 
     def choose(self, value: object, name: str) -> None:
-        """Narrow the component down to the names that ``value`` stands for."""
+        """Restrict the component to the names that ``value`` can mean."""
         known = entries(self.slot)
         names = component_names(self.slot, value, known) if isinstance(value, str) else ()
         if not names:

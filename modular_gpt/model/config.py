@@ -79,7 +79,7 @@ class LayersConfig:
 
 
 class BlockConfig(NamedTuple):
-    """One transformer block: its components, where its norms stand, and the factor on what it adds."""
+    """One transformer block: its components, its topology and its residual multiplier."""
 
     attention: ComponentConfig
     ffn: ComponentConfig
@@ -186,7 +186,7 @@ class GPTConfig:
     init_residual: Initialisation of the matrices that write into the residual stream: scaled multiplies them by
         1/sqrt(2 n_layers), plain leaves them as other matrices, zero starts at zero.
     init_head: Initialisation of an untied head: matrix treats it as any matrix, zero starts at zero.
-    init_by_name: Draw each parameter from random numbers of its own, seeded by the run's seed and the parameter's name,
+    init_by_name: Draw each parameter from a separate generator, seeded by the run's seed and the parameter's name,
         so that models start with equal weights where they have the same parameters. Otherwise one sequence of random
         numbers goes through the whole model.
 

@@ -1,4 +1,4 @@
-"""What a model is given, checked where that costs nothing: one sentence instead of an error from a kernel.
+"""Checks of a model's inputs that cost no synchronisation: one sentence instead of an error from a kernel.
 
 Values are read on the CPU only, where they need no synchronisation, and nothing is checked while a graph is traced.
 """

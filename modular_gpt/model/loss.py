@@ -86,7 +86,7 @@ def token_losses(
 ) -> dict[str, Tensor]:
     """Summands of the loss by name, each a mean over the targets that count, and ``accuracy`` where it is asked for.
 
-    x: (B, T, D) what the head reads; targets: (B, T), ``IGNORED`` where none counts; logits: the head, (M, D) -> (M, V)
+    x: (B, T, D) inputs of the head; targets: (B, T), may be ``IGNORED``; logits: the head, (M, D) -> (M, V)
     ``cross_entropy`` is the plain one whatever the settings; ``label_smoothing`` is what smoothing changes of it.
     The logits of long batches are made and dropped chunk by chunk, in the backward pass too.
     """

@@ -75,7 +75,7 @@ class Optimizer(Component, ABC, slot="optim"):
     """One or more PyTorch optimizers that divide a model's parameters among them.
 
     optimizers: what ``build`` returned; names: of the model's parameters
-    present_rate: learning rate of the last step, for parameters without a factor of their own
+    present_rate: learning rate of the last step, for parameters without a separate factor
     """
 
     supports_sharding: ClassVar[bool] = True  # False: it needs whole matrices, not shards (fsdp, tensor)

@@ -1,4 +1,4 @@
-"""Parameters by patterns of their names, such as ``embedding*`` and ``blocks.0.*``; * stands for any characters."""
+"""Parameters by patterns of their names, such as ``embedding*`` and ``blocks.0.*``; * matches any characters."""
 
 import difflib
 from collections.abc import Iterable

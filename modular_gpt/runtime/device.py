@@ -98,7 +98,7 @@ def check_precision(name: str, device: torch.device) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16 by units of its own."""
+    """Whether the device has units for products in bf16."""
     if device.type == "cuda":
         supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return supported
@@ -113,7 +113,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether oneDNN multiplies in bf16 on this CPU by units of its own, and not by emulation, which x86 has too."""
+    """Whether this CPU has units for products in bf16 that oneDNN uses, instead of emulating them."""
     supported: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return supported
@@ -154,7 +154,7 @@ def physical_cores() -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name, for people."""
+    """The device's name, for messages."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -72,7 +72,7 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory in bytes; None if the system does not tell."""
+    """The machine's memory in bytes; None if it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

@@ -40,7 +40,7 @@ class GracefulShutdown:
     def catch(self, promise: str = "this step is finished and saved") -> Iterator[None]:
         """Context manager: catch signals. In threads other than the main one, signals stay as they are.
 
-        promise: a clause that tells the user what happens after the first signal
+        promise: a clause about what happens after the first signal
         """
         self._promise = promise
         if threading.current_thread() is not threading.main_thread():

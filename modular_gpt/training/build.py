@@ -42,7 +42,7 @@ def build_trainer(
     """The model and everything that trains it: new, as a verified checkpoint left it, or with the weights of a source.
 
     source: the opened ``init_from``
-    say: takes lines for people
+    say: called with lines to print
 
     Raises:
         ConfigError, DataError, CheckpointError: settings do not go together, with the text or with the checkpoint.

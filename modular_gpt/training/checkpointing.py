@@ -146,14 +146,14 @@ class Shards:
         write_shards(self.tensors, Path(self.processes.run_on_main(lambda: str(folder))))
 
     def follow(self) -> None:
-        """In the others: write where the first process says; an error is the first process's too, which tells it."""
+        """In the other processes: write into the directory that the first process names; it also reports errors."""
         folder = self.processes.run_on_main(str)
         with suppress(OSError):
             if folder:
                 write_shards(self.tensors, Path(folder))
 
     def release(self) -> None:
-        """In the first process: let the others go on if it failed before it named a directory."""
+        """In the first process: release the others if it failed before it named a directory."""
         if not self.named:
             self.processes.wait_for_main()
 

@@ -183,7 +183,7 @@ class RunConfig:
             raise ConfigError(f"name={self.name!r} must be usable as a part of a directory's name")
 
     def _read_model(self) -> None:
-        """Let ``model`` be a GPTConfig, and ``vocab_size`` what was asked for."""
+        """Convert ``model`` to a GPTConfig and set ``vocab_size`` to the number given, if any."""
         given: Any = vars(self.model) if isinstance(self.model, SimpleNamespace) else self.model
         if isinstance(given, nn.Module):
             raise ConfigError(f"model is a {type(given).__name__}: give its config, model=model.config")

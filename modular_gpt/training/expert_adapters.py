@@ -21,7 +21,7 @@ class StackAdapter(nn.Module):
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))  # as peft draws those of linear layers
 
     def delta(self) -> Tensor:
-        """(E, out, in) what is added to the weights."""
+        """(E, out, in) update of the weights."""
         return torch.bmm(self.lora_B, self.lora_A) * self.scale
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ LoraSettings = LoraConfig  # the name of before
 
 
 class Adapted(NamedTuple):
-    """A weight with an adapter: without it, what the adapter adds, and how to switch the adapter on or off."""
+    """A weight with an adapter: the weight without it, its update, and a switch for it."""
 
     weight: Tensor
     delta: Callable[[], Tensor]
@@ -117,7 +117,7 @@ class Adapters:
         return {n: tensor if ADAPTER in n else weights[plain_name(n)] for n, tensor in self._items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Inside ``merged``: what the merged weights do not contain, the adapters and the weights without them."""
+        """Inside ``merged``: the tensors that merged weights lack: adapters, and the weights without them."""
         return {**self.base_weights, **{name: tensor for name, tensor in self._items() if ADAPTER in name}}
 
     def _items(self) -> Iterable[tuple[str, Tensor]]:
@@ -182,7 +182,7 @@ def new_weights_of(checkpoint: Path) -> list[str]:
 
 
 def check_lora(settings: LoraConfig, checkpoint: Path) -> None:
-    """Raise a CheckpointError where a run cannot go on with these settings."""
+    """Raise a CheckpointError if a run cannot be resumed with these settings."""
     run = read_json(checkpoint / META).get("run") or {}
     before = run.get("lora") or asdict(LoraConfig())
     changed = [f"lora.{name}={before.get(name)}" for name, now in asdict(settings).items() if before.get(name) != now]

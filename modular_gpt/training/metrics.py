@@ -41,7 +41,7 @@ class MetricsLog:
             self._write_table()
 
     def _write_table(self) -> None:
-        """Write metrics.csv anew, with a column for each name that any entry has."""
+        """Rewrite metrics.csv with a column for each name in any entry."""
         entries = [*read_metrics(self.files.directory), *parsed(self.files.unwritten(METRICS).splitlines())]
         self.columns = list(dict.fromkeys(name for entry in entries for name in entry))
         self.files.replace(TABLE, _rows(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *entries]))

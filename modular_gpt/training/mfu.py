@@ -113,7 +113,7 @@ def measured_peak(dtype: torch.dtype) -> float:
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Bytes in use: the peak so far on a GPU, else of this process now; None if the system does not tell."""
+    """Bytes in use: the peak so far on a GPU, else of this process now; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

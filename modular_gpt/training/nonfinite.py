@@ -58,7 +58,7 @@ def first_output_not_finite(model: nn.Module, forward: Callable[[], object]) -> 
 
 
 def tensors(value: object) -> list[Tensor]:
-    """All floating-point tensors in what a module returns."""
+    """All floating-point tensors in the output of a module."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A whole run, from the text to the report, in a directory of its own."""
+"""A training run, from the text to the report."""
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -135,7 +135,7 @@ def checkpoint_to_resume(config: RunConfig, resume: str) -> Path:
 
 
 def dry_run(config: RunConfig, tokenizer: Tokenizer, placement: Placement, quiet: bool) -> RunResult:
-    """Print what a training needs in each process; ConfigError if that is more than there is."""
+    """Print the memory that each process needs; ConfigError if that is more than is available."""
     described, parallel = config.model_config(tokenizer), placement.parallel
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     settings, needed = needed_by(config, described, parallel)

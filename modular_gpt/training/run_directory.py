@@ -25,7 +25,7 @@ class RunFiles:
         self._logged: set[str] = set()
 
     def append(self, name: str, text: str) -> None:
-        """Append to a file. What a failed write leaves is written with the next one."""
+        """Append to a file. Text of a failed write is written with the next one."""
         text = self._unwritten.pop(name, "") + text
         try:
             append_text(self.directory / name, text)

@@ -1,4 +1,4 @@
-"""The settings and the environment of a run, in config.yaml and run.json, and its first lines for people."""
+"""The settings and the environment of a run, in config.yaml and run.json, and the first lines that it prints."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
 
 
 def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: ThroughputMonitor) -> None:
-    """Write config.yaml, for people, and run.json: everything that the run depends on besides its settings."""
+    """Write config.yaml and run.json, which has everything that the run depends on besides its settings."""
     info = {
         "seed": config.seed,
         "device": describe(trainer.device),

@@ -187,5 +187,5 @@ def plain(config: DictConfig) -> PlainDict:
 
 
 def as_yaml(config: DictConfig) -> str:
-    """What a config says, for people."""
+    """Format a config as YAML."""
     return OmegaConf.to_yaml(config, resolve=True)

@@ -251,7 +251,7 @@ def _is_list(key: str, value: str) -> bool:
 
 
 def _escapes_read(value: str) -> str:
-    """A list in which each text in double quotes means what it means in YAML, where "\\n" is a line end."""
+    """Decode the escapes of YAML in the double-quoted texts of a list, such as "\\n"."""
 
     def read(match: re.Match[str]) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The name of a run, from what makes it different from the default one."""
+"""The name of a run, from the settings in which it differs from the default."""
 
 import re
 from collections.abc import Container, Sequence

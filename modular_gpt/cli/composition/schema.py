@@ -1,4 +1,4 @@
-"""What the command line can set: groups of options, the dataclass behind each option, and plain settings.
+"""The settings of a command line: groups of options, the dataclass of each option, and plain settings.
 
 Groups are the slots of the registry and the few below. An option is a yaml file in a group's folder, or a
 registered name without one. Defaults live in the dataclasses; a yaml holds what differs.
@@ -50,7 +50,7 @@ class Schema:
 
 @dataclass(frozen=True)
 class Choice:
-    """A group in the defaults list of a command: the option it starts with, and what it is about."""
+    """A group in the defaults list of a command: its default option and its description."""
 
     default: str
     about: str
@@ -58,7 +58,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command can set.
+    """The settings of a command.
 
     name: of the command and of its yaml; plain: dataclass of the settings outside groups
     tables: groups that are no slots of the registry, with the dataclass of their options
@@ -93,7 +93,7 @@ class Command:
         return [(slot, list(entries(slot).items())) for slot in self.slot_names()]
 
     def choices(self) -> "dict[str, Choice]":
-        """What is chosen by option, in the order of the command's yaml; some, as experiments, have no schema."""
+        """The groups that choose options, in the order of the command's yaml; some (experiments) have no schema."""
         lines = (conf_dir() / f"{self.name}.yaml").read_text(encoding="utf-8").splitlines()
         found = (match for line in lines if (match := CHOICE.fullmatch(line)))
         return {match["group"]: Choice(match["default"], match["about"] or "") for match in found}
@@ -218,7 +218,7 @@ def yaml_file(where: list[Path], group: str, option: str) -> Path | None:
 
 
 def read_yaml(path: Path) -> PlainDict:
-    """What a yaml file says, without its defaults list."""
+    """The values in a yaml file, without its defaults list."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return {key: value for key, value in values.items() if key not in ("defaults", "hydra")} if values else {}
 

@@ -50,7 +50,7 @@ class Corpus(Component, ABC, slot="data"):
     def prepare(self, tokenizer: "Tokenizer", cache_dir: str | Path | None = None) -> "PreparedData":
         """The batches of a training. Text is written into token files, see ``modular_gpt.data.prepare``.
 
-        A corpus of samples returns ``PreparedData`` of its own, which decides the inputs and targets of each batch.
+        A corpus of samples returns a ``PreparedData`` that decides the inputs and targets of each batch.
         """
         from modular_gpt.data.prepare import prepare
 
@@ -72,7 +72,7 @@ class Corpus(Component, ABC, slot="data"):
 
     @abstractmethod
     def describe(self) -> Mapping[str, int | str]:
-        """What a run records about its text, such as files, bytes and versions."""
+        """The record of the text in a run, such as files, bytes and versions."""
 
 
 def chunk_text(texts: Iterable[str], limit: int = CHUNK) -> Iterator[str]:

@@ -88,7 +88,7 @@ def _matches(pattern: str, setting: str) -> list[Path]:
 
 
 def _identity(path: Path) -> object:
-    """What two spellings of one file, and two links to it, have in common."""
+    """A key that is equal for all paths and links to the same file."""
     try:
         status = path.stat()
     except OSError:

@@ -56,7 +56,7 @@ def cached() -> Path:
     """The file in the cache directory, downloaded when it is not there.
 
     Raises:
-        DataError: it is neither there nor to be had; says where to put it.
+        DataError: it is not there and cannot be downloaded; the message says where to put it.
     """
     path = cache_directory() / "shakespeare" / FILE
     if not path.is_file():

@@ -74,7 +74,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         """The text of ids that all have one."""
 
     def _gaps(self) -> Iterable[int]:
-        """The ids below ``vocab_size`` that stand for no text."""
+        """The ids below ``vocab_size`` without text."""
         return ()
 
     @cached_property
@@ -82,7 +82,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return frozenset(self._gaps())
 
     def has_text(self, id: int) -> bool:
-        """Whether an id lies in the vocabulary and stands for a token."""
+        """Whether an id is in the vocabulary and has a token."""
         return 0 <= id < self.vocab_size and id not in self._gap_set
 
     def unused_ids(self, vocab_size: int) -> list[int]:
@@ -174,7 +174,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return hashlib.sha256(content.encode()).hexdigest()
 
     def describe(self) -> PlainDict:
-        """What a run records about its tokenizer."""
+        """The record of the tokenizer in a run."""
         return {"name": self.name, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint}
 
     def save(self, directory: str | Path) -> None:

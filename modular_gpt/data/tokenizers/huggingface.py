@@ -96,7 +96,7 @@ def _gpt2_json(path: Path) -> PlainDict:
     """The library's JSON for the vocabulary and merges of GPT-2's byte-pair encoding.
 
     Raises:
-        DataError: a file cannot be read, or the files beside it name another kind of tokenizer.
+        DataError: a file cannot be read, or the files beside it name another tokenizer class.
     """
     model, settings = (
         load_json_object(beside, remedy="correct or remove it") if beside.is_file() else {}

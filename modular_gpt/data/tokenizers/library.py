@@ -80,7 +80,7 @@ class LibraryTokenizer(Tokenizer, ABC):
 
     @cached_property
     def _byte_ids(self) -> frozenset[int]:
-        """Ids that stand for one byte, where characters without an id are spelled in bytes."""
+        """The ids of single bytes, with which characters without an id are encoded."""
         found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         return frozenset(id for id in found if id is not None)
 

@@ -19,7 +19,7 @@ MAX_BYTES = 64 * 2**20  # of such a file; chat templates and lists of added toke
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What the files beside a tokenizer say about the beginning and the end of a text.
+    """The tokens at the beginning and the end of a text, from the files beside a tokenizer.
 
     bos: token that begins a text, None where a text begins with none; eos: token that ends a text
     end_ids: ids that end a text for the model, ``eos`` not included
@@ -86,7 +86,7 @@ def _optional(path: Path) -> PlainDict:
 
 
 def _token(settings: PlainMapping, name: str, path: Path) -> str | None:
-    """A token by its text, which may stand in a mapping with a ``content``; an empty one counts as none."""
+    """A token's text, given directly or in a mapping with a ``content``; an empty one counts as none."""
     value = settings.get(name)
     token = value.get("content") if isinstance(value, Mapping) else value
     if (token is not None and not isinstance(token, str)) or (isinstance(value, Mapping) and token is None):

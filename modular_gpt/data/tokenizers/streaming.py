@@ -11,7 +11,7 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class ByteStream:
-    """For vocabularies whose ids stand for bytes."""
+    """Streaming decoder for vocabularies whose ids are bytes."""
 
     def __init__(self, to_bytes: Callable[[int], bytes], has_text: Callable[[int], bool]) -> None:
         """to_bytes: the bytes of an id; has_text: whether an id has any, others are left out"""
@@ -41,7 +41,7 @@ class TextStream:
     ) -> None:
         """decode: the text of ids; has_text: whether an id has any, others are left out
 
-        is_byte: whether an id stands for one byte, and ``decode`` decodes a run of such ids as one
+        is_byte: whether an id is one byte; ``decode`` decodes consecutive ones together
         """
         self._decode, self._has_text, self._is_byte = decode, has_text, is_byte
         self._context: list[int] = []

@@ -30,7 +30,7 @@ class Drafter(Protocol):
         """
 
     def rollback(self) -> None:
-        """Called after the text was truncated: remove from the cache what is no longer in it."""
+        """Called after the text was truncated: remove the other tokens from the cache."""
 
 
 class ModelDrafter:
@@ -59,7 +59,7 @@ class ModelDrafter:
 
 
 class LookupDrafter:
-    """Drafts what followed the last earlier occurrence of the last n tokens, for the largest n up to ``ngram``."""
+    """Drafts the continuation of the last earlier occurrence of the last n tokens, n at most ``ngram``."""
 
     def __init__(self, text: TokenBuffer, ngram: int) -> None:
         self._text = text
