@@ -36,7 +36,7 @@ def results(
     return [loss.detach(), *(p.grad for p in model.parameters()), *model.buffers()]
 
 
-@pytest.mark.parametrize(("kind", "layers"), zip(KINDS, (2, 1, 1), strict=True), ids=str)
+@pytest.mark.parametrize(("kind", "layers"), list(zip(KINDS, (2, 1, 1), strict=True)), ids=str)
 def test_compiled(kind: dict[str, Any], layers: int) -> None:
     """Every block, and every second one where there are two; each is compiled apart, which takes seconds."""
     config = GPTConfig(**{**MODEL, **kind, "n_layers": layers})
