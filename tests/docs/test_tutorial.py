@@ -15,7 +15,12 @@ PAGE = ROOT / "docs" / "add_a_component.md"
 TEXT = PAGE.read_text()
 FILES = files(TEXT)
 PLUGIN = "shared_qk"
-PROGRAMS = {"python": "", "mgpt-train": "-m modular_gpt.cli.train", "mgpt-generate": "-m modular_gpt.cli.generate"}
+PROGRAMS = {
+    "python": "",
+    "mgpt-train": "-m modular_gpt.cli.train",
+    "mgpt-generate": "-m modular_gpt.cli.generate",
+    "mgpt-compare": "-m modular_gpt.cli.compare",
+}
 SUMMARY = "Shared query-key attention: one matrix computes both queries and keys (Reformer)."
 
 
@@ -65,6 +70,12 @@ def test_its_commands(folder: Path, environment: dict[str, str]) -> None:
     assert "in a window of 32 tokens" in " ".join(printed.split())  # help is wrapped
     assert "window: 16" in printed
     assert (folder / "runs" / "latest").exists()
+
+
+def test_the_diagnostics_run_on_it(folder: Path, environment: dict[str, str]) -> None:
+    printed = shell(commands("bash quick"), folder, {**environment, "MODULAR_GPT_PLUGINS": PLUGIN})
+    assert "WRONG" not in printed
+    assert "D1 lag 8" in printed and "receptive field" in printed
 
 
 def test_help_lists_it(folder: Path, environment: dict[str, str]) -> None:

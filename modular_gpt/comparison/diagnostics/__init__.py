@@ -5,8 +5,8 @@ print(run(["mha", "mine"])) probes two attentions; ``mgpt-compare --quick attent
 
 from modular_gpt.comparison.diagnostics.learning import Learned, Recipe, learn
 from modular_gpt.comparison.diagnostics.probes import PROBES, Answer
+from modular_gpt.comparison.diagnostics.quick import run
 from modular_gpt.comparison.diagnostics.results import Check, QuickResult
-from modular_gpt.comparison.diagnostics.run import run
 from modular_gpt.comparison.diagnostics.tasks import Task, recall, staircase
 
 __all__ = [

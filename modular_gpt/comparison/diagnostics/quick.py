@@ -85,7 +85,7 @@ def learned(name: str, config: GPTConfig) -> Iterator[Check]:
 def tasks_of(config: GPTConfig) -> list[Task]:
     """The tasks of the quick diagnostics."""
     layer = config.given_layers[0]
-    found = [staircase(layer.attention, pos=layer.pos), recall(layer.attention, pos=layer.pos)]
+    found = [staircase(layer.attention, pos=layer.pos), recall(layer.attention, quick=True, pos=layer.pos)]
     return [task for task in found if task is not None]
 
 
