@@ -6,7 +6,7 @@ from pathlib import Path
 
 from modular_gpt.comparison.budget import gpt_config
 from modular_gpt.comparison.diagnostics import Check
-from modular_gpt.comparison.diagnostics.run import cache_bytes, probed
+from modular_gpt.comparison.diagnostics.quick import cache_bytes, probed
 from modular_gpt.comparison.plan import Plan
 from modular_gpt.core.atomic_files import write_text
 from modular_gpt.core.json_files import load_json
