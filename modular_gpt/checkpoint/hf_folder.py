@@ -77,6 +77,7 @@ def save_model(
     format: str = "auto",
     eos_token_id: int | list[int] | None = None,
     training: PlainMapping | None = None,
+    model_type: str | None = None,
 ) -> str:
     """Write a model into a folder in the Hugging Face format; returns the model_type in its config.json.
 
@@ -85,23 +86,32 @@ def save_model(
         or auto (a family that computes the same if there is one, else modular_gpt)
     eos_token_id: id or ids that end a text, for generation with transformers
     training: notes on the training of the weights, stored in the config.json of our own model type
+    model_type: the published family to write, such as granite; None: the first one that computes the same
 
     Raises:
-        CheckpointError: no published family computes the same (format=family), the folder cannot be written, or it is a
-            checkpoint of this program.
-        ConfigError: the format is unknown.
+        CheckpointError: no published family computes the same (format=family), or not the one of ``model_type``, the
+            folder cannot be written, or it is a checkpoint of this program.
+        ConfigError: the format or the model_type is unknown.
     """
     one_of(format, FORMATS, "format")
+    if model_type is not None and format == OWN_TYPE:
+        raise ConfigError(f"format={format} has a model type of its own; leave out model_type={model_type}")
     if not str(path):
         raise ConfigError("give the folder that the model is written to; the path is empty")
     path = Path(path)
     _refuse_checkpoint(path)
-    if format == "family" or (format != OWN_TYPE and _is_published(model)):
-        save_pretrained(model, path, eos_token_id=eos_token_id)
-        return family_of(model.config).model_type
+    if format == "family" or model_type is not None or (format != OWN_TYPE and _is_published(model)):
+        save_pretrained(model, path, eos_token_id=eos_token_id, model_type=model_type)
+        return family_of(model.config, model_type).model_type
+    _save_own_type(model, path, training or {}, eos_token_id)
+    return OWN_TYPE
+
+
+def _save_own_type(model: GPTModel, path: Path, training: PlainMapping, eos_token_id: int | list[int] | None) -> None:
+    """Write a model of any composition, with the model type of this package."""
     from modular_gpt.hf import ModularGPTConfig, ModularGPTForCausalLM
 
-    config = ModularGPTConfig(model.config, dict(training or {}), eos_token_id=eos_token_id)
+    config = ModularGPTConfig(model.config, dict(training), eos_token_id=eos_token_id)
     settings = {
         **config.to_dict(),
         "architectures": [ModularGPTForCausalLM.__name__],
@@ -109,7 +119,6 @@ def save_model(
     }
     tensors = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in saved_tensors(model).items()}
     write_files(path, settings, tensors, eos_token_id)
-    return OWN_TYPE
 
 
 def _refuse_checkpoint(path: Path) -> None:

@@ -151,7 +151,7 @@ class Position(ModelComponent, Generic[C], slot="pos"):
         return x
 
     def bias(self, pos: Positions, key_columns: Tensor, n_heads: int) -> Tensor | None:
-        """Term added to attention scores, (1, H, T, S), for keys at ``key_columns`` (S,); None: nothing is added."""
+        """Term added to attention scores, (1 or B, H, T, S), for keys at ``key_columns`` (S,); None: nothing."""
         return None
 
     def extra_repr(self) -> str:
@@ -188,6 +188,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
     separates_documents: ``forward`` lets no token see one before ``Positions.document_starts``
     reported: names after ``attention.`` of the tensors that ``forward`` reports to observers
     input_conv: the convolution of the input, or None; the block applies it, by ``convolve``
+    slides: as for ``Position``
     """
 
     accepts_bias: ClassVar[bool] = True
@@ -195,6 +196,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
     separates_documents: ClassVar[bool] = False
     reported: ClassVar[tuple[str, ...]] = ("query", "key", "value", "scores", "weights", "heads")
     Config: ClassVar[type[ComponentConfig]] = AttentionConfig
+    slides: bool = True
     position: Position
 
     def __init__(self, config: ComponentConfig, dims: Dims, position: Position) -> None:

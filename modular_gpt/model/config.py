@@ -170,10 +170,13 @@ class GPTConfig:
     bias: Use biases in linear layers and LayerNorm.
     attention, ffn, norm, pos: A registered name, a mapping with a name and settings, or a component's Config.
     layers: The settings that differ between layers, as a LayersConfig or a mapping.
-    topology: Arrangement of the norms in a block: pre, post, sandwich, post_residual or parallel.
+    topology: Arrangement of the norms in a block: pre, post, sandwich, post_residual, parallel or
+        parallel_two_norms.
     residual_multiplier: Multiply the outputs of attention and ffn by this factor before they are added to the residual
         stream.
     embed_scale: Multiply token embeddings by this factor.
+    embed_width: Width of the embeddings and of the input of the head; two matrices lead to d_model and back. By default
+        (null) d_model.
     embed_norm: Normalise the embeddings.
     final_norm: Normalise before the head. By default (null) all topologies but post do.
     tie_embeddings: Use the embedding matrix as the head.
@@ -209,6 +212,7 @@ class GPTConfig:
     topology: str = "pre"
     residual_multiplier: float = 1.0
     embed_scale: float = 1.0
+    embed_width: int | None = None
     embed_norm: bool = False
     final_norm: bool | None = None
     tie_embeddings: bool = True
@@ -224,7 +228,9 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             setattr(self, name, checked(getattr(self, name), hint, f"model.{name}"))
-        positive("model", **{name: getattr(self, name) for name in (*LARGEST, "logit_softcap", "init_std")})
+        positive(
+            "model", **{name: getattr(self, name) for name in (*LARGEST, "logit_softcap", "init_std", "embed_width")}
+        )
         at_most("model", LARGEST, self)
         fraction("model", dropout=self.dropout)
         one_of(self.topology, tuple(TOPOLOGIES), "topology")

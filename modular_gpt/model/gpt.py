@@ -111,7 +111,10 @@ class GPTModel(nn.Module):
         self._own_cache: ModelCache | None = None
 
     def _build(self, config: GPTConfig) -> None:
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        width = config.embed_width or config.d_model
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.embedding_in = None if config.embed_width is None else nn.Linear(width, config.d_model, bias=False)
+        self.embedding_out = None if config.embed_width is None else nn.Linear(config.d_model, width, bias=False)
         self.embedding_norm = build_norm(config.resolved_norm, config) if config.embed_norm else None
         self.positions: ModuleList[Position] = ModuleList()
         modules = self._build_positions(config)
@@ -122,7 +125,7 @@ class GPTModel(nn.Module):
             block.attention.described = f"{described(given.attention)}; pos {block.attention.position.described}"
             self.blocks.append(block)
         self.final_norm = build_norm(config.resolved_norm, config) if config.has_final_norm else None
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else nn.Linear(width, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
     def _build_positions(self, config: GPTConfig) -> dict[str, Position]:
@@ -232,7 +235,7 @@ class GPTModel(nn.Module):
             return self._hidden_states(ids, cache, pos)
 
     def _hidden_states(self, ids: Tensor, cache: ModelCache | None, pos: Positions) -> tuple[Tensor, dict[str, Tensor]]:
-        x = embedded(self.embedding, ids)
+        x = _apply(self.embedding_in, embedded(self.embedding, ids))
         if self.config.embed_scale != 1.0:
             x = x * self.config.embed_scale
         x = _apply(self.embedding_norm, self.positions[0].embed(x, pos))
@@ -251,6 +254,7 @@ class GPTModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
+        x = _apply(self.embedding_out, x)
         logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
         if self.head_bias is not None:
             logits = logits + self.head_bias
@@ -283,7 +287,8 @@ class GPTModel(nn.Module):
     @property
     def slides(self) -> bool:
         """Whether a text may exceed context_length while each token attends to the last context_length tokens."""
-        return all(position.slides for position in self.positions)
+        attentions = all(block.attention.slides for block in self.blocks)
+        return attentions and all(position.slides for position in self.positions)
 
     def _kept_cache(self, batch: int) -> ModelCache:
         if self._own_cache is None:
@@ -319,7 +324,11 @@ class GPTModel(nn.Module):
         return load_model(name_or_path, dtype, device).model
 
     def save_pretrained(
-        self, path: str | Path, format: str = "auto", eos_token_id: int | list[int] | None = None
+        self,
+        path: str | Path,
+        format: str = "auto",
+        eos_token_id: int | list[int] | None = None,
+        model_type: str | None = None,
     ) -> None:
         """Write the model into a folder in the format of Hugging Face, which ``from_pretrained`` reads.
 
@@ -327,14 +336,16 @@ class GPTModel(nn.Module):
         format: family: a published family, which transformers loads by itself | modular_gpt: any model, which
             transformers loads after ``import modular_gpt.hf`` | auto: family if one computes the same, else modular_gpt
         eos_token_id: the id or ids that end a text, for the generation of transformers
+        model_type: the published family to write, such as granite; None: the first one that computes the same
 
         Raises:
-            CheckpointError: format=family, and no published family computes the same; or the folder cannot be written.
-            ConfigError: the format is unknown.
+            CheckpointError: format=family, and no published family computes the same; model_type, and models of this
+                type cannot; or the folder cannot be written.
+            ConfigError: the format or the model_type is unknown.
         """
         from modular_gpt.checkpoint.hf_folder import save_model
 
-        save_model(self, path, format, eos_token_id)
+        save_model(self, path, format, eos_token_id, model_type=model_type)
 
     def checkpoint_activations(self, every: int = 1) -> None:
         """Recompute every n-th block in the backward pass (1: all, 0: none): less memory, more time, same result."""

@@ -73,6 +73,13 @@ def parallel(block: Block, x: Tensor, pos: Positions, cache: LayerCache | None) 
     return x + block.scale(attended + out), losses
 
 
+def parallel_two_norms(block: Block, x: Tensor, pos: Positions, cache: LayerCache | None) -> Transformed:
+    """x + attention(norm(x)) + ffn(norm(x)), a norm for each: GPT-NeoX, Falcon 40B"""
+    attended = block.attend(block.attention_norm(x), pos, cache)
+    out, losses = block.feed(block.ffn_norm(x), pos)
+    return x + block.scale(attended + out), losses
+
+
 class Topology(NamedTuple):
     """norms: those of ``NORMS`` that a block has; forward: (block, x, positions, cache) -> (x, auxiliary losses)"""
 
@@ -86,4 +93,5 @@ TOPOLOGIES: dict[str, Topology] = {
     "sandwich": Topology(NORMS, sandwich),
     "post_residual": Topology(("attention_post_norm", "ffn_post_norm"), post_residual),
     "parallel": Topology(("attention_norm",), parallel),
+    "parallel_two_norms": Topology(("attention_norm", "ffn_norm"), parallel_two_norms),
 }

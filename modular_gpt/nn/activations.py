@@ -28,9 +28,12 @@ CLAMPED = "clamped_swish"
 GATES = (*ACTIVATIONS, CLAMPED)
 
 
-def gated(activation: str, gate: Tensor, up: Tensor) -> Tensor:
-    """activation(gate) * up; ``clamped_swish`` is the bounded form of https://arxiv.org/abs/2508.10925."""
+def gated(activation: str, gate: Tensor, up: Tensor, limit: float = 7.0, alpha: float = 1.702) -> Tensor:
+    """activation(gate) * up; ``clamped_swish`` is the bounded form of https://arxiv.org/abs/2508.10925.
+
+    limit, alpha: bound and slope of ``clamped_swish``
+    """
     if activation == CLAMPED:
-        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
-        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        return gate * torch.sigmoid(alpha * gate) * (up + 1)
     return ACTIVATIONS[activation](gate) * up

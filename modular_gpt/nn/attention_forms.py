@@ -65,10 +65,11 @@ class ScoreBias:
     heads: slice | None = None
 
     def __call__(self, pos: Positions, key_columns: Tensor) -> Tensor | None:
-        """(1, H, T, S), for key_columns (B, S) (B, H, T, S); None where the position adds no bias."""
+        """(1 or B, H, T, S), for key_columns (B, S) (B, H, T, S); None where the position adds no bias."""
         if key_columns.ndim == 2:  # the memo of positions does not tell keys of different columns apart
-            rows = [self(pos.without_memo(), columns) for columns in key_columns]
-            return None if rows[0] is None else torch.cat([row for row in rows if row is not None])
+            found = [self(pos.without_memo(), columns) for columns in key_columns]
+            rows = [row if row.shape[0] == 1 else row[i : i + 1] for i, row in enumerate(found) if row is not None]
+            return torch.cat(rows) if rows else None
         bias = self.position.bias(pos, key_columns, self.n_heads)
         return bias if bias is None or self.heads is None else bias[:, self.heads]
 
@@ -169,7 +170,8 @@ def _band_bias(inputs: AttentionInputs, band: Band, bias: ScoreBias) -> Tensor |
     if bias.position.slides:
         return block(0)
     blocks = [found for index in range(band.blocks) if (found := block(index)) is not None]
-    return torch.cat(blocks).repeat(inputs.q.shape[0], 1, 1, 1) if blocks else None
+    rows = [found.expand(inputs.q.shape[0], -1, -1, -1) for found in blocks]
+    return torch.stack(rows, dim=1).flatten(0, 1) if blocks else None
 
 
 def fits_blocks(inputs: AttentionInputs, pattern: SparsePattern, beyond: int) -> bool:

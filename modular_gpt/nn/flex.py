@@ -40,7 +40,7 @@ def flex(
 ) -> Tensor:
     """Attention of several queries to keys of consecutive columns. Returns (B, H, T, M).
 
-    sinks: (H,) logits of an extra key whose value is zero; bias: (1, H, T, S) added to the scores
+    sinks: (H,) logits of an extra key whose value is zero; bias: (1 or B, H, T, S) added to the scores
 
     Raises:
         ConfigError: queries or keys require gradients on a CPU.
@@ -57,7 +57,7 @@ def flex(
         if softcap is not None:
             value = softcap * torch.tanh(value / softcap)
         if bias is not None:
-            value = value + bias[0, h, i, j]
+            value = value + bias[b if bias.shape[0] > 1 else 0, h, i, j]
         return value if sinks is None else torch.where(j == n_keys, sinks[h], value)
 
     mask = inputs.pos.memo(("flex", inputs.window, n_keys, extra), lambda: _block_mask(inputs, extra))

@@ -44,21 +44,28 @@ def fill(module: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how:
     return {f"{name}.weight": how, f"{name}.bias": "zero, as there was none" if bias is None else how}
 
 
-def head_weights(attention: HeadProjections, width: int, scale: float) -> AttentionWeights:
-    """Canonical weights of an attention whose heads all have the same ``width``."""
+def head_weights(attention: HeadProjections, width: int, value_width: int, scale: float) -> AttentionWeights:
+    """Canonical weights of an attention.
+
+    width, value_width: of a head's queries and keys, and of its values
+    """
 
     def heads(tensor: Tensor) -> Tensor:
         out: Tensor = tensor.detach().unflatten(0, (-1, width))
         return out
 
+    def values(tensor: Tensor) -> Tensor:
+        out: Tensor = tensor.detach().unflatten(0, (-1, value_width))
+        return out
+
     return AttentionWeights(
         query=heads(attention.query.weight),
         key=heads(attention.key.weight),
-        value=heads(attention.value.weight),
-        out=attention.out.weight.detach().unflatten(1, (-1, width)),
+        value=values(attention.value.weight),
+        out=attention.out.weight.detach().unflatten(1, (-1, value_width)),
         query_bias=if_given(heads, attention.query.bias),
         key_bias=if_given(heads, attention.key.bias),
-        value_bias=if_given(heads, attention.value.bias),
+        value_bias=if_given(values, attention.value.bias),
         out_bias=if_given(Tensor.detach, attention.out.bias),
         scale=scale,
     )

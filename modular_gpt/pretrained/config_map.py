@@ -116,6 +116,11 @@ class HFConfig(PlainMapping):
         """The same settings with defaults for missing keys; it shares the record of keys read."""
         return HFConfig(self._given, {**defaults, **self.defaults}, read=self._read, path=self._path)
 
+    def pop(self, name: str) -> None:
+        """Remove a key from these settings; it counts as read."""
+        self._read.add(self._path + name)
+        self._values.pop(name, None)
+
     def ignore(self, *names: str) -> None:
         """Mark these keys, and all keys nested in them, as read, because other settings make them irrelevant."""
         self._read.update(f"{self._path}{name}{suffix}" for name in names for suffix in ("", ".*"))

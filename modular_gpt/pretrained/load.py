@@ -67,7 +67,7 @@ def read_family(source: Source) -> tuple[Family, PlainDict]:
         raise CheckpointError(f"{source.name!r} is a checkpoint of this program, which modular_gpt.load_model opens")
     if model_type is None:
         raise CheckpointError(
-            f"{CONFIG_FILE} of {source.name!r} has no model_type; there are: {listed(sorted(FAMILIES))}"
+            f"{CONFIG_FILE} of {source.name!r} has no model_type; there are: {', '.join(sorted(FAMILIES))}"
         )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         reason = unknown("architecture", printable(str(model_type)), FAMILIES)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modular_gpt.core.atomic_files import temporary_name, write_problem, write_text
-from modular_gpt.core.errors import CheckpointError, UserError
+from modular_gpt.core.errors import CheckpointError, ConfigError, UserError, unknown
 from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import encode
 from modular_gpt.core.validation import one_of
@@ -40,20 +40,26 @@ _NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend", "balance", "balance
 
 
 def save_pretrained(
-    model: GPTModel, path: str | Path, format: str = "hf", eos_token_id: int | list[int] | None = None
+    model: GPTModel,
+    path: str | Path,
+    format: str = "hf",
+    eos_token_id: int | list[int] | None = None,
+    model_type: str | None = None,
 ) -> None:
     """Save a model as one of a published family, in a folder that ``transformers`` loads.
 
     path: a folder, created if missing; other files in it are kept
     format: hf, the only choice
     eos_token_id: id or ids that end a text, for generation with transformers
+    model_type: the family, such as granite; None: the first one that computes the same
 
     Raises:
-        CheckpointError: no published family computes the same as this model, or the folder cannot be written.
-        ConfigError: the format is unknown.
+        CheckpointError: no published family, or not the one of ``model_type``, computes the same as this model, or the
+            folder cannot be written.
+        ConfigError: the format or the family is unknown.
     """
     one_of(format, ("hf",), "format")
-    family = family_of(model.config)
+    family = family_of(model.config, model_type)
     settings = {
         "model_type": family.model_type,
         "architectures": [family.architecture],
@@ -66,12 +72,22 @@ def save_pretrained(
     write_files(Path(path), settings, hf_tensors(family, model), eos_token_id)
 
 
-def family_of(config: GPTConfig) -> Family:
+def family_of(config: GPTConfig, model_type: str | None = None) -> Family:
     """Find the published family that computes the same as a model with this config.
 
     Raises:
         CheckpointError: there is none; the message names the closest family and the settings that it lacks.
+        ConfigError: there is no family of this ``model_type``.
     """
+    if model_type is not None:
+        if model_type not in FAMILIES:
+            raise ConfigError(unknown("model_type", model_type, FAMILIES))
+        if missing := _compared(FAMILIES[model_type], config).missing:
+            raise CheckpointError(
+                f"models of model_type={model_type} are without {listed(missing)}; leave out model_type to write the"
+                " first family that computes the same, if there is one"
+            )
+        return FAMILIES[model_type]
     compared: list[tuple[tuple[bool, int, bool], Family, list[str]]] = []
     for family in FAMILIES.values():
         comparison = _compared(family, config)

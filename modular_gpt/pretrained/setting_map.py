@@ -77,7 +77,7 @@ def split_path(path: str) -> tuple[str, str, str]:
 
 
 def _is(slot: str, config: ComponentConfig, component: str) -> bool:
-    return not component or config.component is lookup(slot, component).component
+    return not component or issubclass(config.component, lookup(slot, component).component)
 
 
 def nothing(view: ModelView) -> PlainDict:
@@ -186,7 +186,7 @@ def _layers(flat: PlainMapping, count: int) -> list[PlainDict]:
 
 
 def _named(slot: str, name: Any, component: str) -> bool:
-    return isinstance(name, str) and lookup(slot, name).component is lookup(slot, component).component
+    return isinstance(name, str) and issubclass(lookup(slot, name).component, lookup(slot, component).component)
 
 
 def _fold(layers: Sequence[PlainDict]) -> PlainDict:

@@ -38,6 +38,11 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
         ({"qk_norm": "rmsnorm", "qk_norm_after_rope": True}, PLAIN),
         ({"clip_qkv": 0.5, "out_bias": False, "dropout": 0.3}, {"topology": "parallel", "dropout": 0.1}),
         ({"conv": 3}, {"pos": "none"}),
+        ({"qk_norm": {"name": "rmsnorm", "weight_offset": True, "eps": 0.1}, "output_gate_per_head": True}, PLAIN),
+        ({"qk_norm": {"name": "layernorm", "bias": True}, "output_gate": "softplus", "n_kv_heads": 2}, PLAIN),
+        ({"qk_norm": "layernorm", "qk_norm_scope": "per_head", "n_kv_heads": 2, "v_head_dim": 6}, PLAIN),
+        ({"v_head_dim": 12, "value_scale": 0.5, "output_gate": "sigmoid", "output_gate_per_head": True}, PLAIN),
+        ({"query_temperature": {"beta": 0.5, "length": 4.0, "shift": 1}, "window": 7}, PLAIN),
     ],
     ("attention", "gqa"): [({"window": 7}, {"pos": "alibi"})],
     ("attention", "mqa"): [(PLAIN, {"pos": "alibi"}), ({"window": 7}, PLAIN)],
@@ -51,6 +56,7 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
         ({"qk_nope_head_dim": 6, "v_head_dim": 10, "scale": 0.5, "qkv_bias": False}, {"pos": "learned"}),
         ({"window": 5, "latent_norm_eps": 0.1}, PLAIN),
         ({"window": 5, "softcap": 3.0}, {"pos": "alibi"}),
+        ({"query_temperature": {"beta": 0.5, "length": 4.0}}, {"topology": "parallel_two_norms"}),
         ({"qk_rope_head_dim": 4}, {"pos": "none"}),
         ({"backend": "flash"}, {"pos": "learned"}),
         ({"dropout": 0.3}, {"topology": "sandwich"}),
@@ -71,6 +77,7 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
     ],
     ("attention", "kda"): [({"chunk": 4, "rank": 6, "key_heads": 2, "conv": 3}, {"topology": "sandwich"})],
     ("attention", "sparse"): [
+        ({"v_head_dim": 6, "value_scale": 0.5, "query_temperature": {"beta": 0.5, "length": 4.0}}, PLAIN),
         (
             {"pattern": "bigbird", "window": 3, "global_tokens": 2, "random_blocks": 1, "seed": 3, "block": 2},
             {"pos": "alibi"},
@@ -95,13 +102,24 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
         ({"groups": 4, "top_groups": 2, "group_score": "top2", "shared_experts": 1}, PLAIN),
         ({"expert": "mlp", "activation": "gelu", "bias": False, "router_bias": True}, PLAIN),
         ({"balance_weight": 0.5, "z_weight": 0.1}, PLAIN),
+        ({"shared_experts": 1, "shared_hidden": 12, "shared_gate": True}, PLAIN),
+        ({"score": "sigmoid", "rank_by": "logit", "weight_on_input": True, "balance": "bias"}, PLAIN),
+        ({"activation": "clamped_swish", "clamp_limit": 0.5, "clamp_alpha": 1.0}, PLAIN),
     ],
-    ("norm", "layernorm"): [({"eps": 0.1, "bias": False}, {"embed_norm": True}), (PLAIN, {"bias": False})],
+    ("norm", "layernorm"): [
+        ({"eps": 0.1, "bias": False}, {"embed_norm": True}),
+        (PLAIN, {"bias": False}),
+        ({"weight_offset": True}, PLAIN),
+    ],
     ("norm", "rmsnorm"): [({"eps": 0.1}, {"topology": "sandwich"})],
     ("norm", "scalenorm"): [({"eps": 3.0}, {"topology": "post"})],
     ("pos", "learned"): [(PLAIN, {"attention": "mla"})],
     ("pos", "sinusoidal"): [({"theta": 100.0}, PLAIN)],
-    ("pos", "alibi"): [({"max_bias": 4.0}, PLAIN), (PLAIN, {"n_heads": 6, "d_model": 36})],
+    ("pos", "alibi"): [
+        ({"max_bias": 4.0}, PLAIN),
+        (PLAIN, {"n_heads": 6, "d_model": 36}),
+        ({"scale": 0.5, "rounded": True}, {"attention": "gqa"}),
+    ],
     ("pos", "none"): [(PLAIN, {"attention": "linear"})],
     ("pos", "rope"): [
         ({"theta": 100.0, "rotary_dim": 4}, PLAIN),
@@ -110,6 +128,19 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
         ({"scaling": {"kind": "dynamic", "factor": 2.0}}, PLAIN),
         ({"scaling": {"kind": "llama3", "factor": 8.0, "original_context_length": 8}}, PLAIN),
         ({"scaling": {"kind": "yarn", "factor": 4.0, "original_context_length": 8}}, {"attention": "linear"}),
+        (
+            {
+                "rotary_dim": 4,
+                "scaling": {
+                    "kind": "longrope",
+                    "factor": 3.0,
+                    "original_context_length": 24,
+                    "short_factors": [1.0, 1.5],
+                    "long_factors": [2.0, 4.0],
+                },
+            },
+            PLAIN,
+        ),
     ],
 }
 
@@ -148,13 +179,25 @@ def text_settings(component: type[Component]) -> list[str]:
     return [f.name for f in fields(component.Config) if f.name != "name" and "str" in str(f.type)]
 
 
+def accepted(case: Case) -> bool:
+    """False for a switch that needs another setting, which EXTRAS has to bring."""
+    try:
+        case.config()
+    except ConfigError as error:
+        assert " needs " in str(error)
+        return False
+    return True
+
+
 def switched(entry: Entry) -> Iterator[Case]:
     """Each switch turned and each other choice taken, one at a time."""
     default = entry.default()
     for each in fields(entry.component.Config):
         value = getattr(default, each.name)
         if isinstance(value, bool):
-            yield Case(entry.component.slot, entry.name, {each.name: not value}, generic=True)
+            case = Case(entry.component.slot, entry.name, {each.name: not value}, generic=True)
+            if accepted(case):
+                yield case
     for setting in text_settings(entry.component):
         for choice in choices(entry, setting):
             if choice not in (getattr(default, setting), *KERNELS):

@@ -193,6 +193,12 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: 
         ({"clip_qkv": 0.4}, "none"),
         ({"clip_qkv": 0.4, "qk_norm": "rmsnorm"}, "rope"),
         ({"clip_qkv": 0.4, "qk_norm": "rmsnorm", "qk_norm_scope": "full"}, "rope"),
+        ({"qk_norm": {"name": "rmsnorm", "weight_offset": True}}, "rope"),
+        ({"qk_norm": "layernorm", "qk_norm_scope": "per_head", "n_kv_heads": 2, "qk_norm_eps": 0.1}, "rope"),
+        ({"v_head_dim": 6, "value_scale": 0.7, "n_kv_heads": 2}, "rope"),
+        ({"output_gate": "sigmoid"}, "none"),
+        ({"output_gate": "softplus", "output_gate_per_head": True, "v_head_dim": 12}, "rope"),
+        ({"query_temperature": {"beta": 0.5, "length": 3.0, "shift": 1}}, "rope"),
     ],
     ids=str,
 )
@@ -211,11 +217,20 @@ def test_multi_head_attention(settings: dict, pos: str, backend: str) -> None:
 
     def placed(y: Tensor, norm: nn.Module | None) -> Tensor:
         y = torch.stack(y.split(n, dim=-1), dim=1)
-        y = norm(y) if norm is not None and not full and not after else y
+        if settings.get("qk_norm_scope") == "per_head":
+            y = torch.stack(
+                [F.layer_norm(h, (n,), w, None, 0.1) for h, w in zip(y.unbind(1), norm.weight, strict=True)], dim=1
+            )
+        else:
+            y = norm(y) if norm is not None and not full and not after else y
         y = module.position.rotate(y, where)
         return norm(y) if after else y
 
-    q, k, v = placed(q, module.query_norm), placed(k, module.key_norm), torch.stack(v.split(n, dim=-1), dim=1)
+    q, k = placed(q, module.query_norm), placed(k, module.key_norm)
+    v = torch.stack(v.split(settings.get("v_head_dim", n), dim=-1), dim=1) * settings.get("value_scale", 1.0)
+    if growth := settings.get("query_temperature"):
+        steps = [math.floor((t + growth["shift"]) / growth["length"]) for t in range(TOKENS)]
+        q = q * torch.tensor([1 + growth["beta"] * math.log(1 + step) for step in steps])[:, None]
     shared = HEADS // settings.get("n_kv_heads", HEADS)
     rows = []
     for row in range(2):
@@ -232,6 +247,9 @@ def test_multi_head_attention(settings: dict, pos: str, backend: str) -> None:
             )
             for head in range(HEADS)
         ]
+        if name := settings.get("output_gate"):
+            gates = {"sigmoid": torch.sigmoid, "softplus": F.softplus}[name](module.gate(x[row])).chunk(HEADS, dim=-1)
+            heads = [head * gate for head, gate in zip(heads, gates, strict=True)]
         rows.append(module.out(torch.cat(heads, dim=-1)))
     assert_same(module(x, where), torch.stack(rows))
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modular_gpt.pretrained import FAMILIES
+
 TOKENS = 24
 
 SIZES = {
@@ -164,6 +166,381 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+WINDOWED = {**SIZES, "head_dim": 8, "sliding_window": 5}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+PARTIAL = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+BY_TYPE = {
+    "full_attention": YARN,
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+GRANITE = {
+    "attention_multiplier": 0.2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 4.0,
+    "attention_bias": True,
+    "mlp_bias": True,
+}
+# relatives of Llama
+CASES |= {
+    "ministral": {
+        "windows": {**WINDOWED, "layer_types": MIXED},
+        "yarn": {**SIZES, "head_dim": 12, "sliding_window": 9, "rope_parameters": YARN},
+    },
+    "cwm": {
+        "windows": {**WINDOWED, "rope_parameters": LLAMA3, "bos_token_id": 0},
+        "mixed": {**WINDOWED, "layer_types": MIXED, "bos_token_id": 0},
+    },
+    "seed_oss": {
+        "plain": {**SIZES, "head_dim": 8},
+        "biases": {**SIZES, "head_dim": 12, "attention_out_bias": True, "mlp_bias": True, "attention_bias": False},
+    },
+    "granite": {"scaled": {**SIZES, **GRANITE}, "plain": {**SIZES, "tie_word_embeddings": True}},
+    "granite_swa": {
+        "scaled": {**SIZES, **GRANITE, "num_attention_heads": 4, "sliding_window": 5},
+        "thetas": {**SIZES, "sliding_window": 5, "layer_types": MIXED, "layer_rope_theta": [100.0, 0, 500.0]},
+    },
+    "hyperclovax": {
+        "scaled": {**SIZES, **GRANITE, "head_dim": 12},
+        "one norm": {**SIZES, "head_dim": 8, "use_post_norm": False},
+    },
+    "smollm3": {
+        "no rope in layers": {**SIZES, "no_rope_layers": [1, 0, 1], "attention_bias": True, "mlp_bias": True},
+        "windows": {**SIZES, "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
+    },
+    "arcee": {"plain": SIZES, "biases": {**SIZES, "attention_bias": True, "mlp_bias": True, "hidden_act": "silu"}},
+    "jais2": {
+        "plain": {**SIZES, "head_dim": 12},
+        "no biases": {**SIZES, "attention_bias": False, "mlp_bias": False, "layer_norm_eps": 1e-3},
+    },
+    "starcoder2": {
+        "plain": SIZES,
+        "window, no biases": {**SIZES, "use_bias": False, "sliding_window": 5, "norm_epsilon": 1e-3},
+        "gelu_new": {**SIZES, "hidden_act": "gelu_new", "tie_word_embeddings": False},
+    },
+    "olmo": {"plain": SIZES, "clipped": {**SIZES, "clip_qkv": 0.5, "attention_bias": True}},
+    "olmo2": {
+        "plain": {**SIZES, "rope_parameters": LLAMA3},
+        "biases": {**SIZES, "attention_bias": True, "rms_norm_eps": 1e-3},
+    },
+    "olmo3": {
+        "windows": {**SIZES, "num_hidden_layers": 4, "sliding_window": 5},
+        "yarn": {**SIZES, "layer_types": MIXED, "sliding_window": 5, "rope_parameters": BY_TYPE},
+    },
+    "hunyuan_v1_dense": {
+        "plain": {**SIZES, "head_dim": 8},
+        "biases": {**SIZES, "head_dim": 12, "attention_bias": True},
+    },
+    "phi3": {
+        "window": {**SIZES, "sliding_window": 5},
+        "partial": {**SIZES, "rope_parameters": PARTIAL, "tie_word_embeddings": True},
+    },
+    "glm": {
+        "plain": {**SIZES, "head_dim": 8},
+        "rotary": {
+            **SIZES,
+            "head_dim": 16,
+            "rope_parameters": {**PARTIAL, "partial_rotary_factor": 0.25},
+            "attention_bias": False,
+        },
+    },
+    "glm4": {
+        "plain": {**SIZES, "head_dim": 8},
+        "rotary": {**SIZES, "head_dim": 16, "rope_parameters": PARTIAL, "rms_norm_eps": 1e-3},
+    },
+}
+
+NEO = {"vocab_size": 61, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 32}
+OPT = {**SIZES, "ffn_dim": 44, "word_embed_proj_dim": 32}
+OPT = {name: value for name, value in OPT.items() if name not in ("intermediate_size", "num_key_value_heads")}
+FALCON = {name: value for name, value in SIZES.items() if name not in ("intermediate_size", "num_key_value_heads")}
+NEOX = {**FALCON, "intermediate_size": 44}
+# relatives of GPT-2, and families whose attention and feed-forward network stand side by side
+CASES |= {
+    "openai-gpt": {"plain": GPT2, "relu": {**GPT2, "afn": "relu", "tie_word_embeddings": False}},
+    "gpt_bigcode": {
+        "multi-query": GPT2,
+        "multi-head": {**GPT2, "multi_query": False, "n_inner": 50, "activation_function": "gelu"},
+        "unscaled": {**GPT2, "scale_attn_weights": False, "layer_norm_epsilon": 1e-3},
+    },
+    "gpt_neo": {
+        "alternating": {**NEO, "attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 5},
+        "global": {**NEO, "attention_types": [[["global"], 3]], "intermediate_size": 50},
+    },
+    "opt": {
+        "125m": OPT,
+        "350m": {**OPT, "do_layer_norm_before": False, "activation_function": "gelu", "word_embed_proj_dim": 24},
+    },
+    "gptj": {
+        "plain": {**GPT2, "rotary_dim": 4},
+        "tied": {**GPT2, "rotary_dim": 8, "n_inner": 50, "tie_word_embeddings": True, "layer_norm_epsilon": 1e-3},
+    },
+    "gpt_neox": {
+        "parallel": {**NEOX, "rope_parameters": PARTIAL},
+        "in turn, no biases": {
+            **NEOX,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+        },
+    },
+    "falcon": {
+        "7b": FALCON,
+        "40b": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+        "11b": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        "rw": {
+            **FALCON,
+            "alibi": True,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+            "ffn_hidden_size": 50,
+        },
+    },
+    "phi": {
+        "plain": {**SIZES, "rope_parameters": PARTIAL},
+        "normalised": {
+            **SIZES,
+            "num_key_value_heads": 4,
+            "qk_layernorm": True,
+            "layer_norm_eps": 1e-3,
+            "hidden_act": "gelu",
+        },
+    },
+    "cohere": {
+        "plain": {**SIZES, "logit_scale": 0.5},
+        "normalised": {**SIZES, "use_qk_norm": True, "attention_bias": True, "layer_norm_eps": 1e-3},
+    },
+    "cohere2": {
+        "windows": {**SIZES, "num_hidden_layers": 4, "sliding_window": 5},
+        "mixed": {**SIZES, "layer_types": MIXED, "sliding_window": 5, "attention_bias": True, "logit_scale": 2.0},
+    },
+    "stablelm": {
+        "plain": {**SIZES, "rope_parameters": PARTIAL},
+        "parallel, normalised": {
+            **SIZES,
+            "rope_parameters": PARTIAL,
+            "use_parallel_residual": True,
+            "qk_layernorm": True,
+            "use_qkv_bias": True,
+        },
+    },
+}
+
+GEMMA = {**SIZES, "head_dim": 8}
+TEMPERATURE = {
+    **YARN,
+    "original_max_position_embeddings": 8,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.3,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.5],
+    "long_factor": [1.0, 2.0, 3.0, 4.0],
+}
+DENSE_LATENT = {name: value for name, value in LATENT.items() if "expert" not in name and "moe" not in name}
+del DENSE_LATENT["first_k_dense_replace"]
+LITE = {name: value for name, value in LATENT.items() if name != "first_k_dense_replace"}
+MISTRAL4 = {**LATENT, **GROUPS, "rope_parameters": {**TEMPERATURE, "partial_rotary_factor": 8 / 14}}
+# relatives of Gemma, and families with latent attention
+CASES |= {
+    "gemma": {
+        "plain": GEMMA,
+        "biases": {**GEMMA, "attention_bias": True, "tie_word_embeddings": False, "hidden_act": "gelu"},
+    },
+    "gemma3_text": {
+        "windows": {**GEMMA, "sliding_window": 5, "num_hidden_layers": 7, "query_pre_attn_scalar": 3},
+        "softcaps": {
+            **GEMMA,
+            "layer_types": MIXED,
+            "sliding_window": 5,
+            "rope_parameters": BY_TYPE,
+            "attention_bias": True,
+            "final_logit_softcapping": 1.5,
+        },
+    },
+    "vaultgemma": {
+        "softcaps": {**GEMMA, "sliding_window": 5, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+        "no softcaps": {
+            **GEMMA,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+        },
+    },
+    "nemotron": {
+        "plain": {**SIZES, "head_dim": 8, "rope_parameters": PARTIAL},
+        "biases": {
+            **SIZES,
+            "head_dim": 12,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "hidden_act": "silu",
+            "norm_eps": 1e-3,
+        },
+    },
+    "ministral3": {
+        "temperature": {**SIZES, "head_dim": 8, "rope_parameters": TEMPERATURE},
+        "window": {
+            **SIZES,
+            "head_dim": 12,
+            "sliding_window": 5,
+            "rope_parameters": LINEAR | {"llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 4},
+        },
+    },
+    "youtu": {
+        "query latent": DENSE_LATENT,
+        "half layout": {**DENSE_LATENT, "rope_interleave": False, "q_lora_rank": None, "rope_parameters": MSCALE},
+    },
+    "minicpm3": {
+        "scaled": {**DENSE_LATENT, "scale_emb": 3, "scale_depth": 0.9, "dim_model_base": 16},
+        "biases": {**DENSE_LATENT, "attention_bias": True, "rope_parameters": YARN},
+    },
+    "glm4_moe_lite": {
+        "groups": {**LITE, **GROUPS},
+        "all sparse": {**LITE, "mlp_layer_types": ["sparse"] * 3, "rope_interleave": False, "norm_topk_prob": False},
+    },
+    "mistral4": {
+        "groups": MISTRAL4,
+        "one group": {
+            **MISTRAL4,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 2.0,
+            "first_k_dense_replace": 0,
+        },
+    },
+}
+CASES["phi3"]["longrope"] = {
+    **SIZES,
+    "original_max_position_embeddings": 16,
+    "rope_parameters": LONGROPE,
+}
+CASES["phi3"]["longrope, short"] = {
+    **SIZES,
+    "original_max_position_embeddings": 32,
+    "rope_parameters": LONGROPE,
+}
+
+MOE = {**SIZES, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+ROUTED = {**SIZES, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "n_shared_experts": 2}
+QWEN_MOE = {**MOE, "shared_expert_intermediate_size": 28}
+LOCAL = {**SIZES, **EXPERTS, "head_dim": 8}
+KOLIBRI = {name: value for name, value in MOE.items() if name != "intermediate_size"}
+KOLIBRI |= {"head_dim": 8, "shared_expert_intermediate_size": 28, "sliding_window": 5}
+SOLAR = {name: value for name, value in ROUTED.items() if name != "intermediate_size"}
+SPARSE = ["sparse", "dense", "sparse"]
+# mixtures of experts
+CASES |= {
+    "qwen2_moe": {
+        "plain": QWEN_MOE,
+        "windows": {
+            **QWEN_MOE,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 2,
+            "qkv_bias": False,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    },
+    "qwen3_moe": {
+        "plain": {**MOE, "head_dim": 12, "norm_topk_prob": True},
+        "window": {
+            **MOE,
+            "head_dim": 8,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "attention_bias": True,
+        },
+    },
+    "olmoe": {
+        "plain": {**SIZES, "num_experts": 6, "num_experts_per_tok": 2},
+        "clipped": {**SIZES, "num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.5, "norm_topk_prob": True},
+    },
+    "flex_olmo": {"plain": {**SIZES, "num_experts": 6, "num_experts_per_tok": 2, "attention_bias": True}},
+    "mellum": {
+        "plain": {**MOE, "head_dim": 8},
+        "by type": {
+            **MOE,
+            "head_dim": 8,
+            "layer_types": MIXED,
+            "sliding_window": 5,
+            "mlp_layer_types": SPARSE,
+            "rope_parameters": BY_TYPE,
+        },
+    },
+    "minimax_m2": {"plain": LOCAL, "partial": {**LOCAL, "rope_parameters": PARTIAL}},
+    "glm4_moe": {
+        "groups": {**ROUTED, **GROUPS, "head_dim": 8, "use_qk_norm": True},
+        "biases": {
+            **ROUTED,
+            "head_dim": 12,
+            "attention_bias": True,
+            "first_k_dense_replace": 0,
+            "norm_topk_prob": False,
+        },
+    },
+    "dots1": {
+        "groups": {**ROUTED, **GROUPS, "first_k_dense_replace": 1, "sliding_window": 5, "max_window_layers": 1},
+        "mixed": {**ROUTED, "layer_types": MIXED, "sliding_window": 5, "norm_topk_prob": True, "attention_bias": True},
+    },
+    "solar_open": {
+        "groups": {**SOLAR, **GROUPS, "head_dim": 8, "rope_parameters": YARN},
+        "biases": {**SOLAR, "head_dim": 12, "attention_bias": True, "routed_scaling_factor": 2.5},
+    },
+    "hy_v3": {
+        "plain": {**MOE, "head_dim": 8},
+        "sparse, biases": {**MOE, "head_dim": 12, "mlp_layer_types": SPARSE, "attention_bias": True},
+    },
+    "kolibri1": {
+        "windows": {**KOLIBRI, "num_hidden_layers": 5},
+        "mixed": {**KOLIBRI, "layer_types": MIXED, "norm_topk_prob": True},
+    },
+    "mimo_v2_flash": {
+        "mixed": {
+            **ROUTED,
+            "head_dim": 12,
+            "v_head_dim": 6,
+            "layer_types": MIXED,
+            "sliding_window": 5,
+            "num_key_value_heads": 1,
+        },
+        "by type": {
+            **ROUTED,
+            "head_dim": 8,
+            "v_head_dim": 8,
+            "sliding_window": 5,
+            **GROUPS,
+            "attention_value_scale": None,
+            "rope_parameters": {name: {**value, "partial_rotary_factor": 0.5} for name, value in BY_TYPE.items()},
+        },
+    },
+}
+del CASES["mimo_v2_flash"]["mixed"]["n_shared_experts"], CASES["mimo_v2_flash"]["by type"]["n_shared_experts"]
+CASES["gpt_oss"]["another clamp"] = {**LOCAL, "swiglu_limit": 0.5, "swiglu_alpha": 1.0, "sliding_window": 5}
+
+LLAMA4 = {**LOCAL, "num_hidden_layers": 4, "intermediate_size_mlp": 28, "attention_chunk_size": 5, "floor_scale": 8}
+CASES |= {
+    "llama4_text": {
+        "chunks": {**LLAMA4, "num_experts_per_tok": 1},
+        "no norm": {
+            **LLAMA4,
+            "no_rope_layers": [1, 0, 0, 1],
+            "use_qk_norm": False,
+            "attention_bias": True,
+            "attn_temperature_tuning": False,
+            "interleave_moe_layer_step": 2,
+        },
+    }
+}
+
+
 def reference(kind: str, settings: dict[str, Any], strong: bool) -> nn.Module:
     """A model of ``transformers`` in evaluation mode, with its own initial weights or with strong ones."""
     import transformers
@@ -171,8 +548,9 @@ def reference(kind: str, settings: dict[str, Any], strong: bool) -> nn.Module:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config = transformers.AutoConfig.for_model(kind, **settings, **special)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    config = transformers.AutoConfig.for_model(kind, **{**special, **settings})
+    eager = {} if settings.get("alibi") else {"attn_implementation": "eager"}  # where Falcon adds its biases twice
+    model = getattr(transformers, FAMILIES[kind].architecture)._from_config(config, **eager).eval()
     if strong:
         strengthen(model)
     return model

@@ -123,7 +123,7 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS}
 
     def canonical_weights(self) -> AttentionWeights:
-        return head_weights(self, self.head_dim, scale=1.0)
+        return head_weights(self, self.head_dim, self.head_dim, scale=1.0)
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:

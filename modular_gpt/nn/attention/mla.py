@@ -6,7 +6,7 @@ absorbed into the query, and the matrix that would expand them to values is appl
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -23,6 +23,7 @@ from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import has_hooks
 from modular_gpt.nn.norm import norm_without_bias
+from modular_gpt.nn.query_temperature import QueryTemperature
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, Weighting, sdpa
 from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
@@ -65,6 +66,8 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         softcap: Limit attention scores to (-c, c) by c tanh(scores / c). By default (null) they are not limited.
         latent_norm: Name of the norm of the latents; null leaves them unnormalised.
         latent_norm_eps: The eps of latent_norm.
+        query_temperature: Settings that let scores grow with the position of the query: beta, length and shift; empty
+            for none.
         dropout: Dropout probability of attention weights. By default (null) the model's dropout applies.
         backend: Implementation of the score computation: auto, flash (fused kernels or an error), math (written out) or
             flex (FlexAttention).
@@ -82,6 +85,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         softcap: float | None = None
         latent_norm: str | None = "rmsnorm"
         latent_norm_eps: float = 1e-6
+        query_temperature: dict = field(default_factory=dict)
         dropout: float | None = None
         backend: str = "auto"
 
@@ -91,6 +95,8 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         self.n_heads = dims.n_heads
         self.widths = latent, nope, rope, value = widths(config)
         self.scoring = AttentionScoreConfig.read(config)
+        self.temperature = QueryTemperature.read(config.query_temperature)
+        self.slides = self.temperature is None
         bias, out_bias = plain(config.qkv_bias), plain(config.out_bias)
         rank = dims.d_model
         self.query_down: nn.Linear | None = None
@@ -118,6 +124,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
             latent_norm_eps=config.latent_norm_eps,
         )
         AttentionScoreConfig.read(config).check()
+        QueryTemperature.read(config.query_temperature)
         rope = widths(config).rope
         if rope % 2 or rope < 0 or (position.rotates and rope == 0):
             raise ConfigError(
@@ -215,6 +222,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         if rope:
             q = torch.cat([q[..., :-rope], self.position.rotate(q[..., -rope:], pos)], dim=-1)
             kept = torch.cat([kept, self.position.rotate(compressed[:, None, :, latent:], pos)], dim=-1)
+        q = q if self.temperature is None else self.temperature(q, pos)
         columns = pos.columns
         if cache is not None:
             assert isinstance(cache, TokenCache)

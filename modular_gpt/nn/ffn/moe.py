@@ -39,9 +39,14 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         hidden: Width of an expert's hidden layer. By default (null) that of a single glu or mlp.
         activation: Activation of an expert's hidden layer, as for glu or mlp.
         bias: Use biases in experts. By default (null) the model's bias setting applies.
+        clamp_limit, clamp_alpha: Bound and slope of activation=clamped_swish.
+        weight_on_input: Multiply the input of an expert by its weight, instead of its output (Llama 4).
         shared_experts: Give every token a shared expert, as wide as this many experts.
+        shared_hidden: Width of the shared expert. By default (null) shared_experts times hidden.
+        shared_gate: Multiply the output of the shared expert by the sigmoid of a linear layer (Qwen2-MoE).
         router_bias: Use a bias in the router.
         score: Function that turns router logits into scores, softmax or sigmoid.
+        rank_by: Choose experts by their score, or by their logit; a balancing bias is added to it.
         norm_topk: Rescale the weights of the chosen experts so that they sum to 1.
         routed_scale: Multiply the weights of the chosen experts by this factor.
         groups: Number of groups that experts are divided into; a token uses experts of its best top_groups groups.
@@ -60,9 +65,15 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         hidden: int | None = None
         activation: str = "silu"
         bias: bool | None = None
+        clamp_limit: float = 7.0
+        clamp_alpha: float = 1.702
+        weight_on_input: bool = False
         shared_experts: int = 0
+        shared_hidden: int | None = None
+        shared_gate: bool = False
         router_bias: bool = False
         score: str = "softmax"
+        rank_by: str = "score"
         norm_topk: bool = True
         routed_scale: float = 1.0
         groups: int = 1
@@ -92,7 +103,8 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         self.down_bias = nn.Parameter(torch.empty(experts, d_model)) if bias else None
         self.shared: FeedForward | None = None
         if config.shared_experts:
-            self.shared = replace(_dense(config), hidden=hidden * config.shared_experts).build(dims)
+            self.shared = replace(_dense(config), hidden=plain(config.shared_hidden)).build(dims)
+        self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
         by_bias = config.balance == "bias"
         self.register_buffer("select_bias", torch.zeros(experts) if by_bias else None)
         self.register_buffer("load", torch.zeros(experts) if by_bias else None, persistent=False)
@@ -106,6 +118,10 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         one_of(config.score, ("softmax", "sigmoid"), "ffn.score")
         one_of(config.balance, ("loss", "bias", "none"), "ffn.balance")
         one_of(config.group_score, ("max", "top2"), "ffn.group_score")
+        one_of(config.rank_by, ("score", "logit"), "ffn.rank_by")
+        positive("ffn", clamp_limit=config.clamp_limit, clamp_alpha=config.clamp_alpha)
+        if config.shared_experts == 0 and config.shared_gate:
+            raise ConfigError("ffn.shared_gate=true needs a shared expert; set ffn.shared_experts")
         if config.shared_experts < 0:
             raise ConfigError(f"ffn.shared_experts must be 0 or more, got {config.shared_experts}")
         if config.n_experts % config.groups or not 1 <= config.top_groups <= config.groups:
@@ -121,7 +137,8 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
     def resolved(cls, config: Config, dims: Dims) -> Config:
         expert = _dense(config)
         component: type[FeedForward] = FeedForward.of(expert)
-        return filled(config, hidden=component.resolved(expert, dims).hidden, bias=dims.bias)
+        config = filled(config, hidden=component.resolved(expert, dims).hidden, bias=dims.bias)
+        return filled(config, shared_hidden=plain(config.hidden) * config.shared_experts)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, T, D) -> (B, T, D), and in training the weighted losses ``load_balancing`` and ``router_z``
@@ -135,7 +152,8 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         counts = routed.sum(0)
         out = self._experts(tokens, weights, chosen, counts).view_as(x)
         if self.shared is not None:
-            out = out + self.shared(x)[0]
+            shared = self.shared(x)[0]
+            out = out + (shared if self.shared_gate is None else self.shared_gate(x).sigmoid() * shared)
         if not self.training:
             return out, {}
         if mask is not None:
@@ -150,7 +168,8 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         """logits (..., E) -> weights (..., k), chosen experts (..., k), scores (..., E)"""
         config = self.config
         scores = logits.softmax(-1) if config.score == "softmax" else logits.sigmoid()
-        ranking = scores if self.select_bias is None else scores + self.select_bias
+        ranking = logits if config.rank_by == "logit" else scores
+        ranking = ranking if self.select_bias is None else ranking + self.select_bias
         if config.groups > 1:
             grouped = ranking.detach().unflatten(-1, (config.groups, -1))
             best = grouped.topk(min(2, grouped.shape[-1]) if config.group_score == "top2" else 1, dim=-1).values.sum(-1)
@@ -170,6 +189,8 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         expert = chosen.flatten()[order]
         ends = counts.cumsum(0).to(torch.int32)
         x = tokens[order // self.config.top_k]
+        if self.config.weight_on_input:
+            x, weights = x * weights.flatten()[order][:, None].to(x.dtype), torch.ones_like(weights)
 
         def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             product = grouped_matmul(rows, weight.transpose(1, 2), ends)
@@ -179,7 +200,8 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         if self.gate is None:
             hidden = ACTIVATIONS[self.config.activation](up)
         else:
-            hidden = gated(self.config.activation, linear(x, self.gate, self.gate_bias), up)
+            gate = linear(x, self.gate, self.gate_bias)
+            hidden = gated(self.config.activation, gate, up, self.config.clamp_limit, self.config.clamp_alpha)
         out = linear(hidden, self.down, self.down_bias)[order.argsort()]  # back to token order, no atomic adds
         result: Tensor = (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
         return result

@@ -21,27 +21,48 @@ class ALiBi(Position["ALiBi.Config"], name="alibi"):
         """Settings of ALiBi.
 
         max_bias: Negative exponent of the last head's slope, which is 2^-max_bias.
+        scale: Multiply the biases by this factor.
+        rounded: Add slope times position of the key, rounded to bfloat16 as in Falcon, instead of minus slope times
+            distance. Without the rounding, the two differ by a constant per query.
         """
 
         max_bias: float = 8.0
+        scale: float = 1.0
+        rounded: bool = False
 
     def __init__(self, config: Config, dims: Dims) -> None:
         super().__init__(config, dims)
         self.config = config
+        if config.rounded:
+            self.slides = False  # rounding depends on positions, not on distances alone
 
     @classmethod
     def check(cls, config: Config, dims: Dims, rotary_width: int) -> None:
-        positive("pos", max_bias=config.max_bias)
+        positive("pos", max_bias=config.max_bias, scale=config.scale)
 
     def bias(self, pos: Positions, key_columns: Tensor, n_heads: int) -> Tensor:
-        """(1, H, T, S) in float32: minus slope times distance; computed once per forward pass for all layers."""
+        """(1, H, T, S) in float32; rounded, (1 or B, H, T, S). Computed once per forward pass for all layers."""
+        config = self.config
 
         def make() -> Tensor:
+            slope = torch.tensor(slopes(n_heads, config.max_bias), device=key_columns.device)[None, :, None, None]
+            if config.rounded:
+                bias = slope.bfloat16() * _key_positions(pos, key_columns).bfloat16()[:, None, None]
+                return (bias.float() * config.scale).expand(-1, -1, pos.count, -1)
             distance = pos.columns[:, None] - key_columns[None, :]
-            slope = torch.tensor(slopes(n_heads, self.config.max_bias), device=distance.device)
-            return -slope[None, :, None, None] * distance
+            return -slope * distance if config.scale == 1.0 else -slope * distance * config.scale
 
-        return pos.memo(("alibi", n_heads, key_columns.shape[0], self.config.max_bias), make)
+        return pos.memo(("alibi", n_heads, key_columns.shape[0], config.max_bias, config.scale, config.rounded), make)
+
+
+def _key_positions(pos: Positions, key_columns: Tensor) -> Tensor:
+    """(1 or B, S) position of each key in its text or document; 0 for padding."""
+    positions = key_columns[None]
+    if pos.padding is not None:
+        positions = positions - pos.padding[:, None]
+    if pos.document_starts is not None:
+        positions = positions - pos.document_starts[:, key_columns]
+    return positions.clamp(min=0)
 
 
 def slopes(n_heads: int, max_bias: float = 8.0) -> list[float]:

@@ -2,7 +2,7 @@
 
 Scalings to longer contexts: linear https://arxiv.org/abs/2306.15595, dynamic (NTK scaling by the current length)
 https://arxiv.org/abs/2309.00071 appendix, yarn https://arxiv.org/abs/2309.00071, llama3
-https://arxiv.org/abs/2407.21783.
+https://arxiv.org/abs/2407.21783, longrope https://arxiv.org/abs/2402.13753.
 
 No table is stored: angles are computed in float32 from the positions of each forward pass, once for all layers.
 """
@@ -23,7 +23,7 @@ from modular_gpt.core.validation import from_mapping, one_of, positive
 class Scaling:
     """How rotary frequencies are scaled to extend the context.
 
-    kind: The method: linear, dynamic, llama3 or yarn.
+    kind: The method: linear, dynamic, llama3, yarn or longrope.
     factor: Ratio of the extended context to the original one.
     original_context_length: Context length of the original training. By default (null) the model's context_length.
     low_frequency_factor, high_frequency_factor: With llama3, keep wavelengths shorter than original/high, divide the
@@ -31,7 +31,10 @@ class Scaling:
     beta_fast, beta_slow: With yarn, keep dimensions that turn more than beta_fast times over the original context,
         divide the frequencies of those that turn less than beta_slow times, and interpolate between them.
     truncate: With yarn, round the borders between these ranges to whole dimensions.
-    attention_factor: With yarn, multiply queries and keys by this factor. By default (null) 0.1 ln(factor) + 1.
+    attention_factor: Multiply queries and keys by this factor. By default (null) 0.1 ln(factor) + 1 with yarn, and
+        sqrt(1 + ln(factor) / ln(original_context_length)) with longrope.
+    short_factors, long_factors: With longrope, divide the frequency of each pair of dimensions by its entry of
+        short_factors in texts up to original_context_length, and by that of long_factors in longer texts.
     """
 
     kind: str = "linear"
@@ -43,9 +46,11 @@ class Scaling:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float | None = None
+    short_factors: list = field(default_factory=list)
+    long_factors: list = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        one_of(self.kind, ("linear", "dynamic", "llama3", "yarn"), "pos.scaling.kind")
+        one_of(self.kind, ("linear", "dynamic", "llama3", "yarn", "longrope"), "pos.scaling.kind")
         positive("pos.scaling", factor=self.factor, original_context_length=self.original_context_length)
         if self.low_frequency_factor >= self.high_frequency_factor:
             raise ConfigError(
@@ -79,7 +84,7 @@ class RoPE(Position["RoPE.Config"], name="rope"):
         self.config = config
         self.scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
         self.original_length = 0 if self.scaling is None else plain(self.scaling.original_context_length)
-        if self.scaling is not None and self.scaling.kind == "dynamic":
+        if self.scaling is not None and self.scaling.kind in ("dynamic", "longrope"):
             self.slides = False  # angles depend on the length of the text, not on distances alone
         self.settings = repr(config)  # memo key; computed here because torch.compile cannot trace a dataclass's repr
 
@@ -95,6 +100,8 @@ class RoPE(Position["RoPE.Config"], name="rope"):
             raise ConfigError(f"pos=rope rotates pairs of dimensions: {dim} is odd; set an even pos.rotary_dim")
         if scaling is not None and scaling.kind == "yarn" and config.theta <= 1:
             raise ConfigError(f"pos.scaling.kind=yarn needs pos.theta above 1, got {config.theta:g}")
+        if scaling is not None and scaling.kind == "longrope":
+            _check_longrope(scaling, dim)
         if scaling is not None and scaling.kind == "dynamic" and dim == 2:
             raise ConfigError("pos.scaling.kind=dynamic needs more than one pair of rotated dimensions; use linear")
 
@@ -141,6 +148,8 @@ class RoPE(Position["RoPE.Config"], name="rope"):
             return unscaled / scaling.factor, 1.0
         if scaling.kind == "llama3":
             return self._llama3(scaling, unscaled), 1.0
+        if scaling.kind == "longrope":
+            return self._longrope(scaling, pos, unscaled)
         magnitude = scaling.attention_factor
         if magnitude is None:
             magnitude = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
@@ -154,6 +163,19 @@ class RoPE(Position["RoPE.Config"], name="rope"):
         length = pos.text_lengths().clamp(min=self.original_length)[..., None]
         growth = scaling.factor * length / self.original_length - (scaling.factor - 1)
         return 1.0 / (self.config.theta * growth ** (dim / (dim - 2))) ** exponent
+
+    def _longrope(self, scaling: Scaling, pos: Positions, unscaled: Tensor) -> tuple[Tensor, float]:
+        """(B or 1, 1 or T, dim / 2): which factors apply depends on the current length of each text.
+
+        Cached keys keep the angles of the length at which they were computed.
+        """
+        length = pos.text_lengths()[..., None]
+        short, long = (unscaled.new_tensor(factors) for factors in (scaling.short_factors, scaling.long_factors))
+        magnitude = scaling.attention_factor
+        if magnitude is None:
+            growth = math.log(scaling.factor) / math.log(self.original_length)
+            magnitude = math.sqrt(1 + growth) if scaling.factor > 1 else 1.0
+        return unscaled / torch.where(length > self.original_length, long, short), magnitude
 
     def _llama3(self, scaling: Scaling, unscaled: Tensor) -> Tensor:
         turns = self.original_length * unscaled / (2 * math.pi)  # full turns over the original length
@@ -173,3 +195,13 @@ class RoPE(Position["RoPE.Config"], name="rope"):
         pair = torch.arange(dim // 2, device=unscaled.device, dtype=torch.float32)
         stretch = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
         return stretch * unscaled / scaling.factor + (1 - stretch) * unscaled
+
+
+def _check_longrope(scaling: Scaling, dim: int) -> None:
+    """Raise a ConfigError unless both lists of longrope have a positive number for each pair of dimensions."""
+    for name in ("short_factors", "long_factors"):
+        factors = getattr(scaling, name)
+        if len(factors) != dim // 2 or not all(isinstance(f, (int, float)) and f > 0 for f in factors):
+            raise ConfigError(f"pos.scaling.{name} needs a positive number for each of the {dim // 2} rotated pairs")
+    if plain(scaling.original_context_length) < 2:
+        raise ConfigError("pos.scaling.kind=longrope needs an original_context_length above 1")

@@ -115,15 +115,16 @@ def qk_norm(
     eps: str = "rms_norm_eps",
     switch: str = "",
     after_rope: bool = False,
+    **settings: Any,
 ) -> Keys:
-    """A norm of queries and keys; ``switch``: the key that turns it on."""
+    """A norm of queries and keys; ``switch``: the key that turns it on; ``settings``: of the norm."""
 
-    def read(settings: HFConfig) -> PlainDict:
-        if switch and not settings[switch]:
+    def read(given: HFConfig) -> PlainDict:
+        if switch and not given[switch]:
             return {}
         return {
-            "attention@mha.qk_norm": component,
-            "attention@mha.qk_norm_eps": float(settings[eps]),
+            "attention@mha.qk_norm": {"name": component, **settings} if settings else component,
+            "attention@mha.qk_norm_eps": float(given[eps]),
             "attention@mha.qk_norm_scope": scope,
             "attention@mha.qk_norm_after_rope": after_rope,
         }
@@ -152,7 +153,9 @@ def layer_types(settings: HFConfig, pattern: Pattern, known: Sequence[str] = (FU
     """
     given = settings.get("layer_types")
     types = list(pattern(settings) if given is None else given)
-    settings.ignore("max_window_layers", "sliding_window_pattern")  # they matter only without layer_types
+    settings.ignore(
+        "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern"
+    )  # they matter only without layer_types
     for layer_type in types:
         if layer_type not in known:
             raise CheckpointError(unknown("layer type", str(layer_type), list(known)))

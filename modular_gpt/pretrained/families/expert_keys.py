@@ -84,3 +84,53 @@ def first_dense(name: str = "first_k_dense_replace") -> Keys:
         lambda settings: [index >= settings[name] for index in range(layer_count(settings))],
         lambda has: {name: has.index(True) if True in has else len(has)},
     )
+
+
+def mlp_layer_types(pattern: Callable[[HFConfig], Sequence[str]]) -> Keys:
+    """Experts in the layers whose type in mlp_layer_types, by default in ``pattern``, is ``sparse``."""
+
+    def has_experts(settings: HFConfig) -> list[bool]:
+        given = settings["mlp_layer_types"]
+        return [name == "sparse" for name in (pattern(settings) if given is None else given)]
+
+    return sparse(has_experts, lambda has: {"mlp_layer_types": ["sparse" if one else "dense" for one in has]})
+
+
+def after_first(settings: HFConfig) -> list[str]:
+    """Layer types where all layers but the first have experts."""
+    return ["dense", *["sparse"] * (layer_count(settings) - 1)]
+
+
+def _sparse_steps(settings: HFConfig) -> list[bool]:
+    step, dense = settings["decoder_sparse_step"], settings["mlp_only_layers"] or []
+    return [index not in dense and (index + 1) % step == 0 for index in range(layer_count(settings))]
+
+
+SPARSE_STEP = sparse(
+    _sparse_steps,
+    lambda has: {"mlp_only_layers": [index for index, one in enumerate(has) if not one], "decoder_sparse_step": 1},
+)
+NORM_TOPK = key("norm_topk_prob", "ffn@moe.norm_topk")
+
+
+def shared(count: str) -> Keys:
+    """Shared experts, as one network of the width of ``count`` experts."""
+    return Keys(
+        lambda settings: {"ffn@moe.shared_experts": settings[count] or 0},
+        key(count, "ffn@moe.shared_experts").to_hf,
+    )
+
+
+def shared_width(width: str, gate: bool = False) -> Keys:
+    """One shared expert of a width of its own."""
+    return Keys(
+        lambda settings: {
+            "ffn@moe.shared_experts": 1,
+            "ffn@moe.shared_hidden": settings[width],
+            "ffn@moe.shared_gate": gate,
+        },
+        key(width, "ffn@moe.shared_hidden").to_hf,
+    )
+
+
+DEEPSEEK_V3 = (experts("n_routed_experts"), sigmoid_router("routed_scaling_factor"), shared("n_shared_experts"))

@@ -4,6 +4,9 @@ GPT-2: https://cdn.openai.com/better-language-models/language_models_are_unsuper
 BLOOM: https://arxiv.org/abs/2211.05100, MPT: https://www.databricks.com/blog/mpt-7b
 """
 
+import torch.nn.functional as F
+
+from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.decoder_keys import (
@@ -17,16 +20,17 @@ from modular_gpt.pretrained.families.decoder_keys import (
     layernorm,
     only,
 )
-from modular_gpt.pretrained.families.tensor_names import IN_OUT, OURS, QKV, in_layer
+from modular_gpt.pretrained.families.tensor_names import IN_OUT, OURS, QKV, attention, in_layer
 from modular_gpt.pretrained.family import Family, dropout, must_be
 from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key, layer_count, per_layer
-from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, TensorMapping, affine, transposed
+from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, TensorMapping, Transform, affine, transposed
 
 LAYER, BLOCK = "transformer.h.{layer}", "transformer.blocks.{layer}"
 BIASED = always({"bias": True})
 START = (*SIZES, LENGTH, INIT, PLAIN_HEADS, BIASED)
 EPS = layernorm("layer_norm_epsilon")
 MLP = dense("mlp", True, "n_inner", "activation_function", times=4)
+LEARNED = always({"pos.name": "learned"})
 DROPOUT = dropouts("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
@@ -136,16 +140,155 @@ MPT_HARMLESS = {
     "attn_config.attn_uses_sequence_id": (False,),
 }
 
+
+def _attention_types(settings: HFConfig) -> list[str]:
+    """GPT-Neo's type of each layer, global or local."""
+    groups = settings["attention_types"] or [[["global", "local"], 12]]
+    types = [name for names, count in groups for _ in range(count) for name in names]
+    settings.ignore("attention_layers")  # the same, written out
+    if len(types) != layer_count(settings) or not set(types) <= {"global", "local"}:
+        raise CheckpointError(f"attention_types must be global or local for each layer, got {groups!r}")
+    return types
+
+
+def _read_neo(settings: HFConfig) -> PlainDict:
+    width = settings["window_size"]
+    windows = (width if name == "local" else None for name in _attention_types(settings))
+    return {"attention@mha.window": per_layer(windows), "attention@mha.scale": 1.0}
+
+
+def _write_neo(view: ModelView) -> PlainDict:
+    types = ["global" if window is None else "local" for window in view.each("attention@mha.window")]
+    width = view["attention@mha.window"]
+    return {"attention_types": [[types, 1]], **({"window_size": width} if width else {})}
+
+
+def _multi_query(settings: HFConfig) -> PlainDict:
+    single = settings["multi_query"]
+    return {
+        "attention.name": "mqa" if single else "mha",
+        "attention@mha.n_kv_heads": 1 if single else settings["num_attention_heads"],
+    }
+
+
+SCALED = key("scale_attn_weights", "attention@mha.scale", lambda has: None if has else 1.0, lambda scale: scale != 1.0)
+MULTI_QUERY = Keys(_multi_query, lambda view: {"multi_query": view["attention@mha.n_kv_heads"] == 1})
+GPT1_ENDS = [
+    *affine("transformer.tokens_embed", "embedding"),
+    *affine("transformer.positions_embed", "positions.0.table"),
+    *affine("lm_head", "head"),
+]
+GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+
+
+def _gpt1_activation(settings: HFConfig) -> PlainDict:
+    if settings["afn"] not in GPT1_ACTIVATIONS:
+        raise CheckpointError(unknown("activation function", str(settings["afn"]), GPT1_ACTIVATIONS))
+    return {"ffn@mlp.activation": GPT1_ACTIVATIONS[settings["afn"]]}
+
+
+GPT1_NAMES = {ours: name for name, ours in reversed(GPT1_ACTIVATIONS.items())}
+GPT1_ACTIVATION = Keys(_gpt1_activation, lambda v: {"afn": GPT1_NAMES.get(v["ffn@mlp.activation"], "none")})
+GPT1_MLP = (always({"ffn.name": "mlp", "ffn.bias": True}), Keys(lambda s: {"ffn.hidden": 4 * s["hidden_size"]}))
+BIGCODE = [
+    *affine(f"{LAYER}.attn.c_attn", *QKV, weight=FUSED_PER_HEAD, bias=FUSED_PER_HEAD, counted="n_kv_heads"),
+    *in_layer(LAYER, attention__out="attn.c_proj", ffn__up="mlp.c_fc", ffn__down="mlp.c_proj"),
+]
+NEO_MLP = dense("mlp", True, "intermediate_size", "activation_function", times=4)
+NEO_ATTENTION = attention(f"{LAYER}.attn.attention", "q_proj", "k_proj", "v_proj", "out_proj")
+NEO_MASK = r"transformer\.h\.\d+\.attn\.attention\.(bias|masked_bias)"
+
+OPT_LAYER = "model.decoder.layers.{layer}"
+# a table whose first two rows stand for no position
+AFTER_TWO = Transform(lambda hf, shapes, count: [hf[2:]], lambda ours, count: F.pad(ours[0], (0, 0, 2, 0)))
+OPT_ENDS = [
+    *affine("model.decoder.embed_tokens", "embedding"),
+    TensorMapping("model.decoder.embed_positions.weight", ("positions.0.table.weight",), AFTER_TWO),
+    *affine("model.decoder.final_layer_norm", "final_norm"),
+    *affine("model.decoder.project_in", "embedding_in"),
+    *affine("model.decoder.project_out", "embedding_out"),
+    *affine("lm_head", "head"),
+]
+OPT_TENSORS = [
+    *in_layer(
+        OPT_LAYER,
+        attention_norm="self_attn_layer_norm",
+        ffn_norm="final_layer_norm",
+        attention_post_norm="self_attn_layer_norm",
+        ffn_post_norm="final_layer_norm",
+        ffn__up="fc1",
+        ffn__down="fc2",
+    ),
+    *attention(f"{OPT_LAYER}.self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
+]
+
+
+def _read_opt(settings: HFConfig) -> PlainDict:
+    before, width = settings["do_layer_norm_before"], settings["word_embed_proj_dim"]
+    return {
+        "embed_width": None if width == settings["hidden_size"] else width,
+        "block.topology": "pre" if before else "post",
+        "final_norm": not settings["_remove_final_layer_norm"] and before,
+    }
+
+
+def _write_opt(view: ModelView) -> PlainDict:
+    before = view["block.topology"] == "pre"
+    width = view["embed_width"] or view["d_model"]
+    removed = before and not view.config.has_final_norm
+    return {"do_layer_norm_before": before, "word_embed_proj_dim": width, "_remove_final_layer_norm": removed}
+
+
+OPT = (
+    Keys(_read_opt, _write_opt),
+    key("init_std", "init_std"),
+    dropouts("dropout", "dropout", "attention_dropout"),
+    only(enable_bias=True, layer_norm_elementwise_affine=True),
+)
+
 FAMILIES = [
     Family(
         "gpt2",
-        (START, EPS, MLP, biases(True), always({"pos.name": "learned"}), DROPOUT, Keys(_read_scale, _write_scale),
+        (START, EPS, MLP, biases(True), LEARNED, DROPOUT, Keys(_read_scale, _write_scale),
          only(add_cross_attention=False)),
         (GPT2_ENDS, GPT2_NORMS, CONV1D),
         harmless={"reorder_and_upcast_attn": ANY},
         prefix="transformer.",
         ignored=(CAUSAL_MASK,),
         defaults={"add_cross_attention": False},
+    ),
+    Family(
+        "openai-gpt",
+        (START, EPS, GPT1_MLP, GPT1_ACTIVATION, biases(True), LEARNED, DROPOUT, always({"block.topology": "post"})),
+        (GPT1_ENDS, in_layer(LAYER, attention_post_norm="ln_1", ffn_post_norm="ln_2"), CONV1D),
+        prefix="transformer.",
+        ignored=(CAUSAL_MASK,),
+    ),
+    Family(
+        "gpt_bigcode",
+        (START, EPS, MLP, MULTI_QUERY, biases(True), LEARNED, DROPOUT, SCALED, only(add_cross_attention=False)),
+        (GPT2_ENDS, GPT2_NORMS, BIGCODE),
+        harmless=dict.fromkeys(
+            ("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "num_key_value_heads"), ANY
+        ),
+        prefix="transformer.",
+        ignored=(CAUSAL_MASK,),
+        defaults={"add_cross_attention": False},
+    ),
+    Family(
+        "gpt_neo",
+        (START, EPS, NEO_MLP, biases(False, True), LEARNED,
+         dropouts("resid_dropout", "embed_dropout", "attention_dropout"), Keys(_read_neo, _write_neo)),
+        (GPT2_ENDS, GPT2_NORMS, NEO_ATTENTION, in_layer(f"{LAYER}.mlp", ffn__up="c_fc", ffn__down="c_proj")),
+        prefix="transformer.",
+        ignored=(NEO_MASK,),
+    ),
+    Family(
+        "opt",
+        (SIZES, LENGTH, PLAIN_HEADS, BIASED, layernorm(1e-5), dense("mlp", True, "ffn_dim", "activation_function"),
+         biases(True), LEARNED, OPT),
+        (OPT_ENDS, OPT_TENSORS),
+        prefix="model.",
     ),
     Family(
         "bloom",

@@ -1,15 +1,52 @@
 """Families with multi-head latent attention: https://arxiv.org/abs/2405.04434 (DeepSeek-V2)"""
 
+import math
+
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
-from modular_gpt.pretrained.families.decoder_keys import ATTENTION_DROPOUT, INIT, LENGTH, RMSNORM, SIZES, dense, only
-from modular_gpt.pretrained.families.expert_keys import experts, first_dense, moe, router_loss, sigmoid_router
-from modular_gpt.pretrained.families.rope_config import rope, rope_parameters, yarn_magnitude
-from modular_gpt.pretrained.families.tensor_names import ENDS, GATED, PRE_NORMS, latent_attention
+from modular_gpt.pretrained.families.decoder_keys import (
+    ATTENTION_DROPOUT,
+    INIT,
+    LENGTH,
+    RMSNORM,
+    SIZES,
+    dense,
+    only,
+    rounded,
+)
+from modular_gpt.pretrained.families.expert_keys import (
+    DEEPSEEK_V3,
+    NORM_TOPK,
+    after_first,
+    experts,
+    first_dense,
+    mlp_layer_types,
+    moe,
+    router_loss,
+    shared,
+)
+from modular_gpt.pretrained.families.rope_config import (
+    rope,
+    rope_parameters,
+    temperature,
+    temperature_to_hf,
+    yarn_magnitude,
+)
+from modular_gpt.pretrained.families.tensor_names import (
+    ENDS,
+    GATED,
+    LAYER,
+    OURS,
+    PRE_NORMS,
+    ROUTER,
+    STACKED_ROWS,
+    latent_attention,
+)
 from modular_gpt.pretrained.families.tensor_names import experts as expert_tensors
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, ModelView, key
+from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key, layer_count
+from modular_gpt.pretrained.tensor_map import EXPERT, TensorMapping
 
 START = (*SIZES, LENGTH, INIT, RMSNORM, dense())
 
@@ -75,10 +112,6 @@ TENSORS = (ENDS, PRE_NORMS, GATED, latent_attention(), expert_tensors())
 UNUSED = {**dict.fromkeys(("qk_head_dim", "head_dim"), ANY), "moe_layer_freq": (1,)}
 
 
-def _shared(name: str) -> Keys:
-    return key(name, "ffn@moe.shared_experts", lambda count: count or 0)
-
-
 def _read_groups(settings: HFConfig) -> PlainDict:
     if settings["topk_method"] == "group_limited_greedy":
         return {"ffn@moe.groups": settings["n_group"], "ffn@moe.top_groups": settings["topk_group"]}
@@ -100,16 +133,68 @@ V2 = (
     moe(norm_topk=False),
     router_loss("aux_loss_alpha"),
     key("routed_scaling_factor", "ffn@moe.routed_scale", float),
-    _shared("n_shared_experts"),
+    shared("n_shared_experts"),
     Keys(_read_groups, _write_groups),
     first_dense(),
 )
-V3 = (
+
+
+def _read_minicpm(settings: HFConfig) -> PlainDict:
+    depth, base = settings["scale_depth"], settings["dim_model_base"]
+    return {
+        "residual_multiplier": depth / math.sqrt(layer_count(settings)),
+        "logit_scale": base / settings["hidden_size"],
+    }
+
+
+def _write_minicpm(view: ModelView) -> PlainDict:
+    return {
+        "scale_depth": view["residual_multiplier"] * math.sqrt(view["n_layers"]),
+        "dim_model_base": rounded(view["logit_scale"] * view["d_model"]),
+    }
+
+
+MINICPM = (
+    key("scale_emb", "embed_scale", float, rounded),
+    Keys(_read_minicpm, _write_minicpm),
+    only(mlp_bias=False),
+    always({"pos@rope.layout": "half"}),
+)
+
+
+def _mistral4_rope(view: ModelView) -> PlainDict:
+    return {**_mscale(view), **temperature_to_hf(view)}
+
+
+def _head_width(settings: HFConfig) -> int:
+    width: int = settings["qk_nope_head_dim"] + settings["qk_rope_head_dim"]
+    return width
+
+
+MISTRAL4 = (
+    rope(width="qk_rope_head_dim", fraction_of=_head_width, extra=_mistral4_rope),
+    LATENT,
+    INTERLEAVED_KEY,
+    temperature("mla"),
     experts("n_routed_experts"),
-    sigmoid_router("routed_scaling_factor"),
-    _shared("n_shared_experts"),
+    shared("n_shared_experts"),
+    NORM_TOPK,
+    key("routed_scaling_factor", "ffn@moe.routed_scale", float),
+    moe(group_score="top2"),
+    key("n_group", "ffn@moe.groups"),
+    key("topk_group", "ffn@moe.top_groups"),
     first_dense(),
 )
+GATE_AND_UP = (f"{OURS}.ffn.gate", f"{OURS}.ffn.up")
+# one tensor for the gates and ups of all experts
+STACKED = [
+    TensorMapping(
+        f"{LAYER}.mlp.experts.gate_up_proj", (f"{OURS}.ffn.gate", f"{OURS}.ffn.up"), STACKED_ROWS, where=ROUTER
+    ),
+    TensorMapping(f"{LAYER}.mlp.experts.down_proj", (f"{OURS}.ffn.down",), where=ROUTER),
+    *(mapping for mapping in expert_tensors() if EXPERT not in mapping.hf_name),
+]
+FURTHER_LAYER = (r"model\.layers\.{n_layers}\..*",)  # after the last one, to predict a further token while training
 FAMILIES = [
     Family(
         "deepseek_v2",
@@ -121,9 +206,29 @@ FAMILIES = [
     ),
     Family(
         "deepseek_v3",
-        (START, ROPE, LATENT, V3, INTERLEAVED_KEY),
+        (START, ROPE, LATENT, DEEPSEEK_V3, first_dense(), INTERLEAVED_KEY),
         TENSORS,
         harmless={**UNUSED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
-        ignored=(r"model\.layers\.{n_layers}\..*",),  # a layer after the last predicts a further token while training
+        ignored=FURTHER_LAYER,
+    ),
+    Family(
+        "youtu",
+        (SIZES, LENGTH, RMSNORM, dense(), ROPE, LATENT, INTERLEAVED_KEY),
+        (ENDS, PRE_NORMS, GATED, latent_attention()),
+        harmless={**UNUSED, "initializer_range": ANY},
+    ),
+    Family("minicpm3", (START, ROPE, LATENT, MINICPM), (ENDS, PRE_NORMS, GATED, latent_attention()), harmless=UNUSED),
+    Family(
+        "glm4_moe_lite",
+        (START, ROPE, LATENT, DEEPSEEK_V3, mlp_layer_types(after_first), INTERLEAVED_KEY),
+        TENSORS,
+        harmless=UNUSED,
+        ignored=FURTHER_LAYER,
+    ),
+    Family(
+        "mistral4",
+        (START, MISTRAL4),
+        (ENDS, PRE_NORMS, GATED, latent_attention(), STACKED),
+        harmless={**UNUSED, "rope_parameters.max_position_embeddings": ANY},
     ),
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.config_map import HFConfig
-from modular_gpt.pretrained.families.decoder_keys import Pattern, layer_types, types_of_windows
+from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, Pattern, layer_types, types_of_windows
 from modular_gpt.pretrained.setting_map import Keys, ModelView, layer_count, per_layer
 
 # rope_type -> key of config.json -> our setting; the defaults are the same
@@ -20,6 +20,13 @@ SCALINGS: dict[str, dict[str, str]] = {
         "original_max_position_embeddings": "original_context_length",
         "low_freq_factor": "low_frequency_factor",
         "high_freq_factor": "high_frequency_factor",
+    },
+    "longrope": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_context_length",
+        "short_factor": "short_factors",
+        "long_factor": "long_factors",
+        "attention_factor": "attention_factor",
     },
     "yarn": {
         "factor": "factor",
@@ -49,6 +56,8 @@ class RotaryKeys:
     per_type: layers have the positions of their type, by default of these types
     where: the layers with rotary positions; None: all
     width: key with the width of the rotated vectors
+    fraction_of: partial_rotary_factor is a fraction of this width, which must be the width of the rotated vectors
+    older: where rope_parameters are not given by type, the keys with theta of full and of sliding attention
     extra: further entries of rope_parameters
     """
 
@@ -57,6 +66,8 @@ class RotaryKeys:
     per_type: Pattern | None = None
     where: Layers | None = None
     width: str = "head_dim"
+    fraction_of: Callable[[HFConfig], int] | None = None
+    older: tuple[str, str] | None = None
     extra: Callable[[ModelView], PlainMapping] = lambda view: {}
 
     def from_hf(self, settings: HFConfig) -> PlainDict:
@@ -76,8 +87,12 @@ class RotaryKeys:
         parameters = rope_parameters(settings)
         size = settings.get(self.width) or settings["hidden_size"] // settings["num_attention_heads"]
         width = int(size) if self.partial else None
+        if self.fraction_of is not None:
+            _check_fraction(parameters, self.fraction_of(settings), int(size))
         if self.per_type is None:
             return [position(parameters, settings, width)] * layer_count(settings)
+        if self.older is not None and settings.given("rope_parameters") is None:
+            parameters = _by_type(settings, *self.older)
         types = layer_types(settings, self.per_type)
         by_type = {name: position(parameters[name], settings, width) for name in dict.fromkeys(types)}
         parameters.ignore(*(set(parameters) - set(types)))
@@ -102,6 +117,26 @@ def rope(**stored: Any) -> Keys:
     """The keys of rotary positions; ``stored``: fields of ``RotaryKeys``."""
     keys = RotaryKeys(**stored)
     return Keys(keys.from_hf, keys.to_hf)
+
+
+def _check_fraction(parameters: HFConfig, total: int, width: int) -> None:
+    """Raise a CheckpointError unless partial_rotary_factor, if given, is ``width`` of ``total``."""
+    fraction = parameters.get("partial_rotary_factor")
+    parameters.pop("partial_rotary_factor")
+    if fraction is not None and int(total * fraction) != width:
+        raise CheckpointError(f"the checkpoint has partial_rotary_factor={fraction}, but rotates {width} of {total}")
+
+
+def _by_type(settings: HFConfig, full: str, sliding: str) -> HFConfig:
+    """``rope_parameters`` by type from older keys; ``rope_scaling`` is that of full attention."""
+    found = {name: dict(values) for name, values in settings.defaults["rope_parameters"].items()}
+    for name, key in ((FULL, full), (SLIDING, sliding)):
+        if (theta := settings.given(key)) is not None:
+            found[name]["rope_theta"] = theta
+    scaling = settings.given("rope_scaling")
+    if scaling:
+        found[FULL] |= {"rope_type": scaling.get("type", "default"), **scaling}
+    return HFConfig(found)
 
 
 _UNSET: PlainDict = {"scaling": {}, "theta": 10000.0}
@@ -166,6 +201,8 @@ def _scaling(rope_type: str, given: HFConfig, settings: HFConfig) -> PlainDict:
         scaling["original_context_length"] = length
     if rope_type == "yarn":
         _complete_yarn(scaling, given, length)
+    if rope_type == "longrope" and "factor" not in scaling:
+        scaling["factor"] = length / scaling.setdefault("original_context_length", length)
     return {"kind": rope_type, **scaling}
 
 
@@ -198,3 +235,23 @@ def position_to_hf(pos: Any, width: int | None) -> PlainDict:
     names = SCALINGS[pos.scaling["kind"]]
     keys = {key: pos.scaling[our_name] for key, our_name in names.items() if pos.scaling[our_name] is not None}
     return {**parameters, "rope_type": pos.scaling["kind"], **keys}
+
+
+def temperature(component: str = "mha") -> Keys:
+    """The growth of scores with the position of the query, stored with the rotary positions."""
+
+    def read(settings: HFConfig) -> PlainDict:
+        given = rope_parameters(settings)
+        beta, length = given.get("llama_4_scaling_beta"), given.get("original_max_position_embeddings")
+        growth = {"beta": float(beta), "length": float(length), "shift": 0} if beta and length else {}
+        return {f"attention@{component}.query_temperature": growth}
+
+    return Keys(read)
+
+
+def temperature_to_hf(view: ModelView) -> PlainDict:
+    """The entries of rope_parameters for the growth of scores."""
+    growth = view["attention.query_temperature"]
+    if not growth:
+        return {}
+    return {"llama_4_scaling_beta": growth["beta"], "original_max_position_embeddings": round(growth["length"])}

@@ -1,10 +1,13 @@
 """Names of tensors that many families share, and the ways in which they store several of ours as one."""
 
+import torch
+
 from modular_gpt.pretrained.tensor_map import (
     COPY,
     FUSED,
     FUSED_PER_HEAD,
     TensorMapping,
+    Transform,
     affine,
     transposed,
 )
@@ -37,12 +40,19 @@ SINKS = [TensorMapping(f"{LAYER}.self_attn.sinks", (f"{OURS}.attention.sinks",))
 GATED = in_layer(f"{LAYER}.mlp", ffn__gate="gate_proj", ffn__up="up_proj", ffn__down="down_proj")
 UP_DOWN = in_layer(f"{LAYER}.mlp", ffn__up="up_proj", ffn__down="down_proj")
 LLAMA = (ENDS, PRE_NORMS, ATTENTION, GATED)
-FUSED_QKV = affine(f"{LAYER}.self_attn.qkv_proj", *QKV, weight=FUSED, bias=FUSED)
-OUT = in_layer(f"{LAYER}.self_attn", attention__out="o_proj")
+FUSED_QKV = [
+    *affine(f"{LAYER}.self_attn.qkv_proj", *QKV, weight=FUSED, bias=FUSED),
+    *in_layer(f"{LAYER}.self_attn", attention__out="o_proj"),
+]
 FUSED_GATED = [
     *affine(f"{LAYER}.mlp.gate_up_proj", f"{OURS}.ffn.gate", f"{OURS}.ffn.up", weight=FUSED, bias=FUSED),
     *in_layer(f"{LAYER}.mlp", ffn__down="down_proj"),
 ]
+# stacked experts with the rows of our tensors after each other
+STACKED_ROWS = Transform(
+    lambda hf, shapes, count: hf.split([shape[1] for shape in shapes], dim=1),
+    lambda ours, count: torch.cat(list(ours), dim=1),
+)
 IN_OUT = transposed(COPY)  # matrices that the checkpoint stores as (in, out)
 
 
@@ -53,7 +63,7 @@ def experts(
     select_bias: str = "gate.e_score_correction_bias",
     shared: str = "shared_experts",
 ) -> list[TensorMapping]:
-    """A router, a file tensor for each expert, and shared experts; ``names``: of gate, up and down in an expert."""
+    """A router, a tensor for each expert, and shared experts, if any; ``names``: of gate, up and down in an expert."""
     matrices = zip(("gate", "up", "down"), names, strict=True)
     return [
         TensorMapping(f"{prefix}.{router}.weight", (ROUTER,)),
@@ -62,13 +72,13 @@ def experts(
             TensorMapping(f"{prefix}.experts.{{expert}}.{name}.weight", (f"{OURS}.ffn.{ours}",), where=ROUTER)
             for ours, name in matrices
         ),
-        *in_layer(
-            f"{prefix}.{shared}",
-            ffn__shared__gate="gate_proj",
-            ffn__shared__up="up_proj",
-            ffn__shared__down="down_proj",
-        ),
+        *(shared_expert(f"{prefix}.{shared}") if shared else []),
     ]
+
+
+def shared_expert(prefix: str) -> list[TensorMapping]:
+    """A gated network for all tokens."""
+    return in_layer(prefix, ffn__shared__gate="gate_proj", ffn__shared__up="up_proj", ffn__shared__down="down_proj")
 
 
 def latent_attention(prefix: str = f"{LAYER}.self_attn") -> list[TensorMapping]:
