@@ -69,7 +69,8 @@ def theirs(folder: Path, weights: dict[str, Tensor], tokens: Tensor) -> Tensor |
 
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        eager = {} if getattr(config, "alibi", False) else {"attn_implementation": "eager"}  # Falcon: biases twice
+        model = transformers.AutoModelForCausalLM.from_config(config, **eager)
         model.load_state_dict(weights)
         logits = model.eval()(tokens, return_dict=True, use_cache=False).logits
     except Exception:
