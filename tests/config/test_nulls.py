@@ -13,6 +13,7 @@ from tests.components.cases import MODEL
 # Nulls that stand for "none" and not for a default.
 OFF = {"conv", "window", "softcap", "qk_norm", "clip_qkv", "q_lora_rank", "latent_norm"}
 OFF |= {"stride", "dilation", "chunk"}  # of patterns of sparse attention other than the default
+OFF |= {"output_gate"}  # null: no gate
 OFF |= {"rank"}  # null: projections of full rank
 SLOTS = ("attention", "ffn", "norm", "pos")
 

@@ -119,7 +119,9 @@ class MultiHeadAttention(
         self.value = nn.Linear(dims.d_model, self.n_kv_heads * self.value_dim, qkv_bias)
         self.out = residual_linear(mixed, dims.d_model, out_bias)
         gates = self.n_heads if config.output_gate_per_head else mixed
-        self.gate = None if config.output_gate is None else nn.Linear(dims.d_model, gates, qkv_bias)
+        self.gate: nn.Linear | None = None
+        if config.output_gate is not None:
+            self.gate = nn.Linear(dims.d_model, gates, qkv_bias)
         self.temperature = QueryTemperature.read(config.query_temperature)
         self.slides = self.temperature is None
         self.sinks = nn.Parameter(torch.empty(self.n_heads)) if config.sinks else None
