@@ -96,7 +96,9 @@ class Family:
                 continue
             value = given.pop(synonym)
             if given.setdefault(name, value) != value:
-                raise CheckpointError(f"the checkpoint has {name}={given[name]!r} and {synonym}={value!r}: remove one")
+                raise CheckpointError(
+                    f"the checkpoint has {name}={printable(repr(given[name]))} and {synonym}={printable(repr(value))}: remove one"
+                )
         return HFConfig(given, self.defaults, synonyms=self.synonyms)
 
     def config(self, given: PlainMapping) -> GPTConfig:
@@ -176,5 +178,5 @@ def must_be(settings: HFConfig, **only: Any) -> None:
     for name, value in only.items():
         if settings[name] != value:
             raise CheckpointError(
-                f"the checkpoint has {name}={settings[name]!r}, which is not supported: only {value!r} is"
+                f"the checkpoint has {name}={printable(repr(settings[name]))}, which is not supported: only {value!r} is"
             )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, printable
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, lookup
 from modular_gpt.model.config import BASE, BLOCK, LARGEST, SLOTS, BlockConfig, GPTConfig
@@ -142,7 +142,8 @@ def layer_count(settings: HFConfig) -> int:
     """
     count = settings["num_hidden_layers"]
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= LARGEST["n_layers"]:
-        raise ConfigError(f"num_hidden_layers must be a whole number up to {LARGEST['n_layers']}, got {count!r}")
+        found = printable(repr(count))
+        raise ConfigError(f"num_hidden_layers must be a whole number up to {LARGEST['n_layers']}, got {found}")
     return count
 
 

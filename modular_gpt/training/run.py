@@ -170,7 +170,7 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
         trainer.optimizer.zero_grad()
         described, settings = trainer.model.config, config.trainer
         needed = ""
-        with suppress(MemoryError, RuntimeError, ConfigError):  # so little may be left that even this fails
+        with suppress(Exception):  # so little may be left that even this fails
             needed = f": a step takes about {needed_by(config, described, trainer.parallel)[1].summary()}"
         raise ConfigError(
             f"out of memory after step {trainer.progress.step}{needed}; try {suggest_smaller(described, settings)}"

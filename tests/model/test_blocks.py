@@ -40,6 +40,8 @@ def naive_block(block: nn.Module, x: Tensor, pos: Positions, topology: str, m: f
         case "post_residual":
             x = x + m * block.attention_post_norm(attend(x))
             return x + m * block.ffn_post_norm(ffn(x))
+        case "parallel_two_norms":
+            return x + m * attend(block.attention_norm(x)) + m * ffn(block.ffn_norm(x))
         case _:
             normed = block.attention_norm(x)
             return x + m * attend(normed) + m * ffn(normed)
@@ -94,7 +96,7 @@ def test_each_layer_may_have_a_block_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("topology", "norms"), [("pre", 2), ("post", 2), ("sandwich", 4), ("post_residual", 2),
-                                                 ("parallel", 1)])  # fmt: skip
+                                                 ("parallel", 1), ("parallel_two_norms", 2)])  # fmt: skip
 def test_norms_of_a_block(topology: str, norms: int) -> None:
     block = GPTModel(config(topology=topology)).blocks[0]
     assert sum(isinstance(child, nn.LayerNorm) or "norm" in name for name, child in block.named_children()) == norms

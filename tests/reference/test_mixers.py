@@ -33,10 +33,12 @@ def randomised(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.ndim > 1 and "A_log" not in name:
+            if "A_log" in name:
+                parameter.uniform_(0.0, 2.0)
+            elif parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
-            else:
-                parameter.add_(torch.randn_like(parameter) * 0.4)
+            else:  # not added to the values there, since some modules leave theirs uninitialised
+                parameter.normal_(mean=float("norm" in name), std=0.4)
     return module.eval()
 
 

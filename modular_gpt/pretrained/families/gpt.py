@@ -6,7 +6,7 @@ BLOOM: https://arxiv.org/abs/2211.05100, MPT: https://www.databricks.com/blog/mp
 
 import torch.nn.functional as F
 
-from modular_gpt.core.errors import CheckpointError, unknown
+from modular_gpt.core.errors import CheckpointError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.decoder_keys import (
@@ -147,7 +147,7 @@ def _attention_types(settings: HFConfig) -> list[str]:
     types = [name for names, count in groups for _ in range(count) for name in names]
     settings.ignore("attention_layers")  # the same, written out
     if len(types) != layer_count(settings) or not set(types) <= {"global", "local"}:
-        raise CheckpointError(f"attention_types must be global or local for each layer, got {groups!r}")
+        raise CheckpointError(f"attention_types must be global or local for each layer, got {printable(repr(groups))}")
     return types
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig
 from modular_gpt.pretrained.families.decoder_keys import (
@@ -116,7 +116,9 @@ def _read_groups(settings: HFConfig) -> PlainDict:
     if settings["topk_method"] == "group_limited_greedy":
         return {"ffn@moe.groups": settings["n_group"], "ffn@moe.top_groups": settings["topk_group"]}
     if settings["topk_method"] != "greedy":
-        raise CheckpointError(f"the checkpoint has topk_method={settings['topk_method']!r}, which is not supported")
+        raise CheckpointError(
+            f"the checkpoint has topk_method={printable(repr(settings['topk_method']))}, which is not supported"
+        )
     settings.ignore("n_group", "topk_group")
     return {}
 
