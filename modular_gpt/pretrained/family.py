@@ -96,9 +96,8 @@ class Family:
                 continue
             value = given.pop(synonym)
             if given.setdefault(name, value) != value:
-                raise CheckpointError(
-                    f"the checkpoint has {name}={printable(repr(given[name]))} and {synonym}={printable(repr(value))}: remove one"
-                )
+                one, other = (printable(repr(found)) for found in (given[name], value))
+                raise CheckpointError(f"the checkpoint has {name}={one} and {synonym}={other}: remove one")
         return HFConfig(given, self.defaults, synonyms=self.synonyms)
 
     def config(self, given: PlainMapping) -> GPTConfig:
@@ -177,6 +176,5 @@ def must_be(settings: HFConfig, **only: Any) -> None:
     """Raise a CheckpointError if a setting has another value than the one that is supported."""
     for name, value in only.items():
         if settings[name] != value:
-            raise CheckpointError(
-                f"the checkpoint has {name}={printable(repr(settings[name]))}, which is not supported: only {value!r} is"
-            )
+            found = printable(repr(settings[name]))
+            raise CheckpointError(f"the checkpoint has {name}={found}, which is not supported: only {value!r} is")

@@ -13,7 +13,7 @@ from modular_gpt.core.errors import ConfigError, first_line
 from modular_gpt.core.validation import one_of
 from modular_gpt.runtime.processes import ProcessGroup
 
-BF16_WIDTH = 96  # of models from which bf16 is faster on a CPU, measured by benchmarks/precision.py
+BF16_WIDTH = 96  # of models from which bf16 is faster on a CPU without compiled code, by benchmarks/precision.py
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # data types by name
 
@@ -77,17 +77,18 @@ def choose_device(
     return device
 
 
-def choose_precision(name: str, device: torch.device, width: int) -> tuple[str, str]:
+def choose_precision(name: str, device: torch.device, width: int, compiled: bool = False) -> tuple[str, str]:
     """The precision of that name for a model ``width`` wide, and why ``auto`` chose it; "" where it did not choose.
 
-    ``auto`` is bf16 on GPUs and CPUs with units for it, except for narrow models on CPUs, else float32.
+    ``auto`` is bf16 on GPUs and CPUs with units for it, except for narrow models on CPUs that are not compiled, else
+    float32.
     """
     if name != "auto":
         return name, ""
     if not has_bf16(device):
         return "float32", "this device has no bf16 units"
-    if device.type == "cpu" and width < BF16_WIDTH:
-        return "float32", f"a CPU is no faster in bf16 below a width of {BF16_WIDTH}"
+    if device.type == "cpu" and width < BF16_WIDTH and not compiled:
+        return "float32", f"a CPU is slower in bf16 below a width of {BF16_WIDTH} without compiled code"
     return "bf16", "this device has bf16 units"
 
 

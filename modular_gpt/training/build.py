@@ -18,6 +18,7 @@ from modular_gpt.model.token_positions import check_separates
 from modular_gpt.optim import build_optimizer, build_schedule, peak_learning_rate
 from modular_gpt.runtime.device import BF16_WIDTH, choose_precision
 from modular_gpt.training.checkpointing import restore
+from modular_gpt.training.compile import compiles
 from modular_gpt.training.config import PRECISIONS, RunConfig
 from modular_gpt.training.estimate import check_weights
 from modular_gpt.training.finetune import init_from_source, open_source
@@ -52,7 +53,7 @@ def build_trainer(
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = config.model_config(tokenizer)
     check_data(data, described)
-    placement = decided(placement, described, checkpoint)
+    placement = decided(placement, config, described, checkpoint)
     torch.manual_seed(config.seed)
     if checkpoint is not None:
         model, new_weights = model_of(checkpoint, config, described), new_weights_of(checkpoint)
@@ -86,14 +87,15 @@ def begin_adapters(adapters: Adapters, checkpoint: Path | None, say: Callable[[s
         say(f"Trained   whole beside the adapters, as new: {', '.join(adapters.new_weights)}")
 
 
-def decided(placement: Placement, described: GPTConfig, checkpoint: Path | None) -> Placement:
+def decided(placement: Placement, config: RunConfig, described: GPTConfig, checkpoint: Path | None) -> Placement:
     """The placement with the precision that ``auto`` decides, or decided when the run began."""
     meta = {} if checkpoint is None else read_json(checkpoint / META)
     before = meta.get("precision", "auto")
     if placement.precision == "auto" and before in PRECISIONS[1:]:
         return replace(placement, precision=before, reason="the run began with it")
     width = described.d_model if checkpoint is None else BF16_WIDTH  # before 0.3 the width did not count
-    precision, reason = choose_precision(placement.precision, placement.device, width)
+    compiled, _ = compiles(config.trainer, described, placement.device, placement.parallel.processes.world)
+    precision, reason = choose_precision(placement.precision, placement.device, width, compiled)
     return replace(placement, precision=precision, reason=reason)
 
 

@@ -36,6 +36,7 @@ def test_the_precision_follows_from_device_and_width(device: torch.device, width
     decision, reason = choose_precision("auto", device, width)
     assert decision == expected
     assert reason
+    assert choose_precision("auto", device, width, compiled=True)[0] == ("bf16" if device.type != "mps" else "float32")
     assert choose_precision("bf16_products", device, width) == ("bf16_products", "")
 
 
