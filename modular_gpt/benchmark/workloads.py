@@ -85,13 +85,14 @@ class Decoding(Workload):
         self.tokens = cell.batch * self.count
         self.model = model.eval()
         capacity = cell.context + config.decoded
-        self.predicted = cache_bytes(model, cell.batch, capacity)
+        dtype = model.embedding.weight.dtype
+        self.predicted = model.config.cache_bytes(cell.batch, capacity, dtype)
         with torch.inference_mode():
             self.cache = model.new_cache(cell.batch, capacity)
             self.token = self._next(random_ids(model, cell.batch, cell.context))
         self.allocated = sum(layer.nbytes() for layer in self.cache.layers)
-        weights = model.num_parameters().active * model.embedding.weight.element_size()
-        self.bytes_read = self.count * (weights + cache_bytes(model, cell.batch, cell.context))
+        weights = model.num_parameters().active * dtype.itemsize
+        self.bytes_read = self.count * (weights + model.config.cache_bytes(cell.batch, cell.context, dtype))
 
     def _next(self, ids: Tensor) -> Tensor:
         token: Tensor = self.model(ids, cache=self.cache, last_only=True)[:, -1:].argmax(-1)
@@ -115,9 +116,3 @@ def random_ids(model: GPTModel, batch: int, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (batch, count), generator=generator)
     return ids.to(model.embedding.weight.device)
-
-
-def cache_bytes(model: GPTModel, batch: int, tokens: int) -> int:
-    """Bytes of the cache of ``tokens`` tokens in ``batch`` rows, by the specifications of the layers."""
-    dtype = model.embedding.weight.dtype
-    return sum(layer.cache_spec(model.config.dims).nbytes(batch, tokens, dtype) for layer in model.config.layer_configs)

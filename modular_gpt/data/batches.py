@@ -89,6 +89,16 @@ class BatchSource:
         keys = np.array([key_of(self.seed, MODES.index("epoch"), int(epoch)) for epoch in different])
         return permuted(positions, self.windows, keys[which]) * self.block
 
+    def starts_of(self, step: int, rank: int, world: int) -> np.ndarray:
+        """(batch_size / world,) the ``starts`` of the rows of one process of ``world``.
+
+        Raises:
+            ConfigError: the processes do not divide the batch evenly.
+        """
+        check_share(self.batch_size, rank, world)
+        share = self.batch_size // world
+        return self.starts(step)[rank * share : (rank + 1) * share]
+
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """Inputs and targets, each (batch_size / world, block) int64: the rows of one process of ``world``.
 
@@ -97,9 +107,7 @@ class BatchSource:
         Raises:
             ConfigError: the processes do not divide the batch evenly.
         """
-        check_share(self.batch_size, rank, world)
-        share = self.batch_size // world
-        return windows(as_array(self._tokens), self.starts(step)[rank * share : (rank + 1) * share], self.block)
+        return windows(as_array(self._tokens), self.starts_of(step, rank, world), self.block)
 
 
 def sequential(

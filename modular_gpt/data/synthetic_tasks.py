@@ -1,7 +1,7 @@
-"""Synthetic tasks: rows of random ids, of which some are followed by a target that the row determines.
+"""Synthetic tasks: rows of random ids in which some tokens have a target that follows from the row.
 
-A row depends on the seed, the stream and the number of its sample alone, so that it comes again in every run, whatever
-was drawn before and in however many processes.
+A row is a function of the seed, the stream and the number of its sample: every run gets the same rows, with any number
+of processes and after any resume.
 """
 
 from collections.abc import Callable

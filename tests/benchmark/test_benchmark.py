@@ -23,7 +23,7 @@ from modular_gpt.benchmark import worker as worker_module
 from modular_gpt.benchmark.reading import reading
 from modular_gpt.benchmark.report import csv_text
 from modular_gpt.benchmark.results import Peaks
-from modular_gpt.benchmark.workloads import Cell, Decoding, Prefill, TrainingStep, cache_bytes
+from modular_gpt.benchmark.workloads import Cell, Decoding, Prefill, TrainingStep
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
 from modular_gpt.training.estimate import flops_per_token
@@ -65,11 +65,11 @@ def test_decoding_reads_a_cache_of_the_predicted_size(attention: str) -> None:
     decoding = Decoding(model, Cell("decode", 16, 2), QUICK)
     decoding.run()
     assert int(decoding.cache.length) == 16 + QUICK.decode_tokens
-    assert decoding.predicted == decoding.allocated == cache_bytes(model, 2, 16 + QUICK.decoded)
+    assert decoding.predicted == decoding.allocated == model.config.cache_bytes(2, 16 + QUICK.decoded)
     for _ in range(QUICK.rounds):  # all rounds fit
         decoding.run()
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    assert decoding.bytes_read == QUICK.decode_tokens * (weights + cache_bytes(model, 2, 16))
+    assert decoding.bytes_read == QUICK.decode_tokens * (weights + model.config.cache_bytes(2, 16))
 
 
 def test_prefill_reads_the_prompt_once() -> None:

@@ -61,23 +61,13 @@ def from_qwen3_next(theirs: Weights) -> Weights:
     q, k, v, z = grouped.split([8, 8, per_key * width, per_key * width], dim=1)
     rate, decay = theirs["in_proj_ba.weight"].unflatten(0, (keys, -1)).split([per_key, per_key], dim=1)
     found = delta_weights(theirs, [each.flatten(0, 1) for each in (q, k, v, z, rate, decay)], PARTS)
-    rest = {
-        "log_decay": "A_log",
-        "decay_offset": "dt_bias",
-        "norm.weight": "norm.weight",
-        "out.weight": "out_proj.weight",
-    }
+    rest = {**DECAY, "norm.weight": "norm.weight", "out.weight": "out_proj.weight"}
     return found | {name: theirs[other] for name, other in rest.items()}
 
 
 def from_olmo_hybrid(theirs: Weights) -> Weights:
     found = delta_weights(theirs, [theirs[f"{each}_proj.weight"] for each in "qkvgba"], PARTS)
-    rest = {
-        "log_decay": "A_log",
-        "decay_offset": "dt_bias",
-        "norm.weight": "o_norm.weight",
-        "out.weight": "o_proj.weight",
-    }
+    rest = {**DECAY, "norm.weight": "o_norm.weight", "out.weight": "o_proj.weight"}
     return found | {name: theirs[other] for name, other in rest.items()}
 
 
