@@ -1,0 +1,173 @@
+"""Rows of data files, read one at a time: JSON Lines, JSON, CSV, TSV and Parquet; the first four also compressed."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from modular_gpt.core.errors import ConfigError, DataError, first_line
+from modular_gpt.core.json_files import MAX_BYTES, parse_json
+from modular_gpt.core.plain_types import PlainMapping
+
+MAX_LINE = 2**26  # bytes of one JSON line
+COMPRESSED = (".gz", ".bz2", ".xz")
+READ_ERRORS = (OSError, EOFError, lzma.LZMAError)  # also of damaged compressed files
+
+
+class Row(NamedTuple):
+    """A row with its values by column.
+
+    place: for messages: the file, and the line or the number of the row, from 1
+    """
+
+    place: str
+    values: PlainMapping
+
+
+Opened = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
+Found = Row | DataError  # a reader goes on after a bad row
+
+
+def is_row_file(path: Path) -> bool:
+    """Whether a file has rows, by the end of its name, after which .gz, .bz2 or .xz may stand."""
+    return _format(path) in READERS
+
+
+def read_rows(path: Path, skipped: Callable[[DataError], None] | None = None) -> Iterator[Row]:
+    """The rows of a file in order; only Parquet and JSON files are held in memory, and Parquet by groups of rows.
+
+    skipped: called with the error of each bad row, which is then left out; None: the first one is raised
+
+    Raises:
+        DataError: the file cannot be read, is of another format, or has a bad row.
+        ConfigError: a package that reads Parquet is missing.
+    """
+    name = _format(path)
+    if name not in READERS:
+        raise DataError(f"'{path}' has no rows by its name: give a file that ends in {', '.join(READERS)}")
+    try:
+        for found in READERS[name](path):
+            if isinstance(found, Row):
+                yield found
+            elif skipped is None:
+                raise found
+            else:
+                skipped(found)
+    except READ_ERRORS as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise DataError(f"cannot read '{path}' ({reason}): restore it, make it readable, or leave it out") from error
+
+
+def _format(path: Path) -> str:
+    """The end of a file's name, without that of a compression."""
+    suffix = path.suffix.lower()
+    return path.with_suffix("").suffix.lower() if suffix in COMPRESSED else suffix
+
+
+def _open(path: Path) -> Opened:
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.GzipFile(path)
+        case ".bz2":
+            return bz2.BZ2File(path)
+        case ".xz":
+            return lzma.LZMAFile(path)
+        case _:
+            return path.open("rb")
+
+
+def _row(place: str, value: object) -> Found:
+    if isinstance(value, dict):
+        return Row(place, value)
+    return DataError(f'{place}: a row must be a JSON object, got {type(value).__name__}: write {{"text": ...}}')
+
+
+def _json_lines(path: Path) -> Iterator[Found]:
+    with _open(path) as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            place = f"'{path}', line {number}"
+            if len(line) > MAX_LINE:
+                raise DataError(f"{place} has more than {MAX_LINE:,} bytes: write one JSON object a line")
+            if not line.strip():
+                continue
+            try:
+                yield _row(place, parse_json(line.rstrip()))
+            except json.JSONDecodeError as error:
+                yield DataError(f"{place} is not JSON ({error.msg} at column {error.colno}): correct or remove it")
+            except ValueError as error:
+                yield DataError(f"{place} is not JSON ({first_line(error)}): correct or remove it")
+
+
+def _json(path: Path) -> Iterator[Found]:
+    with _open(path) as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"'{path}' has more than {MAX_BYTES:,} bytes: write it as JSON Lines, one object a line")
+    try:
+        rows = parse_json(content)
+    except ValueError as error:
+        raise DataError(f"'{path}' is not JSON ({first_line(error)}): write a list of objects") from error
+    if not isinstance(rows, list):
+        raise DataError(f"'{path}' must be a JSON list of objects, got {type(rows).__name__}: put it in brackets")
+    for number, row in enumerate(rows, 1):
+        yield _row(f"'{path}', row {number}", row)
+
+
+def _separated(path: Path, delimiter: str) -> Iterator[Found]:
+    with _open(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            while True:
+                place = f"'{path}', line {reader.line_num + 1}"
+                if (cells := next(reader, None)) is None:
+                    return
+                if cells:
+                    yield _cells(place, header, cells)
+        except (csv.Error, UnicodeDecodeError) as error:
+            line = f"'{path}', line {reader.line_num + 1}"
+            raise DataError(f"{line} is not CSV in UTF-8 ({first_line(error)}): correct it") from error
+
+
+def _cells(place: str, header: Sequence[str], cells: Sequence[str]) -> Found:
+    if len(cells) != len(header):
+        return DataError(
+            f"{place} has {len(cells)} cells, but the first line names {len(header)} columns: put text with commas,"
+            " quotes or line ends into quotes"
+        )
+    return Row(place, dict(zip(header, cells, strict=True)))
+
+
+def _parquet(path: Path) -> Iterator[Found]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(f"'{path}' needs the package 'pyarrow': pip install 'modular-gpt[data]'") from error
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"'{path}', row {number}", values)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"'{path}' is not Parquet ({first_line(error)}): write it again") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Found]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": partial(_separated, delimiter=","),
+    ".tsv": partial(_separated, delimiter="\t"),
+    ".parquet": _parquet,
+}
