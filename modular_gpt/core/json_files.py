@@ -1,5 +1,6 @@
 """JSON from files that may be damaged or hostile: regular files only, with limits of size and depth."""
 
+import io
 import json
 import os
 import stat
@@ -58,6 +59,21 @@ def load_json_object(
     return value
 
 
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file to read bytes; pipes, devices and directories are refused.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is not a regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before open(), which refuses a directory in other words
+        os.close(handle)
+        raise ValueError("it is not a regular file")
+    return open(handle, "rb")
+
+
 def read_regular(path: Path, max_bytes: int) -> bytes:
     """The bytes of a regular file; pipes, devices and directories are refused before anything is read.
 
@@ -65,16 +81,11 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         OSError: it cannot be opened.
         ValueError: it is not a regular file, or larger than ``max_bytes``.
     """
-    # Without O_NONBLOCK, opening a pipe waits for a writer.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode):  # before open(), which refuses a directory in other words
-        os.close(handle)
-        raise ValueError("it is not a regular file")
-    with open(handle, "rb") as file:
-        if status.st_size > max_bytes:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
             raise ValueError(f"it is larger than {max_bytes:,} bytes")
-        return file.read(status.st_size)  # a read of more would reserve memory for it
+        return file.read(size)  # a read of more would reserve memory for it
 
 
 def parse_json(content: str | bytes, max_depth: int = MAX_DEPTH) -> Any:

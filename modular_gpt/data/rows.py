@@ -1,18 +1,21 @@
 """Rows of data files, read one at a time: JSON Lines, JSON, CSV, TSV and Parquet; the first four also compressed."""
 
 import bz2
+import codecs
 import csv
+import errno
 import gzip
 import io
 import json
 import lzma
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from modular_gpt.core.errors import ConfigError, DataError, first_line
-from modular_gpt.core.json_files import MAX_BYTES, parse_json
+from modular_gpt.core.json_files import MAX_BYTES, open_regular, parse_json
 from modular_gpt.core.plain_types import PlainMapping
 
 MAX_LINE = 2**26  # bytes of one JSON line
@@ -71,15 +74,20 @@ def _format(path: Path) -> str:
 
 
 def _open(path: Path) -> Opened:
+    """The bytes of a regular file, decompressed; OSError for a pipe, a device or a directory."""
+    try:
+        file = open_regular(path)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from error
     match path.suffix.lower():
         case ".gz":
-            return gzip.GzipFile(path)
+            return gzip.GzipFile(fileobj=file)
         case ".bz2":
-            return bz2.BZ2File(path)
+            return bz2.BZ2File(file)
         case ".xz":
-            return lzma.LZMAFile(path)
+            return lzma.LZMAFile(file)
         case _:
-            return path.open("rb")
+            return file
 
 
 def _row(place: str, value: object) -> Found:
@@ -107,16 +115,18 @@ def _json_lines(path: Path) -> Iterator[Found]:
 
 
 def _json(path: Path) -> Iterator[Found]:
+    """The objects of a list, or where the file begins otherwise, of its lines."""
     with _open(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise DataError(f"'{path}' has more than {MAX_BYTES:,} bytes: write it as JSON Lines, one object a line")
+    if not content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _json_lines(path)
+        return
     try:
         rows = parse_json(content)
     except ValueError as error:
         raise DataError(f"'{path}' is not JSON ({first_line(error)}): write a list of objects") from error
-    if not isinstance(rows, list):
-        raise DataError(f"'{path}' must be a JSON list of objects, got {type(rows).__name__}: put it in brackets")
     for number, row in enumerate(rows, 1):
         yield _row(f"'{path}', row {number}", row)
 
@@ -125,16 +135,37 @@ def _separated(path: Path, delimiter: str) -> Iterator[Found]:
     with _open(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
+            check_header(path, header := next(reader, []))
             while True:
                 place = f"'{path}', line {reader.line_num + 1}"
-                if (cells := next(reader, None)) is None:
+                with _long_cells():
+                    cells = next(reader, None)
+                if cells is None:
                     return
                 if cells:
                     yield _cells(place, header, cells)
         except (csv.Error, UnicodeDecodeError) as error:
             line = f"'{path}', line {reader.line_num + 1}"
             raise DataError(f"{line} is not CSV in UTF-8 ({first_line(error)}): correct it") from error
+
+
+def check_header(path: Path, header: Sequence[str]) -> None:
+    """Raise a DataError unless the first line of a table names its columns."""
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"'{path}', line 1: two columns have the name {twice!r}: rename one of them")
+    if not any(name.strip() for name in header):
+        raise DataError(f"'{path}' has no first line that names its columns: write one, such as prompt,completion")
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Context manager: cells may be as long as the lines of other files; the limit holds for the whole process."""
+    limit = csv.field_size_limit(MAX_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _cells(place: str, header: Sequence[str], cells: Sequence[str]) -> Found:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ CONTENT = {
     "a.jsonl": lines(ROWS),
     "a.ndjson": lines(ROWS) + b"\n",
     "a.json": json.dumps(ROWS).encode(),
+    "lines.json": lines(ROWS),
     "a.csv": separated(ROWS, ","),
     "a.TSV": separated(ROWS, "\t"),
     "a.jsonl.gz": gzip.compress(lines(ROWS)),
@@ -66,7 +68,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "no object": ("a.jsonl", b'{"text": 1}\n\n[1]\n', "', line 3: a row must be a JSON object, got list"),
     "not UTF-8": ("a.jsonl", b'{"text": "\xff"}\n', "', line 1 is not JSON ('utf-8' codec can't decode"),
     "too deep": ("a.jsonl", b"[" * 5000, "', line 1 is not JSON (it nests deeper than 64 levels)"),
-    "no list": ("a.json", b'{"text": 1}', "' must be a JSON list of objects, got dict"),
+    "no list": ("a.json", b'{\n"text": 1}', "', line 1 is not JSON (Expecting property name"),
+    "no header": ("a.csv", b"\n", "' has no first line that names its columns"),
+    "a column twice": ("a.csv", b"a,b,a\n1,2,3\n", "', line 1: two columns have the name 'a': rename one of them"),
     "half a list": ("a.json", b'[{"text": 1}', "' is not JSON (Expecting"),
     "a cell too many": ("a.csv", b'text\n"a"\nb,c\n', "', line 3 has 2 cells, but the first line names 1 columns"),
     "an open quote": ("a.csv", b'text\n"a\nb', "', line 4 is not CSV in UTF-8 (unexpected end of data)"),
@@ -98,3 +102,16 @@ def test_bad_rows_can_be_left_out(name: str, content: bytes, bad: list[int], tmp
     errors: list[DataError] = []
     assert [row.values["text"] for row in read_rows(tmp_path / name, errors.append)] == ["a", "b"]
     assert all(str(error).startswith(f"'{tmp_path / name}', line {n}") for error, n in zip(errors, bad, strict=True))
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    path, limit = tmp_path / "a.csv", csv.field_size_limit()
+    path.write_text(f"text\n{'x' * (limit + 1)}\n")
+    assert [len(row.values["text"]) for row in read_rows(path)] == [limit + 1]
+    assert csv.field_size_limit() == limit
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="it is not a regular file"):
+        list(read_rows(tmp_path / "a.jsonl"))
