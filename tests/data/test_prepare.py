@@ -27,7 +27,7 @@ from modular_gpt.core import atomic_files as files
 from modular_gpt.core.errors import DataError
 from modular_gpt.data import SPLITS, Corpus, PreparedData, build_corpus, build_tokenizer, prepare
 from modular_gpt.data.cache_dir import ABANDONED, cache_directory, new_in_cache
-from modular_gpt.data.prepare import smallest_dtype
+from modular_gpt.data.token_cache import smallest_dtype
 from tests.data.conftest import PLAY
 
 
@@ -300,7 +300,7 @@ class TestProcesses:
                 return write(path, *arguments)
 
             module._write = dying
-            module._seal = lambda manifest: die()
+            sys.modules["modular_gpt.data.token_cache"]._seal = lambda manifest: die()
             prepare(play, build_tokenizer("byte"))
 
         assert status_of(fork(work)) == -signal.SIGKILL
