@@ -93,14 +93,14 @@ def locate(name_or_path: str | Path) -> Source:
 def tokenizer_file(name_or_path: str | Path) -> Path | None:
     """Path of the ``tokenizer.json`` of a published model, or of its ``vocab.json`` with ``merges.txt``; None: neither.
 
-    The files that define its special tokens are in the same folder.
+    The files that define its special tokens and its chat template are in the same folder.
 
     Raises:
         CheckpointError: there is no such model, or the hub cannot be reached.
     """
     source = locate(name_or_path)
-    with suppress(Unreachable):  # download the files that define special tokens into the same folder
-        for name in ("tokenizer_config.json", "generation_config.json"):
+    with suppress(Unreachable):  # download the files that belong to it into the same folder
+        for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
             source.file(name)
     if (file := source.file(TOKENIZER)) is not None:
         return file

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import operator
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -20,6 +22,8 @@ from modular_gpt.core.progress import progress_line
 from modular_gpt.core.registry import Component, ComponentConfig, entries
 from modular_gpt.core.validation import shown
 from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.data.templates import ChatTemplate, Message, SpecialTexts, definition_of, template_of
+from modular_gpt.data.templates import encode as encode_conversation
 from modular_gpt.data.tokenizers.streaming import StreamDecoder, TextStream
 
 FILE = "tokenizer.json"
@@ -38,6 +42,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     vocab_size: ids run from 0 to vocab_size - 1
     eos_id: the id that stands between documents, or None if there is none
     bos_id: the id that a pretrained model's texts begin with, or None; ``encode`` never adds it, ``prompt_ids`` does
+    template: the chat template that the model was trained with, or None
     """
 
     name: ClassVar[str] = ""
@@ -45,6 +50,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     vocab_size: int
     eos_id: int | None = None
     bos_id: int | None = None
+    template: ChatTemplate | None = None
     _end_ids: tuple[int, ...] = ()  # that end a text, besides eos_id
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
@@ -96,8 +102,15 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         gaps = sorted(id for id in self._gap_set if id < vocab_size)
         return [*gaps, *range(self.vocab_size, vocab_size)]
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """The special tokens by their text, which ``encode`` reads as such with ``special=True`` only."""
+        return {}
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
         """The ids of a text.
+
+        special: encode special tokens that are spelled in the text as such, instead of as text
 
         Raises:
             DataError: the text has a character that the tokenizer does not know, or that UTF-8 cannot hold.
@@ -105,8 +118,26 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         if not isinstance(text, str):
             hint = "; encode_many takes several" if isinstance(text, (list, tuple)) else ""
             raise DataError(f"encode takes one text, got {shown(text)}{hint}")
+        if special and self.special_tokens:
+            return self._encode_special(text)
         out: list[int] = self.encode_many([text])[0].tolist()
         return out
+
+    def _encode_special(self, text: str) -> list[int]:
+        """The ids of a text with special tokens; the text between two of them is encoded on its own."""
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        stretches = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        ids: list[int] = []
+        for place, stretch in enumerate(stretches):
+            ids += [self.special_tokens[stretch]] if place % 2 else self.encode_stretch(stretch, first=place == 0)
+        return ids
+
+    def encode_stretch(self, text: str, first: bool) -> list[int]:
+        """The ids of a stretch of a longer text, between two special tokens.
+
+        first: whether the text begins with it, to which some tokenizers add a space
+        """
+        return self.encode(text) if text else []
 
     @property
     def eos_ids(self) -> list[int]:
@@ -117,28 +148,55 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         """Ids of a whole text as a pretrained model expects them: ``bos_id``, where there is one, and ``ids``."""
         return [*([] if self.bos_id is None else [self.bos_id]), *ids]
 
-    def prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, text: str, special: bool = False) -> list[int]:
         """The ids that a model reads before it continues a text: ``bos_id``, where there is one, and the text's.
 
         An empty text becomes ``bos_id``, or else ``eos_id``.
+
+        special: encode special tokens that are spelled in the text as such; one that begins a text is not doubled
 
         Raises:
             DataError: a character is not in the vocabulary.
             ConfigError: the text is empty, and the tokenizer has neither of the two.
         """
-        ids = self.with_bos(self.encode(text))
+        ids = self.encode(text, special)
+        if not ids or ids[0] != self.bos_id:
+            ids = self.with_bos(ids)
         if not ids and self.eos_id is None:
             raise ConfigError(
                 f"the prompt is empty, and a {self.name} tokenizer has no token to begin with: give some text"
             )
         return ids or [cast(int, self.eos_id)]
 
-    def for_new_model(self) -> "Tokenizer":
-        """The same tokenizer without the tokens that only a pretrained model knows: ``bos_id`` and further end ids.
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
+        """The ids of a conversation by ``template``, as transformers' method of this name.
 
-        The training text holds neither, so a model trained from scratch must not meet them in a prompt.
+        messages: mappings with a ``role`` (system, user or assistant) and a ``content``
+        add_generation_prompt: end with the beginning of an answer, for a model to continue
+
+        Raises:
+            ConfigError: the tokenizer has no template.
+            DataError: the template cannot render the conversation.
         """
-        return self
+        if self.template is None:
+            raise ConfigError(
+                "this tokenizer has no chat template: give it one by"
+                " tokenizer.with_template(build_template('chatml', tokenizer))"
+            )
+        return encode_conversation(self.template, self, messages, add_generation_prompt)
+
+    def with_template(self, template: ChatTemplate | None) -> Self:
+        """The same tokenizer with this chat template, which is saved with it; None: with none."""
+        new = copy(self)
+        new.template = template
+        return new
+
+    def for_new_model(self) -> "Tokenizer":
+        """The same tokenizer without what only a pretrained model knows: ``bos_id``, further end ids and the template.
+
+        The training text holds none of these, so a model trained from scratch must not meet them in a prompt.
+        """
+        return self.with_template(None)
 
     def decode(self, ids: Iterable[int] | Tensor | np.ndarray, errors: str = "strict") -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
@@ -173,6 +231,10 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         content = json.dumps([self.name, self.definition()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
+    def _template_fingerprint(self, definition: object) -> str:
+        """SHA-256 of the definition of a chat template together with that of the tokenizer."""
+        return hashlib.sha256(json.dumps([self.fingerprint, definition], sort_keys=True).encode()).hexdigest()
+
     def describe(self) -> PlainDict:
         """The record of the tokenizer in a run."""
         return {"name": self.name, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint}
@@ -185,6 +247,9 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
             "fingerprint": self.fingerprint,
             "definition": self.definition(),
         }
+        if self.template is not None:
+            template = definition_of(self.template)
+            content |= {"template": template, "template_fingerprint": self._template_fingerprint(template)}
         (Path(directory) / FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     @staticmethod
@@ -223,6 +288,10 @@ def _from_content(content: PlainDict, path: Path) -> Tokenizer:
         tokenizer = component.from_definition(content["definition"])
         if tokenizer.fingerprint != content["fingerprint"]:
             raise ValueError("its content does not match its fingerprint")
+        if (template := content.get("template")) is not None:
+            if tokenizer._template_fingerprint(template) != content["template_fingerprint"]:
+                raise ValueError("its chat template does not match its fingerprint")
+            tokenizer = tokenizer.with_template(template_of(template, SpecialTexts.of(tokenizer)))
     except ConfigError:
         raise  # a package is missing
     except Exception as error:  # whatever a library makes of a damaged definition

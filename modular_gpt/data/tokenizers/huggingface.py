@@ -10,7 +10,9 @@ from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home
 from modular_gpt.data.corpora.base import Corpus
+from modular_gpt.data.templates import SpecialTexts
 from modular_gpt.data.tokenizers.base import END_OF_TEXT, FILE
+from modular_gpt.data.tokenizers.chat_template_files import read_chat_template
 from modular_gpt.data.tokenizers.library import LibraryTokenizer
 from modular_gpt.data.tokenizers.special_tokens import (
     TOKENIZER_CONFIG,
@@ -55,7 +57,8 @@ class HuggingFaceTokenizer(LibraryTokenizer, name="hf"):
             plain = cls.from_json(content, SpecialTokens())
         except ValueError as error:
             raise DataError(f"'{path}' is no tokenizer.json of Hugging Face ({error}): {REMEDY}") from error
-        return cls(plain._tokenizer, *plain._resolved(replace(special, eos=config.eos or special.eos), path))
+        found = cls(plain._tokenizer, *plain._resolved(replace(special, eos=config.eos or special.eos), path))
+        return found.with_template(read_chat_template(path, SpecialTexts.of(found)))
 
     def _resolved(self, special: SpecialTokens, path: Path) -> tuple[str | None, str | None, list[int]]:
         """eos, bos and further end ids, all of them in the vocabulary.

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -73,6 +73,32 @@ class LibraryTokenizer(Tokenizer, ABC):
         with library_errors(f"the {self.name} tokenizer cannot encode this text"):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    @cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: id for id, token in added.items() if token.special and token.content}
+
+    @cached_property
+    def _parsing(self) -> "tokenizers.Tokenizer":
+        """The same tokenizer, which reads special tokens out of a text."""
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+
+    def _encode_special(self, text: str) -> list[int]:
+        check_text([text])
+        with library_errors(f"the {self.name} tokenizer cannot encode this text"):
+            ids: list[int] = self._parsing.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_stretch(self, text: str, first: bool) -> list[int]:
+        ids = self.encode(text) if text else []
+        if first or not ids:
+            return ids
+        # Some tokenizers put a space before a text: behind a line end they put none.
+        line_end, behind = self.encode("\n"), self.encode(f"\n{text}")
+        return behind[len(line_end) :] if behind[: len(line_end)] == line_end else ids
 
     def _gaps(self) -> Iterable[int]:
         known = self._tokenizer.get_vocab(with_added_tokens=True).values()

@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Self
 
@@ -101,6 +102,11 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:
         check_text(texts)
         return [np.array(ids, dtype=np.int64) for ids in self._processor.encode(list(texts))]
+
+    @cached_property
+    def special_tokens(self) -> Mapping[str, int]:
+        control = filter(self._processor.is_control, range(self.vocab_size))
+        return {self._processor.id_to_piece(id): id for id in control}
 
     def _decode(self, ids: list[int]) -> str:
         out: str = self._processor.decode(ids)

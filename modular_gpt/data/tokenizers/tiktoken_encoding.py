@@ -5,7 +5,7 @@ GPT-2's is described in "Language Models are Unsupervised Multitask Learners" (R
 
 import base64
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -87,6 +87,10 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
         with library_errors(f"the {self._encoding.name} encoding cannot encode this text"):
             encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
         return [np.array(ids, dtype=np.int64) for ids in encoded]
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        return self._parts[3]
 
     def _gaps(self) -> Iterable[int]:
         _, _, ranks, special = self._parts

@@ -1,0 +1,26 @@
+"""Chat templates: conversations to text and ids, one file each.
+
+template = build_template("chatml", tokenizer)
+text = template.render([{"role": "user", "content": "Hello"}], open_turn=True)
+"""
+
+from modular_gpt.data.templates.base import ChatTemplate, Message, Segment, SpecialTexts
+from modular_gpt.data.templates.build import build_template, definition_of, template_names, template_of
+from modular_gpt.data.templates.encoding import EncodedConversation, encode, encode_segments, encode_with_answers
+from modular_gpt.data.templates.jinja import JinjaTemplate
+
+__all__ = [
+    "ChatTemplate",
+    "EncodedConversation",
+    "JinjaTemplate",
+    "Message",
+    "Segment",
+    "SpecialTexts",
+    "build_template",
+    "definition_of",
+    "encode",
+    "encode_segments",
+    "encode_with_answers",
+    "template_names",
+    "template_of",
+]
