@@ -12,7 +12,8 @@ from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
 from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, one_of
 from modular_gpt.data import SPLITS, Corpus, PreparedText, build_corpus
-from modular_gpt.data.corpora.files import find_files, path_patterns, read_text
+from modular_gpt.data.corpora.file_search import find_files, path_patterns
+from modular_gpt.data.corpora.files import read_text
 from modular_gpt.evaluation import Evaluation, WindowOptions, evaluate_text, evaluate_tokens
 from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 from modular_gpt.training.run import load_config

@@ -48,7 +48,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None =
         _read,
         cache_dir,
     )
-    return replace(data, packing=corpus.packing)
+    return replace(data, packing=corpus.packing, notes=corpus.notes)
 
 
 def _read(directory: Path, manifest: PlainDict) -> PreparedText:

@@ -30,6 +30,7 @@ class PreparedData(ABC):
     separates_documents: batches have the numbers of documents, which only some attentions keep apart
     epoch_tokens: number of tokens of one pass over the training data; None: new data at every step
     zlib_bits_per_byte: bits that zlib -9 needs for a byte of the validation text; None: it is no text
+    notes: further lines about the data for the beginning of a run
     """
 
     manifest: PlainDict
@@ -38,6 +39,7 @@ class PreparedData(ABC):
     separates_documents: bool = False
     epoch_tokens: int | None = None
     zlib_bits_per_byte: float | None = None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> Batches:

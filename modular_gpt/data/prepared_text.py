@@ -28,6 +28,7 @@ class PreparedText(PreparedData):
     validation: TokenSplit
     manifest: PlainDict
     packing: Packing | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def separates_documents(self) -> bool:  # type: ignore[override]

@@ -64,6 +64,7 @@ def opening(trainer: Trainer, directory: Path) -> str:
             + (", compiled in the first step" if trainer.forward.compiled else ""),
             *decisions(trainer),
             f"Data      {trainer.data.sizes()}" if epoch is None else f"Text      {trainer.data.sizes()}",
+            *(f"          {note}" for note in trainer.data.notes),
             f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens:"
             f" {config.max_steps * per_step:,}"
             + ("" if epoch is None else f"; {epoch / per_step:,.1f} steps are an epoch")

@@ -122,10 +122,8 @@ def test_an_empty_file_among_others_is_fine(tmp_path: Path) -> None:
     assert build_corpus({"name": "text", "path": str(tmp_path / "*.txt")}).describe() == {"files": 1, "bytes": 300}
 
 
-def test_a_directory(tmp_path: Path) -> None:
-    assert refused(tmp_path) == (
-        f"'{tmp_path}' is a directory: name the files in it, for example '{tmp_path}/**/*.txt'"
-    )
+def test_an_empty_directory(tmp_path: Path) -> None:
+    assert refused(tmp_path) == f"the folder '{tmp_path}' has no file to read: correct data.path"
 
 
 def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

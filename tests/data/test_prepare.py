@@ -469,7 +469,7 @@ def test_how_texts_are_batched_changes_nothing(
     folder = tmp_path_factory.mktemp("batched")
     for number, text in enumerate([*texts, "some more text"]):
         (folder / f"{number}.txt").write_bytes(text.encode())
-    corpus = build_corpus({"name": "text", "path": str(folder / "*.txt")})
+    corpus = build_corpus({"name": "text", "path": str(folder / "*.txt"), "deduplicate": False})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["modular_gpt.data.prepare"], "BATCH", batch)
         data = prepare(corpus, build_tokenizer("byte"), folder / "cache")

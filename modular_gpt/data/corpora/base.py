@@ -27,6 +27,7 @@ class Corpus(Component, ABC, slot="data"):
     """What to train on and what to validate on: text, unless ``prepare`` is overridden.
 
     packing: how the documents in a window are kept apart; None: they are not
+    notes: lines about the text for the beginning of a run, such as the number of files that were skipped
 
     Raises:
         ConfigError: a setting is missing or wrong.
@@ -34,6 +35,7 @@ class Corpus(Component, ABC, slot="data"):
     """
 
     packing: Packing | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, config: ComponentConfig) -> None:
         if isinstance(config, TextConfig):

@@ -1,17 +1,16 @@
-"""Text files: found by path or pattern, checked to be UTF-8 text, read in bounded memory.
+"""Text files: checked to be UTF-8 text, read in bounded memory.
 
 A byte order mark at the beginning of a file is dropped, and Windows line ends (CRLF) are read as line feeds.
 """
 
 import codecs
-import glob
 import hashlib
 import json
 from abc import ABC
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, chunk_text
@@ -21,79 +20,50 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A file that was read once from end to end and is UTF-8 text.
+class SourceFile:
+    """A file that was read once from end to end.
 
-    name: of the document; characters: of its text, as it is read
-    bytes, modified (nanoseconds): of the file on disk
-    sha256: of its text in UTF-8, which are the file's bytes unless a byte order mark or CRLF is in them
+    characters: of its text, as it is read; bytes, modified (nanoseconds): of the file on disk; sha256: of its text
     """
 
     path: Path
-    name: str
     characters: int
     bytes: int
     sha256: str
     modified: int
 
 
+@dataclass(frozen=True)
+class TextFile(SourceFile):
+    """A file of UTF-8 text.
+
+    name: of the document
+    sha256: of its text in UTF-8, which are the file's bytes unless a byte order mark or CRLF is in them
+    """
+
+    name: str
+
+
 class FileSlice(NamedTuple):
-    """The characters of a file from ``start`` to ``stop``."""
+    """The characters of a file from ``start`` to ``stop``: one document."""
 
     file: TextFile
     start: int
     stop: int
 
+    @property
+    def characters(self) -> int:
+        """The number of characters."""
+        return self.stop - self.start
 
-def path_patterns(value: object, setting: str = "data.path") -> list[str]:
-    """Paths and patterns as a list, from one or several of them, each a string or a Path.
+    def chunks(self) -> Iterator[TextChunk]:
+        """The text in chunks.
 
-    Raises:
-        ConfigError: it is something else.
-    """
-    listed = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not listed or not all(isinstance(item, (str, Path)) and str(item) for item in listed):
-        raise ConfigError(f"{setting} must be a path, a pattern or a list of these, got {value!r}")
-    return [str(item) for item in listed]
-
-
-def find_files(patterns: Iterable[str], setting: str = "data.path") -> list[Path]:
-    """The files that paths and patterns name, sorted within a pattern.
-
-    ``**`` crosses directories and ``~`` is the home directory. A file that is named twice, also by another spelling
-    or through a link, is found once, where it comes first. ``setting`` names the paths in messages.
-
-    Raises:
-        DataError: a path does not exist or is a directory, or a pattern matches no file.
-    """
-    found: dict[object, Path] = {}
-    for path in (path for pattern in patterns for path in _matches(pattern, setting)):
-        found.setdefault(_identity(path), path)
-    return list(found.values())
-
-
-def _matches(pattern: str, setting: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        example = path / "**" / "*.txt"
-        raise DataError(f"{pattern!r} is a directory: name the files in it, for example '{example}'")
-    if path.exists() or path.is_symlink():
-        return [path]
-    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        what = "no file matches" if glob.has_magic(pattern) else "there is no file"
-        raise DataError(f"{what} {pattern!r} (seen from {Path.cwd()}): correct {setting}")
-    return files
-
-
-def _identity(path: Path) -> object:
-    """A key that is equal for all paths and links to the same file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return path
-    return (status.st_dev, status.st_ino) if status.st_ino else path.resolve()
+        Raises:
+            DataError: the file is not the one that was scanned any more.
+        """
+        for text in chunk_text(_characters(*self)):
+            yield TextChunk(self.file.name, text)
 
 
 def scan(path: Path, name: str | None = None) -> TextFile:
@@ -110,7 +80,7 @@ def scan(path: Path, name: str | None = None) -> TextFile:
             characters += len(text)
     except OSError as error:
         raise DataError(f"cannot read '{path}' ({error.strerror}): make it readable or leave it out") from error
-    return TextFile(path, name or str(path), characters, status.st_size, digest.hexdigest(), status.st_mtime_ns)
+    return TextFile(path, characters, status.st_size, digest.hexdigest(), status.st_mtime_ns, name or str(path))
 
 
 def read_text(path: Path) -> str:
@@ -170,16 +140,6 @@ def _normalized(texts: Iterable[str]) -> Iterator[str]:
         yield held
 
 
-def read_slice(file_slice: FileSlice) -> Iterator[TextChunk]:
-    """The text of a slice of a file, in chunks.
-
-    Raises:
-        DataError: the file is not the one that was scanned any more.
-    """
-    for text in chunk_text(_characters(*file_slice)):
-        yield TextChunk(file_slice.file.name, text)
-
-
 def _characters(file: TextFile, start: int, stop: int) -> Iterator[str]:
     position = 0
     try:
@@ -188,28 +148,51 @@ def _characters(file: TextFile, start: int, stop: int) -> Iterator[str]:
                 break
             yield text[max(start - position, 0) : stop - position]
             position += len(text)
-        status = file.path.stat()
     except (OSError, DataError) as error:
-        raise _changed(file) from error
+        raise changed(file.path) from error
+    check_unchanged(file)
+
+
+def check_unchanged(file: SourceFile) -> None:
+    """Raise a DataError if a file is not the one that was scanned any more."""
+    try:
+        status = file.path.stat()
+    except OSError as error:
+        raise changed(file.path) from error
     if (status.st_size, status.st_mtime_ns) != (file.bytes, file.modified):
-        raise _changed(file)
+        raise changed(file.path)
 
 
-def _changed(file: TextFile) -> DataError:
-    return DataError(f"'{file.path}' changed while it was read: start again when nothing writes to it")
+def changed(path: Path) -> DataError:
+    """The error of a file that was written to after it was scanned."""
+    return DataError(f"'{path}' changed while it was read: start again when nothing writes to it")
+
+
+class SourceSlice(Protocol):
+    """Some of a file's text, from ``start`` to ``stop`` in characters or in rows."""
+
+    @property
+    def file(self) -> SourceFile: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+    @property
+    def characters(self) -> int: ...
+    def chunks(self) -> Iterator[TextChunk]: ...
 
 
 class FileCorpus(Corpus, ABC):
     """A corpus of slices of files for each split; a subclass fills ``splits``."""
 
-    splits: dict[str, list[FileSlice]]
+    splits: Mapping[str, Sequence[SourceSlice]]
 
     def documents(self, split: str) -> Iterator[TextChunk]:
         for file_slice in self.splits[split]:
-            yield from read_slice(file_slice)
+            yield from file_slice.chunks()
 
     def characters(self, split: str) -> int | None:
-        return sum(file_slice.stop - file_slice.start for file_slice in self.splits[split])
+        return sum(file_slice.characters for file_slice in self.splits[split])
 
     @property
     def fingerprint(self) -> str:
@@ -221,6 +204,11 @@ class FileCorpus(Corpus, ABC):
         files = [file_slice.file for slices in self.splits.values() for file_slice in slices]
         sizes = {file.path: file.bytes for file in files}
         return {"files": len(sizes), "bytes": sum(sizes.values())}
+
+
+def whole_files(files: Iterable[TextFile]) -> list[FileSlice]:
+    """The whole text of each file."""
+    return [FileSlice(file, 0, file.characters) for file in files if file.characters]
 
 
 def split_end(files: list[TextFile], val_fraction: float) -> dict[str, list[FileSlice]]:

@@ -33,12 +33,13 @@ class PythonStdlib(FileCorpus, name="python_stdlib"):
         super().__init__(config)
         root = Path(sysconfig.get_paths()["stdlib"])
         paths = sources(root)
-        self.splits = {split: [] for split in SPLITS}
+        splits: dict[str, list[FileSlice]] = {split: [] for split in SPLITS}
         for name in sorted(paths):
             file = scan(paths[name], name)
             split = "validation" if for_validation(name) else "train"
-            self.splits[split].append(FileSlice(file, 0, file.characters))
-        if len(paths) < FEWEST or not all(self.splits.values()):
+            splits[split].append(FileSlice(file, 0, file.characters))
+        self.splits = splits
+        if len(paths) < FEWEST or not all(splits.values()):
             raise DataError(
                 f"the sources of Python's standard library are missing (found {len(paths)} files in {root}):"
                 " use a text of your own with data=text data.path=<file or pattern>"

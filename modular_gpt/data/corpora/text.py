@@ -1,38 +1,136 @@
-"""Text files of the user's own."""
+"""Text of the user's own: files, folders, and columns of files of rows."""
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home
-from modular_gpt.data.corpora.files import FileCorpus, check_fraction, find_files, path_patterns, scan, split_end
+from modular_gpt.data.corpora.columns import scan_rows, skip_without_rows, split_last_rows, whole_rows
+from modular_gpt.data.corpora.file_search import identity, in_words, path_patterns, search_files, skip_binary
+from modular_gpt.data.corpora.files import (
+    FileCorpus,
+    SourceFile,
+    SourceSlice,
+    check_fraction,
+    scan,
+    split_end,
+    whole_files,
+)
 from modular_gpt.data.documents import TextConfig
+
+F = TypeVar("F", bound=SourceFile)
 
 
 class Text(FileCorpus, name="text"):
-    """Your own UTF-8 files: data.path=<file, pattern or list of these>."""
+    """Your own UTF-8 files: data.path=<file, folder, pattern or list of these>."""
 
     @dataclass
     class Config(TextConfig):
         """Settings of a corpus of text files.
 
-        path: A path, a pattern such as corpus/**/*.txt, or a list of paths and patterns.
-        val_fraction: Fraction of all characters, at the end of the text, that is held out for validation.
+        path: A path, a folder (its files of text, also in folders below), a pattern such as corpus/**/*.txt, or a list
+            of these.
+        val_fraction: Fraction of all characters (of all rows, with a column), at the end, that is held out for
+            validation.
+        validation: Files to validate on, given as path is. By default (null) val_fraction of path is held out.
+        column: Read the texts in this column of .jsonl, .json, .csv, .tsv or .parquet files, each row as a document.
+            By default (null) a file is one text.
+        deduplicate: Read files of equal content only once.
         """
 
         path: Any = None  # str or list[str]: a structured config cannot spell that union
         val_fraction: float = 0.1
+        validation: Any = None
+        column: str | None = None
+        deduplicate: bool = True
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            expand_home(self, "path")
+            expand_home(self, "path", "validation")
             check_fraction(self.val_fraction)
+            if self.column == "":
+                raise ConfigError("data.column must be the name of a column, got an empty one: leave it out")
 
     def __init__(self, config: ComponentConfig) -> None:
         super().__init__(config)
         assert isinstance(config, Text.Config)
         if not config.path:
             raise ConfigError("data=text needs data.path=<file or pattern>, such as data.path='corpus/**/*.txt'")
-        files = find_files(path_patterns(config.path))
-        self.splits = split_end([scan(path) for path in files], config.val_fraction)
+        self._counts: Counter[str] = Counter()
+        if (column := config.column) is None:
+            self.splits = self._read(config, scan, whole_files, split_end)
+        else:
+            self.splits = self._read(config, lambda path: scan_rows(path, column), whole_rows, split_last_rows)
+        skipped = f"skipped in folders: {in_words(self._counts)}"
+        self.notes = (*((skipped,) if self._counts.total() else ()), *self.notes)
+
+    def _read(
+        self,
+        config: "Text.Config",
+        scan: Callable[[Path], F],
+        whole: Callable[[list[F]], Sequence[SourceSlice]],
+        split: Callable[[list[F], float], Mapping[str, Sequence[SourceSlice]]],
+    ) -> Mapping[str, Sequence[SourceSlice]]:
+        """The slices of both splits, of the files as ``scan`` reads them.
+
+        whole: all of some files; split: a training and a validation split of some files
+        """
+        paths = self._files(config, "path")
+        if not config.validation:
+            return split(self._distinct([scan(path) for path in paths], config), config.val_fraction)
+        validating = self._files(config, "validation")
+        check_apart(paths, validating)
+        train = self._distinct([scan(path) for path in paths], config)
+        validation = self._distinct([scan(path) for path in validating], config)
+        if config.deduplicate:
+            check_different(train, validation)
+        splits = {"train": whole(train), "validation": whole(validation)}
+        for name, slices in splits.items():
+            if not slices:
+                raise DataError(f"the files of data.{'path' if name == 'train' else name} have no text: give it more")
+        return splits
+
+    def _files(self, config: "Text.Config", setting: str) -> list[Path]:
+        place = f"data.{setting}"
+        skip = skip_binary if config.column is None else skip_without_rows
+        found = search_files(path_patterns(getattr(config, setting), place), place, skip)
+        self._counts += found.skipped
+        return found.files
+
+    def _distinct(self, files: list[F], config: "Text.Config") -> list[F]:
+        """The files without those whose content an earlier one has."""
+        if not config.deduplicate:
+            return files
+        first: dict[str, F] = {}
+        for file in files:
+            first.setdefault(file.sha256, file)
+        equal = sum(file.characters > 0 for file in files) - sum(file.characters > 0 for file in first.values())
+        if equal:
+            self.notes = (*self.notes, f"files left out, equal to earlier ones: {equal:,}")
+        return list(first.values())
+
+
+def check_apart(train: Sequence[Path], validation: Sequence[Path]) -> None:
+    """Raise a DataError if a file is in both lists, also by another spelling or through a link."""
+    known = {identity(path) for path in train}
+    for path in validation:
+        if identity(path) in known:
+            raise _trained_on(f"'{path}' is in data.path and in data.validation")
+
+
+def check_different(train: Sequence[SourceFile], validation: Sequence[SourceFile]) -> None:
+    """Raise a DataError if a file for validation has the content of one for training."""
+    known = {file.sha256: file.path for file in train if file.characters}
+    for file in validation:
+        if file.sha256 in known:
+            raise _trained_on(
+                f"'{file.path}' of data.validation has the content of '{known[file.sha256]}' of data.path"
+            )
+
+
+def _trained_on(found: str) -> DataError:
+    return DataError(f"{found}, and a loss on text that was trained on says little: leave it out of one of the two")

@@ -7,7 +7,7 @@ from pathlib import Path
 from modular_gpt.core.errors import ConfigError, DataError, printable, unknown
 from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.validation import shown
-from modular_gpt.data.corpora.files import find_files, path_patterns
+from modular_gpt.data.corpora.file_search import find_files, path_patterns
 from modular_gpt.data.records.formats import FIELDS, FORMATS
 from modular_gpt.data.records.record import BadRecord, Record
 from modular_gpt.data.rows import READERS, Row, is_row_file, read_rows
