@@ -3,6 +3,7 @@
 config.json, model.safetensors              of a published family that computes the same, else with our own model_type
 generation_config.json                      ids that end a text
 tokenizer.json, tokenizer_config.json       as transformers reads them
+chat_template.jinja                         where the tokenizer has a chat template
 README.md                                   model card
 modular_gpt/tokenizer.json, meta.json       as in a checkpoint of this program
 
@@ -22,6 +23,7 @@ from modular_gpt.checkpoint.native import FOLDER
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.validation import one_of
+from modular_gpt.data.templates import stops_of
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.materialize import saved_tensors
@@ -142,7 +144,7 @@ def write_folder(
     from modular_gpt.hf.card import write_card
 
     training = {name: meta[name] for name in _FOR_CARD if name in meta}
-    ends = [] if tokenizer is None else tokenizer.eos_ids
+    ends = [] if tokenizer is None else _end_ids(tokenizer)
     model_type = save_model(model, directory, format, ends if len(ends) > 1 else next(iter(ends), None), training)
     write_card(directory, model, training, importing=model_type == OWN_TYPE)
     notes = directory / OWN_TYPE
@@ -157,6 +159,12 @@ def write_folder(
     except ConfigError as error:
         return Written(model_type, str(error))
     return Written(model_type, "")
+
+
+def _end_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids that end a text, and an answer if the tokenizer has a chat template."""
+    answers = [] if tokenizer.template is None else stops_of(tokenizer.template, tokenizer).tokens
+    return list(dict.fromkeys([*tokenizer.eos_ids, *answers]))
 
 
 @contextmanager

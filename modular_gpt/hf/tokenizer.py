@@ -22,8 +22,8 @@ _LETTERS = {**{b: chr(b) for b in _SHOWN}, **{b: chr(256 + i) for i, b in enumer
 def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> "PreTrainedTokenizerFast":
     """A ``PreTrainedTokenizerFast`` that gives the ids of ``prompt_ids``: ``bos_id``, where there is one, and the text.
 
-    Special tokens that are spelled out in a text are text, as in our ``encode``. It pads on the left, as ``generate``
-    needs.
+    Special tokens that are spelled out in a text are text, as in our ``encode``, unless the tokenizer has a chat
+    template: transformers encodes conversations as it encodes any text. It pads on the left, as ``generate`` needs.
 
     context_length: becomes its model_max_length, past which it warns
 
@@ -46,14 +46,18 @@ def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> 
     named = {"eos_token": end, "bos_token": bos or end, "pad_token": end}
     known = {name: token for name, token in named.items() if token is not None}
     limit = {} if context_length is None else {"model_max_length": context_length}
-    return PreTrainedTokenizerFast(
+    template = tokenizer.template
+    found = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        split_special_tokens=True,
-        **known,
+        split_special_tokens=template is None,
+        **(known if template is None else {**known, **template.tokens}),
         **limit,
     )
+    if template is not None:
+        found.chat_template = template.jinja()
+    return found
 
 
 def _template(bos: str | None, bos_id: int | None) -> "processors.PostProcessor":

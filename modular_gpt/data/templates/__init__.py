@@ -6,7 +6,14 @@ text = template.render([{"role": "user", "content": "Hello"}], open_turn=True)
 
 from modular_gpt.data.templates.base import ChatTemplate, Message, Segment, SpecialTexts
 from modular_gpt.data.templates.build import build_template, definition_of, template_names, template_of
-from modular_gpt.data.templates.encoding import EncodedConversation, encode, encode_segments, encode_with_answers
+from modular_gpt.data.templates.encoding import (
+    EncodedConversation,
+    Stops,
+    encode,
+    encode_segments,
+    encode_with_answers,
+    stops_of,
+)
 from modular_gpt.data.templates.jinja import JinjaTemplate
 
 __all__ = [
@@ -16,11 +23,13 @@ __all__ = [
     "Message",
     "Segment",
     "SpecialTexts",
+    "Stops",
     "build_template",
     "definition_of",
     "encode",
     "encode_segments",
     "encode_with_answers",
+    "stops_of",
     "template_names",
     "template_of",
 ]

@@ -91,6 +91,11 @@ class ChatTemplate(ABC):
         """The template, or several by name, in the language of transformers' ``chat_template``."""
 
     @property
+    def tokens(self) -> Mapping[str, str]:
+        """The special tokens that ``jinja`` needs, by their names in transformers, such as ``bos_token``."""
+        return {}
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return (self.end_of_turn,) if self.end_of_turn else ()
 

@@ -86,6 +86,24 @@ def _stretches(segments: Sequence[Segment], tokenizer: "Tokenizer", special: re.
     yield tokenizer.encode_stretch(text, first)
 
 
+class Stops(NamedTuple):
+    """How generation knows that an answer has ended: tokens, and texts that are no single token."""
+
+    tokens: list[int]
+    texts: list[str]
+
+
+def stops_of(template: ChatTemplate, tokenizer: "Tokenizer") -> Stops:
+    """The stops of a template, besides the tokens that end any text of the tokenizer.
+
+    Raises:
+        DataError: the template cannot be rendered.
+    """
+    special = tokenizer.special_tokens
+    tokens = [special[text] for text in template.stops if text in special]
+    return Stops(tokens, [text for text in template.stops if text not in special])
+
+
 def special_pattern(tokenizer: "Tokenizer") -> re.Pattern[str]:
     """Matches the text of any special token, the longest first; matches nothing where there are none."""
     longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)

@@ -56,7 +56,7 @@ class JinjaTemplate(ChatTemplate):
                 f" {MAX_CHARACTERS:,} characters"
             )
         self._sources = dict(sources)
-        self._tokens = {name: text for name, text in tokens.items() if name.endswith("_token")}
+        self._named_tokens = {name: text for name, text in tokens.items() if name.endswith("_token")}
         self._marks_answers = _GENERATION.search(sources[DEFAULT]) is not None
         spelled = sorted(texts.special, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
@@ -66,7 +66,11 @@ class JinjaTemplate(ChatTemplate):
         return cls(definition["sources"], definition["tokens"], texts)
 
     def definition(self) -> PlainDict:
-        return {"sources": self._sources, "tokens": self._tokens}
+        return {"sources": self._sources, "tokens": self._named_tokens}
+
+    @property
+    def tokens(self) -> Mapping[str, str]:
+        return self._named_tokens
 
     def jinja(self) -> str | dict[str, str]:
         return self._sources[DEFAULT] if len(self._sources) == 1 else dict(self._sources)
@@ -152,7 +156,7 @@ class JinjaTemplate(ChatTemplate):
         from transformers.utils.chat_template_utils import render_jinja_template
 
         options: PlainDict = {
-            **self._tokens,
+            **self._named_tokens,
             "conversations": [list(messages)],
             "chat_template": self._sources[DEFAULT],
             "add_generation_prompt": open_turn,
