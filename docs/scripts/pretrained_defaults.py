@@ -18,6 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from modular_gpt.pretrained.config_map import HARMLESS
 
+# harmless where a family does not read them, but others do
+READ = {"router_aux_loss_coef", "aux_loss_alpha"}
 FILE = Path(__file__).parents[2] / "modular_gpt" / "pretrained" / "families" / "defaults.json"
 
 
@@ -25,7 +27,7 @@ def defaults(model_type: str) -> dict[str, Any]:
     """The class, the synonyms and the default settings of one model type."""
     config_class = CONFIG_MAPPING[model_type]
     given = {field.name: _default(field) for field in dataclasses.fields(config_class)}
-    settings = {name: value for name, value in given.items() if name not in HARMLESS and _is_json(value)}
+    settings = {name: value for name, value in given.items() if name not in HARMLESS.keys() - READ and _is_json(value)}
     if hasattr(config_class, "rope_parameters"):
         settings |= _rope(config_class)
     return {

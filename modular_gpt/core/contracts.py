@@ -186,6 +186,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
     sees_whole_window: a token sees all of the last ``window`` tokens of ``cache_spec``, or all earlier ones without a
         window
     separates_documents: ``forward`` lets no token see one before ``Positions.document_starts``
+    only_speed: settings that change the speed, not the results
     reported: names after ``attention.`` of the tensors that ``forward`` reports to observers
     input_conv: the convolution of the input, or None; the block applies it, by ``convolve``
     slides: as for ``Position``
@@ -194,6 +195,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
     accepts_bias: ClassVar[bool] = True
     sees_whole_window: ClassVar[bool] = True
     separates_documents: ClassVar[bool] = False
+    only_speed: ClassVar[tuple[str, ...]] = ()
     reported: ClassVar[tuple[str, ...]] = ("query", "key", "value", "scores", "weights", "heads")
     Config: ClassVar[type[ComponentConfig]] = AttentionConfig
     slides: bool = True

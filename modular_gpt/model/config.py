@@ -29,7 +29,7 @@ from modular_gpt.model.topologies import TOPOLOGIES
 FORMAT = 1  # of the dict that to_dict writes
 SLOTS = ("attention", "ffn", "norm", "pos")
 BASE = "base"  # the pattern's name for a layer without overrides
-BLOCK = "block"  # beside the slots, what a variant may set: the topology and the residual multiplier
+BLOCK = "block"  # beside the slots, what a variant may set: the fields of _Block
 # No published model comes near these; what a typo or a damaged file asks for does, and would never be built.
 LARGEST = {"vocab_size": 2**31, "d_model": 2**24, "n_heads": 2**20, "n_layers": 2**14, "context_length": 2**31}
 
@@ -43,8 +43,8 @@ class LayersConfig:
 
     name: Name of the pattern, which is only shown.
     variants: Named sets of settings that differ from the model's own, as a mapping from name to slot to settings.
-        Another component name starts from that component's defaults. Beside the slots, block sets the topology and
-        the residual_multiplier of the layer.
+        Another component name starts from that component's defaults. Beside the slots, block sets the topology,
+        the residual_multiplier and the residual_weights of the layer.
     prefix: Variants of the first layers, by name.
     cycle: Variants that are repeated over the layers between prefix and suffix; base is a layer without changes.
     suffix: Variants of the last layers, by name.
@@ -79,7 +79,7 @@ class LayersConfig:
 
 
 class BlockConfig(NamedTuple):
-    """One transformer block: its components, its topology and its residual multiplier."""
+    """One transformer block: its components, its topology, and the weights of its residual connections."""
 
     attention: ComponentConfig
     ffn: ComponentConfig
@@ -87,6 +87,7 @@ class BlockConfig(NamedTuple):
     pos: ComponentConfig
     topology: str
     residual_multiplier: float
+    residual_weights: list[float] | None = None
 
     @property
     def position_class(self) -> type[Position]:
@@ -107,6 +108,10 @@ class BlockConfig(NamedTuple):
     def rotary_width(self, dims: Dims) -> int:
         """The width of the vectors that the attention passes to ``Position.rotate``."""
         return self.attention_class.rotary_width(self.attention, dims, self.position_class)
+
+    def uses_positions(self, dims: Dims) -> bool:
+        """Whether the choice of ``pos`` matters: False in an attention that rotates nothing, such as a recurrence."""
+        return self.position_class.embeds or self.position_class.biases or self.rotary_width(dims) > 0
 
     def cache_spec(self, dims: Dims) -> CacheSpec:
         spec = self.attention_class.cache_spec(self.attention, dims, self.position_class)
@@ -141,9 +146,21 @@ class BlockConfig(NamedTuple):
 class _Block:
     topology: str
     residual_multiplier: float
+    residual_weights: list | None
 
     def __post_init__(self) -> None:
         one_of(self.topology, tuple(TOPOLOGIES), "topology")
+        weights = self.residual_weights
+        if weights is None:
+            return
+        if len(weights) != 4 or not all(isinstance(checked(one, float, "residual_weights"), float) for one in weights):
+            raise ConfigError(f"residual_weights must be four numbers, got {shown(weights)}")
+        if not TOPOLOGIES[self.topology].weighted:
+            raise ConfigError(
+                f"residual_weights weighs two additions to the residual stream, but topology={self.topology} adds"
+                " attention and ffn at once; use residual_multiplier"
+            )
+        self.residual_weights = [float(weight) for weight in weights] if any(one != 1 for one in weights) else None
 
 
 LayerConfig = BlockConfig  # the name of before
@@ -170,10 +187,12 @@ class GPTConfig:
     bias: Use biases in linear layers and LayerNorm.
     attention, ffn, norm, pos: A registered name, a mapping with a name and settings, or a component's Config.
     layers: The settings that differ between layers, as a LayersConfig or a mapping.
-    topology: Arrangement of the norms in a block: pre, post, sandwich, post_residual, parallel or
+    topology: Arrangement of the norms in a block: pre, post, sandwich, post_residual, norm_residual, parallel or
         parallel_two_norms.
     residual_multiplier: Multiply the outputs of attention and ffn by this factor before they are added to the residual
         stream.
+    residual_weights: Weights of the two additions to the residual stream, as four numbers: of the stream and of
+        attention's output, of the stream and of ffn's output. By default (null) all are 1.
     embed_scale: Multiply token embeddings by this factor.
     embed_width: Width of the embeddings and of the input of the head; two matrices lead to d_model and back. By default
         (null) d_model.
@@ -211,6 +230,7 @@ class GPTConfig:
     layers: Any = field(default_factory=LayersConfig)
     topology: str = "pre"
     residual_multiplier: float = 1.0
+    residual_weights: list | None = None
     embed_scale: float = 1.0
     embed_width: int | None = None
     embed_norm: bool = False
@@ -293,16 +313,17 @@ class GPTConfig:
         return [layers[name] for name in pattern]
 
     def _variant(self, overrides: PlainMapping) -> BlockConfig:
-        components: dict[str, ComponentConfig] = {
-            slot: merge(slot, getattr(self, slot), overrides[slot]) if slot in overrides else getattr(self, slot)
+        attention, ffn, norm, pos = (
+            merge(slot, getattr(self, slot), overrides[slot]) if slot in overrides else getattr(self, slot)
             for slot in SLOTS
-        }
+        )
         block = overrides.get(BLOCK, {})
         block = {"topology": block} if isinstance(block, str) else block
         if not isinstance(block, Mapping):
             raise ConfigError(f"what differs in the block of a layer must be a topology or a mapping, got {block!r}")
-        block = from_mapping(_Block, {**asdict(_Block(self.topology, self.residual_multiplier)), **block}, BLOCK)
-        return BlockConfig(**components, topology=block.topology, residual_multiplier=block.residual_multiplier)
+        model_block = {field.name: getattr(self, field.name) for field in fields(_Block)}
+        made = from_mapping(_Block, {**model_block, **block}, BLOCK)
+        return BlockConfig(attention, ffn, norm, pos, **asdict(made))
 
     @cached_property
     def resolved_norm(self) -> ComponentConfig:

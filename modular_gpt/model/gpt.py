@@ -9,23 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modular_gpt.core.activation_checkpointing import checkpointed
-from modular_gpt.core.cache import LayerCache, ModelCache
-from modular_gpt.core.contracts import Attention, FeedForward, Norm, Position, Positions
+from modular_gpt.core.cache import ModelCache
+from modular_gpt.core.contracts import Position, Positions
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.observer import enter_block, is_observed, observed_pass, report
-from modular_gpt.core.registry import ComponentConfig, described
+from modular_gpt.core.observer import enter_block, observed_pass, report
+from modular_gpt.core.registry import described
 from modular_gpt.core.validation import size_errors
 from modular_gpt.model.aliases import Description, read_description
-from modular_gpt.model.config import BlockConfig, GPTConfig
+from modular_gpt.model.block import TransformerBlock, build_norm
+from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.init import initialise
 from modular_gpt.model.inputs import check_cache_size, checked_ids, checked_targets, embedded, outside
 from modular_gpt.model.loss import ACCURACY, IGNORED, PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
 from modular_gpt.model.token_positions import packed_positions, token_positions
-from modular_gpt.model.topologies import NORMS, TOPOLOGIES
 
-Transformed = tuple[Tensor, dict[str, Tensor]]
 M = TypeVar("M", bound=nn.Module)
 
 if TYPE_CHECKING:
@@ -46,52 +44,6 @@ class ParameterCount(NamedTuple):
     total: int
     non_embedding: int
     active: int
-
-
-class TransformerBlock(nn.Module):
-    """Attention and a feed-forward network on the residual stream; the topology decides where norms are applied."""
-
-    attention_norm: Norm  # None, as the other three, where the topology does not name it
-    ffn_norm: Norm
-    attention_post_norm: Norm
-    ffn_post_norm: Norm
-
-    def __init__(self, layer: BlockConfig, config: GPTConfig, position: Position) -> None:
-        super().__init__()
-        dims = config.dims
-        self.topology = TOPOLOGIES[layer.topology]
-        self.multiplier = layer.residual_multiplier
-        self.recomputes = False  # set by GPTModel.checkpoint_activations
-        self.attention: Attention = layer.attention.build(dims, position)
-        self.ffn: FeedForward = layer.ffn.build(dims)
-        for name in NORMS:
-            setattr(self, name, build_norm(layer.norm, config) if name in self.topology.norms else None)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Transformed:
-        """(B, T, D) -> (B, T, D), auxiliary losses by name"""
-        if self.recomputes and cache is None and torch.is_grad_enabled() and not is_observed():
-            recomputed: Transformed = checkpointed(
-                lambda x: self.topology.forward(self, x, pos.without_memo(), None), x
-            )
-            return recomputed
-        return self.topology.forward(self, x, pos, cache)
-
-    def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D), after dropout"""
-        if isinstance(self.attention, Attention):  # not a module that was put in its place
-            x, cache = self.attention.convolve(x, pos, cache)
-        out: Tensor = self.dropout(report("attention.out", self.attention(x, pos, cache)))
-        return out
-
-    def feed(self, x: Tensor, pos: Positions) -> Transformed:
-        """(B, T, D) -> (B, T, D) after dropout, and auxiliary losses"""
-        out, losses = self.ffn(x, pos.valid()) if self.ffn.takes_mask else self.ffn(x)
-        return self.dropout(report("ffn.out", out)), losses
-
-    def scale(self, update: Tensor) -> Tensor:
-        """The update of the residual stream times ``residual_multiplier``."""
-        return update if self.multiplier == 1.0 else update * self.multiplier
 
 
 class GPTModel(nn.Module):
@@ -384,12 +336,6 @@ class GPTModel(nn.Module):
         """
         table = summary_table(self, self.config)
         return f"{table}\n{self.assumed}" if self.assumed else table
-
-
-def build_norm(norm: ComponentConfig, config: GPTConfig) -> nn.Module:
-    """A norm over the residual stream."""
-    out: nn.Module = norm.build(config.d_model, config.bias)
-    return out
 
 
 def _apply(module: nn.Module | None, x: Tensor) -> Tensor:

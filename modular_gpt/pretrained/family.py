@@ -5,11 +5,13 @@ The tables of families are in families/, one file for each group of relatives.
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from modular_gpt.core.errors import CheckpointError, UserError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
@@ -17,6 +19,7 @@ from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.pretrained.config_map import HFConfig, check_all_read
 from modular_gpt.pretrained.setting_map import Keys, KeyTree, ModelView, flattened, read_keys, write_keys
 from modular_gpt.pretrained.tensor_map import TensorMapping
+from modular_gpt.pretrained.weight_files import View
 
 
 @cache
@@ -36,6 +39,8 @@ class Family:
     harmless: keys that change no logits in this family: name -> ANY, or the values at which they change nothing
     prefix: prefix of tensor names, absent in files of the model without a head
     ignored: regular expressions of names of tensors without learned values; {n_layers} is replaced by the number
+    tables: those tensors without learned values that files need, computed from the config
+    views: conversions of the tensors of files before ``tensors`` are looked up, such as other names for them
     architecture, defaults, synonyms: class of the language model in transformers, values of keys that its config.json
         omits, and other names of keys; by default those generated for the model type
     """
@@ -46,6 +51,8 @@ class Family:
     harmless: PlainMapping = field(default_factory=dict)
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
+    tables: Callable[[GPTConfig], Mapping[str, Tensor]] = lambda config: {}
+    views: tuple[View, ...] = ()
     architecture: str = ""
     defaults: PlainMapping = field(default_factory=dict)
     synonyms: Mapping[str, str] = field(default_factory=dict)

@@ -41,6 +41,8 @@ def load_pretrained(
     source = locate(name_or_path)
     family, given = read_family(source)
     with Tensors(source) as files:
+        for view in family.views:
+            files.apply(view)
         check_layers(given, family, files, source)
         model = _described(read_settings(source, family, given), files, source)
         pairs = match(family, model, files)

@@ -34,7 +34,8 @@ GENERATION = "generation_config.json"
 # Settings that change no logits of a trained model (initialisation, training, kernels), and those that are compared
 # component by component.
 _NOT_COMPUTED = {"init", "init_std", "init_residual", "init_head", "dropout", "bias", "layers", "final_norm", *SLOTS}
-_NOT_COMPUTED |= {"topology", "residual_multiplier"}  # of each layer
+_BLOCK = ("topology", "residual_multiplier", "residual_weights")  # of each layer
+_NOT_COMPUTED |= {*_BLOCK}
 _NOT_COMPUTED |= {"init_by_name"}
 _NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend", "balance", "balance_weight", "z_weight", "bias_step"}
 
@@ -106,7 +107,9 @@ def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
     ours = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
     pairs = list(expand(family.rules, ours, model.config))
     assert set(ours) == {name for pair in pairs for name in pair.our_names}, "a mapping is missing"
-    return {pair.hf_name: pair.joined(ours).cpu().contiguous() for pair in pairs}
+    learned = {pair.hf_name: pair.joined(ours).cpu().contiguous() for pair in pairs}
+    dtype = model.embedding.weight.dtype
+    return learned | {name: table.to(dtype) for name, table in family.tables(model.config).items()}
 
 
 class Comparison(NamedTuple):
@@ -136,6 +139,8 @@ def _other_components(config: GPTConfig, known: Sequence[Sequence[BlockConfig]])
     found = []
     for slot in SLOTS:
         for index, layer in enumerate(config.layer_configs):
+            if slot == "pos" and not layer.uses_positions(config.dims):
+                continue
             chosen = getattr(layer, slot)
             if chosen.component not in {getattr(other, slot).component for other in known[index % len(known)]}:
                 found.append(f"{slot}={chosen.name}")
@@ -159,14 +164,17 @@ def _differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
 
 
 def _layer_differences(config: GPTConfig, layer: BlockConfig, other: BlockConfig) -> Iterator[str]:
-    for name in ("topology", "residual_multiplier"):
+    for name in _BLOCK:
         value = getattr(layer, name)
         if not _equal(value, getattr(other, name)):
             yield f"{name}={value}" if value == getattr(config, name) else f"block.{name}={value}"
     for slot in SLOTS:
+        if slot == "pos" and not layer.uses_positions(config.dims):
+            continue
         values, others = encode(getattr(layer, slot)), encode(getattr(other, slot))
+        only_speed = layer.attention_class.only_speed if slot == "attention" else ()
         for name, value in values.items():
-            if name not in _NOT_COMPUTED_IN_COMPONENTS and not _equal(value, others[name]):
+            if name not in {*_NOT_COMPUTED_IN_COMPONENTS, *only_speed} and not _equal(value, others[name]):
                 yield f"{slot}.{name}={value}"
 
 

@@ -1,11 +1,12 @@
 """Reads the tensors of a published model one at a time from memory-mapped files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -76,6 +77,47 @@ class OldFile:
         return out
 
 
+class LazyTensor(Protocol):
+    """A tensor that is read, or computed from others, when it is loaded."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    def load(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """The tensor of a file under its key there."""
+
+    file: TensorFile
+    key: str
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.file.shape(self.key)
+
+    def load(self) -> Tensor:
+        return self.file.tensor(self.key)
+
+
+# Changes the names of tensors, leaves some out, or replaces several by one that is computed from them.
+View = Callable[[Mapping[str, LazyTensor]], dict[str, LazyTensor]]
+
+
+def renamed(*changes: tuple[str, str]) -> View:
+    """A view with the other names that files have for some tensors: (regular expression, replacement)."""
+
+    def view(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        found = {}
+        for name, tensor in tensors.items():
+            for pattern, replacement in changes:
+                name = re.sub(pattern, replacement, name)
+            found[name] = tensor
+        return found
+
+    return view
+
+
 def _load_old(path: Path) -> Any:
     import zipfile
 
@@ -88,7 +130,7 @@ class Tensors:
 
     def __init__(self, source: Source) -> None:
         self._stack = ExitStack()
-        self._files: dict[str, TensorFile] = {}  # key -> the file that has it
+        self._tensors: dict[str, LazyTensor] = {}
         try:
             self._open(source)
         except BaseException:
@@ -110,8 +152,8 @@ class Tensors:
         )
 
     def _add(self, path: Path) -> None:
-        file = SafeTensors(path, self._stack) if path.suffix == ".safetensors" else OldFile(path)
-        self._files |= dict.fromkeys(file.keys(), cast(TensorFile, file))
+        file: TensorFile = SafeTensors(path, self._stack) if path.suffix == ".safetensors" else OldFile(path)
+        self._tensors |= {key: StoredTensor(file, key) for key in file.keys()}  # noqa: SIM118
 
     def _add_shards(self, source: Source, index: str) -> None:
         where = (source.json(index) or {}).get("weight_map")
@@ -124,27 +166,31 @@ class Tensors:
                     f"{source.name!r} has no file {printable(name)!r}, which its {index} names; copy it there"
                 )
             self._add(path)
-        missing = sorted(set(where) - set(self._files))
+        missing = sorted(set(where) - set(self._tensors))
         if missing:
             raise CheckpointError(f"the files of {source.name!r} lack tensors that {index} names: {listed(missing)}")
 
+    def apply(self, view: View) -> None:
+        """Show the tensors as ``view`` does."""
+        self._tensors = view(self._tensors)
+
     def keys(self) -> set[str]:
-        return set(self._files)
+        return set(self._tensors)
 
     def numel(self) -> int:
         """Number of elements of all tensors together."""
-        return sum(self.shape(key).numel() for key in self._files)
+        return sum(tensor.shape.numel() for tensor in self._tensors.values())
 
     def shape(self, key: str) -> torch.Size:
-        return self._files[key].shape(key)
+        return self._tensors[key].shape
 
     def tensor(self, key: str) -> Tensor:
-        return self._files[key].tensor(key)
+        return self._tensors[key].load()
 
     def close(self) -> None:
         """Close the files."""
         self._stack.close()
-        self._files.clear()
+        self._tensors.clear()
 
     def __enter__(self) -> Self:
         return self

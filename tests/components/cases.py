@@ -69,7 +69,8 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
     ],
     ("attention", "shortconv"): [({"kernel": 5, "bias": False, "conv": 2}, PLAIN), ({"kernel": 1}, {"pos": "learned"})],
     ("attention", "lightning"): [
-        ({"chunk": 3, "head_dim": 6, "decay_scale": 0.3, "eps": 0.1, "conv": 3}, {"pos": "learned"})
+        ({"chunk": 3, "head_dim": 6, "decay_scale": 0.3, "eps": 0.1, "conv": 3}, {"pos": "learned"}),
+        ({"decay_rates": "geometric", "head_dim": 6}, {"n_heads": 3}),
     ],
     ("attention", "gated_delta"): [
         ({"chunk": 3, "key_heads": 2, "key_dim": 6, "value_dim": 10, "kernel": 2, "negative": True}, PLAIN),

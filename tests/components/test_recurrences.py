@@ -162,16 +162,26 @@ def test_documents_of_a_short_convolution_begin_with_zeros() -> None:
             torch.testing.assert_close(y[row, chosen], alone[0])
 
 
+@pytest.mark.parametrize(
+    ("decays", "n_heads", "expected_rates"),
+    [
+        ("alibi", 4, slopes(4)),
+        ("alibi", 6, slopes(6)),
+        ("geometric", 6, [2 ** (-8 / 6 * i) for i in range(1, 7)]),
+        ("geometric", 4, slopes(4)),
+    ],
+)
 @torch.no_grad()
-def test_lightning_decays_by_the_slopes_of_alibi() -> None:
+def test_decays_of_lightning(decays: str, n_heads: int, expected_rates: list[float]) -> None:
     """Against the sum over earlier tokens, written out."""
-    config = GPTConfig(**{**MODEL, "attention": {"name": "lightning", "decay_scale": 0.7, "chunk": 5}})
+    mixer = {"name": "lightning", "decay_scale": 0.7, "chunk": 5, "decay_rates": decays, "head_dim": 8}
+    config = GPTConfig(**{**MODEL, "n_heads": n_heads, "attention": mixer})
     attention = build(config).double().blocks[0].attention
     x = torch.randn(2, TOKENS, MODEL["d_model"], dtype=torch.float64)
-    heads = [F.silu(each(x)).unflatten(-1, (4, -1)).transpose(1, 2) for each in (attention.query, attention.key)]
-    v = F.silu(attention.value(x)).unflatten(-1, (4, -1)).transpose(1, 2)
+    heads = [F.silu(each(x)).unflatten(-1, (n_heads, -1)).transpose(1, 2) for each in (attention.query, attention.key)]
+    v = F.silu(attention.value(x)).unflatten(-1, (n_heads, -1)).transpose(1, 2)
     distance = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
-    rates = 0.7 * torch.tensor(slopes(4), dtype=torch.float64)[:, None, None]
+    rates = 0.7 * torch.tensor(expected_rates, dtype=torch.float64)[:, None, None]
     factors = torch.where(distance >= 0, (-rates * distance).exp(), 0.0)
     mixed = ((heads[0] @ heads[1].mT) * factors) @ v
     expected = attention.out(attention.norm(mixed.transpose(1, 2).flatten(2)) * attention.gate(x).sigmoid())

@@ -16,7 +16,7 @@ def pattern(n_layers: int, **layers: object) -> list[str]:
 def test_uniform_by_default() -> None:
     assert LayersConfig().pattern(3) == ["base"] * 3
     config = GPTConfig(**MODEL)
-    given = (config.attention, config.ffn, config.norm, config.pos, "pre", 1.0)
+    given = (config.attention, config.ffn, config.norm, config.pos, "pre", 1.0, None)
     assert all(layer == given for layer in config.given_layers)
     assert len(set(map(id, config.layer_configs))) == 1  # resolved once, whatever the number of layers
 

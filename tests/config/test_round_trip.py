@@ -14,7 +14,8 @@ CHANGED = dict(
     ffn={"name": "moe", "top_k": 3}, norm="rmsnorm", pos={"name": "rope", "scaling": {"kind": "linear", "factor": 2.0}},
     layers={"name": "mine", "variants": {"local": {"attention": {"window": 3}}}, "prefix": ["local"], "cycle": ["base"],
             "suffix": ["local"]},
-    topology="sandwich", residual_multiplier=0.5, embed_scale=2.0, embed_norm=True, embed_width=40, final_norm=False,
+    topology="sandwich", residual_multiplier=0.5, residual_weights=[2.0, 1.0, 0.5, 1.0], embed_scale=2.0, embed_norm=True,
+    embed_width=40, final_norm=False,
     tie_embeddings=False, head_bias=True, logit_scale=0.5, logit_softcap=30.0, init="xavier", init_std=0.1,
     init_residual="zero", init_head="zero", init_by_name=True,
 )  # fmt: skip

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modular_gpt import GPTConfig, GPTModel
+from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.core.contracts import Positions
-from modular_gpt.model.config import TOPOLOGIES
+from modular_gpt.model.config import TOPOLOGIES, BlockConfig
 from tests.components.cases import MODEL
 from tests.components.laws import build, close, text
 
@@ -18,8 +18,10 @@ def config(**changes: object) -> GPTConfig:
     return GPTConfig(**{**MODEL, "pos": "learned", **changes})
 
 
-def naive_block(block: nn.Module, x: Tensor, pos: Positions, topology: str, m: float) -> Tensor:
+def naive_block(block: nn.Module, x: Tensor, pos: Positions, layer: BlockConfig) -> Tensor:
     """The five lines of the docstring."""
+    m = layer.residual_multiplier
+    a, b, c, d = layer.residual_weights or (1, 1, 1, 1)
 
     def attend(y: Tensor) -> Tensor:
         return block.attention(y, pos)
@@ -27,19 +29,23 @@ def naive_block(block: nn.Module, x: Tensor, pos: Positions, topology: str, m: f
     def ffn(y: Tensor) -> Tensor:
         return block.ffn(y)[0]
 
-    match topology:
+    match layer.topology:
         case "pre":
-            x = x + m * attend(block.attention_norm(x))
-            return x + m * ffn(block.ffn_norm(x))
+            x = a * x + b * m * attend(block.attention_norm(x))
+            return c * x + d * m * ffn(block.ffn_norm(x))
         case "post":
-            x = block.attention_post_norm(x + m * attend(x))
-            return block.ffn_post_norm(x + m * ffn(x))
+            x = block.attention_post_norm(a * x + b * m * attend(x))
+            return block.ffn_post_norm(c * x + d * m * ffn(x))
         case "sandwich":
-            x = x + m * block.attention_post_norm(attend(block.attention_norm(x)))
-            return x + m * block.ffn_post_norm(ffn(block.ffn_norm(x)))
+            x = a * x + b * m * block.attention_post_norm(attend(block.attention_norm(x)))
+            return c * x + d * m * block.ffn_post_norm(ffn(block.ffn_norm(x)))
         case "post_residual":
-            x = x + m * block.attention_post_norm(attend(x))
-            return x + m * block.ffn_post_norm(ffn(x))
+            x = a * x + b * m * block.attention_post_norm(attend(x))
+            return c * x + d * m * block.ffn_post_norm(ffn(x))
+        case "norm_residual":
+            x = block.attention_norm(x)
+            x = block.ffn_norm(a * x + b * m * attend(x))
+            return c * x + d * m * ffn(x)
         case "parallel_two_norms":
             return x + m * attend(block.attention_norm(x)) + m * ffn(block.ffn_norm(x))
         case _:
@@ -54,7 +60,7 @@ def naive_model(model: GPTModel, ids: Tensor) -> Tensor:
     x = x + model.positions[0].table.weight[: ids.shape[1]]
     x = model.embedding_norm(x) if made.embed_norm else x
     for block, layer in zip(model.blocks, made.layer_configs, strict=True):
-        x = naive_block(block, x, pos, layer.topology, layer.residual_multiplier)
+        x = naive_block(block, x, pos, layer)
     x = model.final_norm(x) if model.final_norm is not None else x
     weight = model.embedding.weight if made.tie_embeddings else model.head.weight
     logits = x @ weight.T + (model.head_bias if made.head_bias else 0)
@@ -68,6 +74,7 @@ def naive_model(model: GPTModel, ids: Tensor) -> Tensor:
     [
         {},
         {"residual_multiplier": 0.3, "embed_scale": 5.0},
+        {"residual_multiplier": 0.3, "residual_weights": [2.0, 0.5, 0.7, 3]},
         {"embed_norm": True, "final_norm": False},
         {"final_norm": True, "tie_embeddings": False, "head_bias": True, "logit_scale": 0.2},
         {"logit_softcap": 2.0, "logit_scale": 3.0, "head_bias": True},
@@ -76,6 +83,10 @@ def naive_model(model: GPTModel, ids: Tensor) -> Tensor:
 )
 @torch.no_grad()
 def test_model(topology: str, changes: dict) -> None:
+    if "residual_weights" in changes and not TOPOLOGIES[topology].weighted:
+        with pytest.raises(ConfigError, match="adds attention and ffn at once"):
+            config(topology=topology, **changes)
+        return
     made = config(topology=topology, **changes)
     model, ids = build(made), text(made)
     close(model(ids), naive_model(model, ids), 1e-5)
@@ -91,12 +102,17 @@ def test_each_layer_may_have_a_block_of_its_own() -> None:
     assert [layer.topology for layer in made.layer_configs] == [*TOPOLOGIES, "pre"]
     assert [layer.residual_multiplier for layer in made.layer_configs] == [0.7] * len(TOPOLOGIES) + [0.2]
     assert GPTConfig.from_dict(made.to_dict()) == made
+    weighted = config(
+        layers={"variants": {"heavy": {"block": {"residual_weights": [2, 1, 1, 1]}}}, "prefix": ["heavy"]}
+    )
+    assert [layer.residual_weights for layer in weighted.layer_configs][:2] == [[2.0, 1.0, 1.0, 1.0], None]
     same = config(layers={"variants": {"all": {"block": {"topology": "sandwich"}}}, "cycle": ["all"]})
     assert build(same).state_dict().keys() == build(config(topology="sandwich")).state_dict().keys()
 
 
 @pytest.mark.parametrize(("topology", "norms"), [("pre", 2), ("post", 2), ("sandwich", 4), ("post_residual", 2),
-                                                 ("parallel", 1), ("parallel_two_norms", 2)])  # fmt: skip
+                                                 ("norm_residual", 2), ("parallel", 1),
+                                                 ("parallel_two_norms", 2)])  # fmt: skip
 def test_norms_of_a_block(topology: str, norms: int) -> None:
     block = GPTModel(config(topology=topology)).blocks[0]
     assert sum(isinstance(child, nn.LayerNorm) or "norm" in name for name, child in block.named_children()) == norms

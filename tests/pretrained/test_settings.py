@@ -147,7 +147,6 @@ REFUSED = [
     ("deepseek_v2", {"num_experts_per_tok": ...}, "lacks the setting 'num_experts_per_tok'"),
     ("deepseek_v3", {"num_key_value_heads": 2}, "fewer key/value heads"),
     ("deepseek_v3", {"attention_bias": True, "q_lora_rank": None}, "without q_lora_rank"),
-    ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
     ("mpt", {"no_bias": False}, "no_bias"),
     ("mpt", {"logit_scale": 2.0}, "logit_scale"),
     ("mpt", {"attn_config": {"alibi": False}}, "alibi"),

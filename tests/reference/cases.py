@@ -119,6 +119,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "bloom": {
         "plain": BLOOM,
         "six heads": {**BLOOM, "hidden_size": 48, "n_head": 6, "layer_norm_epsilon": 1e-3},
+        "normalised residual": {**BLOOM, "apply_residual_connection_post_layernorm": True},
         "seven heads, untied": {**BLOOM, "hidden_size": 56, "n_head": 7, "tie_word_embeddings": False},
     },
     "mpt": {
@@ -538,6 +539,81 @@ CASES |= {
             "interleave_moe_layer_step": 2,
         },
     }
+}
+
+HYBRID = ["linear_attention", "full_attention", "linear_attention"]
+DELTA = {
+    "layer_types": HYBRID,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
+# as many channels of keys as of values: transformers cuts the kernels of OLMo's convolutions into equal thirds
+EVEN = {**DELTA, "linear_num_key_heads": 4, "linear_key_head_dim": 6}
+KIMI = {name: value for name, value in LATENT.items() if name not in ("n_routed_experts", "first_k_dense_replace")}
+KIMI |= {"num_local_experts": 8, "q_lora_rank": None, "layer_types": HYBRID}
+KIMI |= {"linear_num_heads": 4, "linear_head_dim": 8}
+MINIMAX = {
+    **LOCAL,
+    "layer_types": HYBRID,
+    "block_size": 16,
+    "full_attn_alpha_factor": 1.7,
+    "linear_attn_alpha_factor": 0.7,
+    "linear_attn_beta_factor": 1.2,
+    "mlp_alpha_factor": 1.5,
+    "mlp_beta_factor": 0.8,
+}
+# recurrent mixers beside attention
+CASES |= {
+    "qwen3_next": {
+        "dense layer": {**QWEN_MOE, **DELTA, "head_dim": 8, "mlp_only_layers": [1]},
+        "interval": {
+            **QWEN_MOE,
+            **DELTA,
+            "head_dim": 16,
+            "layer_types": None,
+            "full_attention_interval": 2,
+            "linear_conv_kernel_dim": 3,
+            "num_key_value_heads": 4,
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            "rope_parameters": PARTIAL,
+        },
+    },
+    "qwen3_5_text": {
+        "plain": {**SIZES, **DELTA, "head_dim": 8},
+        "biases": {**SIZES, **DELTA, "head_dim": 16, "attention_bias": True, "rms_norm_eps": 1e-3},
+    },
+    "kimi_linear": {
+        "plain": KIMI,
+        "biases": {
+            **KIMI,
+            **GROUPS,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "mlp_layer_types": SPARSE,
+            "q_lora_rank": 12,
+            "attention_bias": True,
+            "linear_conv_kernel_dim": 3,
+            "norm_topk_prob": False,
+            "rms_norm_eps": 1e-3,
+        },
+    },
+    "olmo_hybrid": {
+        "plain": {**SIZES, **EVEN},
+        "positive": {**SIZES, **EVEN, "linear_allow_neg_eigval": False, "attention_bias": True, "rms_norm_eps": 1e-3},
+    },
+    "minimax": {
+        "weighted": MINIMAX,
+        "window, six heads": {
+            **MINIMAX,
+            "hidden_size": 48,
+            "num_attention_heads": 6,
+            "layer_types": None,
+            "sliding_window": 5,
+            "block_size": 8,
+        },
+    },
 }
 
 

@@ -43,6 +43,7 @@ class GatedDeltaNet(
 
     accepts_bias = False
     separates_documents = True
+    only_speed = ("chunk",)
     reported = ("query", "key", "value", "heads")
 
     @dataclass

@@ -4,7 +4,8 @@ Linear attention whose memory decays by a fixed factor per head. Nothing normali
 heads and a gate follow.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,18 @@ from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
 from modular_gpt.core.observer import report
 from modular_gpt.core.registry import filled, plain
-from modular_gpt.core.validation import positive
+from modular_gpt.core.validation import one_of, positive
 from modular_gpt.nn.decay import decayed_products
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.pos.alibi import slopes
 from modular_gpt.nn.residual import residual_linear
+
+# the decay rate of each of n heads
+DECAY_RATES: dict[str, Callable[[int], list[float]]] = {
+    "alibi": slopes,
+    "geometric": lambda count: [2.0 ** (-8.0 * (i + 1) / count) for i in range(count)],
+}
 
 
 class LightningAttention(Attention["LightningAttention.Config"], name="lightning"):
@@ -27,6 +34,7 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
 
     accepts_bias = False
     separates_documents = True
+    only_speed = ("chunk",)
     reported = ("query", "key", "value", "heads")
 
     @dataclass
@@ -34,13 +42,16 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
         """Settings of lightning attention.
 
         head_dim: Width of a head. By default (null) d_model / n_heads.
-        decay_scale: Factor on the decay rates; the rate of a head is its ALiBi slope.
+        decay_scale: Factor on the decay rates of all heads.
+        decay_rates: Decay rates of the heads: alibi (the slopes of ALiBi) or geometric (2^(-8 i / n_heads) for the i-th
+            head). They differ only where n_heads is no power of 2.
         chunk: Number of tokens that one matrix product mixes. It changes speed, not results.
         eps: The eps of the norm over all heads.
         """
 
         head_dim: int | None = None
         decay_scale: float = 1.0
+        decay_rates: str = "alibi"
         chunk: int = 64
         eps: float = 1e-6
 
@@ -58,12 +69,14 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
         super().check(config, dims, position)
         positive("attention", head_dim=config.head_dim, chunk=config.chunk, eps=config.eps)
         positive("attention", decay_scale=config.decay_scale)
+        one_of(config.decay_rates, tuple(DECAY_RATES), "attention.decay_rates")
 
     @classmethod
     def resolved(cls, config: Config, dims: Dims, position: type[Position]) -> Config:
-        return filled(
-            config, head_dim=dims.head_dim("attention.head_dim") if config.head_dim is None else config.head_dim
-        )
+        head_dim = dims.head_dim("attention.head_dim") if config.head_dim is None else config.head_dim
+        if config.decay_rates == "geometric" and dims.n_heads & (dims.n_heads - 1) == 0:  # both are the same
+            config = replace(config, decay_rates="alibi")
+        return filled(config, head_dim=head_dim)
 
     @classmethod
     def rotary_width(cls, config: Config, dims: Dims, position: type[Position]) -> int:
@@ -82,7 +95,8 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
         valid = pos.valid()
         if valid is not None:
             k = k * valid[:, None, :, None]
-        rates = torch.tensor(slopes(self.n_heads), dtype=q.dtype, device=q.device) * -self.config.decay_scale
+        slopes_of_heads = DECAY_RATES[self.config.decay_rates](self.n_heads)
+        rates = torch.tensor(slopes_of_heads, dtype=q.dtype, device=q.device) * -self.config.decay_scale
         log_decay = rates[None, :, None, None].expand(1, -1, x.shape[1], 1)
         memory = None if cache is None else cache.tensors[0]
         mixed, memory = decayed_products(q, k, v, log_decay, memory, self.config.chunk, pos.document_starts)

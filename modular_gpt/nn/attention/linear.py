@@ -35,6 +35,7 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
 
     accepts_bias = False
     separates_documents = True
+    only_speed = ("chunk",)
 
     @dataclass
     class Config(AttentionConfig):

@@ -21,7 +21,8 @@ SIZES = (
 )
 LENGTH = key("max_position_embeddings", "context_length")
 INIT = key("initializer_range", "init_std")
-ATTENTION_DROPOUT = key("attention_dropout", "attention.dropout", float)
+# recurrent mixers have none
+ATTENTION_DROPOUT = tuple(key("attention_dropout", f"attention@{name}.dropout", float) for name in ("mha", "mla"))
 
 
 def heads() -> Keys:
@@ -154,7 +155,7 @@ def layer_types(settings: HFConfig, pattern: Pattern, known: Sequence[str] = (FU
     given = settings.get("layer_types")
     types = list(pattern(settings) if given is None else given)
     settings.ignore(
-        "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern"
+        *("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval")
     )  # they matter only without layer_types
     for layer_type in types:
         if layer_type not in known:

@@ -80,6 +80,12 @@ BLOOM_QKV = affine(
     f"{LAYER}.self_attention.query_key_value", *QKV, weight=FUSED_PER_HEAD, bias=FUSED_PER_HEAD, counted="n_kv_heads"
 )
 BLOOM_EMBEDDING_NORM = affine("transformer.word_embeddings_layernorm", "embedding_norm")
+NORMED_RESIDUAL = key(
+    "apply_residual_connection_post_layernorm",
+    "block.topology",
+    lambda normed: "norm_residual" if normed else "pre",
+    lambda topology: topology == "norm_residual",
+)
 FOUR_TIMES = Keys(lambda s: {"ffn.name": "mlp", "ffn.hidden": 4 * s["hidden_size"]})
 BLOOM = (
     always({"pos.name": "alibi", "embed_norm": True, "ffn.activation": "gelu_tanh", "ffn.bias": True}),
@@ -293,8 +299,7 @@ FAMILIES = [
     Family(
         "bloom",
         (SIZES, INIT, PLAIN_HEADS, BIASED, EPS, FOUR_TIMES, biases(True), BLOOM, dropouts("hidden_dropout"),
-         key("attention_dropout", "attention.dropout", float),
-         only(apply_residual_connection_post_layernorm=False)),
+         key("attention_dropout", "attention.dropout", float), NORMED_RESIDUAL),
         (BLOOM_ENDS, BLOOM_EMBEDDING_NORM, BLOOM_LAYER, BLOOM_QKV),
         harmless=dict.fromkeys(
             ("slow_but_exact", "n_inner", "offset_alibi", "skip_bias_add", "skip_bias_add_qkv",

@@ -76,7 +76,7 @@ def _write_attention(view: ModelView) -> PlainDict:
 
 LATENT = (
     Keys(_read_attention, _write_attention),
-    *(
+    tuple(
         key(name, f"attention@mla.{name}")
         for name in ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     ),

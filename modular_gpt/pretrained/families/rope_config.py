@@ -101,7 +101,9 @@ class RotaryKeys:
     def to_hf(self, view: ModelView) -> PlainDict:
         """Convert the ``pos`` settings of each layer to keys."""
         full = view["attention@mha.head_dim"] or view["attention@mla.qk_rope_head_dim"]
-        written = [position_to_hf(layer.pos, full if self.partial else None) for layer in view.layers]
+        width = full if self.partial else None
+        dims = view.config.dims
+        written = [position_to_hf(layer.pos, width) if layer.uses_positions(dims) else {} for layer in view.layers]
         keys = dict(self.where.to_hf([bool(parameters) for parameters in written])) if self.where else {}
         if self.per_type is not None:
             by_type = zip(types_of_windows(view), written, strict=True)

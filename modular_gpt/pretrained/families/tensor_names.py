@@ -23,6 +23,16 @@ def in_layer(prefix: str, **names: str) -> list[TensorMapping]:
     return [mapping for hf_name, ours in pairs for mapping in affine(hf_name, ours)]
 
 
+def where(ours: str, mappings: list[TensorMapping]) -> list[TensorMapping]:
+    """The mappings for layers that have our tensor ``ours``."""
+    return [mapping._replace(where=ours) for mapping in mappings]
+
+
+def unless(ours: str, mappings: list[TensorMapping]) -> list[TensorMapping]:
+    """The mappings for layers that lack our tensor ``ours``, unless they name another one."""
+    return [mapping if mapping.unless else mapping._replace(unless=ours) for mapping in mappings]
+
+
 def attention(prefix: str, *names: str) -> list[TensorMapping]:
     """Separate projections of queries, keys, values and output."""
     return in_layer(prefix, **dict(zip(ATTENTION_NAMES, names, strict=True)))
@@ -83,9 +93,9 @@ def shared_expert(prefix: str) -> list[TensorMapping]:
 
 def latent_attention(prefix: str = f"{LAYER}.self_attn") -> list[TensorMapping]:
     """Multi-head latent attention, with or without a latent of queries."""
-    query, down = f"{OURS}.attention.query.weight", f"{OURS}.attention.query_down.weight"
+    query, down, latent = (f"{OURS}.attention.{name}.weight" for name in ("query", "query_down", "latent"))
     return [
-        TensorMapping(f"{prefix}.q_proj.weight", (query,), unless=down),
+        TensorMapping(f"{prefix}.q_proj.weight", (query,), where=latent, unless=down),
         TensorMapping(f"{prefix}.q_b_proj.weight", (query,), where=down),
         *in_layer(
             prefix,
