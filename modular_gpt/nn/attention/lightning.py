@@ -32,9 +32,9 @@ DECAY_RATES: dict[str, Callable[[int], list[float]]] = {
 class LightningAttention(Attention["LightningAttention.Config"], name="lightning"):
     """Lightning attention: linear attention that decays by a fixed factor per head (MiniMax-01)."""
 
+    only_speed = ("chunk",)
     accepts_bias = False
     separates_documents = True
-    only_speed = ("chunk",)
     reported = ("query", "key", "value", "heads")
 
     @dataclass
