@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # works in a checkout that is not installed
 
+import composed_families  # noqa: E402
 import conf_files  # noqa: E402
 import families_table  # noqa: E402
 import fault_cases  # noqa: E402
@@ -89,6 +90,11 @@ def families() -> str:
     return markdown(families_table.HEAD, families_table.rows())
 
 
+def composed() -> str:
+    """Families that the command line composes."""
+    return markdown(composed_families.HEAD, composed_families.rows())
+
+
 def sampling() -> str:
     """Sampling filters, in the order in which they are applied."""
     return markdown(sampling_table.HEAD, sampling_table.rows())
@@ -112,6 +118,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kv_cache": kv_cache,
     "rooms": rooms,
     "families": families,
+    "composed_families": composed,
     "sampling": sampling,
     "faults": faults,
     "fault_cases": fault_cases.sums,

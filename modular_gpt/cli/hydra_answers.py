@@ -15,7 +15,7 @@ from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
 from modular_gpt.cli.composition.schema import SCHEMA, Command
 
-SCHEMAS = re.compile(rf"\S+{SCHEMA}\b ?")  # what tab completion offers and is no option: yaml files extend them
+SCHEMAS = re.compile(rf"\S*{SCHEMA}\b\S* ?")  # no options: yaml files extend them, and families fill them
 
 
 def hydra_itself(command: Command, line: CommandLine, where: list[Path]) -> int:

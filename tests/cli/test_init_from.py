@@ -44,6 +44,23 @@ def test_settings_of_a_part_that_the_other_model_has(run: Run, corpus: str, fold
     assert config["model_size"]["n_layers"] == 2 and config["tokenizer"]["name"] == "char"
 
 
+def test_the_components_of_a_family(run: Run, trained: Answer, folder: Path) -> None:
+    """The sizes and the tokenizer stay; every component and setting is the family's, in those sizes."""
+    before = latest(folder)
+    words = ("init_from=runs/latest", "family=llama", "model.dropout=0.1", "data=text", "data.path=text.txt", *QUICK)
+    answer = run("train", *words)
+    assert answer.code == 0, answer.err
+    assert "with the original parts" in answer.out and "skipped" in answer.out
+    after = latest(folder)
+    assert after["tokenizer"] == before["tokenizer"]
+    model, old = after["model"], before["model"]
+    assert all(model[size] == old[size] for size in ("d_model", "n_heads", "n_layers", "context_length"))
+    assert [model[slot]["name"] for slot in ("attention", "ffn", "norm", "pos")] == ["gqa", "swiglu", "rmsnorm", "rope"]
+    assert model["attention"]["n_kv_heads"] == 1 and not model["bias"] and model["dropout"] == 0.1
+    refused = run("train", "resume=runs/latest", "family=gpt2")
+    assert refused.code == 2 and "not by family=" in refused.err
+
+
 def test_from_a_folder_of_transformers(run: Run, corpus: str, folder: Path) -> None:
     vocabulary = gpt2_folder(folder / "gpt2", folder / "text.txt")
     words = ("init_from=gpt2", "attention=gqa", "data=text", "data.path=text.txt")  # a folder of that name goes first

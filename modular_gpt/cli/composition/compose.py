@@ -19,6 +19,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from modular_gpt.cli.composition.families import FAMILY, SETTINGS, family_files, given_settings
 from modular_gpt.cli.composition.schema import SCHEMA, TARGET, Command
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
@@ -51,11 +52,13 @@ def prepare(command: Command, where: list[Path]) -> None:
     global _last_prepared
     with_yaml = {group: [path.stem for folder in where for path in sorted((folder / group).glob("*.yaml"))]
                  for group in command.groups()}  # fmt: skip
-    now = (command.name, where, with_yaml, command.components())
+    families = [(path, path.stat().st_mtime_ns) for path in family_files(where).values()] if command.slots else []
+    now = (command.name, where, with_yaml, command.components(), families)
     if now != _last_prepared:
         _last_prepared = None
         _composed.clear()
         _store_all(command, with_yaml)
+        _store_families(command, where)
         _Folders.extra = tuple(where[1:])
         Plugins.instance().register(_Folders)
         _last_prepared = now
@@ -76,10 +79,18 @@ def _store_all(command: Command, with_yaml: Mapping[str, Sequence[str]]) -> None
                 _store(group, name, None if name in with_yaml[group] else schema.defaults)
 
 
+def _store_families(command: Command, where: list[Path]) -> None:
+    ConfigStore.instance().repo.pop(SETTINGS, None)
+    for given in given_settings(command, where) if command.slots else ():
+        _store(f"{SETTINGS}/{given.group}", given.name, given.settings)
+
+
 def _store(group: str | None, name: str, node: Any) -> None:
     """Put a config into Hydra's store in place of an earlier one; None takes that one out."""
     store = ConfigStore.instance()
-    folder = store.repo if group is None else store.repo.get(group, {})
+    folder = store.repo
+    for level in group.split("/") if group else ():
+        folder = folder.get(level, {})
     folder.pop(f"{name}.yaml", None)
     if node is not None:
         store.store(group=group, name=name, node=node)
@@ -147,6 +158,7 @@ def _with_choices(command: Command, chosen: list[str], where: list[Path]) -> Dic
         _refuse_code(config)
         with open_dict(config):
             del config["hydra"]
+            config.pop(FAMILY, None)  # its settings have been merged
         if len(_composed) >= _MAX_COMPOSED:
             _composed.clear()
         _composed[key] = config

@@ -27,6 +27,7 @@ ARGUMENT = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DO
 BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
 QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, where Hydra wants keys without quotes
 QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
+YAML_SUFFIX = re.compile(r"\.yaml(?=,|$)")
 NONE = "null"
 MAX_VALUES = 50  # of a sweep that are tried before it begins
 HYDRA_IN_SWEEPS = re.compile(r"hydra[/.](launcher|sweeper)\b|hydra\.sweep\.dir$|hydra\.job\.env_(set|copy)\b")
@@ -187,7 +188,7 @@ def _in_hydra_grammar(command: Command, override: Override, where: list[Path], s
     key, value = override.key, override.value
     if key in command.choices():
         _check_options(command, key, value, where, sweep)
-        return f"{key}={value}"
+        return f"{key}={re.sub(YAML_SUFFIX, '', value)}"
     hints = command.hints(key)
     if any(dict in (hint, get_origin(hint)) for hint in hints):  # an open mapping, which takes new keys
         return f"++{key}={_quoted_if_needed(key, QUOTED_KEY.sub(_without_quotes, value))}"

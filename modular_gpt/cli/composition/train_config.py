@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from modular_gpt.checkpoint.resolve import tokenizer_settings
 from modular_gpt.cli.composition.compose import composed, plain
 from modular_gpt.cli.composition.errors import explained
+from modular_gpt.cli.composition.families import FAMILY
 from modular_gpt.cli.composition.overrides import NONE, Override, read_overrides, without_interpolation
 from modular_gpt.cli.composition.run_name import about_the_model, run_name
 from modular_gpt.cli.composition.schema import SIZES, Command, described, fields_of, folders, names_of
@@ -119,6 +120,8 @@ def _typed(key: str, typed: Sequence[Override]) -> str | None:
 def started_from(source: str, typed: Sequence[Override], hydra_overrides: list[str], where: list[Path]) -> DictConfig:
     """The config of a run that starts from another model: that model's settings and tokenizer, then the overrides.
 
+    With a family, the components and their settings are that family's, in the sizes of the other model.
+
     Raises:
         CheckpointError: there is no such model, or its tokenizer is not known and none was given.
         ConfigError: an experiment was chosen, which would replace several components at once.
@@ -129,6 +132,8 @@ def started_from(source: str, typed: Sequence[Override], hydra_overrides: list[s
         raise ConfigError("init_from keeps the model's settings: set what is to differ one by one, not by experiment=")
     opened = open_source(source)
     base = _model_settings(opened.model.config.to_dict())
+    if _typed(FAMILY, typed) is not None:  # all components are the family's; the sizes remain
+        base = {"model_size": base["model_size"], "model": {"vocab_size": base["model"]["vocab_size"]}}
     if any(override.key == "tokenizer" for override in typed):
         del base["model"]["vocab_size"]
     else:
@@ -144,12 +149,15 @@ def resumed_from(resume: str, typed: Sequence[Override], hydra_overrides: list[s
 
     Raises:
         CheckpointError: there is no such run.
-        ConfigError: an experiment was chosen, which would replace several components at once.
+        ConfigError: an experiment or a family was chosen, which would replace several components at once.
     """
     from modular_gpt.training.run import load_config
 
-    if any(override.key == "experiment" for override in typed):
-        raise ConfigError("resume keeps the settings of its run: set what is to differ one by one, not by experiment=")
+    for group in ("experiment", FAMILY):
+        if any(override.key == group for override in typed):
+            raise ConfigError(
+                f"resume keeps the settings of its run: set what is to differ one by one, not by {group}="
+            )
     before = load_config(resume).to_dict()
     config = _composed_over({**before, **_model_settings(before["model"])}, typed, hydra_overrides, where)
     config.resume = resume

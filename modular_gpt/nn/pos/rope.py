@@ -94,6 +94,8 @@ class RoPE(Position["RoPE.Config"], name="rope"):
         dim = plain(config.rotary_dim)
         positive("pos", theta=config.theta, rotary_dim=dim if dim or rotary_width else None)
         scaling = from_mapping(Scaling, config.scaling, "pos.scaling") if config.scaling else None
+        if dim and not rotary_width:
+            raise ConfigError(f"pos.rotary_dim={dim}: this attention rotates nothing; leave it out, or take pos=none")
         if dim > rotary_width:
             raise ConfigError(f"pos.rotary_dim={dim} is wider than the {rotary_width} dimensions of a head")
         if dim % 2:
