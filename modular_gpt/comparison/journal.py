@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modular_gpt.core.atomic_files import write_text
+from modular_gpt.core.json_files import parse_json
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.training.run_directory import append_text
 
@@ -26,13 +27,13 @@ class Journal:
     def _read(self) -> Iterator[PlainDict]:
         """The whole lines; one that a kill cut off is left out."""
         path = self.directory / RESULTS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         yield from parsed(lines)
 
     def _collect(self) -> None:
         """Take over the results that processes left before their launcher could return them."""
         for path in sorted(self.directory.glob(SINGLE)):
-            for result in parsed([path.read_text(encoding="utf-8")]):
+            for result in parsed([path.read_text(encoding="utf-8", errors="replace")]):
                 self.add(result)
             path.unlink(missing_ok=True)
 
@@ -58,7 +59,7 @@ def parsed(lines: Iterable[str]) -> Iterator[PlainDict]:
     """The results of those lines that are whole."""
     for line in lines:
         try:
-            result = json.loads(line)
+            result = parse_json(line)
         except ValueError:
             continue
         if isinstance(result, dict) and "key" in result:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from modular_gpt.core.atomic_files import write_text
+from modular_gpt.core.json_files import parse_json
 from modular_gpt.training.run_directory import RunFiles
 
 METRICS, TABLE = "metrics.jsonl", "metrics.csv"
@@ -54,19 +55,19 @@ def _rows(columns: list[str], entries: Iterable[dict[str, float] | dict[str, str
 
 
 def read_metrics(directory: Path) -> list[Entry]:
-    """The entries of metrics.jsonl; a line that a crash cut off is left out."""
+    """The entries of metrics.jsonl; a line that a crash cut off, or that is damaged, is left out."""
     path = directory / METRICS
-    return list(parsed(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+    return list(parsed(path.read_text(encoding="utf-8", errors="replace").splitlines())) if path.is_file() else []
 
 
 def parsed(lines: Iterable[str]) -> Iterator[Entry]:
     """The entries of lines of metrics.jsonl, without those that are not whole."""
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and "step" in entry:
+        if isinstance(entry, dict) and "step" in entry and all(isinstance(v, (int, float)) for v in entry.values()):
             yield entry
 
 

@@ -205,7 +205,7 @@ def drop_samples_after(directory: Path, evaluated: int) -> None:
     if not path.is_file():
         return
     lines, keep = [], True
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         if line.startswith(HEADING):
             step = line.removeprefix(HEADING).strip()
             keep = step.isdigit() and int(step) <= evaluated

@@ -160,7 +160,7 @@ def test_an_index_reaches_no_other_folder(outside: str, index: str, own: Path, t
     names = list(made({"attention": "linear"}).state_dict())
     os.rename(weights, tmp_path / "elsewhere.safetensors")
     where = {f"model.{name}": outside.format(tmp=tmp_path) for name in names}
-    changed(own, index, weight_map=where)
+    changed(own, index, metadata={}, weight_map=where)  # without the first, transformers fails before it reads
     with pytest.raises(CheckpointError, match="has no file"):
         load_model(own)
 
@@ -187,11 +187,13 @@ def test_other_settings_have_no_effect(values: dict[str, Any], own: Path) -> Non
 
 
 def test_adapter_files_change_nothing(own: Path) -> None:
-    from safetensors.torch import save_file
-
+    """A whole adapter: one for each layer, with other numbers than a norm's output, whose mean is 0, cancels."""
     expected = load_model(own).model
-    layer = "base_model.model.model.blocks.0.attention.query"
-    adapters = {f"{layer}.lora_A.weight": torch.ones(2, 16), f"{layer}.lora_B.weight": torch.ones(16, 2)}
+    adapters = {
+        f"base_model.model.model.blocks.{block}.attention.query.lora_{side}.weight": torch.randn(shape)
+        for block in range(SIZES["n_layers"])
+        for side, shape in (("A", (2, 16)), ("B", (16, 2)))
+    }
     save_file(adapters, own / "adapter_model.safetensors")
     changed(own, "adapter_config.json", peft_type="LORA", r=2, target_modules=["query"], base_model_name_or_path="x")
     found = load_model(own).model

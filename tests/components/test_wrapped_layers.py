@@ -12,11 +12,19 @@ ATTENTIONS = ["mha", "gqa", "mla", "linear"]
 
 
 class Doubled(nn.Module):
-    """A layer around another, as an adapter is."""
+    """A layer around another, with the attributes of the inner one, as an adapter of peft is."""
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * self.base(x)

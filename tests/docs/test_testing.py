@@ -1,12 +1,35 @@
-"""The page on injected faults names tests that there are."""
+"""The page on injected faults, and on faults found in use, names tests that exist."""
 
 import ast
 import re
 from fnmatch import fnmatch
+from pathlib import Path
 
 from tests.docs.pages import ROOT
 
 ROW = re.compile(r"^\| (?P<row>R\d+) \|(.*\|){2} (?P<where>.*) \| .* \|$", re.MULTILINE)
+NUMBERS = [*map(str, range(32)), "24b", "24c"]
+
+
+def check_names(row: str, names: list[str]) -> None:
+    """Each file exists, and defines one of the tests that are named after it."""
+    files, folder = [], ROOT
+    for name in names:
+        if name.endswith(".py"):
+            path = next(
+                p for p in (ROOT / "tests" / name, folder / name, ROOT / name) if p.is_file() or p == ROOT / name
+            )
+            folder = path.parent
+            assert path.is_file(), f"{row}: {name}"
+            files.append(path)
+    defined = {name for path in files for name in defined_in(path)}
+    for name in names:
+        assert name.endswith(".py") or any(fnmatch(each, name) for each in defined), f"{row}: {name}"
+
+
+def defined_in(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def test_every_row_names_files_and_tests_that_exist() -> None:
@@ -14,18 +37,16 @@ def test_every_row_names_files_and_tests_that_exist() -> None:
     rows = {match["row"]: re.findall(r"`([^`]+)`", match["where"]) for match in ROW.finditer(page)}
     assert list(rows) == [f"R{number}" for number in range(1, 20)]
     for row, names in rows.items():
-        files, folder = [], ROOT
-        for name in names:
-            if name.endswith(".py"):
-                path = ROOT / "tests" / name if "/" in name else folder / name
-                folder = path.parent
-                assert path.is_file(), f"{row}: {name}"
-                files.append(path)
-        defined = {
-            node.name
-            for path in files
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        }
-        for name in names:
-            assert name.endswith(".py") or any(fnmatch(each, name) for each in defined), f"{row}: {name}"
+        check_names(row, names)
+
+
+def test_every_fault_found_in_use_has_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    table = page[page.index("## Faults found in use") :]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if re.match(r"\| \d", line)]
+    assert {number for row in rows for number in row[0].split(", ")} == set(NUMBERS)
+    for number, *cells, where in rows:
+        assert len(cells) == 2 and all(cells), f"{number}: {cells}"
+        names = re.findall(r"`([^`]+)`", where)
+        assert any(name.endswith(".py") for name in names), number
+        check_names(number, names)

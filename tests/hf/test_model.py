@@ -208,7 +208,7 @@ def test_an_index_reaches_no_other_folder_in_transformers_either(small: Make, tm
     ModularGPTForCausalLM.from_gpt(small()).save_pretrained(folder)
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     where = {f"model.{name}": "../elsewhere.safetensors" for name in small().state_dict()}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     with pytest.raises(CheckpointError, match="has no file"):
         AutoModelForCausalLM.from_pretrained(folder)
 
@@ -253,7 +253,7 @@ def test_an_index_names_files_of_its_own_folder_alone(small: Make, tmp_path: Pat
     target = str(other) if place == "/absolute" else place
     where = {f"model.{name}": target for name in small().state_dict()}
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        (folder / index).write_text(json.dumps({"weight_map": where}))
+        (folder / index).write_text(json.dumps({"metadata": {}, "weight_map": where}))
         with pytest.raises(CheckpointError, match=r"has no file|names a file outside|model\.safetensors"):
             ModularGPTForCausalLM.from_pretrained(folder)
         (folder / index).unlink()

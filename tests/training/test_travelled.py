@@ -10,6 +10,8 @@ from modular_gpt.checkpoint import FOLDER, MANIFEST, find_checkpoint
 from modular_gpt.checkpoint.manifest import write_manifest
 from modular_gpt.cli import convert
 from modular_gpt.core.errors import UserError
+from modular_gpt.training.metrics import METRICS, read_metrics
+from modular_gpt.training.recorder import SAMPLES
 from modular_gpt.training.run import load_config
 from modular_gpt.training.run_directory import LOCK, lock_run
 from tests.training.small import config, run
@@ -71,6 +73,30 @@ def test_notes_of_which_some_are_missing(trained: Path, tmp_path: Path) -> None:
     write_manifest(checkpoint)
     with pytest.raises(UserError, match="lacks order, progress"):
         resumed(copy)
+
+
+DAMAGED_LINES = (
+    b"[" * 100_000,
+    b'{"step": {"a": ' * 500,
+    b'{"step": "two", "loss": 1.0}',
+    b'{"step": 2, "loss": null}',
+    b'{"step": 2, "loss": [',
+    b"\xff\xfe",
+)
+
+
+def test_damaged_metrics_and_samples_are_left_out(trained: Path, tmp_path: Path) -> None:
+    """They belong to no checkpoint, so nothing verifies them, and no training depends on them."""
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, symlinks=True)
+    whole = read_metrics(copy)
+    with (copy / METRICS).open("ab") as metrics, (copy / SAMPLES).open("ab") as samples:
+        metrics.write(b"\n".join([*DAMAGED_LINES, b""]))
+        samples.write(b"=== step \xff\n=== step 2\xc2\xb2\n    | x\n")
+    assert read_metrics(copy) == whole
+    resumed(copy)
+    entries = read_metrics(copy)
+    assert entries[: len(whole)] == whole and entries[-1]["step"] == 6
 
 
 def test_a_run_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
