@@ -9,6 +9,7 @@ from modular_gpt.core import former_modules
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, UserError
 
 if TYPE_CHECKING:
+    from modular_gpt.chat import Chat
     from modular_gpt.checkpoint.resolve import load_model
     from modular_gpt.comparison import compare
     from modular_gpt.generation import generate
@@ -24,6 +25,7 @@ former_modules.install()
 
 # Public names that are imported at first use, because their modules import torch: name -> module and name there.
 _LAZY = {
+    "Chat": ("modular_gpt.chat", "Chat"),
     "GPTModel": ("modular_gpt.model", "GPTModel"),
     "GPTConfig": ("modular_gpt.model.config", "GPTConfig"),
     "LayersConfig": ("modular_gpt.model.config", "LayersConfig"),
@@ -41,6 +43,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Chat",
     "CheckpointError",
     "ConfigError",
     "DataError",

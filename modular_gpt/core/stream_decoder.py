@@ -1,6 +1,6 @@
 """Interface of incremental decoding, between tokenizers and streaming generation."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class StreamDecoder(Protocol):
@@ -14,3 +14,11 @@ class StreamDecoder(Protocol):
 
     def flush(self) -> str:
         """Return the remaining text after the last id."""
+
+
+@runtime_checkable
+class SettlingDecoder(Protocol):
+    """A decoder that holds back complete text, such as a run of bytes that may go on."""
+
+    def settle(self) -> None:
+        """Count the text pushed so far as returned, but for an unfinished character at its end."""

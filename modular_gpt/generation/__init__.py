@@ -3,6 +3,7 @@
 from modular_gpt.generation.api import complete, generate, stream
 from modular_gpt.generation.config import GenerationConfig, SamplingSettings
 from modular_gpt.generation.engine import Continuation, Generation, Step, evaluating
+from modular_gpt.generation.prompt_cache import PromptCache
 from modular_gpt.generation.sequences import left_pad
 
 GenerationSettings = GenerationConfig  # the name of before
@@ -12,6 +13,7 @@ __all__ = [
     "Generation",
     "GenerationConfig",
     "GenerationSettings",
+    "PromptCache",
     "SamplingSettings",
     "Step",
     "complete",

@@ -14,6 +14,7 @@ from modular_gpt.core.stream_decoder import StreamDecoder
 from modular_gpt.generation.compiled import compiled_step
 from modular_gpt.generation.config import SEARCHES, GenerationConfig
 from modular_gpt.generation.needs import check_memory
+from modular_gpt.generation.prompt_cache import PromptCache
 from modular_gpt.generation.protocol import LanguageModel, check_models
 from modular_gpt.generation.runner import ModelRunner
 from modular_gpt.generation.sampling import Sampler
@@ -115,6 +116,7 @@ class Generation:
         self._sampler = Sampler(settings, vocab_size, ids.device)
         self._runners = self._make_runners()
         self._logprobs: list[Tensor] = []
+        self._kept: PromptCache | None = None
         self._steps = self._run()
 
     def _check(self) -> None:
@@ -133,6 +135,23 @@ class Generation:
             )
         if self.settings.stop and self._decode_stream is None:
             raise ConfigError("stop strings need a tokenizer that decodes the text; without one use stop_tokens")
+
+    def reuse(self, kept: PromptCache) -> None:
+        """Read only the tokens that ``kept`` lacks, and keep the cache there afterwards; call it before the first step.
+
+        The draft model of ``speculative`` reads its text anew.
+
+        Raises:
+            ConfigError: there are several texts, or the strategy needs several rows of a cache.
+        """
+        settings = self.settings
+        if settings.strategy in SEARCHES or self.prompts * settings.num_return_sequences > 1:
+            raise ConfigError(
+                f"a cache is kept for one text, and strategy={settings.strategy} with {self.prompts} prompts and"
+                f" num_return_sequences={settings.num_return_sequences} has several rows; use a single one"
+            )
+        self._runners[0].reuse(kept)
+        self._kept = kept
 
     def _make_runners(self) -> list[ModelRunner]:
         """The runner of the model, and that of the draft model."""
@@ -163,7 +182,7 @@ class Generation:
             stops.transcripts = [
                 self._transcript(prompt) for prompt in range(self.prompts) for _ in range(settings.num_return_sequences)
             ]
-        with evaluating(self.model, self.draft):
+        with evaluating(self.model, self.draft), self._keeping():
             strategy = self._start()
             while (max_tokens := settings.max_new_tokens - text.generated.shape[1]) > 0:
                 tokens, logits = strategy.advance(max_tokens, stops.stopped)
@@ -171,6 +190,18 @@ class Generation:
                     yield self._append(token, logits[:, index], last=index + 1 == max_tokens)
                 if stops.all():
                     return
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Context manager: give back the cache of ``reuse`` at the end, unless a step has failed midway."""
+        try:
+            yield
+        except GeneratorExit:  # left between two steps
+            if self._kept is not None:
+                self._runners[0].keep(self._kept)
+            raise
+        if self._kept is not None:
+            self._runners[0].keep(self._kept)
 
     def _append(self, token: Tensor, logits: Tensor, last: bool) -> Step:
         """Add a token (B,) to the text; logits (B, V): the model's own; last: no more tokens follow."""

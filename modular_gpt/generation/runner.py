@@ -4,12 +4,15 @@ The cache follows from the text: the runner reads the tokens that it lacks. So p
 drafted tokens and removed drafts follow one rule.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from modular_gpt.core.cache import ModelCache, SavedCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.compiled import StepFunction, capacity
+from modular_gpt.generation.prompt_cache import PromptCache
 from modular_gpt.generation.protocol import LanguageModel
 from modular_gpt.generation.sequences import TokenBuffer
 
@@ -42,17 +45,35 @@ class ModelRunner:
         self.windowed = max_tokens > self.context and overflow == "window"
         if max_tokens > self.context and overflow != "window":
             self._check_slides(max_tokens, overflow)
-        longest = min(max_tokens, self.context) if self.windowed else max_tokens
-        self.cache: ModelCache = model.new_cache(
-            text.ids.shape[0],
-            max_length=max(longest, capacity(longest, self.context)) if step else longest,
-            window=self.context if max_tokens > self.context else None,
-        )
+        self._longest = min(max_tokens, self.context) if self.windowed else max_tokens
+        self._window = self.context if max_tokens > self.context else None
         self._compiled = step
         self._first = 0  # column of the text with which the cache starts
         self._cached = 0  # columns in the cache, whose own length may be a tensor
         self._saved: SavedCache | None = None
         self._behind = False  # the cache holds fewer columns than the text had left
+
+    @cached_property
+    def cache(self) -> ModelCache:
+        """The cache of the tokens read; allocated at first use, unless ``reuse`` gave one."""
+        longest = max(self._longest, capacity(self._longest, self.context)) if self._compiled else self._longest
+        return self.model.new_cache(self.text.ids.shape[0], max_length=longest, window=self._window)
+
+    def reuse(self, kept: PromptCache) -> None:
+        """Continue with the cache of an earlier text; called before anything is read.
+
+        A text that is read again in windows, because it is longer than the context, has no use for it.
+        """
+        if not self.windowed:
+            self.cache, self._cached = kept.lend(self.text.ids[0].tolist(), self._compiled is not None)
+
+    def keep(self, kept: PromptCache) -> None:
+        """Give the cache back, with the tokens of the text that were read."""
+        if self.windowed:
+            return
+        self.rollback()
+        self.cache.seek(self._cached)
+        kept.take_back(self.text.ids[0, : self._cached].tolist())
 
     def _check_slides(self, max_tokens: int, overflow: str) -> None:
         if overflow == "error" or not self.model.slides:

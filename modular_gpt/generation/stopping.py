@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modular_gpt.core.stream_decoder import StreamDecoder
+from modular_gpt.core.stream_decoder import SettlingDecoder, StreamDecoder
 
 _STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, where reading the result makes the host wait
 
@@ -23,6 +23,8 @@ class StopStringStreamer:
         self._over = False
         for id in prompt:
             decoder.push(id)
+        if isinstance(decoder, SettlingDecoder):
+            decoder.settle()
 
     def push(self, id: int) -> str:
         """Add a token and return the text that is certain now."""

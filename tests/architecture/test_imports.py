@@ -11,7 +11,7 @@ FLOORS = (
     {"core", "_version"},
     {"nn", "generation", "data", "runtime"},
     {"model"},
-    {"evaluation", "inspection"},
+    {"chat", "evaluation", "inspection"},
     {"pretrained", "deploy", "distributed"},
     {"hf", "optim"},
     {"checkpoint"},

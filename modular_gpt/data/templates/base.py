@@ -86,6 +86,14 @@ class ChatTemplate(ABC):
             DataError: a message cannot be rendered, or the answers cannot be told from the rest.
         """
 
+    def text_segments(self, messages: Sequence[Message], open_turn: bool = False) -> list[Segment]:
+        """The rendered conversation, cut where special tokens are text; answers need not be told from the rest.
+
+        Raises:
+            DataError: a message cannot be rendered.
+        """
+        return self.segments(messages, open_turn)
+
     @abstractmethod
     def jinja(self) -> str | dict[str, str]:
         """The template, or several by name, in the language of transformers' ``chat_template``."""

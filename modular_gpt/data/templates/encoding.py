@@ -1,7 +1,7 @@
 """Rendered conversations to token ids: special tokens that the template writes become ids, those in messages text."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,7 +31,7 @@ def encode(
     Raises:
         DataError: the template or the tokenizer cannot take a message.
     """
-    return encode_segments(template.segments(messages, open_turn), tokenizer)
+    return encode_segments(template.text_segments(messages, open_turn), tokenizer)
 
 
 def encode_with_answers(
@@ -67,23 +67,26 @@ def encode_segments(segments: Sequence[Segment], tokenizer: "Tokenizer") -> list
     written = sum(len(special.findall(segment.text)) for segment in segments if not segment.is_literal)
     if written == len(special.findall(text)):
         return tokenizer.encode(text, special=True)
-    return [id for ids in _stretches(segments, tokenizer, special) for id in ids]
+    return encode_stretches(segments, tokenizer, first=True)
 
 
-def _stretches(segments: Sequence[Segment], tokenizer: "Tokenizer", special: re.Pattern[str]) -> Iterator[list[int]]:
-    """The ids of each special token of the template, and of each stretch of text between them."""
-    text, first = "", True
+def encode_stretches(segments: Sequence[Segment], tokenizer: "Tokenizer", first: bool = False) -> list[int]:
+    """The ids of segments behind others: special tokens of the template, and each stretch of text between them.
+
+    first: nothing is before them, where some tokenizers add a space
+    """
+    special, ids, text = special_pattern(tokenizer), [], ""
     for segment in segments:
         if segment.is_literal:
             text += segment.text
             continue
         end = 0
         for found in special.finditer(segment.text):
-            yield tokenizer.encode_stretch(text + segment.text[end : found.start()], first)
-            yield [tokenizer.special_tokens[found[0]]]
+            ids += tokenizer.encode_stretch(text + segment.text[end : found.start()], first)
+            ids.append(tokenizer.special_tokens[found[0]])
             text, end, first = "", found.end(), False
         text += segment.text[end:]
-    yield tokenizer.encode_stretch(text, first)
+    return [*ids, *tokenizer.encode_stretch(text, first)]
 
 
 class Stops(NamedTuple):

@@ -91,6 +91,10 @@ class JinjaTemplate(ChatTemplate):
     def render(self, messages: Sequence[Message], open_turn: bool = False) -> str:
         return _MARKS.sub("", self._rendered(check_messages(messages), open_turn).text)
 
+    def text_segments(self, messages: Sequence[Message], open_turn: bool = False) -> list[Segment]:
+        text = self._rendered(check_messages(messages), open_turn).text
+        return [Segment(stretch, "", is_literal=literal) for stretch, literal in _unmarked(text)]
+
     def segments(self, messages: Sequence[Message], open_turn: bool = False) -> list[Segment]:
         checked = check_messages(messages)
         text, spans = self._rendered(checked, open_turn)

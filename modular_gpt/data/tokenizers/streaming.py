@@ -65,5 +65,10 @@ class TextStream:
         self._context, self._waiting = self._waiting, []
         return text
 
+    def settle(self) -> None:
+        """Count the text pushed so far as returned, but for an unfinished character at its end."""
+        if not self._new_text().endswith(UNFINISHED):
+            self._context, self._waiting = [*self._context, *self._waiting], []
+
     def _new_text(self) -> str:
         return self._decode(self._context + self._waiting)[len(self._decode(self._context)) :]

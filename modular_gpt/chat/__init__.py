@@ -1,0 +1,7 @@
+"""Conversations with a model: turns by a chat template, and one cache that is kept between them."""
+
+from modular_gpt.chat.conversation import Chat, Turn
+from modular_gpt.chat.format import ChatFormat, open_template
+from modular_gpt.chat.saved import read_conversation, write_conversation
+
+__all__ = ["Chat", "ChatFormat", "Turn", "open_template", "read_conversation", "write_conversation"]
