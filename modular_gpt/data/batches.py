@@ -51,6 +51,17 @@ def check_share(batch_size: int, rank: int, world: int) -> None:
     assert 0 <= rank < world, f"rank {rank} of {world}"
 
 
+def epoch_order(samples: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """(n,) which of ``size`` items each sample is: all items once per epoch, in another random order in each.
+
+    samples: (n,) uint64 numbers of samples, counted from the beginning of the training
+    """
+    epochs, positions = np.divmod(samples, np.uint64(size))
+    different, which = np.unique(epochs, return_inverse=True)
+    keys = np.array([key_of(seed, MODES.index("epoch"), int(epoch)) for epoch in different])
+    return permuted(positions, size, keys[which])
+
+
 class BatchSource:
     """The windows of each training step; it has no state.
 
@@ -84,10 +95,7 @@ class BatchSource:
         if self.mode == "random":
             bits = mix(mix(samples) ^ key_of(self.seed, MODES.index("random")))
             return (bits % np.uint64(self.windows)).astype(np.int64)
-        epochs, positions = np.divmod(samples, np.uint64(self.windows))
-        different, which = np.unique(epochs, return_inverse=True)
-        keys = np.array([key_of(self.seed, MODES.index("epoch"), int(epoch)) for epoch in different])
-        return permuted(positions, self.windows, keys[which]) * self.block
+        return epoch_order(samples, self.windows, self.seed) * self.block
 
     def starts_of(self, step: int, rank: int, world: int) -> np.ndarray:
         """(batch_size / world,) the ``starts`` of the rows of one process of ``world``.

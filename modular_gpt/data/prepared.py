@@ -28,6 +28,7 @@ class PreparedData(ABC):
     everything: phrase for all validation data, in messages
     measures_accuracy: evaluations also report the share of counted targets that are the most likely token
     separates_documents: batches have the numbers of documents, which only some attentions keep apart
+    unpacked_by: clause that says how to do without, in the message about an attention that cannot
     epoch_tokens: number of tokens of one pass over the training data; None: new data at every step
     zlib_bits_per_byte: bits that zlib -9 needs for a byte of the validation text; None: it is no text
     notes: further lines about the data for the beginning of a run
@@ -37,6 +38,7 @@ class PreparedData(ABC):
     everything: ClassVar[str] = "the whole validation text"
     measures_accuracy: ClassVar[bool] = False
     separates_documents: bool = False
+    unpacked_by: ClassVar[str] = "give one document a row"
     epoch_tokens: int | None = None
     zlib_bits_per_byte: float | None = None
     notes: tuple[str, ...] = ()
@@ -79,6 +81,19 @@ class PreparedData(ABC):
     @abstractmethod
     def sizes(self) -> str:
         """A phrase with the sizes of the training and validation data."""
+
+    def tokens_per_epoch(self, block: int) -> int | None:
+        """Number of tokens, padding included, of one pass over the training data; None: new data at every step."""
+        rows = self.rows_per_epoch(block)
+        return self.epoch_tokens if self.epoch_tokens is not None or rows is None else rows * block
+
+    def rows_per_epoch(self, block: int) -> int | None:
+        """Number of rows of ``block`` tokens of one pass over the training data; None: new data at every step."""
+        return None if self.epoch_tokens is None else max(1, (self.epoch_tokens - 1) // block)
+
+    def describe_rows(self, block: int) -> list[str]:
+        """``notes``, and lines about the training data in rows of ``block`` tokens."""
+        return list(self.notes)
 
     def bits_per_byte(self, loss: float) -> float | None:
         """A mean validation loss (nats per token) as bits per byte of text; None where there is no text."""

@@ -52,15 +52,13 @@ def packed_positions(config: GPTConfig, ids: Tensor, documents: object, alone: b
     return Positions(0, ids.shape[1], None, ids.device, document_starts=starts)
 
 
-def check_separates(config: GPTConfig) -> None:
-    """Raise a ConfigError if the attention of a layer cannot keep packed documents apart."""
+def check_separates(config: GPTConfig, remedy: str = "give one document a row") -> None:
+    """Raise a ConfigError, which ends with ``remedy``, if the attention of a layer cannot keep documents apart."""
     for layer in config.layer_configs:
         attention = layer.attention.component
         assert issubclass(attention, Attention)
         if not attention.separates_documents:
-            raise ConfigError(
-                f"attention={layer.attention.name} cannot keep packed documents apart; give one document a row"
-            )
+            raise ConfigError(f"attention={layer.attention.name} cannot keep packed documents apart; {remedy}")
 
 
 def _check_end(config: GPTConfig, end: int) -> None:

@@ -76,7 +76,7 @@ def check_data(data: PreparedData, described: GPTConfig) -> None:
     """Raise a ConfigError or DataError if a model cannot read the batches of some data."""
     data.check_vocabulary(described.vocab_size)
     if data.separates_documents:
-        check_separates(described)
+        check_separates(described, data.unpacked_by)
 
 
 def begin_adapters(adapters: Adapters, checkpoint: Path | None, say: Callable[[str], None]) -> None:

@@ -239,7 +239,7 @@ def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> O
         if final is not None:
             loss, accuracy, whole = final, trainer.validation.accuracy, True
     count = trainer.model.num_parameters()
-    tokens, epoch = progress.step * config.batch_size * trainer.block, trainer.data.epoch_tokens
+    tokens, epoch = progress.step * config.batch_size * trainer.block, trainer.data.tokens_per_epoch(trainer.block)
     return Outcome(
         parameters=count.total,
         active_parameters=count.active,

@@ -54,7 +54,7 @@ def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: T
 
 def opening(trainer: Trainer, directory: Path) -> str:
     """The lines before the first step."""
-    epoch = trainer.data.epoch_tokens
+    epoch = trainer.data.tokens_per_epoch(trainer.block)
     config, step, processes = trainer.config, trainer.progress.step, trainer.parallel.processes
     per_step = config.batch_size * trainer.block
     return "\n".join(
@@ -63,8 +63,8 @@ def opening(trainer: Trainer, directory: Path) -> str:
             f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
             + (", compiled in the first step" if trainer.forward.compiled else ""),
             *decisions(trainer),
-            f"Data      {trainer.data.sizes()}" if epoch is None else f"Text      {trainer.data.sizes()}",
-            *(f"          {note}" for note in trainer.data.notes),
+            f"Text      {trainer.data.sizes()}" if trainer.data.epoch_tokens else f"Data      {trainer.data.sizes()}",
+            *(f"          {line}" for line in trainer.data.describe_rows(trainer.block)),
             f"Training  {config.max_steps:,} steps of {config.batch_size} x {trainer.block} tokens:"
             f" {config.max_steps * per_step:,}"
             + ("" if epoch is None else f"; {epoch / per_step:,.1f} steps are an epoch")

@@ -44,6 +44,10 @@ class Record:
     choices: tuple[str, ...] = ()
     label: str | None = None
 
+    def as_turns(self) -> tuple[Turn, ...]:
+        """The record as a conversation: its turns, or the prompt of a user and the answer of the assistant."""
+        return self.turns or (Turn(USER, self.prompt), Turn(ASSISTANT, self.answer))
+
     @property
     def digest(self) -> int:
         """64 bits of the SHA-256 of the content, which equal records share wherever they stand."""

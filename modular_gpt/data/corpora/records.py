@@ -1,0 +1,149 @@
+"""Records of a task: prompts and answers, conversations, labels, in files of the user's own."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.json_files import open_regular
+from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.validation import expand_home, one_of
+from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, chunk_text
+from modular_gpt.data.corpora.files import check_fraction
+from modular_gpt.data.prepared import PreparedData
+from modular_gpt.data.records import Record, Skipped, read_records, record_files
+from modular_gpt.data.records.encode import TRAIN_ON, RecordEncoder, RecordText
+from modular_gpt.data.records.prepare import prepare_records
+from modular_gpt.data.records.prepared import PreparedRecords
+from modular_gpt.data.records.read import check_fields
+from modular_gpt.data.records.record import for_validation
+from modular_gpt.data.templates import build_template
+from modular_gpt.data.tokenizers.base import Tokenizer
+
+
+class Records(Corpus, name="records"):
+    """Examples of a task, with the loss on the answers: data.path=<jsonl, json, csv or parquet files>."""
+
+    @dataclass
+    class Config(ComponentConfig):
+        """Settings of records, whose format is told by their fields.
+
+        path: A file, a pattern, a folder or a list of these. A folder means all record files below it.
+        validation: The same for the records to validate on. By default (null) val_fraction of those in path is held
+            out.
+        val_fraction: Fraction of the records, chosen by a hash of their content, that is held out for validation.
+        fields: Names of fields in the files, by the names of the formats, such as {prompt: question, completion:
+            answer}.
+        train_on: Tokens that count in the loss: completion (the answer, in conversations the last one), assistant (all
+            answers) or all.
+        template: Chat template of conversations and instructions: plain, chatml, alpaca, auto (the tokenizer's own) or
+            a .jinja file. One that is given here renders prompts and their answers, too. By default (null) it is the
+            tokenizer's own, or else plain.
+        separator: Text between a prompt and its answer, where no template renders them. By default (null) a line feed
+            before labels and choices, and nothing else.
+        packing: Put several records into a row, with attention and positions of each on its own. Without it, each row
+            holds one record and padding.
+        skip_bad: Leave out records that cannot be used, and say how many. Otherwise the first one is an error.
+        """
+
+        path: Any = None  # str or list[str]: a structured config cannot spell that union
+        validation: Any = None
+        val_fraction: float = 0.1
+        fields: dict[str, str] = field(default_factory=dict)
+        train_on: str = "assistant"
+        template: str | None = None
+        separator: str | None = None
+        packing: bool = True
+        skip_bad: bool = False
+
+        def __post_init__(self) -> None:
+            expand_home(self, "path", "validation", "template")
+            check_fraction(self.val_fraction)
+            check_fields(self.fields)
+            one_of(self.train_on, tuple(TRAIN_ON), "data.train_on")
+            if self.template not in (None, "auto"):
+                build_template(str(self.template))
+
+    def __init__(self, config: ComponentConfig) -> None:
+        super().__init__(config)
+        assert isinstance(config, Records.Config)
+        if not config.path:
+            raise ConfigError("data=records needs data.path=<file, pattern or folder>, such as data.path=train.jsonl")
+        self.config = config
+        self.files = {"train": record_files(config.path)}
+        if config.validation:
+            self.files["validation"] = record_files(config.validation, "data.validation")
+        self._states = {path: _state(path) for paths in self.files.values() for path in paths}
+        self._hashes = {path: _hash(path) for path in self._states}
+        self.text = RecordText(config.template, config.separator)
+
+    def records(self, split: str, skipped: Skipped | None = None) -> Iterator[Record]:
+        """The records of a split, in the order of the files.
+
+        skipped: counts the bad records where ``data.skip_bad`` leaves them out
+        """
+        separate, counts = "validation" in self.files, (skipped or Skipped()) if self.config.skip_bad else None
+        for record in read_records(self.files.get(split, self.files["train"]), self.config.fields, counts):
+            if separate or (split == "validation") == for_validation(record, self.config.val_fraction):
+                yield record
+        changed = next((path for path, known in self._states.items() if _state(path) != known), None)
+        if changed is not None:
+            raise DataError(f"'{changed}' changed while it was read: start again when nothing writes to it")
+
+    def documents(self, split: str) -> Iterator[TextChunk]:
+        """The text of each record, from which a tokenizer can learn."""
+        for record in self.records(split):
+            for text in chunk_text([self.text.plain(record)]):
+                yield TextChunk(record.where, text)
+
+    def prepare(self, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedData:
+        """The tokens of all records with the role of each, written into files once for this tokenizer."""
+        splits, manifest = prepare_records(self, RecordEncoder(self.text, tokenizer), cache_dir)
+        return PreparedRecords(
+            train=splits["train"],
+            validation=splits["validation"],
+            manifest={**manifest, "corpus": {**self.describe(), "fingerprint": self.fingerprint}},
+            counting=TRAIN_ON[self.config.train_on],
+            packing=self.config.packing,
+            bos_id=tokenizer.bos_id,
+        )
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the files and of the settings that decide which records of them are in which split."""
+        config = self.config
+        hashes = {split: [self._hashes[path] for path in self.files.get(split, [])] for split in SPLITS}
+        settings = [config.fields, config.skip_bad, None if config.validation else config.val_fraction]
+        return hashlib.sha256(json.dumps([hashes, settings], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content and of the settings that batches depend on."""
+        config = self.config
+        settings = [self.content, config.train_on, config.template, config.separator, config.packing]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def describe(self) -> Mapping[str, int | str]:
+        return {"files": len(self._hashes), "bytes": sum(size for size, _ in self._states.values())}
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a regular file."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise DataError(f"cannot read '{path}' ({reason}): make it readable or leave it out") from error
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change (nanoseconds), which differ once something writes to the file."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"cannot read '{path}' ({error.strerror}): make it readable or leave it out") from error
+    return status.st_size, status.st_mtime_ns

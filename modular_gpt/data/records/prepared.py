@@ -1,0 +1,184 @@
+"""Records as data of a training: rows of whole records, with targets where the answer is."""
+
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.targets import IGNORED
+from modular_gpt.core.validation import positive
+from modular_gpt.data.batches import check_share, epoch_order
+from modular_gpt.data.prepared import Batch, PreparedData
+from modular_gpt.data.records.encode import EARLIER
+from modular_gpt.data.records.formats import FORMATS
+from modular_gpt.data.records.packing import Rows, arrange, fit_spans
+from modular_gpt.data.records.prepare import RecordSplit
+
+SEED = 0  # of the validation rows, which are the same in every run
+
+
+class RecordRows:
+    """The rows of a split for one context length."""
+
+    def __init__(self, split: RecordSplit, rows: Rows, counting: int, bos_id: int | None) -> None:
+        """counting: the lowest role that counts in the loss; bos_id: the token that stays at the start of a record"""
+        self.split, self.rows, self.counting, self.bos_id = split, rows, counting, bos_id
+
+    def batch(self, numbers: np.ndarray, share: int, separate: bool) -> Batch:
+        """Inputs and targets (share, block), with the numbers of records (share, block) if they are kept apart.
+
+        numbers: of the rows; what they lack to ``share`` rows has no target
+        separate: a row holds several records, which are numbered from 1
+        """
+        shape = share, self.rows.block
+        x, y = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+        documents = np.zeros(shape, dtype=np.int64)
+        for row, number in enumerate(numbers.tolist()):
+            place = 0
+            for count, record in enumerate(self.rows.records(number).tolist(), 1):
+                ids, targets = self.record(record)
+                filled = slice(place, place := place + len(ids))
+                x[row, filled], y[row, filled], documents[row, filled] = ids, targets, count
+            documents[row, place:] = documents[row].max() + 1  # padding, a document without targets
+        batch = (x, y, documents) if separate else (x, y)
+        return tuple(torch.from_numpy(array) for array in batch)
+
+    def record(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(places,) inputs and (places,) targets of a record, -100 where none counts."""
+        spans, text = self.rows.spans, self.split.tokens.array
+        begin, end = int(spans.starts[number]), int(spans.ends[number])
+        ids = text[begin:end].astype(np.int64)
+        if spans.cut_left[number] and (first := int(text[self.split.starts[number]])) == self.bos_id:
+            ids[0] = first
+        counts = self.split.roles[begin + 1 : end] >= self.counting
+        return ids[:-1], np.where(counts, ids[1:], IGNORED)
+
+
+@dataclass
+class PreparedRecords(PreparedData):
+    """The records of both splits.
+
+    counting: the lowest role that counts in the loss
+    packing: several records share a row, and attention stays within each
+    bos_id: of the tokenizer, kept at the beginning of records that are cut
+    """
+
+    everything: ClassVar[str] = "all validation records"
+    measures_accuracy: ClassVar[bool] = True
+    unpacked_by: ClassVar[str] = "set data.packing=false, which gives each record a row"
+
+    train: RecordSplit
+    validation: RecordSplit
+    manifest: PlainDict
+    counting: int
+    packing: bool
+    bos_id: int | None = None
+    _rows: dict[tuple[str, int], RecordRows] = field(default_factory=dict, repr=False)
+
+    @property
+    def separates_documents(self) -> bool:  # type: ignore[override]
+        return self.packing
+
+    def rows(self, split: RecordSplit, block: int) -> RecordRows:
+        """The rows of a split with ``block`` tokens each."""
+        key = split.tokens.name, block
+        if key not in self._rows:
+            first = split.answers(max(self.counting, EARLIER))
+            spans = fit_spans(split.starts, first, split.ends, block)
+            self._rows[key] = RecordRows(split, arrange(spans, block, self.packing), self.counting, self.bos_id)
+        return self._rows[key]
+
+    def batches(self, block: int, batch_size: int, seed: int, order: str) -> "RecordBatches":
+        """Each row once per epoch, in another random order in each, whatever ``order`` is."""
+        return RecordBatches(self.rows(self.train, block), batch_size, seed, self.packing)
+
+    def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Random rows of the validation records, the same in every run, or all rows in their order."""
+        source, share = self.rows(self.validation, block), rows // world
+        count = self.evaluation_windows(block)
+        numbers = np.arange(count)
+        if windows:
+            numbers = epoch_order(numbers[:windows].astype(np.uint64), count, SEED)
+        for first in range(0, len(numbers), rows):
+            begin = first + rank * share
+            yield source.batch(numbers[begin : min(begin + share, first + rows)], share, self.packing)
+
+    def evaluation_windows(self, block: int) -> int:
+        return len(self.rows(self.validation, block).rows)
+
+    def rows_per_epoch(self, block: int) -> int:
+        return len(self.rows(self.train, block).rows)
+
+    def check_evaluation(self, block: int, windows: int) -> None:
+        """There is at least one record to validate on."""
+
+    def beginning(self, windows: int, block: int) -> Batch:
+        return next(self.evaluation(block, min(windows, self.evaluation_windows(block)), 0))
+
+    def prompt(self, tokens: int) -> list[int]:
+        """The prompt of the first validation record, without the token that begins a text; its last ``tokens`` ids."""
+        begin, end = int(self.validation.starts[0]), int(self.validation.answers(EARLIER)[0])
+        ids: list[int] = self.validation.tokens.array[begin : max(end, begin + 1)].tolist()
+        return ids[1:][-tokens:] if len(ids) > 1 and ids[0] == self.bos_id else ids[-tokens:]
+
+    def sizes(self) -> str:
+        tokens = self.train.tokens.count
+        counted = sum(self.train.role_counts[self.counting :])
+        return (
+            f"{counts_in_words(self.train.formats)}, {tokens:,} tokens, {counted / tokens:.0%} of them count;"
+            f" {sum(self.validation.formats.values()):,} to validate"
+        )
+
+    def describe_rows(self, block: int) -> list[str]:
+        """Lines about the rows, the records that are cut to fit, and those that are left out."""
+        rows = self.rows(self.train, block).rows
+        left, right = int(rows.spans.cut_left.sum()), int(rows.spans.cut_right.sum())
+        lines = [f"{len(rows):,} rows, {rows.filled:.0%} of their places filled"]
+        if left:
+            lines.append(f"{left:,} records are longer than the context: the beginning of their prompt is cut off")
+        if right:
+            lines.append(f"{right:,} records have an answer longer than the context: its end is cut off")
+        lines += [
+            f"{split.skipped:,} bad records are left out; the first: {split.mistakes[0]}"
+            for split in (self.train, self.validation)
+            if split.skipped and (split is self.train or split.mistakes != self.train.mistakes)
+        ]
+        return lines
+
+
+def counts_in_words(formats: Mapping[str, int]) -> str:
+    """Numbers of records by format, as in ``1,200 conversations and 1 text``."""
+    by_noun: dict[tuple[str, str], int] = {}
+    for name, count in formats.items():
+        noun = FORMATS[name].noun, FORMATS[name].plural
+        by_noun[noun] = by_noun.get(noun, 0) + count
+    return " and ".join(f"{count:,} {noun if count == 1 else plural}" for (noun, plural), count in by_noun.items())
+
+
+class RecordBatches:
+    """The rows of each training step; it has no state."""
+
+    def __init__(self, rows: RecordRows, batch_size: int, seed: int, separate: bool) -> None:
+        positive("batches", batch_size=batch_size)
+        self.rows, self.batch_size, self.seed, self.separate = rows, batch_size, seed, separate
+
+    def numbers(self, step: int) -> np.ndarray:
+        """(batch_size,) the numbers of the rows of a step's whole batch."""
+        samples = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
+        return epoch_order(samples, len(self.rows.rows), self.seed)
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """Inputs, targets and numbers of records, each (batch_size / world, block) int64: the rows of one process.
+
+        Raises:
+            ConfigError: the processes do not divide the batch evenly.
+        """
+        check_share(self.batch_size, rank, world)
+        share = self.batch_size // world
+        return self.rows.batch(self.numbers(step)[rank * share : (rank + 1) * share], share, self.separate)
+
+
