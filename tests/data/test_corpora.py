@@ -34,7 +34,7 @@ def text_of(corpus: Corpus, split: str) -> str:
 
 
 def test_every_registered_corpus_is_tested() -> None:
-    assert set(entries("data")) == {"python_stdlib", "shakespeare", "text", "hf", "synthetic"}
+    assert set(entries("data")) == {"python_stdlib", "shakespeare", "text", "hf", "records", "synthetic"}
 
 
 class TestCut:

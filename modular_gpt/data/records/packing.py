@@ -24,7 +24,8 @@ class Spans:
     @property
     def places(self) -> np.ndarray:
         """(n,) places of a row that each record takes: its tokens but the last, which is only a target."""
-        return self.ends - self.starts - 1
+        places: np.ndarray = self.ends - self.starts - 1
+        return places
 
 
 def fit_spans(starts: np.ndarray, first: np.ndarray, ends: np.ndarray, block: int) -> Spans:

@@ -131,7 +131,9 @@ def _open_split(directory: Path, split: str, manifest: PlainMapping) -> RecordSp
     check_file(tokens.path, tokens.count * tokens.dtype.itemsize, tokens.fingerprint)
     check_file(directory / starts_file(split), record["records"] * START_BYTES, record["documents_sha256"])
     check_file(roles, tokens.count, record["roles_sha256"])
-    return RecordSplit(tokens, roles, dict(record["formats"]), list(record["role_counts"]), record["skipped"], list(record["mistakes"]))
+    return RecordSplit(
+        tokens, roles, dict(record["formats"]), list(record["role_counts"]), record["skipped"], list(record["mistakes"])
+    )
 
 
 def roles_file(split: str) -> str:

@@ -1,6 +1,5 @@
 """Records as data of a training: rows of whole records, with targets where the answer is."""
 
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -180,5 +179,3 @@ class RecordBatches:
         check_share(self.batch_size, rank, world)
         share = self.batch_size // world
         return self.rows.batch(self.numbers(step)[rank * share : (rank + 1) * share], share, self.separate)
-
-
