@@ -10,21 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from modular_gpt.core.errors import DataError
-from modular_gpt.core.plain_types import PlainDict, PlainMapping
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.progress import progress_line
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk
 from modular_gpt.data.prepared_text import PreparedText
 from modular_gpt.data.token_cache import (
-    START_BYTES,
-    check_file,
     check_ids,
     open_or_build,
+    open_tokens,
     smallest_dtype,
-    starts_file,
     token_file,
     write_starts,
 )
-from modular_gpt.data.token_files import TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
 
 FORMAT = 1
@@ -53,26 +50,8 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None =
 
 def _read(directory: Path, manifest: PlainDict) -> PreparedText:
     """The token files in a directory; Damaged if one differs from the manifest."""
-    splits = {split: _open_split(directory, split, manifest) for split in SPLITS}
+    splits = {split: open_tokens(directory, split, manifest) for split in SPLITS}
     return PreparedText(splits["train"], splits["validation"], manifest)
-
-
-def _open_split(directory: Path, split: str, manifest: PlainMapping) -> TokenSplit:
-    record = manifest["splits"][split]
-    tokens = TokenSplit(
-        split,
-        directory / token_file(split),
-        np.dtype(manifest["dtype"]),
-        count=record["tokens"],
-        bytes=record["bytes"],
-        fingerprint=record["sha256"],
-        zlib_bits_per_byte=record["zlib_bits_per_byte"],
-        documents=directory / starts_file(split) if "documents_sha256" in record else None,
-    )
-    check_file(tokens.path, tokens.count * tokens.dtype.itemsize, tokens.fingerprint)
-    if tokens.documents is not None:
-        check_file(tokens.documents, record["documents"] * START_BYTES, record["documents_sha256"])
-    return tokens
 
 
 def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> PlainDict:

@@ -16,6 +16,7 @@ from modular_gpt.core.errors import DataError
 from modular_gpt.core.json_files import load_json_object
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.data.cache_dir import cache_directory, new_in_cache
+from modular_gpt.data.token_files import TokenSplit
 
 MANIFEST = "manifest.json"
 START_BYTES = 8  # of the index of a document's first token
@@ -101,6 +102,29 @@ def check_file(path: Path, expected: int, fingerprint: str) -> None:
         raise Damaged(f"'{path}' has {size} bytes instead of {expected}")
     if sha256_file(path) != fingerprint:
         raise Damaged(f"'{path}' has another SHA-256 than when it was written")
+
+
+def open_tokens(directory: Path, split: str, manifest: PlainMapping) -> TokenSplit:
+    """The token file of a split, and where its documents start if that was written.
+
+    Raises:
+        Damaged: a file is missing or differs from the manifest.
+    """
+    record = manifest["splits"][split]
+    tokens = TokenSplit(
+        split,
+        directory / token_file(split),
+        np.dtype(manifest["dtype"]),
+        count=record["tokens"],
+        bytes=record["bytes"],
+        fingerprint=record["sha256"],
+        zlib_bits_per_byte=record.get("zlib_bits_per_byte"),
+        documents=directory / starts_file(split) if "documents_sha256" in record else None,
+    )
+    check_file(tokens.path, tokens.count * tokens.dtype.itemsize, tokens.fingerprint)
+    if tokens.documents is not None:
+        check_file(tokens.documents, record["documents"] * START_BYTES, record["documents_sha256"])
+    return tokens
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:

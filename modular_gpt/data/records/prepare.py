@@ -19,12 +19,11 @@ from modular_gpt.data.records.encode import ANSWER, RecordEncoder
 from modular_gpt.data.records.read import Skipped
 from modular_gpt.data.records.record import Record
 from modular_gpt.data.token_cache import (
-    START_BYTES,
     check_file,
     check_ids,
     open_or_build,
+    open_tokens,
     smallest_dtype,
-    starts_file,
     token_file,
     write_starts,
 )
@@ -116,20 +115,8 @@ def _read(directory: Path, manifest: PlainDict) -> tuple[Splits, PlainDict]:
 
 
 def _open_split(directory: Path, split: str, manifest: PlainMapping) -> RecordSplit:
+    tokens, roles = open_tokens(directory, split, manifest), directory / roles_file(split)
     record = manifest["splits"][split]
-    tokens = TokenSplit(
-        split,
-        directory / token_file(split),
-        np.dtype(manifest["dtype"]),
-        count=record["tokens"],
-        bytes=record["bytes"],
-        fingerprint=record["sha256"],
-        zlib_bits_per_byte=None,
-        documents=directory / starts_file(split),
-    )
-    roles = directory / roles_file(split)
-    check_file(tokens.path, tokens.count * tokens.dtype.itemsize, tokens.fingerprint)
-    check_file(directory / starts_file(split), record["records"] * START_BYTES, record["documents_sha256"])
     check_file(roles, tokens.count, record["roles_sha256"])
     return RecordSplit(
         tokens, roles, dict(record["formats"]), list(record["role_counts"]), record["skipped"], list(record["mistakes"])
@@ -180,7 +167,7 @@ def _write(directory: Path, source: RecordSource, split: str, encoder: RecordEnc
         raise DataError(NO_RECORDS[split])
     return {
         "tokens": count,
-        "records": len(starts),
+        "documents": len(starts),
         "bytes": size.bytes,
         "formats": dict(formats),
         "role_counts": by_role.tolist(),
