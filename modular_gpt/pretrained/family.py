@@ -39,6 +39,7 @@ class Family:
     harmless: keys that change no logits in this family: name -> ANY, or the values at which they change nothing
     prefix: prefix of tensor names, absent in files of the model without a head
     ignored: regular expressions of names of tensors without learned values; {n_layers} is replaced by the number
+    quantised: methods of quantisation that its files may have; tensors are dequantised when they are read
     tables: those tensors without learned values that files need, computed from the config
     views: conversions of the tensors of files before ``tensors`` are looked up, such as other names for them
     architecture, defaults, synonyms: class of the language model in transformers, values of keys that its config.json
@@ -51,6 +52,7 @@ class Family:
     harmless: PlainMapping = field(default_factory=dict)
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
+    quantised: tuple[str, ...] = ()
     tables: Callable[[GPTConfig], Mapping[str, Tensor]] = lambda config: {}
     views: tuple[View, ...] = ()
     architecture: str = ""

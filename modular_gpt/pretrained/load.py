@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +16,14 @@ from modular_gpt.model.materialize import materialize, meta_model, saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.hub import CONFIG_FILE, Source, locate
+from modular_gpt.pretrained.mxfp4 import dequantising
 from modular_gpt.pretrained.tensor_map import TensorPair, expand
-from modular_gpt.pretrained.weight_files import Tensors, listed
+from modular_gpt.pretrained.weight_files import Tensors, View, listed
+from modular_gpt.pretrained.wrappers import WRAPPERS, language_model, text_settings
 
 HEAD, EMBEDDING = "lm_head.weight", "embedding.weight"
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")  # the first number in the name of a tensor
+QUANTISED = "quantization_config"
 INVERSE_FREQUENCIES = r".*rotary_emb\.inv_freq"  # a table in older files, computed from the config
 
 
@@ -71,12 +75,24 @@ def read_family(source: Source) -> tuple[Family, PlainDict]:
         raise CheckpointError(
             f"{CONFIG_FILE} of {source.name!r} has no model_type; there are: {', '.join(sorted(FAMILIES))}"
         )
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        reason = unknown("architecture", printable(str(model_type)), FAMILIES)
+    if not isinstance(model_type, str) or model_type not in (*FAMILIES, *WRAPPERS):
+        reason = unknown("architecture", printable(str(model_type)), (*FAMILIES, *WRAPPERS))
         raise CheckpointError(f"{source.name!r}: {reason}")
-    if given.get("quantization_config"):
+    views: tuple[View, ...] = ()
+    if model_type in WRAPPERS:
+        quantised = {name: value for name, value in given.items() if name == QUANTISED}
+        given, views = {**text_settings(source, given), **quantised}, (language_model,)
+    family = FAMILIES[given["model_type"]]
+    if given.get(QUANTISED):
+        _check_quantisation(source, family, given[QUANTISED])
+        given, views = {name: value for name, value in given.items() if name != QUANTISED}, (*views, dequantising)
+    return replace(family, views=(*views, *family.views)), given
+
+
+def _check_quantisation(source: Source, family: Family, quantisation: object) -> None:
+    method = quantisation.get("quant_method") if isinstance(quantisation, Mapping) else None
+    if method not in family.quantised:
         raise CheckpointError(f"{source.name!r} is quantised, which is not supported; use its unquantised copy")
-    return FAMILIES[model_type], given
 
 
 def read_settings(source: Source, family: Family, given: PlainMapping) -> GPTConfig:

@@ -245,6 +245,7 @@ FAMILIES = [
         (BASE, biases(), windows(every(2)), GPT_OSS),
         (*WHOLE, SINKS, GPT_OSS_EXPERTS),
         harmless={"hidden_act": ("silu",), "experts_per_token": ANY, "initial_context_length": ANY},
+        quantised=("mxfp4",),
     ),
     Family(
         "qwen2_moe",
