@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from modular_gpt.benchmark.report import markdown_table as table
-from modular_gpt.benchmark.timing import (
+from modular_gpt.runtime.timing import (
     MIB,
     copy_bandwidth,
     forget_peak,
@@ -14,7 +14,7 @@ from modular_gpt.benchmark.timing import (
     peak_memory,
     synchronise,
 )
-from modular_gpt.benchmark.timing import Timed as Variant
+from modular_gpt.runtime.timing import Timed as Variant
 
 __all__ = [
     "MIB",

@@ -6,12 +6,12 @@ import torch
 
 from modular_gpt.benchmark.config import BenchmarkConfig
 from modular_gpt.benchmark.results import BenchmarkResults, Measurement, Peaks, Variant
-from modular_gpt.benchmark.timing import busy, copy_bandwidth, machine, product_speed
 from modular_gpt.benchmark.worker import Worker, memory_of, workers
 from modular_gpt.benchmark.workloads import WEIGHTS, Cell
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.runtime.device import choose_device, prepare_device
+from modular_gpt.runtime.timing import busy, copy_bandwidth, machine, product_speed
 
 Say = Callable[[str], None]
 

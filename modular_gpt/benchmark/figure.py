@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from modular_gpt.benchmark.results import BenchmarkResults, Measurement
-from modular_gpt.benchmark.timing import MIB
+from modular_gpt.runtime.timing import MIB
 
 PANELS: tuple[tuple[str, str, Callable[[Measurement], float]], ...] = (
     ("train", "training, tokens/s", lambda found: found.tokens_per_second),

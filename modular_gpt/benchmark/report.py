@@ -8,7 +8,7 @@ from pathlib import Path
 from modular_gpt.benchmark.figure import draw
 from modular_gpt.benchmark.reading import reading
 from modular_gpt.benchmark.results import BenchmarkResults, Measurement
-from modular_gpt.benchmark.timing import MIB
+from modular_gpt.runtime.timing import MIB
 
 TITLES = {"train": "Training step", "prefill": "Prefill", "decode": "Decoding"}
 COLUMNS = (

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modular_gpt.benchmark.timing import spread
 from modular_gpt.benchmark.workloads import Cell
 from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.runtime.timing import spread
 
 
 @dataclass(frozen=True)

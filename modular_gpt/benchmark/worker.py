@@ -11,13 +11,13 @@ import torch
 
 from modular_gpt.benchmark.config import BenchmarkConfig
 from modular_gpt.benchmark.results import Measurement, Variant
-from modular_gpt.benchmark.timing import forget_peak, held_memory, peak_memory, timed_run
 from modular_gpt.benchmark.workloads import WEIGHTS, WORKLOADS, Cell, Workload
 from modular_gpt.checkpoint.resolve import load_model
 from modular_gpt.core.errors import ConfigError, UserError
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.runtime.cpu_allocator import keep_memory
+from modular_gpt.runtime.timing import forget_peak, held_memory, peak_memory, timed_run
 
 READY, RUN, END = "ready", "run", "end"
 WARM_UP = 64  # tokens of a first run before memory is measured

@@ -1,7 +1,7 @@
 """Decoding speed of each variant by the number of tokens in its cache, beside the bound that memory sets."""
 
 import json
-import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,18 +10,15 @@ import torch
 from modular_gpt.comparison.budget import gpt_config
 from modular_gpt.comparison.plan import Plan
 from modular_gpt.core.atomic_files import write_text
-from modular_gpt.core.errors import UserError
 from modular_gpt.core.json_files import load_json
 from modular_gpt.model import GPTModel
+from modular_gpt.runtime.timing import Timed, copy_bandwidth, interleave
 
 DECODING = "decoding.json"
-CONTEXTS, STEPS, CHUNK = (
-    (128, 512, 2048),
-    12,
-    512,
-)  # tokens in the cache; steps that are timed; tokens of a prompt chunk
+CONTEXTS = (128, 512, 2048)  # tokens in the cache
+STEPS, CHUNK = 12, 512  # steps that are timed; tokens of a prompt that are read at once
 WITHIN = 2.0  # factor between measurement and bound within which the bound is shown
-BUFFER, COPIES = 2**23, 4  # floats of a copy that measures the memory, and number of copies
+COPIED_MEBIBYTES = 32  # of a copy that measures the memory
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,13 @@ class DecodingSpeed:
 
 
 def measure_decoding(plan: Plan, directory: Path) -> dict[str, list[DecodingSpeed]]:
-    """Measure all variants on the CPU with their initial weights, and write decoding.json."""
-    bandwidth = memory_bandwidth()
-    speeds = {name: decoding_speeds(GPTModel(gpt_config(run, plan.vocab_size)), bandwidth)
-              for name, run in plan.variants.items()}  # fmt: skip
+    """Measure all variants on the CPU with their initial weights, interleaved, and write decoding.json."""
+    bandwidth = copy_bandwidth(torch.device("cpu"), COPIED_MEBIBYTES)
+    models = {name: GPTModel(gpt_config(run, plan.vocab_size)).eval() for name, run in plan.variants.items()}
+    speeds: dict[str, list[DecodingSpeed]] = {name: [] for name in models}
+    for tokens in CONTEXTS:
+        for name, seconds in step_times(models, tokens).items():
+            speeds[name].append(DecodingSpeed(tokens, 1 / seconds, bandwidth / bytes_read(models[name], tokens)))
     write_text(
         directory / DECODING, json.dumps({name: [asdict(item) for item in items] for name, items in speeds.items()})
     )
@@ -55,40 +55,31 @@ def load_decoding(path: Path) -> dict[str, list[DecodingSpeed]]:
     return {name: [DecodingSpeed(**item) for item in items] for name, items in found.items()}
 
 
-def memory_bandwidth() -> float:
-    """Bytes per second that a copy reads and writes."""
-    source = torch.zeros(BUFFER)
-    target, best = torch.empty_like(source), float("inf")
-    for _ in range(COPIES):
-        begun = time.perf_counter()
-        target.copy_(source)
-        best = min(best, time.perf_counter() - begun)
-    return 2 * source.nbytes / best
+def bytes_read(model: GPTModel, tokens: int) -> int:
+    """Bytes of the weights and of the cache, which a step with ``tokens`` in the cache reads at least."""
+    return sum(parameter.nbytes for parameter in model.parameters()) + model.config.cache_bytes(1, tokens)
 
 
 @torch.no_grad()
-def decoding_speeds(model: GPTModel, bandwidth: float) -> list[DecodingSpeed]:
-    """The speed for each number of tokens; those that the positions cannot reach are left out."""
-    model.eval()
-    weights, found = sum(parameter.nbytes for parameter in model.parameters()), []
-    for tokens in CONTEXTS:
-        try:
-            seconds = step_time(model, tokens)
-        except UserError:  # learned positions end at the context
-            break
-        found.append(DecodingSpeed(tokens, 1 / seconds, bandwidth / (weights + model.config.cache_bytes(1, tokens))))
-    return found
+def step_times(models: Mapping[str, GPTModel], tokens: int) -> dict[str, float]:
+    """Median seconds of a step of each model with ``tokens`` in its cache.
+
+    Models whose positions do not reach that far are left out.
+    """
+    steps = [Timed(name, decoding_step(model, tokens), 1) for name, model in models.items() if reaches(model, tokens)]
+    interleave(steps, STEPS)
+    return {step.name: step.median for step in steps}
 
 
-def step_time(model: GPTModel, tokens: int) -> float:
-    """Seconds of one step with ``tokens`` in the cache, the median."""
+def reaches(model: GPTModel, tokens: int) -> bool:
+    """Whether the positions of a model go as far as the last step that is timed."""
+    return model.config.pos.component.extrapolates or tokens + STEPS + 1 <= model.config.context_length
+
+
+def decoding_step(model: GPTModel, tokens: int) -> Callable[[], object]:
+    """A function that decodes one more token after ``tokens``, up to ``STEPS`` + 1 times."""
     cache = model.new_cache(1, tokens + STEPS + 1)
     ids = torch.zeros(1, tokens, dtype=torch.long)
     for chunk in ids.split(CHUNK, 1):
         model(chunk, cache=cache, last_only=True)
-    times = []
-    for _ in range(STEPS + 1):
-        begun = time.perf_counter()
-        model(ids[:, :1], cache=cache)
-        times.append(time.perf_counter() - begun)
-    return sorted(times[1:])[STEPS // 2]
+    return lambda: model(ids[:, :1], cache=cache)
