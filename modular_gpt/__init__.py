@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from modular_gpt.model.loss import LossConfig, LossOutput
     from modular_gpt.model.loss import LossConfig as LossSettings  # the old name
     from modular_gpt.training.config import RunConfig
+    from modular_gpt.training.fit import fit
+    from modular_gpt.training.history import History
     from modular_gpt.training.run import train
 
 former_modules.install()
@@ -29,12 +31,14 @@ _LAZY = {
     "GPTModel": ("modular_gpt.model", "GPTModel"),
     "GPTConfig": ("modular_gpt.model.config", "GPTConfig"),
     "LayersConfig": ("modular_gpt.model.config", "LayersConfig"),
+    "History": ("modular_gpt.training.history", "History"),
     "LossConfig": ("modular_gpt.model.loss", "LossConfig"),
     "LossOutput": ("modular_gpt.model.loss", "LossOutput"),
     "LossSettings": ("modular_gpt.model.loss", "LossConfig"),
     "ablate_heads": ("modular_gpt.inspection", "ablate_heads"),
     "capture": ("modular_gpt.inspection", "capture"),
     "compare": ("modular_gpt.comparison", "compare"),
+    "fit": ("modular_gpt.training.fit", "fit"),
     "generate": ("modular_gpt.generation", "generate"),
     "head_scores": ("modular_gpt.inspection", "head_scores"),
     "logit_lens": ("modular_gpt.inspection", "logit_lens"),
@@ -49,6 +53,7 @@ __all__ = [
     "DataError",
     "GPTConfig",
     "GPTModel",
+    "History",
     "LayersConfig",
     "LossConfig",
     "LossOutput",
@@ -59,6 +64,7 @@ __all__ = [
     "capture",
     "compare",
     "compose",
+    "fit",
     "generate",
     "head_scores",
     "load_model",

@@ -238,7 +238,13 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
         CheckpointError: it is missing, damaged, or not a checkpoint of this program; the message names the file.
     """
     reader = open_checkpoint(path)
-    return Checkpoint(reader.model(device=device), reader.tokenizer, reader.meta)
+    return Checkpoint(model_with(reader.model(device=device), reader.tokenizer), reader.tokenizer, reader.meta)
+
+
+def model_with(model: GPTModel, tokenizer: Tokenizer | None) -> GPTModel:
+    """The model, which takes text from now on if there is a tokenizer."""
+    model.tokenizer = tokenizer
+    return model
 
 
 def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Collection[str] = True) -> CheckpointReader:

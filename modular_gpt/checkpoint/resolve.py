@@ -12,7 +12,7 @@ import torch
 
 from modular_gpt.checkpoint.hf_folder import is_own_kind, read_notes, read_own_kind
 from modular_gpt.checkpoint.manifest import MANIFEST
-from modular_gpt.checkpoint.native import FOLDER, open_checkpoint
+from modular_gpt.checkpoint.native import FOLDER, model_with, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
@@ -84,7 +84,7 @@ def load_with_tokenizer(
     if chosen is not None:
         _check_size(chosen, model, tokenizer)
     if (found := chosen or saved) is not None:
-        return Loaded(model, found)
+        return Loaded(model_with(model, found), found)
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if is_published(name, path):
         raise CheckpointError(f"{name!r} has no tokenizer.json, so it cannot read a prompt; save one beside it")
@@ -131,7 +131,7 @@ def open_model(
     if is_published(name, path):
         return _published(name, path, device, dtype)
     reader = open_checkpoint(path)
-    return Opened(reader.model(dtype, device), reader.tokenizer, reader.meta)
+    return Opened(model_with(reader.model(dtype, device), reader.tokenizer), reader.tokenizer, reader.meta)
 
 
 def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> PlainDict:
@@ -197,4 +197,4 @@ def _published(name: str, path: Path, device: str | torch.device, dtype: torch.d
     if tokenizer is None:
         file = tokenizer_file(name)
         tokenizer = None if file is None else build_tokenizer({"name": "hf", "path": str(file)})
-    return Opened(model, tokenizer, meta)
+    return Opened(model_with(model, tokenizer), tokenizer, meta)

@@ -74,7 +74,7 @@ def _write(directory: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dt
     with progress_line(f"Encoding the {split} text", corpus.characters(split)) as update, path.open("wb") as file:
         # Compressing takes time, and only the figure of the validation text is used.
         size = TextSize(compress=split == "validation", update=update)
-        for ids, is_first in _encode(size.measured(corpus.documents(split)), tokenizer):
+        for ids, is_first in encode_documents(size.measured(corpus.documents(split)), tokenizer):
             if is_first:
                 starts.append(count)
             data = ids.astype(dtype, casting="unsafe").tobytes()
@@ -126,7 +126,7 @@ class TextSize:
         return 8 * (self._compressed + len(self._compressor.flush())) / self.bytes
 
 
-def _encode(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
+def encode_documents(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
     """The ids of each chunk and whether a document begins with them, and the end of text between two documents."""
     last = None
     for batch in _batches(chunks):

@@ -27,9 +27,11 @@ class PreparedData(ABC):
     manifest: all that is recorded about it (corpus, tokenizer, counts, hashes), plain JSON values
     everything: phrase for all validation data, in messages
     measures_accuracy: evaluations also report the share of counted targets that are the most likely token
+    validates: there is validation data; without it a training evaluates nothing
     separates_documents: batches have the numbers of documents, which only some attentions keep apart
     unpacked_by: clause that says how to do without, in the message about an attention that cannot
-    epoch_tokens: number of tokens of one pass over the training data; None: new data at every step
+    epoch_tokens: number of tokens of one pass over the training data; None: it is unknown, or all data is new
+    row_tokens: number of tokens of a training row, where that is not the model's context_length
     zlib_bits_per_byte: bits that zlib -9 needs for a byte of the validation text; None: it is no text
     notes: further lines about the data for the beginning of a run
     """
@@ -37,9 +39,11 @@ class PreparedData(ABC):
     manifest: PlainDict
     everything: ClassVar[str] = "the whole validation text"
     measures_accuracy: ClassVar[bool] = False
+    validates: bool = True
     separates_documents: bool = False
     unpacked_by: ClassVar[str] = "give one document a row"
     epoch_tokens: int | None = None
+    row_tokens: int | None = None
     zlib_bits_per_byte: float | None = None
     notes: tuple[str, ...] = ()
 

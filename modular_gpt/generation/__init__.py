@@ -5,6 +5,7 @@ from modular_gpt.generation.config import GenerationConfig, SamplingSettings
 from modular_gpt.generation.engine import Continuation, Generation, Step, evaluating
 from modular_gpt.generation.prompt_cache import PromptCache
 from modular_gpt.generation.sequences import left_pad
+from modular_gpt.generation.text_prompts import TextTokenizer, generate_text, is_text
 
 GenerationSettings = GenerationConfig  # the name of before
 
@@ -16,9 +17,12 @@ __all__ = [
     "PromptCache",
     "SamplingSettings",
     "Step",
+    "TextTokenizer",
     "complete",
     "evaluating",
     "generate",
+    "generate_text",
+    "is_text",
     "left_pad",
     "stream",
 ]

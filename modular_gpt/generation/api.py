@@ -18,7 +18,7 @@ from modular_gpt.generation.sequences import as_ids, prompt_batch
 def generate(
     model: LanguageModel,
     ids: Tensor | np.ndarray | Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     *,
     padding: Tensor | Sequence[int] | None = None,
     draft: LanguageModel | None = None,
@@ -26,6 +26,7 @@ def generate(
 ) -> Tensor:
     """Continue prompts: ids (B, T) -> (B * num_return_sequences, T + new), with new <= max_new_tokens.
 
+    max_new_tokens: None: the default of ``GenerationConfig``
     ids: token ids as a tensor, an array or a list of lists of equal length
     padding: (B,) number of leading columns that are padding, for prompts of different lengths (see ``left_pad``)
     draft: a smaller model, for strategy="speculative"

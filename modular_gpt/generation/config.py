@@ -124,9 +124,10 @@ class GenerationConfig(SamplingSettings):
     prompt_lookup_ngram: int = 3
 
     @classmethod
-    def read(cls, max_new_tokens: int, settings: PlainMapping) -> "GenerationConfig":
+    def read(cls, max_new_tokens: int | None, settings: PlainMapping) -> "GenerationConfig":
         """From keywords; raises a ConfigError for an unknown name or a value of the wrong type."""
-        return cls.from_values({"max_new_tokens": max_new_tokens, **settings})
+        length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        return cls.from_values({**length, **settings})
 
     @classmethod
     def from_values(cls, values: PlainMapping) -> "GenerationConfig":

@@ -51,7 +51,10 @@ class TransformerBlock(nn.Module):
 
     def feed(self, x: Tensor, pos: Positions) -> Transformed:
         """(B, T, D) -> (B, T, D) after dropout, and auxiliary losses"""
-        out, losses = self.ffn(x, pos.valid()) if self.ffn.takes_mask else self.ffn(x)
+        if isinstance(self.ffn, FeedForward):
+            out, losses = self.ffn(x, pos.valid()) if self.ffn.takes_mask else self.ffn(x)
+        else:  # a module that was put in its place
+            out, losses = self.ffn(x), {}
         return self.dropout(report("ffn.out", out)), losses
 
     def add_attention(self, x: Tensor, update: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import ModelCache
-from modular_gpt.core.contracts import Position, Positions
+from modular_gpt.core.contracts import FeedForward, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import enter_block, observed_pass, report
 from modular_gpt.core.registry import described
@@ -22,6 +22,7 @@ from modular_gpt.model.init import initialise
 from modular_gpt.model.inputs import check_cache_size, checked_ids, checked_targets, embedded, outside
 from modular_gpt.model.loss import ACCURACY, IGNORED, PLAIN, LossConfig, LossOutput, token_losses
 from modular_gpt.model.summary import summary_table
+from modular_gpt.model.text_generation import GeneratesText
 from modular_gpt.model.token_positions import packed_positions, token_positions
 
 M = TypeVar("M", bound=nn.Module)
@@ -46,7 +47,7 @@ class ParameterCount(NamedTuple):
     active: int
 
 
-class GPTModel(nn.Module):
+class GPTModel(GeneratesText, nn.Module):
     """A GPT composed from a config: ``GPTModel(GPTConfig(...))``, ``GPTModel({...})`` or ``GPTModel(d_model=...)``.
 
     Raises:
@@ -251,12 +252,6 @@ class GPTModel(nn.Module):
         """Discard the cache that ``forward(..., use_cache=True)`` keeps on the model."""
         self._own_cache = None
 
-    def generate(self, ids: Tensor, max_new_tokens: int, **settings: Any) -> Tensor:
-        """Continue token ids (B, T) by sampling -> (B, T + new); settings as in ``modular_gpt.generation.generate``."""
-        from modular_gpt.generation import generate
-
-        return generate(self, ids, max_new_tokens, **settings)
-
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
@@ -306,19 +301,23 @@ class GPTModel(nn.Module):
 
     def after_optimizer_step(self) -> None:
         """Update state that has no gradient, such as balancing biases; call it after each optimizer step."""
-        for block in self.blocks:
-            block.ffn.after_optimizer_step()
+        for ffn in self._feed_forwards():
+            ffn.after_optimizer_step()
 
     def after_skipped_step(self) -> None:
         """Discard the statistics of a step; call it instead of ``after_optimizer_step`` for a skipped step."""
-        for block in self.blocks:
-            block.ffn.after_skipped_step()
+        for ffn in self._feed_forwards():
+            ffn.after_skipped_step()
+
+    def _feed_forwards(self) -> list[FeedForward]:
+        """The feed-forward networks, without modules that were put in place of one."""
+        return [block.ffn for block in self.blocks if isinstance(block.ffn, FeedForward)]
 
     def num_parameters(self) -> ParameterCount:
         """Count the parameters: all, those outside embedding tables, and those that one token uses."""
         total = sum(p.numel() for p in self.parameters())
         tables = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
-        idle = sum(block.ffn.inactive_parameters() for block in self.blocks)
+        idle = sum(ffn.inactive_parameters() for ffn in self._feed_forwards())
         return ParameterCount(total, total - tables, total - idle)
 
     def get_num_params(self, non_embedding: bool = False) -> int:

@@ -84,7 +84,7 @@ class Optimizer(Component, ABC, slot="optim"):
         """Take the parameters of ``model`` that require a gradient."""
         self.config = config
         self.learning_rate = peak_learning_rate(config, model.config.d_model)
-        self.head = None if model.head is None else model.head.weight
+        self.head = getattr(model.head, "weight", None)  # none of a module that was put in its place
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.optimizers = self.build(parameter_groups(model))
         self.present_rate = 0.0

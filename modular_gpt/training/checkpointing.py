@@ -25,6 +25,8 @@ OPTIMIZER, TRAINER = "optimizer", "trainer"  # sets of tensors beside the model'
 TRAINED = "trained"  # the weights as training has them, where the model's own are averages of them
 RANDOM, AVERAGE = "random", "average/"  # names of tensors in the trainer's set
 
+IN_MEMORY = "in_memory"  # stands for the data in the settings of a training on data that a program holds
+
 log = logging.getLogger(__name__)
 
 

@@ -1,4 +1,4 @@
-"""loss.png: the training and validation losses of a run, and the learning rate below them."""
+"""The training and validation losses of a training, and the learning rate below them; of a run as loss.png."""
 
 import warnings
 from pathlib import Path
@@ -8,6 +8,7 @@ from modular_gpt.training.metrics import Curves, Points, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PLOT = "loss.png"
 SMOOTH = 40  # one in so many points is averaged over in the smooth curve
@@ -16,15 +17,22 @@ BEGINNING = 0.05  # share of the steps whose losses may leave the picture, or th
 
 def plot_losses(directory: Path, curves: Curves | None = None) -> Path:
     """Draw loss.png in a run directory; without ``curves``, from metrics.jsonl."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     curves = Curves(read_metrics(directory)) if curves is None else curves
-    figure = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = loss_figure(curves, title(directory, curves))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a run may be named with an emoji
+        figure.savefig(directory / PLOT)
+    return directory / PLOT
+
+
+def loss_figure(curves: Curves, heading: str, size: tuple[float, float] = (8, 5.5)) -> "Figure":
+    """The picture of some curves under a heading; size: width and height in inches."""
+    from modular_gpt.training.displayed_figure import DisplayedFigure
+
+    figure = DisplayedFigure(figsize=size, dpi=120, layout="constrained")
     losses, rate = figure.subplots(2, 1, sharex=True, height_ratios=[3.5, 1])
     draw_losses(losses, curves.loss, curves.validation)
-    losses.set_title(title(directory, curves), fontsize=10, loc="left")
+    losses.set_title(heading, fontsize=10, loc="left")
     if curves.learning_rate:
         rate.plot(*zip(*curves.learning_rate, strict=True), color="C2", linewidth=1.2)
     rate.set_ylim(bottom=0)
@@ -32,10 +40,7 @@ def plot_losses(directory: Path, curves: Curves | None = None) -> Path:
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")
     rate.grid(alpha=0.3)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a run may be named with an emoji
-        figure.savefig(directory / PLOT)
-    return directory / PLOT
+    return figure
 
 
 def draw_losses(axes: "Axes", training: Points, validation: Points) -> None:
@@ -74,11 +79,16 @@ def smoothed(values: Points) -> Points:
 def title(directory: Path, curves: Curves) -> str:
     """The run and its best result; a $ in the name is no formula."""
     name = directory.resolve().name.replace("$", r"\$")
-    if curves.best is None:
-        return name
+    return name if curves.best is None else f"{name}\n{best_result(curves)}"
+
+
+def best_result(curves: Curves) -> str:
+    """A phrase with the best validation loss and the tokens trained on; empty without an evaluation."""
     best = curves.best
+    if best is None:
+        return ""
     bits = f" ({best['bits_per_byte']:.3f} bits per byte)" if "bits_per_byte" in best else ""
     return (
-        f"{name}\nbest validation loss {best['validation_loss']:.4f}{bits} at step {best['step']:,.0f};"
+        f"best validation loss {best['validation_loss']:.4f}{bits} at step {best['step']:,.0f};"
         f" {curves.tokens:,.0f} tokens in all"
     )

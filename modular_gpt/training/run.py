@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from modular_gpt.runtime.device import check_precision, choose_device, float32_p
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import orderly
 from modular_gpt.training.build import build_trainer
-from modular_gpt.training.checkpointing import Checkpoints, check_rewind, run_of
+from modular_gpt.training.checkpointing import IN_MEMORY, Checkpoints, check_rewind, run_of
 from modular_gpt.training.compile import from_compiler, ordered_sums, reason
 from modular_gpt.training.config import RunConfig, TrainerConfig
 from modular_gpt.training.estimate import Estimate, check_memory, estimate, suggest_smaller
@@ -29,36 +29,16 @@ from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import peft_package
 from modular_gpt.training.recorder import Recorder, Silent
 from modular_gpt.training.report import Outcome, check_outcome, report_table
+from modular_gpt.training.result import RunResult
 from modular_gpt.training.run_directory import RunFiles, lock_run, new_run_directory
 from modular_gpt.training.run_info import meter_of, opening, save_run_info
 from modular_gpt.training.trainer import Trainer
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended.
-
-    directory: of the run; of all runs after a dry run
-    signal: number of the signal that ended it early, so that it can be resumed, or None
-    outcome: the numbers of its report; None for a run that ended early, and for a dry run
-    table: the report as text; None for a run that ended early; the estimate for a dry run
-    """
-
-    directory: Path
-    signal: int | None
-    outcome: Outcome | None
-    table: str | None
-
-    def __repr__(self) -> str:
-        if self.outcome is None:
-            end = "a dry run" if self.signal is None else f"stopped by signal {self.signal}"
-        else:
-            end = f"validation loss {self.outcome.loss:.4f} after {self.outcome.steps:,} steps"
-        return f"RunResult({str(self.directory)!r}: {end})"
-
-
 def train(config: RunConfig, quiet: bool = False) -> RunResult:
     """Train as ``config`` says, or resume the run that it names; ``quiet`` prints nothing.
+
+    The result has the numbers of the report, and the ``model``, ``tokenizer`` and ``history`` of the run.
 
     Ctrl-C and SIGTERM end it early with a checkpoint.
 
@@ -216,6 +196,11 @@ def load_config(path: str | Path) -> RunConfig:
     checkpoint, settings = reader.directory, reader.meta.get("run")
     if not isinstance(settings, dict):
         raise CheckpointError(f"'{checkpoint}' holds a model but no run to resume")
+    if settings.get("data") == {"name": IN_MEMORY}:
+        raise CheckpointError(
+            f"'{checkpoint}' was trained by modular_gpt.fit on data that it was given: call it again to resume, or"
+            f" start a run from these weights with init_from={path}"
+        )
     try:
         config = RunConfig.from_dict({**settings, "resume": str(path)})
         if not supports(config.parallel, ProcessGroup.launched()):

@@ -34,6 +34,7 @@ from modular_gpt.training.nonfinite import find_first_nonfinite
 from modular_gpt.training.recorder import Averages, Recorder, Silent
 from modular_gpt.training.validation import Validation
 
+STEP_SAVED = "this step is finished and saved"
 MAX_SKIPPED = 10  # updates skipped one after the other before the training gives up
 
 Save = Callable[[bool], None]  # takes whether the checkpoint is required: then a failure ends the training
@@ -69,13 +70,14 @@ class Trainer:
         model: GPTModel,
         optimizer: Optimizer,
         data: PreparedData,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         run: RunConfig,
         placement: Placement,
         adapters: Adapters | None = None,
     ) -> None:
         """
         model: on its device, as ``placement.parallel`` shards it
+        tokenizer: None for data that has none, of which no sample is generated
         adapters: of the model, which are trained instead of its weights
         """
         config, parallel = run.trainer, placement.parallel
@@ -86,8 +88,10 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
         self.batches = data.batches(self.block, config.batch_size, run.seed, config.order)
+        self.row_tokens = data.row_tokens or self.block
         data.check_evaluation(self.block, config.eval_batches)
-        model.checkpoint_activations(config.activation_checkpointing)
+        if config.activation_checkpointing:
+            model.checkpoint_activations(config.activation_checkpointing)
         compile, compile_reason = compiles(config, model.config, self.device, parallel.processes.world)
         self.reasons = {"precision": placement.reason, "compile": compile_reason}  # of what ``auto`` decided
         self.forward = Forward(model, self.precision, compile, parallel, optional=config.compile == "auto")
@@ -110,9 +114,10 @@ class Trainer:
             "model.context_length": self.block,
         }
 
-    def fit(self, recorder: Recorder | Silent, save: Save) -> bool:
+    def fit(self, recorder: Recorder | Silent, save: Save, promise: str = STEP_SAVED) -> bool:
         """Train to the last step or until patience runs out. Returns False if a signal stopped it early.
 
+        promise: a clause about what happens after a signal
         Either way ``save`` has been called at the end.
         """
         config, progress = self.config, self.progress
@@ -120,10 +125,10 @@ class Trainer:
         self.since, self.logged = time.perf_counter(), progress.step
         # the first step waits for the compiler, and a signal that ends it then loses nothing
         self.compiling = self.stop.nothing_to_save = self.forward.compiled
-        with self.stop.catch():
+        with self.stop.catch(promise):
             while not self.stop.requested():
                 last = progress.step == config.max_steps
-                if (progress.step % config.eval_interval == 0 or last) and progress.evaluated != progress.step:
+                if self.evaluation_due() and progress.evaluated != progress.step:
                     with self.off_the_clock():
                         self.evaluate_and_report(recorder)
                     if self.stop.requested():
@@ -157,6 +162,11 @@ class Trainer:
         patience, progress = self.config.patience, self.progress
         waited = progress.evaluated - progress.best_step
         return patience is not None and progress.best_step > 0 and waited >= patience * self.config.eval_interval
+
+    def evaluation_due(self) -> bool:
+        """Whether to evaluate at this step: at each interval and at the end, where there is validation data."""
+        config, step = self.config, self.progress.step
+        return self.data.validates and (step % config.eval_interval == 0 or step == config.max_steps)
 
     def save_due(self) -> bool:
         """Whether to write a checkpoint at this step: at each interval, for the best loss, and as a milestone."""
@@ -267,7 +277,7 @@ class Trainer:
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
         self.progress.seconds += seconds
-        per_step = self.config.batch_size * self.block
+        per_step = self.config.batch_size * self.row_tokens
         return {
             "step": self.progress.step,
             "tokens": self.progress.step * per_step,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from modular_gpt.core.errors import NonFiniteError, first_line
+from modular_gpt.core.errors import ConfigError, NonFiniteError, first_line
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import Batch, PreparedData, Tokenizer
 from modular_gpt.distributed import Parallel
@@ -34,7 +34,7 @@ class Validation:
         self,
         forward: Forward,
         data: PreparedData,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         config: TrainerConfig,
         seed: int,
         stop: GracefulShutdown,
@@ -101,6 +101,7 @@ class Validation:
 
         A sample never ends a training: one that fails is a line that says why.
         """
+        tokenizer = self._tokenizer()
         model = self.parallel.model_to_generate(self.forward.model)  # all processes take part
         if model is None:
             return None
@@ -112,10 +113,10 @@ class Validation:
                     temperature=self.config.sample_temperature,
                     seed=self.seed,
                     overflow="window",
-                    suppress_tokens=self.tokenizer.unused_ids(model.config.vocab_size),
+                    suppress_tokens=tokenizer.unused_ids(model.config.vocab_size),
                 )
-            skipped = int(out[0, 0] == self.tokenizer.bos_id)
-            return self.tokenizer.decode(out[0, skipped:], errors="ignore")
+            skipped = int(out[0, 0] == tokenizer.bos_id)
+            return tokenizer.decode(out[0, skipped:], errors="ignore")
         except Exception as error:
             if not (self.sample_failed or isinstance(error, NonFiniteError)):  # training itself tells of the latter
                 log.warning("no sample could be generated (%s); the training continues", first_line(error))
@@ -129,11 +130,16 @@ class Validation:
             DataError: ``sample_prompt`` has characters that the tokenizer does not know.
         """
         if self.config.sample_prompt:
-            ids = self.tokenizer.encode(self.config.sample_prompt)
+            ids = self._tokenizer().encode(self.config.sample_prompt)
         else:
             ids = self.data.prompt(PROMPT)
-        bos = self.tokenizer.with_bos([])
+        bos = self._tokenizer().with_bos([])
         return [*bos, *ids[-max(1, self.block - len(bos)) :]]
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ConfigError("samples are text: give a tokenizer, or leave out sample_tokens")
+        return self.tokenizer
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -1,0 +1,112 @@
+"""The directory of a training that ``fit`` can resume: checkpoints, metrics and a lock, as in a run's directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modular_gpt.checkpoint import FOLDER, LATEST, MANIFEST, CheckpointReader, find_checkpoint
+from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.registry import decode, encode
+from modular_gpt.data import PreparedData, Tokenizer
+from modular_gpt.model import GPTModel
+from modular_gpt.model.materialize import check_shapes, meta_model
+from modular_gpt.training.checkpointing import IN_MEMORY, restore, steps_in
+from modular_gpt.training.config import RunConfig
+from modular_gpt.training.metrics import Entry, MetricsLog, read_metrics
+from modular_gpt.training.run_directory import RunFiles, lock_run
+from modular_gpt.training.trainer import Trainer
+
+
+@contextmanager
+def open_directory(checkpoint: str | Path | None) -> Iterator[RunFiles | None]:
+    """Context manager: the directory of a training, made if it is missing, in which no other process may train.
+
+    Raises:
+        ConfigError: another process trains in it, or it cannot be written.
+        CheckpointError: it is a single checkpoint.
+    """
+    if checkpoint is None:
+        yield None
+        return
+    directory = Path(checkpoint).expanduser()
+    if (directory / MANIFEST).exists():
+        raise CheckpointError(
+            f"'{directory}' is one checkpoint: give the directory of a training, or load the model from it first"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"checkpoint={str(directory)!r} cannot be written ({error.strerror})") from error
+    with lock_run(directory):
+        yield RunFiles(directory)
+
+
+def latest(files: RunFiles | None) -> Path | None:
+    """The newest intact checkpoint in a directory, verified; None if there is none."""
+    if files is None or not steps_in(files.directory / FOLDER):
+        return None
+    return find_checkpoint(files.directory, prefer=LATEST)
+
+
+def load_weights(model: GPTModel, data: PreparedData, checkpoint: Path) -> None:
+    """Load the weights of a verified checkpoint into a model; nothing is changed if it is of another model or data.
+
+    Raises:
+        CheckpointError: it is of another model.
+        DataError: it is of other data, or another tokenizer.
+    """
+    reader = CheckpointReader(checkpoint)
+    now, before = model.config.to_dict(), reader.config.to_dict()
+    changed = [f"{name}={value}" for name, value in before.items() if now.get(name) != value]
+    if changed:
+        raise CheckpointError(
+            f"'{checkpoint}' is of a model with {', '.join(changed)}: give that model, or another directory"
+        )
+    weights = reader.tensors("model")
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    check_shapes(expected, {name: tensor.shape for name, tensor in weights.items()}, f"'{checkpoint}'", "the model")
+    data.check_identity(reader.meta.get("data", {}))
+    model.load_state_dict(weights)
+
+
+def resume(trainer: Trainer, checkpoint: Path) -> None:
+    """Continue a training from a checkpoint whose weights the model has.
+
+    Raises:
+        ConfigError: it has done more steps than this training is to have.
+        CheckpointError: it has other settings that cannot change.
+    """
+    restore(trainer, checkpoint)
+    done, steps = trainer.progress.step, trainer.config.max_steps
+    if done > steps:
+        raise ConfigError(f"'{checkpoint}' has done {done} steps, and this training has {steps}: give it more of them")
+
+
+def earlier_entries(files: RunFiles, trainer: Trainer) -> tuple[MetricsLog, list[Entry]]:
+    """The log of metrics, continued after the present step, and the entries that it has."""
+    progress = trainer.progress
+    return MetricsLog(files, progress.step, progress.evaluated), read_metrics(files.directory)
+
+
+def recorded_settings(config: RunConfig, tokenizer: Tokenizer | None) -> PlainDict:
+    """The settings that a checkpoint holds: those of a run, except for the data, which was in memory."""
+    settings = {**config.to_dict(), "data": {"name": IN_MEMORY}}
+    del settings["tokenizer"]
+    try:
+        settings["tokenizer"] = None if tokenizer is None else encode(decode("tokenizer", tokenizer.name))
+    except (ConfigError, TypeError):  # it takes settings that the tokenizer does not tell
+        settings["tokenizer"] = None
+    return settings
+
+
+def changed_modules(model: GPTModel) -> list[str]:
+    """Modules of a model that its config does not describe, so that no checkpoint can build them; a name of each."""
+    built = meta_model(model.config)
+    expected = {name: type(module) for name, module in built.named_modules()}
+    found = {name: type(module) for name, module in model.named_modules()}
+    changed = [name for name in {**expected, **found} if name and expected.get(name) is not found.get(name)]
+    shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
+    other = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    changed += [name for name in {**shapes, **other} if shapes.get(name) != other.get(name)]
+    return [name for name in dict.fromkeys(changed) if not name.startswith(tuple(f"{one}." for one in changed))]
