@@ -149,6 +149,8 @@ def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
             " give text=<file> or corpus=<name>"
         )
     split = data.train if settings.split == "train" else data.validation
+    if not split.bytes:
+        raise ConfigError("the bytes of the training tokens of data=tokens are not counted: leave out split=train")
     with progress_line("Evaluating") as update:
         return evaluate_tokens(model, split.array, split.bytes, bos_id=tokenizer.bos_id, progress=update, **options)
 

@@ -119,10 +119,9 @@ class Recorder:
         self._record(entry)
         beside = [f"{entry['bits_per_byte']:.3f} bits per byte"] if "bits_per_byte" in entry else []
         beside += [f"accuracy {entry['validation_accuracy']:.2%}"] if "validation_accuracy" in entry else []
-        self.say(
-            f"step {entry['step']:>6.0f}/{self.max_steps}  validation loss {entry['validation_loss']:.4f}"
-            f"  ({', '.join(beside)}){'  best so far' if best else ''}"
-        )
+        ends = [f"({', '.join(beside)})"] * bool(beside) + ["best so far"] * best
+        loss = f"validation loss {entry['validation_loss']:.4f}"
+        self.say("  ".join([f"step {entry['step']:>6.0f}/{self.max_steps}", loss, *ends]))
         if text is not None:
             quoted = "\n".join(f"    | {harmless(line)}" for line in text.split("\n"))
             self.files.append(SAMPLES, f"{HEADING}{entry['step']}\n{quoted}\n\n")

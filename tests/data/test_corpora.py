@@ -34,7 +34,8 @@ def text_of(corpus: Corpus, split: str) -> str:
 
 
 def test_every_registered_corpus_is_tested() -> None:
-    assert set(entries("data")) == {"python_stdlib", "shakespeare", "text", "hf", "records", "synthetic"}
+    tested = {"python_stdlib", "shakespeare", "text", "hf", "records", "synthetic", "tokens", "mixture"}
+    assert set(entries("data")) == tested
 
 
 class TestCut:

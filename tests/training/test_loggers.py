@@ -10,7 +10,7 @@ import pytest
 
 from modular_gpt.core import registry
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.training.loggers import Logger, LoggerConfig, build_loggers
 from modular_gpt.training.metrics import read_metrics
 from tests.training.small import config, run, stop_after
@@ -101,7 +101,7 @@ def test_a_logger_that_cannot_start(folder: Path, notes: list[tuple[Any, ...]]) 
         run(config(folder, logger={"name": "notes", "fails": ["start"]}))
 
 
-PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -168,3 +168,23 @@ def test_trackio(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sqlite_storage.SQLiteStorage.get_runs("modular_gpt") == [directory.name]
     steps = [log["step"] for log in sqlite_storage.SQLiteStorage.get_logs("modular_gpt", directory.name)]
     assert set(steps) == {3, 4, 6, 8, 9, 12}
+
+
+def test_mlflow_in_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="needs the extra mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    store = folder / "mlflow store"
+    directory = resumed(folder, decode("logger", {"name": "mlflow", "tracking_uri": str(store)}))
+    client = mlflow.MlflowClient(tracking_uri=store.as_uri())
+    experiment = client.get_experiment_by_name("modular_gpt")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == directory.name and run.info.status == "FINISHED"
+    entries = read_metrics(directory)
+    for name in ("loss", "validation_loss"):
+        written = {(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)}
+        assert written >= {(entry["step"], entry[name]) for entry in entries if name in entry}
+    assert run.data.params["trainer.max_steps"] == "8" and run.data.params["logger.name"] == "mlflow"
+    assert run.data.tags["outcome.steps"] == "12"
+    samples = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "samples")]
+    assert samples == [f"samples/step_{step:08}.txt" for step in (4, 8, 12)]

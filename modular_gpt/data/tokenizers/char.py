@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from modular_gpt.core.errors import DataError
+from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import one_of
@@ -26,12 +26,16 @@ class CharTokenizer(Tokenizer, name="char"):
 
         unknown: Handling of characters that the corpus does not contain: error names the character and stops; unk
             encodes it as an extra token <unk>.
+        characters: The characters of the vocabulary. By default (null) those that the corpus contains.
         """
 
         unknown: str = "error"
+        characters: str | None = None
 
         def __post_init__(self) -> None:
             one_of(self.unknown, UNKNOWN_CHOICES, "tokenizer.unknown")
+            if self.characters == "":
+                raise ConfigError("tokenizer.characters is empty: give the characters, or leave it out")
 
     learns = True
 
@@ -62,6 +66,8 @@ class CharTokenizer(Tokenizer, name="char"):
     @classmethod
     def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
         assert isinstance(config, CharTokenizer.Config)
+        if config.characters is not None:
+            return cls(config.characters, config.unknown)
         source = needs(corpus, "char")
         # The validation text too: only the alphabet is taken from it, no statistics.
         chunks = (chunk for split in SPLITS for chunk in source.documents(split))
