@@ -1,5 +1,6 @@
 """Weights on disk: native checkpoints, shards, Hugging Face folders, and any of them by name."""
 
+from modular_gpt.checkpoint.gguf_file import save_gguf
 from modular_gpt.checkpoint.manifest import (
     CONFIG,
     FORMAT,
@@ -50,5 +51,6 @@ __all__ = [
     "read_json",
     "read_tensors",
     "save_checkpoint",
+    "save_gguf",
     "verify",
 ]

@@ -1,16 +1,19 @@
-"""mgpt-convert: checkpoints of this program into folders that transformers loads, and back."""
+"""mgpt-convert: checkpoints of this program into folders that transformers loads and back, or into GGUF files."""
 
 import sys
 from collections.abc import Sequence
 
 from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
-ABOUT = "write a checkpoint as a folder that transformers loads, or such a folder as a checkpoint"
+ABOUT = (
+    "write a checkpoint as a folder that transformers loads, such a folder as a checkpoint, or either as a GGUF file"
+)
 EXAMPLES = (
     ("mgpt-convert path=my-model", "the last run, for AutoModelForCausalLM"),
     ("mgpt-convert checkpoint=runs/latest path=my-model format=family", "only if it is a published architecture"),
     ("mgpt-convert checkpoint=gpt2 to=checkpoint path=gpt2-here", "a published model as a checkpoint"),
     ("mgpt-convert checkpoint=my-model to=checkpoint path=again", "and back"),
+    ("mgpt-convert to=gguf path=model.gguf dtype=bf16", "the last run, for llama.cpp and programs built on it"),
 )
 
 

@@ -1,11 +1,13 @@
 """The command mgpt-convert: its settings, and the conversion."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from modular_gpt.checkpoint import save_checkpoint
+from modular_gpt.checkpoint.gguf_file import save_gguf
 from modular_gpt.checkpoint.hf_folder import FORMATS, OWN_TYPE, write_folder
 from modular_gpt.checkpoint.resolve import Opened, open_model
 from modular_gpt.cli.composition.schema import Command
@@ -14,7 +16,7 @@ from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, one_of
 from modular_gpt.runtime.device import as_dtype
 
-TARGETS = ("hf", "checkpoint")
+TARGETS = ("hf", "checkpoint", "gguf")
 # notes that only a checkpoint with the state of its training has
 TRAINING_ONLY = ("training", "progress", "optimizer", "order", "compiled", "averaged_steps", "scaler")
 
@@ -25,8 +27,9 @@ class ConvertSettings:
 
     checkpoint: The model to convert: a run's directory, a checkpoint, a folder in Hugging Face's format, or a published
         name such as gpt2.
-    to: The format to write: hf, a folder that transformers loads, or checkpoint, a checkpoint of this program.
-    path: The folder to write. It must not exist yet.
+    to: The format to write: hf, a folder that transformers loads; checkpoint, a checkpoint of this program; or gguf, a
+        file that llama.cpp runs.
+    path: The folder or file to write. It must not exist yet.
     format: With to=hf, the format of the folder: family writes a published architecture, which transformers loads by
         itself; modular_gpt writes any model, which transformers loads after `import modular_gpt.hf`; auto chooses
         family where the model corresponds to a published architecture.
@@ -53,19 +56,25 @@ CONVERT = Command(name="convert", plain=ConvertSettings)
 
 
 def convert(settings: ConvertSettings) -> str:
-    """Write the folder; returns a message that says how to load it.
+    """Write the folder or file; returns a message that says how to load it.
 
     Raises:
         UserError: there is no such model, the folder exists or cannot be written, or the model is not of the format.
     """
     if settings.path is None:
-        raise ConfigError("give path=<folder>, where to write")
+        raise ConfigError(f"give path=<{'file' if settings.to == 'gguf' else 'folder'}>, where to write")
     path = Path(settings.path)
     if path.exists():
         raise ConfigError(f"'{path}' exists already; give another path, or remove it first")
     dtype = as_dtype(settings.dtype)
     opened = open_model(settings.checkpoint, torch.device("cpu"), dtype)
-    return _to_checkpoint(path, opened, settings) if settings.to == "checkpoint" else _to_hf(path, opened, settings)
+    return WRITERS[settings.to](path, opened, settings)
+
+
+def _to_gguf(path: Path, opened: Opened, settings: ConvertSettings) -> str:
+    architecture = save_gguf(opened.model, path, opened.tokenizer)
+    without = "" if opened.tokenizer else " without a tokenizer: there was none"
+    return f"{path}: a GGUF file of the architecture {architecture}{without}. Use it with llama-cli -m {path}"
 
 
 def _to_checkpoint(path: Path, opened: Opened, settings: ConvertSettings) -> str:
@@ -90,3 +99,10 @@ def _to_hf(path: Path, opened: Opened, settings: ConvertSettings) -> str:
         f"Tokenizer: {written.tokenizer or f'AutoTokenizer.from_pretrained({str(path)!r})'}",
     ]
     return "\n".join(lines)
+
+
+WRITERS: dict[str, Callable[[Path, Opened, ConvertSettings], str]] = {
+    "hf": _to_hf,
+    "checkpoint": _to_checkpoint,
+    "gguf": _to_gguf,
+}

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from modular_gpt.core.atomic_files import temporary_name, write_problem, write_text
 from modular_gpt.core.errors import CheckpointError, ConfigError, UserError, unknown
-from modular_gpt.core.plain_types import PlainMapping
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import encode
 from modular_gpt.core.validation import one_of
 from modular_gpt.model import GPTModel
@@ -38,6 +38,16 @@ _BLOCK = ("topology", "residual_multiplier", "residual_weights")  # of each laye
 _NOT_COMPUTED |= {*_BLOCK}
 _NOT_COMPUTED |= {"init_by_name"}
 _NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend", "balance", "balance_weight", "z_weight", "bias_step"}
+
+
+def as_published(model: GPTModel, among: Iterable[str]) -> tuple[PlainDict, dict[str, Tensor]]:
+    """The config.json and the tensors of a model as one of some published families, by the names of transformers.
+
+    Raises:
+        CheckpointError: none of them computes the same.
+    """
+    family = family_of(model.config, among=among)
+    return {"model_type": family.model_type, **family.to_hf(model.config)}, hf_tensors(family, model)
 
 
 def save_pretrained(
@@ -73,8 +83,10 @@ def save_pretrained(
     write_files(Path(path), settings, hf_tensors(family, model), eos_token_id)
 
 
-def family_of(config: GPTConfig, model_type: str | None = None) -> Family:
+def family_of(config: GPTConfig, model_type: str | None = None, among: Iterable[str] = FAMILIES) -> Family:
     """Find the published family that computes the same as a model with this config.
+
+    model_type: the family, such as granite; None: the first one ``among`` these that computes the same
 
     Raises:
         CheckpointError: there is none; the message names the closest family and the settings that it lacks.
@@ -90,7 +102,7 @@ def family_of(config: GPTConfig, model_type: str | None = None) -> Family:
             )
         return FAMILIES[model_type]
     compared: list[tuple[tuple[bool, int, bool], Family, list[str]]] = []
-    for family in FAMILIES.values():
+    for family in (FAMILIES[name] for name in among):
         comparison = _compared(family, config)
         if not comparison.missing:
             return family

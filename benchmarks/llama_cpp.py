@@ -1,0 +1,157 @@
+"""GGUF files run by llama.cpp: equal tokens, and equal greedy text, for each architecture and tokenizer.
+
+Small models with random weights are written by ``save_gguf`` and read by a build of llama.cpp, here that of the npm
+package node-llama-cpp; their greedy continuation of a prompt is compared with ours, id by id. From the checkout:
+
+    npm install --prefix /tmp/llama node-llama-cpp
+    python benchmarks/llama_cpp.py /tmp/llama
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from modular_gpt import GPTModel
+from modular_gpt.checkpoint.gguf_file import save_gguf
+from modular_gpt.core.registry import decode
+from modular_gpt.data.corpora import build_corpus
+from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer
+from modular_gpt.deploy.gguf import ARCHITECTURES
+from modular_gpt.pretrained import FAMILIES
+
+PROMPT = "def resolve(name: str) -> "
+TEXTS = ["Hello, world!  It's 2 x 3.\n\n\tübung 日本 12345", " a  b\r\n", "x=1", "\x00\x00 <|endoftext|>"]
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "bpe": {"name": "bpe", "vocab_size": 600},
+    "byte": {"name": "byte"},
+    "sentencepiece": {"name": "sentencepiece", "vocab_size": 600, "algorithm": "bpe"},
+    "gpt2": {"name": "gpt2"},
+}
+SIZES = {
+    **dict.fromkeys(("hidden_size", "n_embd"), 64),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 128),
+    **{"num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "intermediate_size": 96},
+    **{"sliding_window": 16, "n_inner": 96},
+}
+JAVASCRIPT = """
+import {getLlama, LlamaLogLevel} from "node-llama-cpp";
+import fs from "fs";
+const cases = JSON.parse(fs.readFileSync(process.argv[2]));
+const llama = await getLlama({build: "never", gpu: false, progressLogs: false, logLevel: LlamaLogLevel.error});
+const found = {};
+for (const [name, {file, texts, prompt, count}] of Object.entries(cases)) {
+  const model = await llama.loadModel({modelPath: file});
+  const context = await model.createContext({
+    contextSize: 128, threads: 1, experimentalKvCacheKeyType: "F32", experimentalKvCacheValueType: "F32",
+  });
+  const greedy = [];
+  for await (const token of context.getSequence().evaluate(prompt, {temperature: 0, yieldEogToken: true})) {
+    greedy.push(token);
+    if (greedy.length >= count) break;
+  }
+  found[name] = {tokens: texts.map(text => Array.from(model.tokenize(text, false))), greedy};
+  await context.dispose();
+  await model.dispose();
+}
+fs.writeFileSync(process.argv[3], JSON.stringify(found));
+"""
+
+
+def tokenizer_named(name: str, folder: Path) -> Tokenizer:
+    """A tokenizer; one that learns does so from sources of this package."""
+    sources = Path(__file__).resolve().parents[1] / "modular_gpt" / "core"
+    corpus = folder / "corpus.txt"
+    corpus.write_text("".join(path.read_text() for path in sorted(sources.glob("*.py"))))
+    data = decode("data", {"name": "text", "path": str(corpus)})
+    return build_tokenizer(decode("tokenizer", TOKENIZERS[name]), build_corpus(data))
+
+
+def random_model(model_type: str, vocab_size: int, std: float) -> GPTModel:
+    """A model of a published type with its default settings, small, and weights that give changing text."""
+    family = FAMILIES[model_type]
+    sizes = {key: value for key, value in SIZES.items() if key in family.defaults}
+    config = family.config({**sizes, "vocab_size": vocab_size})
+    torch.manual_seed(0)
+    model = GPTModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where node-llama-cpp was installed")
+    parser.add_argument("--tokens", type=int, default=60, help="tokens of each continuation")
+    parser.add_argument("--std", type=float, default=0.15, help="standard deviation of the weights")
+    arguments = parser.parse_args()
+    pairs = [
+        *((kind, "bpe") for kind in ARCHITECTURES),
+        ("llama", "byte"),
+        ("llama", "sentencepiece"),
+        ("gpt2", "gpt2"),
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, cases, ours = Path(temporary), {}, {}
+        for kind, name in pairs:
+            tokenizer = tokenizer_named(name, folder)
+            model = random_model(kind, tokenizer.vocab_size, arguments.std)
+            for dtype in (torch.float32, torch.bfloat16):
+                label, file = (
+                    f"{kind} {name} {str(dtype).removeprefix('torch.')}",
+                    folder / f"{kind}-{name}-{dtype}.gguf",
+                )
+                save_gguf(model.to(dtype), file, tokenizer)
+                prompt = tokenizer.prompt_ids(PROMPT)
+                out = model.float().generate(torch.tensor([prompt]), max_new_tokens=arguments.tokens, greedy=True)
+                cases[label] = {"file": str(file), "texts": TEXTS, "prompt": prompt, "count": arguments.tokens}
+                greedy = out[0, len(prompt) :].tolist()
+                if tokenizer.eos_id in greedy:  # llama.cpp ends there
+                    greedy = greedy[: greedy.index(tokenizer.eos_id) + 1]
+                texts = list(map(tokenizer.encode, TEXTS))
+                ours[label] = {"tokens": texts, "greedy": greedy, "margins": margins(model, out, len(prompt))}
+        for name, found in run_node(arguments.folder, cases, folder).items():
+            report(name, ours[name], found)
+
+
+@torch.no_grad()
+def margins(model: GPTModel, ids: torch.Tensor, start: int) -> list[float]:
+    """By how many standard deviations of all logits the chosen token leads before the second, for each new token."""
+    logits = model(ids)[0, start - 1 : -1]
+    best = logits.topk(2).values
+    out: list[float] = ((best[:, 0] - best[:, 1]) / logits.std()).tolist()
+    return out
+
+
+def run_node(node_folder: Path, cases: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What llama.cpp makes of each case."""
+    script, given, written = node_folder / "gguf_parity.mjs", folder / "cases.json", folder / "found.json"
+    script.write_text(JAVASCRIPT)
+    given.write_text(json.dumps(cases))
+    subprocess.run(["node", str(script), str(given), str(written)], check=True)
+    found: dict[str, Any] = json.loads(written.read_text())
+    return found
+
+
+def report(name: str, ours: dict[str, Any], found: dict[str, Any]) -> None:
+    """A line about one file: whether tokens are equal, and for how many tokens the greedy text is."""
+    same = [a == b for a, b in zip(ours["greedy"], found["greedy"], strict=False)]
+    equal = same.index(False) if False in same else len(same)
+    tokens = "equal" if ours["tokens"] == found["tokens"] else "different"
+    tie = f", where the first choice leads by {ours['margins'][equal]:.0e} deviations" if False in same else ""
+    print(f"{name:28} tokens {tokens:10} greedy ids equal: {equal} of {len(ours['greedy'])}{tie}", flush=True)
+    if tokens != "equal":
+        print(*[f"    {a} | {b}" for a, b in zip(ours["tokens"], found["tokens"], strict=True) if a != b], sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""GGUF files, read by the library that writes them. ``benchmarks/llama_cpp.py`` has llama.cpp run them."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
+
+from modular_gpt import CheckpointError, ConfigError, GPTModel  # noqa: E402
+from modular_gpt.checkpoint.gguf_file import gguf_vocabulary, save_gguf  # noqa: E402
+from modular_gpt.cli import convert  # noqa: E402
+from modular_gpt.core.registry import decode  # noqa: E402
+from modular_gpt.data.corpora import build_corpus  # noqa: E402
+from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
+from modular_gpt.deploy.gguf import ARCHITECTURES  # noqa: E402
+from modular_gpt.pretrained import FAMILIES, as_published  # noqa: E402
+
+SIZES = {
+    **dict.fromkeys(("hidden_size", "n_embd"), 32),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 32),
+    **{"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "intermediate_size": 44},
+    **{"sliding_window": 16, "n_inner": 44, "vocab_size": 61},
+}
+
+
+def random_model(model_type: str, **changes: Any) -> GPTModel:
+    family = FAMILIES[model_type]
+    config = family.config({**{key: size for key, size in SIZES.items() if key in family.defaults}, **changes})
+    torch.manual_seed(0)
+    model = GPTModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+class File:
+    """What the library reads in a file."""
+
+    def __init__(self, path: Path) -> None:
+        reader = gguf.GGUFReader(path)
+        self.settings = {name: field.contents() for name, field in reader.fields.items()}
+        self.types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+        self.tensors = {tensor.name: self._tensor(tensor) for tensor in reader.tensors}
+
+    def _tensor(self, found: Any) -> Tensor:
+        values = gguf.quants.dequantize(found.data, found.tensor_type)
+        return torch.tensor(values).reshape(*reversed(found.shape.tolist()))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    path = tmp_path / "corpus.txt"
+    path.write_text("the cat sat on the mat.\nA dog barks at 12 cats, isn't it?\n" * 40)
+    return str(path)
+
+
+def tokenizer(corpus: str, name: str, **settings: Any) -> Tokenizer:
+    text = build_corpus(decode("data", {"name": "text", "path": corpus}))
+    return build_tokenizer(decode("tokenizer", {"name": name, **settings}), text)
+
+
+def halves(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of each head from pairs back to halves."""
+    return torch.cat([torch.cat([head[0::2], head[1::2]]) for head in tensor.chunk(heads)])
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_tensors_and_settings_are_read_back(model_type: str, tmp_path: Path) -> None:
+    model = random_model(model_type)
+    architecture = save_gguf(model, tmp_path / "model.gguf")
+    file, (settings, tensors) = File(tmp_path / "model.gguf"), as_published(model, [model_type])
+    assert file.settings["general.architecture"] == architecture == model_type
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], 2)
+    assert len(tensors) == len(file.tensors)
+    for hf_name, tensor in tensors.items():
+        found = file.tensors[names.get_name(hf_name, try_suffixes=(".weight", ".bias"))]
+        if model_type == "llama" and (".q_proj" in hf_name or ".k_proj" in hf_name):
+            found = halves(found, 4 if ".q_proj" in hf_name else 2)
+        if model_type == "gpt2" and hf_name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            found = found.T
+        if model_type.startswith("gemma") and hf_name.endswith("norm.weight"):
+            tensor = tensor + 1.0
+        assert torch.equal(found, tensor), hf_name
+    numbers = {name.partition(".")[2]: value for name, value in file.settings.items()}
+    assert (numbers["block_count"], numbers["embedding_length"], numbers["context_length"]) == (2, 32, 32)
+    assert (numbers["attention.head_count"], numbers["feed_forward_length"], numbers["vocab_size"]) == (4, 44, 61)
+    epsilon = numbers.get("attention.layer_norm_rms_epsilon", numbers.get("attention.layer_norm_epsilon"))
+    assert epsilon == pytest.approx(model.config.norm.eps)
+    if model_type != "gpt2":
+        heads = (numbers["attention.head_count_kv"], numbers["attention.key_length"], numbers["rope.dimension_count"])
+        assert heads == (model.config.attention.n_kv_heads, 8, 8)
+        assert numbers["rope.freq_base"] == settings["rope_parameters"]["rope_theta"]
+    if model_type == "gemma2":
+        assert (numbers["attention.sliding_window"], numbers["final_logit_softcapping"]) == (16, 30.0)
+
+
+def test_llamas_queries_and_keys_are_those_of_rotated_pairs(tmp_path: Path) -> None:
+    """llama.cpp turns neighbouring dimensions: our model does so too, with the file's weights and the same logits."""
+    model = random_model("llama", attention_bias=True)
+    save_gguf(model, tmp_path / "model.gguf")
+    tensors = File(tmp_path / "model.gguf").tensors
+    paired = GPTModel({**model.config.to_dict(), "pos": {"name": "rope", "layout": "interleaved"}}).eval()
+    weights = model.state_dict()
+    for layer in range(2):
+        for ours, theirs in (("query", "attn_q"), ("key", "attn_k")):
+            for end in ("weight", "bias"):
+                found = tensors[f"blk.{layer}.{theirs}.{end}"]
+                assert not torch.equal(found, weights[f"blocks.{layer}.attention.{ours}.{end}"])
+                weights[f"blocks.{layer}.attention.{ours}.{end}"] = found
+    paired.load_state_dict(weights)
+    ids = torch.arange(24)[None] % 61
+    with torch.no_grad():
+        torch.testing.assert_close(paired(ids), model(ids), atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_matrices_and_float32_vectors(tmp_path: Path) -> None:
+    model = random_model("gpt2").bfloat16()
+    save_gguf(model, tmp_path / "model.gguf")
+    file = File(tmp_path / "model.gguf")
+    assert torch.equal(file.tensors["token_embd.weight"], model.embedding.weight.float())
+    assert {file.types[name] for name in ("token_embd.weight", "blk.0.ffn_up.weight")} == {"BF16"}
+    assert {file.types[name] for name in ("output_norm.weight", "blk.0.ffn_up.bias", "position_embd.weight")} == {"F32"}
+
+
+def test_a_head_of_its_own_is_written_and_a_tied_one_is_not(tmp_path: Path) -> None:
+    for tied in (True, False):
+        save_gguf(random_model("llama", tie_word_embeddings=tied), tmp_path / "model.gguf")
+        assert ("output.weight" in File(tmp_path / "model.gguf").tensors) != tied
+
+
+def test_byte_level_vocabularies(corpus: str, tmp_path: Path) -> None:
+    """Tokens by id, merges by rank, and the end of a text as a control token; rows beyond are unused."""
+    bpe = tokenizer(corpus, "bpe", vocab_size=280)
+    content = bpe.definition()["tokenizer"]["model"]
+    save_gguf(random_model("llama", vocab_size=bpe.vocab_size + 3), tmp_path / "model.gguf", bpe)
+    settings = {name.removeprefix("tokenizer.ggml."): v for name, v in File(tmp_path / "model.gguf").settings.items()}
+    assert (settings["model"], settings["pre"]) == ("gpt2", "gpt-2")
+    assert settings["tokens"][: bpe.vocab_size] == sorted(content["vocab"], key=content["vocab"].get)
+    assert settings["merges"] == [" ".join(pair) for pair in content["merges"]] and settings["merges"]
+    assert settings["token_type"][bpe.eos_id] == 3 and settings["token_type"][-3:] == [5, 5, 5]
+    assert settings["eos_token_id"] == bpe.eos_id and not settings["add_bos_token"]
+    byte = gguf_vocabulary(tokenizer(corpus, "byte"))
+    assert len(byte.tokens) == 256 and byte.tokens[ord("a")] == b"a" and len(byte.merges) == 1
+
+
+def test_sentencepiece_vocabulary(corpus: str) -> None:
+    pytest.importorskip("sentencepiece", reason="the extra sentencepiece is not installed")
+    found = gguf_vocabulary(tokenizer(corpus, "sentencepiece", vocab_size=300, algorithm="bpe"))
+    assert found.model == "llama" and found.types[:2] == [2, 3] and found.types.count(6) == 256
+    assert found.types[found.tokens.index(b"\n")] == 4 and not found.flags["add_space_prefix"]
+    with pytest.raises(CheckpointError, match="not a unigram model"):
+        gguf_vocabulary(tokenizer(corpus, "sentencepiece", vocab_size=300))
+
+
+@pytest.mark.parametrize("name", ["char", "wordpiece", "ids"])
+def test_other_tokenizers_are_refused(name: str, corpus: str) -> None:
+    with pytest.raises(CheckpointError, match=f"tokenizer={name}") as caught:
+        gguf_vocabulary(tokenizer(corpus, name))
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_that_llama_cpp_does_not_know(corpus: str) -> None:
+    from modular_gpt.deploy.gguf_vocabulary import SPLITS, from_library
+
+    content = tokenizer(corpus, "bpe", vocab_size=280).definition()["tokenizer"]
+    letters = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    for regex, name in SPLITS.items():
+        split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        stages = {"type": "Sequence", "pretokenizers": [split, letters]}
+        assert from_library({**content, "pre_tokenizer": stages}, None, None).split == name
+    split = {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", "invert": False}
+    unknown = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, letters]}}
+    spaced = {"pre_tokenizer": {**letters, "add_prefix_space": True, "use_regex": True}}
+    for change in (unknown, spaced, {"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": letters}):
+        with pytest.raises(CheckpointError, match=r"llama\.cpp does not know"):
+            from_library({**content, **change}, None, None)
+
+
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "told"),
+    [
+        ("mixtral", {}, "ffn=moe"),
+        ("mistral", {}, "attention.window=16"),
+        (
+            "llama",
+            {"rope_parameters": LINEAR},
+            "rope_parameters=.* has no place in a GGUF file of the architecture llama",
+        ),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu has no place"),
+        ("gemma2", {"query_pre_attn_scalar": 3}, "query_pre_attn_scalar=3 has no place"),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True has no place"),
+    ],
+)
+def test_models_that_no_architecture_computes(model_type: str, changes: dict, told: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=told) as caught:
+        save_gguf(random_model(model_type, **changes), tmp_path / "model.gguf")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ConfigError, match=r"modular-gpt\[gguf\]"):
+        save_gguf(random_model("llama"), tmp_path / "model.gguf")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, path = random_model("qwen3"), tmp_path / "new" / "model.gguf"
+    model.save_pretrained(tmp_path / "hf")
+    words = [f"checkpoint={tmp_path / 'hf'}", "to=gguf", f"path={path}"]
+    assert convert.main([*words, "dtype=bf16"]) == 0
+    assert "of the architecture qwen3 without a tokenizer" in capsys.readouterr().out
+    file = File(path)
+    assert file.settings["tokenizer.ggml.model"] == "none" and file.types["output.weight"] == "BF16"
+    assert convert.main(words) == 2 and "exists already" in capsys.readouterr().err
+    assert convert.main([*words[:2]]) == 2 and "path=<file>" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert convert.main([*words[:2], f"path={tmp_path / 'file' / 'x'}"]) == 2
+    assert "cannot write" in capsys.readouterr().err
