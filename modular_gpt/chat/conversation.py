@@ -147,6 +147,10 @@ class Chat:
             raise
         self.end(turn, turn.run.continuations([0])[0])
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids that the model would read to answer a message. Raises a DataError where it cannot be encoded."""
+        return self._prompt({"role": "user", "content": text}, self._first).ids
+
     def begin(self, text: str) -> Turn:
         """Prepare the answer to a message. The conversation does not change before ``end``.
 

@@ -17,6 +17,7 @@ EXAMPLES = (
     ),
     ("mgpt-generate prompts=lines.txt json=true > texts.jsonl", "continue each line of a file"),
     ("mgpt-generate interactive=true", "read prompts from the keyboard"),
+    ("mgpt-generate interactive=true chat=chatml system='Be brief.'", "a conversation"),
 )
 
 

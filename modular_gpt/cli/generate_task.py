@@ -8,13 +8,15 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TextIO
 
-from modular_gpt.checkpoint.resolve import load_model, load_with_tokenizer
+from modular_gpt.chat import Chat
+from modular_gpt.checkpoint.resolve import Loaded, load_model, load_with_tokenizer
+from modular_gpt.cli.chat_repl import ChatPrompter
 from modular_gpt.cli.composition.compose import as_yaml, composed, plain
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
 from modular_gpt.cli.composition.schema import Command, described, fields_of, names_of
 from modular_gpt.cli.finite_weights import check_finite_weights
-from modular_gpt.cli.repl import Conversation, shown_after
+from modular_gpt.cli.repl import Conversation, shown_after, shown_answer
 from modular_gpt.cli.text_writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, from_mapping, one_of
@@ -40,6 +42,11 @@ class Task:
         64.
     json: Print one JSON object per continuation instead of text.
     interactive: Read prompts from the keyboard, one after the other.
+    chat: Treat prompts as messages that the model answers: auto uses the chat template that came with the model, if
+        any; plain, chatml, alpaca or the path of a .jinja file choose one; none continues texts. By default (null) auto
+        with interactive=true, else none.
+    system: The system line with which a conversation begins.
+    special: Encode special tokens that are spelled in a prompt as such, instead of as text.
     draft: A smaller model with the same tokenizer that drafts tokens for strategy=speculative.
     device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
@@ -54,6 +61,9 @@ class Task:
     batch_size: int | None = None
     json: bool = False
     interactive: bool = False
+    chat: str | None = None
+    system: str | None = None
+    special: bool = False
     draft: str | None = None
     device: str = "auto"
     dtype: str | None = None
@@ -70,8 +80,17 @@ class Task:
             raise ConfigError(f"batch_size must be 1 or more, or null to choose it by memory, got {self.batch_size}")
         if self.batch_size is not None and self.prompts is None:
             raise ConfigError(f"batch_size={self.batch_size} is for a file of prompts: give prompts=<file>, too")
+        if self.system is not None and self.chat_name == "none":
+            raise ConfigError("system= begins a conversation: add chat=auto, plain, chatml or alpaca")
         if self.dtype is not None:
             one_of(self.dtype, WEIGHT_TYPES, "dtype")
+
+    @property
+    def chat_name(self) -> str:
+        """The value of ``chat``, null resolved."""
+        if self.chat is not None:
+            return self.chat
+        return "auto" if self.interactive else "none"
 
 
 _sampling = names_of(GenerationConfig)
@@ -126,7 +145,25 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
         if task.pack or (task.pack is None and can_pack(model) and not settings.compile):
             pack(model)
     settings.check(loaded.model.config.vocab_size)
-    return Writer(loaded, draft)
+    return Writer(loaded, draft, _open_chat(task, loaded), task.special)
+
+
+def _open_chat(task: Task, loaded: Loaded) -> Chat | None:
+    """The conversation of a task; None where texts are continued.
+
+    Raises:
+        ConfigError: there is no such template, or a system line and no template.
+        DataError: the template has no system line.
+    """
+    if task.chat_name == "none":
+        return None
+    if task.chat_name == "auto" and loaded.tokenizer.template is None:
+        if task.system is not None:
+            raise ConfigError("system= needs a chat template, and this model has none: choose chat=plain, say")
+        if task.chat is not None:
+            print("this model has no chat template, so its texts are continued (chat=none)", file=sys.stderr)
+        return None
+    return Chat(loaded.model, loaded.tokenizer, task.chat_name, system=task.system, special=task.special)
 
 
 def write_texts(task: Task, settings: GenerationConfig, writer: Writer) -> None:
@@ -134,7 +171,7 @@ def write_texts(task: Task, settings: GenerationConfig, writer: Writer) -> None:
     prompts = _prompts(task, writer)
     ids = [_encoded(task, writer, number, prompt) for number, prompt in enumerate(prompts, 1)]
     if not task.json and len(ids) * settings.num_return_sequences == 1:
-        writer.write(ids[0], settings, shown_after(prompts[0]))
+        writer.write(ids[0], settings, shown_after(prompts[0]) if writer.chat is None else shown_answer())
         print()
     else:
         _write_all(task, settings, writer, prompts, ids)
@@ -160,9 +197,8 @@ def _write_all(
         done += 1
         if progress is not None:
             progress.clear()
-        shown = (
-            _as_json(index, prompts[index], sample, text) if task.json else _titled(prompts[index], sample, count, text)
-        )
+        prompt = prompts[index]
+        shown = _as_json(index, prompt, sample, text) if task.json else _titled(writer, prompt, (sample, count), text)
         print(shown, flush=True)
         if progress is not None:
             progress.show(done, writer.throughput.rate)
@@ -185,7 +221,10 @@ def converse(arguments: Sequence[str], where: list[Path], settings: GenerationCo
         given.append(line)
         return changed
 
-    Conversation(writer, settings, change).run()
+    if writer.chat is None:
+        Conversation(writer, settings, change).run()
+    else:
+        ChatPrompter(writer, writer.chat, settings, change).run()
 
 
 def _prompts(task: Task, writer: Writer) -> list[str]:
@@ -243,9 +282,10 @@ def _as_json(index: int, prompt: str, sample: int, text: Continuation) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def _titled(prompt: str, sample: int, count: int, text: Continuation) -> str:
-    number = f", {sample + 1} of {count}" if count > 1 else ""
-    return f"--- {prompt!r}{number}\n{prompt}{text.text}\n"
+def _titled(writer: Writer, prompt: str, place: tuple[int, int], text: Continuation) -> str:
+    """A text under its prompt, which it continues or answers; place: number of the text, and of texts."""
+    number = f", {place[0] + 1} of {place[1]}" if place[1] > 1 else ""
+    return f"--- {prompt!r}{number}\n{prompt if writer.chat is None else ''}{text.text}\n"
 
 
 class Progress:

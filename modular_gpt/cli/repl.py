@@ -1,7 +1,9 @@
-"""interactive=true: a conversation in which each prompt continues the text so far."""
+"""interactive=true: lines from the keyboard, each of which continues the text so far."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import ClassVar
 
 from modular_gpt.cli.setting_docs import value_text
 from modular_gpt.cli.text_writer import Show, Writer
@@ -13,6 +15,8 @@ Write a text and the model continues it; it also sees the earlier texts.
   clear              forget the earlier texts
   temperature=0.5    change a setting; `settings` shows them all
   quit, or Ctrl-D    leave; Ctrl-C stops a text that is being written"""
+
+QUIT = ("quit", "exit", "/quit", "/exit")
 
 Change = Callable[[str], GenerationConfig | None]
 
@@ -27,18 +31,44 @@ def shown_after(prompt: str) -> Show:
     return show
 
 
-class Conversation:
-    """Answers lines from the keyboard. ``change`` reads a line as a setting, or returns None if it is text."""
+def shown_answer() -> Show:
+    """Print an answer as it arrives, without spaces and line ends before its first word."""
+    begun = False
+
+    def show(new_text: str) -> None:
+        nonlocal begun
+        new_text = new_text if begun else new_text.lstrip()
+        begun = begun or bool(new_text)
+        print(new_text, end="", flush=True)
+
+    return show
+
+
+class Prompter(ABC):
+    """Answers lines from the keyboard, one after the other, until there are no more.
+
+    help: printed at the beginning
+    """
+
+    help: ClassVar[str]
 
     def __init__(self, writer: Writer, settings: GenerationConfig, change: Change) -> None:
+        """change: reads a line as a setting, or returns None if it is none"""
         self.writer, self.settings, self.change = writer, settings, change
-        self.ids: list[int] = []  # of the text so far, by user and model
+
+    @abstractmethod
+    def answer(self, line: str) -> None:
+        """Run a command or answer a line.
+
+        Raises:
+            UserError: the line cannot be used; nothing has changed.
+        """
 
     def run(self) -> None:
         """Answer lines until there are no more, then print the throughput."""
         with suppress(ImportError):
             import readline  # noqa: F401  arrow keys edit the line and bring back earlier ones
-        print(HELP)
+        print(self.help)
         while True:
             try:
                 line = input("> ")
@@ -51,7 +81,7 @@ class Conversation:
             except UnicodeDecodeError as error:
                 print(f"error: that line is not UTF-8 text (at byte {error.start})")
                 continue
-            if line.strip() in ("quit", "exit"):
+            if line.strip() in QUIT:
                 break
             try:
                 self.answer(line)
@@ -59,12 +89,21 @@ class Conversation:
                 print(f"error: {error}")
         print(f"[{self.writer.throughput}]")
 
-    def answer(self, line: str) -> None:
-        """Run a command, change a setting, or continue the text with a line.
+    def show_settings(self) -> None:
+        """Print all settings on one line."""
+        print("  ".join(f"{name}={value_text(value)}" for name, value in vars(self.settings).items()))
 
-        Raises:
-            UserError: the line cannot be used; nothing has changed.
-        """
+
+class Conversation(Prompter):
+    """Continues one text, line by line."""
+
+    help = HELP
+
+    def __init__(self, writer: Writer, settings: GenerationConfig, change: Change) -> None:
+        super().__init__(writer, settings, change)
+        self.ids: list[int] = []  # of the text so far, by user and model
+
+    def answer(self, line: str) -> None:
         command = line.strip()
         if command == "help":
             print(HELP)
@@ -72,18 +111,22 @@ class Conversation:
             self.ids = []
             print("(forgotten)")
         elif command == "settings":
-            print("  ".join(f"{name}={value_text(value)}" for name, value in vars(self.settings).items()))
+            self.show_settings()
         elif (changed := self.change(command)) is not None:
             self.settings = changed
         elif line or self.ids:
             self._continue(line)
 
     def _continue(self, line: str) -> None:
-        encode = self.writer.tokenizer.encode if self.ids else self.writer.encode  # a text begins once
-        ids = self._cut([*self.ids, *(encode(line) if line else [])])
+        ids = self._cut([*self.ids, *(self._encoded(line) if line else [])])
         text = self.writer.write(ids, self.settings, shown_after(line))
         print()
         self.ids = [*ids, *text.ids, *self._line_end()]
+
+    def _encoded(self, line: str) -> list[int]:
+        if not self.ids:  # a text begins once
+            return self.writer.encode(line)
+        return self.writer.tokenizer.encode(line, self.writer.special)
 
     def _cut(self, ids: Sequence[int]) -> list[int]:
         """The end of a text that leaves room for the answer, if the model's positions are limited."""

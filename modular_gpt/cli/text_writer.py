@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
+from modular_gpt.chat import Chat
 from modular_gpt.checkpoint.resolve import Loaded
 from modular_gpt.core import memory
 from modular_gpt.core.errors import DataError, NonFiniteError
@@ -50,24 +51,30 @@ def _size(count: int) -> str:
 class Writer:
     """Continues texts with one model and measures the throughput; ``draft`` is for strategy=speculative.
 
+    chat: makes each prompt a message of the user, which the model answers; None: prompts are continued
+    special: encode special tokens that prompts spell as such
     interrupted: whether Ctrl-C ended the last texts early
     """
 
-    def __init__(self, loaded: Loaded, draft: GPTModel | None = None) -> None:
+    def __init__(
+        self, loaded: Loaded, draft: GPTModel | None = None, chat: Chat | None = None, special: bool = False
+    ) -> None:
         self.model, self.tokenizer = loaded
-        self.draft = draft
+        self.draft, self.chat, self.special = draft, chat, special
         self.device = self.model.embedding.weight.device
         self.throughput = Throughput()
         self.interrupted = False
 
     def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt, as ``Tokenizer.prompt_ids`` gives them.
+        """The ids of a prompt, as ``Tokenizer.prompt_ids`` gives them, or of a conversation that the prompt begins.
 
         Raises:
             DataError: a character is not in the vocabulary.
             ConfigError: it is empty and the tokenizer has no token to begin with.
         """
-        return self.tokenizer.prompt_ids(prompt)
+        if self.chat is not None:
+            return self.chat.prompt_ids(prompt)
+        return self.tokenizer.prompt_ids(prompt, self.special)
 
     def reads(self, prompt: str) -> bool:
         """Whether the tokenizer knows all characters of a prompt."""
@@ -84,7 +91,14 @@ class Writer:
             ConfigError: settings that do not fit the model or the prompt.
             NonFiniteError: the model's logits are NaN or infinite.
         """
-        run = self._generation([prompt], settings)
+        return self.follow(self._generation([prompt], settings), show)
+
+    def follow(self, run: Generation, show: Show) -> Continuation:
+        """Show the text of a run of one prompt as it arrives; Ctrl-C ends it early.
+
+        Raises:
+            NonFiniteError: the model's logits are NaN or infinite.
+        """
         show("")
         begun = time.perf_counter()
         try:
@@ -186,14 +200,15 @@ class Writer:
     ) -> Generation:
         ids, padding = left_pad(prompts, self.device)
         unused = self.tokenizer.unused_ids(self.model.config.vocab_size)
+        settings = replace(
+            settings,
+            stop_tokens=[*settings.stop_tokens, *self.tokenizer.eos_ids],
+            suppress_tokens=[*settings.suppress_tokens, *unused],
+        )
         return Generation(
             self.model,
             ids,
-            replace(
-                settings,
-                stop_tokens=[*settings.stop_tokens, *self.tokenizer.eos_ids],
-                suppress_tokens=[*settings.suppress_tokens, *unused],
-            ),
+            settings if self.chat is None else self.chat.format.with_stops(settings),
             padding=padding,
             draft=self.draft,
             decode_stream=self.tokenizer.decode_stream,

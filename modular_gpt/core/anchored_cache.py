@@ -1,9 +1,11 @@
 """A token cache that keeps the first tokens of each text, and the last ones in a ring buffer."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from modular_gpt.core.cache import CacheSpec, TokenCache
+from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
 from modular_gpt.core.positions import Positions
 
 _UNWRITTEN = -(2**30)  # column of a slot that holds no token: below every column
@@ -116,6 +118,28 @@ class AnchoredCache(TokenCache):
         position = torch.where(first, slot, turned)
         written = torch.where(first, slot <= last, turned >= self.anchors)
         return torch.where(written, position + begin, _UNWRITTEN)
+
+
+class ShortAnchoredCache(TokenCache):
+    """The cache of a spec with anchors for texts so short that all of their tokens are kept."""
+
+    def __init__(self, spec: CacheSpec, batch: int, max_length: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(replace(spec, window=None), batch, max_length, dtype, device)
+        self._spec = spec
+
+    def reserved(self, max_length: int | None, padding: Tensor | None) -> LayerCache:
+        assert self._spec.window is not None
+        if max_length is not None and max_length <= self._spec.anchors + self._spec.window:
+            return super().reserved(max_length, padding)
+        first = self.tensors[0]
+        longer = AnchoredCache(self._spec, self._spec.window, len(first), max_length, first.dtype, first.device)
+        longer._padding = padding
+        longer._grow(self.capacity)
+        columns = torch.arange(self.capacity, device=first.device)[None]
+        columns = columns if padding is None else (columns + padding[:, None]).clamp(max=self.capacity - 1)
+        for new, old in zip(longer.tensors, self.tensors, strict=True):  # slots belong to positions, see AnchoredCache
+            new[:, :, : self.capacity] = old.gather(2, _along(columns, old))
+        return longer
 
 
 def _along(slots: Tensor, rows: Tensor) -> Tensor:

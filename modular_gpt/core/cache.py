@@ -82,10 +82,10 @@ def _anchored(
     spec: CacheSpec, window: int, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
 ) -> "LayerCache":
     """The cache of a spec with anchors: a ring buffer only where ``max_length`` tokens do not all fit."""
-    from modular_gpt.core.anchored_cache import AnchoredCache
+    from modular_gpt.core.anchored_cache import AnchoredCache, ShortAnchoredCache
 
     if max_length is not None and max_length <= spec.anchors + window:
-        return TokenCache(replace(spec, window=None), batch, max_length, dtype, device)
+        return ShortAnchoredCache(spec, batch, max_length, dtype, device)
     return AnchoredCache(spec, window, batch, max_length, dtype, device)
 
 
@@ -101,6 +101,10 @@ class LayerCache(ABC):
     def select(self, rows: Tensor) -> None:
         """Keep the batch rows with indices ``rows`` (B',), in that order; an index may occur several times."""
         self.tensors = [tensor.index_select(0, rows) for tensor in self.tensors]
+
+    def reserved(self, max_length: int | None, padding: Tensor | None) -> "LayerCache":
+        """The same cache with space for ``max_length`` tokens, None: it grows; padding: (B,) of the rows, or None."""
+        return self
 
     @abstractmethod
     def reset(self) -> None:
@@ -269,7 +273,18 @@ class TokenCache(LayerCache):
             return
         assert self.grows, "GPTModel.forward refuses tokens beyond a full cache"
         doubled = max(needed, 2 * self.capacity)
-        capacity = doubled if self.window is None else min(doubled, self.window)
+        self._enlarge(doubled if self.window is None else min(doubled, self.window))
+
+    def reserved(self, max_length: int | None, padding: Tensor | None) -> LayerCache:
+        self.grows = max_length is None
+        if max_length is not None:
+            self._enlarge(max_length if self.window is None else min(max_length, self.window))
+        return self
+
+    def _enlarge(self, capacity: int) -> None:
+        """Move the rows to a storage of this capacity, where it is larger."""
+        if capacity <= self.capacity:
+            return
         for index, tensor in enumerate(self.tensors):
             with _ordinary_tensors():
                 bigger = tensor.new_zeros(*tensor.shape[:2], capacity, tensor.shape[3])
@@ -307,6 +322,13 @@ class ModelCache:
     def nbytes(self) -> int:
         """Bytes of the allocated storages of all layers."""
         return sum(layer.nbytes() for layer in self.layers)
+
+    def reserve(self, max_length: int | None) -> None:
+        """Make space for ``max_length`` tokens, where there is less; None: the cache grows with the tokens."""
+        if self.max_length is None or (max_length is not None and max_length <= self.max_length):
+            return
+        self.layers = [layer.reserved(max_length, self.padding) for layer in self.layers]
+        self.max_length = max_length
 
     def advance(self, count: int) -> None:
         """Add ``count`` tokens, which every layer has appended, to the length."""

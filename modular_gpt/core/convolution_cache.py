@@ -20,6 +20,10 @@ class ConvolutionCache(LayerCache):
     def tensors(self, tensors: list[Tensor]) -> None:
         *self.inner.tensors, self.history = tensors
 
+    def reserved(self, max_length: int | None, padding: Tensor | None) -> LayerCache:
+        self.inner = self.inner.reserved(max_length, padding)
+        return self
+
     def reset(self) -> None:
         self.inner.reset()
         self.history.zero_()

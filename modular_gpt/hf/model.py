@@ -149,6 +149,10 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
             raise ConfigError(
                 f"past_key_values is a {type(given).__name__}; leave it out, and the model makes its own cache"
             )
+        if given is not None and given.own.batch != len(ids):
+            raise ConfigError(
+                f"past_key_values has {given.own.batch} rows and the prompt {len(ids)}: give as many, or leave it out"
+            )
         if given is None and use_cache:
             return GenerationCache(self.model.new_cache(ids.shape[0]))
         return given
@@ -161,8 +165,20 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> Any:
-        """Called by ``generate`` before its first step: allocate a cache of the size that the longest text needs."""
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+        """Called by ``generate`` before its first step: a cache of the size that the longest text needs.
+
+        One that an earlier ``generate`` returned is enlarged; the prompt begins with the tokens that are in it.
+        """
+        grows = generation_config.is_assistant or generation_mode == _ASSISTED  # drafts may reach past the end
+        given = model_kwargs.get("past_key_values")
+        if isinstance(given, GenerationCache):
+            if generation_mode == _ASSISTED and given.get_seq_length():
+                raise ConfigError(
+                    "assisted generation and prompt lookup read their prompt from its beginning: leave out"
+                    " past_key_values"
+                )
+            given.own.reserve(None if grows else max_cache_length)
+        if given is not None or generation_config.use_cache is False:
             return
         if generation_config.cache_implementation is not None:
             raise ConfigError(
@@ -170,7 +186,6 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
                 "leave it out: this model has its own cache, allocated once and as small as its attention allows"
             )
         rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        grows = generation_config.is_assistant or generation_mode == _ASSISTED  # drafts may reach past the end
         cache = GenerationCache(self.model.new_cache(rows, None if grows else max_cache_length))
         if generation_config.is_assistant:
             cache.activate_past_recording()
