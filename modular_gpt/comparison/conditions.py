@@ -66,6 +66,12 @@ def check_equal(variants: Mapping[str, RunConfig]) -> None:
                 f"{name} has trainer.patience={run.trainer.patience}: only the last step of a finished schedule counts,"
                 " so a comparison never stops early; leave it out"
             )
+        for setting in ("epochs", "max_tokens", "max_time"):
+            if (value := getattr(run.trainer, setting)) is not None:
+                raise ConfigError(
+                    f"{name} has trainer.{setting}={value}: a comparison makes budgets equal by the number of steps;"
+                    " give trainer.max_steps instead"
+                )
         if run.resume is not None or run.lora.rank is not None:
             raise ConfigError(f"{name} resumes a run or trains adapters, which a comparison cannot do; leave that out")
 

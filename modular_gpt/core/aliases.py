@@ -110,6 +110,7 @@ TRAINING_SETTINGS: dict[str, Alias] = {
             "schedule.warmup": "warmup_steps, warmup_iters, lr_warmup_steps, warmup_ratio, warmup",
             "schedule.final": "min_lr_ratio, final_lr_frac",
             "trainer.max_steps": "steps, max_iters, iterations, num_steps, num_iterations, train_steps",
+            "trainer.epochs": "epochs, max_epochs, num_epochs, num_train_epochs",
             "trainer.batch_size": "train_batch_size, global_batch_size",
             "trainer.gradient_clip": "grad_clip, max_grad_norm, clip_grad_norm, gradient_clip_val, max_norm, clip",
             "trainer.activation_checkpointing": "gradient_checkpointing",
@@ -141,11 +142,6 @@ TRAINING_SETTINGS: dict[str, Alias] = {
             "lora.dropout": "lora_dropout",
             "lora.targets": "target_modules",
         }
-    ),
-    **_table(
-        {"trainer.max_steps": "epochs, max_epochs, num_epochs, num_train_epochs"},
-        "it counts updates of the weights, not passes over the text, of which one takes (tokens of the training text) /"
-        " (trainer.batch_size * context_length) updates; a run prints that number when it begins",
     ),
     **_table(
         {"trainer.batch_size": "per_device_train_batch_size, micro_batch_size, device_batch_size"},

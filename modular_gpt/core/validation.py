@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -246,3 +247,29 @@ def not_negative(where: str, **values: int | float | None) -> None:
     for name, value in values.items():
         if value is not None and value < 0:
             raise ConfigError(f"{where}.{name} must be 0 or more, got {value}")
+
+
+_TIME = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_SECONDS = (86400.0, 3600.0, 60.0, 1.0)
+
+
+def seconds_of(value: float | str, setting: str) -> float:
+    """A time in seconds, from a number of them or a text such as ``90m``, ``1h30m`` or ``2d``.
+
+    Raises:
+        ConfigError: it is no such text, or not above 0.
+    """
+    text = str(value).strip().lower()
+    found = _TIME.fullmatch(text)
+    if found is not None and any(found.groups()):
+        out = sum(float(number) * unit for number, unit in zip(found.groups(), _SECONDS, strict=True) if number)
+    else:
+        try:
+            out = float(text)
+        except ValueError:
+            out = 0.0
+    if not 0 < out < math.inf:
+        raise ConfigError(
+            f"{setting} must be a time above 0, seconds or a text such as 90m or 1h30m, got {shown(value)}"
+        )
+    return out

@@ -222,6 +222,9 @@ class InMemoryData(PreparedData):
         assert world == 1, "data in memory is that of one process"
         return self._validation.evaluation(block, rows, windows)
 
+    def rows_per_epoch(self, block: int) -> int | None:
+        return self.train.rows(block)
+
     def evaluation_windows(self, block: int) -> int:
         return self._validation.rows(block) or 0
 

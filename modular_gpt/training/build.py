@@ -23,6 +23,7 @@ from modular_gpt.training.config import PRECISIONS, RunConfig
 from modular_gpt.training.estimate import check_weights
 from modular_gpt.training.finetune import init_from_source, open_source
 from modular_gpt.training.forward import Placement
+from modular_gpt.training.length import with_steps
 from modular_gpt.training.lora import Adapters, check_lora, new_weights_of, restore_adapters, select_trained
 from modular_gpt.training.trainer import Trainer
 
@@ -53,6 +54,7 @@ def build_trainer(
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
     described = config.model_config(tokenizer)
     check_data(data, described)
+    config = with_steps(config, data, described.context_length)
     placement = decided(placement, config, described, checkpoint)
     torch.manual_seed(config.seed)
     if checkpoint is not None:
@@ -136,6 +138,11 @@ def resume(trainer: Trainer, config: RunConfig, checkpoint: Path, say: Callable[
         raise ConfigError(
             f"'{checkpoint}' has done {done.step} steps already:"
             f" to resume it, give more than that as trainer.max_steps (it is {steps})"
+        )
+    if done.step and done.seconds >= config.trainer.time_limit:
+        raise ConfigError(
+            f"'{checkpoint}' has trained for {done.seconds:.0f} s already: to resume it, give more than that as"
+            f" trainer.max_time (it is {config.trainer.max_time})"
         )
     if line := seam(trainer, config, read_json(checkpoint / META).get("run")):
         say(line)

@@ -4,6 +4,7 @@
 of a model, so ``entries("optim")`` lists the optimizers with their Config classes and their one-line summaries.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,16 @@ from torch import nn
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.core.validation import expand_home, fraction, from_mapping, not_negative, one_of, positive, validated
+from modular_gpt.core.validation import (
+    expand_home,
+    fraction,
+    from_mapping,
+    not_negative,
+    one_of,
+    positive,
+    seconds_of,
+    validated,
+)
 from modular_gpt.data import Corpus, Tokenizer
 from modular_gpt.model.aliases import read_config
 from modular_gpt.model.config import GPTConfig
@@ -39,6 +49,12 @@ class TrainerConfig:
     """Settings of the training loop.
 
     max_steps: Number of optimizer steps.
+    epochs: Number of passes over the training data, which may be a fraction, instead of max_steps. It becomes a number
+        of steps when the run starts, which a resumed run keeps.
+    max_tokens: Number of tokens to train on, padding included, instead of max_steps and in the same way.
+    max_time: End training after this time, evaluation included, with an evaluation and a checkpoint: seconds, or a text
+        such as 90m or 1h30m. All sessions of a run count together. The learning rate still follows the number of steps,
+        so that a run which the time ends may not reach its last rate.
     batch_size: Number of windows per optimizer step, over all micro-batches and processes.
     gradient_accumulation: Number of micro-batches per optimizer step. More need less memory; the result is the same.
     activation_checkpointing: Recompute every n-th block in the backward pass (1: all, 0: off), which takes less memory
@@ -99,13 +115,17 @@ class TrainerConfig:
     precision: str | int = "auto"
     compile: bool | str = "auto"
     threads: int | None = None
+    epochs: float | None = None
+    max_tokens: int | None = None
+    max_time: float | str | None = None
 
     def __post_init__(self) -> None:
         self.precision = PRECISION_NAMES.get(str(self.precision).lower(), str(self.precision))
         at_least(1, "trainer", self, "max_steps", "batch_size", "gradient_accumulation", "eval_interval",
                  "patience", "log_interval", "save_interval", "keep", "keep_every", "threads")  # fmt: skip
         at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip", "activation_checkpointing")
-        positive("trainer", sample_temperature=self.sample_temperature)
+        positive("trainer", sample_temperature=self.sample_temperature, epochs=self.epochs, max_tokens=self.max_tokens)
+        self._check_length()
         fraction("trainer", label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)
         not_negative("trainer", z_loss=self.z_loss)
         if not all(isinstance(pattern, str) for pattern in self.frozen):
@@ -119,6 +139,26 @@ class TrainerConfig:
                 f"trainer.batch_size={self.batch_size} does not divide into"
                 f" trainer.gradient_accumulation={self.gradient_accumulation} micro-batches; change one"
             )
+
+    def _check_length(self) -> None:
+        """Raise a ConfigError if several settings say how many steps there are, or the time is none."""
+        steps = None if self.max_steps == TrainerConfig.max_steps else self.max_steps
+        lengths = {"max_steps": steps, "epochs": self.epochs, "max_tokens": self.max_tokens}
+        given = [f"trainer.{name}={value}" for name, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} both set the length of the training: give one of them")
+        if self.max_time is not None:
+            seconds_of(self.max_time, "trainer.max_time")
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether ``max_steps`` is the length of the training, and neither ``epochs`` nor ``max_tokens`` is."""
+        return self.epochs is None and self.max_tokens is None
+
+    @property
+    def time_limit(self) -> float:
+        """``max_time`` in seconds; infinite where there is none."""
+        return math.inf if self.max_time is None else seconds_of(self.max_time, "trainer.max_time")
 
     @property
     def loss(self) -> LossConfig:
@@ -176,7 +216,8 @@ class RunConfig:
         self.tokenizer = Corpus.of(self.data).tokenizer_config(self.data, self.tokenizer)
         self._read_model()
         expand_home(self, "runs", "resume", "init_from")
-        build_schedule(self.schedule, self.trainer.max_steps)
+        if self.trainer.knows_steps:
+            build_schedule(self.schedule, self.trainer.max_steps)
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"seed={self.seed} has more than 64 bits; take a smaller one")
         if not self.name or any(character in self.name for character in '/\\:*?"<>|\0'):

@@ -115,9 +115,7 @@ def steps_of(data: PreparedData, block: int, batch_size: int, epochs: float | No
     """
     epochs = 1 if epochs is None else epochs
     positive("fit", epochs=epochs, batch_size=batch_size)
-    rows = data.train.rows(block) if isinstance(data, InMemoryData) else None
-    if rows is None and data.epoch_tokens is not None:
-        rows = (data.epoch_tokens - 1) // block
+    rows = data.rows_per_epoch(block)
     if rows is None:
         raise ConfigError("the data does not know how long a pass is: give max_steps instead of epochs")
     return max(1, math.ceil(epochs * rows / batch_size))

@@ -25,6 +25,7 @@ from modular_gpt.training.config import RunConfig, TrainerConfig
 from modular_gpt.training.estimate import Estimate, check_memory, estimate, suggest_smaller
 from modular_gpt.training.finetune import open_source, tokenizer_of
 from modular_gpt.training.forward import Placement
+from modular_gpt.training.length import with_steps
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import peft_package
 from modular_gpt.training.recorder import Recorder, Silent
@@ -95,6 +96,7 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         if config.dry_run:
             return dry_run(config, tokenizer, placement, quiet)
         data = processes.local_main_first(lambda: corpus.prepare(tokenizer))
+        config = with_steps(config, data, config.model_config(tokenizer).context_length)
         say: Callable[[str], None] = (lambda text: None) if quiet else print
         trainer = build_trainer(config, data, tokenizer, placement, checkpoint, source, say)
         source = None  # gives its memory back
@@ -176,6 +178,10 @@ def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, 
                 saved = f"Stopped after step {progress.step}, which is saved"
                 recorder.say(f"{saved}. To resume: mgpt-train resume={directory}")
                 return RunResult(directory, trainer.stop.signal, None, None)
+            if trainer.out_of_time:
+                recorder.say(
+                    f"The time is over (trainer.max_time={config.trainer.max_time}), after step {progress.step}"
+                )
             outcome = measure(trainer, directory, recorder)
         recorder.outcome = asdict(outcome)
     finally:

@@ -115,20 +115,20 @@ class Trainer:
         }
 
     def fit(self, recorder: Recorder | Silent, save: Save, promise: str = STEP_SAVED) -> bool:
-        """Train to the last step or until patience runs out. Returns False if a signal stopped it early.
+        """Train to the last step or until patience or time runs out. Returns False if a signal stopped it early.
 
         promise: a clause about what happens after a signal
         Either way ``save`` has been called at the end.
         """
         config, progress = self.config, self.progress
         self.model.train()
-        self.since, self.logged = time.perf_counter(), progress.step
+        self.since, self.logged, self.out_of_time = time.perf_counter(), progress.step, False
         # the first step waits for the compiler, and a signal that ends it then loses nothing
         self.compiling = self.stop.nothing_to_save = self.forward.compiled
         with self.stop.catch(promise):
             while not self.stop.requested():
-                last = progress.step == config.max_steps
-                if self.evaluation_due() and progress.evaluated != progress.step:
+                last = progress.step == config.max_steps or self.out_of_time
+                if self.evaluation_due(last) and progress.evaluated != progress.step:
                     with self.off_the_clock():
                         self.evaluate_and_report(recorder)
                     if self.stop.requested():
@@ -141,7 +141,8 @@ class Trainer:
                     return True
                 self.step()
                 recorder.step()
-                if progress.step % config.log_interval == 0 or progress.step == config.max_steps:
+                self.out_of_time = self.time_is_up()
+                if progress.step % config.log_interval == 0 or progress.step == config.max_steps or self.out_of_time:
                     recorder.training(self.collect_metrics())
             save(True)
         return False
@@ -157,16 +158,23 @@ class Trainer:
             self.update()
         self.progress.step += 1
 
+    def time_is_up(self) -> bool:
+        """Whether ``max_time`` is spent. Collective: all processes get the same answer."""
+        limit = self.config.time_limit
+        if math.isinf(limit):
+            return False
+        spent = self.progress.seconds + time.perf_counter() - self.since
+        return self.parallel.processes.all_reduce_max(int(spent >= limit)) > 0
+
     def out_of_patience(self) -> bool:
         """Whether the last ``patience`` evaluations gave no better loss than an earlier one."""
         patience, progress = self.config.patience, self.progress
         waited = progress.evaluated - progress.best_step
         return patience is not None and progress.best_step > 0 and waited >= patience * self.config.eval_interval
 
-    def evaluation_due(self) -> bool:
-        """Whether to evaluate at this step: at each interval and at the end, where there is validation data."""
-        config, step = self.config, self.progress.step
-        return self.data.validates and (step % config.eval_interval == 0 or step == config.max_steps)
+    def evaluation_due(self, last: bool) -> bool:
+        """Whether to evaluate at this step: at each interval and after the last, where there is validation data."""
+        return self.data.validates and (last or self.progress.step % self.config.eval_interval == 0)
 
     def save_due(self) -> bool:
         """Whether to write a checkpoint at this step: at each interval, for the best loss, and as a milestone."""

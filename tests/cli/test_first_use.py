@@ -72,7 +72,7 @@ def test_a_sweep_resumes_nothing(run: Run, folder: Path) -> None:
         ("attention=gqa attention.kv_lora_rank=8", "no setting 'kv_lora_rank'; use it with attention=mla"),
         ("optim=sgd", "no optim 'sgd'; adamw is the usual choice for language models; there are: adafactor"),
         ("optim=Lion", "no optim 'Lion'; adamw is the usual choice"),
-        ("epochs=3", "one takes (tokens of the training text) / (trainer.batch_size * context_length) updates"),
+        ("epochs=-1", "trainer.epochs must be above 0, got -1.0"),
         ("runs=a\0b", "runs must be a path, which cannot hold a NUL character"),
     ],
 )

@@ -95,7 +95,7 @@ MISTAKES = [
     ("+trainer.lrr=1", ["no setting 'lrr' of trainer"]),
     ("+ffn.topk=2 ffn=moe", ["no setting 'topk' of ffn", "did you mean 'top_k'?"]),
     ("++foo.bar=1", ["no setting 'foo'"]),
-    ("epochs=3", ["epochs is not converted: set trainer.max_steps instead", "not passes over the text"]),
+    ("epochs=3 steps=5", ["trainer.max_steps and trainer.epochs both set the length of the training: give one"]),
     ("gradient_accumulation_steps=3", ["set trainer.gradient_accumulation instead"]),
     ("pretrained=gpt2", ["init_from=<model>"]),
     ("load=runs/latest", ["resume=<run>"]),

@@ -78,6 +78,7 @@ REFUSED = [
     ({"trainer": {"compile": True}}, {}, "trainer.compile is False and True"),
     ({"trainer": {"eval_batches": 2}}, {}, "the windows that are validated differ"),
     ({"trainer": {"patience": 2}}, {}, "never stops early"),
+    ({"trainer": {"max_time": "1h"}}, {}, "makes budgets equal by the number of steps"),
     ({"seed": 3}, {}, "a swept seed"),
     ({"optim": {"name": "adamw", "learning_rate": 0.5}}, {}, "a swept learning rate"),
     ({}, {"context_length": 8}, "the windows that are validated differ: model.context_length is 16 and 8"),

@@ -185,9 +185,10 @@ def test_bad_text_is_refused_before_the_first_step(content: bytes, words: str, f
     assert not list((folder / "runs").glob("*-gpt"))
 
 
-def test_a_directory_in_place_of_the_text(folder: Path) -> None:
-    settings = config(folder, data={"name": "text", "path": str(folder)})
-    with pytest.raises(DataError, match=str(folder.name)):
+def test_a_directory_without_text(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    settings = config(folder, data={"name": "text", "path": str(folder / "empty")})
+    with pytest.raises(DataError, match="empty"):
         run(settings)
 
 

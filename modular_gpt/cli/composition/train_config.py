@@ -26,6 +26,7 @@ from modular_gpt.training.config import RunConfig, TrainerConfig
 
 SIZE = ("d_model", "n_heads", "n_layers", "context_length")
 MODEL_GROUPS = (*SLOTS, "layers")  # groups that are settings of the model by the same name
+LENGTHS = ("max_steps", "epochs", "max_tokens")
 RESUME = "resume: Resume this run, or one of its checkpoints. Settings that are not given stay as they were."
 VOCAB_SIZE = "vocab_size: Number of token ids. By default (null) as many as the tokenizer has."
 
@@ -102,13 +103,29 @@ def composed_run(arguments: Sequence[str], where: list[Path]) -> tuple[RunConfig
             resume = config.resume  # a yaml may set it
         if resume is not None:
             config = resumed_from(resume, typed, hydra_overrides, where)
+            one_length(config, typed)
             return run_config(config), config
         if source is None and config.init_from is not None:  # an experiment says so
             config = started_from(config.init_from, typed, hydra_overrides, where)
         if config.name == RunConfig.name:
             telling = [override for override in typed if about_the_model(override.key)]
             config.name = run_name(telling, TRAIN.choices()) or config.name
+        one_length(config, typed)
         return run_config(config), config
+
+
+def one_length(config: DictConfig, typed: Sequence[Override]) -> None:
+    """Let the length of the training that was typed take the place of another one, of a yaml or of a resumed run.
+
+    Raises:
+        ConfigError: two lengths were typed.
+    """
+    given = [name for name in LENGTHS if _typed(f"trainer.{name}", typed) is not None]
+    if len(given) > 1:
+        raise ConfigError(f"trainer.{given[0]} and trainer.{given[1]} both set the length of the training: give one")
+    for name in LENGTHS if given else ():
+        if name not in given:
+            OmegaConf.update(config, f"trainer.{name}", getattr(TrainerConfig, name))
 
 
 def _typed(key: str, typed: Sequence[Override]) -> str | None:
