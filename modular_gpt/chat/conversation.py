@@ -183,8 +183,12 @@ class Chat:
         if len(prompt.ids) + wanted <= context or self.settings.overflow == "error":
             return prompt
         if self.settings.overflow == "window" or self.model.slides:
-            sees = "the last half of it is read again" if self.settings.overflow == "window" else "it slides"
-            notice = f"the conversation may exceed the model's context of {context} tokens: {sees}"
+            if len(prompt.ids) < context:
+                return prompt
+            sees = (
+                f"the last {context} of them, or fewer" if self.settings.overflow == "window" else f"the last {context}"
+            )
+            notice = f"the conversation has {len(prompt.ids)} tokens, of which the model sees {sees}"
             return replace(prompt, notice=notice)
         answer = min(wanted, context // 2)
         if len(prompt.ids) + answer > context:

@@ -26,7 +26,7 @@ class ChatPrompter(Prompter):
         super().__init__(writer, settings, change)
         self.chat = chat
         self.chat.draft = writer.draft
-        self._notice = ""  # the last one shown
+        self._noticed = False  # whether the last turn had a notice
         self._commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/save": self._save,
@@ -51,9 +51,9 @@ class ChatPrompter(Prompter):
     def _say(self, message: str) -> None:
         self.chat.settings = self.settings
         turn = self.chat.begin(message)
-        if turn.prompt.notice and turn.prompt.notice != self._notice:
+        if turn.prompt.notice and not self._noticed:
             print(f"({turn.prompt.notice})")
-        self._notice = turn.prompt.notice
+        self._noticed = bool(turn.prompt.notice)
         answer = self.writer.follow(turn.run, shown_answer())
         print()
         self.chat.end(turn, answer)

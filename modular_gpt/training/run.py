@@ -92,7 +92,9 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         elif (init_from := config.init_from) is not None:
             source = processes.local_main_first(lambda: open_source(init_from))
         corpus = processes.local_main_first(lambda: build_corpus(config.data))
-        tokenizer = processes.local_main_first(lambda: tokenizer_of(config, corpus, source, checkpoint))
+        tokenizer = processes.local_main_first(
+            lambda: corpus.with_template(tokenizer_of(config, corpus, source, checkpoint))
+        )
         if config.dry_run:
             return dry_run(config, tokenizer, placement, quiet)
         data = processes.local_main_first(lambda: corpus.prepare(tokenizer))

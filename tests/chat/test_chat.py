@@ -270,7 +270,8 @@ class TestPastTheContext:
             turn = chat.begin(f"number {number}")
             with tokens_read(chat.model) as counts:
                 answer = turn.run.finish()[0][0]
-            assert "may exceed the model's context of 32 tokens" in turn.prompt.notice
+            notice = f"has {len(turn.prompt.ids)} tokens, of which the model sees the last 32"
+            assert (notice in turn.prompt.notice) == (len(turn.prompt.ids) >= 32)
             assert sum(counts) < 90 and (number < 1 or sum(counts) < len(turn.prompt.ids))
             chat.end(turn, answer)
         assert turn.prompt.text.count("number") == 6
@@ -279,7 +280,7 @@ class TestPastTheContext:
         chat = char_chat("plain", context_length=32, pos="learned", max_new_tokens=10, overflow="window")
         for number in range(4):
             chat.say(f"number {number}")
-        assert "read again" in chat.begin("x").prompt.notice
+        assert "the model sees the last 32 of them, or fewer" in chat.begin("x").prompt.notice
         chat.settings.overflow = "error"
         with pytest.raises(ConfigError, match="ask for fewer"):
             chat.say("x")

@@ -371,3 +371,27 @@ def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> No
     with pytest.raises(ConfigError) as caught:
         build_corpus({"name": "records", "path": "x.jsonl", **settings})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "name"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {}, "plain"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"template": "chatml"},
+            "chatml",
+        ),
+        ({"prompt": "a", "completion": "b"}, {"template": "alpaca"}, "alpaca"),
+        ({"prompt": "a", "completion": "b"}, {}, None),
+    ],
+)
+def test_a_model_of_conversations_is_saved_with_their_template(
+    record: dict[str, object], settings: dict[str, str], name: str | None, tmp_path: Path
+) -> None:
+    lines = [json.dumps(record).replace('"a"', f'"a{number}"') for number in range(20)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    corpus = build_corpus({"name": "records", "path": str(tmp_path / "train.jsonl"), **settings})
+    tokenizer = corpus.with_template(build_tokenizer("byte"))
+    assert (tokenizer.template and tokenizer.template.name) == name
+    assert tokenizer.fingerprint == build_tokenizer("byte").fingerprint

@@ -67,6 +67,13 @@ class Corpus(Component, ABC, slot="data"):
         """
         return tokenizer
 
+    def with_template(self, tokenizer: "Tokenizer") -> "Tokenizer":
+        """The tokenizer to save with a model that learns from this corpus: with the chat template of its conversations.
+
+        A corpus without conversations leaves the tokenizer as it is.
+        """
+        return tokenizer
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

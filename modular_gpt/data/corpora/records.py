@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from modular_gpt.data.records.read import check_fields
 from modular_gpt.data.records.record import for_validation
 from modular_gpt.data.templates import build_template
 from modular_gpt.data.tokenizers.base import Tokenizer
+
+FIRST = 100  # records, from which it is known whether a template renders them
 
 
 class Records(Corpus, name="records"):
@@ -110,6 +113,12 @@ class Records(Corpus, name="records"):
             packing=self.config.packing,
             bos_id=tokenizer.bos_id,
         )
+
+    def with_template(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer with the template that renders these records, if the first ones are rendered by one."""
+        if not any(self.text.turns(record) for record in islice(self.records("train"), FIRST)):
+            return tokenizer
+        return tokenizer.with_template(self.text.template_for(tokenizer))
 
     @property
     def content(self) -> str:
