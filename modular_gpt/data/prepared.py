@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.plain_types import PlainDict
+
+if TYPE_CHECKING:
+    from modular_gpt.data.tokenizers.base import Tokenizer
 
 # Inputs (B, T) int64; targets (B, T) int64, -100 where none counts; and where tokens see their own document alone, the
 # numbers of the documents (B, T) int64.
@@ -27,6 +30,7 @@ class PreparedData(ABC):
     manifest: all that is recorded about it (corpus, tokenizer, counts, hashes), plain JSON values
     everything: phrase for all validation data, in messages
     measures_accuracy: evaluations also report the share of counted targets that are the most likely token
+    has_prompts: ``prompt`` is a whole one, and its answer ends with a token that ends a text, if there is one
     validates: there is validation data; without it a training evaluates nothing
     separates_documents: batches have the numbers of documents, which only some attentions keep apart
     unpacked_by: clause that says how to do without, in the message about an attention that cannot
@@ -39,6 +43,7 @@ class PreparedData(ABC):
     manifest: PlainDict
     everything: ClassVar[str] = "the whole validation text"
     measures_accuracy: ClassVar[bool] = False
+    has_prompts: ClassVar[bool] = False
     validates: bool = True
     separates_documents: bool = False
     unpacked_by: ClassVar[str] = "give one document a row"
@@ -102,6 +107,10 @@ class PreparedData(ABC):
     def bits_per_byte(self, loss: float) -> float | None:
         """A mean validation loss (nats per token) as bits per byte of text; None where there is no text."""
         return None
+
+    def tokenizer_of_model(self, tokenizer: "Tokenizer") -> "Tokenizer":
+        """The tokenizer to save with a model that learned from this data, made of the one that encoded it."""
+        return tokenizer
 
     @property
     def identity(self) -> dict[str, str]:

@@ -98,6 +98,7 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         if config.dry_run:
             return dry_run(config, tokenizer, placement, quiet)
         data = processes.local_main_first(lambda: corpus.prepare(tokenizer))
+        tokenizer = data.tokenizer_of_model(tokenizer)
         config = with_steps(config, data, config.model_config(tokenizer).context_length)
         say: Callable[[str], None] = (lambda text: None) if quiet else print
         trainer = build_trainer(config, data, tokenizer, placement, checkpoint, source, say)

@@ -113,6 +113,7 @@ class Validation:
                     temperature=self.config.sample_temperature,
                     seed=self.seed,
                     overflow="window",
+                    stop_tokens=tokenizer.eos_ids if self.data.has_prompts else [],
                     suppress_tokens=tokenizer.unused_ids(model.config.vocab_size),
                 )
             skipped = int(out[0, 0] == tokenizer.bos_id)
@@ -132,7 +133,7 @@ class Validation:
         if self.config.sample_prompt:
             ids = self._tokenizer().encode(self.config.sample_prompt)
         else:
-            ids = self.data.prompt(PROMPT)
+            ids = self.data.prompt(self.block if self.data.has_prompts else PROMPT)
         bos = self._tokenizer().with_bos([])
         return [*bos, *ids[-max(1, self.block - len(bos)) :]]
 

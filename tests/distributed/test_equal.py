@@ -1,5 +1,6 @@
 """Two processes train as one does: every component, with accumulation, an odd vocabulary and ragged batches."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,15 @@ def test_every_target_counts_the_same_in_ragged_batches(pieces: int, pair: Pair,
 
 def test_a_synthetic_task(pair: Pair, folder: Path) -> None:
     assert_equal(pair, plain(folder, data={"name": "synthetic", "task": "needle", "pairs": 2}))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_records(packing: bool, pair: Pair, folder: Path) -> None:
+    """Whole records in rows, whose numbers of targets differ."""
+    rows = [{"prompt": f"{n} + {n} =", "completion": f" {2 * n}"} for n in range(60)]
+    (folder / "records.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = {"name": "records", "path": str(folder / "records.jsonl"), "packing": packing}
+    assert_equal(pair, plain(folder, {"context_length": 32}, data=data))
 
 
 def test_each_process_has_its_own_dropout(pair: Pair, folder: Path) -> None:

@@ -17,6 +17,7 @@ from modular_gpt.data.corpora.files import check_fraction
 from modular_gpt.data.prepared import PreparedData
 from modular_gpt.data.records import Record, Skipped, read_records, record_files
 from modular_gpt.data.records.encode import TRAIN_ON, RecordEncoder, RecordText
+from modular_gpt.data.records.formats import CONVERSATIONS
 from modular_gpt.data.records.prepare import prepare_records
 from modular_gpt.data.records.prepared import PreparedRecords
 from modular_gpt.data.records.read import check_fields
@@ -104,7 +105,9 @@ class Records(Corpus, name="records"):
 
     def prepare(self, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedData:
         """The tokens of all records with the role of each, written into files once for this tokenizer."""
-        splits, manifest = prepare_records(self, RecordEncoder(self.text, tokenizer), cache_dir)
+        encoder = RecordEncoder(self.text, tokenizer)
+        splits, manifest = prepare_records(self, encoder, cache_dir)
+        renders = self.config.template is not None or not CONVERSATIONS.isdisjoint(splits["train"].formats)
         return PreparedRecords(
             train=splits["train"],
             validation=splits["validation"],
@@ -112,6 +115,7 @@ class Records(Corpus, name="records"):
             counting=TRAIN_ON[self.config.train_on],
             packing=self.config.packing,
             bos_id=tokenizer.bos_id,
+            template=encoder.template if renders else None,
         )
 
     def with_template(self, tokenizer: Tokenizer) -> Tokenizer:

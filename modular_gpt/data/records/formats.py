@@ -197,4 +197,5 @@ FORMATS: dict[str, Format] = {
     "label": Format(("text", "label"), text_label, "labelled text", "labelled texts"),
     "text": Format(("text",), whole_text, "text", "texts"),
 }
+CONVERSATIONS = {"messages", "sharegpt", "instruction"}  # formats whose records have turns
 FIELDS = tuple(dict.fromkeys(name for item in FORMATS.values() for name in (*item.needs, *item.optional)))

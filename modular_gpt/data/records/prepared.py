@@ -16,6 +16,8 @@ from modular_gpt.data.records.encode import EARLIER
 from modular_gpt.data.records.formats import FORMATS
 from modular_gpt.data.records.packing import Rows, arrange, fit_spans
 from modular_gpt.data.records.prepare import RecordSplit
+from modular_gpt.data.templates import ChatTemplate
+from modular_gpt.data.tokenizers.base import Tokenizer
 
 SEED = 0  # of the validation rows, which are the same in every run
 
@@ -64,10 +66,12 @@ class PreparedRecords(PreparedData):
     counting: the lowest role that counts in the loss
     packing: several records share a row, and attention stays within each
     bos_id: of the tokenizer, kept at the beginning of records that are cut
+    template: renders conversations; None where there are none
     """
 
     everything: ClassVar[str] = "all validation records"
     measures_accuracy: ClassVar[bool] = True
+    has_prompts: ClassVar[bool] = True
     unpacked_by: ClassVar[str] = "set data.packing=false, which gives each record a row"
 
     train: RecordSplit
@@ -76,19 +80,21 @@ class PreparedRecords(PreparedData):
     counting: int
     packing: bool
     bos_id: int | None = None
-    _rows: dict[tuple[str, int], RecordRows] = field(default_factory=dict, repr=False)
+    template: ChatTemplate | None = None
+    _rows: dict[tuple[str, int, bool], RecordRows] = field(default_factory=dict, repr=False)
 
     @property
     def separates_documents(self) -> bool:  # type: ignore[override]
         return self.packing
 
-    def rows(self, split: RecordSplit, block: int) -> RecordRows:
-        """The rows of a split with ``block`` tokens each."""
-        key = split.tokens.name, block
+    def rows(self, split: RecordSplit, block: int, packing: bool | None = None) -> RecordRows:
+        """The rows of a split with ``block`` tokens each; packing: instead of that of this data."""
+        packing = self.packing if packing is None else packing
+        key = split.tokens.name, block, packing
         if key not in self._rows:
             first = split.answers(max(self.counting, EARLIER))
             spans = fit_spans(split.starts, first, split.ends, block)
-            self._rows[key] = RecordRows(split, arrange(spans, block, self.packing), self.counting, self.bos_id)
+            self._rows[key] = RecordRows(split, arrange(spans, block, packing), self.counting, self.bos_id)
         return self._rows[key]
 
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> "RecordBatches":
@@ -116,13 +122,20 @@ class PreparedRecords(PreparedData):
         """There is at least one record to validate on."""
 
     def beginning(self, windows: int, block: int) -> Batch:
-        return next(self.evaluation(block, min(windows, self.evaluation_windows(block)), 0))
+        """The first validation records, each in a row of its own, which any attention can read."""
+        source = self.rows(self.validation, block, packing=False)
+        numbers = np.arange(min(windows, len(source.rows)))
+        return source.batch(numbers, len(numbers), separate=False)
 
     def prompt(self, tokens: int) -> list[int]:
         """The prompt of the first validation record, without the token that begins a text; its last ``tokens`` ids."""
         begin, end = int(self.validation.starts[0]), int(self.validation.answers(EARLIER)[0])
         ids: list[int] = self.validation.tokens.array[begin : max(end, begin + 1)].tolist()
         return ids[1:][-tokens:] if len(ids) > 1 and ids[0] == self.bos_id else ids[-tokens:]
+
+    def tokenizer_of_model(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer with the chat template of the conversations."""
+        return tokenizer if self.template is None else tokenizer.with_template(self.template)
 
     def sizes(self) -> str:
         tokens = self.train.tokens.count
