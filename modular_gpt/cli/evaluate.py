@@ -5,11 +5,15 @@ from collections.abc import Sequence
 
 from modular_gpt.cli.app import CommandLine, answer, answered_by_flags, imports
 
-ABOUT = "evaluate a model on a text (loss, perplexity, bits per byte) or on tasks"
+ABOUT = "evaluate a model on a text (loss, perplexity, bits per byte), on records with answers, or on tasks"
 EXAMPLES = (
     ("mgpt-eval", "the last run, on the text that it was validated on"),
     ("mgpt-eval checkpoint=runs/latest text=book.txt", "on a file of your own"),
     ("mgpt-eval corpus=text data.path='books/*.txt'", "on the validation text of several files"),
+    (
+        "mgpt-eval records=test.jsonl",
+        "on prompts with answers: loss, accuracy, exact match; answers in predictions.jsonl",
+    ),
     ("mgpt-eval text=book.txt stride=64", "each token with more of the text before it; slower"),
     ("mgpt-eval checkpoint=gpt2 corpus=python_stdlib", "a published model, on the validation part of a corpus"),
     ("mgpt-eval checkpoint=gpt2 tasks=lambada_openai,piqa", "tasks of lm-evaluation-harness (needs the extra eval)"),

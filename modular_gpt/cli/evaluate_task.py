@@ -1,11 +1,12 @@
 """The settings of mgpt-eval, and the measurements that it makes."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from modular_gpt.checkpoint.resolve import Loaded, load_with_tokenizer
 from modular_gpt.cli.composition.schema import Command
+from modular_gpt.cli.evaluate_records import RecordSource, on_records, record_rows, trained_on
 from modular_gpt.cli.finite_weights import check_finite_weights
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict
@@ -14,7 +15,8 @@ from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, one_of
 from modular_gpt.data import SPLITS, Corpus, PreparedText, build_corpus
 from modular_gpt.data.corpora.file_search import find_files, path_patterns
 from modular_gpt.data.corpora.files import read_text
-from modular_gpt.evaluation import Evaluation, WindowOptions, evaluate_text, evaluate_tokens
+from modular_gpt.data.corpora.records import Records
+from modular_gpt.evaluation import Evaluation, RecordOptions, WindowOptions, evaluate_text, evaluate_tokens
 from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 from modular_gpt.training.run import load_config
 
@@ -38,8 +40,15 @@ class EvalSettings:
     tasks: Tasks of lm-evaluation-harness, by name or by yaml file: one, several separated by commas, or a list.
     include: A folder with more task definitions for lm-evaluation-harness.
     fewshot: Number of solved examples before each question of a task. By default (null) the task decides.
-    limit: Evaluate only this many questions of each task. By default (null) all are evaluated.
-    batch_size: Number of windows or questions in a batch.
+    limit: Evaluate only this many questions of each task, or records. By default (null) all are evaluated.
+    records: Evaluate the answers of the model to the records in these files: a path, a pattern, a folder or a list. A
+        model that was trained on records is evaluated on those that it was validated on.
+    fields: Names of fields in the files of records, as in data.fields. By default ({}) those of the model's own run.
+    template: Chat template of records, as in data.template. By default (null) that of the model's own run.
+    separator: Text between prompts and answers, as in data.separator. By default (null) that of the model's own run.
+    max_new_tokens: Limit of a generated answer, in tokens; 0 generates none.
+    predictions: File for the answers to records, one JSON object a line; null writes none.
+    batch_size: Number of windows, questions or records in a batch.
     json: Print the results as a JSON object.
     device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
@@ -57,21 +66,29 @@ class EvalSettings:
     include: str | None = None
     fewshot: int | None = None
     limit: int | None = None
+    records: Any = None  # as text
+    fields: dict[str, str] = field(default_factory=dict)
+    template: str | None = None
+    separator: str | None = None
+    max_new_tokens: int = 128
+    predictions: str | None = "predictions.jsonl"
     batch_size: int = 8
     json: bool = False
     device: str = "auto"
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        expand_home(self, "checkpoint", "include")
+        expand_home(self, "checkpoint", "include", "predictions", "template")
         if self.text is not None and self.corpus is not None:
             raise ConfigError("text and corpus exclude each other: give one of them")
         if self.path is not None and self.corpus is None:
             raise ConfigError("path is for a corpus: give corpus=text path=..., or text=<file or pattern>")
-        for name in ("text", "path"):
+        if self.records is not None and (self.text is not None or self.corpus is not None):
+            raise ConfigError("records exclude text and corpus: give one of them")
+        for name in ("text", "path", "records"):
             if getattr(self, name) is not None:
                 setattr(self, name, path_patterns(getattr(self, name), name))
-        expand_home(self, "text", "path")
+        expand_home(self, "text", "path", "records")
         if not isinstance(self.tasks, (str, list, type(None))):
             raise ConfigError(f"tasks must be names with commas between them, or a list, got {self.tasks!r}")
         one_of(self.split, SPLITS, "split")
@@ -81,7 +98,9 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        unused = [name for name in ("include", "fewshot", "limit") if getattr(self, name) is not None]
+        if self.max_new_tokens < 0:
+            raise ConfigError(f"max_new_tokens must be 0 or more, got {self.max_new_tokens}")
+        unused = [name for name in ("include", "fewshot") if getattr(self, name) is not None]
         if unused and not self.names():
             raise ConfigError(f"{unused[0]} is for tasks: give tasks=..., or leave it out")
 
@@ -97,7 +116,7 @@ Results = dict[str, Metrics]
 
 
 def measure(settings: EvalSettings) -> Results:
-    """The metrics by subject: ``text``, and each task.
+    """The metrics by subject: ``text`` or ``records``, and each task.
 
     Raises:
         UserError: the model, the text or a task is missing, damaged, or does not fit the others.
@@ -110,7 +129,13 @@ def measure(settings: EvalSettings) -> Results:
     loaded = load_with_tokenizer(settings.checkpoint, device, dtype, settings.tokenizer)
     check_finite_weights(loaded.model, settings.checkpoint)
     results: Results = {}
-    if settings.text is not None or settings.corpus is not None or not settings.names():
+    on_text = settings.text is not None or settings.corpus is not None
+    own = None if on_text else trained_on(settings.checkpoint)
+    if settings.records is not None or (own is not None and not settings.names()):
+        results["records"] = _on_records(settings, loaded, own)
+    else:
+        _check_unused(settings)
+    if "records" not in results and (on_text or not settings.names()):
         found = _on_text(settings, loaded)
         results["text"] = {**asdict(found), "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
     if settings.names():
@@ -128,11 +153,27 @@ def measure(settings: EvalSettings) -> Results:
     return results
 
 
+def _check_unused(settings: EvalSettings) -> None:
+    """Raise a ConfigError for a setting of records where there are none."""
+    for name in ("fields", "template", "separator", *(() if settings.names() else ("limit",))):
+        if getattr(settings, name) not in (None, {}):
+            what = (
+                "tasks and records: give tasks=... or records=..." if name == "limit" else "records: give records=..."
+            )
+            raise ConfigError(f"{name} is for {what}, or leave it out")
+
+
 def _check_harness() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise ConfigError("tasks need another package: pip install 'modular-gpt[eval]'") from error
+
+
+def _on_records(settings: EvalSettings, loaded: Loaded, own: Records.Config | None) -> Metrics:
+    source = RecordSource(settings.records, settings.fields, settings.template, settings.separator, settings.limit)
+    options = RecordOptions(settings.batch_size, settings.max_new_tokens)
+    return dict(on_records(loaded, source, own, options, settings.predictions))
 
 
 def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
@@ -179,13 +220,23 @@ def print_results(settings: EvalSettings, results: Results) -> None:
     if settings.json:
         print(json.dumps(results, default=str))
         return
-    texts = ", ".join(settings.text or [settings.corpus or settings.checkpoint])
+    texts = ", ".join(settings.text or settings.records or [settings.corpus or settings.checkpoint])
     for subject, metrics in results.items():
-        print(f"{texts if subject == 'text' else subject}:")
-        rows = _text_rows(metrics) if subject == "text" else _task_rows(metrics)
+        print(f"{texts if subject in ('text', 'records') else subject}:")
+        rows = _rows(settings, subject, metrics)
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             print(f"  {name:<{width}}  {value}")
+
+
+def _rows(settings: EvalSettings, subject: str, metrics: Metrics) -> list[tuple[str, str]]:
+    match subject:
+        case "text":
+            return _text_rows(metrics)
+        case "records":
+            return record_rows(metrics, settings.predictions)
+        case _:
+            return _task_rows(metrics)
 
 
 def _text_rows(metrics: Metrics) -> list[tuple[str, str]]:

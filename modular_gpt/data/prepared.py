@@ -10,6 +10,7 @@ from modular_gpt.core.errors import DataError
 from modular_gpt.core.plain_types import PlainDict
 
 if TYPE_CHECKING:
+    from modular_gpt.data.records.questions import Question
     from modular_gpt.data.tokenizers.base import Tokenizer
 
 # Inputs (B, T) int64; targets (B, T) int64, -100 where none counts; and where tokens see their own document alone, the
@@ -103,6 +104,10 @@ class PreparedData(ABC):
     def describe_rows(self, block: int) -> list[str]:
         """``notes``, and lines about the training data in rows of ``block`` tokens."""
         return list(self.notes)
+
+    def questions(self, count: int) -> list["Question"]:
+        """The first ``count`` validation records that ask for an answer; none where the data has no records."""
+        return []
 
     def bits_per_byte(self, loss: float) -> float | None:
         """A mean validation loss (nats per token) as bits per byte of text; None where there is no text."""

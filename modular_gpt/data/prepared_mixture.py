@@ -142,7 +142,8 @@ class PreparedMixture(PreparedData):
             for source, count in zip(self.sources, self._windows(windows), strict=True)
         ]
         for number in chosen.tolist():
-            yield next(rows[number])
+            if (row := next(rows[number], None)) is not None:  # records may be fewer
+                yield row
 
     def _windows(self, windows: int) -> list[int]:
         """How many of the windows of an evaluation each source has."""

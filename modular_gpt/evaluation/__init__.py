@@ -1,6 +1,32 @@
-"""How well a model predicts a text: loss, perplexity, bits per byte, and tasks of lm-evaluation-harness."""
+"""How well a model predicts a text or answers records: loss, bits per byte, accuracy, metrics of generated answers.
 
+Tasks of lm-evaluation-harness are in ``modular_gpt.evaluation.harness``.
+"""
+
+from modular_gpt.evaluation.metrics import missing_packages, score_answers
 from modular_gpt.evaluation.perplexity import Evaluation, WindowOptions, evaluate_text, evaluate_tokens
+from modular_gpt.evaluation.records import (
+    Prediction,
+    RecordEvaluation,
+    RecordOptions,
+    answer_questions,
+    evaluate_records,
+)
 from modular_gpt.evaluation.windows import Window, log_probabilities, windows
 
-__all__ = ["Evaluation", "Window", "WindowOptions", "evaluate_text", "evaluate_tokens", "log_probabilities", "windows"]
+__all__ = [
+    "Evaluation",
+    "Prediction",
+    "RecordEvaluation",
+    "RecordOptions",
+    "Window",
+    "WindowOptions",
+    "answer_questions",
+    "evaluate_records",
+    "evaluate_text",
+    "evaluate_tokens",
+    "log_probabilities",
+    "missing_packages",
+    "score_answers",
+    "windows",
+]

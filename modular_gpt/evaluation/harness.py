@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import simple_evaluate
@@ -19,8 +18,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from modular_gpt.core.errors import ConfigError, DataError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.data.tokenizers import Tokenizer
-from modular_gpt.evaluation.windows import check_finite
-from modular_gpt.generation import Generation, GenerationConfig, left_pad
+from modular_gpt.evaluation.answers import generate_answers, greedy_config
+from modular_gpt.evaluation.likelihood import Continued, by_length, likelihoods
+from modular_gpt.generation import GenerationConfig
 from modular_gpt.model import GPTModel
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # (context, continuation), their ids
@@ -73,35 +73,21 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """For each request: the log-probability of the continuation, and whether greedy decoding produces it."""
         found: dict[int, tuple[float, bool]] = {}
-        for batch in self._batches([len(context) + len(text) for _, context, text in requests]):
+        for batch in by_length([len(context) + len(text) for _, context, text in requests], self.batch_size):
             for index, result in zip(batch, self._score([requests[index] for index in batch]), strict=True):
                 found[index] = result
                 self.cache_hook.add_partial("loglikelihood", requests[index][0], result)
         return [found[index] for index in range(len(requests))]
 
-    @torch.no_grad()
     def _score(self, requests: Sequence[Request]) -> Iterator[tuple[float, bool]]:
-        for (_, text), _, continuation in requests:
-            if len(continuation) > self.max_length:
+        batch = [Continued(before, ids, f"the continuation {text[:30]!r}") for (_, text), before, ids in requests]
+        for continued in batch:
+            if len(continued.ids) > self.max_length:
                 raise DataError(
-                    f"the continuation {text[:30]!r} has {len(continuation)} tokens, "
+                    f"{continued.name} has {len(continued.ids)} tokens, "
                     f"more than the model's context of {self.max_length}"
                 )
-        rows = [(context + text)[-(self.max_length + 1) :] for _, context, text in requests]
-        ids, padding = left_pad([row[:-1] for row in rows], self._device)
-        hidden, _ = self.gpt.hidden_states(ids, padding=padding)
-        for row, (_, _, continuation) in zip(hidden, requests, strict=True):
-            target = torch.tensor(continuation, device=self._device)
-            scores = self.gpt.logits(row[-len(continuation) :]).float().log_softmax(-1)
-            value = scores.gather(1, target[:, None]).double().sum().item()
-            check_finite(value, f"the continuation {text[:30]!r}")
-            yield value, bool((scores.argmax(-1) == target).all())
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Batches of indices of texts, sorted by length with the longest first."""
-        order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+        yield from likelihoods(self.gpt, batch)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows of the context length that score each token once."""
@@ -126,16 +112,12 @@ class HarnessModel(TemplateLM):
         for _, equal in groupby(numbered, key=lambda request: str(request[2])):
             group = list(equal)
             settings = self._settings(group[0][2])
-            limit = max(self.max_length - settings.max_new_tokens, self.max_length // 2, 1)
             encoded = [self.texts.with_bos(self.texts.encode(context)) for _, context, _ in group]
-            prompts = [(ids or [self.eot_token_id])[-limit:] for ids in encoded]
-            for batch in self._batches([len(prompt) for prompt in prompts]):
-                ids, padding = left_pad([prompts[row] for row in batch], self._device)
-                run = Generation(self.gpt, ids, settings, padding=padding, decode_stream=self.texts.decode_stream)
-                for row, continuations in zip(batch, run.finish(), strict=True):
-                    index, context, kwargs = group[row]
-                    found[index] = continuations[0].text or ""
-                    self.cache_hook.add_partial("generate_until", (context, kwargs), found[index])
+            prompts = [ids or [self.eot_token_id] for ids in encoded]
+            answers = generate_answers(self.gpt, self.texts, prompts, settings, self.batch_size)
+            for (index, context, kwargs), answer in zip(group, answers, strict=True):
+                found[index] = answer
+                self.cache_hook.add_partial("generate_until", (context, kwargs), answer)
         return [found[index] for index in range(len(requests))]
 
     def _settings(self, kwargs: PlainMapping) -> GenerationConfig:
@@ -149,13 +131,12 @@ class HarnessModel(TemplateLM):
                 raise ConfigError(f"the task's generation_kwargs: {unknown('setting', name, _GENERATION_KWARGS)}")
         until = kwargs.get("until") or []
         sampled = bool(kwargs.get("do_sample")) and kwargs.get("temperature") != 0
-        return GenerationConfig(
-            max_new_tokens=int(kwargs.get("max_gen_toks", _NEW_TOKENS)),
+        return greedy_config(
+            self.gpt,
+            self.texts,
+            int(kwargs.get("max_gen_toks", _NEW_TOKENS)),
             stop=[until] if isinstance(until, str) else [string for string in until if string],
-            stop_tokens=self.texts.eos_ids,
-            suppress_tokens=self.texts.unused_ids(self.gpt.config.vocab_size),
             greedy=not sampled,
-            overflow="slide" if self.gpt.slides else "window",
             **({name: kwargs[name] for name in _SAMPLING if name in kwargs} if sampled else {}),
         )
 

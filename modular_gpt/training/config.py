@@ -75,6 +75,8 @@ class TrainerConfig:
         validation text.
     sample_tokens: Number of tokens in that sample; 0 generates none.
     sample_temperature: Temperature of that sample.
+    eval_generate: Number of validation records of data=records that the model answers at each evaluation, greedily, for
+        exact match and the metrics of the extra 'metrics'; 0 generates none.
     final_evaluation: Evaluate the best weights on the whole validation text at the end.
     log_interval: Number of steps between entries of metrics.jsonl.
     save_interval: Number of steps between checkpoints. By default (null) one is saved at each evaluation.
@@ -106,6 +108,7 @@ class TrainerConfig:
     sample_prompt: str | None = None
     sample_tokens: int = 240
     sample_temperature: float = 0.8
+    eval_generate: int = 0
     final_evaluation: bool = True
     log_interval: int = 10
     save_interval: int | None = None
@@ -123,7 +126,8 @@ class TrainerConfig:
         self.precision = PRECISION_NAMES.get(str(self.precision).lower(), str(self.precision))
         at_least(1, "trainer", self, "max_steps", "batch_size", "gradient_accumulation", "eval_interval",
                  "patience", "log_interval", "save_interval", "keep", "keep_every", "threads")  # fmt: skip
-        at_least(0, "trainer", self, "eval_batches", "sample_tokens", "gradient_clip", "activation_checkpointing")
+        at_least(0, "trainer", self, "eval_batches", "eval_generate", "sample_tokens", "gradient_clip",
+                 "activation_checkpointing")  # fmt: skip
         positive("trainer", sample_temperature=self.sample_temperature, epochs=self.epochs, max_tokens=self.max_tokens)
         self._check_length()
         fraction("trainer", label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)

@@ -119,6 +119,7 @@ class Recorder:
         self._record(entry)
         beside = [f"{entry['bits_per_byte']:.3f} bits per byte"] if "bits_per_byte" in entry else []
         beside += [f"accuracy {entry['validation_accuracy']:.2%}"] if "validation_accuracy" in entry else []
+        beside += [f"exact match {entry['exact_match']:.2%}"] if "exact_match" in entry else []
         ends = [f"({', '.join(beside)})"] * bool(beside) + ["best so far"] * best
         loss = f"validation loss {entry['validation_loss']:.4f}"
         self.say("  ".join([f"step {entry['step']:>6.0f}/{self.max_steps}", loss, *ends]))

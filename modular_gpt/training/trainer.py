@@ -307,6 +307,7 @@ class Trainer:
             if loss is None:
                 return
             text = self.validation.sample() if self.config.sample_tokens else None
+            answers = self.validation.answers()
         progress.evaluated = progress.step
         best = loss < progress.best_loss
         if best:
@@ -314,7 +315,7 @@ class Trainer:
             progress.best_accuracy = self.validation.accuracy
         entry = {"step": progress.step, "validation_loss": loss}
         measured = {"bits_per_byte": self.data.bits_per_byte(loss), "validation_accuracy": self.validation.accuracy}
-        entry |= {name: value for name, value in measured.items() if value is not None}
+        entry |= {name: value for name, value in measured.items() if value is not None} | answers
         recorder.evaluation(entry, text, best)
         self.parallel.processes.wait_for_main()
 

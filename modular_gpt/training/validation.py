@@ -12,6 +12,7 @@ from modular_gpt.core.errors import ConfigError, NonFiniteError, first_line
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import Batch, PreparedData, Tokenizer
 from modular_gpt.distributed import Parallel
+from modular_gpt.evaluation import RecordOptions, answer_questions, score_answers
 from modular_gpt.model.loss import PLAIN, LossConfig
 from modular_gpt.runtime.device import autocast
 from modular_gpt.runtime.signals import GracefulShutdown
@@ -51,6 +52,9 @@ class Validation:
         self.rows = config.batch_size // config.gradient_accumulation  # of a batch, all processes together
         self.sample_failed = False
         self.accuracy: float | None = None  # of the last ``loss``, where the data measures it
+        self.questions = data.questions(config.eval_generate) if config.eval_generate else []
+        if config.eval_generate and not self.questions:
+            raise ConfigError("trainer.eval_generate asks validation records: use data=records, or leave it out")
         if config.sample_tokens:
             self.prompt()  # characters that the tokenizer does not know are refused before training
 
@@ -119,10 +123,34 @@ class Validation:
             skipped = int(out[0, 0] == tokenizer.bos_id)
             return tokenizer.decode(out[0, skipped:], errors="ignore")
         except Exception as error:
-            if not (self.sample_failed or isinstance(error, NonFiniteError)):  # training itself tells of the latter
-                log.warning("no sample could be generated (%s); the training continues", first_line(error))
-            self.sample_failed = True
+            self._warn("no sample could be generated", error)
             return f"(no sample: {first_line(error)})"
+
+    def answers(self) -> dict[str, float]:
+        """Metrics of greedy answers to ``questions``, each at most as long as the longest that is expected.
+
+        Empty where there are none or another process generates. Answers never end a training: where they fail, a line
+        says why.
+        """
+        if not self.questions:
+            return {}
+        model = self.parallel.model_to_generate(self.forward.model)  # all processes take part
+        if model is None:
+            return {}
+        options = RecordOptions(self.rows, max(len(question.answer) for question in self.questions))
+        try:
+            with self._evaluating(), autocast(self.forward.precision, self.forward.device):
+                answers = answer_questions(model, self._tokenizer(), self.questions, options)
+            return score_answers([question.record.answer for question in self.questions], answers)
+        except Exception as error:
+            self._warn("no record could be answered", error)
+            return {}
+
+    def _warn(self, failed: str, error: Exception) -> None:
+        """Log once that something could not be generated; training itself tells of logits that are not finite."""
+        if not (self.sample_failed or isinstance(error, NonFiniteError)):
+            log.warning("%s (%s); the training continues", failed, first_line(error))
+        self.sample_failed = True
 
     def prompt(self) -> list[int]:
         """Ids of the text that samples continue, no longer than the context; ``bos_id``, if there is one, is the first.

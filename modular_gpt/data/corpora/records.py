@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from modular_gpt.data.records.encode import TRAIN_ON, RecordEncoder, RecordText
 from modular_gpt.data.records.formats import CONVERSATIONS
 from modular_gpt.data.records.prepare import prepare_records
 from modular_gpt.data.records.prepared import PreparedRecords
+from modular_gpt.data.records.questions import Question, ask
 from modular_gpt.data.records.read import check_fields
 from modular_gpt.data.records.record import for_validation
 from modular_gpt.data.templates import build_template
@@ -116,6 +118,7 @@ class Records(Corpus, name="records"):
             packing=self.config.packing,
             bos_id=tokenizer.bos_id,
             template=encoder.template if renders else None,
+            ask_first=partial(self._ask_first, encoder),
         )
 
     def with_template(self, tokenizer: Tokenizer) -> Tokenizer:
@@ -123,6 +126,11 @@ class Records(Corpus, name="records"):
         if not any(self.text.turns(record) for record in islice(self.records("train"), FIRST)):
             return tokenizer
         return tokenizer.with_template(self.text.template_for(tokenizer))
+
+    def _ask_first(self, encoder: RecordEncoder, count: int) -> list[Question]:
+        """The questions of the first ``count`` validation records that are no whole texts."""
+        asking = (record for record in self.records("validation") if record.format != "text")
+        return ask(encoder, list(islice(asking, count)))
 
     @property
     def content(self) -> str:

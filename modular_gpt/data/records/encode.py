@@ -9,7 +9,7 @@ import numpy as np
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.data.records.record import BadRecord, Record
-from modular_gpt.data.templates import ChatTemplate, build_template, definition_of, encode_with_answers
+from modular_gpt.data.templates import ChatTemplate, Stops, build_template, definition_of, encode_with_answers, stops_of
 from modular_gpt.data.tokenizers.base import Tokenizer
 
 PROMPT, EARLIER, ANSWER = 0, 1, 2  # a token of the prompt, of an earlier answer of the assistant, of the last answer
@@ -83,6 +83,13 @@ class RecordEncoder:
     def fingerprint(self) -> str:
         """All that the tokens depend on besides the records and the tokenizer, as one text."""
         return json.dumps([END, SEPARATORS, self.text.separator, self.text.template, definition_of(self.template)])
+
+    def stops(self, record: Record) -> Stops:
+        """The tokens and texts that end a generated answer to a record."""
+        if self.text.turns(record):
+            return stops_of(self.template, self.tokenizer)
+        eos_id = self.tokenizer.eos_id
+        return Stops([], [END]) if eos_id is None else Stops([eos_id], [])
 
     def encode(self, records: Iterable[Record]) -> Iterator[Encoded]:
         """The tokens of records, in their order.

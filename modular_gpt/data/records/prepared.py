@@ -1,6 +1,6 @@
 """Records as data of a training: rows of whole records, with targets where the answer is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from modular_gpt.data.records.encode import EARLIER
 from modular_gpt.data.records.formats import FORMATS
 from modular_gpt.data.records.packing import Rows, arrange, fit_spans
 from modular_gpt.data.records.prepare import RecordSplit
+from modular_gpt.data.records.questions import Question
 from modular_gpt.data.templates import ChatTemplate
 from modular_gpt.data.tokenizers.base import Tokenizer
 
@@ -67,6 +68,7 @@ class PreparedRecords(PreparedData):
     packing: several records share a row, and attention stays within each
     bos_id: of the tokenizer, kept at the beginning of records that are cut
     template: renders conversations; None where there are none
+    ask_first: gives the questions of the first validation records, at most as many as its argument says
     """
 
     everything: ClassVar[str] = "all validation records"
@@ -81,11 +83,15 @@ class PreparedRecords(PreparedData):
     packing: bool
     bos_id: int | None = None
     template: ChatTemplate | None = None
+    ask_first: Callable[[int], list[Question]] | None = None
     _rows: dict[tuple[str, int, bool], RecordRows] = field(default_factory=dict, repr=False)
 
     @property
     def separates_documents(self) -> bool:  # type: ignore[override]
         return self.packing
+
+    def questions(self, count: int) -> list[Question]:
+        return [] if self.ask_first is None else self.ask_first(count)
 
     def rows(self, split: RecordSplit, block: int, packing: bool | None = None) -> RecordRows:
         """The rows of a split with ``block`` tokens each; packing: instead of that of this data."""
