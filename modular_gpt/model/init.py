@@ -54,6 +54,8 @@ def seed_of(seed: int, name: str) -> int:
 
 def _draw(weight: Tensor, config: GPTConfig, embedding: bool) -> None:
     """weight: (..., out, in); leading dimensions are experts."""
+    if weight.is_meta:  # there is nothing to draw, and to find that out takes milliseconds a tensor
+        return
     if config.init == "normal" or embedding:  # a row of an embedding has no fan-in
         nn.init.normal_(weight, std=config.init_std)
     elif config.init == "fan_in":

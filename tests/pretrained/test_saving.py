@@ -7,51 +7,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from modular_gpt import CheckpointError, ConfigError, GPTModel
-from modular_gpt.pretrained import FAMILIES, load_pretrained, save_pretrained
+from modular_gpt.pretrained import load_pretrained, save_pretrained
 from tests.reference.cases import CASES, ids, reference
 from tests.reference.conftest import difference
+from tests.reference.published import loaded_by_transformers
 
 WRITTEN_FILES = ["config.json", "generation_config.json", "model.safetensors"]
-ROUND_TRIPS = [(kind, case) for kind in FAMILIES for case in CASES[kind]]
-
-
-def loaded_by_transformers(folder: Path, **how: Any) -> Any:
-    """The model, with every weight taken from the folder."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    config = json.loads((folder / "config.json").read_text())
-    eager = {} if config.get("alibi") else {"attn_implementation": "eager"}  # where Falcon adds its biases twice
-    architecture = getattr(transformers, config["architectures"][0])
-    model, report = architecture.from_pretrained(folder, output_loading_info=True, **eager, **how)
-    assert not any(report[fault] for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model.eval()
-
-
-@pytest.mark.parametrize(("kind", "case"), ROUND_TRIPS)
-@torch.no_grad()
-def test_there_and_back(kind: str, case: str, tmp_path: Path) -> None:
-    """A model of theirs, through ours, is the same again: its logits do not change in a single bit.
-
-    Except where a config.json names the approximation of GELU in an unusual way for its family.
-    """
-    theirs = reference(kind, CASES[kind][case], strong=True)
-    theirs.save_pretrained(tmp_path / "theirs")
-    save_pretrained(load_pretrained(tmp_path / "theirs"), tmp_path / "ours", model_type=kind)
-    back = loaded_by_transformers(tmp_path / "ours")
-    assert type(back) is type(theirs)
-    tokens = ids(theirs.config.vocab_size)
-    if case == "gelu_new":
-        assert difference(back(tokens).logits, theirs(tokens).logits) < 2e-5
-    elif not CASES[kind][case].get("reorder_and_upcast_attn"):  # another order of the same multiplications
-        assert torch.equal(back(tokens).logits, theirs(tokens).logits)
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
-    assert first.keys() == second.keys()
-    unused = "model.decoder.embed_positions.weight"  # the first two rows of OPT's table stand for no position
-    assert all(torch.equal(first[key], second[key]) for key in first if key != unused)
 
 
 def test_a_kind_that_says_the_same_is_taken(tmp_path: Path) -> None:

@@ -609,6 +609,7 @@ CASES |= {
             **MINIMAX,
             "hidden_size": 48,
             "num_attention_heads": 6,
+            "num_hidden_layers": 2,
             "layer_types": None,
             "sliding_window": 5,
             "block_size": 8,

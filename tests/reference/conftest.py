@@ -11,6 +11,7 @@ import pytest
 from torch import Tensor
 
 TABLE = "PARITY_TABLE"
+SHARING = ("test_families.py", "test_all_keys.py")  # files of tests that share models
 TOLERANCE = 2e-5  # largest difference, in standard deviations of what is compared
 worst: dict[str, tuple[float, int]] = {}  # comparison -> largest difference, how many were compared
 
@@ -36,6 +37,20 @@ def parity() -> Parity:
         return apart
 
     return compare
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of one published model follow each other, so that it is built once: see published.py."""
+    shared = [index for index, item in enumerate(items) if item.path.name in SHARING and _model(item)]
+    in_order = sorted((items[index] for index in shared), key=_model)
+    for index, item in zip(shared, in_order, strict=True):
+        items[index] = item
+
+
+def _model(item: pytest.Item) -> tuple[str, str] | tuple[()]:
+    """(kind, case) of a test of one model; () for other tests."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (parameters["kind"], parameters["case"]) if parameters.keys() >= {"kind", "case"} else ()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
