@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ def _unknown_flag(flag: str) -> str:
 def answer(run: Callable[[CommandLine], int], arguments: Sequence[str] | None) -> int:
     """Run a command and return its exit code; a user's mistake is one sentence on stderr."""
     avoid_spinning()
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # rms_norm under autocast
     arguments = sys.argv[1:] if arguments is None else arguments
     if os.environ.get(PLUGINS):
         sys.path.append(os.getcwd())  # the user's own modules; last, so that they hide nothing

@@ -7,8 +7,10 @@ import torch
 
 from modular_gpt import GPTModel, compose
 from modular_gpt.checkpoint import save_checkpoint
+from modular_gpt.cli import app
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import CharTokenizer
+from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from tests.cli.conftest import Run
 
 
@@ -106,3 +108,23 @@ def test_the_files_of_a_corpus_are_called_path_by_mgpt_eval(run: Run) -> None:
     assert "corpus=text needs path=<file or pattern>" in run("eval", "checkpoint=model", "corpus=text").err
     missing = run("eval", "checkpoint=model", "corpus=text", "path=nofile").err
     assert "there is no file 'nofile'" in missing and "correct path" in missing and "data.path" not in missing
+
+
+def test_no_warning_of_pytorch_about_the_precision_of_a_norm(recwarn: pytest.WarningsRecorder) -> None:
+    """RMSNorm in bf16 with float32 weights, as every bf16 training has it."""
+    norm, x = RMSNorm(RMSNorm.Config(), 8), torch.randn(2, 8)
+
+    def run(line: app.CommandLine) -> int:
+        with torch.autocast("cpu", torch.bfloat16):
+            norm(x.bfloat16())
+        return 0
+
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        run(app.CommandLine())
+        assert "Mismatch dtype" in str(recwarn.pop().message)
+        assert app.answer(run, []) == 0
+    finally:
+        torch.set_warn_always(before)
+    assert not [warning for warning in recwarn if "Mismatch dtype" in str(warning.message)]
