@@ -1,20 +1,21 @@
 """What ``fit`` trains on: texts, token ids, records, or the rows of a Dataset or DataLoader, as data of a training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.core.plain_types import PlainDict, PlainMapping
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.data import Corpus, PreparedData, Tokenizer, TokenSplit, build_tokenizer
 from modular_gpt.data.corpora.files import read_text
 from modular_gpt.data.dataset_rows import DatasetRows, LoaderRows, divide
 from modular_gpt.data.in_memory import InMemoryData, Split, TextInMemory, TokensInMemory, divide_texts
+from modular_gpt.data.records_in_memory import encode_records
 
 FORMS = (
     "a text, a list of texts, token ids, a list of records, a torch Dataset, another sequence of rows, or a DataLoader"
@@ -43,6 +44,8 @@ def read_data(
     """
     if isinstance(data, PreparedData | Corpus):
         return _prepared(data, validation, tokenizer, held)
+    if is_records(data):
+        return _record_data(data, validation, lambda corpus: _chosen(tokenizer, corpus, held))
     texts = _texts(data)
     if texts is not None:
         return _text_data(texts, validation, tokenizer, held)
@@ -60,7 +63,7 @@ def _prepared(data: PreparedData | Corpus, validation: object, tokenizer: object
         raise ConfigError(f"a {type(data).__name__} has validation data of its own: leave out validation")
     if isinstance(data, PreparedData):
         return FitData(data, _tokenizer(tokenizer, None) or held)
-    chosen = _needed(_tokenizer(tokenizer, data) or held)
+    chosen = _chosen(tokenizer, data, held)
     return FitData(data.prepare(chosen), chosen)
 
 
@@ -87,14 +90,14 @@ def _is_file(name: str) -> bool:
 def _text_data(texts: list[str], validation: object, tokenizer: object, held: Tokenizer | None) -> FitData:
     fraction, rest = _fraction(validation), None
     if fraction is None and validation is not None and (rest := _texts(validation)) is None:
-        chosen = _needed(_tokenizer(tokenizer, TextInMemory({"train": texts, "validation": []})) or held)
+        chosen = _chosen(tokenizer, TextInMemory({"train": texts, "validation": []}), held)
         corpus = TextInMemory({"train": texts})
         evaluated = _split(validation, "validation", chosen, 1)
         return FitData(InMemoryData(corpus.tokens("train", chosen), evaluated, chosen), chosen)
     if fraction is not None:
         texts, rest = divide_texts(texts, fraction)
     corpus = TextInMemory({"train": texts} if rest is None else {"train": texts, "validation": rest})
-    chosen = _needed(_tokenizer(tokenizer, corpus) or held)
+    chosen = _chosen(tokenizer, corpus, held)
     splits = [corpus.tokens(split, chosen) for split in corpus.texts]
     return FitData(InMemoryData(splits[0], splits[1] if rest is not None else None, chosen), chosen)
 
@@ -112,6 +115,24 @@ def _fraction(validation: object) -> float | None:
     if not 0 < validation < 1:
         raise ConfigError(f"validation={validation} must lie between 0 and 1 as a fraction, or be data")
     return float(validation)
+
+
+def is_records(data: object) -> TypeGuard[list[PlainMapping]]:
+    """Whether data is a list of records, which are mappings without ids."""
+    return isinstance(data, list) and bool(data) and isinstance(data[0], Mapping) and "input_ids" not in data[0]
+
+
+def _record_data(data: list[PlainMapping], validation: object, tokenizer_for: Callable[[Corpus], Tokenizer]) -> FitData:
+    held_out = _fraction(validation)
+    if held_out is None and validation is not None and not is_records(validation):
+        raise ConfigError(f"validation of records must be records or a fraction, got a {type(validation).__name__}")
+    rest = validation if is_records(validation) else held_out
+    return FitData(*encode_records(data, rest, tokenizer_for))
+
+
+def _chosen(tokenizer: object, corpus: Corpus, held: Tokenizer | None) -> Tokenizer:
+    """The tokenizer of a text: the one given, which may learn from it, or that of the model."""
+    return _needed(_tokenizer(tokenizer, corpus) or held)
 
 
 def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
@@ -142,8 +163,6 @@ def _split(data: object, name: str, tokenizer: Tokenizer | None, micro_batches: 
         return LoaderRows(data, micro_batches)
     if isinstance(data, IterableDataset):
         raise ConfigError(f"a {type(data).__name__} has no length: give DataLoader(dataset, batch_size=...)")
-    if isinstance(data, list) and data and isinstance(data[0], dict) and "input_ids" not in data[0]:
-        return DatasetRows(record_rows(data, _needed(tokenizer)))  # type: ignore[arg-type]
     if _is_ids(data):
         return TokensInMemory(data, name)  # type: ignore[arg-type]
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
@@ -170,19 +189,3 @@ def _divided(data: object, fraction: float, tokenizer: Tokenizer | None, micro_b
     assert isinstance(whole, DatasetRows)
     train, rest = divide(whole.dataset, fraction)
     return DatasetRows(train), DatasetRows(rest)
-
-
-def record_rows(records: Sequence[PlainMapping], tokenizer: Tokenizer) -> list[PlainDict]:
-    """Rows of records with a prompt and a completion, of which the completion and the end of text alone count.
-
-    Raises:
-        DataError: a record has other fields.
-    """
-    rows: list[PlainDict] = []
-    for number, record in enumerate(records, 1):
-        if set(record) != {"prompt", "completion"} or not all(isinstance(text, str) for text in record.values()):
-            raise DataError(f"record {number} has {', '.join(map(str, record))}: give it a prompt and a completion")
-        prompt = tokenizer.with_bos(tokenizer.encode(record["prompt"]))
-        answer = [*tokenizer.encode(record["completion"]), *tokenizer.eos_ids[:1]]
-        rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + answer})
-    return rows

@@ -382,7 +382,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": [-1] * 99}, DataError, "token ids are 0 or more, got -1"),
     ({"data": [[300] * 9] * 9}, ConfigError, "ids contain 300, but the model's ids run from 0 to 255"),
     ({"data": [list(range(20))] * 9}, DataError, "a row has 19 tokens, but the model's context_length is 16"),
-    ({"data": [{"question": 1}]}, DataError, "record 1 has question: give it a prompt and a completion"),
+    ({"data": [{"question": 1}]}, DataError, "^record 1[,:].*question"),
     ({"data": [{"input_ids": [1, 2], "labels": [1]}]}, DataError, "2 input_ids and 1 labels"),
     ({"data": [(torch.ones(2), torch.ones(2))]}, DataError, r"torch.float32 of shape \(2,\): a row is"),
     ({"data": Counted()}, ConfigError, r"a Counted has no length: give DataLoader\(dataset, batch_size="),
@@ -474,6 +474,22 @@ def test_a_tokenizer_learns_from_both_texts() -> None:
     model = model_of(vocab_size=24)
     fit(model, "abcdefgh" * 20, "char", validation="ijkl" * 20, quiet=True, **SETTINGS)
     assert isinstance(model.tokenizer, CharTokenizer) and model.tokenizer.characters == "abcdefghijkl"
+
+
+def test_records_are_those_of_files(folder: Path) -> None:
+    records = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(40)]
+    path = folder / "sums.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = run(config(folder, data={"name": "records", "path": str(path), "validation": str(path)}))
+    model = model_of()
+    history = fit(model, records, "byte", validation=records, quiet=True, **SETTINGS)
+    expected = {name.removeprefix("model:"): tensor for name, tensor in ending(result.directory)[0].items()}
+    assert_equal({name: expected[name] for name in weights(model)}, weights(model))
+    assert history.validation_loss == result.history.validation_loss
+    labels = [{"text": f"text {n}", "label": "even" if n % 2 == 0 else "odd"} for n in range(30)]
+    assert len(fit(model_of(), labels, "byte", validation=0.3, quiet=True, **SETTINGS).validation_loss) == 3
+    with pytest.raises(ConfigError, match="validation of records must be records or a fraction, got a str"):
+        fit(model, records, "byte", validation="text", quiet=True)
 
 
 def test_windows_of_the_package_are_a_dataset() -> None:
