@@ -16,7 +16,7 @@ FLOORS = (
     {"hf", "optim"},
     {"checkpoint"},
     {"training"},
-    {"benchmark", "comparison"},
+    {"benchmark", "comparison", "compat"},
     {"cli"},
     {"__init__"},
 )

@@ -50,3 +50,23 @@ def test_every_fault_found_in_use_has_tests_that_exist() -> None:
         names = re.findall(r"`([^`]+)`", where)
         assert any(name.endswith(".py") for name in names), number
         check_names(number, names)
+
+
+def test_every_feature_of_the_designs_names_a_place_and_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    table = page.partition("<!-- begin designs -->")[2].partition("<!-- end designs -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.strip().splitlines()[2:]]
+    assert {row[0].split()[0] for row in rows} == {"1", "2", "3", "4", "5"}
+    for row in rows:
+        document, feature, where, tests = row
+        assert document and feature and (ROOT / where.strip("`")).exists(), row
+        assert not re.sub(r"`[^`]+`", "", tests).strip(" ,;:"), row
+        path = ROOT / "tests" / "compat" / "test_designs.py"
+        for name in re.findall(r"`([^`]+)`", tests):
+            if name.endswith(".py"):
+                path = ROOT / "tests" / name
+                assert path.is_file(), f"{feature}: {name}"
+            else:
+                defined = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+                assert name in defined, f"{feature}: {name}"
+    assert len(rows) > 60
