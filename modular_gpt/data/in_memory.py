@@ -232,9 +232,6 @@ class InMemoryData(PreparedData):
         if self.validation is not None:
             self.validation.check_evaluation(block, windows)
 
-    def rows_per_epoch(self, block: int) -> int | None:
-        return self.train.rows(block)
-
     def beginning(self, windows: int, block: int) -> Batch:
         return next(self._validation.evaluation(block, windows, windows))
 

@@ -184,7 +184,8 @@ class _Session:
         if files is not None:
             log, history.entries = earlier_entries(files, trainer)
             save = Checkpoints(files, trainer, recorded_settings(self.config, self.tokenizer)).save
-        if trainer.progress.step == trainer.config.max_steps:
+        done = trainer.progress
+        if done.step == trainer.config.max_steps or (done.step and done.seconds >= trainer.config.time_limit):
             return history
         recorder = NotebookRecorder(history, trainer.config.max_steps, trainer.progress.step, quiet, log)
         for line in self.opening():

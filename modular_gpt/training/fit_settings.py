@@ -2,20 +2,22 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from modular_gpt.core.aliases import TRAINING_SETTINGS, no_counterpart, our_value
 from modular_gpt.core.errors import ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
-from modular_gpt.core.validation import positive
 from modular_gpt.data.in_memory import InMemoryData
 from modular_gpt.data.prepared import PreparedData
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.training.config import RunConfig, TrainerConfig
+from modular_gpt.training.length import with_steps
 
 WHOLE = ("optim", "schedule", "seed")  # settings of a run that are given by their names
 SLOTS = ("optim", "schedule")  # whose settings are given without the slot's name too
-WITHOUT_EFFECT = ("final_evaluation",)
+LENGTHS = ("max_steps", "max_tokens")
+WITHOUT_EFFECT = ("final_evaluation", "epochs")  # of which the second is an argument
 NEEDS = {  # settings that do nothing unless another argument is given
     "checkpoint": ("save_interval", "keep", "keep_every"),
     "validation": ("eval_interval", "eval_batches", "patience", "sample_prompt", "sample_tokens", "sample_temperature"),
@@ -71,7 +73,7 @@ def run_config(
 ) -> RunConfig:
     """The settings of a training of a model of this config on some data.
 
-    epochs: passes over the data; None: as many as ``max_steps`` makes, or one
+    epochs: passes over the data; None: as many as ``max_steps`` or ``max_tokens`` make, or one
     checkpoint: whether the training writes checkpoints
 
     Raises:
@@ -83,21 +85,28 @@ def run_config(
     own = data.train.batch_size if isinstance(data, InMemoryData) else None
     if own is not None and trainer.setdefault("batch_size", own) != own:
         raise ConfigError(f"batch_size={trainer['batch_size']}: the DataLoader makes batches of {own}; leave it out")
-    trainer.setdefault("batch_size", TrainerConfig.batch_size)
-    if trainer.get("max_steps") is None:
-        trainer["max_steps"] = steps_of(data, model.context_length, trainer["batch_size"], epochs)
+    given = [f"{name}={trainer[name]}" for name in LENGTHS if trainer.get(name) is not None]
+    if given and epochs is not None:
+        raise ConfigError(f"epochs={epochs} and {given[0]} both say when to end: give one")
+    if not given:
+        trainer["epochs"] = 1 if epochs is None else epochs
         trainer.setdefault("order", "epoch")
-    elif epochs is not None:
-        raise ConfigError(f"epochs={epochs} and max_steps={trainer['max_steps']} both say when to end: give one")
     rows = isinstance(data, InMemoryData) and not data.has_windows
     if rows and trainer.setdefault("order", "epoch") != "epoch":
         raise ConfigError(f"order={trainer['order']} is for text: rows are read once per epoch; leave it out")
-    steps = trainer["max_steps"]
-    if isinstance(steps, int):
-        trainer.setdefault("eval_interval", max(1, min(TrainerConfig.eval_interval, math.ceil(steps / EVALUATIONS))))
-        trainer.setdefault("log_interval", max(1, min(TrainerConfig.log_interval, steps // ENTRIES)))
-    trainer.setdefault("sample_tokens", 0)
-    return RunConfig.from_dict({**run, "model": model.to_dict(), "name": "fit"})
+    config = RunConfig.from_dict({**run, "model": model.to_dict(), "name": "fit"})
+    config = with_steps(config, data, model.context_length)
+    return replace(config, trainer=replace(config.trainer, **_intervals(config.trainer.max_steps, trainer)))
+
+
+def _intervals(steps: int, given: PlainMapping) -> PlainDict:
+    """Intervals that suit a number of steps, and no sample, where they are not given."""
+    defaults = {
+        "eval_interval": max(1, min(TrainerConfig.eval_interval, math.ceil(steps / EVALUATIONS))),
+        "log_interval": max(1, min(TrainerConfig.log_interval, steps // ENTRIES)),
+        "sample_tokens": 0,
+    }
+    return {name: value for name, value in defaults.items() if name not in given}
 
 
 def _check_effects(trainer: Mapping[str, object], given: Mapping[str, bool]) -> None:
@@ -105,17 +114,3 @@ def _check_effects(trainer: Mapping[str, object], given: Mapping[str, bool]) -> 
         found = [name for name in names if name in trainer]
         if found and not given[needed]:
             raise ConfigError(f"{found[0]}={trainer[found[0]]} has no effect without {needed}: give that too")
-
-
-def steps_of(data: PreparedData, block: int, batch_size: int, epochs: float | None) -> int:
-    """The number of steps of some passes over the data; the last one may begin another pass.
-
-    Raises:
-        ConfigError: the length of a pass is not known.
-    """
-    epochs = 1 if epochs is None else epochs
-    positive("fit", epochs=epochs, batch_size=batch_size)
-    rows = data.rows_per_epoch(block)
-    if rows is None:
-        raise ConfigError("the data does not know how long a pass is: give max_steps instead of epochs")
-    return max(1, math.ceil(epochs * rows / batch_size))

@@ -56,7 +56,7 @@ def examples_of_a_trainer(
     vocab_size = tokenizer.build_vocab(text)
     encoded_text = tokenizer.encode(text, add_special_tokens=False)
     model = GPTModel(
-        vocab_size=vocab_size, d_model=32, num_heads=4, num_layers=2, d_ff=64, max_seq_length=32, dropout=0.1
+        vocab_size=vocab_size, d_model=32, num_heads=4, num_layers=2, d_ff=64, max_seq_length=128, dropout=0.1
     )
     train_dataset = TextDataset(encoded_text, block_size=16)
     trainer = Trainer(

@@ -52,7 +52,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         {"order": "epoch", "gradient_accumulation": 2, "seed": 3},
         {"ema_decay": 0.9, "label_smoothing": 0.1, "schedule": "wsd"},
         {"optim": {"name": "muon", "learning_rate": 0.01}},
-        {"frozen": ["embedding*"]},
+        {"frozen": ["embedding*"], "max_steps": 1600, "max_tokens": 800},
         {"model": {"dropout": 0.1, "ffn": "moe"}, "seed": 1},
     ],
 )
@@ -386,7 +386,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"data": [{"input_ids": [1, 2], "labels": [1]}]}, DataError, "2 input_ids and 1 labels"),
     ({"data": [(torch.ones(2), torch.ones(2))]}, DataError, r"torch.float32 of shape \(2,\): a row is"),
     ({"data": Counted()}, ConfigError, r"a Counted has no length: give DataLoader\(dataset, batch_size="),
-    ({"data": DataLoader(Counted(), 4), "max_steps": None}, ConfigError, "give max_steps instead of epochs"),
+    ({"data": DataLoader(Counted(), 4), "max_steps": None}, ConfigError, "has no epochs: give trainer.max_steps"),
     ({"data": loader_of(), "batch_size": 8}, ConfigError, "batch_size=8: the DataLoader makes batches of 4"),
     ({"data": loader_of(), "validation": 0.1}, ConfigError, "cannot be divided: give a second one"),
     ({"validation": 2}, ConfigError, "validation=2 must lie between 0 and 1"),
