@@ -1,4 +1,4 @@
-"""Measure variants of a model, one cell after the other; within a cell every variant runs once a round."""
+"""Measure variants of a model cell by cell; within a cell, every variant runs once per round."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,10 +22,10 @@ def run_benchmark(
     device: str = "auto",
     say: Say = lambda line: None,
 ) -> BenchmarkResults:
-    """Speed, memory and cache of some models on this machine.
+    """Measure speed, memory and cache of models on this machine.
 
     models: by name: a GPTConfig, or a checkpoint that ``load_model`` opens; ratios are relative to the first
-    say: takes lines about the progress
+    say: called with each line about the progress
 
     Raises:
         ConfigError: there is no model, or none of them could be measured.
@@ -54,12 +54,12 @@ def run_benchmark(
 
 
 def variant(name: str, model: GPTConfig | str) -> Variant:
-    """A model as its process builds it."""
+    """Convert a model to the form in which its process receives it."""
     return Variant(name, checkpoint=model) if isinstance(model, str) else Variant(name, config=model.to_dict())
 
 
 def cells(config: BenchmarkConfig) -> list[Cell]:
-    """Everything that is measured of every variant."""
+    """List the cells to measure, for every variant."""
     return [
         Cell(measure, context, batch)
         for measure in config.measure
@@ -69,7 +69,7 @@ def cells(config: BenchmarkConfig) -> list[Cell]:
 
 
 def measured(running: Sequence[Worker], cell: Cell, rounds: int) -> list[Measurement]:
-    """The measurements of all variants in one cell."""
+    """Measure all variants in one cell."""
     found = [worker.prepare(cell) for worker in running]
     pairs = [(worker, result) for worker, result in zip(running, found, strict=True) if not result.failure]
     for _ in range(rounds):

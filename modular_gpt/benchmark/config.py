@@ -1,4 +1,4 @@
-"""What a benchmark measures, and how often."""
+"""Settings of a benchmark: what is measured, at which sizes, and how often."""
 
 from dataclasses import dataclass, field
 
@@ -13,11 +13,11 @@ DTYPES = ("float32", "bf16")
 class BenchmarkConfig:
     """Settings of a benchmark.
 
-    context: Numbers of tokens of a row in training and prefill, and before the tokens that are decoded.
-    batch: Numbers of rows.
+    context: Context lengths: tokens per row in training and prefill, and tokens before those that are decoded.
+    batch: Batch sizes.
     measure: What to measure: train, prefill and decode.
-    rounds: Number of times that every variant is timed, in turn with the others.
-    decode_tokens: Number of tokens decoded in a round.
+    rounds: Number of timed runs of each variant, interleaved with the others.
+    decode_tokens: Number of tokens to decode per round.
     precision: Precision of the arithmetic, float32 or bf16: of training, and of the weights in prefill and decoding.
     compile: Compile the training step with torch.compile.
     threads: Number of CPU threads. By default (null) OMP_NUM_THREADS, or one per physical core.
@@ -47,7 +47,7 @@ class BenchmarkConfig:
 
     @property
     def decoded(self) -> int:
-        """Number of tokens that are decoded in all, one more round than is timed."""
+        """Number of tokens decoded in total, including one untimed round."""
         return (self.rounds + 1) * self.decode_tokens
 
 

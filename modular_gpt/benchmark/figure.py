@@ -1,4 +1,4 @@
-"""A picture of a benchmark: speed, memory and cache against the context, one line a variant."""
+"""Plots a benchmark: speed, memory and cache by context length, one line per variant."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ PANELS: tuple[tuple[str, str, Callable[[Measurement], float]], ...] = (
 
 
 def draw(results: BenchmarkResults, path: Path) -> None:
-    """Write a PNG with one panel a quantity, of the largest batch."""
+    """Write a PNG with one panel per quantity, for the largest batch size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

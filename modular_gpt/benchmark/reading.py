@@ -1,13 +1,13 @@
-"""What the numbers of a benchmark say, in sentences."""
+"""Summarises a benchmark in sentences."""
 
 from modular_gpt.benchmark.results import BenchmarkResults, Measurement
 
 FLAT = 1.15  # decoding at the longest context takes at most this many times the shortest one's time
-EQUAL = 0.02  # difference of speeds that is not mentioned as one
+EQUAL = 0.02  # relative difference of speeds below which two count as equal
 
 
 def reading(results: BenchmarkResults) -> list[str]:
-    """One line for each variant after the first: its cache, its speeds, and whether decoding depends on the length."""
+    """Describe each variant after the first in one line: cache, speeds, and whether decoding slows down with length."""
     first, *others = results.variants
     lines = [line for name in results.variants if (line := _sentence(results, first, name))]
     if others and lines:

@@ -18,7 +18,7 @@ COLUMNS = (
 
 
 def text_report(results: BenchmarkResults) -> str:
-    """The tables in Markdown, and their reading in sentences."""
+    """Format the tables in Markdown, and the summary in sentences."""
     sections = [f"Measured on {results.machine}, in {results.precision}."]
     if results.warning:
         sections.append(f"Warning: {results.warning}.")
@@ -41,7 +41,7 @@ def save_report(results: BenchmarkResults, folder: Path) -> list[Path]:
 
 
 def csv_text(results: BenchmarkResults) -> str:
-    """One line for each variant in each cell."""
+    """Format the measurements as CSV, one line per variant and cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""The numbers of a benchmark, and what follows from them."""
+"""Results of a benchmark, and quantities derived from them."""
 
 import statistics
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from modular_gpt.runtime.timing import spread
 
 @dataclass(frozen=True)
 class Variant:
-    """A model that takes part.
+    """A model to measure.
 
     config: settings of a GPTConfig; checkpoint: a name that ``load_model`` opens. One of them is given.
     """
@@ -23,9 +23,9 @@ class Variant:
 
 @dataclass
 class Measurement:
-    """One variant in one cell.
+    """The measurement of one variant in one cell.
 
-    tokens: processed in a run; flops, bytes_read: of a run, 0 where they say nothing; memory: peak bytes beyond those
+    tokens: processed in a run; flops, bytes_read: of a run, 0 where they are not the bound; memory: peak bytes beyond those
     held before; parameters: of the model; cache_predicted, cache_allocated: bytes, of decoding only
     seconds: of the run of each round; ratios: seconds of the first variant over these, within each round
     failure: why there are no numbers, or ""
@@ -62,7 +62,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Of this machine: FLOP/s of matrix products in the precision of the benchmark, and bytes/s read from memory."""
+    """Peak speeds of this machine: FLOP/s of matrix products in the benchmark's precision, bytes/s read from memory."""
 
     flops: float
     bandwidth: float
@@ -70,7 +70,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """All measurements.
+    """All measurements of a benchmark.
 
     machine: the machine in one line; warning: a sentence if it was busy, or ""; precision: of the arithmetic
     """

@@ -1,4 +1,4 @@
-"""A process for each variant, so that allocators, compiled code and memory of one do not touch the others."""
+"""Worker processes, one per variant, so that variants share no allocator, compiled code or memory."""
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Worker:
-    """The process of one variant, seen from outside."""
+    """Handle of the process that measures one variant."""
 
     def __init__(self, variant: Variant, config: BenchmarkConfig, threads: int, device: str) -> None:
         self.variant = variant
@@ -37,7 +37,7 @@ class Worker:
         other.close()
 
     def prepare(self, cell: Cell) -> Measurement:
-        """Build the work of a cell in the process, run it once, and return all that is known without timing it."""
+        """Build the workload of a cell in the process, run it once, and return the measurement without times."""
         self.pipe.send((READY, cell))
         try:
             answer: Measurement = self.pipe.recv()
@@ -74,7 +74,7 @@ def workers(variants: Sequence[Variant], config: BenchmarkConfig, threads: int, 
 
 
 def serve(variant: Variant, config: BenchmarkConfig, threads: int, device: str, pipe: Connection) -> None:
-    """The life of a worker: it prepares cells and runs them as it is asked to."""
+    """Main loop of a worker: prepare and run cells on request."""
     keep_memory()
     torch.set_num_threads(threads)
     workload: Workload | None = None
@@ -92,7 +92,7 @@ def serve(variant: Variant, config: BenchmarkConfig, threads: int, device: str, 
 def prepared(
     variant: Variant, cell: Cell, config: BenchmarkConfig, device: torch.device
 ) -> tuple[Workload | None, Measurement]:
-    """The work of a cell after a first run, and its measurement without seconds."""
+    """Build the workload of a cell and run it once; returns it and its measurement without seconds."""
     answer = Measurement(variant.name, cell)
     try:
         model = model_of(variant, cell, config, device)
@@ -108,7 +108,7 @@ def prepared(
 
 
 def memory_of(variant: Variant, cell: Cell, config: BenchmarkConfig, threads: int, device: str) -> int:
-    """Peak bytes of the work of a cell beyond those of its model, in a process that does nothing else; 0: it failed."""
+    """Peak bytes of a cell's workload beyond those of its model, in a process of its own; 0: it failed."""
     pipe, other = CONTEXT.Pipe()
     process = CONTEXT.Process(target=send_memory, args=(variant, cell, config, threads, device, other), daemon=True)
     process.start()

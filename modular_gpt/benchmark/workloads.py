@@ -1,4 +1,4 @@
-"""The work that is timed: a training step, the prefill of a prompt, and decoding after one."""
+"""Workloads: a training step, the prefill of a prompt, and decoding after it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ FORWARD = 1 / 3  # of the operations of a training step
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: what is measured, with how many tokens in a row and how many rows."""
+    """A workload and its size: tokens per row, and number of rows."""
 
     measure: str
     context: int
@@ -28,7 +28,7 @@ class Cell:
 
 
 class Workload(ABC):
-    """Work on one model.
+    """A workload on one model.
 
     tokens: that a run processes; flops: operations of a run; bytes_read: bytes of weights and cache that a run reads at
     least; predicted, allocated: bytes of the cache by its specification, and of its tensors
@@ -42,7 +42,7 @@ class Workload(ABC):
 
     @abstractmethod
     def run(self) -> None:
-        """Do the work once."""
+        """Run the workload once."""
 
 
 class TrainingStep(Workload):
@@ -63,7 +63,7 @@ class TrainingStep(Workload):
 
 
 class Prefill(Workload):
-    """The prompt's forward pass, which fills a cache."""
+    """Forward pass of a prompt, which fills a cache."""
 
     def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
         self.tokens = cell.batch * cell.context
@@ -78,7 +78,7 @@ class Prefill(Workload):
 
 
 class Decoding(Workload):
-    """Greedy tokens after a prompt, each from the cache of all before it."""
+    """Greedy decoding after a prompt, with a cache."""
 
     def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
         self.count = config.decode_tokens

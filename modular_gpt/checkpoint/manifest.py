@@ -69,7 +69,7 @@ def verify(directory: Path, only: Collection[str] | None = None) -> Files:
     files = read_manifest(directory)
     for name, entry in files.items():
         if only is None or name in only:
-            _verify_file(directory / name, entry)
+            verify_file(directory / name, entry)
     return files
 
 
@@ -113,7 +113,8 @@ def _is_plain(name: str) -> bool:
     return Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name) < 256
 
 
-def _verify_file(path: Path, entry: PlainMapping) -> None:
+def verify_file(path: Path, entry: PlainMapping) -> None:
+    """Check a file against its entry in a manifest; CheckpointError if it is missing or damaged."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end

@@ -32,7 +32,7 @@ from modular_gpt.checkpoint.manifest import (
     damaged,
     read_json,
     read_manifest,
-    verify,
+    verify_file,
     write_json,
     write_manifest,
 )
@@ -69,7 +69,7 @@ class CheckpointReader:
     """A checkpoint on disk. Config, notes and tokenizer are read once; only files in the manifest are read.
 
     ``open_checkpoint`` verifies all files. By default the constructor checks the manifest only, for a process that
-    knows that another one has verified the files.
+    knows that another one has verified the files; ``verify`` checks them later, each file once.
     """
 
     def __init__(self, directory: Path, *, verified: bool | Collection[str] = False) -> None:
@@ -81,8 +81,28 @@ class CheckpointReader:
             CheckpointError: there is no checkpoint, or the manifest or a checked file is damaged.
         """
         self.directory = directory
-        only = None if isinstance(verified, bool) else verified
-        self.files = frozenset(verify(directory, only) if verified else read_manifest(directory))
+        self._listed = read_manifest(directory)
+        self.files = frozenset(self._listed)
+        self._unverified = dict(self._listed)
+        if verified:
+            self.verify(None if isinstance(verified, bool) else verified)
+
+    def verify(self, only: Collection[str] | None = None) -> None:
+        """Check the size and SHA-256 of the files that were not checked yet, or of those with these names.
+
+        Raises:
+            CheckpointError: a file is missing or damaged; the message names it.
+        """
+        for name in [name for name in self._unverified if only is None or name in only]:
+            verify_file(self.directory / name, self._unverified[name])
+            del self._unverified[name]
+
+    def is_current(self) -> bool:
+        """Whether the manifest on disk is still the one that was read."""
+        try:
+            return read_manifest(self.directory) == self._listed
+        except CheckpointError:
+            return False
 
     @cached_property
     def meta(self) -> PlainDict:
@@ -247,13 +267,19 @@ def model_with(model: GPTModel, tokenizer: Tokenizer | None) -> GPTModel:
     return model
 
 
-def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Collection[str] = True) -> CheckpointReader:
+def open_checkpoint(
+    path: str | Path,
+    prefer: str = BEST,
+    verified: bool | Collection[str] = True,
+    opened: CheckpointReader | None = None,
+) -> CheckpointReader:
     """Open the checkpoint at a path and verify its files.
 
     path: a checkpoint, a run's directory, or a link to one of them
     prefer: link in a run's directory to the checkpoint to open, best or latest; if that checkpoint is damaged or
         missing, the newest intact one is opened, and a warning names it
     verified: True: check every file; names: check only these files, for a caller that reads no others
+    opened: a reader that is returned, and verifies the rest of its files, if this checkpoint is the one that it opened
 
     Raises:
         CheckpointError: there is no intact checkpoint.
@@ -265,7 +291,7 @@ def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Colle
         raise CheckpointError(f"there is no checkpoint at '{path}'{_others(path)}")
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if (folder / MANIFEST).exists():
-        return CheckpointReader(path, verified=verified)
+        return _open(path, verified, opened)
     candidates = list(_candidates(folder, prefer))
     if not candidates and (folder != path or folder.name == FOLDER):
         raise CheckpointError(
@@ -273,7 +299,14 @@ def open_checkpoint(path: str | Path, prefer: str = BEST, verified: bool | Colle
         )
     if not candidates and (runs := _runs_in(path)):
         raise CheckpointError(f"'{path}' is a folder of runs, not a run: give one of them, such as {runs}")
-    return _first_whole(candidates, verified) if candidates else CheckpointReader(path, verified=verified)
+    return _first_whole(candidates, verified, opened) if candidates else _open(path, verified, opened)
+
+
+def _open(path: Path, verified: bool | Collection[str], opened: CheckpointReader | None) -> CheckpointReader:
+    if opened is None or verified is not True or opened.directory != path or not opened.is_current():
+        return CheckpointReader(path, verified=verified)
+    opened.verify()
+    return opened
 
 
 def find_checkpoint(path: str | Path, prefer: str = BEST) -> Path:
@@ -303,11 +336,13 @@ def _target(link: Path, steps: list[Path]) -> Path | None:
     return None
 
 
-def _first_whole(candidates: list[Path], verified: bool | Collection[str]) -> CheckpointReader:
+def _first_whole(
+    candidates: list[Path], verified: bool | Collection[str], opened: CheckpointReader | None
+) -> CheckpointReader:
     first: CheckpointError | None = None
     for path in candidates:
         try:
-            reader = CheckpointReader(path, verified=verified)
+            reader = _open(path, verified, opened)
         except CheckpointError as error:
             first = first or error
             log.warning("%s", error)

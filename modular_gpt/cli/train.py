@@ -89,14 +89,14 @@ def _train(line: CommandLine) -> int:
             raise ConfigError("--multirun trains one run after another: start it without torchrun, or leave it out")
         if line.multirun:
             return sweep.multirun(line.settings, line.folders)
-        config, source = composed_run(line.settings, line.folders)
+        composed = composed_run(line.settings, line.folders)
     if line.cfg:
-        print(as_yaml(source), end="")
+        print(as_yaml(composed.source), end="")
         return 0
     with imports():
         from modular_gpt.training.run import train
 
-    signal = train(config).signal
+    signal = train(composed.config, checkpoint=composed.checkpoint).signal
     return 0 if signal is None else ENDED_BY_SIGNAL + signal
 
 

@@ -1,4 +1,4 @@
-"""The probes of each variant's config beside a report: properties that hold whatever the text."""
+"""Probes each variant's config for a report: properties that do not depend on the text."""
 
 import json
 from dataclasses import asdict

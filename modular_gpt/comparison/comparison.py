@@ -1,4 +1,4 @@
-"""A comparison in a directory of its own: plan, results, and what follows from them."""
+"""A comparison in a directory: its plan, its trials, and their result."""
 
 import sys
 import time
@@ -102,7 +102,7 @@ class Comparison:
                 self.say(progress(result, len(self.journal.results), left, seconds))
 
     def _plain(self, trial: Trial) -> PlainDict:
-        """A trial for a worker; the first counted one of each variant saves its model where pages are written."""
+        """Convert a trial for a worker; the first counted one of each variant saves its model if pages are written."""
         first = self.plan.config.pages and trial.pair == FIRST
         return {
             **trial.plain(),
@@ -126,7 +126,7 @@ class Comparison:
 
 
 def progress(result: PlainDict, done: int, left: int, seconds: float) -> str:
-    """A line about a finished trial; left: number of trials to come; seconds: of each, about."""
+    """Describe a finished trial in a line; left: number of remaining trials; seconds: estimate for each."""
     outcome = f"loss {result['loss']:.4f}" if result["loss"] is not None else "diverged"
     remaining = f"about {duration(left * seconds)} left" if left > 0 else "done"
     return (

@@ -1,4 +1,4 @@
-"""Conditions that are equal for all variants, or the comparison is refused."""
+"""Checks that conditions are equal for all variants; otherwise the comparison is refused."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -80,7 +80,7 @@ def resolved(variants: Mapping[str, RunConfig], config: CompareConfig) -> dict[s
     """The variants as plain settings of trials: with one precision, number of threads and decision to compile.
 
     Initial weights are drawn by name, so that variants start equal where they have the same parameters.
-    variants: that ``check_equal`` has passed
+    variants: accepted by ``check_equal``
     """
     runs = {name: copy.deepcopy(run) for name, run in variants.items()}
     first = next(iter(runs.values()))

@@ -1,4 +1,4 @@
-"""The settings of a comparison, beside the variants themselves."""
+"""Settings of a comparison besides its variants."""
 
 from dataclasses import dataclass
 
@@ -33,8 +33,8 @@ class CompareConfig:
     require: Exit with code 1 unless a variant has this verdict: better, equivalent (or better), or not_worse (no
         variant is worse). By default (null) the verdict is not in the exit code.
     decoding: Measure the decoding speed of each variant at the end.
-    pages: Save the model that each variant trained with the first seed, and write a page about what it does with a
-        text, as mgpt-inspect does.
+    pages: Save the model that each variant trained with the first seed, and write an inspection page of it, as
+        mgpt-inspect does.
     compares: Directory in which each comparison gets a directory of its own.
     resume: Resume this comparison; of its settings, only seeds can change.
     """

@@ -36,7 +36,7 @@ def flips(
     """A sentence for each other budget under which pairs of variants change places.
 
     Losses at an equal amount are read from the curves at the smallest total, where longer schedules are not finished.
-    margin: that two losses differ by, at least, both now and under the other budget
+    margin: minimum difference of two losses, both now and under the other budget
     """
     usable = {name: curve for name, curve in curves.items() if curve}
     amounts = {
@@ -62,7 +62,7 @@ def flips(
 def changes_order(
     pair: tuple[str, str], curves: Mapping[str, Points], losses: Mapping[str, float | None], margin: float
 ) -> bool:
-    """Whether two variants are ordered by ``losses`` other than by their last ones, and clearly by both."""
+    """Whether ``losses`` and the last losses order two variants differently, each by more than the margin."""
     one, other = (losses[name] for name in pair)
     if one is None or other is None:
         return False

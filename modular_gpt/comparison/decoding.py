@@ -1,4 +1,4 @@
-"""Decoding speed of each variant by the number of tokens in its cache, beside the bound that memory sets."""
+"""Decoding speed of each variant by the number of tokens in its cache, and the bound by memory bandwidth."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ class DecodingSpeed:
 
     @property
     def is_bound(self) -> bool:
-        """Whether memory explains the speed, to a factor of two."""
+        """Whether the bound by memory explains the speed, to a factor of two."""
         return 1 / WITHIN < self.measured / self.bound < WITHIN
 
 

@@ -1,4 +1,4 @@
-"""A page of tables and plots that needs nothing else: no script, no network, light and dark, narrow and wide."""
+"""HTML pages of tables and plots without script or network access, for light and dark themes."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -48,7 +48,7 @@ def heading(text: str) -> str:
 
 
 def lead(text: str) -> str:
-    """The sentence that has to be read."""
+    """The main sentence of a page."""
     return f'<p class="lead">{escape(text)}</p>'
 
 

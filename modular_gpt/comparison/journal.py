@@ -1,4 +1,4 @@
-"""The results of trials in results.jsonl, one line each, which survives a kill at any moment."""
+"""The results of trials in results.jsonl, one line each, safe against a kill at any moment."""
 
 import json
 import os
@@ -25,13 +25,13 @@ class Journal:
         self._collect()
 
     def _read(self) -> Iterator[PlainDict]:
-        """The whole lines; one that a kill cut off is left out."""
+        """Read the complete lines; one that a kill cut off is skipped."""
         path = self.directory / RESULTS
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         yield from parsed(lines)
 
     def _collect(self) -> None:
-        """Take over the results that processes left before their launcher could return them."""
+        """Add the results that processes wrote before their launcher could return them."""
         for path in sorted(self.directory.glob(SINGLE)):
             for result in parsed([path.read_text(encoding="utf-8", errors="replace")]):
                 self.add(result)
@@ -50,13 +50,13 @@ class Journal:
 
 
 def leave(directory: Path, result: PlainDict) -> None:
-    """Write a result as a file of its own, where a launcher's process can reach the directory."""
+    """Write a result to a separate file, if the process of a launcher can reach the directory."""
     if directory.is_dir():
         write_text(directory / SINGLE.replace("*", result["key"]), json.dumps(result))
 
 
 def parsed(lines: Iterable[str]) -> Iterator[PlainDict]:
-    """The results of those lines that are whole."""
+    """Parse the lines that are complete; others are skipped."""
     for line in lines:
         try:
             result = parse_json(line)

@@ -1,4 +1,4 @@
-"""Runs that exist, one over the other: curves, last losses and the settings that differ. There is no verdict."""
+"""Overlays existing runs: curves, last losses and the settings that differ, without a verdict."""
 
 import json
 import math
@@ -25,7 +25,7 @@ IGNORED = ("name", "runs")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its directory tells it.
+    """A run, read from its directory.
 
     settings: flattened, by dotted name; train, validation: (tokens, loss)
     """

@@ -1,4 +1,4 @@
-"""A page about what the trained model of each variant does with a text, beside the report."""
+"""Inspection pages of the trained model of each variant, next to the report."""
 
 import re
 from collections.abc import Iterable
@@ -43,5 +43,5 @@ def write_pages(plan: Plan, directory: Path) -> None:
 
 
 def pages_in(directory: Path, variants: Iterable[str]) -> dict[str, str]:
-    """The names of the pages that are there, by variant."""
+    """The names of the existing pages, by variant."""
     return {variant: page_name(variant) for variant in variants if (directory / page_name(variant)).is_file()}

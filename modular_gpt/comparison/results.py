@@ -69,7 +69,7 @@ class CompareResult:
     """The result of a comparison. ``print(result.table)`` shows it, ``save_report()`` writes it.
 
     differences: of every variant beside the baseline, by name
-    pages: names of the files about what a variant's model does with a text
+    pages: file names of the inspection pages of variants
     checks: probes of each variant's config
     """
 
@@ -147,7 +147,7 @@ class CompareResult:
 
     @property
     def remarks(self) -> list[str]:
-        """What limits the result: noise, edges, divergence, ranks that depend on the budget, and its cost."""
+        """List the limits of the result: noise, edges, divergence, ranks that depend on the budget, and its cost."""
         probes = [f"Wrong: {one.variant}, {one.name}: {one.found}." for one in self.checks if one.passed is False]
         return [*probes, *self._noise(), *self._edges(), *self._diverged(), *self._other_budgets(), self._effort()]
 

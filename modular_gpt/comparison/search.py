@@ -22,7 +22,7 @@ class Search:
     def rounds(self) -> Iterator[list[Trial]]:
         """The trials of each round; the results of a round are read before the next one is made.
 
-        Whatever is finished already, the rounds are those of a comparison that was never interrupted.
+        The rounds do not depend on which trials are finished, so a resumed comparison has the same ones.
         """
         if self.plan.config.lr == AUTO:
             for _ in range(1 + EXTENSIONS):

@@ -47,7 +47,7 @@ def number(value: float) -> str:
 
 
 def costs(result: CompareResult) -> Table:
-    """What every variant takes: its learning rate, and each resource that could have been the budget."""
+    """Costs of every variant: its learning rate, and each resource that could be the budget."""
     cache = f"cache bytes at {CACHE_TOKENS // 1024}k"
     rows = [["variant", "learning rate", "parameters", "FLOPs/token", "tokens", "training FLOPs", "seconds", cache]]
     return [*rows, *(cost_row(variant) for variant in result.variants.values())]

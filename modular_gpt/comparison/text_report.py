@@ -5,7 +5,7 @@ from modular_gpt.comparison.tables import LIMITS, Table, costs, reproduce, verdi
 
 
 def terminal(result: CompareResult) -> str:
-    """The title, what limits the result, and both tables in columns of equal width."""
+    """Format the title, the limits of the result, and both tables in aligned columns."""
     return "\n".join([result.title, *result.remarks, "", aligned(verdicts(result)), "", aligned(costs(result))])
 
 

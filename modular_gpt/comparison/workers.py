@@ -1,4 +1,4 @@
-"""Where trials run: in this process, or in spawned processes of this machine."""
+"""Runs trials in this process, or in spawned processes of this machine."""
 
 import multiprocessing
 import os

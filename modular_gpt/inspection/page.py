@@ -1,4 +1,4 @@
-"""One HTML page about what a model does with a text. It needs no network and nothing but a browser."""
+"""Writes one HTML page about how a model processes a text; it needs a browser and no network."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 @dataclass
 class Reading:
-    """A model's reading of one text.
+    """Everything that a page shows about a model and a text.
 
     ids: (T,); losses: (T - 1,) of each token after the first; lens: by layer, ids and probabilities (T, TOP)
     layers: the blocks whose heads are shown; seen: the recorded tensors

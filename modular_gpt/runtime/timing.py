@@ -1,4 +1,4 @@
-"""Times, peaks and memory of this machine, measured so that other work on it counts for all variants alike."""
+"""Measures times, peak speeds and memory, interleaved so that other load affects all variants equally."""
 
 import os
 import platform
@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 MIB = 2**20
-MATRIX = 2048  # rows of the products that show the speed of arithmetic
-BUSY = 0.5  # load per core from which a machine counts as busy
+MATRIX = 2048  # rows of the matrix products that measure FLOP/s
+BUSY = 0.5  # load per core above which a machine counts as busy
 
 
 @dataclass
 class Timed:
-    """Something to time: ``run`` does the work, which processes ``tokens`` tokens."""
+    """A workload to time: ``run`` does the work, which processes ``tokens`` tokens."""
 
     name: str
     run: Callable[[], object]
@@ -47,7 +47,7 @@ def spread(values: list[float]) -> float:
 
 
 def interleave(timed: list[Timed], rounds: int, warmup: int = 1) -> None:
-    """Time everything once a round, after ``warmup`` untimed rounds."""
+    """Time every workload once per round, after ``warmup`` untimed rounds."""
     for index in range(warmup + rounds):
         for entry in timed:
             seconds = timed_run(entry.run)
@@ -56,7 +56,7 @@ def interleave(timed: list[Timed], rounds: int, warmup: int = 1) -> None:
 
 
 def timed_run(run: Callable[[], object]) -> float:
-    """Seconds that a call takes, work on the GPU included."""
+    """Time a call in seconds, including its work on the GPU."""
     synchronise()
     begun = time.perf_counter()
     run()
@@ -65,13 +65,13 @@ def timed_run(run: Callable[[], object]) -> float:
 
 
 def synchronise() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine(device: torch.device) -> str:
-    """The machine in one line."""
+    """Describe the machine in one line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     try:
@@ -103,7 +103,7 @@ def copy_bandwidth(device: torch.device, mebibytes: int = 512) -> float:
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product: the best of some."""
+    """FLOP/s of a large matrix product, the best of several runs."""
     matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
     product = Timed("product", lambda: matrix @ matrix, 0)
     interleave([product], rounds=5)
@@ -111,7 +111,7 @@ def product_speed(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def forget_peak() -> None:
-    """Let the peak of memory count from now on, where the system can."""
+    """Reset the peak of memory, where the system can."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -119,12 +119,12 @@ def forget_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes used at once: of the GPU, or by the process."""
+    """Peak bytes in use, of the GPU or by the process."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
 
 
 def held_memory() -> int:
-    """Bytes in use: of the GPU, or by the process."""
+    """Bytes in use, of the GPU or by the process."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else _resident("VmRSS")
 
 

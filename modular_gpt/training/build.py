@@ -3,11 +3,10 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from modular_gpt.checkpoint import META, build_model, read_json
+from modular_gpt.checkpoint import CheckpointReader
 from modular_gpt.checkpoint.resolve import Opened
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainMapping
@@ -37,7 +36,7 @@ def build_trainer(
     data: PreparedData,
     tokenizer: Tokenizer,
     placement: Placement,
-    checkpoint: Path | None = None,
+    checkpoint: CheckpointReader | None = None,
     source: Opened | None = None,
     say: Callable[[str], None] = print,
 ) -> Trainer:
@@ -81,7 +80,7 @@ def check_data(data: PreparedData, described: GPTConfig) -> None:
         check_separates(described, data.unpacked_by)
 
 
-def begin_adapters(adapters: Adapters, checkpoint: Path | None, say: Callable[[str], None]) -> None:
+def begin_adapters(adapters: Adapters, checkpoint: CheckpointReader | None, say: Callable[[str], None]) -> None:
     """Give adapters the values of a checkpoint; new ones stay, and a line names the weights trained beside them."""
     if checkpoint is not None:
         restore_adapters(adapters, checkpoint)
@@ -89,10 +88,11 @@ def begin_adapters(adapters: Adapters, checkpoint: Path | None, say: Callable[[s
         say(f"Trained   whole beside the adapters, as new: {', '.join(adapters.new_weights)}")
 
 
-def decided(placement: Placement, config: RunConfig, described: GPTConfig, checkpoint: Path | None) -> Placement:
+def decided(
+    placement: Placement, config: RunConfig, described: GPTConfig, checkpoint: CheckpointReader | None
+) -> Placement:
     """The placement with the precision that ``auto`` decides, or decided when the run began."""
-    meta = {} if checkpoint is None else read_json(checkpoint / META)
-    before = meta.get("precision", "auto")
+    before = "auto" if checkpoint is None else checkpoint.meta.get("precision", "auto")
     if placement.precision == "auto" and before in PRECISIONS[1:]:
         return replace(placement, precision=before, reason="the run began with it")
     width = described.d_model if checkpoint is None else BF16_WIDTH  # before 0.3 the width did not count
@@ -108,25 +108,24 @@ def new_model(described: GPTConfig, seed: int) -> GPTModel:
     return GPTModel(described)
 
 
-def model_of(checkpoint: Path, config: RunConfig, described: GPTConfig) -> GPTModel:
-    """The model of a verified checkpoint.
+def model_of(checkpoint: CheckpointReader, config: RunConfig, described: GPTConfig) -> GPTModel:
+    """The model of a checkpoint.
 
     Raises:
         CheckpointError: it is not the model that the settings describe.
     """
     check_lora(config.lora, checkpoint)
-    model = build_model(checkpoint)
     now = described.to_dict()
-    changed = [name for name, value in model.config.to_dict().items() if now.get(name) != value]
+    changed = [name for name, value in checkpoint.config.to_dict().items() if now.get(name) != value]
     if changed:
         raise CheckpointError(
-            f"the model in '{checkpoint}' has other settings ({', '.join(changed)}):"
+            f"the model in '{checkpoint.directory}' has other settings ({', '.join(changed)}):"
             " resume with those it has, or start a new run without resume"
         )
-    return model
+    return checkpoint.model()
 
 
-def resume(trainer: Trainer, config: RunConfig, checkpoint: Path, say: Callable[[str], None]) -> None:
+def resume(trainer: Trainer, config: RunConfig, checkpoint: CheckpointReader, say: Callable[[str], None]) -> None:
     """Continue a training from a verified checkpoint.
 
     Raises:
@@ -136,15 +135,15 @@ def resume(trainer: Trainer, config: RunConfig, checkpoint: Path, say: Callable[
     done, steps = trainer.progress, config.trainer.max_steps
     if done.step > steps or done.step == done.evaluated == steps:
         raise ConfigError(
-            f"'{checkpoint}' has done {done.step} steps already:"
+            f"'{checkpoint.directory}' has done {done.step} steps already:"
             f" to resume it, give more than that as trainer.max_steps (it is {steps})"
         )
     if done.step and done.seconds >= config.trainer.time_limit:
         raise ConfigError(
-            f"'{checkpoint}' has trained for {done.seconds:.0f} s already: to resume it, give more than that as"
-            f" trainer.max_time (it is {config.trainer.max_time})"
+            f"'{checkpoint.directory}' has trained for {done.seconds:.0f} s already: to resume it, give more than"
+            f" that as trainer.max_time (it is {config.trainer.max_time})"
         )
-    if line := seam(trainer, config, read_json(checkpoint / META).get("run")):
+    if line := seam(trainer, config, checkpoint.meta.get("run")):
         say(line)
 
 

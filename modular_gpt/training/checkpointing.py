@@ -3,7 +3,8 @@
 import logging
 import math
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import torch
 
 from modular_gpt.checkpoint import BEST, FOLDER, LATEST, META, STEP, CheckpointReader, save_checkpoint
 from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
-from modular_gpt.core.errors import CheckpointError, ConfigError
-from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.errors import CheckpointError, ConfigError, first_line, printable
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
+from modular_gpt.core.validation import from_mapping
 from modular_gpt.distributed import Tensors
 from modular_gpt.distributed.sharded_checkpoint import write_shards
 from modular_gpt.runtime.processes import ProcessGroup
@@ -24,6 +26,15 @@ FORMAT = 1
 OPTIMIZER, TRAINER = "optimizer", "trainer"  # sets of tensors beside the model's
 TRAINED = "trained"  # the weights as training has them, where the model's own are averages of them
 RANDOM, AVERAGE = "random", "average/"  # names of tensors in the trainer's set
+# what a training notes of itself, and the types
+NOTES = {
+    "data": Mapping,
+    "order": Mapping,
+    "optimizer": str,
+    "progress": Mapping,
+    "averaged_steps": int,
+    "scaler": Mapping,
+}
 
 IN_MEMORY = "in_memory"  # stands for the data in the settings of a training on data that a program holds
 
@@ -226,40 +237,78 @@ def training_state(trainer: Trainer) -> tuple[PlainDict, dict[str, Tensors]]:
     }
 
 
-def restore(trainer: Trainer, directory: Path) -> None:
+def restore(trainer: Trainer, reader: CheckpointReader) -> None:
     """Continue a training from a verified checkpoint, whose weights the model has already.
 
     Raises:
         CheckpointError: the checkpoint holds no training, or one of other parameters or settings.
         DataError: the text or the tokenizer has changed.
     """
-    reader = CheckpointReader(directory)
-    meta = reader.meta
-    if meta.get("training") != FORMAT:
-        raise CheckpointError(f"'{directory}' holds a model but no training to go on with")
-    needed = ("data", "order", "optimizer", "progress", "averaged_steps", "scaler")
-    missing = [name for name in needed if name not in meta]
-    if missing:
-        raise CheckpointError(f"'{directory / META}' lacks {', '.join(missing)}: use another checkpoint of the run")
+    meta, directory = reader.meta, reader.directory
+    check_notes(meta, directory)
     trainer.data.check_identity(meta["data"])
     check_settings(trainer, meta, directory)
-    progress = meta["progress"]
-    if progress["best_loss"] is None:
-        progress["best_loss"] = math.inf
-    trainer.progress = Progress(**progress)
+    trainer.progress = progress_of(meta["progress"], directory)
     if not best_is_there(directory, trainer.progress.best_step):
         trainer.progress.best_loss, trainer.progress.best_step, trainer.progress.best_accuracy = math.inf, 0, None
-    averaged = meta.get("run", {}).get("trainer", {}).get("ema_decay") is not None
+    averaged = averages_weights(meta.get("run"))
     trainer.parallel.load(trainer.model, reader.required_tensors(TRAINED) if averaged else reader.tensors(TRAINED))
     updated = trainer.progress.step > trainer.progress.skipped_in_all  # before the first update there is no state
-    trainer.optimizer.load_state(reader.required_tensors(OPTIMIZER) if updated else reader.tensors(OPTIMIZER))
+    with fitting(directory / f"{OPTIMIZER}.safetensors"):
+        trainer.optimizer.load_state(reader.required_tensors(OPTIMIZER) if updated else reader.tensors(OPTIMIZER))
     tensors = reader.required_tensors(TRAINER)
-    torch.set_rng_state(tensors.pop(RANDOM))
+    with fitting(directory / f"{TRAINER}.safetensors"):
+        torch.set_rng_state(tensors.pop(RANDOM))
     trainer.averages.sums = {key.removeprefix(AVERAGE): t.to(trainer.device) for key, t in tensors.items()}
     trainer.averages.steps = meta["averaged_steps"]
     if meta["scaler"]:  # empty: the run was not in fp16 before, and the scaler starts afresh
-        trainer.scaler.load_state_dict(meta["scaler"])
+        with fitting(directory / META):
+            trainer.scaler.load_state_dict(meta["scaler"])
     keep_decision(trainer, bool(meta.get("compiled", False)))
+
+
+def check_notes(meta: PlainDict, directory: Path) -> None:
+    """Raise a CheckpointError if the notes of a checkpoint are not those of a training."""
+    if meta.get("training") != FORMAT:
+        raise CheckpointError(f"'{directory}' holds a model but no training to go on with")
+    missing = [name for name in NOTES if name not in meta]
+    if missing:
+        raise CheckpointError(f"'{directory / META}' lacks {', '.join(missing)}: use another checkpoint of the run")
+    wrong = [
+        f"{name}={printable(repr(meta[name]))}"
+        for name, expected in NOTES.items()
+        if not isinstance(meta[name], expected)
+    ]
+    if wrong:
+        raise CheckpointError(f"'{directory / META}' has {', '.join(wrong)}: use another checkpoint of the run")
+
+
+def progress_of(recorded: PlainMapping, directory: Path) -> Progress:
+    """The progress that the notes of a checkpoint record; CheckpointError if they record none."""
+    none = {"best_loss"} if recorded.get("best_loss") is None else set()  # JSON has no infinity, the default
+    try:
+        return from_mapping(Progress, {name: recorded[name] for name in recorded if name not in none}, "progress")
+    except ConfigError as error:
+        raise CheckpointError(f"'{directory / META}' cannot be used ({error}): use another checkpoint") from error
+
+
+def averages_weights(run: object) -> bool:
+    """Whether the settings of a run, as a checkpoint notes them, average its weights."""
+    trainer = run.get("trainer") if isinstance(run, Mapping) else None
+    return isinstance(trainer, Mapping) and trainer.get("ema_decay") is not None
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Context manager: a state that PyTorch cannot load is a CheckpointError that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise CheckpointError(
+            f"'{path}' holds the state of another training ({first_line(error)}): use another checkpoint of the run"
+        ) from error
 
 
 def keep_decision(trainer: Trainer, compiled: bool) -> None:

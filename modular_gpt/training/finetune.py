@@ -1,11 +1,10 @@
 """A run that starts from the weights of another model, some of whose parts it may change."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from modular_gpt.checkpoint import META, TOKENIZER, read_json
+from modular_gpt.checkpoint import CheckpointReader
 from modular_gpt.checkpoint.resolve import Opened, open_model, recorded_tokenizer
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.registry import decode
@@ -25,7 +24,9 @@ def open_source(name: str) -> Opened:
     return open_model(name, torch.device("cpu"), torch.float32)
 
 
-def tokenizer_of(config: RunConfig, corpus: Corpus, source: Opened | None, checkpoint: Path | None) -> Tokenizer:
+def tokenizer_of(
+    config: RunConfig, corpus: Corpus, source: Opened | None, checkpoint: CheckpointReader | None
+) -> Tokenizer:
     """The tokenizer of a run.
 
     One that learned from a text is taken from the model that the run starts from, where the settings are the same:
@@ -35,13 +36,12 @@ def tokenizer_of(config: RunConfig, corpus: Corpus, source: Opened | None, check
         ConfigError: the run to be resumed started from something else.
     """
     if config.init_from is not None and checkpoint is not None:
-        meta = read_json(checkpoint / META)
+        meta, before = checkpoint.meta, checkpoint.tokenizer
         if meta.get("run", {}).get("init_from") != config.init_from:
             raise ConfigError(
                 f"init_from={config.init_from} and resume={config.resume}: a run that is resumed has its weights;"
                 " leave one of them out"
             )
-        before = Tokenizer.load(checkpoint) if (checkpoint / TOKENIZER).is_file() else None
     elif source is not None:
         meta, before = source.meta, source.tokenizer
     else:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modular_gpt.checkpoint import META, CheckpointReader, read_json
+from modular_gpt.checkpoint import CheckpointReader
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.validation import fraction, positive
 from modular_gpt.optim.parameter_patterns import first_match, freeze
@@ -176,23 +175,23 @@ def select_trained(
     return adapters
 
 
-def new_weights_of(checkpoint: Path) -> list[str]:
+def new_weights_of(checkpoint: CheckpointReader) -> list[str]:
     """The parameters that the run of a checkpoint trains whole beside its adapters."""
-    return list(read_json(checkpoint / META).get(NEW_WEIGHTS, []))
+    return list(checkpoint.meta.get(NEW_WEIGHTS, []))
 
 
-def check_lora(settings: LoraConfig, checkpoint: Path) -> None:
+def check_lora(settings: LoraConfig, checkpoint: CheckpointReader) -> None:
     """Raise a CheckpointError if a run cannot be resumed with these settings."""
-    run = read_json(checkpoint / META).get("run") or {}
+    run = checkpoint.meta.get("run") or {}
     before = run.get("lora") or asdict(LoraConfig())
     changed = [f"lora.{name}={before.get(name)}" for name, now in asdict(settings).items() if before.get(name) != now]
     if changed:
         raise CheckpointError(
-            f"'{checkpoint}' was trained with {', '.join(changed)}: resume with that, or start a new run from the"
-            f" merged weights with init_from={checkpoint}"
+            f"'{checkpoint.directory}' was trained with {', '.join(changed)}: resume with that, or start a new run from"
+            f" the merged weights with init_from={checkpoint.directory}"
         )
 
 
-def restore_adapters(adapters: Adapters, checkpoint: Path) -> None:
-    """Load adapters, and the weights without them, from a verified checkpoint."""
-    adapters.model.load_state_dict(CheckpointReader(checkpoint).required_tensors(ADAPTERS), strict=False)
+def restore_adapters(adapters: Adapters, checkpoint: CheckpointReader) -> None:
+    """Load adapters, and the weights without them, from a checkpoint."""
+    adapters.model.load_state_dict(checkpoint.required_tensors(ADAPTERS), strict=False)

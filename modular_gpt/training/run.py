@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from modular_gpt.checkpoint import LATEST, META, build_model, find_checkpoint, open_checkpoint
+from modular_gpt.checkpoint import LATEST, META, CheckpointReader, build_model, find_checkpoint, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.data import Tokenizer, build_corpus
 from modular_gpt.distributed import Parallel, build_parallel, supports
@@ -36,12 +36,13 @@ from modular_gpt.training.run_info import meter_of, opening, save_run_info
 from modular_gpt.training.trainer import Trainer
 
 
-def train(config: RunConfig, quiet: bool = False) -> RunResult:
-    """Train as ``config`` says, or resume the run that it names; ``quiet`` prints nothing.
+def train(config: RunConfig, quiet: bool = False, checkpoint: CheckpointReader | None = None) -> RunResult:
+    """Train as ``config`` says, or resume the run that it names. Ctrl-C and SIGTERM end it early with a checkpoint.
 
     The result has the numbers of the report, and the ``model``, ``tokenizer`` and ``history`` of the run.
 
-    Ctrl-C and SIGTERM end it early with a checkpoint.
+    quiet: print nothing
+    checkpoint: the checkpoint that ``open_run`` opened, so that its files are not read and verified again
 
     Raises:
         ConfigError: a setting does not go with the others or with this machine.
@@ -62,7 +63,7 @@ def train(config: RunConfig, quiet: bool = False) -> RunResult:
         prepare_device(config.trainer.threads, processes.local_world)
         with processes.connected(device, parallel.timeout), float32_products(precision, device):
             placement = Placement(device, precision, parallel)
-            return train_together(config, placement, loggers, quiet or not processes.is_main)
+            return train_together(config, placement, loggers, quiet or not processes.is_main, checkpoint)
 
 
 def read_run_config(config: object) -> RunConfig:
@@ -76,7 +77,9 @@ def read_run_config(config: object) -> RunConfig:
     raise ConfigError(f"train takes a RunConfig, got a {type(config).__name__}{hint}")
 
 
-def train_together(config: RunConfig, placement: Placement, loggers: Loggers, quiet: bool) -> RunResult:
+def train_together(
+    config: RunConfig, placement: Placement, loggers: Loggers, quiet: bool, opened: CheckpointReader | None = None
+) -> RunResult:
     """``train`` in processes that are connected."""
     processes = placement.parallel.processes
     if config.lora.rank is not None:
@@ -88,7 +91,7 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         if (resume := config.resume) is not None:
             directory = run_of(Path(resume).expanduser())
             held.enter_context(lock_run(directory if processes.is_main else None))
-            checkpoint = Path(processes.run_on_main(lambda: str(checkpoint_to_resume(config, resume))))
+            checkpoint = checkpoint_to_resume(config, resume, processes, opened)
         elif (init_from := config.init_from) is not None:
             source = processes.local_main_first(lambda: open_source(init_from))
         corpus = processes.local_main_first(lambda: build_corpus(config.data))
@@ -111,12 +114,26 @@ def train_together(config: RunConfig, placement: Placement, loggers: Loggers, qu
         return run(trainer, RunFiles(directory), config, loggers, quiet)
 
 
-def checkpoint_to_resume(config: RunConfig, resume: str) -> Path:
-    """The verified checkpoint that ``resume`` names; ConfigError if later ones of its run would be deleted."""
-    path = Path(resume).expanduser()
-    checkpoint = find_checkpoint(path, prefer=LATEST)
-    check_rewind(checkpoint, path, config.rewind)
-    return checkpoint
+def checkpoint_to_resume(
+    config: RunConfig, resume: str, processes: ProcessGroup, opened: CheckpointReader | None
+) -> CheckpointReader:
+    """The checkpoint that ``resume`` names, which the first process verifies.
+
+    opened: a reader of a checkpoint, which is taken if that one is to be resumed
+
+    Raises:
+        ConfigError: later checkpoints of its run would be deleted.
+    """
+
+    def verified() -> str:
+        nonlocal opened
+        path = Path(resume).expanduser()
+        opened = open_checkpoint(path, prefer=LATEST, opened=opened)
+        check_rewind(opened.directory, path, config.rewind)
+        return str(opened.directory)
+
+    directory = Path(processes.run_on_main(verified))
+    return opened if opened is not None and opened.directory == directory else CheckpointReader(directory)
 
 
 def dry_run(config: RunConfig, tokenizer: Tokenizer, placement: Placement, quiet: bool) -> RunResult:
@@ -201,6 +218,14 @@ def load_config(path: str | Path) -> RunConfig:
     Raises:
         CheckpointError: there is no checkpoint, or it holds no run.
     """
+    return open_run(path)[0]
+
+
+def open_run(path: str | Path) -> tuple[RunConfig, CheckpointReader]:
+    """The settings of a run as ``load_config`` returns them, and the checkpoint that they were read from.
+
+    ``train(config, checkpoint=checkpoint)`` resumes from it and verifies the rest of its files.
+    """
     reader = open_checkpoint(path, prefer=LATEST, verified=(META,))  # training checks the other files
     checkpoint, settings = reader.directory, reader.meta.get("run")
     if not isinstance(settings, dict):
@@ -214,7 +239,7 @@ def load_config(path: str | Path) -> RunConfig:
         config = RunConfig.from_dict({**settings, "resume": str(path)})
         if not supports(config.parallel, ProcessGroup.launched()):
             config.parallel = RunConfig().parallel  # how many processes there are may change within a run
-        return config
+        return config, reader
     except ConfigError as error:
         raise CheckpointError(f"the settings in '{checkpoint}' cannot be used here: {error}") from error
 

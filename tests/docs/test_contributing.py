@@ -81,6 +81,10 @@ def test_every_place_that_it_names_is_there() -> None:
     there = {path: ROOT / (path.rpartition("/")[0] if "<" in path.rpartition("/")[2] else path) for path in written}
     assert len(there) > 20
     assert [path for path, place in there.items() if not place.exists()] == []
+    tables = re.findall(r"`([A-Z]+)` (?:of|in) `([\w/]+\.py)`", rows)
+    assert len(tables) > 5
+    for name, path in tables:
+        assert re.search(rf"^{name}\b.* = ", (ROOT / path).read_text(), re.MULTILINE), f"{path} has no {name}"
 
 
 NEW = "Only a file of its own, in the folder of its kind."

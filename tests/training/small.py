@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from modular_gpt.checkpoint import find_checkpoint, read_json, read_tensors
+from modular_gpt.checkpoint import CheckpointReader, find_checkpoint, read_json, read_tensors
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import build_corpus, build_tokenizer
 from modular_gpt.distributed import build_parallel
@@ -68,7 +68,8 @@ def trainer_of(settings: RunConfig, checkpoint: Path | None = None) -> Trainer:
     corpus = build_corpus(settings.data)
     tokenizer = build_tokenizer(settings.tokenizer, corpus)
     data = corpus.prepare(tokenizer)
-    return build_trainer(settings, data, tokenizer, placement(), checkpoint)
+    reader = None if checkpoint is None else CheckpointReader(checkpoint)
+    return build_trainer(settings, data, tokenizer, placement(), reader)
 
 
 def placement(precision: str = "float32") -> Placement:

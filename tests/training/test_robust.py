@@ -16,17 +16,19 @@ from typing import Any
 import pytest
 import torch
 
-from modular_gpt.checkpoint import FOLDER, find_checkpoint, load_checkpoint
+from modular_gpt.checkpoint import FOLDER, find_checkpoint, load_checkpoint, manifest, native
 from modular_gpt.cli.train import main as mgpt_train
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, NonFiniteError, UserError
+from modular_gpt.model.config import GPTConfig
 from modular_gpt.training import run as run_module
 from modular_gpt.training import train
 from modular_gpt.training.checkpointing import Checkpoints, steps_in
 from modular_gpt.training.metrics import METRICS, MetricsLog, read_metrics
 from modular_gpt.training.report import Outcome
+from modular_gpt.training.run import open_run
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Trainer
-from tests.training.small import config, placement, run, stop_after, trainer_of, write_text
+from tests.training.small import config, run, stop_after, trainer_of, write_text
 
 NO_WAITING = {"max_steps": 8, "eval_interval": 4, "log_interval": 2, "sample_tokens": 2}
 
@@ -413,25 +415,64 @@ def test_a_name_with_an_emoji_draws_without_a_warning(pictures: None, folder: Pa
     assert (directory / "loss.png").is_file()
 
 
-def test_each_file_is_hashed_once_at_a_resume(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading the settings of a run checks its notes alone; training then checks everything."""
-    from modular_gpt.checkpoint import manifest
-    from modular_gpt.training import load_config
+@pytest.mark.parametrize("how", ["command", "python"])
+def test_each_file_is_hashed_and_read_once_at_a_resume(
+    how: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Composing the settings checks the notes alone; training checks the rest. Each set of tensors is read once."""
+    directory = run(config(folder, max_steps=4, ema_decay=0.9)).directory
+    counts = {name: Counter[str]() for name in ("hashed", "json", "tensors", "configs")}
+    saved = directory / FOLDER / "step_00000004"
 
+    def watch(owner: Any, name: str, kind: str, path_of: Callable[..., Path]) -> None:
+        original = getattr(owner, name)
+
+        def counted(*args: Any, **keywords: Any) -> Any:
+            path = path_of(*args)
+            counts[kind].update([path.name] if path.parent.resolve() == saved.resolve() else [])
+            return original(*args, **keywords)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    watch(manifest, "sha256_file", "hashed", Path)
+    watch(manifest, "load_json_object", "json", Path)
+    watch(native, "safe_open", "tensors", Path)
+    from_dict = GPTConfig.from_dict
+    again = json.loads((saved / "config.json").read_text())
+    monkeypatch.setattr(
+        GPTConfig,
+        "from_dict",
+        lambda values: (counts["configs"].update(["same"] * (values == again)), from_dict(values))[1],
+    )
+    if how == "command":
+        assert mgpt_train([f"resume={directory}", "trainer.max_steps=6"]) == 0
+    else:
+        settings, checkpoint = open_run(directory)
+        assert set(counts["hashed"]) == {"meta.json"}
+        settings.trainer.max_steps = 6
+        train(settings, quiet=True, checkpoint=checkpoint)
+    files = {path.name for path in saved.iterdir()} - {"manifest.json"}
+    assert counts["hashed"] == Counter(files)
+    assert counts["json"]["meta.json"] == counts["json"]["config.json"] == 1
+    assert counts["tensors"] == Counter(
+        {f"{name}.safetensors": 1 for name in ("optimizer", "trainer", "trained")}
+    ) + Counter(
+        {"model.safetensors": 2}  # once the names alone, to bound the layers of the config
+    )
+    assert counts["configs"]["same"] == 1
+    assert steps_in(directory / FOLDER) == [4, 6]
+
+
+def test_a_checkpoint_that_changed_since_it_was_opened_is_opened_again(folder: Path) -> None:
+    """The settings were read before the run was locked; what is resumed is verified as it is now."""
     directory = run(config(folder, max_steps=4)).directory
-    hashed: Counter[str] = Counter()
-    sha256 = manifest.sha256_file
-
-    def counted(path: Path) -> str:
-        if "step_00000004" in path.parts:
-            hashed[path.name] += 1
-        return sha256(path)
-
-    monkeypatch.setattr(manifest, "sha256_file", counted)
-    again = load_config(directory)
-    assert set(hashed) == {"meta.json"}
-    again.trainer.max_steps = 6
-    again.trainer.final_evaluation = False
-    run(again)
-    assert {name: count for name, count in hashed.items() if count > 1} == {"meta.json": 2}
-    assert "model.safetensors" in hashed and placement().precision == "float32"
+    settings, checkpoint = open_run(directory)
+    settings.trainer.max_steps = 6
+    saved = checkpoint.directory
+    meta = json.loads((saved / "meta.json").read_text())
+    (saved / "meta.json").write_text(json.dumps({**meta, "order": {**meta["order"], "seed": 99}}))
+    (saved / "manifest.json").unlink()
+    manifest.write_manifest(saved)
+    assert not checkpoint.is_current()
+    with pytest.raises(CheckpointError, match="was trained with seed=99"):
+        train(settings, quiet=True, checkpoint=checkpoint)

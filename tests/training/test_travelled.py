@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from modular_gpt.checkpoint import FOLDER, MANIFEST, find_checkpoint
 from modular_gpt.checkpoint.manifest import write_manifest
@@ -24,9 +26,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run(config(folder, max_steps=4, save_interval=2, eval_interval=2, ema_decay=0.9)).directory
 
 
-def resumed(directory: Path, steps: int = 6) -> Path:
+def resumed(directory: Path, precision: str = "float32") -> Path:
     settings = load_config(directory)
-    settings.trainer.max_steps = steps
+    settings.trainer.max_steps, settings.trainer.precision = 6, precision
     return run(settings).directory
 
 
@@ -42,16 +44,13 @@ def test_a_copy_with_links_followed_resumes(trained: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("how", ["removed", "empty"])
 def test_a_checkpoint_without_its_state_is_refused(missing: str, how: str, trained: Path, tmp_path: Path) -> None:
     """With fresh moments, other random numbers or the averages as weights it would go on as another training."""
-    from safetensors.torch import save_file
-
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, symlinks=True)
     checkpoint = find_checkpoint(copy, "latest")
     (checkpoint / f"{missing}.safetensors").unlink()
     if how == "empty":
         save_file({}, checkpoint / f"{missing}.safetensors")
-    (checkpoint / MANIFEST).unlink()
-    write_manifest(checkpoint)
+    seal_again(checkpoint)
     with pytest.raises(UserError, match=rf"has no {missing}\.safetensors.*init_from="):
         resumed(copy)
 
@@ -69,10 +68,52 @@ def test_notes_of_which_some_are_missing(trained: Path, tmp_path: Path) -> None:
     meta = json.loads((checkpoint / "meta.json").read_text())
     del meta["progress"], meta["order"]
     (checkpoint / "meta.json").write_text(json.dumps(meta))
-    (checkpoint / MANIFEST).unlink()
-    write_manifest(checkpoint)
+    seal_again(checkpoint)
     with pytest.raises(UserError, match="lacks order, progress"):
         resumed(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("progress", 3, r"has progress=3"),
+        ("progress", {"step": "x"}, r"progress\.step must be a whole number"),
+        ("progress", {"best_loss": 1.0, "stepp": 1}, r"progress: no setting 'stepp'"),
+        ("order", [], r"has order=\[\]"),
+        ("data", None, r"has data=None"),
+        ("optimizer", 3, r"has optimizer=3"),
+        ("averaged_steps", "x", r"has averaged_steps='x'"),
+        ("scaler", {"scale": "x"}, r"meta\.json' holds the state of another training"),
+        ("run", {"trainer": 5}, r"cannot be used here"),
+        ("run", 5, r"no run to resume"),
+    ],
+)
+def test_notes_of_the_wrong_type(name: str, value: object, reason: str, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, symlinks=True)
+    checkpoint = find_checkpoint(copy, "latest")
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    (checkpoint / "meta.json").write_text(json.dumps({**meta, name: value}))
+    seal_again(checkpoint)
+    with pytest.raises(UserError, match=reason) as caught:
+        resumed(copy, "fp16" if name == "scaler" else "float32")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("numbers", [None, torch.zeros(5, dtype=torch.uint8), torch.zeros(5000)])
+def test_random_numbers_that_are_none(numbers: torch.Tensor | None, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy, symlinks=True)
+    path = find_checkpoint(copy, "latest") / "trainer.safetensors"
+    save_file({"other": torch.ones(1), **({} if numbers is None else {"random": numbers})}, path)
+    seal_again(path.parent)
+    with pytest.raises(UserError, match=r"trainer\.safetensors' holds the state of another training"):
+        resumed(copy)
+
+
+def seal_again(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST).unlink()
+    write_manifest(checkpoint)
 
 
 DAMAGED_LINES = (

@@ -5,10 +5,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from modular_gpt.checkpoint import CheckpointReader
 from modular_gpt.checkpoint.resolve import tokenizer_settings
 from modular_gpt.cli.composition.compose import composed, plain
 from modular_gpt.cli.composition.errors import explained
@@ -80,13 +81,25 @@ def run_settings(values: PlainDict) -> PlainDict:
     return {**values, "model": model}
 
 
+class Composed(NamedTuple):
+    """A run as the command line describes it.
+
+    source: the composed config that ``config`` was read from
+    checkpoint: the checkpoint of the run that is resumed, if one is
+    """
+
+    config: RunConfig
+    source: DictConfig
+    checkpoint: CheckpointReader | None = None
+
+
 def compose(*overrides: str, config_dir: str | None = None) -> RunConfig:
     """See ``modular_gpt.compose``."""
-    return composed_run(overrides, folders(config_dir))[0]
+    return composed_run(overrides, folders(config_dir)).config
 
 
-def composed_run(arguments: Sequence[str], where: list[Path]) -> tuple[RunConfig, DictConfig]:
-    """The RunConfig that some overrides describe, and the composed config that it was read from.
+def composed_run(arguments: Sequence[str], where: list[Path]) -> Composed:
+    """The run that some overrides describe.
 
     A run without a name is named after the overrides. A resumed run keeps every setting that is not overridden.
     """
@@ -102,16 +115,16 @@ def composed_run(arguments: Sequence[str], where: list[Path]) -> tuple[RunConfig
             )
             resume = config.resume  # a yaml may set it
         if resume is not None:
-            config = resumed_from(resume, typed, hydra_overrides, where)
+            config, checkpoint = resumed_from(resume, typed, hydra_overrides, where)
             one_length(config, typed)
-            return run_config(config), config
+            return Composed(run_config(config), config, checkpoint)
         if source is None and config.init_from is not None:  # an experiment says so
             config = started_from(config.init_from, typed, hydra_overrides, where)
         if config.name == RunConfig.name:
             telling = [override for override in typed if about_the_model(override.key)]
             config.name = run_name(telling, TRAIN.choices()) or config.name
         one_length(config, typed)
-        return run_config(config), config
+        return Composed(run_config(config), config)
 
 
 def one_length(config: DictConfig, typed: Sequence[Override]) -> None:
@@ -161,24 +174,27 @@ def started_from(source: str, typed: Sequence[Override], hydra_overrides: list[s
     return config
 
 
-def resumed_from(resume: str, typed: Sequence[Override], hydra_overrides: list[str], where: list[Path]) -> DictConfig:
-    """The config of a run that is resumed: its own settings, then the overrides.
+def resumed_from(
+    resume: str, typed: Sequence[Override], hydra_overrides: list[str], where: list[Path]
+) -> tuple[DictConfig, CheckpointReader]:
+    """The config of a run that is resumed: its own settings, then the overrides; and its checkpoint.
 
     Raises:
         CheckpointError: there is no such run.
         ConfigError: an experiment or a family was chosen, which would replace several components at once.
     """
-    from modular_gpt.training.run import load_config
+    from modular_gpt.training.run import open_run
 
     for group in ("experiment", FAMILY):
         if any(override.key == group for override in typed):
             raise ConfigError(
                 f"resume keeps the settings of its run: set what is to differ one by one, not by {group}="
             )
-    before = load_config(resume).to_dict()
+    run, checkpoint = open_run(resume)
+    before = run.to_dict()
     config = _composed_over({**before, **_model_settings(before["model"])}, typed, hydra_overrides, where)
     config.resume = resume
-    return config
+    return config, checkpoint
 
 
 def _model_settings(model: PlainDict) -> PlainDict:

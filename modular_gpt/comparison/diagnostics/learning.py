@@ -15,13 +15,13 @@ from modular_gpt.training.config import RunConfig, TrainerConfig
 from modular_gpt.training.forward import Placement
 from modular_gpt.training.trainer import Trainer
 
-EVERY = 50  # steps between two looks at the accuracy
-ROWS = 32  # batches of 8 rows to look at
+EVERY = 50  # steps between measurements of the accuracy
+ROWS = 32  # batches of 8 rows per measurement
 
 
 @dataclass(frozen=True)
 class Learned:
-    """How well a task was learned, and after how many steps and seconds of processor time training ended."""
+    """The accuracy on a task, and the steps and seconds of processor time that training took."""
 
     accuracy: float
     loss: float

@@ -1,7 +1,7 @@
 """Probes: properties of a model that follow from its config, checked without training in milliseconds.
 
 Each takes a model and returns an ``Answer``, or None where the property does not apply. Weights may be random; they are
-not changed. They take any model, so that an attention of your own is probed as the built-in ones are.
+not changed. They accept any model, so they probe your own attention as they do the built-in ones.
 """
 
 import math
@@ -26,7 +26,7 @@ LARGE = 1024.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a probe found, and what was expected of it."""
+    """The result of a probe, and the expected one."""
 
     passed: bool
     found: str
@@ -265,7 +265,7 @@ def evaluation_is_deterministic(model: GPTModel) -> Answer:
 
 @torch.no_grad()
 def head_is_tied(model: GPTModel) -> Answer | None:
-    """With ``tie_embeddings`` the head multiplies by the embedding, also after the embedding has changed."""
+    """With ``tie_embeddings`` the head multiplies by the embedding, even after the embedding has changed."""
     if not model.config.tie_embeddings:
         return None
     ids, config = ids_of(model), model.config

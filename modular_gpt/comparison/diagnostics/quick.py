@@ -22,12 +22,12 @@ Say = Callable[[str], None]
 def run(variants: Mapping[str, Variant] | Sequence[str], say: Say = lambda line: None) -> QuickResult:
     """Probe variants and let small models of them learn two tasks; ``print`` the result.
 
-    The probes and the cache are of each variant's own config. The tasks are learned by models of one layer, which have
-    its attention and position.
+    Probes and cache bytes are measured on each variant's config; tasks are learned by models of one layer with its
+    attention and position.
 
     Args:
         variants: names of attentions, or by name a GPTConfig, or the settings of an attention
-        say: takes a line before each variant
+        say: called with a line before each variant
 
     Raises:
         ConfigError: there is no variant, or one is unknown.
@@ -77,7 +77,7 @@ def cache_bytes(name: str, config: GPTConfig) -> Check:
 
 
 def learned(name: str, config: GPTConfig) -> Iterator[Check]:
-    """What small models with the attention and position of the first layer learn."""
+    """Train small models with the attention and position of the first layer on the tasks."""
     for task in tasks_of(config):
         yield checked(name, task)
 
