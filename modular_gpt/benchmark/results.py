@@ -25,8 +25,9 @@ class Variant:
 class Measurement:
     """The measurement of one variant in one cell.
 
-    tokens: processed in a run; flops, bytes_read: of a run, 0 where they are not the bound; memory: peak bytes beyond those
-    held before; parameters: of the model; cache_predicted, cache_allocated: bytes, of decoding only
+    tokens: processed in a run; flops, bytes_read: of a run, 0 where they are not the bound
+    memory: peak bytes beyond those held before; parameters: of the model
+    cache_predicted, cache_allocated: bytes, of decoding only
     seconds: of the run of each round; ratios: seconds of the first variant over these, within each round
     failure: why there are no numbers, or ""
     """

@@ -1,9 +1,9 @@
 """Weights on disk: native checkpoints, shards, Hugging Face folders, and any of them by name."""
 
 from modular_gpt.checkpoint.gguf_file import save_gguf
+from modular_gpt.checkpoint.manifest import CHECKPOINT_FORMAT as FORMAT
 from modular_gpt.checkpoint.manifest import (
     CONFIG,
-    FORMAT,
     MANIFEST,
     META,
     MODEL,

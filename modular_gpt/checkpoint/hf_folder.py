@@ -47,7 +47,7 @@ class Written(NamedTuple):
     tokenizer: str
 
 
-def is_own_kind(path: Path) -> bool:
+def is_own_type(path: Path) -> bool:
     """Whether a folder has a config.json with this package's own model type."""
     try:
         return read_json(path / CONFIG_FILE).get("model_type") == OWN_TYPE
@@ -55,7 +55,7 @@ def is_own_kind(path: Path) -> bool:
         return False
 
 
-def read_own_kind(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPTModel:
+def read_own_type(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPTModel:
     """Read the model of a folder with this package's own model type; returns it in evaluation mode.
 
     dtype: dtype of the parameters; None: as saved

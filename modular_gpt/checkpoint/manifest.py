@@ -16,7 +16,7 @@ from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.json_files import load_json_object
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 MANIFEST, CONFIG, MODEL, META, TOKENIZER = (
     "manifest.json", "config.json", "model.safetensors", "meta.json", "tokenizer.json")  # fmt: skip
 REMEDY = "use another checkpoint, or restore it from a copy"
@@ -42,9 +42,10 @@ def read_manifest(directory: Path) -> Files:
     files = manifest.pop("files", None)
     if manifest.pop("sha256", None) != seal(files) or not isinstance(files, dict):
         raise damaged(path, "its content does not match its own SHA-256")
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
-            f"'{path}' has format {manifest.get('format')!r}, this version reads {FORMAT}; update modular_gpt"
+            f"'{path}' has format {manifest.get('format')!r}, this version reads {CHECKPOINT_FORMAT};"
+            " update modular_gpt"
         )
     for name, entry in files.items():
         if not _is_plain(name):
@@ -78,7 +79,7 @@ def write_manifest(directory: Path) -> None:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)} for path in sorted(directory.iterdir())
     }
-    write_json(directory / MANIFEST, {"format": FORMAT, "files": files, "sha256": seal(files)})
+    write_json(directory / MANIFEST, {"format": CHECKPOINT_FORMAT, "files": files, "sha256": seal(files)})
 
 
 def read_json(path: Path) -> PlainDict:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from modular_gpt.checkpoint.hf_folder import is_own_kind, read_notes, read_own_kind
+from modular_gpt.checkpoint.hf_folder import is_own_type, read_notes, read_own_type
 from modular_gpt.checkpoint.manifest import MANIFEST
 from modular_gpt.checkpoint.native import FOLDER, model_with, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
@@ -146,7 +146,7 @@ def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> PlainDict:
     recorded = recorded_tokenizer(opened.meta)
     if recorded is not None:
         return recorded
-    if is_published(name, path) and not is_own_kind(path):
+    if is_published(name, path) and not is_own_type(path):
         from modular_gpt.pretrained import tokenizer_file
         from modular_gpt.pretrained.hub import SHORT_NAMES
 
@@ -192,7 +192,7 @@ def _published(name: str, path: Path, device: str | torch.device, dtype: torch.d
     if "/" not in name and name not in SHORT_NAMES and not path.exists():
         known = unknown("published model", name, SHORT_NAMES)
         raise CheckpointError(f"there is no checkpoint at {name!r}, and {known}, or owner/name of the Hugging Face hub")
-    model = read_own_kind(path, dtype, device) if is_own_kind(path) else load_pretrained(name, dtype, device)
+    model = read_own_type(path, dtype, device) if is_own_type(path) else load_pretrained(name, dtype, device)
     tokenizer, meta = read_notes(path)
     if tokenizer is None:
         file = tokenizer_file(name)

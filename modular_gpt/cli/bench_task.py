@@ -68,16 +68,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def read_task(words: Sequence[str], where: list[Path]) -> BenchTask:
+def read_task(arguments: Sequence[str], where: list[Path]) -> BenchTask:
     """What a command line of mgpt-bench asks for.
 
     Raises:
         ConfigError: a setting does not exist, or a checkpoint and settings of a model are given together.
     """
     names = names_of(BenchSettings)
-    taken = [word for word in words if word.lstrip("+").partition("=")[0] in names]
-    others = [word for word in words if word not in taken]
-    settings, listed = read_plain(BENCH, [as_list(word) for word in taken], where)
+    taken = [setting for setting in arguments if setting.lstrip("+").partition("=")[0] in names]
+    others = [setting for setting in arguments if setting not in taken]
+    settings, listed = read_plain(BENCH, [as_list(setting) for setting in taken], where)
     if settings.checkpoint is None:
         models = composed_models(others, where)
     elif others:
@@ -87,15 +87,15 @@ def read_task(words: Sequence[str], where: list[Path]) -> BenchTask:
     return BenchTask(settings, models, listed + "".join(f"# variant {name}\n" for name in models))
 
 
-def as_list(word: str) -> str:
+def as_list(setting: str) -> str:
     """``context=1024,4096`` as ``context=[1024,4096]``, for settings that have several values."""
-    name, _, value = word.partition("=")
-    return f"{name}=[{value}]" if name.lstrip("+") in LISTS and value and not value.startswith("[") else word
+    name, _, value = setting.partition("=")
+    return f"{name}=[{value}]" if name.lstrip("+") in LISTS and value and not value.startswith("[") else setting
 
 
-def composed_models(words: Sequence[str], where: list[Path]) -> dict[str, GPTConfig | str]:
+def composed_models(arguments: Sequence[str], where: list[Path]) -> dict[str, GPTConfig | str]:
     """The configs of the models that settings of mgpt-train describe, by name."""
-    runs = variants(words, [], where, {})
+    runs = variants(arguments, [], where, {})
     tokenizers = {repr((run.data, run.tokenizer)): run for run in runs.values()}
     known = {key: tokenizer_of(run) for key, run in tokenizers.items()}
     return {name: run.model_config(known[repr((run.data, run.tokenizer))]) for name, run in runs.items()}

@@ -125,7 +125,7 @@ def run_quick(settings: Sequence[str], where: list[Path]) -> int:
     unused = [setting for setting in settings if key_of(setting) in names or key_of(setting).startswith("hydra")]
     if unused:
         raise ConfigError(f"{unused[0]} has no effect with --quick, which trains no language model: leave it out")
-    files = [Path(path) for word in settings if "=" not in word for path in word.split(",")]
+    files = [Path(path) for name in settings if "=" not in name for path in name.split(",")]
     found = variants([setting for setting in settings if "=" in setting], files, where)
     result = diagnostics.run({name: variant.model for name, variant in found.items()}, say_line)
     print(result)

@@ -31,7 +31,9 @@ def _execute(line: CommandLine) -> int:
         from modular_gpt.cli.early import answered_early
 
     # mgpt-train calls the files of a corpus data.path
-    line.settings = [word.removeprefix("data.") if word.startswith("data.path=") else word for word in line.settings]
+    line.settings = [
+        setting.removeprefix("data.") if setting.startswith("data.path=") else setting for setting in line.settings
+    ]
     if answered_early(line, "eval", ABOUT, EXAMPLES):
         return 0
     with imports():

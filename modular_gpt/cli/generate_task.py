@@ -25,6 +25,7 @@ from modular_gpt.generation import Continuation, GenerationConfig, SamplingSetti
 from modular_gpt.generation.config import FORMER_NAMES, RANDOM, SEARCHES, FilterSettings
 from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 
+MAX_PROMPTS = 2**28  # bytes of a file of prompts
 SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read
 
 
@@ -248,7 +249,11 @@ def read_prompts(path: Path) -> list[str]:
         DataError: the file is missing, empty or not UTF-8, or a line is not valid; the message names it.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:  # a pipe or the terminal may be given, so its size is not known before
+            content = file.read(MAX_PROMPTS + 1)
+        if len(content) > MAX_PROMPTS:
+            raise DataError(f"'{path}' has more than {MAX_PROMPTS:,} bytes of prompts: split it")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 (at byte {error.start}): convert it with iconv") from error
     except OSError as error:

@@ -118,7 +118,7 @@ class Writer:
         steps = cast(Generator[Step, None, None], iter(run))
         try:
             for step in steps:
-                show(step.pieces[0])
+                show(step.texts[0])
         except KeyboardInterrupt:
             steps.close()
             self.interrupted = True

@@ -20,7 +20,7 @@ from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.run_info import INFO
 
 STAMP = "One seed each: no verdict. A difference between two runs may be smaller than that between two seeds."
-IGNORED = ("name", "runs")
+NOT_COMPARED = ("name", "runs")
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,6 @@ def flattened(settings: PlainMapping, prefix: str = "") -> dict[str, str]:
     for name, value in settings.items():
         if isinstance(value, dict) and value:
             out.update(flattened(value, f"{prefix}{name}."))
-        elif f"{prefix}{name}" not in IGNORED:
+        elif f"{prefix}{name}" not in NOT_COMPARED:
             out[f"{prefix}{name}"] = json.dumps(value)
     return out

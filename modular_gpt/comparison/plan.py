@@ -20,7 +20,7 @@ from modular_gpt.runtime.environment import environment
 from modular_gpt.training.config import RunConfig
 
 PLAN = "plan.json"
-FORMAT = 1
+PLAN_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Plan:
 
     def save(self, directory: Path) -> None:
         """Write plan.json."""
-        values = {"format": FORMAT, **asdict(self)}
+        values = {"format": PLAN_FORMAT, **asdict(self)}
         write_text(directory / PLAN, json.dumps(values, indent=1))
 
     @classmethod
@@ -84,7 +84,7 @@ class Plan:
             values = load_json_object(directory / PLAN, error=CheckpointError, remedy="start a new comparison")
         except FileNotFoundError:
             raise CheckpointError(f"'{directory}' holds no comparison: it has no {PLAN}") from None
-        if values.pop("format", None) != FORMAT:
+        if values.pop("format", None) != PLAN_FORMAT:
             raise CheckpointError(f"'{directory / PLAN}' was written by another version: start a new comparison")
         config = replace(from_mapping(CompareConfig, values.pop("config"), "compare"), resume=str(directory))
         costs = {name: from_mapping(Cost, value, "costs") for name, value in values.pop("costs").items()}

@@ -191,7 +191,7 @@ def with_setting(slot: str, setting: str) -> list[str]:
     return [
         name
         for name, entry in entries(slot).items()
-        if setting != "name" and any(each.name == setting for each in fields(entry.component.Config))
+        if setting != "name" and any(field.name == setting for field in fields(entry.component.Config))
     ]
 
 

@@ -179,7 +179,7 @@ def check_path(path: str, setting: str) -> str:
     """Raise a ConfigError for a text that no file system can have as a path; returns ``path``."""
     if "\0" in path:
         raise ConfigError(f"{setting} must be a path, which cannot hold a NUL character, got {shown(path)}")
-    longest = max(len(os.fsencode(part)) for part in path.split(os.sep))
+    longest = max(len(os.fsencode(name)) for name in path.split(os.sep))
     if longest > MAX_NAME or len(os.fsencode(path)) > MAX_PATH:
         raise ConfigError(
             f"{setting} must be a path of at most {MAX_PATH} bytes, {MAX_NAME} for each name in it, got {shown(path)}"

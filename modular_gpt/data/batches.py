@@ -38,7 +38,7 @@ def check_length(tokens: Tokens, needed: int, block: int) -> None:
         )
 
 
-def windows(array: np.ndarray, starts: np.ndarray, block: int) -> tuple[Tensor, Tensor]:
+def read_windows(array: np.ndarray, starts: np.ndarray, block: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets (B, T) int64 of the windows that start at ``starts`` (B,); copies only these windows."""
     ids = torch.from_numpy(array[starts[:, None] + np.arange(block + 1)].astype(np.int64))
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
@@ -115,7 +115,7 @@ class BatchSource:
         Raises:
             ConfigError: the processes do not divide the batch evenly.
         """
-        return windows(as_array(self._tokens), self.starts_of(step, rank, world), self.block)
+        return read_windows(as_array(self._tokens), self.starts_of(step, rank, world), self.block)
 
 
 def sequential(

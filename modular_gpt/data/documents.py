@@ -9,7 +9,7 @@ from torch import Tensor
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.targets import IGNORED
-from modular_gpt.data.batches import BatchSource, as_array, windows
+from modular_gpt.data.batches import BatchSource, as_array, read_windows
 from modular_gpt.data.prepared import Batch
 from modular_gpt.data.token_files import TokenSplit
 
@@ -76,5 +76,5 @@ class PackedBatches:
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """As ``BatchSource.batch``, and the number of each token's document (rows, block) if attention needs it."""
         starts = self.source.starts_of(step, rank, world)
-        ids, targets = windows(as_array(self.split), starts, self.source.block)
+        ids, targets = read_windows(as_array(self.split), starts, self.source.block)
         return self.packing.apply(ids, targets, starts, self.split)

@@ -24,7 +24,7 @@ from modular_gpt.data.token_cache import (
 )
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-FORMAT = 1
+TOKENS_FORMAT = 1
 BATCH = 2**22  # characters encoded at a time, so that libraries can use several threads
 
 
@@ -40,7 +40,7 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None =
     """
     documents = "" if corpus.packing is None else " documents"
     data = open_or_build(
-        f"{FORMAT} {corpus.fingerprint} {tokenizer.fingerprint}{documents}",
+        f"{TOKENS_FORMAT} {corpus.fingerprint} {tokenizer.fingerprint}{documents}",
         lambda directory: _build(directory, corpus, tokenizer),
         _read,
         cache_dir,
@@ -59,7 +59,7 @@ def _build(directory: Path, corpus: Corpus, tokenizer: Tokenizer) -> PlainDict:
     dtype = smallest_dtype(tokenizer.vocab_size)
     splits = {split: _write(directory, corpus, split, tokenizer, dtype) for split in SPLITS}
     return {
-        "format": FORMAT,
+        "format": TOKENS_FORMAT,
         "corpus": {**corpus.describe(), "fingerprint": corpus.fingerprint},
         "tokenizer": tokenizer.describe(),
         "dtype": dtype.str,

@@ -49,7 +49,7 @@ class Prefill(nn.Module):
         return logits[:, 0], _tensors(cache)
 
 
-class Step(nn.Module):
+class CachedStep(nn.Module):
     """ids (B, 1), start (), cache tensors -> logits (B, V), and the new cache tensors."""
 
     def __init__(self, model: GPTModel, max_length: int) -> None:
@@ -127,7 +127,7 @@ def _export(model: GPTModel, length: int, device: torch.device) -> ExportedModel
     with _export_errors():
         prefill = export(Prefill(model, length), (ids,), dynamic_shapes=({0: batch, 1: Dim.AUTO},))
         step = export(
-            Step(model, length),
+            CachedStep(model, length),
             (ids[:, :1], torch.tensor(ids.shape[1], device=device), tensors),
             dynamic_shapes=({0: batch}, None, [{0: batch} for _ in tensors]),
         )

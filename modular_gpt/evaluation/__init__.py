@@ -12,7 +12,8 @@ from modular_gpt.evaluation.records import (
     answer_questions,
     evaluate_records,
 )
-from modular_gpt.evaluation.windows import Window, log_probabilities, windows
+from modular_gpt.evaluation.windows import Window, log_probabilities, sliding_windows
+from modular_gpt.evaluation.windows import sliding_windows as windows  # the former name
 
 __all__ = [
     "Evaluation",
@@ -28,5 +29,6 @@ __all__ = [
     "log_probabilities",
     "missing_packages",
     "score_answers",
+    "sliding_windows",
     "windows",
 ]

@@ -11,7 +11,7 @@ import torch
 
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.data.tokenizers import Tokenizer
-from modular_gpt.evaluation.windows import Window, check_finite, log_probabilities, windows
+from modular_gpt.evaluation.windows import Window, check_finite, log_probabilities, sliding_windows
 from modular_gpt.model import GPTModel
 
 Progress = Callable[[int, int], object]  # called with the numbers of tokens scored so far and in all
@@ -108,7 +108,7 @@ def evaluate_tokens(
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(windows(len(text), context, stride), batch_size):
+        for batch in _batches(sliding_windows(len(text), context, stride), batch_size):
             total += _negative_log_likelihood(model, text, batch)
             done += len(batch) * batch[0].scored
             if progress is not None:

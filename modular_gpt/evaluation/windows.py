@@ -22,7 +22,7 @@ class Window(NamedTuple):
     scored: int
 
 
-def windows(count: int, context: int, stride: int) -> Iterator[Window]:
+def sliding_windows(count: int, context: int, stride: int) -> Iterator[Window]:
     """The windows of a text of ``count`` tokens: of ``context`` tokens each, ``stride`` apart.
 
     What a window predicts counts where no window before it has predicted it. So every token but the first counts once,

@@ -103,4 +103,4 @@ def stream(
         )
     ids, padding = prompt_batch([prompt], start_token, device)
     run = Generation(model, ids, settings, padding=padding, draft=draft, decode_stream=decode_stream)
-    return (step.pieces[0] for step in run if step.pieces[0])
+    return (step.texts[0] for step in run if step.texts[0])

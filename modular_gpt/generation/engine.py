@@ -32,7 +32,7 @@ from modular_gpt.generation.strategies.speculative import (
 )
 
 
-@former_names(log_probabilities="logprobs")
+@former_names(log_probabilities="logprobs", pieces="texts")
 @dataclass
 class Step:
     """One new token of every row.
@@ -40,13 +40,13 @@ class Step:
     tokens: (B,); a row that has stopped repeats its last token
     logprobs: (B,) log-probabilities of the tokens under the model itself, if the settings ask for them
     stopped: (B,) whether the row is complete, with this token or an earlier one
-    pieces: new text of each row, if there is a decoder; text that may begin a stop string is held back
+    texts: new text of each row, if there is a decoder; text that may begin a stop string is held back
     """
 
     tokens: Tensor
     logprobs: Tensor | None
     stopped: Tensor
-    pieces: list[str]
+    texts: list[str]
 
 
 @former_names(log_probabilities="logprobs")
@@ -93,7 +93,7 @@ class Generation:
 
         ids: (B, T) prompts; padding: (B,) number of leading columns that are padding
         draft: smaller model for ``speculative``
-        decode_stream: makes a decoder of ids to text, for ``Step.pieces`` and stop strings
+        decode_stream: makes a decoder of ids to text, for ``Step.texts`` and stop strings
         numbers: of the prompts among all prompts, if this is one batch of many; they choose the random numbers
 
         Raises:
@@ -207,12 +207,12 @@ class Generation:
         """Add a token (B,) to the text; logits (B, V): the model's own; last: no more tokens follow."""
         token = torch.where(self.stops.stopped, self.text.ids[:, -1], token)
         self.text.append(token[:, None])
-        pieces = self.stops.update(token, last)
+        texts = self.stops.update(token, last)
         logprobs = None
         if self.settings.logprobs:
             logprobs = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
             self._logprobs.append(logprobs)
-        return Step(token, logprobs, self.stops.stopped, pieces)
+        return Step(token, logprobs, self.stops.stopped, texts)
 
     def _transcript(self, prompt: int) -> StopStringStreamer:
         assert self._decode_stream is not None

@@ -8,54 +8,54 @@ from modular_gpt.core.errors import ConfigError
 
 
 class GenerationCache(Cache):
-    """A ModelCache behind the interface that ``generate`` expects; ``cache.own`` is the ModelCache."""
+    """A ModelCache behind the interface that ``generate`` expects; ``cache.inner`` is the ModelCache."""
 
-    def __init__(self, own: ModelCache) -> None:
+    def __init__(self, inner: ModelCache) -> None:
         super().__init__(layers=[])
-        self.own = own
+        self.inner = inner
         self._recording = False
         self._saved: list[SavedCache] = []  # since tokens were last taken back
 
     def nbytes(self) -> int:
         """Bytes of all storages allocated."""
-        return self.own.nbytes()
+        return self.inner.nbytes()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        assert isinstance(self.own.length, int)
-        return self.own.length
+        assert isinstance(self.inner.length, int)
+        return self.inner.length
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        return -1 if self.own.max_length is None else self.own.max_length
+        return -1 if self.inner.max_length is None else self.inner.max_length
 
     @property
     def batch_size(self) -> int:
-        return self.own.batch
+        return self.inner.batch
 
     @property
     def is_initialized(self) -> bool:
         return True
 
     def __len__(self) -> int:
-        return len(self.own.layers)
+        return len(self.inner.layers)
 
     def reset(self) -> None:
-        self.own.reset()
+        self.inner.reset()
         self._saved.clear()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.own.reorder(beam_idx)
+        self.inner.reorder(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self.own.reorder(indices)
+        self.inner.reorder(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.own.expand(repeats)
+        self.inner.expand(repeats)
 
     # Drafted tokens that turn out wrong are taken back: assisted generation and prompt lookup.
 
     @property
     def is_croppable(self) -> bool:
-        return all(layer.restores_partially(1) for layer in self.own.layers)
+        return all(layer.restores_partially(1) for layer in self.inner.layers)
 
     def activate_past_recording(self) -> None:
         """Record every forward pass from now on, so that it can be rolled back.
@@ -72,14 +72,14 @@ class GenerationCache(Cache):
 
     def portion(self, count: int) -> int:
         """The number of tokens, at most ``count``, to read at once so that any of them can be rolled back."""
-        while self._recording and not all(layer.restores_partially(count) for layer in self.own.layers):
+        while self._recording and not all(layer.restores_partially(count) for layer in self.inner.layers):
             count -= 1
         return count
 
     def before_reading(self, count: int) -> None:
-        """Save what ``count`` tokens will overwrite; call it before they are read into ``own``."""
+        """Save what ``count`` tokens will overwrite; call it before they are read into ``inner``."""
         if self._recording:
-            self._saved.append(self.own.save(count))
+            self._saved.append(self.inner.save(count))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens: a negative number removes that many, a positive one is the length to keep.
@@ -90,13 +90,13 @@ class GenerationCache(Cache):
         wanted = tokens_to_remove if tokens_to_remove > 0 else self.get_seq_length() + tokens_to_remove
         while self._saved and self.get_seq_length() > wanted:
             saved = self._saved.pop()
-            self.own.truncate(max(saved.start, wanted), saved)
+            self.inner.truncate(max(saved.start, wanted), saved)
         if self.get_seq_length() > wanted:
-            self.own.truncate(wanted)
+            self.inner.truncate(wanted)
         self._saved.clear()
 
     def update(self, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        raise AssertionError("layers of this model write to cache.own")
+        raise AssertionError("layers of this model write to cache.inner")
 
 
 def padding_of(mask: Tensor, ids: Tensor, cached: int | None) -> Tensor | None:

@@ -140,7 +140,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.no_grad():  # a cache keeps no graph
             for chunk in ids.split(cache.portion(ids.shape[1]), dim=1):
                 cache.before_reading(chunk.shape[1])
-                hidden.append(self.model.hidden_states(chunk, cache.own, padding)[0])
+                hidden.append(self.model.hidden_states(chunk, cache.inner, padding)[0])
                 padding = None  # the cache knows it now
         return torch.cat(hidden, dim=1) if len(hidden) > 1 else hidden[0], {}
 

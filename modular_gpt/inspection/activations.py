@@ -81,7 +81,7 @@ def _edited(name: str, value: Tensor, function: Edit) -> Tensor:
 
 
 def _no_match(pattern: str, reported: Iterable[str]) -> str:
-    names = sorted({".".join("*" if word.isdigit() else word for word in name.split(".")) for name in reported})
+    names = sorted({".".join("*" if item.isdigit() else item for item in name.split(".")) for name in reported})
     if not names:
         return "no forward pass was observed inside capture(): run the captured model there, without torch.compile"
     return f"capture() saw no tensor that matches '{pattern}'; this model reports {', '.join(names)}"

@@ -84,7 +84,7 @@ def write_page(
     with torch.no_grad(), evaluating(model):
         reading = _read(model, torch.tensor(kept, device=model.embedding.weight.device), shown)
     cut = "" if len(kept) == len(ids) else f" The page shows the first {len(kept)} tokens of the text."
-    write_text(Path(path), _page(title or _describe(model), model, reading, _Words(tokenizer), cut))
+    write_text(Path(path), _page(title or _describe(model), model, reading, _TokenTexts(tokenizer), cut))
     return Path(path)
 
 
@@ -123,7 +123,7 @@ def _read(model: GPTModel, ids: Tensor, layers: list[int]) -> Reading:
     return Reading(ids.cpu(), losses, lens, layers, seen, scores, rises)
 
 
-class _Words:
+class _TokenTexts:
     """Texts of ids, with the ids in order of their first use."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -144,12 +144,12 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else "\u00b7"
 
 
-def _page(title: str, model: GPTModel, reading: Reading, words: _Words, cut: str) -> str:
-    texts = [words(id) for id in reading.ids.tolist()]
+def _page(title: str, model: GPTModel, reading: Reading, token_texts: _TokenTexts, cut: str) -> str:
+    texts = [token_texts(id) for id in reading.ids.tolist()]
     maps = _by_layer(reading, WEIGHTS)
     chosen, routers = _by_layer(reading, CHOSEN), _by_layer(reading, ROUTER)
     routes = {layer: F.one_hot(chosen[layer][0], routers[layer].shape[-1]).amax(1).T for layer in chosen}  # (E, T)
-    data = _data(reading, words, texts, maps, routes)
+    data = _data(reading, token_texts, texts, maps, routes)
     body = [
         f"<h1>{escape(title)}</h1>",
         _note(_summary(reading, cut)),
@@ -264,7 +264,7 @@ def _share(value: float) -> str:
 
 def _data(
     reading: Reading,
-    words: _Words,
+    token_texts: _TokenTexts,
     texts: list[str],
     maps: dict[int, Tensor],
     routes: dict[int, Tensor],
@@ -281,7 +281,7 @@ def _data(
     for token in lens:
         for predictions in token:
             for id, _ in predictions:
-                words(int(id))
+                token_texts(int(id))
     return {
         "tokens": texts,
         "ids": reading.ids.tolist(),
@@ -293,7 +293,7 @@ def _data(
             {"index": layer, "experts": [_base64(expert) for expert in route]} for layer, route in routes.items()
         ],
         "lens": lens,
-        "words": words.texts,
+        "words": token_texts.texts,
     }
 
 

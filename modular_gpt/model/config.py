@@ -26,7 +26,7 @@ from modular_gpt.core.validation import (
 )
 from modular_gpt.model.topologies import TOPOLOGIES
 
-FORMAT = 1  # of the dict that to_dict writes
+CONFIG_FORMAT = 1  # of the dict that to_dict writes
 SLOTS = ("attention", "ffn", "norm", "pos")
 BASE = "base"  # the pattern's name for a layer without overrides
 BLOCK = "block"  # beside the slots, what a variant may set: the fields of _Block
@@ -357,7 +357,7 @@ class GPTConfig:
         """A plain dict with every default spelled out, so that a changed default never changes an old model."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         slots = {slot: encode(getattr(self, slot)) for slot in SLOTS}
-        return {"format": FORMAT, **plain, **slots, "layers": asdict(self.layers)}
+        return {"format": CONFIG_FORMAT, **plain, **slots, "layers": asdict(self.layers)}
 
     @classmethod
     def from_dict(cls, values: PlainMapping) -> "GPTConfig":
@@ -367,7 +367,9 @@ class GPTConfig:
             ConfigError: a setting is unknown, of the wrong type, or cannot work with another.
         """
         values = dict(values)
-        written = values.pop("format", FORMAT)
-        if written != FORMAT:
-            raise ConfigError(f"this config has format {written!r}, this version reads {FORMAT}; update modular_gpt")
+        written = values.pop("format", CONFIG_FORMAT)
+        if written != CONFIG_FORMAT:
+            raise ConfigError(
+                f"this config has format {written!r}, this version reads {CONFIG_FORMAT}; update modular_gpt"
+            )
         return from_mapping(cls, values, "model")

@@ -161,8 +161,8 @@ def _check_reachable(endpoint: str) -> None:
 @lru_cache(maxsize=1)
 def _connection_problem(endpoint: str, minute: int) -> OSError | None:
     """The error of a connection to the hub, tried once per ``minute``; in a thread, as name lookup has no timeout."""
-    parts = urlsplit(endpoint)
-    address = parts.hostname or endpoint, parts.port or (80 if parts.scheme == "http" else 443)
+    url = urlsplit(endpoint)
+    address = url.hostname or endpoint, url.port or (80 if url.scheme == "http" else 443)
     answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
 
     def connect() -> None:

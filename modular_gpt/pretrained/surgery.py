@@ -67,17 +67,17 @@ class Transplant:
 
 def _grouped(rows: list[Row]) -> Iterator[tuple[str, str, str]]:
     """One line (name, elements, derivation) for the same tensor of several layers, in the order of the model."""
-    alike: dict[tuple[str, str], list[Row]] = {}
+    similar: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        alike.setdefault((_LAYER.sub("", row.name), row.how), []).append(row)
-    for (name, how), same in alike.items():
+        similar.setdefault((_LAYER.sub("", row.name), row.how), []).append(row)
+    for (name, how), same in similar.items():
         layers = [int(found[1]) for row in same if (found := _LAYER.match(row.name))]
         last = f"-{layers[-1]}" if len(layers) > 1 else ""
         where = f"blocks.{layers[0]}{last}." if layers else ""
         yield where + name, f"{sum(row.numbers for row in same):,}", how
 
 
-def with_parts(config: GPTConfig, changes: PlainMapping) -> GPTConfig:
+def with_components(config: GPTConfig, changes: PlainMapping) -> GPTConfig:
     """A config with some settings changed: ``{"attention": "gqa", "ffn": {"hidden": 512}}``.
 
     Settings of a component are merged with its present ones; another component starts from its defaults.
@@ -87,6 +87,9 @@ def with_parts(config: GPTConfig, changes: PlainMapping) -> GPTConfig:
     """
     components = {slot: encode(merge(slot, getattr(config, slot), changes[slot])) for slot in SLOTS if slot in changes}
     return GPTConfig.from_dict({**config.to_dict(), **changes, **components})
+
+
+with_parts = with_components  # the former name
 
 
 @torch.no_grad()
@@ -177,9 +180,9 @@ def _transfer(old: nn.Module | None, new: nn.Module, same: bool) -> tuple[Transf
     if old is None:
         return {}, set()
     new_tensors, old_tensors = saved_tensors(new), saved_tensors(old)
-    alike = {name for name, tensor in new_tensors.items() if _shape(old_tensors, name) == tensor.shape}
+    kept = {name for name, tensor in new_tensors.items() if _shape(old_tensors, name) == tensor.shape}
     derived: TransferReport = {}
-    if not (same and len(alike) == len(new_tensors) == len(old_tensors)):
+    if not (same and len(kept) == len(new_tensors) == len(old_tensors)):
         # modules that are not components, such as dropout, have no canonical weights
         source = old.canonical_weights() if isinstance(old, Attention | FeedForward | Norm) else None
         derived = {} if source is None else cast(Any, new).init_from(source)
@@ -188,12 +191,12 @@ def _transfer(old: nn.Module | None, new: nn.Module, same: bool) -> tuple[Transf
             derived |= {f"input_conv.{name}": how for name, how in report.items()}
         roles = {_role(name) for name in derived}
         used = {name for name in old_tensors if _role(name) in roles}
-        alike = {name for name in alike if name not in derived} if type(old) is type(new) and derived else set()
+        kept = {name for name in kept if name not in derived} if type(old) is type(new) and derived else set()
     else:
         used = set()
-    for name in alike:  # all tensors of an unchanged component, or those not in the canonical weights, such as sinks
+    for name in kept:  # all tensors of an unchanged component, or those not in the canonical weights, such as sinks
         new_tensors[name].copy_(old_tensors[name])
-    return derived | dict.fromkeys(alike, ""), used | alike
+    return derived | dict.fromkeys(kept, ""), used | kept
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:

@@ -27,7 +27,7 @@ def environment() -> PlainDict:
         "processor": processor(),
         "physical_cores": physical_cores(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": memory_bytes(),
+        "memory_bytes": total_memory_bytes(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
     }
@@ -71,7 +71,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_bytes() -> int | None:
+def total_memory_bytes() -> int | None:
     """The machine's memory in bytes; None if it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -22,7 +22,7 @@ from modular_gpt.training.lora import ADAPTERS, NEW_WEIGHTS
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Progress, Trainer
 
-FORMAT = 1
+TRAINING_FORMAT = 1
 OPTIMIZER, TRAINER = "optimizer", "trainer"  # sets of tensors beside the model's
 TRAINED = "trained"  # the weights as training has them, where the model's own are averages of them
 RANDOM, AVERAGE = "random", "average/"  # names of tensors in the trainer's set
@@ -214,7 +214,7 @@ def training_state(trainer: Trainer) -> tuple[PlainDict, dict[str, Tensors]]:
     if math.isinf(trainer.progress.best_loss):
         progress["best_loss"] = None  # JSON has no infinity
     meta = {
-        "training": FORMAT,
+        "training": TRAINING_FORMAT,
         "step": trainer.progress.step,
         "progress": progress,
         "optimizer": trainer.optimizer.config.name,
@@ -269,7 +269,7 @@ def restore(trainer: Trainer, reader: CheckpointReader) -> None:
 
 def check_notes(meta: PlainDict, directory: Path) -> None:
     """Raise a CheckpointError if the notes of a checkpoint are not those of a training."""
-    if meta.get("training") != FORMAT:
+    if meta.get("training") != TRAINING_FORMAT:
         raise CheckpointError(f"'{directory}' holds a model but no training to go on with")
     missing = [name for name in NOTES if name not in meta]
     if missing:

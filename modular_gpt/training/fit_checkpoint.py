@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modular_gpt.checkpoint import FOLDER, LATEST, MANIFEST, CheckpointReader, find_checkpoint
+from modular_gpt.checkpoint import FOLDER, LATEST, MANIFEST, CheckpointReader, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import decode, encode
@@ -42,45 +42,48 @@ def open_directory(checkpoint: str | Path | None) -> Iterator[RunFiles | None]:
         yield RunFiles(directory)
 
 
-def latest(files: RunFiles | None) -> Path | None:
+def latest(files: RunFiles | None) -> CheckpointReader | None:
     """The newest intact checkpoint in a directory, verified; None if there is none."""
     if files is None or not steps_in(files.directory / FOLDER):
         return None
-    return find_checkpoint(files.directory, prefer=LATEST)
+    return open_checkpoint(files.directory, prefer=LATEST)
 
 
-def load_weights(model: GPTModel, data: PreparedData, checkpoint: Path) -> None:
+def load_weights(model: GPTModel, data: PreparedData, reader: CheckpointReader) -> None:
     """Load the weights of a verified checkpoint into a model; nothing is changed if it is of another model or data.
 
     Raises:
         CheckpointError: it is of another model.
         DataError: it is of other data, or another tokenizer.
     """
-    reader = CheckpointReader(checkpoint)
     now, before = model.config.to_dict(), reader.config.to_dict()
     changed = [f"{name}={value}" for name, value in before.items() if now.get(name) != value]
     if changed:
         raise CheckpointError(
-            f"'{checkpoint}' is of a model with {', '.join(changed)}: give that model, or another directory"
+            f"'{reader.directory}' is of a model with {', '.join(changed)}: give that model, or another directory"
         )
     weights = reader.tensors("model")
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    check_shapes(expected, {name: tensor.shape for name, tensor in weights.items()}, f"'{checkpoint}'", "the model")
+    check_shapes(
+        expected, {name: tensor.shape for name, tensor in weights.items()}, f"'{reader.directory}'", "the model"
+    )
     data.check_identity(reader.meta.get("data", {}))
     model.load_state_dict(weights)
 
 
-def resume(trainer: Trainer, checkpoint: Path) -> None:
+def resume(trainer: Trainer, reader: CheckpointReader) -> None:
     """Continue a training from a checkpoint whose weights the model has.
 
     Raises:
         ConfigError: it has done more steps than this training is to have.
         CheckpointError: it has other settings that cannot change.
     """
-    restore(trainer, checkpoint)
+    restore(trainer, reader)
     done, steps = trainer.progress.step, trainer.config.max_steps
     if done > steps:
-        raise ConfigError(f"'{checkpoint}' has done {done} steps, and this training has {steps}: give it more of them")
+        raise ConfigError(
+            f"'{reader.directory}' has done {done} steps, and this training has {steps}: give it more of them"
+        )
 
 
 def earlier_entries(files: RunFiles, trainer: Trainer) -> tuple[MetricsLog, list[Entry]]:

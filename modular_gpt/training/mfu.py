@@ -69,7 +69,7 @@ class ThroughputMonitor:
         The memory is the largest so far on a GPU, and the process's present one elsewhere.
         """
         mfu = self.flops * tokens_per_second / self.peak if self.flops and self.peak else None
-        values = {"mfu": mfu, "memory_bytes": memory_bytes(self.device)}
+        values = {"mfu": mfu, "memory_bytes": used_memory_bytes(self.device)}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -112,7 +112,7 @@ def measured_peak(dtype: torch.dtype) -> float:
     return 2 * 1024**3 / best
 
 
-def memory_bytes(device: torch.device) -> int | None:
+def used_memory_bytes(device: torch.device) -> int | None:
     """Bytes in use: the peak so far on a GPU, else of this process now; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

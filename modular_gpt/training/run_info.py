@@ -15,7 +15,7 @@ from modular_gpt.training.mfu import ThroughputMonitor, build_monitor
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Trainer
 
-CONFIG, INFO = "config.yaml", "run.json"
+RUN_CONFIG, INFO = "config.yaml", "run.json"
 
 
 def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
@@ -48,7 +48,7 @@ def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: T
         "environment": environment(),
         "config": config.to_dict(),
     }
-    files.replace(CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    files.replace(RUN_CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
     files.replace(INFO, json.dumps(info, indent=1))
 
 

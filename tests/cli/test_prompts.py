@@ -15,7 +15,7 @@ import torch
 from modular_gpt import DataError
 from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
 from modular_gpt.checkpoint.resolve import Loaded
-from modular_gpt.cli import text_writer
+from modular_gpt.cli import generate_task, text_writer
 from modular_gpt.cli.evaluate_task import EvalSettings, measure
 from modular_gpt.cli.finite_weights import check_finite_weights
 from modular_gpt.cli.generate_task import Progress, read_prompts
@@ -64,6 +64,12 @@ def test_a_line_is_a_prompt_whatever_characters_it_has(tmp_path: Path, suffix: s
     path = tmp_path / f"prompts{suffix}"
     path.write_bytes(mark + end.join([lines[0], "", *lines[1:], ""]).encode())
     assert read_prompts(path) == prompts
+
+
+def test_an_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_task, "MAX_PROMPTS", 1000)
+    with pytest.raises(DataError, match="more than 1,000 bytes of prompts"):
+        read_prompts(Path("/dev/zero"))
 
 
 def test_a_line_of_json_is_named_by_its_number(tmp_path: Path) -> None:

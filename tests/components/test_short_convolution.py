@@ -16,7 +16,7 @@ from modular_gpt.core.short_convolution import ShortConvolution
 from modular_gpt.generation import generate
 from modular_gpt.optim import build_optimizer
 from modular_gpt.optim.muon import OrthogonalMomentum
-from modular_gpt.pretrained import transplant, with_parts
+from modular_gpt.pretrained import transplant, with_components
 from tests.components.cases import MODEL
 from tests.components.laws import build, close, feed, text
 from tests.generation.models import ATTENTIONS, naive_greedy, prompts, tiny
@@ -114,8 +114,8 @@ def test_a_cache_of_another_dtype_and_a_reset_one() -> None:
 @torch.no_grad()
 def test_added_to_a_trained_model_it_starts_as_nothing(attention: str) -> None:
     source, ids = build(config("gqa", conv=None)), text(config())
-    without, _ = transplant(source, with_parts(source.config, {"attention": attention}))
-    model, report = transplant(source, with_parts(source.config, {"attention": {"name": attention, "conv": 3}}))
+    without, _ = transplant(source, with_components(source.config, {"attention": attention}))
+    model, report = transplant(source, with_components(source.config, {"attention": {"name": attention, "conv": 3}}))
     for one, other in zip(without.blocks, model.blocks, strict=True):
         other.attention.load_state_dict(one.attention.state_dict(), strict=False)  # a latent has random weights
     assert torch.equal(model(ids), without(ids))
@@ -125,14 +125,14 @@ def test_added_to_a_trained_model_it_starts_as_nothing(attention: str) -> None:
 @torch.no_grad()
 def test_its_taps_move_to_a_longer_one_and_to_another_attention() -> None:
     source, ids = build(config("gqa")), text(config())
-    longer, report = transplant(source, with_parts(source.config, {"attention": {"conv": 5}}))
+    longer, report = transplant(source, with_components(source.config, {"attention": {"conv": 5}}))
     close(longer(ids), source(ids), 1e-6)
     assert "the last 3 taps" in str(report)
-    linear, _ = transplant(source, with_parts(source.config, {"attention": {"name": "linear", "conv": 3}}))
+    linear, _ = transplant(source, with_components(source.config, {"attention": {"name": "linear", "conv": 3}}))
     for one, other in zip(source.blocks, linear.blocks, strict=True):
         assert one.attention.input_conv is not None and other.attention.input_conv is not None
         assert torch.equal(one.attention.input_conv.weight, other.attention.input_conv.weight)
-    _, report = transplant(source, with_parts(source.config, {"attention": {"conv": None}}))
+    _, report = transplant(source, with_components(source.config, {"attention": {"conv": None}}))
     assert {row.name for row in report.rows if row.status == "skipped"} == {
         f"blocks.{layer}.attention.input_conv.weight" for layer in range(MODEL["n_layers"])
     }

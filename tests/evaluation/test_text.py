@@ -14,7 +14,7 @@ from modular_gpt import ConfigError, DataError, GPTConfig, GPTModel
 from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.data import build_tokenizer
 from modular_gpt.data.tokenizers.byte import ByteTokenizer
-from modular_gpt.evaluation import evaluate_text, evaluate_tokens, log_probabilities, windows
+from modular_gpt.evaluation import evaluate_text, evaluate_tokens, log_probabilities, sliding_windows
 from modular_gpt.pretrained import load_pretrained
 
 CONTEXT = 8
@@ -32,7 +32,7 @@ def small(**changes: Any) -> GPTModel:
 def test_every_token_counts_once(count: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context))
     counted: list[int] = []
-    for window in windows(count, context, stride):
+    for window in sliding_windows(count, context, stride):
         assert 0 < window.end - window.start <= context and window.scored > 0
         new = range(window.end - window.scored + 1, window.end + 1)
         for token in new:

@@ -105,7 +105,7 @@ def test_rows_stop_by_themselves() -> None:
     ids, padding = left_pad([[1], [1, 1], [1, 1, 1]])
     settings = GenerationConfig(greedy=True, stop=["|"], max_new_tokens=8)
     run = Generation(model, ids, settings, padding=padding, decode_stream=BYTES.decode_stream)  # type: ignore[arg-type]
-    shown = list(itertools.zip_longest(*(step.pieces for step in run), fillvalue=""))
+    shown = list(itertools.zip_longest(*(step.texts for step in run), fillvalue=""))
     assert ["".join(row) for row in shown] == ["ab", "efgh", "ijklmnop"]
     assert [text.text for [text] in run.finish()] == ["ab", "efgh", "ijklmnop"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt import ConfigError, GPTModel
-from modular_gpt.pretrained import text_loss, transplant, with_parts
+from modular_gpt.pretrained import text_loss, transplant, with_components
 from modular_gpt.pretrained.surgery import CONVERTED, LOADED, NEW, SKIPPED
 from tests.reference.cases import ids
 from tests.reference.conftest import TOLERANCE, difference
@@ -35,7 +35,7 @@ def apart(one: GPTModel, other: GPTModel) -> float:
 
 def changed(source: GPTModel, **changes: Any) -> tuple[GPTModel, dict[str, set[str]], str]:
     """The new model, the names by status, and the printed table."""
-    model, report = transplant(source, with_parts(source.config, changes))
+    model, report = transplant(source, with_components(source.config, changes))
     return (
         model,
         {s: {r.name for r in report.rows if r.status == s} for s in (LOADED, CONVERTED, NEW, SKIPPED)},
@@ -298,7 +298,7 @@ def test_norms_after_the_parts_are_new() -> None:
 def test_the_table_is_complete(changes: dict[str, Any]) -> None:
     """Each tensor of the new model has one line, and the numbers add up."""
     source = trained()
-    model, report = transplant(source, with_parts(source.config, changes))
+    model, report = transplant(source, with_components(source.config, changes))
     ours = [row.name for row in report.rows if row.status != SKIPPED]
     assert sorted(ours) == sorted(model.state_dict())
     total = sum(tensor.numel() for tensor in model.state_dict().values())
@@ -311,12 +311,12 @@ def test_the_table_is_complete(changes: dict[str, Any]) -> None:
 
 def test_changes_of_a_config() -> None:
     config = trained(attention={"name": "gqa", "n_kv_heads": 2}, pos="rope").config
-    assert with_parts(config, {"attention": {"window": 7}}).attention.n_kv_heads == 2
-    assert with_parts(config, {"attention": "mla"}).pos == config.pos
+    assert with_components(config, {"attention": {"window": 7}}).attention.n_kv_heads == 2
+    assert with_components(config, {"attention": "mla"}).pos == config.pos
     with pytest.raises(ConfigError, match="did you mean 'gqa'"):
-        with_parts(config, {"attention": "gqaa"})
+        with_components(config, {"attention": "gqaa"})
     with pytest.raises(ConfigError, match="n_layerz"):
-        with_parts(config, {"n_layerz": 3})
+        with_components(config, {"n_layerz": 3})
 
 
 @pytest.mark.parametrize("count", [2, 32, 33, 34, 100, 700])

@@ -8,7 +8,7 @@ import torch
 
 from modular_gpt.training import mfu as meter
 from modular_gpt.training.metrics import read_metrics
-from modular_gpt.training.mfu import ThroughputMonitor, build_monitor, measured_peak, memory_bytes, published_peak
+from modular_gpt.training.mfu import ThroughputMonitor, build_monitor, measured_peak, published_peak, used_memory_bytes
 from modular_gpt.training.recorder import shown
 from tests.training.small import config, run
 
@@ -77,9 +77,9 @@ def test_gpus_are_looked_up(name: str, peak: float | None, monkeypatch: pytest.M
 
 
 def test_memory_follows_what_the_process_holds() -> None:
-    before = memory_bytes(CPU)
+    before = used_memory_bytes(CPU)
     held = torch.ones(2**25)  # 128 MiB
-    after = memory_bytes(CPU)
+    after = used_memory_bytes(CPU)
     assert before and after and after - before > 0.9 * held.nbytes
 
 

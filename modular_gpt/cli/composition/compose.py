@@ -97,7 +97,7 @@ def _store(group: str | None, name: str, node: Any) -> None:
 
 
 @contextmanager
-def _hydra_of_our_own(conf: Path) -> Iterator[None]:
+def _separate_hydra(conf: Path) -> Iterator[None]:
     """Hydra on the package's yaml files; whatever a notebook had initialised before is there again afterwards."""
     before, base = GlobalHydra.instance().hydra, version.getbase()
     GlobalHydra.instance().clear()
@@ -153,7 +153,7 @@ def _with_choices(command: Command, chosen: list[str], where: list[Path]) -> Dic
     paths += [path for folder in where for path in folder.glob("*.yaml")]
     key = (command.name, *chosen, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(paths)))
     if key not in _composed:
-        with _hydra_of_our_own(where[0]):
+        with _separate_hydra(where[0]):
             config = compose(command.name, chosen, return_hydra_config=True)
         _refuse_code(config)
         with open_dict(config):

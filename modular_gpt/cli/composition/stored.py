@@ -113,7 +113,7 @@ class _Classes:
         if key not in self._made:
             given = self._described[key]
             texts = "\n\n".join(f"{name}: {text}" for name, text in given["texts"].items())
-            fields = [(each["name"], self._type(each["type"]), self._default(each)) for each in given["fields"]]
+            fields = [(field["name"], self._type(field["type"]), self._default(field)) for field in given["fields"]]
             self._made[key] = make_dataclass(given["name"], fields, namespace={"__doc__": texts})
         return self._made[key]
 
@@ -123,7 +123,7 @@ class _Classes:
         name, *inner = given
         if name == "class":
             return self(inner[0])
-        types = [self._type(each) for each in inner]
+        types = [self._type(item) for item in inner]
         if name == "union":
             return functools.reduce(operator.or_, types)
         return dict[types[0], types[1]] if name == "dict" else list[types[0]]  # type: ignore[valid-type]

@@ -245,12 +245,12 @@ def by_query_head(x: Tensor, n_heads: int) -> Tensor:
 
 @torch.no_grad()
 def cache_equals_full_pass(model: GPTModel) -> Answer:
-    """Decoding with a cache, in pieces and token by token, gives the logits of one pass."""
+    """Decoding with a cache, in chunks and token by token, gives the logits of one pass."""
     ids = ids_of(model, rows=2)
     with mode(model, training=False), strengthened(model):
         full, cache = model(ids), model.new_cache(2, TOKENS)
-        pieces = [model(piece, cache=cache) for piece in ids.split([3, 1, 1, 5, *[1] * (TOKENS - 10)], dim=1)]
-    error = float((torch.cat(pieces, dim=1) - full).abs().max() / full.std())
+        logits = [model(chunk, cache=cache) for chunk in ids.split([3, 1, 1, 5, *[1] * (TOKENS - 10)], dim=1)]
+    error = float((torch.cat(logits, dim=1) - full).abs().max() / full.std())
     return Answer(error < 10 * CLOSE, f"off by {error:.1e}", "the same")
 
 

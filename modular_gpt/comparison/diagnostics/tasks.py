@@ -32,28 +32,28 @@ RECALL, QUICK_RECALL = Recipe(steps=700), Recipe(steps=300, learning_rate=5e-3)
 class Task:
     """A model and what it learns.
 
-    least, most: between which its accuracy has to lie; None: nothing is known
+    lowest, highest: between which its accuracy has to lie; None: nothing is known
     """
 
     name: str
     model: GPTConfig
     data: PlainDict
     recipe: Recipe
-    least: float | None = None
-    most: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
 
     @property
     def expected(self) -> str:
         """The answer that follows from the architecture."""
-        if self.least is not None:
-            return f"at least {self.least:.3f}"
-        return "" if self.most is None else f"at most {self.most:.3f}"
+        if self.lowest is not None:
+            return f"at least {self.lowest:.3f}"
+        return "" if self.highest is None else f"at most {self.highest:.3f}"
 
     def right(self, accuracy: float) -> bool | None:
         """Whether an accuracy is the expected one."""
-        if self.least is None and self.most is None:
+        if self.lowest is None and self.highest is None:
             return None
-        return (self.least is None or accuracy >= self.least) and (self.most is None or accuracy <= self.most)
+        return (self.lowest is None or accuracy >= self.lowest) and (self.highest is None or accuracy <= self.highest)
 
     def learn(self) -> Learned:
         """Train the model."""
@@ -80,8 +80,8 @@ def staircase(attention: ComponentLike, layers: int = 1, **settings: object) -> 
         model,
         {"task": "lag", "lag": LAG, "vocab_size": LAG_IDS},
         STAIRCASE,
-        least=SOLVED if solvable and has_full_heads(model) else None,
-        most=None if solvable or farthest is None else 1 / LAG_IDS + MARGIN,
+        lowest=SOLVED if solvable and has_full_heads(model) else None,
+        highest=None if solvable or farthest is None else 1 / LAG_IDS + MARGIN,
     )
 
 
@@ -109,8 +109,8 @@ def recall(attention: ComponentLike, pairs: int = PAIRS, quick: bool = False, **
         model,
         {"task": "mqar", "pairs": pairs, "vocab_size": ids},
         QUICK_RECALL if quick else RECALL,
-        least=SOLVED if ceiling == 1.0 and has_full_heads(model) else None,
-        most=ceiling + (1 - ceiling) * 2 / ids + MARGIN if ceiling < 1.0 else None,
+        lowest=SOLVED if ceiling == 1.0 and has_full_heads(model) else None,
+        highest=ceiling + (1 - ceiling) * 2 / ids + MARGIN if ceiling < 1.0 else None,
     )
 
 
@@ -138,7 +138,7 @@ def latent(rank: int, norm: str | None) -> Task:
     attention = {"name": "mla", "kv_lora_rank": rank, "latent_norm": norm}
     task = recall(attention)
     assert task is not None
-    return replace(task, name=f"D3 recall, latent {rank}, norm {norm or 'none'}", least=None, most=None)
+    return replace(task, name=f"D3 recall, latent {rank}, norm {norm or 'none'}", lowest=None, highest=None)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from modular_gpt.data.prepared import Batch, PreparedData
 from modular_gpt.data.synthetic_tasks import TASKS, Draws, TaskSizes
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-FORMAT = 1  # of the rows: another one gives another fingerprint
+ROWS_FORMAT = 1  # of the rows: another one gives another fingerprint
 TRAIN, VALIDATION = 0, 1  # streams of random numbers
 LARGEST = {"vocab_size": 2**16, "pairs": 2**12, "lag": 2**16, "validation_samples": 2**20}
 
@@ -88,7 +88,7 @@ class Synthetic(Corpus, name="synthetic"):
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps([FORMAT, self.describe()], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([ROWS_FORMAT, self.describe()], sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> Mapping[str, int | str]:
         return asdict(self.config)

@@ -27,7 +27,7 @@ from modular_gpt.data.templates import encode as encode_conversation
 from modular_gpt.data.tokenizers.streaming import StreamDecoder, TextStream
 
 FILE = "tokenizer.json"
-FORMAT = 1
+TOKENIZER_FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
 MAX_VOCAB_SIZE = 2**24  # of a vocabulary to learn
 
@@ -242,7 +242,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     def save(self, directory: str | Path) -> None:
         """Write ``tokenizer.json`` into a directory that exists."""
         content = {
-            "modular_gpt_tokenizer": FORMAT,
+            "modular_gpt_tokenizer": TOKENIZER_FORMAT,
             "kind": self.name,
             "fingerprint": self.fingerprint,
             "definition": self.definition(),
@@ -274,7 +274,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
             raise DataError(f"there is no tokenizer file '{path}': name the directory of a checkpoint") from error
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
-        if not isinstance(content, dict) or content.get("modular_gpt_tokenizer") != FORMAT:
+        if not isinstance(content, dict) or content.get("modular_gpt_tokenizer") != TOKENIZER_FORMAT:
             raise DataError(
                 f"'{path}' is not a tokenizer file of this version: if it comes from Hugging Face,"
                 " use tokenizer=hf tokenizer.path=<that file>"

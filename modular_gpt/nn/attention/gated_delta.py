@@ -135,8 +135,8 @@ class GatedDeltaNet(
         states = [None] * 4 if cache is None else cache.tensors
         projected = fused_linear(x, (self.query, self.key, self.value), self.training)
         convs = (self.query_conv, self.key_conv, self.value_conv)
-        mixed = [conv(part, pos, state) for conv, part, state in zip(convs, projected, states[1:], strict=True)]
-        q, k = (self._unit(part, self.key_dim) for part, _ in mixed[:2])
+        mixed = [conv(x, pos, state) for conv, x, state in zip(convs, projected, states[1:], strict=True)]
+        q, k = (self._unit(x, self.key_dim) for x, _ in mixed[:2])
         q, k = report("attention.query", q * self.key_dim**-0.5), report("attention.key", k)
         v = report("attention.value", self._heads(F.silu(mixed[2][0]), self.value_dim))
         gates = self._gates(x, pos)

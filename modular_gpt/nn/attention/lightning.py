@@ -90,7 +90,7 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
         q, k, v, gate = fused_linear(x, (self.query, self.key, self.value, self.gate), self.training)
-        q, k, v = (self._split(F.silu(part)) for part in (q, k, v))
+        q, k, v = (self._split(F.silu(x)) for x in (q, k, v))
         q, k, v = report("attention.query", q), report("attention.key", k), report("attention.value", v)
         valid = pos.valid()
         if valid is not None:

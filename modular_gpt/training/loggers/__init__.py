@@ -41,17 +41,17 @@ class Loggers:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Pass the metrics of a step to all loggers."""
-        self._each(lambda logger: logger.scalars(step, values))
+        self._call_all(lambda logger: logger.scalars(step, values))
 
     def text(self, step: int, sample: str) -> None:
         """Pass a sample to all loggers."""
-        self._each(lambda logger: logger.text(step, sample))
+        self._call_all(lambda logger: logger.text(step, sample))
 
     def finish(self, outcome: PlainMapping) -> None:
         """Finish all loggers; without metrics if the run ended early."""
-        self._each(lambda logger: logger.finish(outcome))
+        self._call_all(lambda logger: logger.finish(outcome))
 
-    def _each(self, act: Callable[[Logger], None]) -> None:
+    def _call_all(self, act: Callable[[Logger], None]) -> None:
         for logger in list(self.loggers):
             try:
                 act(logger)
