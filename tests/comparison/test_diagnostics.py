@@ -28,7 +28,7 @@ def test_a_lag_is_learned_exactly_where_the_windows_reach_it(layers: int, window
     """Ids beyond the reach are independent of those within: 1 / 32 of them are guessed."""
     task = staircase({"name": "swa", "window": window}, layers)
     solvable = layers * (window - 1) >= 7
-    assert (task.least, task.most) == ((0.99, None) if solvable else (None, pytest.approx(1 / 32 + 0.03)))
+    assert (task.lowest, task.highest) == ((0.99, None) if solvable else (None, pytest.approx(1 / 32 + 0.03)))
     if layers == 1:  # two layers take longer: benchmarks/diagnostics.py
         found = replace(task, recipe=replace(task.recipe, steps=120)).learn()
         assert task.right(found.accuracy) and (found.accuracy > 0.99) == solvable
@@ -38,9 +38,9 @@ def test_recall_is_bounded_by_the_window() -> None:
     assert visible_pairs(31, 8) == pytest.approx(0.5208, abs=1e-4)
     assert visible_pairs(63, 8) == 1.0
     task = recall({"name": "swa", "window": 32})
-    assert task is not None and task.most == pytest.approx(0.521 + 0.03, abs=0.01)
+    assert task is not None and task.highest == pytest.approx(0.521 + 0.03, abs=0.01)
     full, linear = recall("mha"), recall("linear")
-    assert full is not None and linear is not None and (full.least, linear.least) == (0.99, None)
+    assert full is not None and linear is not None and (full.lowest, linear.lowest) == (0.99, None)
     assert full.model.attention.conv == 3
 
 
