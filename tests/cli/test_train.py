@@ -147,14 +147,14 @@ def result(ended_by: int | None) -> RunResult:
 
 
 def test_ctrl_c_that_training_has_dealt_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "train", lambda config: result(signal.SIGINT))
+    monkeypatch.setattr(training, "train", lambda config, **_: result(signal.SIGINT))
     assert run("train").code == 130
-    monkeypatch.setattr(training, "train", lambda config: result(signal.SIGTERM))
+    monkeypatch.setattr(training, "train", lambda config, **_: result(signal.SIGTERM))
     assert run("train").code == 143
 
 
 def test_ctrl_c_at_any_other_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(config: Any) -> None:
+    def interrupted(config: Any, **_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupted)
@@ -177,7 +177,7 @@ def test_ctrl_c_ends_the_runs_that_would_follow(run: Run, monkeypatch: pytest.Mo
 
 
 def test_our_own_mistakes_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config: Any) -> None:
+    def broken(config: Any, **_: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(training, "train", broken)
