@@ -140,7 +140,7 @@ class Chat:
         steps = cast(Generator[Step, None, None], iter(turn.run))
         try:
             for step in steps:
-                yield step.pieces[0]
+                yield step.texts[0]
         except GeneratorExit:
             steps.close()
             self.end(turn, turn.run.continuations([0])[0])

@@ -149,9 +149,9 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
             raise ConfigError(
                 f"past_key_values is a {type(given).__name__}; leave it out, and the model makes its own cache"
             )
-        if given is not None and given.own.batch != len(ids):
+        if given is not None and given.inner.batch != len(ids):
             raise ConfigError(
-                f"past_key_values has {given.own.batch} rows and the prompt {len(ids)}: give as many, or leave it out"
+                f"past_key_values has {given.inner.batch} rows and the prompt {len(ids)}: give as many, or leave it out"
             )
         if given is None and use_cache:
             return GenerationCache(self.model.new_cache(ids.shape[0]))
@@ -177,7 +177,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
                     "assisted generation and prompt lookup read their prompt from its beginning: leave out"
                     " past_key_values"
                 )
-            given.own.reserve(None if grows else max_cache_length)
+            given.inner.reserve(None if grows else max_cache_length)
         if given is not None or generation_config.use_cache is False:
             return
         if generation_config.cache_implementation is not None:

@@ -25,7 +25,7 @@ from modular_gpt.data.token_cache import START_BYTES, check_file, check_ids, ope
 from modular_gpt.data.token_files import TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-FORMAT = 1  # of the manifest
+MANIFEST_FORMAT = 1  # of the manifest
 NAMES = {"train": ("train.bin",), "validation": ("val.bin", "validation.bin")}
 VOCABULARY, PICKLED = "meta.json", "meta.pkl"
 DTYPES = ("uint8", "uint16", "uint32")
@@ -101,7 +101,7 @@ class Tokens(Corpus, name="tokens"):
             )
         documents = "" if self.packing is None else " documents"
         data = open_or_build(
-            f"tokens {FORMAT} {self.fingerprint} {tokenizer.fingerprint}{documents}",
+            f"tokens {MANIFEST_FORMAT} {self.fingerprint} {tokenizer.fingerprint}{documents}",
             lambda directory: self._count(directory, tokenizer),
             self._read,
             cache_dir,
@@ -123,7 +123,7 @@ class Tokens(Corpus, name="tokens"):
             if self.packing is not None:
                 splits[name]["documents_sha256"] = write_starts(directory, name, starts)
         return {
-            "format": FORMAT,
+            "format": MANIFEST_FORMAT,
             "corpus": {**self.describe(), "fingerprint": self.fingerprint},
             "tokenizer": tokenizer.describe(),
             "splits": splits,

@@ -30,7 +30,7 @@ from modular_gpt.data.token_cache import (
 from modular_gpt.data.token_files import TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-FORMAT = 1
+RECORDS_FORMAT = 1
 CHUNK = 4096  # records whose roles are looked at together
 
 
@@ -103,7 +103,7 @@ def prepare_records(
     """
     identity = [source.content, encoder.tokenizer.fingerprint, encoder.fingerprint]
     return open_or_build(
-        f"records {FORMAT} {' '.join(identity)}",
+        f"records {RECORDS_FORMAT} {' '.join(identity)}",
         lambda directory: _build(directory, source, encoder),
         _read,
         cache_dir,
@@ -132,7 +132,7 @@ def _build(directory: Path, source: RecordSource, encoder: RecordEncoder) -> Pla
     """Write the files of both splits; returns the manifest."""
     tokenizer = encoder.tokenizer
     return {
-        "format": FORMAT,
+        "format": RECORDS_FORMAT,
         "corpus": {**source.describe(), "fingerprint": source.content},
         "tokenizer": tokenizer.describe(),
         "dtype": smallest_dtype(tokenizer.vocab_size).str,
