@@ -150,7 +150,6 @@ class Generation:
                 f"a cache is kept for one text, and strategy={settings.strategy} with {self.prompts} prompts and"
                 f" num_return_sequences={settings.num_return_sequences} has several rows; use a single one"
             )
-        self._runners[0].reuse(kept)
         self._kept = kept
 
     def _make_runners(self) -> list[ModelRunner]:
@@ -193,7 +192,9 @@ class Generation:
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
-        """Context manager: give back the cache of ``reuse`` at the end, unless a step has failed midway."""
+        """Context manager: use the cache of ``reuse``, and give it back at the end, unless a step fails midway."""
+        if self._kept is not None:
+            self._runners[0].reuse(self._kept)
         try:
             yield
         except GeneratorExit:  # left between two steps

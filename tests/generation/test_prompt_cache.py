@@ -81,6 +81,14 @@ def test_a_text_with_another_end_is_read_from_where_it_differs(attention: str) -
     assert sum(counts) == (2 + 5 if goes_back else 12 + 5)
 
 
+def test_a_run_that_never_starts_takes_nothing() -> None:
+    model = tiny()
+    kept = PromptCache(model)
+    ids = turn(model, kept, [1, 2, 3], 6)
+    Generation(model, torch.tensor([[1, 2, 3, 4]]), GenerationConfig(max_new_tokens=2)).reuse(kept)
+    assert kept.ids == ids[:-1]
+
+
 def test_a_run_that_is_left_keeps_what_it_has_read() -> None:
     model = tiny()
     kept, ids = PromptCache(model), [1, 2, 3]
