@@ -2,15 +2,19 @@
 
 import base64
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from modular_gpt.core.errors import CheckpointError, ConfigError
+from modular_gpt.data.templates import stops_of
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.deploy.gguf import ARCHITECTURES, write_gguf
 from modular_gpt.deploy.gguf_vocabulary import REMEDY, GGUFVocabulary, from_library, from_sentencepiece
 from modular_gpt.model import GPTModel
 from modular_gpt.pretrained import as_published
 
+_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")  # a tag of transformers alone
 SYMBOLS = ("\n",)  # that tokenizer=sentencepiece defines, see its settings of the library
 
 
@@ -37,7 +41,17 @@ def save_gguf(model: GPTModel, path: str | Path, tokenizer: Tokenizer | None = N
 
 
 def gguf_vocabulary(tokenizer: Tokenizer) -> GGUFVocabulary:
-    """The vocabulary of a tokenizer. Raises CheckpointError if GGUF has no counterpart."""
+    """The vocabulary of a tokenizer, with its chat template. Raises CheckpointError if GGUF has no counterpart."""
+    found, template = _vocabulary(tokenizer), tokenizer.template
+    if template is None:
+        return found
+    source = template.jinja()
+    source = source if isinstance(source, str) else source["default"]
+    plain = _GENERATION.sub(lambda tag: f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}", source)
+    return replace(found, chat_template=plain, eot_id=next(iter(stops_of(template, tokenizer).tokens), None))
+
+
+def _vocabulary(tokenizer: Tokenizer) -> GGUFVocabulary:
     definition = tokenizer.definition()
     if tokenizer.name == "sentencepiece":
         import sentencepiece

@@ -35,6 +35,7 @@ class GGUFVocabulary:
     model: tokenizer.ggml.model: gpt2 (byte-level BPE) or llama (the BPE of SentencePiece)
     split: tokenizer.ggml.pre, for BPE
     bos_id, eos_id: ids that begin and end a text, None where there is none
+    chat_template: in Jinja, None where there is none; eot_id: the id that ends an answer by it
     """
 
     model: str
@@ -46,6 +47,8 @@ class GGUFVocabulary:
     bos_id: int | None = None
     eos_id: int | None = None
     unknown_id: int | None = None
+    chat_template: str | None = None
+    eot_id: int | None = None
     flags: dict[str, bool] = field(default_factory=dict)
 
     def add_to(self, writer: "GGUFWriter", size: int) -> None:
@@ -63,11 +66,14 @@ class GGUFVocabulary:
             (writer.add_bos_token_id, self.bos_id),
             (writer.add_eos_token_id, self.eos_id),
             (writer.add_unk_token_id, self.unknown_id),
+            (writer.add_eot_token_id, self.eot_id),
         ):
             if id is not None:
                 add(id)
         writer.add_add_bos_token(self.bos_id is not None)
         writer.add_add_eos_token(False)
+        if self.chat_template is not None:
+            writer.add_chat_template(self.chat_template)
         for name, value in self.flags.items():
             writer.add_bool(f"tokenizer.ggml.{name}", value)
 

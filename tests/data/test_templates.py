@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from modular_gpt import ConfigError, DataError
@@ -89,6 +91,28 @@ def test_special_tokens_in_a_message_stay_text(shape: str, ours: Tokenizer) -> N
     assert counted.ids.count(end_id) == expected.count(end_id) + 1  # the one that ends the answer
 
 
+SPELLINGS = ["a", " ", "\n", "<|", "|>", "<", ">", "im_end", "eot_id", "/s", "END"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    contents=st.lists(
+        st.lists(st.sampled_from(["a", " ", "\n", "<|", "|>", "<", ">", "im_end", "eot_id", "/s", "END"])),
+        min_size=3,
+        max_size=3,
+    )
+)
+def test_no_message_makes_a_special_token(contents: list[list[str]], shape: str, ours: Tokenizer) -> None:
+    """Whatever messages spell, alone or together with the template: the special tokens are those of plain ones."""
+    roles = ("user", "assistant", "user")
+    texts = ["x" + "".join(content).replace("END", END_OF_TURN[shape]) + "x" for content in contents]
+    spelled = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    ids = ours.apply_chat_template(spelled)
+    plain = ours.apply_chat_template([{"role": role, "content": "x"} for role in roles])
+    special = set(ours.special_tokens.values())
+    assert [id for id in ids if id in special] == [id for id in plain if id in special]
+
+
 def test_a_template_is_saved_with_its_tokenizer(shape: str, ours: Tokenizer, tmp_path: Path) -> None:
     ours.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
@@ -128,8 +152,8 @@ def test_templates_by_name(name: str, tokenizer: str, tmp_path: Path) -> None:
     opened = template.render(messages[:2], open_turn=True)
     assert template.render(messages).startswith(opened)
     jinja = JinjaTemplate({"default": str(template.jinja())}, {}, SpecialTexts.of(ours))  # rendered by transformers
-    for given, open_turn in ((messages, False), (messages[:2], True), (messages[1:2], True)):
-        assert jinja.render(given, open_turn) == template.render(given, open_turn)
+    for start, open_turn in ((messages, False), (messages[:2], True), (messages[1:2], True)):
+        assert jinja.render(start, open_turn) == template.render(start, open_turn)
     answers_of = [segment.text for segment in jinja.segments(messages) if segment.is_answer]
     assert "".join(answers_of) == answers and jinja.end_of_turn == template.end_of_turn
 

@@ -15,6 +15,7 @@ from modular_gpt.checkpoint.gguf_file import gguf_vocabulary, save_gguf  # noqa:
 from modular_gpt.cli import convert  # noqa: E402
 from modular_gpt.core.registry import decode  # noqa: E402
 from modular_gpt.data.corpora import build_corpus  # noqa: E402
+from modular_gpt.data.templates import JinjaTemplate, SpecialTexts, build_template  # noqa: E402
 from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer  # noqa: E402
 from modular_gpt.deploy.gguf import ARCHITECTURES  # noqa: E402
 from modular_gpt.pretrained import FAMILIES, as_published  # noqa: E402
@@ -156,6 +157,22 @@ def test_sentencepiece_vocabulary(corpus: str) -> None:
     assert found.types[found.tokens.index(b"\n")] == 4 and not found.flags["add_space_prefix"]
     with pytest.raises(CheckpointError, match="not a unigram model"):
         gguf_vocabulary(tokenizer(corpus, "sentencepiece", vocab_size=300))
+
+
+@pytest.mark.parametrize("name", ["plain", "chatml", "alpaca"])
+def test_a_chat_template(name: str, corpus: str, tmp_path: Path) -> None:
+    bpe = tokenizer(corpus, "bpe", vocab_size=280)
+    template = build_template(name, bpe)
+    path = tmp_path / "model.gguf"
+    save_gguf(random_model("llama", vocab_size=bpe.vocab_size), path, bpe.with_template(template))
+    settings = File(path).settings
+    source = settings["tokenizer.chat_template"]
+    assert "generation %" not in source
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    read = JinjaTemplate({"default": source}, {}, SpecialTexts.of(bpe))
+    assert read.render(messages) == template.render(messages)
+    assert read.render(messages[:1], open_turn=True) == template.render(messages[:1], open_turn=True)
+    assert settings.get("tokenizer.ggml.eot_token_id") == (None if name == "chatml" else bpe.eos_id)
 
 
 @pytest.mark.parametrize("name", ["char", "wordpiece", "ids"])

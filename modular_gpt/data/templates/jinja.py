@@ -174,6 +174,8 @@ class JinjaTemplate(ChatTemplate):
             if isinstance(error, DataError):
                 raise
             raise DataError(f"the chat template cannot render the conversation: {first_line(error)}") from error
+        except ImportError as error:  # jinja2 is missing or old
+            raise DataError(f"chat templates need jinja2 ({first_line(error)}): pip install -U jinja2") from error
         except (RecursionError, MemoryError) as error:
             raise DataError(f"the chat template computes too much ({type(error).__name__}): do not use it") from error
         texts, spans = rendered
