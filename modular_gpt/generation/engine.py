@@ -142,13 +142,14 @@ class Generation:
         The draft model of ``speculative`` reads its text anew.
 
         Raises:
-            ConfigError: there are several texts, or the strategy needs several rows of a cache.
+            ConfigError: there are several texts, padding, or a strategy that needs several rows of a cache.
         """
         settings = self.settings
-        if settings.strategy in SEARCHES or self.prompts * settings.num_return_sequences > 1:
+        rows = self.prompts * settings.num_return_sequences
+        if settings.strategy in SEARCHES or rows > 1 or self.text.padding is not None:
             raise ConfigError(
-                f"a cache is kept for one text, and strategy={settings.strategy} with {self.prompts} prompts and"
-                f" num_return_sequences={settings.num_return_sequences} has several rows; use a single one"
+                f"a cache is kept for one text without padding, and strategy={settings.strategy} with {self.prompts}"
+                f" prompts and num_return_sequences={settings.num_return_sequences} needs more; use a single text"
             )
         self._kept = kept
 

@@ -16,7 +16,7 @@ class PromptCache:
     """Lends the cache of one text to runs over it, each of which reads only the tokens that the last one did not.
 
     Where the cache cannot go back to the tokens that both texts begin with (a constant state, a window that is full),
-    the next text is read from its beginning.
+    the next text is read from its beginning. After a change of the model's weights, call ``forget``.
 
     ids: the tokens in the cache; none while a run uses it, so that a run that fails leaves nothing behind
     """

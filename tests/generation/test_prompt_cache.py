@@ -150,3 +150,10 @@ def test_several_rows_are_refused(settings: dict[str, Any], rows: int) -> None:
     run = Generation(model, torch.zeros(rows, 3, dtype=torch.long), GenerationConfig(max_new_tokens=2, **settings))
     with pytest.raises(ConfigError, match="a cache is kept for one text"):
         run.reuse(PromptCache(model))
+
+
+def test_padding_is_refused() -> None:
+    model, padding = tiny(), torch.tensor([1])
+    run = Generation(model, torch.zeros(1, 3, dtype=torch.long), GenerationConfig(max_new_tokens=2), padding=padding)
+    with pytest.raises(ConfigError, match="for one text without padding"):
+        run.reuse(PromptCache(model))
