@@ -121,7 +121,8 @@ class Validation:
                     suppress_tokens=tokenizer.unused_ids(model.config.vocab_size),
                 )
             skipped = int(out[0, 0] == tokenizer.bos_id)
-            return tokenizer.decode(out[0, skipped:], errors="ignore")
+            text = tokenizer.decode(out[0, skipped:], errors="ignore")
+            return self._until_end(text, tokenizer.decode(self.prompt()[skipped:], errors="ignore"))
         except Exception as error:
             self._warn("no sample could be generated", error)
             return f"(no sample: {first_line(error)})"
@@ -151,6 +152,13 @@ class Validation:
         if not (self.sample_failed or isinstance(error, NonFiniteError)):
             log.warning("%s (%s); the training continues", failed, first_line(error))
         self.sample_failed = True
+
+    def _until_end(self, text: str, prompt: str) -> str:
+        """A sample up to the text that ends its answer, in data that has such a text."""
+        end = self.data.answer_end
+        if not end or self.config.sample_prompt or not text.startswith(prompt):
+            return text
+        return prompt + text[len(prompt) :].partition(end)[0]
 
     def prompt(self) -> list[int]:
         """Ids of the text that samples continue, no longer than the context; ``bos_id``, if there is one, is the first.

@@ -158,13 +158,13 @@ class TestRows:
         answer = [*llama.encode("abca"), llama.eos_id]
         assert len(inputs) == 8 and counted == answer
         assert inputs == [llama.bos_id, *llama.prompt_ids("0123456789")[-(8 - len(answer)) :], *answer[:-1]]
-        assert any("1 records are longer than the context" in line for line in data.describe_rows(8))
+        assert any("1 record is longer than the context: the" in line for line in data.describe_rows(8))
 
     def test_an_answer_longer_than_the_context_is_cut_at_its_end(self, make: Make) -> None:
         data = prepared(make({"prompt": "0123456789", "completion": "abcdefghijk"}))
         inputs, counted = row_of(data, 8)
         assert bytes(inputs) == b"6789abcd" and bytes(counted) == b"abcde"
-        assert any("1 records have an answer longer than the context" in line for line in data.describe_rows(8))
+        assert any("1 record is longer than the context even without" in line for line in data.describe_rows(8))
 
     @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6), st.integers(1, 12))
     def test_what_is_cut(self, sizes: list[tuple[int, int]], block: int) -> None:

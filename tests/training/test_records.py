@@ -180,8 +180,8 @@ def test_the_first_lines_name_the_data(folder: Path, capsys: pytest.CaptureFixtu
     at = next(number for number, line in enumerate(lines) if line.startswith("Data"))
     assert " prompts and answers, " in lines[at] and "% of them count; " in lines[at]
     assert " rows, " in lines[at + 1] and "of their places filled" in lines[at + 1]
-    assert lines[at + 2].strip() == "1 records are longer than the context: the beginning of their prompt is cut off"
-    assert "1 bad records are left out; the first: '" in lines[at + 3] and "line 102" in lines[at + 3]
+    assert lines[at + 2].strip() == "1 record is longer than the context: the beginning of the prompt is cut off"
+    assert "1 bad record is left out; the first: '" in lines[at + 3] and "line 102" in lines[at + 3]
 
 
 def test_an_attention_that_mixes_records_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,10 +212,12 @@ def test_answers_are_learned_and_found_by_generation(folder: Path) -> None:
         data=data,
         max_steps=150,
         eval_interval=150,
+        sample_tokens=12,
         optim={"name": "adamw", "learning_rate": 1e-2},
     )
     result = run(settings)
     assert result.outcome is not None and result.outcome.accuracy == 1.0
+    assert (result.directory / "samples.txt").read_text().rstrip().endswith("| 1 + 2 = 3")
     model = build_model(find_checkpoint(result.directory)).eval()
     tokenizer = build_tokenizer("byte")
     for row in rows:

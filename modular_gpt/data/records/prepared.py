@@ -12,7 +12,7 @@ from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import positive
 from modular_gpt.data.batches import check_share, epoch_order
 from modular_gpt.data.prepared import Batch, PreparedData
-from modular_gpt.data.records.encode import EARLIER
+from modular_gpt.data.records.encode import EARLIER, END
 from modular_gpt.data.records.formats import FORMATS
 from modular_gpt.data.records.packing import Rows, arrange, fit_spans
 from modular_gpt.data.records.prepare import RecordSplit
@@ -74,6 +74,7 @@ class PreparedRecords(PreparedData):
     everything: ClassVar[str] = "all validation records"
     measures_accuracy: ClassVar[bool] = True
     has_prompts: ClassVar[bool] = True
+    answer_end: ClassVar[str] = END
     unpacked_by: ClassVar[str] = "set data.packing=false, which gives each record a row"
 
     train: RecordSplit
@@ -157,15 +158,20 @@ class PreparedRecords(PreparedData):
         left, right = int(rows.spans.cut_left.sum()), int(rows.spans.cut_right.sum())
         lines = [f"{len(rows):,} rows, {rows.filled:.0%} of their places filled"]
         if left:
-            lines.append(f"{left:,} records are longer than the context: the beginning of their prompt is cut off")
+            lines.append(f"{records(left)} longer than the context: the beginning of the prompt is cut off")
         if right:
-            lines.append(f"{right:,} records have an answer longer than the context: its end is cut off")
+            lines.append(f"{records(right)} longer than the context even without a prompt: the end is cut off")
         lines += [
-            f"{split.skipped:,} bad records are left out; the first: {split.mistakes[0]}"
+            f"{records(split.skipped, 'bad ')} left out; the first: {split.mistakes[0]}"
             for split in (self.train, self.validation)
             if split.skipped and (split is self.train or split.mistakes != self.train.mistakes)
         ]
         return lines
+
+
+def records(count: int, adjective: str = "") -> str:
+    """The subject of a sentence about some records, with its verb."""
+    return f"{count:,} {adjective}record{' is' if count == 1 else 's are'}"
 
 
 def counts_in_words(formats: Mapping[str, int]) -> str:
