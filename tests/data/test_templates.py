@@ -183,7 +183,7 @@ def test_a_template_that_rewrites_earlier_answers_is_refused_for_training() -> N
         ("{% include '/etc/passwd' %}", "cannot render the conversation"),
         ("{{ 1 / 0 }}", "cannot render the conversation: division by zero"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "cannot render the conversation: Range too big"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "computes too much"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "computes too much|more than 5,000 steps"),
         ("{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}", "more than 5,000 steps"),
     ],
 )
