@@ -45,7 +45,7 @@ def _execute(line: CommandLine) -> int:
     if answered_by_flags(line, COMPARE, ABOUT, EXAMPLES):
         return 0
     if line.quick:
-        return run_quick(line.settings, line.folders)
+        return run_quick(line.settings, line.folders, listed=line.cfg is not None)
     task = read_task(line.settings, line.folders)
     if line.cfg:
         print(listing(task), end="")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
+
 from modular_gpt.cli.composition.flat_config import read_plain
 from modular_gpt.cli.composition.rounds import check_launcher, launch
 from modular_gpt.cli.composition.schema import Command, names_of
@@ -115,8 +117,10 @@ def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:
     return task
 
 
-def run_quick(settings: Sequence[str], where: list[Path]) -> int:
+def run_quick(settings: Sequence[str], where: list[Path], listed: bool = False) -> int:
     """Print the probes and quick diagnostics of each variant; returns 1 if one contradicts its config.
+
+    listed: print the model settings of the variants as YAML instead, as ``--cfg`` asks
 
     Raises:
         ConfigError: a setting does not exist, or is one of the comparison, which is not made.
@@ -127,6 +131,10 @@ def run_quick(settings: Sequence[str], where: list[Path]) -> int:
         raise ConfigError(f"{unused[0]} has no effect with --quick, which trains no language model: leave it out")
     files = [Path(path) for name in settings if "=" not in name for path in name.split(",")]
     found = variants([setting for setting in settings if "=" in setting], files, where)
+    if listed:
+        models = {name: variant.to_dict()["model"] for name, variant in found.items()}
+        print(yaml.safe_dump(models, sort_keys=False, allow_unicode=True), end="")
+        return 0
     result = diagnostics.run({name: variant.model for name, variant in found.items()}, say_line)
     print(result)
     return 0 if result.passed else 1

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.cli import compare as command
@@ -119,6 +120,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     for refused in (["--quick", "attention=gqa", "seeds=3"], ["--quick", "attention=gqa", "budget=params"]):
         assert command.main(refused) == 2
         assert "has no effect with --quick" in capsys.readouterr().err
+    assert command.main(["--quick", "attention=gqa,linear", "--cfg", "job"]) == 0
+    listed = yaml.safe_load(capsys.readouterr().out)  # and nothing was run
+    assert {name: model["attention"]["name"] for name, model in listed.items()} == {"gqa": "gqa", "linear": "linear"}
     for other in (train, evaluate):
         assert other.main(["--quick"]) == 2
         assert "--quick is a flag of mgpt-compare" in capsys.readouterr().err
