@@ -1,11 +1,13 @@
 """The published families that are read and written; tables.py writes the table into docs/pretrained.md."""
 
 import ast
+import json
 from pathlib import Path
 
 from modular_gpt.pretrained import FAMILIES, families
 
-HEAD = ["`model_type`", "class in transformers", "table", "lines"]
+HEAD = ["`model_type`", "class in transformers", "table", "lines", "read", "written"]
+MEASURED = Path(__file__).with_name("family_differences.json")
 
 
 def entries() -> dict[str, tuple[str, int]]:
@@ -20,8 +22,15 @@ def entries() -> dict[str, tuple[str, int]]:
 
 
 def rows() -> list[list[str]]:
-    places = entries()
+    places, differences = entries(), json.loads(MEASURED.read_text())
     return [
-        [f"`{name}`", f"`{family.architecture}`", f"`{places[name][0]}`", str(places[name][1])]
+        [
+            *(f"`{name}`", f"`{family.architecture}`", f"`{places[name][0]}`", str(places[name][1])),
+            *(_shown(differences.get(name, {}).get(way)) for way in ("read", "written")),
+        ]
         for name, family in sorted(FAMILIES.items())
     ]
+
+
+def _shown(difference: float | None) -> str:
+    return "not measured" if difference is None else "0" if difference == 0 else f"{difference:.0e}"

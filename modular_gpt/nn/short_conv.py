@@ -15,12 +15,14 @@ class ShortConv(nn.Module):
     """A causal depthwise convolution over the last ``kernel`` tokens, the token itself included.
 
     weight: (C, kernel), the token itself last; bias: (C,) or None
+    With tensor parallelism, x has the channels ``local_channels`` only.
     """
 
     def __init__(self, channels: int, kernel: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, kernel))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+        self.local_channels = slice(None)  # those that this process computes
         mark_no_matrix(self, "weight")
         self.reset_parameters()
 
@@ -29,8 +31,8 @@ class ShortConv(nn.Module):
 
         state: inputs of the tokens before these, oldest first; None: these are the first
         """
-        y, state = causal_conv(x, self.weight, pos, state)
-        return (y if self.bias is None else y + self.bias), state
+        y, state = causal_conv(x, self.weight[self.local_channels], pos, state)
+        return (y if self.bias is None else y + self.bias[self.local_channels]), state
 
     def reset_parameters(self) -> None:
         nn.init.uniform_(self.weight, -(self.weight.shape[1] ** -0.5), self.weight.shape[1] ** -0.5)

@@ -49,6 +49,11 @@ def test_muon(pair: Pair, folder: Path) -> None:
         ({"n_heads": 1}, "n_heads=1 does not divide into 2 processes"),
         ({"ffn": {"name": "mlp", "hidden": 33}}, "ffn.hidden=33 does not divide into 2 processes"),
         ({"attention": "mla", "ffn": "moe"}, "parallel=tensor divides nothing of this attention and ffn"),
+        ({"attention": "lightning", "ffn": "moe"}, "parallel=tensor divides nothing of this attention and ffn"),
+        (
+            {"attention": {"name": "gated_delta", "value_heads": 4, "key_heads": 1}},
+            "attention.key_heads=1 does not divide into 2 processes",
+        ),
     ],
 )
 def test_what_does_not_divide_is_refused(model: dict[str, Any], sentence: str, pair: Pair, folder: Path) -> None:

@@ -197,14 +197,30 @@ def test_after_surgery_everything_learns() -> None:
     assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_linear_attention_takes_the_projections() -> None:
-    source = trained()
-    model, names, _ = changed(source, attention="linear")
+@pytest.mark.parametrize("mixer", ["linear", "lightning", "gated_delta", "kda"])
+def test_recurrences_take_the_projections_and_give_them_back(mixer: str) -> None:
+    source = trained(bias=False)
+    model, names, _ = changed(source, attention=mixer)
+    back, _, _ = changed(model, attention="mha")
+    names[NEW] = {name for name in names[NEW] if ".norm." not in name}
     for part in ("query", "key", "value", "out"):
         assert torch.equal(
             getattr(model.blocks[0].attention, part).weight, getattr(source.blocks[0].attention, part).weight
         )
-    assert not names[NEW] | names[SKIPPED]
+    assert not names[SKIPPED] and (mixer != "linear" or not names[NEW])
+    scale = back.blocks[0].attention.scoring.scale  # a recurrence has none: that of attention goes into the queries
+    weights = (model.blocks[0].attention.query.weight / scale, model.blocks[0].attention.key.weight)
+    assert torch.allclose(back.blocks[0].attention.query.weight, weights[0])
+    assert torch.equal(back.blocks[0].attention.key.weight, weights[1])
+
+
+def test_mixers_that_have_other_heads_are_new() -> None:
+    """Fewer key heads than value heads, and no heads at all."""
+    for attention in ({"name": "gated_delta", "key_heads": 2}, "shortconv"):
+        model, names, _ = changed(trained(bias=False), attention=attention)
+        assert "blocks.0.attention.value.weight" in names[NEW] & names[SKIPPED]
+        _, names, _ = changed(model, attention="mha")
+        assert "blocks.0.attention.value.weight" in names[NEW] & names[SKIPPED]
 
 
 def test_what_does_not_fit_is_new_and_said_to_be() -> None:

@@ -5,24 +5,37 @@ key, and reads the value under its query (``nn/delta_rule.py``). Kimi's variant 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
+from modular_gpt.core.contracts import (
+    COLUMNS,
+    ROWS,
+    SHARED,
+    Attention,
+    AttentionConfig,
+    Dims,
+    ParallelStyle,
+    Position,
+    Positions,
+)
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import report
 from modular_gpt.core.registry import Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS
 from modular_gpt.nn.delta_rule import delta_rule
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.short_conv import ShortConv
+from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 _L2_EPS = 1e-6  # of the published models, whatever their configs say of other norms
 _OUTPUT_GATES = {"silu": ACTIVATIONS["silu"], "sigmoid": torch.sigmoid}
@@ -96,6 +109,7 @@ class GatedDeltaNet(
         self.decay_offset = nn.Parameter(torch.empty(decays))
         self.norm = RMSNorm(RMSNorm.Config(name="rmsnorm", eps=config.eps), self.value_dim)
         self.out = residual_linear(values, width, bias=False)
+        self.local_heads = slice(None)  # the value heads that this process computes
         self.reset_parameters()
 
     @classmethod
@@ -166,12 +180,35 @@ class GatedDeltaNet(
         dtype = torch.promote_types(x.dtype, torch.float32)
         rate = self.rate(x).to(dtype).sigmoid() * (2.0 if self.config.negative else 1.0)
         steps = self.decay(x if self.decay_down is None else self.decay_down(x)).to(dtype)
-        steps = F.softplus(steps + self.decay_offset.to(dtype)).unflatten(-1, (self.value_heads, -1))
-        log_decay = -self.log_decay.to(dtype).exp()[:, None] * steps  # (B, T, H, N or 1)
+        offset = self.decay_offset.to(dtype).unflatten(0, (self.value_heads, -1))[self.local_heads]
+        steps = F.softplus(steps.unflatten(-1, offset.shape) + offset)
+        log_decay = -self.log_decay.to(dtype).exp()[self.local_heads, None] * steps  # (B, T, H, N or 1)
         valid = pos.valid()
         if valid is not None:
             rate, log_decay = rate * valid[..., None], log_decay * valid[..., None, None]
         return log_decay.transpose(1, 2), rate.transpose(1, 2)[..., None]
+
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        counts = {"attention.value_heads": self.value_heads, "attention.key_heads": self.key_heads}
+        self.local_heads = shard_heads(rank, world_size, **counts)
+        for conv in (self.query_conv, self.key_conv, self.value_conv):
+            conv.local_channels = shard_heads(rank, world_size, channels=len(conv.weight))
+        columns: dict[str, ParallelStyle] = dict.fromkeys(("query", "key", "value", "gate", "rate", "decay"), COLUMNS)
+        convs = ("query_conv", "key_conv", "value_conv")
+        shared: dict[str, ParallelStyle] = dict.fromkeys((*convs, "log_decay", "decay_offset", "norm"), SHARED)
+        return {**columns, **shared, "out": ROWS}
+
+    def canonical_weights(self) -> AttentionWeights | None:
+        """The projections, where there are as many key heads as value heads."""
+        if self.key_heads != self.value_heads:
+            return None
+        return head_weights(self, self.key_dim, self.value_dim, scale=1.0)
+
+    @torch.no_grad()
+    def init_from(self, source: AttentionWeights) -> TransferReport:
+        """Copy the projections, which a recurrence uses otherwise than softmax attention: only training corrects it."""
+        present = self.canonical_weights()
+        return {} if present is None else init_heads(self, replace(source, scale=1.0), present)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -1,7 +1,7 @@
 """Lightning attention: https://arxiv.org/abs/2401.04658, as in MiniMax-01, https://arxiv.org/abs/2501.08313
 
 Linear attention whose memory decays by a fixed factor per head. Nothing normalises the sum over keys; a norm over all
-heads and a gate follow.
+heads and a gate follow. Since that norm needs all heads at once, tensor parallelism replicates this attention.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,13 @@ from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Positio
 from modular_gpt.core.observer import report
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import one_of, positive
+from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.decay import decayed_products
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.pos.alibi import slopes
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 # the decay rate of each of n heads
 DECAY_RATES: dict[str, Callable[[int], list[float]]] = {
@@ -106,6 +108,14 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
         normed = self.norm(mixed.transpose(1, 2).flatten(2).to(x.dtype))
         out: Tensor = self.out(normed * gate.sigmoid())
         return out
+
+    def canonical_weights(self) -> AttentionWeights:
+        return head_weights(self, self.head_dim, self.head_dim, scale=1.0)
+
+    @torch.no_grad()
+    def init_from(self, source: AttentionWeights) -> TransferReport:
+        """Copy the projections, which a recurrence uses otherwise than softmax attention: only training corrects it."""
+        return init_heads(self, replace(source, scale=1.0), self.canonical_weights())
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, H * N) -> (B, H, T, N) in at least float32"""

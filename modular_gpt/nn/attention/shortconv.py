@@ -8,11 +8,22 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
+from modular_gpt.core.contracts import (
+    COLUMNS,
+    ROWS,
+    SHARED,
+    Attention,
+    AttentionConfig,
+    Dims,
+    ParallelStyle,
+    Position,
+    Positions,
+)
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.short_conv import ShortConv
 
 
@@ -67,3 +78,7 @@ class GatedShortConvolution(Attention["GatedShortConvolution.Config"], name="sho
             cache.tensors[0].copy_(state)
         out: Tensor = self.out(after * mixed)
         return out
+
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        self.conv.local_channels = shard_heads(rank, world_size, d_model=self.out.in_features)
+        return {"input_gate": COLUMNS, "output_gate": COLUMNS, "value": COLUMNS, "conv": SHARED, "out": ROWS}
