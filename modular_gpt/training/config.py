@@ -67,6 +67,7 @@ class TrainerConfig:
     ema_decay: Decay rate of an exponential moving average of the weights (0.999 is usual), which is evaluated and saved
         as the model. By default (null) there is none.
     order: Order of training windows: random starts them anywhere; epoch takes adjacent windows, each once per epoch.
+        Rows of records come once per epoch with either.
     eval_interval: Number of steps between evaluations.
     eval_batches: Size of an evaluation, as a number of batches of 8 fixed windows, whatever batch_size is; 0 evaluates
         the whole validation text.
