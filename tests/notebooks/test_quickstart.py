@@ -8,8 +8,6 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
@@ -55,11 +53,3 @@ def test_every_attention_keeps_what_was_predicted(executed: NotebookNode) -> Non
     assert {"mha", "gqa", "mqa", "mla", "swa", "linear"} <= {name for name, *_ in cells}
     assert all(predicted == allocated for _, _, predicted, allocated, _ in cells)
     assert all(float(loss) < 5.0 for *_, loss in cells)
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_it_is_kept_without_outputs(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
