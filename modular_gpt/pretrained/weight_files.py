@@ -118,6 +118,22 @@ def renamed(*changes: tuple[str, str]) -> View:
     return view
 
 
+@dataclass(frozen=True)
+class RowsOfSeveral:
+    """Rows ``start`` to ``stop`` of tensors that are concatenated when they are loaded."""
+
+    tensors: tuple[LazyTensor, ...]
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.stop - self.start, *self.tensors[0].shape[1:]))
+
+    def load(self) -> Tensor:
+        return torch.cat([tensor.load() for tensor in self.tensors])[self.start : self.stop]
+
+
 def _load_old(path: Path) -> Any:
     import zipfile
 

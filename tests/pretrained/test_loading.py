@@ -18,8 +18,9 @@ from modular_gpt.pretrained import load_pretrained, tokenizer_file
 from modular_gpt.pretrained.hub import SHORT_NAMES
 from modular_gpt.pretrained.weight_files import SafeTensors
 from tests.pretrained.conftest import Saved
-from tests.reference.cases import CASES, ids
+from tests.reference.cases import CASES, DELTA, SIZES, ids
 from tests.reference.conftest import difference
+from tests.reference.published import loaded_by_transformers
 
 WEIGHTS = "model.safetensors"
 
@@ -78,6 +79,20 @@ def test_what_chooses_experts_stays_in_float32(tmp_path: Path) -> None:
     theirs = saved.model.model.layers[1].mlp.gate.e_score_correction_bias
     assert torch.equal(buffers["blocks.1.ffn.select_bias"], theirs)
     assert buffers["blocks.1.ffn.load"].eq(0).all()
+
+
+def test_convolutions_cut_elsewhere(tmp_path: Path) -> None:
+    """transformers saves the kernels of OLMo's convolutions in equal thirds; other files have as many as channels."""
+    saved = Saved(tmp_path, "olmo_hybrid", {**SIZES, **DELTA})
+    names = [f"model.layers.0.linear_attn.{one}_conv1d.weight" for one in "qkv"]
+    assert [len(load_file(tmp_path / WEIGHTS)[name]) for name in names] == [19, 19, 18]
+    ours, tokens = load_pretrained(tmp_path), ids(61)
+    with torch.no_grad():
+        assert difference(ours(tokens), saved.model(tokens).logits) < 3e-4
+    ours.save_pretrained(tmp_path / "ours", model_type="olmo_hybrid")
+    assert [len(load_file(tmp_path / "ours" / WEIGHTS)[name]) for name in names] == [16, 16, 24]
+    with torch.no_grad():
+        assert torch.equal(loaded_by_transformers(tmp_path / "ours")(tokens).logits, saved.model(tokens).logits)
 
 
 def test_several_files(tmp_path: Path) -> None:

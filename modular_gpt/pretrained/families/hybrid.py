@@ -4,6 +4,10 @@ Qwen3-Next: https://huggingface.co/Qwen/Qwen3-Next-80B-A3B-Instruct, Kimi Linear
 OLMo Hybrid: https://huggingface.co/allenai/Olmo-Hybrid-7B
 """
 
+import re
+from collections.abc import Mapping
+from itertools import accumulate
+
 import torch
 
 from modular_gpt.core.plain_types import PlainDict
@@ -57,7 +61,7 @@ from modular_gpt.pretrained.families.tensor_names import experts as expert_tenso
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key, layer_count, per_layer
 from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, TensorMapping, Transform, affine
-from modular_gpt.pretrained.weight_files import renamed
+from modular_gpt.pretrained.weight_files import LazyTensor, RowsOfSeveral, renamed
 
 LINEAR = "linear_attention"
 DELTA, MIXER, RATE = f"{LAYER}.linear_attn", f"{OURS}.attention", f"{OURS}.attention.rate.weight"
@@ -288,6 +292,26 @@ OLMO_NORMS = in_layer(
 OLMO_NAMES = renamed(
     (r"\.input_layernorm\.", ".attention_layer_norm."), (r"\.post_attention_layernorm\.", ".feedforward_layer_norm.")
 )
+_CONVOLUTION = re.compile(r"(?P<mixer>.+)\.q_conv1d\.weight")
+
+
+def recut_convolutions(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """A view in which the convolutions of queries, keys and values have as many channels as their projections.
+
+    transformers saves them cut into equal thirds, whatever these numbers are.
+    """
+    found = dict(tensors)
+    for match in filter(None, map(_CONVOLUTION.fullmatch, tensors)):
+        names, projections = ([f"{match['mixer']}.{one}_{kind}.weight" for one in "qkv"] for kind in ("conv1d", "proj"))
+        if not tensors.keys() >= {*names, *projections}:
+            continue
+        parts = tuple(tensors[name] for name in names)
+        ends = [0, *accumulate(tensors[name].shape[0] for name in projections)]
+        if ends[-1] == sum(part.shape[0] for part in parts):
+            found |= {name: RowsOfSeveral(parts, *ends[i : i + 2]) for i, name in enumerate(names)}
+    return found
+
+
 OLMO_INIT = dict.fromkeys(("linear_a_log_min", "linear_a_log_max", "linear_dt_min", "linear_dt_max",
                            "linear_dt_init_floor"), ANY)  # fmt: skip
 
@@ -324,6 +348,6 @@ FAMILIES = [
         OLMO,
         (ENDS, OLMO_NORMS, unless(RATE, [*ATTENTION, *QK_NORM]), OLMO_DELTA, GATED),
         harmless=OLMO_INIT,
-        views=(OLMO_NAMES,),
+        views=(OLMO_NAMES, recut_convolutions),
     ),
 ]  # fmt: skip
