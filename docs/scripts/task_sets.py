@@ -53,7 +53,14 @@ Record = dict[str, object]
 
 def arithmetic() -> Iterator[Record]:
     """Sums and differences of numbers in words: prompts and completions."""
-    forms = ["{} plus {} is", "{} and {} make", "add {} to {}:", "the sum of {} and {} is"]
+    forms = [
+        "{} plus {} is",
+        "{} and {} make",
+        "add {} to {}:",
+        "the sum of {} and {} is",
+        "{} + {} =",
+        "{} more than {} is",
+    ]
     for form, one, other in product(forms, range(10), range(10)):
         yield {"prompt": form.format(NUMBERS[one], NUMBERS[other]), "completion": f" {NUMBERS[one + other]}"}
 
@@ -71,7 +78,7 @@ def reversing() -> Iterator[Record]:
     """Lists of words, of which the last two are due, the last one first: an instruction, its input and the output."""
     for words in product(NOUNS, repeat=4):
         if len(set(words)) == 4:
-            instruction = "Name the last two words, last first."
+            instruction = "The last two, last first:"
             yield {"instruction": instruction, "input": " ".join(words), "output": f"{words[3]} {words[2]}"}
 
 

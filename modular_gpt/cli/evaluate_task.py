@@ -46,7 +46,8 @@ class EvalSettings:
     fields: Names of fields in the files of records, as in data.fields. By default ({}) those of the model's own run.
     template: Chat template of records, as in data.template. By default (null) that of the model's own run.
     separator: Text between prompts and answers, as in data.separator. By default (null) that of the model's own run.
-    max_new_tokens: Limit of a generated answer, in tokens; 0 generates none.
+    max_new_tokens: Limit of a generated answer, in tokens; 0 generates none. By default (null) as long as the longest
+        answer of the records.
     predictions: File for the answers to records, one JSON object a line; null writes none.
     batch_size: Number of windows, questions or records in a batch.
     json: Print the results as a JSON object.
@@ -70,7 +71,7 @@ class EvalSettings:
     fields: dict[str, str] = field(default_factory=dict)
     template: str | None = None
     separator: str | None = None
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     predictions: str | None = "predictions.jsonl"
     batch_size: int = 8
     json: bool = False
@@ -98,7 +99,7 @@ class EvalSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.max_new_tokens < 0:
+        if self.max_new_tokens is not None and self.max_new_tokens < 0:
             raise ConfigError(f"max_new_tokens must be 0 or more, got {self.max_new_tokens}")
         unused = [name for name in ("include", "fewshot") if getattr(self, name) is not None]
         if unused and not self.names():

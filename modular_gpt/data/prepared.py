@@ -33,6 +33,7 @@ class PreparedData(ABC):
     measures_accuracy: evaluations also report the share of counted targets that are the most likely token
     has_prompts: ``prompt`` is a whole one, and its answer ends with a token that ends a text, if there is one
     answer_end: text that ends an answer where the tokenizer has no such token; empty: none
+    unit: noun of what a loss is a mean over, in the plural: targets (nats per token), or pairs of answers
     validates: there is validation data; without it a training evaluates nothing
     separates_documents: batches have the numbers of documents, which only some attentions keep apart
     unpacked_by: clause that says how to do without, in the message about an attention that cannot
@@ -47,6 +48,7 @@ class PreparedData(ABC):
     measures_accuracy: ClassVar[bool] = False
     has_prompts: ClassVar[bool] = False
     answer_end: ClassVar[str] = ""
+    unit: ClassVar[str] = "targets"
     validates: bool = True
     separates_documents: bool = False
     unpacked_by: ClassVar[str] = "give one document a row"

@@ -22,11 +22,12 @@ Progress = Callable[[int, int], object]  # called with the numbers of answers so
 class RecordOptions:
     """How records are evaluated.
 
-    batch_size: answers computed at once; max_new_tokens: limit of a generated answer; 0: none is generated
+    batch_size: answers computed at once
+    max_new_tokens: limit of a generated answer; None: the longest one that is expected; 0: none is generated
     """
 
     batch_size: int = 8
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
 
 
 @dataclass
@@ -84,7 +85,7 @@ def evaluate_records(
     predictions = [Prediction(q.record.where, q.record.prompt, q.record.answer) for q in fitting]
     metrics: dict[str, float] = {"records": len(fitting), "too_long": len(questions) - len(fitting)}
     metrics |= _score_likelihood(model, fitting, predictions, options.batch_size, progress)
-    if options.max_new_tokens:
+    if options.max_new_tokens != 0:
         metrics |= _score_generated(model, tokenizer, fitting, predictions, options)
     return RecordEvaluation(metrics, predictions)
 
@@ -161,13 +162,15 @@ def answer_questions(
     Raises:
         NonFiniteError: the model's logits are not finite.
     """
+    longest = max((len(question.answer) for question in questions), default=0)
+    limit = longest if options.max_new_tokens is None else options.max_new_tokens
     found = [""] * len(questions)
     numbered = sorted(range(len(questions)), key=lambda number: str(questions[number].stops))
     for _, group in groupby(numbered, key=lambda number: str(questions[number].stops)):
         numbers = list(group)
         stops = questions[numbers[0]].stops
         tokens = list(dict.fromkeys([*tokenizer.eos_ids, *stops.tokens]))
-        settings = greedy_config(model, tokenizer, options.max_new_tokens, stop=stops.texts, stop_tokens=tokens)
+        settings = greedy_config(model, tokenizer, limit, stop=stops.texts, stop_tokens=tokens)
         prompts = [questions[number].before for number in numbers]
         answers = generate_answers(model, tokenizer, prompts, settings, options.batch_size, tokenizer.bos_id)
         for number, answer in zip(numbers, answers, strict=True):

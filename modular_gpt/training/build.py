@@ -1,7 +1,7 @@
 """From settings to a trainer: the model, its optimizer and its schedule, new or as a checkpoint left them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,6 +24,7 @@ from modular_gpt.training.finetune import init_from_source, open_source
 from modular_gpt.training.forward import Placement
 from modular_gpt.training.length import with_steps
 from modular_gpt.training.lora import Adapters, check_lora, new_weights_of, restore_adapters, select_trained
+from modular_gpt.training.objectives import Reference
 from modular_gpt.training.trainer import Trainer
 
 SEAM = 0.1  # share by which the learning rate may change at a resume before a line says so
@@ -42,8 +43,7 @@ def build_trainer(
 ) -> Trainer:
     """The model and everything that trains it: new, as a verified checkpoint left it, or with the weights of a source.
 
-    source: the opened ``init_from``
-    say: called with lines to print
+    source: the opened ``init_from``; say: called with lines to print
 
     Raises:
         ConfigError, DataError, CheckpointError: settings do not go together, with the text or with the checkpoint.
@@ -63,11 +63,12 @@ def build_trainer(
         model, new_weights = init_from_source(config.init_from, opened, described, data, tokenizer, say)
     else:
         model, new_weights = new_model(described, config.seed), []
+    reference = reference_of(config, model, checkpoint, data, tokenizer, new_weights)
     adapters = select_trained(model, config.lora, config.trainer.frozen, new_weights)
-    if adapters is not None:
-        begin_adapters(adapters, checkpoint, say)
+    begin_adapters(adapters, checkpoint, say)
     model = parallel.shard_model(model, placement.device, placement.precision)
     trainer = Trainer(model, build_optimizer(config.optim, model), data, tokenizer, config, placement, adapters)
+    trainer.objective.use_reference(reference)
     if checkpoint is not None:
         resume(trainer, config, checkpoint, say)
     return trainer
@@ -80,8 +81,41 @@ def check_data(data: PreparedData, described: GPTConfig) -> None:
         check_separates(described, data.unpacked_by)
 
 
-def begin_adapters(adapters: Adapters, checkpoint: CheckpointReader | None, say: Callable[[str], None]) -> None:
+def reference_of(
+    config: RunConfig,
+    model: GPTModel,
+    checkpoint: CheckpointReader | None,
+    data: PreparedData,
+    tokenizer: Tokenizer,
+    new_weights: Sequence[str],
+) -> Reference | None:
+    """The frozen model that an objective compares with: the one that the run starts from, read again at a resume.
+
+    model: at the beginning of this session
+    None for objectives that compare with none, and with adapters, which are switched off for it.
+
+    Raises:
+        ConfigError: the run starts from no model, or from one that lacks weights.
+    """
+    if config.trainer.objective == "cross_entropy" or (config.lora.rank is not None and not new_weights):
+        return None
+    if config.init_from is None or new_weights:
+        raise ConfigError(
+            f"trainer.objective={config.trainer.objective} compares with the model that the run starts from:"
+            " give init_from=<run or model>, whose weights all fit this model"
+        )
+    if checkpoint is None:
+        return Reference.frozen(model)
+    torch.manual_seed(config.seed)
+    source = open_source(config.init_from)
+    before, _ = init_from_source(config.init_from, source, model.config, data, tokenizer, lambda _: None)
+    return Reference.frozen(before)
+
+
+def begin_adapters(adapters: Adapters | None, checkpoint: CheckpointReader | None, say: Callable[[str], None]) -> None:
     """Give adapters the values of a checkpoint; new ones stay, and a line names the weights trained beside them."""
+    if adapters is None:
+        return
     if checkpoint is not None:
         restore_adapters(adapters, checkpoint)
     elif adapters.new_weights:

@@ -40,6 +40,7 @@ PRECISION_NAMES = {  # in other programs
     **dict.fromkeys(("bfloat16", "bf16-mixed"), "bf16"),
     **dict.fromkeys(("float16", "16", "16-mixed"), "fp16"),
 }
+OBJECTIVES = ("cross_entropy", "dpo")
 EVAL_WINDOWS = 8  # of the validation text, in one batch of an evaluation
 
 
@@ -59,6 +60,9 @@ class TrainerConfig:
     gradient_accumulation: Number of micro-batches per optimizer step. More need less memory; the result is the same.
     activation_checkpointing: Recompute every n-th block in the backward pass (1: all, 0: off), which takes less memory
         and more time. The result is the same.
+    objective: What is minimised: cross_entropy (of the targets) or dpo (direct preference optimisation, for
+        data=preferences). With dpo, a row is a pair of answers.
+    beta: How strongly objective=dpo keeps the model near the one that it starts from; 0.1 is usual.
     gradient_clip: Clip the global gradient norm to this value; 0 disables clipping.
     label_smoothing: Fraction of each target that is spread evenly over the vocabulary.
     z_loss: Weight of the squared log-partition function of the softmax, which keeps logits from drifting (1e-4 is
@@ -97,6 +101,8 @@ class TrainerConfig:
     batch_size: int = 8
     gradient_accumulation: int = 1
     activation_checkpointing: int = 0
+    objective: str = "cross_entropy"
+    beta: float = 0.1
     gradient_clip: float = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
@@ -136,6 +142,8 @@ class TrainerConfig:
         if not all(isinstance(pattern, str) for pattern in self.frozen):
             raise ConfigError(f"trainer.frozen must be a list of patterns of names, got {self.frozen!r}")
         one_of(self.order, ("random", "epoch"), "trainer.order")
+        one_of(self.objective, OBJECTIVES, "trainer.objective")
+        positive("trainer", beta=self.beta)
         one_of(str(self.precision), PRECISIONS, "trainer.precision")
         one_of(str(self.compile).lower(), ("auto", "true", "false"), "trainer.compile")
         self.compile = {"true": True, "false": False}.get(str(self.compile).lower(), "auto")

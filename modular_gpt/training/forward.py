@@ -87,6 +87,12 @@ class Forward:
         log.warning("torch.compile failed; its cache in '%s' is emptied, to try once more", cache.directory)
         return True
 
+    def logits(self, ids: Tensor, model: GPTModel | None = None) -> Tensor:
+        """(M, T) -> (M, T, V): all logits of this model, or of another one on the same device."""
+        with autocast(self.precision, self.device):
+            logits: Tensor = (self.module if model is None else model)(self._moved(ids))
+            return logits
+
     def plain(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> LossOutput:
         """The loss without compiled code, so that the hooks of modules are called."""
         return self._run(self.model, ids, targets, documents, PLAIN)

@@ -107,6 +107,26 @@ class Adapters:
                     adapted.weight.copy_(self.base_weights.pop(name))
                     adapted.enable(True)
 
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """Context manager: the model computes without adapters, also inside ``merged``."""
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(True)
+
+    @torch.no_grad()
+    def _switch(self, on: bool) -> None:
+        """Switch adapters on or off; merged weights change places with those without adapters."""
+        for name, adapted in self.adapted.items():
+            if name in self.base_weights:
+                other = adapted.weight.clone()
+                adapted.weight.copy_(self.base_weights[name])
+                self.base_weights[name] = other
+            else:
+                adapted.enable(on)
+
     def weights(self) -> dict[str, Tensor]:
         """The model's state by the names of a model without adapters; inside ``merged``, that of the merged model."""
         return {plain_name(name): tensor for name, tensor in self._items() if ADAPTER not in name}

@@ -57,8 +57,8 @@ def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
             if outcome.best_step
             else f"not finite at any evaluation ({outcome.loss:.4f} at the end)",
         ),
-        ("perplexity", f"{outcome.perplexity:.3f} per token"),
-        *([] if outcome.accuracy is None else [("accuracy", f"{outcome.accuracy:.2%} of the targets")]),
+        *([("perplexity", f"{outcome.perplexity:.3f} per token")] if data.unit == "targets" else []),
+        *([] if outcome.accuracy is None else [("accuracy", f"{outcome.accuracy:.2%} of the {data.unit}")]),
         *([] if outcome.bits_per_byte is None else [("bits per byte", bits_per_byte(outcome.bits_per_byte, zlib))]),
         ("wall time", f"{duration(outcome.seconds)}, {outcome.tokens / max(outcome.seconds, 1e-9):,.0f} tokens/s"),
         ("files", f"{directory}: {', '.join(files_of(directory))}"),

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from modular_gpt.core.errors import UserError
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import Batch, PreparedData, Tokenizer
 from modular_gpt.data.shuffle import key_of
 from modular_gpt.distributed.dtensor import clip_gradients, total_norm
@@ -31,6 +30,7 @@ from modular_gpt.training.forward import Forward, Placement
 from modular_gpt.training.lora import Adapters
 from modular_gpt.training.metrics import Entry
 from modular_gpt.training.nonfinite import find_first_nonfinite
+from modular_gpt.training.objectives import Loss, check_objective
 from modular_gpt.training.recorder import Averages, Recorder, Silent
 from modular_gpt.training.validation import Validation
 
@@ -83,7 +83,7 @@ class Trainer:
         config, parallel = run.trainer, placement.parallel
         self.model, self.optimizer, self.adapters = model, optimizer, adapters
         self.data, self.tokenizer, self.config, self.seed = data, tokenizer, config, run.seed
-        self.precision, self.parallel, self.loss = placement.precision, parallel, config.loss
+        self.precision, self.parallel = placement.precision, parallel
         self.schedule = build_schedule(run.schedule, config.max_steps)
         self.device = next(model.parameters()).device
         self.block = model.config.context_length
@@ -92,16 +92,19 @@ class Trainer:
         data.check_evaluation(self.block, config.eval_batches)
         if config.activation_checkpointing:
             model.checkpoint_activations(config.activation_checkpointing)
+        objective = check_objective(config.objective, data)
         compile, compile_reason = compiles(config, model.config, self.device, parallel.processes.world)
+        compile, compile_reason = (compile, compile_reason) if objective.compiles else (False, "")
         self.reasons = {"precision": placement.reason, "compile": compile_reason}  # of what ``auto`` decided
         self.forward = Forward(model, self.precision, compile, parallel, optional=config.compile == "auto")
+        self.objective = Loss(objective, config, self.forward, adapters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()
         self.cause, self.explained = "", False  # of the last skipped updates; whether those since the last good one are
         self.stop = GracefulShutdown(parallel.processes.all_reduce_max, parallel.processes.is_main)
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
-        self.validation = Validation(self.forward, data, tokenizer, config, run.seed, self.stop, parallel)
+        self.validation = Validation(self.objective, data, tokenizer, config, run.seed, self.stop, parallel)
 
     @property
     def order(self) -> PlainDict:
@@ -112,6 +115,7 @@ class Trainer:
             "trainer.batch_size": config.batch_size,
             "trainer.order": config.order,
             "model.context_length": self.block,
+            **self.objective.fixed_settings,
         }
 
     def fit(self, recorder: Recorder | Silent, save: Save, promise: str = STEP_SAVED) -> bool:
@@ -186,26 +190,26 @@ class Trainer:
     def update(self) -> None:
         """One step: gradients of the whole batch, micro-batch by micro-batch, then one update of the weights."""
         losses: dict[str, Tensor] = {}
-        for (x, y, *documents), share in self.micro_batches():
-            output = self.forward(x, y, self.loss, *documents)
+        for batch, share in self.micro_batches():
+            output = self.objective.train(batch)
             self.scaler.scale(output.loss * (share * self.parallel.data_world)).backward()  # means over processes
             for name, value in {"loss": output.loss, **(output.losses if len(output.losses) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
         self.apply_gradients(self.parallel.sum(losses))
 
     def micro_batches(self) -> Iterator[tuple[Batch, float]]:
-        """Each micro-batch of this step, and its share of the batch's targets.
+        """Each micro-batch of this step, and its share of the batch's units, over which losses are means.
 
         B: rows of this process. Before each one the generator of dropout is seeded by the run's seed, the step, the
         micro-batch and the process.
         """
         batch = self.batches.batch(self.progress.step)
         count, parallel = self.config.gradient_accumulation, self.parallel
-        counted = int((batch[1] != IGNORED).sum())
+        counted = self.objective.count(batch[1])
         for number, rows in enumerate(zip(*(parallel.rows(tensor, count) for tensor in batch), strict=True)):
             torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.data_rank)))
             parallel.set_grad_sync(last=number == count - 1)
-            yield rows, int((rows[1] != IGNORED).sum()) / max(1, counted)
+            yield rows, self.objective.count(rows[1]) / max(1, counted)
 
     def apply_gradients(self, losses: dict[str, Tensor]) -> None:
         """Clip the gradients and update the weights; skip the update if a gradient is not finite."""
@@ -275,7 +279,7 @@ class Trainer:
     def repeat_forward(self) -> None:
         """Compute the forward passes of this step again."""
         for batch, _ in self.micro_batches():
-            self.forward.plain(*batch)
+            self.forward.plain(*(tensor.flatten(0, -2) for tensor in batch))
 
     def collect_metrics(self) -> Entry:
         """The metrics of the steps since the last call."""

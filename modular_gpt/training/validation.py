@@ -9,19 +9,15 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import ConfigError, NonFiniteError, first_line
-from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import Batch, PreparedData, Tokenizer
 from modular_gpt.distributed import Parallel
 from modular_gpt.evaluation import RecordOptions, answer_questions, score_answers
-from modular_gpt.model.loss import PLAIN, LossConfig
 from modular_gpt.runtime.device import autocast
 from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.config import EVAL_WINDOWS, TrainerConfig
-from modular_gpt.training.forward import Forward
+from modular_gpt.training.objectives import Loss
 
 PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given
-
-WITH_ACCURACY = LossConfig(accuracy=True)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +29,7 @@ class Validation:
 
     def __init__(
         self,
-        forward: Forward,
+        objective: Loss,
         data: PreparedData,
         tokenizer: Tokenizer | None,
         config: TrainerConfig,
@@ -46,9 +42,10 @@ class Validation:
         stop: a signal that it has noted ends an evaluation
         parallel: how processes share the batches
         """
-        self.forward, self.data, self.tokenizer, self.config = forward, data, tokenizer, config
+        self.objective, self.forward = objective, objective.forward
+        self.data, self.tokenizer, self.config = data, tokenizer, config
         self.seed, self.stop, self.parallel = seed, stop, parallel
-        self.block = forward.model.config.context_length
+        self.block = self.forward.model.config.context_length
         self.rows = config.batch_size // config.gradient_accumulation  # of a batch, all processes together
         self.sample_failed = False
         self.accuracy: float | None = None  # of the last ``loss``, where the data measures it
@@ -60,7 +57,7 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, batches: int, progress: Progress | None = None) -> float | None:
-        """The mean cross-entropy (nats per token) of fixed windows of the validation data, and ``accuracy`` of these.
+        """The mean loss (nats per token, or per pair) on fixed rows of the validation data, and ``accuracy`` of these.
 
         batches: how many times ``EVAL_WINDOWS`` windows; 0: all validation data
         progress: called with the batches done, and how many there are
@@ -68,15 +65,14 @@ class Validation:
         Returns None if a signal ended it.
         """
         losses, hits, counts = [], [], []
-        settings = WITH_ACCURACY if self.data.measures_accuracy else PLAIN
         with self._evaluating():
-            for x, y, *documents in self.batches(batches):
+            for batch in self.batches(batches):
                 if self.stop.requested():
                     return None
-                output = self.forward(x, y, settings, *documents)
-                losses.append(output.losses["cross_entropy"].float())
-                hits += [] if output.accuracy is None else [output.accuracy.float()]
-                counts.append(int((y != IGNORED).sum()))
+                loss, accuracy = self.objective.evaluate(batch, self.data.measures_accuracy)
+                losses.append(loss)
+                hits += [] if accuracy is None else [accuracy.float()]
+                counts.append(self.objective.count(batch[1]))
                 if progress is not None:
                     progress(len(losses), self.count(batches))
         self.accuracy = self._mean(hits, counts) if hits else None
@@ -138,7 +134,7 @@ class Validation:
         model = self.parallel.model_to_generate(self.forward.model)  # all processes take part
         if model is None:
             return {}
-        options = RecordOptions(self.rows, max(len(question.answer) for question in self.questions))
+        options = RecordOptions(self.rows)
         try:
             with self._evaluating(), autocast(self.forward.precision, self.forward.device):
                 answers = answer_questions(model, self._tokenizer(), self.questions, options)

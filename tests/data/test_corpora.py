@@ -34,7 +34,7 @@ def text_of(corpus: Corpus, split: str) -> str:
 
 
 def test_every_registered_corpus_is_tested() -> None:
-    tested = {"python_stdlib", "shakespeare", "text", "hf", "records", "synthetic", "tokens", "mixture"}
+    tested = {"python_stdlib", "shakespeare", "text", "hf", "records", "synthetic", "tokens", "mixture", "preferences"}
     assert set(entries("data")) == tested
 
 

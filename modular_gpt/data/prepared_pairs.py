@@ -1,0 +1,123 @@
+"""Preference pairs as data of a training: two rows with the same prompt, the chosen and the rejected answer."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.targets import IGNORED
+from modular_gpt.core.validation import positive
+from modular_gpt.data.batches import check_share, epoch_order
+from modular_gpt.data.prepared import Batch, PreparedData
+
+SEED = 0  # of the validation pairs, which are the same in every run
+
+
+class Pair(NamedTuple):
+    """The ids of a prompt, at least one, and of two answers with their ends."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def row(
+    prompt: Sequence[int], answer: Sequence[int], block: int, first_id: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets (block,) of an answer, whose prompt is cut at the left and which itself is cut at its end.
+
+    first_id: an id that stays where the prompt begins with it
+    """
+    answer = answer[:block]
+    room = block + 1 - len(answer)
+    if len(prompt) > room:
+        first = prompt[:1] if prompt[0] == first_id and room > 1 else []
+        prompt = [*first, *prompt[len(prompt) - room + len(first) :]]
+    ids = np.array([*prompt, *answer], dtype=np.int64)
+    x, y = np.zeros(block, dtype=np.int64), np.full(block, IGNORED, dtype=np.int64)
+    x[: len(ids) - 1] = ids[:-1]
+    y[len(prompt) - 1 : len(ids) - 1] = answer
+    return x, y
+
+
+class PairBatches:
+    """The pairs of each training step, each once per epoch in another random order; it has no state."""
+
+    def __init__(self, data: "PreparedPairs", block: int, batch_size: int, seed: int) -> None:
+        positive("batches", context_length=block, batch_size=batch_size)
+        self.data, self.block, self.batch_size, self.seed = data, block, batch_size, seed
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """Inputs and targets (batch_size / world, 2, block): the chosen and the rejected answer of each pair.
+
+        Raises:
+            ConfigError: the processes do not divide the batch evenly.
+        """
+        check_share(self.batch_size, rank, world)
+        samples = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
+        numbers = epoch_order(samples, len(self.data.train), self.seed)
+        share = self.batch_size // world
+        return self.data.rows(self.data.train, numbers[rank * share : (rank + 1) * share], share, self.block)
+
+
+class PreparedPairs(PreparedData):
+    """The pairs of both splits; a batch has two rows for each, (B, 2, T)."""
+
+    everything: ClassVar[str] = "all validation pairs"
+    unit: ClassVar[str] = "pairs"
+
+    def __init__(
+        self, train: Sequence[Pair], validation: Sequence[Pair], manifest: PlainDict, bos_id: int | None = None
+    ) -> None:
+        self.train, self.validation, self.manifest, self.bos_id = train, validation, manifest, bos_id
+
+    def rows(self, pairs: Sequence[Pair], numbers: np.ndarray, share: int, block: int) -> Batch:
+        """Inputs and targets (share, 2, block) of some pairs; those that are lacking have no target."""
+        x = np.zeros((share, 2, block), dtype=np.int64)
+        y = np.full((share, 2, block), IGNORED, dtype=np.int64)
+        for place, number in enumerate(numbers.tolist()):
+            pair = pairs[number]
+            for side, answer in enumerate((pair.chosen, pair.rejected)):
+                x[place, side], y[place, side] = row(pair.prompt, answer, block, self.bos_id)
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    def batches(self, block: int, batch_size: int, seed: int, order: str) -> PairBatches:
+        """Each pair once per epoch, in another random order in each, whatever ``order`` is."""
+        self.row_tokens = 2 * block
+        return PairBatches(self, block, batch_size, seed)
+
+    def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """Random validation pairs, the same in every run, or all in their order."""
+        numbers = np.arange(len(self.validation))
+        if windows:
+            numbers = epoch_order(numbers[:windows].astype(np.uint64), len(self.validation), SEED)
+        share = rows // world
+        for number in range(math.ceil(len(numbers) / rows)):
+            first = number * rows + rank * share
+            last = min(first + share, (number + 1) * rows)
+            yield self.rows(self.validation, numbers[first:last], share, block)
+
+    def evaluation_windows(self, block: int) -> int:
+        return len(self.validation)
+
+    def rows_per_epoch(self, block: int) -> int:
+        return len(self.train)
+
+    def check_evaluation(self, block: int, windows: int) -> None:
+        """There is at least one pair to validate on."""
+
+    def beginning(self, windows: int, block: int) -> Batch:
+        """The chosen answers of the first validation pairs, (windows, block)."""
+        count = min(windows, len(self.validation))
+        x, y = self.rows(self.validation, np.arange(count), count, block)
+        return x[:, 0].contiguous(), y[:, 0].contiguous()
+
+    def prompt(self, tokens: int) -> list[int]:
+        ids = self.validation[0].prompt
+        return ids[1:][-tokens:] if len(ids) > 1 and ids[0] == self.bos_id else ids[-tokens:]
+
+    def sizes(self) -> str:
+        return f"{len(self.train):,} pairs of answers to train on, {len(self.validation):,} to validate"
