@@ -64,9 +64,9 @@ def test_a_run_may_be_called_so(run: Run, corpus: str, folder: Path, name: str) 
 
 
 def test_globs_are_found_by_the_program_and_not_only_by_the_shell(root: Path, folder: Path) -> None:
-    for name in ("corpus/a.txt", "corpus/deep/er/b, c.txt"):
+    for name, text in (("corpus/a.txt", "words that repeat, "), ("corpus/deep/er/b, c.txt", "other words again, ")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("words that repeat, " * 50)
+        (folder / name).write_text(text * 50)
     words = ["data=text", "data.path=corpus/**/*.txt", "tokenizer=char", *TINY, "trainer.max_steps=1"]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     result = python("-m", "modular_gpt.cli.train", *words, env=environment)
