@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import one_of, positive
+from modular_gpt.deploy.cpu_packing import PACKINGS
 
 MEASURES = ("train", "prefill", "decode")
 DTYPES = ("float32", "bf16")
@@ -19,6 +20,7 @@ class BenchmarkConfig:
     rounds: Number of timed runs of each variant, interleaved with the others.
     decode_tokens: Number of tokens to decode per round.
     precision: Precision of the arithmetic, float32 or bf16: of training, and of the weights in prefill and decoding.
+    packing: Form of the weights in prefill and decoding on a CPU: none, onednn or int8.
     compile: Compile the training step with torch.compile.
     threads: Number of CPU threads. By default (null) OMP_NUM_THREADS, or one per physical core.
     """
@@ -29,6 +31,7 @@ class BenchmarkConfig:
     rounds: int = 5
     decode_tokens: int = 16
     precision: str = "float32"
+    packing: str = "none"
     compile: bool = False
     threads: int | None = None
 
@@ -44,6 +47,7 @@ class BenchmarkConfig:
             one_of(measure, MEASURES, "measure")
         positive("benchmark", rounds=self.rounds, decode_tokens=self.decode_tokens, threads=self.threads)
         one_of(self.precision, DTYPES, "precision")
+        one_of(self.packing, tuple(PACKINGS), "packing")
 
     @property
     def decoded(self) -> int:

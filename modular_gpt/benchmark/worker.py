@@ -96,12 +96,12 @@ def prepared(
     answer = Measurement(variant.name, cell)
     try:
         model = model_of(variant, cell, config, device)
+        answer.parameters = model.num_parameters().total  # before its weights are packed
         workload: Workload = WORKLOADS[cell.measure](model, cell, config)
         workload.run()
     except (UserError, RuntimeError, MemoryError) as error:
         answer.failure = (str(error) or type(error).__name__).splitlines()[0]
         return None, answer
-    answer.parameters = model.num_parameters().total
     answer.tokens, answer.flops, answer.bytes_read = workload.tokens, workload.flops, workload.bytes_read
     answer.cache_predicted, answer.cache_allocated = workload.predicted, workload.allocated
     return workload, answer

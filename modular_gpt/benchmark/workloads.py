@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.benchmark.config import BenchmarkConfig
+from modular_gpt.deploy.cpu_packing import PACKINGS
 from modular_gpt.distributed import build_parallel
 from modular_gpt.model import GPTModel
 from modular_gpt.optim import build_optimizer
@@ -68,7 +69,7 @@ class Prefill(Workload):
     def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
         self.tokens = cell.batch * cell.context
         self.flops = FORWARD * self.tokens * flops_per_token(replace(model.config, context_length=cell.context))
-        self.model, self.cell = model.eval(), cell
+        self.model, self.cell = PACKINGS[config.packing](model.eval()), cell
         self.ids = random_ids(model, cell.batch, cell.context)
 
     @torch.inference_mode()
@@ -83,7 +84,8 @@ class Decoding(Workload):
     def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
         self.count = config.decode_tokens
         self.tokens = cell.batch * self.count
-        self.model = model.eval()
+        weights = model.num_parameters().active  # those of a packed model are not counted
+        self.model = PACKINGS[config.packing](model.eval())
         capacity = cell.context + config.decoded
         dtype = model.embedding.weight.dtype
         self.predicted = model.config.cache_bytes(cell.batch, capacity, dtype)
@@ -91,8 +93,8 @@ class Decoding(Workload):
             self.cache = model.new_cache(cell.batch, capacity)
             self.token = self._next(random_ids(model, cell.batch, cell.context))
         self.allocated = sum(layer.nbytes() for layer in self.cache.layers)
-        weights = model.num_parameters().active * dtype.itemsize
-        self.bytes_read = self.count * (weights + model.config.cache_bytes(cell.batch, cell.context, dtype))
+        itemsize = 1 if config.packing == "int8" else dtype.itemsize
+        self.bytes_read = self.count * (weights * itemsize + model.config.cache_bytes(cell.batch, cell.context, dtype))
 
     def _next(self, ids: Tensor) -> Tensor:
         token: Tensor = self.model(ids, cache=self.cache, last_only=True)[:, -1:].argmax(-1)

@@ -16,6 +16,7 @@ from modular_gpt.data import SPLITS, Corpus, PreparedText, build_corpus
 from modular_gpt.data.corpora.file_search import find_files, path_patterns
 from modular_gpt.data.corpora.files import read_text
 from modular_gpt.data.corpora.records import Records
+from modular_gpt.deploy.cpu_packing import PACKINGS
 from modular_gpt.evaluation import Evaluation, RecordOptions, WindowOptions, evaluate_text, evaluate_tokens
 from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 from modular_gpt.training.run import load_config
@@ -53,6 +54,8 @@ class EvalSettings:
     json: Print the results as a JSON object.
     device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
+    packing: Form of the weights of linear layers on a CPU: none leaves them, onednn reorders them for faster matrix
+        products, int8 rounds them to 8 bits, with a scale for each output channel.
     """
 
     checkpoint: str = "runs/latest"
@@ -77,6 +80,7 @@ class EvalSettings:
     json: bool = False
     device: str = "auto"
     dtype: str | None = None
+    packing: str = "none"
 
     def __post_init__(self) -> None:
         expand_home(self, "checkpoint", "include", "predictions", "template")
@@ -95,6 +99,7 @@ class EvalSettings:
         one_of(self.split, SPLITS, "split")
         if self.dtype is not None:
             one_of(self.dtype, WEIGHT_TYPES, "dtype")
+        one_of(self.packing, tuple(PACKINGS), "packing")
         for name in ("batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,6 +134,7 @@ def measure(settings: EvalSettings) -> Results:
     dtype = as_dtype(settings.dtype)
     loaded = load_with_tokenizer(settings.checkpoint, device, dtype, settings.tokenizer)
     check_finite_weights(loaded.model, settings.checkpoint)
+    PACKINGS[settings.packing](loaded.model)
     results: Results = {}
     on_text = settings.text is not None or settings.corpus is not None
     own = None if on_text else trained_on(settings.checkpoint)

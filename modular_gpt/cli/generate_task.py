@@ -20,9 +20,10 @@ from modular_gpt.cli.repl import Conversation, shown_after, shown_answer
 from modular_gpt.cli.text_writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, from_mapping, one_of
-from modular_gpt.deploy.cpu_packing import can_pack, pack
+from modular_gpt.deploy.cpu_packing import PACKINGS, can_pack
 from modular_gpt.generation import Continuation, GenerationConfig, SamplingSettings
 from modular_gpt.generation.config import FORMER_NAMES, RANDOM, SEARCHES, FilterSettings
+from modular_gpt.model import GPTModel
 from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 
 MAX_PROMPTS = 2**28  # bytes of a file of prompts
@@ -51,8 +52,10 @@ class Task:
     draft: A smaller model with the same tokenizer that drafts tokens for strategy=speculative.
     device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
-    pack: Reorder the weights for faster matrix products on this CPU. By default (null) this is done where it is
-        possible and compile is off.
+    packing: Form of the weights of linear layers on a CPU: onednn reorders them for faster matrix products; int8 rounds
+        them to 8 bits, with a scale for each output channel, which halves the bytes of bf16; none leaves them. By
+        default (null) onednn where it is possible and compile is off.
+    pack: The former name of packing: true is onednn, false is none.
     """
 
     checkpoint: str = "runs/latest"
@@ -68,6 +71,7 @@ class Task:
     draft: str | None = None
     device: str = "auto"
     dtype: str | None = None
+    packing: str | None = None
     pack: bool | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +89,19 @@ class Task:
             raise ConfigError("system= begins a conversation: add chat=auto, plain, chatml or alpaca")
         if self.dtype is not None:
             one_of(self.dtype, WEIGHT_TYPES, "dtype")
+        if self.packing is not None:
+            one_of(self.packing, tuple(PACKINGS), "packing")
+            if self.pack is not None:
+                raise ConfigError("pack is the former name of packing: leave it out")
+
+    def packed(self, model: GPTModel, compiled: bool) -> GPTModel:
+        """Pack the weights of ``model`` as the settings say; compiled: whether its forward pass will be compiled."""
+        packing = self.packing
+        if self.pack is not None:
+            packing = "onednn" if self.pack else "none"
+        elif packing is None:
+            packing = "onednn" if can_pack(model) and not compiled else "none"
+        return PACKINGS[packing](model)
 
     @property
     def chat_name(self) -> str:
@@ -143,8 +160,7 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
         if model is None or name is None:
             continue
         check_finite_weights(model, name)
-        if task.pack or (task.pack is None and can_pack(model) and not settings.compile):
-            pack(model)
+        task.packed(model, settings.compile)
     settings.check(loaded.model.config.vocab_size)
     return Writer(loaded, draft, _open_chat(task, loaded), task.special)
 

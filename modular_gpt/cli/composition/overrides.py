@@ -41,6 +41,10 @@ HINTS = {
         ("pretrained", "load", "weights", "checkpoint", "model_name", "from_pretrained"),
         "resume=<run> resumes a training, and init_from=<model> starts a new one from trained weights",
     ),
+    **dict.fromkeys(
+        ("packing", "pack", "int8", "load_in_8bit", "quantization"),
+        "weights are trained in float32 or bf16; mgpt-generate and mgpt-eval take packing=int8",
+    ),
     **dict.fromkeys(("gpus", "devices", "num_gpus", "nproc_per_node"), "torchrun starts a process for each GPU"),
 }
 
