@@ -11,6 +11,15 @@ from modular_gpt.core.positions import Positions
 _UNWRITTEN = -(2**30)  # column of a slot that holds no token: below every column
 
 
+def allocate_anchored(
+    spec: CacheSpec, window: int, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
+) -> TokenCache:
+    """The cache of a spec with anchors: a ring buffer only where ``max_length`` tokens do not all fit."""
+    if max_length is not None and max_length <= spec.anchors + window:
+        return TokenCache(replace(spec, window=None), batch, max_length, dtype, device)
+    return AnchoredCache(spec, window, batch, max_length, dtype, device)
+
+
 class AnchoredCache(TokenCache):
     """Rows of the first ``anchors`` tokens of each text and of the last ``ring`` tokens after them.
 
@@ -32,8 +41,8 @@ class AnchoredCache(TokenCache):
         self.window = spec.anchors + ring
         self._padding: Tensor | None = None  # that of the model's cache, which ``save`` and ``restore`` are not given
 
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
+    def select(self, rows: Tensor, columns: slice = slice(None)) -> None:
+        super().select(rows, columns)
         self._padding = None if self._padding is None else self._padding.index_select(0, rows)
 
     def reset(self) -> None:

@@ -3,9 +3,8 @@
 ``CacheSpec`` describes the cache of one layer and is computed from its config; predicted bytes and allocation both come
 from it. ``TokenCache`` holds one row per token, in storage that grows or in a ring buffer of the last ``window``
 tokens; ``StateCache`` holds a state of constant size; ``ConvolutionCache`` adds the last inputs of a convolution to
-either. ``ModelCache`` holds one of them per layer and the length that
-they share. Only ``GPTModel.forward`` calls ``advance``; other code calls ``seek``, ``truncate`` or ``reset``.
-``anchored_cache`` adds a ring buffer that never overwrites the first tokens of a text.
+either; ``AnchoredCache`` keeps the first tokens of a text beside a ring buffer. ``ModelCache`` holds one per layer, and
+their length. Only ``GPTModel.forward`` calls ``advance``; other code calls ``seek``, ``truncate`` or ``reset``.
 
 Columns are not stored: the column of a row follows from its slot (see ``TokenCache._columns``).
 """
@@ -20,6 +19,7 @@ from torch import Tensor
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
 
+_ALL = slice(None)
 _FIRST_ROWS = 64  # a growing cache starts with this many rows and doubles
 
 
@@ -74,19 +74,10 @@ class CacheSpec:
             if self.states:
                 return StateCache([torch.zeros(batch, *shape, device=device) for shape in self.states])
             if self.anchors and self.window is not None:
-                return _anchored(self, self.window, batch, max_length, dtype, device)
+                from modular_gpt.core.anchored_cache import allocate_anchored
+
+                return allocate_anchored(self, self.window, batch, max_length, dtype, device)
             return TokenCache(self, batch, max_length, dtype, device)
-
-
-def _anchored(
-    spec: CacheSpec, window: int, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
-) -> "LayerCache":
-    """The cache of a spec with anchors: a ring buffer only where ``max_length`` tokens do not all fit."""
-    from modular_gpt.core.anchored_cache import AnchoredCache, ShortAnchoredCache
-
-    if max_length is not None and max_length <= spec.anchors + window:
-        return ShortAnchoredCache(spec, batch, max_length, dtype, device)
-    return AnchoredCache(spec, window, batch, max_length, dtype, device)
 
 
 class LayerCache(ABC):
@@ -98,8 +89,8 @@ class LayerCache(ABC):
         """Bytes of the allocated storages, which may be larger than the rows in use."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep the batch rows with indices ``rows`` (B',), in that order; an index may occur several times."""
+    def select(self, rows: Tensor, columns: slice = _ALL) -> None:
+        """Keep the batch rows ``rows`` (B',), in that order, maybe repeated; columns: those in which rows differ."""
         self.tensors = [tensor.index_select(0, rows) for tensor in self.tensors]
 
     def reserved(self, max_length: int | None, padding: Tensor | None) -> "LayerCache":
@@ -167,6 +158,14 @@ class TokenCache(LayerCache):
         self.tensors = [
             torch.zeros(batch, heads, self.capacity, width, dtype=dtype, device=device) for heads, width in spec.rows
         ]
+
+    def select(self, rows: Tensor, columns: slice = _ALL) -> None:
+        count = len(range(self.capacity)[columns])
+        if self.window is not None or len(rows) != len(self.tensors[0]) or 2 * count > self.capacity:
+            return super().select(rows)  # copies once, and the columns in place are copied twice
+        for tensor in self.tensors if count else ():
+            moved = tensor[:, :, columns]
+            moved.copy_(moved.index_select(0, rows))
 
     def reset(self) -> None:
         """Do nothing: rows past the length are never read."""
@@ -351,10 +350,11 @@ class ModelCache:
         for layer in self.layers:
             layer.reset()
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep the batch rows with indices ``rows`` (B',), in that order; beam search reorders its beams this way."""
+    def reorder(self, rows: Tensor, unchanged: int = 0) -> None:
+        """Keep the batch rows ``rows`` (B',), in that order; the first ``unchanged`` columns stay as they are."""
+        columns = slice(unchanged, self.length if isinstance(self.length, int) else None)
         for layer in self.layers:
-            layer.select(rows)
+            layer.select(rows, columns)
         self.padding = None if self.padding is None else self.padding.index_select(0, rows)
         self.batch = len(rows)
 

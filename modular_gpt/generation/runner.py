@@ -12,6 +12,7 @@ from torch import Tensor
 from modular_gpt.core.cache import ModelCache, SavedCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.compiled import StepFunction, capacity
+from modular_gpt.generation.lineage import Lineage
 from modular_gpt.generation.prompt_cache import PromptCache
 from modular_gpt.generation.protocol import LanguageModel
 from modular_gpt.generation.sequences import TokenBuffer
@@ -52,6 +53,7 @@ class ModelRunner:
         self._cached = 0  # columns in the cache, whose own length may be a tensor
         self._saved: SavedCache | None = None
         self._behind = False  # the cache holds fewer columns than the text had left
+        self._lineage: Lineage | None = None  # of rows that are copies of one another; None: rows are not moved
 
     @cached_property
     def cache(self) -> ModelCache:
@@ -140,6 +142,7 @@ class ModelRunner:
     def reset_window(self) -> None:
         """Empty the cache and start again from the last half of the context."""
         self._first, self._cached = self.text.length - max(self.context // 2, 1), 0
+        self._lineage = None  # each row reads its own text again
         self.cache.reset()
 
     def begin_draft(self, count: int) -> None:
@@ -154,6 +157,7 @@ class ModelRunner:
         kept = self.text.length - self._first
         if kept < self._cached:
             self.cache.truncate(kept, self._saved)
+            self._lineage = None
             assert isinstance(self.cache.length, int)
             self._cached = self.cache.length
             self._behind = self._cached < kept
@@ -162,8 +166,9 @@ class ModelRunner:
         """Repeat each row of text and cache ``n`` times, without reading anything again."""
         self.text.expand(n)
         self.cache.expand(n)
+        self._lineage = Lineage(self.cache.batch, self._cached, self.text.ids.device)
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep the rows ``rows`` (B',) of text and cache, in that order."""
+        """Keep the rows ``rows`` (B',) of text and cache, in that order; after ``expand``, each of its own prompt."""
         self.text.reorder(rows)
-        self.cache.reorder(rows)
+        self.cache.reorder(rows, 0 if self._lineage is None else self._lineage.move(rows, self._cached))
