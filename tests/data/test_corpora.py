@@ -452,7 +452,7 @@ def test_a_long_document_of_a_dataset_comes_in_pieces(monkeypatch: pytest.Monkey
         ({"name": "hf", "path": "x", "max_documents": 0}, "data.max_documents must be above 0, got 0"),
         (
             {"name": "python_stdlib", "path": "x"},
-            "data=python_stdlib has no setting 'path'; use it with hf or records or shakespeare or text",
+            "data=python_stdlib has no setting 'path'; use it with hf or preferences or records or shakespeare or text",
         ),
     ],
 )
