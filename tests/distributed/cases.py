@@ -101,7 +101,7 @@ def poison(trainer: Trainer, place: str, value: float, rank: int, at: set[int]) 
             return LossOutput(out.loss + value, out.parts) if now() else out
 
         poisoned.plain = forward.plain  # type: ignore[attr-defined]
-        trainer.forward = poisoned  # type: ignore[assignment]
+        trainer.forward = trainer.objective.forward = poisoned  # type: ignore[assignment]
 
 
 def poisoned_steps(settings: dict[str, Any], *poisoning: Any) -> tuple[list[bool], int, str, bool]:
