@@ -13,6 +13,7 @@ from modular_gpt.data.shuffle import key_of, mix, permuted
 from modular_gpt.data.token_files import TokenSplit
 
 MODES = ("random", "epoch")
+EVALUATION_SEED = 0  # of validation rows, which are the same in every run on the same data, whatever its own seed
 
 Tokens = TokenSplit | np.ndarray | Tensor | Sequence[int]
 
@@ -60,6 +61,31 @@ def epoch_order(samples: np.ndarray, size: int, seed: int) -> np.ndarray:
     different, which = np.unique(epochs, return_inverse=True)
     keys = np.array([key_of(seed, MODES.index("epoch"), int(epoch)) for epoch in different])
     return permuted(positions, size, keys[which])
+
+
+def epoch_share(step: int, batch_size: int, size: int, seed: int, rank: int, world: int) -> np.ndarray:
+    """(batch_size / world,) which of ``size`` items are the rows of one process at a step, in the ``epoch_order``.
+
+    Raises:
+        ConfigError: the processes do not divide the batch evenly.
+    """
+    check_share(batch_size, rank, world)
+    share = batch_size // world
+    samples = step * batch_size + np.arange(batch_size, dtype=np.uint64)
+    return epoch_order(samples, size, seed)[rank * share : (rank + 1) * share]
+
+
+def evaluation_shares(size: int, windows: int, rows: int, rank: int, world: int) -> Iterator[np.ndarray]:
+    """For each batch of an evaluation, which of ``size`` items are the rows of one process: at most rows / world.
+
+    windows: number of items, chosen at random, the same in every run; 0: all items in their order
+    """
+    numbers = np.arange(size)
+    if windows:
+        numbers = epoch_order(numbers[:windows].astype(np.uint64), size, EVALUATION_SEED)
+    share = rows // world
+    for first in range(rank * share, len(numbers) + rank * share, rows):
+        yield numbers[first : first + share]
 
 
 class BatchSource:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.targets import IGNORED
-from modular_gpt.data.batches import epoch_order
+from modular_gpt.data.batches import epoch_share
 from modular_gpt.data.in_memory import Split, padded
 from modular_gpt.data.prepared import Batch
 from modular_gpt.data.shuffle import key_of
@@ -70,9 +70,8 @@ class DatasetBatches:
         self.source, self.block, self.batch_size, self.seed = source, block, batch_size, seed
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        samples = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
-        numbers = epoch_order(samples, self.source.count, self.seed)
-        return batch_of([self.source.row(int(number)) for number in numbers], self.block, self.batch_size)
+        numbers = epoch_share(step, self.batch_size, self.source.count, self.seed, rank, world)
+        return batch_of([self.source.row(int(number)) for number in numbers], self.block, len(numbers))
 
 
 class LoaderRows(Split):

@@ -14,7 +14,7 @@ from torch import Tensor
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.data.batches import Tokens, as_array
-from modular_gpt.data.corpora.base import Corpus, TextChunk, chunk_text
+from modular_gpt.data.corpora.base import Corpus, TextChunk, before_border, chunk_text
 from modular_gpt.data.prepare import encode_documents
 from modular_gpt.data.prepared import Batch, Batches, PreparedData
 from modular_gpt.data.prepared_text import PreparedText
@@ -170,11 +170,9 @@ def divide_texts(texts: Sequence[str], fraction: float) -> tuple[list[str], list
     if not 0 < border < total:
         raise DataError(f"the text has {total} characters, too few to hold out validation={fraction} of it")
     train, rest = [], []
-    for text in texts:
-        at = min(max(border, 0), len(text))
+    for text, at in zip(texts, before_border(map(len, texts), border), strict=True):
         train += [text[:at]] if at else []
         rest += [text[at:]] if at < len(text) else []
-        border -= len(text)
     return train, rest
 
 

@@ -148,3 +148,8 @@ class PreparedData(ABC):
                 f"the tokenizer has {needed} ids but the model only {vocab_size}:"
                 f" set vocab_size to {needed} or more, or take the tokenizer the model was trained with"
             )
+
+
+def without_first(ids: list[int], first_id: int | None) -> list[int]:
+    """The ids of a prompt without the token that begins a text, unless it is the only one."""
+    return ids[1:] if len(ids) > 1 and ids[0] == first_id else ids

@@ -1,6 +1,5 @@
 """Preference pairs as data of a training: two rows with the same prompt, the chosen and the rejected answer."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -10,10 +9,8 @@ import torch
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import positive
-from modular_gpt.data.batches import check_share, epoch_order
-from modular_gpt.data.prepared import Batch, PreparedData
-
-SEED = 0  # of the validation pairs, which are the same in every run
+from modular_gpt.data.batches import epoch_share, evaluation_shares
+from modular_gpt.data.prepared import Batch, PreparedData, without_first
 
 
 class Pair(NamedTuple):
@@ -56,11 +53,8 @@ class PairBatches:
         Raises:
             ConfigError: the processes do not divide the batch evenly.
         """
-        check_share(self.batch_size, rank, world)
-        samples = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
-        numbers = epoch_order(samples, len(self.data.train), self.seed)
-        share = self.batch_size // world
-        return self.data.rows(self.data.train, numbers[rank * share : (rank + 1) * share], share, self.block)
+        numbers = epoch_share(step, self.batch_size, len(self.data.train), self.seed, rank, world)
+        return self.data.rows(self.data.train, numbers, len(numbers), self.block)
 
 
 class PreparedPairs(PreparedData):
@@ -91,14 +85,8 @@ class PreparedPairs(PreparedData):
 
     def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Random validation pairs, the same in every run, or all in their order."""
-        numbers = np.arange(len(self.validation))
-        if windows:
-            numbers = epoch_order(numbers[:windows].astype(np.uint64), len(self.validation), SEED)
-        share = rows // world
-        for number in range(math.ceil(len(numbers) / rows)):
-            first = number * rows + rank * share
-            last = min(first + share, (number + 1) * rows)
-            yield self.rows(self.validation, numbers[first:last], share, block)
+        for numbers in evaluation_shares(len(self.validation), windows, rows, rank, world):
+            yield self.rows(self.validation, numbers, rows // world, block)
 
     def evaluation_windows(self, block: int) -> int:
         return len(self.validation)
@@ -116,8 +104,7 @@ class PreparedPairs(PreparedData):
         return x[:, 0].contiguous(), y[:, 0].contiguous()
 
     def prompt(self, tokens: int) -> list[int]:
-        ids = self.validation[0].prompt
-        return ids[1:][-tokens:] if len(ids) > 1 and ids[0] == self.bos_id else ids[-tokens:]
+        return without_first(self.validation[0].prompt, self.bos_id)[-tokens:]
 
     def sizes(self) -> str:
         return f"{len(self.train):,} pairs of answers to train on, {len(self.validation):,} to validate"

@@ -9,12 +9,10 @@ import numpy as np
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
-from modular_gpt.data.batches import BatchSource, as_array, sequential
+from modular_gpt.data.batches import EVALUATION_SEED, BatchSource, as_array, sequential
 from modular_gpt.data.documents import PackedBatches, Packing
 from modular_gpt.data.prepared import Batch, Batches, PreparedData
 from modular_gpt.data.token_files import TokenSplit
-
-SEED = 0  # of the validation windows, which are the same in every run on the same text, whatever the run's own seed
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class PreparedText(PreparedData):
         if not windows:
             yield from self._whole(block, rows, rank, world)
             return
-        source, share = self._batches(self.validation, block, rows, SEED), rows // world
+        source, share = self._batches(self.validation, block, rows, EVALUATION_SEED), rows // world
         for number in range(math.ceil(windows / rows)):
             x, y, *documents = source.batch(number, rank, world)
             y[max(0, windows - number * rows - rank * share) :] = IGNORED

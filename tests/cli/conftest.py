@@ -1,7 +1,8 @@
 """Commands are called in this process, in an empty folder, and their output is caught."""
 
+import builtins
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,3 +97,16 @@ def train_once(
 def trained(train_once: Callable[..., Answer]) -> Answer:
     """A run of two steps in ``runs``, of a model whose positions end with its context of 16."""
     return train_once(*TINY, "pos=learned")
+
+
+def type_lines(monkeypatch: pytest.MonkeyPatch, lines: Sequence[str | BaseException]) -> None:
+    """Let ``input`` return these lines and then the end; an exception stands for a key such as Ctrl-C."""
+    waiting = iter(lines)
+
+    def read(prompt: str) -> str:
+        line = next(waiting, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr(builtins, "input", read)

@@ -15,7 +15,7 @@ from modular_gpt.cli import chat_repl, text_writer
 from modular_gpt.data import CharTokenizer, build_tokenizer
 from modular_gpt.data.templates import build_template
 from modular_gpt.generation import Step
-from tests.cli.conftest import Answer, Run
+from tests.cli.conftest import Answer, Run, type_lines
 from tests.data.chat_folders import SHAPES
 
 LETTERS = "".join(map(chr, [10, *range(32, 127)]))
@@ -43,15 +43,7 @@ def talk(write: Write, monkeypatch: pytest.MonkeyPatch) -> Write:
     """What a conversation prints: its lines, and settings of the command."""
 
     def say(*lines: str | BaseException, words: tuple[str, ...] = ()) -> Answer:
-        waiting = iter(lines)
-
-        def read(prompt: str) -> str:
-            line = next(waiting, EOFError())
-            if isinstance(line, BaseException):
-                raise line
-            return line
-
-        monkeypatch.setattr(builtins, "input", read)
+        type_lines(monkeypatch, lines)
         return write("interactive=true", *words)
 
     return say

@@ -19,7 +19,7 @@ from modular_gpt.data import build_tokenizer
 from modular_gpt.generation import GenerationConfig, Step, generate
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
-from tests.cli.conftest import Answer, Run
+from tests.cli.conftest import Answer, Run, type_lines
 
 FIGURES = re.compile(r"\[(\d+) tokens in [\d.]+ s: [\d,.]+ tokens/s, cache ([\d,]+) bytes\]")
 CPU = "device=cpu"
@@ -261,15 +261,7 @@ def test_weights_in_bf16(write: Callable[..., Answer]) -> None:
 @pytest.fixture
 def talk(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
     def say(*lines: str | BaseException, words: tuple[str, ...] = ()) -> Answer:
-        waiting = iter(lines)
-
-        def read(prompt: str) -> str:
-            line = next(waiting, EOFError())
-            if isinstance(line, BaseException):
-                raise line
-            return line
-
-        monkeypatch.setattr(builtins, "input", read)
+        type_lines(monkeypatch, lines)
         return write("interactive=true", "max_new_tokens=4", "greedy=true", *words)
 
     return say

@@ -84,6 +84,13 @@ class Corpus(Component, ABC, slot="data"):
         """The record of the text in a run, such as files, bytes and versions."""
 
 
+def before_border(sizes: Iterable[int], border: int) -> Iterator[int]:
+    """How much of each of some stretches, which follow each other, lies before ``border``."""
+    for size in sizes:
+        yield min(max(border, 0), size)
+        border -= size
+
+
 def chunk_text(texts: Iterable[str], limit: int = CHUNK) -> Iterator[str]:
     """The concatenation of ``texts`` in chunks of at most ``limit`` characters, cut where tokenizers cut anyway.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from modular_gpt.core.errors import DataError
-from modular_gpt.data.corpora.base import TextChunk, chunk_text
+from modular_gpt.data.corpora.base import TextChunk, before_border, chunk_text
 from modular_gpt.data.corpora.files import SourceFile, changed, check_unchanged
 from modular_gpt.data.rows import is_row_file, read_rows
 
@@ -101,13 +101,11 @@ def split_last_rows(files: list[RowFile], val_fraction: float) -> dict[str, list
         raise DataError(f"the corpus has {total} rows in all, too few for training and validation: give more")
     border = max(1, min(total - 1, int(total * (1 - val_fraction))))
     splits: dict[str, list[RowSlice]] = {"train": [], "validation": []}
-    for file in files:
-        at = min(max(border, 0), file.rows)
+    for file, at in zip(files, before_border((file.rows for file in files), border), strict=True):
         if at > 0:
             splits["train"].append(_slice(file, 0, at))
         if at < file.rows:
             splits["validation"].append(_slice(file, at, file.rows))
-        border -= file.rows
     return splits
 
 

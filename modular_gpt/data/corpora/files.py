@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, chunk_text
+from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, before_border, chunk_text
 
 BLOCK = 2**20  # bytes read at a time
 BYTE_ORDER_MARK = "\ufeff"
@@ -230,13 +230,11 @@ def split_end(files: list[TextFile], val_fraction: float) -> dict[str, list[File
             " give data.path more text"
         )
     splits: dict[str, list[FileSlice]] = {split: [] for split in SPLITS}
-    for file in files:
-        at = min(max(border, 0), file.characters)
+    for file, at in zip(files, before_border((file.characters for file in files), border), strict=True):
         if at > 0:
             splits["train"].append(FileSlice(file, 0, at))
         if at < file.characters:
             splits["validation"].append(FileSlice(file, at, file.characters))
-        border -= file.characters
     return splits
 
 

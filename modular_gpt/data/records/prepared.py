@@ -10,8 +10,8 @@ import torch
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import positive
-from modular_gpt.data.batches import check_share, epoch_order
-from modular_gpt.data.prepared import Batch, PreparedData
+from modular_gpt.data.batches import epoch_share, evaluation_shares
+from modular_gpt.data.prepared import Batch, PreparedData, without_first
 from modular_gpt.data.records.encode import EARLIER, END
 from modular_gpt.data.records.formats import FORMATS
 from modular_gpt.data.records.packing import Rows, arrange, fit_spans
@@ -19,8 +19,6 @@ from modular_gpt.data.records.prepare import RecordSplit
 from modular_gpt.data.records.questions import Question
 from modular_gpt.data.templates import ChatTemplate
 from modular_gpt.data.tokenizers.base import Tokenizer
-
-SEED = 0  # of the validation rows, which are the same in every run
 
 
 class RecordRows:
@@ -110,14 +108,9 @@ class PreparedRecords(PreparedData):
 
     def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Random rows of the validation records, the same in every run, or all rows in their order."""
-        source, share = self.rows(self.validation, block), rows // world
-        count = self.evaluation_windows(block)
-        numbers = np.arange(count)
-        if windows:
-            numbers = epoch_order(numbers[:windows].astype(np.uint64), count, SEED)
-        for first in range(0, len(numbers), rows):
-            begin = first + rank * share
-            yield source.batch(numbers[begin : min(begin + share, first + rows)], share, self.packing)
+        source = self.rows(self.validation, block)
+        for numbers in evaluation_shares(len(source.rows), windows, rows, rank, world):
+            yield source.batch(numbers, rows // world, self.packing)
 
     def evaluation_windows(self, block: int) -> int:
         return len(self.rows(self.validation, block).rows)
@@ -138,7 +131,7 @@ class PreparedRecords(PreparedData):
         """The prompt of the first validation record, without the token that begins a text; its last ``tokens`` ids."""
         begin, end = int(self.validation.starts[0]), int(self.validation.answers(EARLIER)[0])
         ids: list[int] = self.validation.tokens.array[begin : max(end, begin + 1)].tolist()
-        return ids[1:][-tokens:] if len(ids) > 1 and ids[0] == self.bos_id else ids[-tokens:]
+        return without_first(ids, self.bos_id)[-tokens:]
 
     def tokenizer_of_model(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer with the chat template of the conversations."""
@@ -190,10 +183,9 @@ class RecordBatches:
         positive("batches", batch_size=batch_size)
         self.rows, self.batch_size, self.seed, self.separate = rows, batch_size, seed, separate
 
-    def numbers(self, step: int) -> np.ndarray:
-        """(batch_size,) the numbers of the rows of a step's whole batch."""
-        samples = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
-        return epoch_order(samples, len(self.rows.rows), self.seed)
+    def numbers(self, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+        """(batch_size / world,) the numbers of the rows of one process at a step."""
+        return epoch_share(step, self.batch_size, len(self.rows.rows), self.seed, rank, world)
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
         """Inputs, targets and numbers of records, each (batch_size / world, block) int64: the rows of one process.
@@ -201,6 +193,5 @@ class RecordBatches:
         Raises:
             ConfigError: the processes do not divide the batch evenly.
         """
-        check_share(self.batch_size, rank, world)
-        share = self.batch_size // world
-        return self.rows.batch(self.numbers(step)[rank * share : (rank + 1) * share], share, self.separate)
+        numbers = self.numbers(step, rank, world)
+        return self.rows.batch(numbers, len(numbers), self.separate)
