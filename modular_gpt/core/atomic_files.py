@@ -20,6 +20,7 @@ from pathlib import Path
 MARK = ".tmp-"
 ASIDE = "-old"  # suffix of the temporary name of a directory that is being replaced
 COPIED = "-copied"  # suffix of the new name of a directory found in place of a link
+_LOCKED = (errno.EWOULDBLOCK, errno.EACCES)  # errors of locking what another process has locked
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)  # errors of rename where the target directory exists
 
 
@@ -160,7 +161,7 @@ def _in_use(directory: Path) -> Iterator[bool]:
             _lock(handle)
             free = True
         except OSError as error:
-            free = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+            free = error.errno not in _LOCKED
         yield free
     finally:
         os.close(handle)
@@ -183,6 +184,31 @@ def file_lock(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+@contextmanager
+def wait_for_lock(path: Path, waiting: Callable[[], None], seconds: float = 0.1) -> Iterator[None]:
+    """Context manager: lock the file ``path``, created if missing, once no other process or thread holds the lock.
+
+    Without a lock where the file system cannot lock files. The file is not removed.
+
+    waiting: called once if another holds the lock; seconds: between two attempts
+
+    Raises:
+        OSError: the file cannot be opened for writing.
+    """
+    with path.open("a+b") as file:
+        for attempt in count():
+            try:
+                _lock(file.fileno())
+            except OSError as error:
+                if error.errno in _LOCKED:
+                    if not attempt:
+                        waiting()
+                    time.sleep(seconds)
+                    continue
+            break
+        yield
 
 
 def _lock(handle: int) -> None:

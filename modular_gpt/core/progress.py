@@ -19,16 +19,19 @@ class Update(Protocol):
 
 
 @contextmanager
-def progress_line(label: str, total: int | None = None, stream: TextIO | None = None) -> Iterator[Update]:
+def progress_line(
+    label: str, total: int | None = None, stream: TextIO | None = None, unit: str = ""
+) -> Iterator[Update]:
     """Context manager: show how far the work inside is, once it takes longer than ``DELAY`` seconds.
 
     A thread writes the line, so it also moves while a library computes and reports nothing. On a terminal the line
     disappears at the end.
 
     label: names the work; total: units of work in all, None if unknown
+    unit: noun of the units, in the plural, for the rate; empty: none is shown
     Yields a function to report the units done so far.
     """
-    state, over = _State(label, total), threading.Event()
+    state, over = _State(label, total, unit), threading.Event()
     writer = threading.Thread(target=_write, args=(state, over, stream or sys.stderr), daemon=True)
     writer.start()
     try:
@@ -39,8 +42,8 @@ def progress_line(label: str, total: int | None = None, stream: TextIO | None = 
 
 
 class _State:
-    def __init__(self, label: str, total: int | None) -> None:
-        self.label, self.total, self.done, self.begun = label, total, 0, time.monotonic()
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
+        self.label, self.total, self.unit, self.done, self.begun = label, total, unit, 0, time.monotonic()
 
     def update(self, done: int, total: int | None = None) -> None:
         self.done = done
@@ -48,7 +51,16 @@ class _State:
 
     def __str__(self) -> str:
         share = f" {min(100, 100 * self.done // self.total)}%" if self.total else f" {self.done:,}" if self.done else ""
-        return f"{self.label} ...{share} ({time.monotonic() - self.begun:.0f} s)"
+        return f"{self.label} ...{share} ({', '.join(self._times())})"
+
+    def _times(self) -> Iterator[str]:
+        """Seconds so far, units per second, and seconds left."""
+        elapsed, done, total = time.monotonic() - self.begun, self.done, self.total
+        yield f"{elapsed:.0f} s"
+        if self.unit and done and elapsed:
+            yield f"{done / elapsed:,.0f} {self.unit}/s"
+        if total and elapsed and 0 < done < total:
+            yield f"{(total - done) * elapsed / done:.0f} s left"
 
 
 def _write(state: _State, over: threading.Event, stream: TextIO) -> None:

@@ -1,16 +1,20 @@
 """The cache directory of derived files: token files, learned tokenizers, downloads."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from modular_gpt.core.atomic_files import new_directory, remove_stale
+from modular_gpt.core.atomic_files import new_directory, remove_stale, wait_for_lock
 from modular_gpt.core.errors import DataError
 
 CACHE = "MODULAR_GPT_CACHE"  # environment: the directory that is used instead of the platform's
+LOCKS = "locks"
 ABANDONED = 24 * 3600  # seconds after which another process's unfinished directory counts as left behind
+
+log = logging.getLogger(__name__)
 
 
 def cache_directory() -> Path:
@@ -24,6 +28,21 @@ def cache_directory() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "modular_gpt"
+
+
+@contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Context manager: while one process or thread is inside for ``target``, others wait before it.
+
+    The lock is a file in a folder ``locks`` beside the one of ``target``. Without a lock, where there can be none,
+    several may build the same.
+    """
+    path = target.parent.with_name(LOCKS) / f"{target.name}.lock"
+    with ExitStack() as held:
+        with suppress(OSError):  # the cache cannot be written, and building will say so
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(wait_for_lock(path, lambda: log.info("waiting for another process: %s", target)))
+        yield
 
 
 @contextmanager

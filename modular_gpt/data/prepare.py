@@ -4,6 +4,7 @@ import hashlib
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from modular_gpt.data.token_cache import (
     token_file,
     write_starts,
 )
-from modular_gpt.data.tokenizers.base import Tokenizer
+from modular_gpt.data.tokenizers.base import Ids, Tokenizer
 
 TOKENS_FORMAT = 1
 BATCH = 2**22  # characters encoded at a time, so that libraries can use several threads
@@ -71,7 +72,8 @@ def _write(directory: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dt
     """Write one split's tokens, and where documents start if the corpus asks for it; returns its manifest record."""
     digest, count, starts = hashlib.sha256(), 0, array("q")
     path = directory / token_file(split)
-    with progress_line(f"Encoding the {split} text", corpus.characters(split)) as update, path.open("wb") as file:
+    total = corpus.characters(split)
+    with progress_line(f"Encoding the {split} text", total, unit="characters") as update, path.open("wb") as file:
         # Compressing takes time, and only the figure of the validation text is used.
         size = TextSize(compress=split == "validation", update=update)
         for ids, is_first in encode_documents(size.measured(corpus.documents(split)), tokenizer):
@@ -127,15 +129,32 @@ class TextSize:
 
 
 def encode_documents(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
-    """The ids of each chunk and whether a document begins with them, and the end of text between two documents."""
+    """The ids of each chunk and whether a document begins with them, and the end of text between two documents.
+
+    A thread encodes each batch of chunks, while the one before it is used and the next one is read. No more than three
+    batches are held at a time.
+    """
     last = None
-    for batch in _batches(chunks):
-        for chunk, ids in zip(batch, tokenizer.encode_many([chunk.text for chunk in batch]), strict=True):
+    for batch, encoded in _encoded(chunks, tokenizer):
+        for chunk, ids in zip(batch, encoded, strict=True):
             check_ids(ids, tokenizer.vocab_size, tokenizer.name, f"document '{chunk.document}'")
             if tokenizer.eos_id is not None and last not in (None, chunk.document):
                 yield np.array([tokenizer.eos_id]), False
             is_first, last = last != chunk.document, chunk.document
             yield ids, is_first
+
+
+def _encoded(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[tuple[list[TextChunk], list[Ids]]]:
+    """Batches of chunks, each with the ids of its texts."""
+    with ThreadPoolExecutor(1, "encode") as thread:
+        before: tuple[list[TextChunk], Future[list[Ids]]] | None = None
+        for batch in _batches(chunks):
+            encoding = thread.submit(tokenizer.encode_many, [chunk.text for chunk in batch])
+            if before is not None:
+                yield before[0], before[1].result()
+            before = batch, encoding
+        if before is not None:
+            yield before[0], before[1].result()
 
 
 def _batches(chunks: Iterable[TextChunk]) -> Iterator[list[TextChunk]]:

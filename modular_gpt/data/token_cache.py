@@ -15,7 +15,7 @@ from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import DataError
 from modular_gpt.core.json_files import load_json_object
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.data.cache_dir import cache_directory, new_in_cache
+from modular_gpt.data.cache_dir import cache_directory, new_in_cache, one_at_a_time
 from modular_gpt.data.token_files import TokenSplit
 
 MANIFEST = "manifest.json"
@@ -56,18 +56,28 @@ def open_or_build(
     for _ in range(ATTEMPTS):  # another process may replace damaged files between our building and our opening
         try:
             return open_sealed(directory, read)
-        except FileNotFoundError:
+        except (FileNotFoundError, Damaged):
             pass
-        except Damaged as damage:
-            log.warning("%s: building the token files again", damage)
-        start = perf_counter()
-        with new_in_cache(directory, is_whole) as new:
-            manifest = build(new)
-            sealed = {**manifest, "sha256": _seal(manifest)}
-            (new / MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
-        tokens = sum(record["tokens"] for record in manifest["splits"].values())
-        log.info("prepared %s tokens in %.1f s: %s", f"{tokens:,}", perf_counter() - start, directory)
+        with one_at_a_time(directory):
+            try:
+                return open_sealed(directory, read)  # that of a process that was faster
+            except FileNotFoundError:
+                pass
+            except Damaged as damage:
+                log.warning("%s: building the token files again", damage)
+            _build(directory, build, is_whole)
     raise DataError(f"the token files in {directory} are damaged as soon as they are written: check that disk")
+
+
+def _build(directory: Path, build: Callable[[Path], PlainDict], is_whole: Callable[[Path], bool]) -> None:
+    """Write the files of a token directory and their manifest."""
+    start = perf_counter()
+    with new_in_cache(directory, is_whole) as new:
+        manifest = build(new)
+        sealed = {**manifest, "sha256": _seal(manifest)}
+        (new / MANIFEST).write_text(json.dumps(sealed, indent=1), encoding="utf-8")
+    tokens = sum(record["tokens"] for record in manifest["splits"].values())
+    log.info("prepared %s tokens in %.1f s: %s", f"{tokens:,}", perf_counter() - start, directory)
 
 
 def open_sealed(directory: Path, read: Read[T]) -> T:

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.data.tokenizers import Tokenizer
+from modular_gpt.data.tokenizers import BYTE_LETTERS, Tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
-
-_SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level vocabularies write as themselves
-_HIDDEN = [byte for byte in range(256) if byte not in _SHOWN]
-_LETTERS = {**{b: chr(b) for b in _SHOWN}, **{b: chr(256 + i) for i, b in enumerate(_HIDDEN)}}
 
 
 def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> "PreTrainedTokenizerFast":
@@ -72,7 +68,7 @@ def _template(bos: str | None, bos_id: int | None) -> "processors.PostProcessor"
 def _bytes(definition: PlainDict) -> "LibraryTokenizer":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in _LETTERS.items()}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in BYTE_LETTERS.items()}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -96,7 +92,7 @@ def _ranks(definition: PlainDict) -> "LibraryTokenizer":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     ranks = {base64.b64decode(token): rank for token, rank in definition["ranks"].items()}
-    spelled = {token: "".join(_LETTERS[byte] for byte in token) for token in ranks}
+    spelled = {token: "".join(BYTE_LETTERS[byte] for byte in token) for token in ranks}
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1:

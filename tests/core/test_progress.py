@@ -58,3 +58,15 @@ def test_without_a_total_and_on_a_closed_stream(monkeypatch: pytest.MonkeyPatch)
     stream.close()
     with progress_line("Counting", None, stream):
         time.sleep(0.03)
+
+
+def test_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = progress._State("Reading", 200, "tokens")
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: 4.0))
+    assert str(state) == "Reading ... 0% (4 s)"
+    state.update(50)
+    assert str(state) == "Reading ... 25% (4 s, 12 tokens/s, 12 s left)"
+    state.update(200)
+    assert str(state) == "Reading ... 100% (4 s, 50 tokens/s)"
+    state.total = None
+    assert str(state) == "Reading ... 200 (4 s, 50 tokens/s)"

@@ -98,22 +98,24 @@ def chunk_text(texts: Iterable[str], limit: int = CHUNK) -> Iterator[str]:
     of the usual byte-pair encodings split too, so that the chunks give the same tokens as the whole text. Text
     without such a place is cut at the limit.
     """
-    buffer = ""
+    rest = ""
     for text in texts:
-        buffer += text
-        while len(buffer) > limit:
-            at = _cut_at(buffer, limit)
-            yield buffer[:at]
-            buffer = buffer[at:]
-    if buffer:
-        yield buffer
+        buffer, start = rest + text, 0
+        while len(buffer) - start > limit:
+            end = _cut_at(buffer, start, start + limit)
+            yield buffer[start:end]
+            start = end
+        rest = buffer[start:]
+    if rest:
+        yield rest
 
 
-def _cut_at(text: str, limit: int) -> int:
+def _cut_at(text: str, start: int, limit: int) -> int:
+    """The index, after ``start`` and at most ``limit``, that ends the chunk from ``start``."""
     for mark, offset in (("\n", 1), (" ", 0)):
-        at = text.rfind(mark, 1, limit)
+        at = text.rfind(mark, start + 1, limit)
         while at > 0:
             if not text[at - 1].isspace() and text[at + 1].isalnum():
                 return at + offset
-            at = text.rfind(mark, 1, at)
+            at = text.rfind(mark, start + 1, at)
     return limit

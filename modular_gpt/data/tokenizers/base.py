@@ -344,20 +344,28 @@ def needs(corpus: Corpus | None, name: str) -> Corpus:
 
 
 @contextmanager
-def training_texts(corpus: Corpus | None, name: str) -> Iterator[Iterator[str]]:
+def training_texts(corpus: Corpus | None, name: str, most: int | None = None) -> Iterator[Iterator[str]]:
     """Context manager: the training text of a corpus for a tokenizer to learn from, with a progress line.
+
+    most: number of characters to read; of a longer text, chunks spread evenly over it, or its beginning if its length
+        is not known before reading. None: all
 
     Raises:
         ConfigError: there is no corpus.
     """
     source = needs(corpus, name)
+    total = source.characters("train")
 
     def texts() -> Iterator[str]:
-        done = 0
+        done = taken = 0
         for chunk in source.documents("train"):
-            yield chunk.text
+            if most is None or (taken < most if total is None else taken * total <= done * most):
+                yield chunk.text
+                taken += len(chunk.text)
+            elif total is None:
+                return
             done += len(chunk.text)
             update(done)
 
-    with progress_line(f"Training the {name} tokenizer", source.characters("train")) as update:
+    with progress_line(f"Training the {name} tokenizer", total, unit="characters") as update:
         yield texts()

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from modular_gpt.core.errors import ConfigError, DataError, unknown
 from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, entries
-from modular_gpt.data.cache_dir import cache_directory, new_in_cache
+from modular_gpt.data.cache_dir import cache_directory, new_in_cache, one_at_a_time
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import FILE, Tokenizer
 
@@ -39,13 +40,19 @@ def build_tokenizer(
         return component.build(config, corpus)
     key = hashlib.sha256(json.dumps([encode(config), corpus.fingerprint], sort_keys=True).encode()).hexdigest()[:24]
     directory = Path(cache_dir or cache_directory()).expanduser() / "tokenizers" / f"{component.name}-{key}"
+    with one_at_a_time(directory):
+        return _kept(directory, lambda: component.build(config, corpus))
+
+
+def _kept(directory: Path, learn: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer in a directory of the cache, which is learned and saved there if it is missing or damaged."""
     for _ in range(3):  # another process may remove a damaged directory between our building and our loading
         if directory.exists():
             try:
                 return Tokenizer.load(directory)
             except DataError as error:
                 log.warning("%s: learning the tokenizer again", error)
-        built = component.build(config, corpus)
+        built = learn()
         with new_in_cache(directory, _valid) as new:
             built.save(new)
         if _valid(directory):

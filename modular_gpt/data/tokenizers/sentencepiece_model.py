@@ -13,7 +13,7 @@ import numpy as np
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
-from modular_gpt.core.validation import one_of
+from modular_gpt.core.validation import one_of, positive
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_size, check_text, training_texts
 
@@ -58,14 +58,18 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         vocab_size: Number of tokens to learn: 256 bytes, 2 special tokens, the characters of the corpus and longer
             tokens.
         algorithm: The algorithm that learns the vocabulary, unigram or bpe.
+        sample_characters: Number of characters to learn from: of a longer training text, stretches spread evenly over
+            it. With null, all of it is held in memory.
         """
 
         vocab_size: int = 4096
         algorithm: str = "unigram"
+        sample_characters: int | None = 2**24
 
         def __post_init__(self) -> None:
             check_size("sentencepiece", self.vocab_size, 1)
             one_of(self.algorithm, ("unigram", "bpe"), "tokenizer.algorithm")
+            positive("tokenizer", sample_characters=self.sample_characters)
 
     learns = True
 
@@ -80,7 +84,7 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         assert isinstance(config, SentencePieceTokenizer.Config)
         package, model = _package(), io.BytesIO()
         try:
-            with training_texts(corpus, "sentencepiece") as texts:
+            with training_texts(corpus, "sentencepiece", config.sample_characters) as texts:
                 package.SentencePieceTrainer.train(
                     sentence_iterator=_lines(texts),
                     model_writer=model,

@@ -4,18 +4,16 @@ GPT-2's is described in "Language Models are Unsupervised Multitask Learners" (R
 """
 
 import base64
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
-
-import numpy as np
 
 from modular_gpt.core.errors import ConfigError, DataError, unknown
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig, Preset
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import END_OF_TEXT, Ids, Tokenizer, check_text
+from modular_gpt.data.tokenizers.byte_level import encode_ordinary
 from modular_gpt.data.tokenizers.library_checks import check_ranks, library_errors
 from modular_gpt.data.tokenizers.streaming import ByteStream, StreamDecoder
 
@@ -85,8 +83,7 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:
         check_text(texts)
         with library_errors(f"the {self._encoding.name} encoding cannot encode this text"):
-            encoded = self._encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
-        return [np.array(ids, dtype=np.int64) for ids in encoded]
+            return encode_ordinary(self._encoding, texts)
 
     @property
     def special_tokens(self) -> Mapping[str, int]:

@@ -8,20 +8,28 @@ WordPiece: "Japanese and Korean Voice Search" (Schuster and Nakajima 2012), made
 (https://arxiv.org/abs/1810.04805).
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from modular_gpt.core.registry import ComponentConfig
+from modular_gpt.core.validation import positive
 from modular_gpt.data.corpora.base import Corpus
-from modular_gpt.data.tokenizers.base import END_OF_TEXT, check_size, training_texts
+from modular_gpt.data.tokenizers.base import END_OF_TEXT, Ids, check_size, check_text, training_texts
+from modular_gpt.data.tokenizers.byte_level import encode_ordinary, trained_encoding
 from modular_gpt.data.tokenizers.library import LibraryTokenizer
+from modular_gpt.data.tokenizers.library_checks import library_errors
 
 if TYPE_CHECKING:
+    import tiktoken
     import tokenizers
 
 CONTINUES = "…"  # marks a subword inside a word; not "##", which is text in many a source file
 LONGEST = 100  # stand-ins; WordPiece gives up on longer words, so they are cut
 BYTES = 256
+SAMPLE = 2**25  # characters; from so many, training takes some 500 MB
 
 
 class BPETokenizer(LibraryTokenizer, name="bpe"):
@@ -32,12 +40,16 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
         """Settings of a byte-level BPE vocabulary.
 
         vocab_size: Number of tokens to learn: 256 bytes, the end of text and merges. A small corpus may give fewer.
+        sample_characters: Number of characters to learn from: of a longer training text, stretches spread evenly over
+            it. With null, all of it is read, and memory grows with the number of different words.
         """
 
         vocab_size: int = 4096
+        sample_characters: int | None = SAMPLE
 
         def __post_init__(self) -> None:
             check_size("bpe", self.vocab_size, BYTES + 1)
+            positive("tokenizer", sample_characters=self.sample_characters)
 
     learns = True
 
@@ -55,9 +67,20 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        with training_texts(corpus, "bpe") as texts:
+        with training_texts(corpus, "bpe", config.sample_characters) as texts:
             tokenizer.train_from_iterator(texts, trainer)
         return cls(tokenizer, END_OF_TEXT)
+
+    @cached_property
+    def _encoding(self) -> "tiktoken.Encoding | None":
+        return trained_encoding(json.loads(self._tokenizer.to_str()), END_OF_TEXT)
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids]:
+        if self._encoding is None:
+            return super().encode_many(texts)
+        check_text(texts)
+        with library_errors("the bpe tokenizer cannot encode this text"):
+            return encode_ordinary(self._encoding, texts)
 
 
 class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
@@ -69,12 +92,16 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
 
         vocab_size: Number of tokens to learn: each byte at the start of a word and inside one, the end of text and
             longer tokens. A small corpus may give fewer.
+        sample_characters: Number of characters to learn from: of a longer training text, stretches spread evenly over
+            it. With null, all of it is read, and memory grows with the number of different words.
         """
 
         vocab_size: int = 4096
+        sample_characters: int | None = SAMPLE
 
         def __post_init__(self) -> None:
             check_size("wordpiece", self.vocab_size, 2 * BYTES + 1)
+            positive("tokenizer", sample_characters=self.sample_characters)
 
     learns = True
 
@@ -93,7 +120,7 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
             show_progress=False,
         )
         learner = _wordpiece({})
-        with training_texts(corpus, "wordpiece") as texts:
+        with training_texts(corpus, "wordpiece", config.sample_characters) as texts:
             learner.train_from_iterator(texts, trainer)
         tokenizer = _wordpiece(learner.get_vocab())  # special tokens are ordinary subwords from here on, but one
         tokenizer.add_special_tokens([END_OF_TEXT])

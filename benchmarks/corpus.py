@@ -1,0 +1,159 @@
+"""Seconds and peak memory of preparing a corpus, by its size and the tokenizer, and of the tokenizers library alone.
+
+    python benchmarks/corpus.py --folder FOLDER [--sizes 50,200,1000] [--rows byte,char,gpt2,bpe] [--write docs/PAGE.md]
+
+The text is made of words with Zipf's frequencies, a million different ones, in sentences and lines. Each row is a
+process of its own, whose peak memory is the resident set of ``getrusage``. Results and texts stay in the folder, so
+that a later call measures only what is not there yet.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MEGABYTE = 10**6
+CONSONANTS = (*"bcdfghjklmnprstvwz", "th", "sh", "ch", "st", "tr", "pr")
+SYLLABLES = [consonant + vowel for consonant in CONSONANTS for vowel in (*"aeiou", "ea", "ou", "ai")]
+TYPES = 1_000_000
+EXPONENT, OFFSET = 1.05, 2.7  # of the Zipf-Mandelbrot law
+VOCAB_SIZE = 4096
+LIBRARY = "library"
+NAMES = {LIBRARY: "bpe by the tokenizers library alone"}
+
+
+def word(rank: int) -> str:
+    """The word with this frequency rank: short for frequent ones."""
+    syllables: list[str] = []
+    rank += 1
+    while rank:
+        rank, digit = divmod(rank, len(SYLLABLES))
+        syllables.append(SYLLABLES[(digit * 97 + len(syllables) * 31) % len(SYLLABLES)])
+    return "".join(syllables)
+
+
+def write_text(path: Path, size: int) -> None:
+    """A text of about ``size`` bytes, always the same."""
+    random = np.random.default_rng(0)
+    words = [word(rank) for rank in range(TYPES)]
+    weights = (np.arange(TYPES) + OFFSET) ** -EXPONENT
+    below = np.cumsum(weights) / weights.sum()
+    temporary, done = path.with_suffix(".part"), 0
+    with temporary.open("w") as file:
+        while done < size:
+            ranks = np.searchsorted(below, random.random(100_000))
+            tokens = [words[rank] for rank in ranks.tolist()]
+            for place in np.flatnonzero(random.random(len(tokens)) < 0.01).tolist():
+                tokens[place] = str(int(ranks[place]) * 7)
+            for place in np.flatnonzero(random.random(len(tokens)) < 0.05).tolist():
+                tokens[place] += ","
+            for place in np.flatnonzero(random.random(len(tokens)) < 0.06).tolist():
+                tokens[place] = f"{tokens[place]}.{' ' if place % 5 else chr(10)}{tokens[place].capitalize()}"
+            done += file.write(" ".join(tokens))
+    temporary.rename(path)
+
+
+def measure(row: str, text: Path) -> dict[str, float]:
+    """The seconds of learning and of encoding, CPU seconds of both, and the peak memory of this process in MiB."""
+    cache = Path(tempfile.mkdtemp(dir=text.parent))
+    try:
+        begun = time.perf_counter()
+        learned, tokens = alone(text) if row == LIBRARY else prepared(row, text, cache)
+        ended = time.perf_counter()
+    finally:
+        shutil.rmtree(cache)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "learning": learned - begun,
+        "encoding": ended - learned,
+        "cpu": used.ru_utime + used.ru_stime,
+        "peak": used.ru_maxrss / 2**10,
+        "tokens": tokens,
+    }
+
+
+def prepared(row: str, text: Path, cache: Path) -> tuple[float, int]:
+    """When the tokenizer had learned, and the number of tokens, of this package."""
+    from modular_gpt.data import build_corpus, build_tokenizer, prepare
+
+    corpus = build_corpus({"name": "text", "path": str(text)})
+    settings: dict[str, Any] = {"name": row, **({"vocab_size": VOCAB_SIZE} if row == "bpe" else {})}
+    tokenizer = build_tokenizer(settings, corpus, cache)
+    learned = time.perf_counter()
+    data = prepare(corpus, tokenizer, cache)
+    return learned, data.train.count + data.validation.count
+
+
+def alone(text: Path) -> tuple[float, int]:
+    """The same of the tokenizers library: a BPE of the whole file, then its lines in batches."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train([str(text)], trainers.BpeTrainer(vocab_size=VOCAB_SIZE, show_progress=False))
+    learned, tokens = time.perf_counter(), 0
+    with text.open() as file:
+        while lines := file.readlines(4 * 2**20):
+            tokens += sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(lines))
+    return learned, tokens
+
+
+def report(results: dict[str, dict[str, float]]) -> str:
+    """The table of all results, with the machine's name."""
+    import torch  # the rows' processes do without
+    from measure import machine, table
+
+    lines = []
+    for key, found in sorted(results.items(), key=lambda item: (int(item[0].split()[0]), item[0])):
+        size, row = key.split()
+        rate = int(size) / found["encoding"]
+        lines.append([
+            f"{int(size):,} MB", NAMES.get(row, row), f"{found['learning']:.1f}", f"{found['encoding']:.1f}",
+            f"{found['cpu']:.1f}", f"{rate:.1f}", f"{found['peak']:,.0f}",
+        ])  # fmt: skip
+    header = ["text", "tokenizer", "learning, s", "encoding, s", "CPU s in all", "MB encoded/s", "peak memory, MiB"]
+    return f"{machine(torch.device('cpu'))}, {date.today()}.\n\n{table(header, lines)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--sizes", default="50,200,1000", help="megabytes")
+    parser.add_argument("--rows", default=f"byte,char,gpt2,bpe,{LIBRARY}")
+    parser.add_argument("--write", type=Path, help="the page with the section 'measured corpus'")
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        print(json.dumps(measure(arguments.work[0], Path(arguments.work[1]))))
+        return
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    kept = arguments.folder / "results.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    for size in map(int, arguments.sizes.split(",")):
+        text = arguments.folder / f"{size}.txt"
+        if not text.exists():
+            write_text(text, size * MEGABYTE)
+        for row in arguments.rows.split(","):
+            if f"{size} {row}" not in results:
+                command = [sys.executable, __file__, "--folder", str(arguments.folder), "--work", row, str(text)]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                results[f"{size} {row}"] = json.loads(output)
+                kept.write_text(json.dumps(results, indent=1))
+    print(report(results))
+    if arguments.write:
+        from measure import write_section
+
+        write_section(arguments.write, "corpus", report(results))
+
+
+if __name__ == "__main__":
+    main()
