@@ -63,11 +63,10 @@ def write_text(path: Path, size: int) -> None:
 
 
 def measure(row: str, text: Path) -> dict[str, float]:
-    """The seconds of learning and of encoding, CPU seconds of both, and the peak memory of this process in MiB."""
+    """The seconds of learning (reading the files included) and of encoding, CPU seconds of both, and the peak memory of this process in MiB."""
     cache = Path(tempfile.mkdtemp(dir=text.parent))
     try:
-        begun = time.perf_counter()
-        learned, tokens = alone(text) if row == LIBRARY else prepared(row, text, cache)
+        begun, learned, tokens = alone(text) if row == LIBRARY else prepared(row, text, cache)
         ended = time.perf_counter()
     finally:
         shutil.rmtree(cache)
@@ -81,22 +80,24 @@ def measure(row: str, text: Path) -> dict[str, float]:
     }
 
 
-def prepared(row: str, text: Path, cache: Path) -> tuple[float, int]:
-    """When the tokenizer had learned, and the number of tokens, of this package."""
+def prepared(row: str, text: Path, cache: Path) -> tuple[float, float, int]:
+    """When this package began, when its tokenizer had learned, and the number of tokens."""
     from modular_gpt.data import build_corpus, build_tokenizer, prepare
 
+    begun = time.perf_counter()
     corpus = build_corpus({"name": "text", "path": str(text)})
     settings: dict[str, Any] = {"name": row, **({"vocab_size": VOCAB_SIZE} if row == "bpe" else {})}
     tokenizer = build_tokenizer(settings, corpus, cache)
     learned = time.perf_counter()
     data = prepare(corpus, tokenizer, cache)
-    return learned, data.train.count + data.validation.count
+    return begun, learned, data.train.count + data.validation.count
 
 
-def alone(text: Path) -> tuple[float, int]:
+def alone(text: Path) -> tuple[float, float, int]:
     """The same of the tokenizers library: a BPE of the whole file, then its lines in batches."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+    begun = time.perf_counter()
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.train([str(text)], trainers.BpeTrainer(vocab_size=VOCAB_SIZE, show_progress=False))
@@ -104,7 +105,7 @@ def alone(text: Path) -> tuple[float, int]:
     with text.open() as file:
         while lines := file.readlines(4 * 2**20):
             tokens += sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(lines))
-    return learned, tokens
+    return begun, learned, tokens
 
 
 def report(results: dict[str, dict[str, float]]) -> str:

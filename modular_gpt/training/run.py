@@ -11,6 +11,7 @@ import torch
 from modular_gpt.checkpoint import LATEST, META, CheckpointReader, build_model, find_checkpoint, open_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.data import Tokenizer, build_corpus
+from modular_gpt.data.tokenizers import with_former_defaults
 from modular_gpt.distributed import Parallel, build_parallel, supports
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
@@ -235,6 +236,8 @@ def open_run(path: str | Path) -> tuple[RunConfig, CheckpointReader]:
             f"'{checkpoint}' was trained by modular_gpt.fit on data that it was given: call it again to resume, or"
             f" start a run from these weights with init_from={path}"
         )
+    if isinstance(tokenizer := settings.get("tokenizer"), dict):
+        settings = {**settings, "tokenizer": with_former_defaults(tokenizer)}
     try:
         config = RunConfig.from_dict({**settings, "resume": str(path)})
         if not supports(config.parallel, ProcessGroup.launched()):

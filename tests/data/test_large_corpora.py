@@ -18,6 +18,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import Corpus, build_corpus, build_tokenizer, prepare
 from modular_gpt.data.corpora.base import TextChunk, chunk_text
 from modular_gpt.data.prepare import encode_documents
+from modular_gpt.data.tokenizers import with_former_defaults
 from modular_gpt.data.tokenizers.base import END_OF_TEXT, training_texts
 from modular_gpt.data.tokenizers.byte_level import trained_encoding
 from modular_gpt.data.tokenizers.library import LibraryTokenizer
@@ -143,6 +144,18 @@ class TestSample:
         assert few.fingerprint != whole.fingerprint
         with pytest.raises(ConfigError, match="sample_characters must be above 0, got 0"):
             build_tokenizer({**settings, "sample_characters": 0}, Counted(100))
+
+    def test_runs_of_former_versions_learned_from_all(self) -> None:
+        for kind in ("bpe", "wordpiece", "sentencepiece"):
+            assert with_former_defaults({"name": kind, "vocab_size": 9}) == {
+                "name": kind,
+                "vocab_size": 9,
+                "sample_characters": None,
+            }
+            now = {"name": kind, "sample_characters": 5}
+            assert with_former_defaults(now) == now
+        for other in ({"name": "char", "unknown": "unk"}, {"name": "mine"}, {}):
+            assert with_former_defaults(other) == other
 
 
 class TestBPE:

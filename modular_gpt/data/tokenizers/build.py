@@ -14,6 +14,8 @@ from modular_gpt.data.cache_dir import cache_directory, new_in_cache, one_at_a_t
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import FILE, Tokenizer
 
+SAMPLE_SETTING = "sample_characters"
+
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +68,17 @@ def _valid(directory: Path) -> bool:
     except DataError:
         return False
     return True
+
+
+def with_former_defaults(settings: PlainMapping) -> PlainMapping:
+    """The recorded settings of a tokenizer, with the default of former versions for each setting that they had not.
+
+    Then they learned from the whole training text, which a resumed run does again.
+    """
+    entry = entries("tokenizer").get(str(settings.get("name")))
+    if entry is None or not hasattr(entry.default(), SAMPLE_SETTING):
+        return settings
+    return {SAMPLE_SETTING: None, **settings}
 
 
 def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
