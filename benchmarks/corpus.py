@@ -63,7 +63,10 @@ def write_text(path: Path, size: int) -> None:
 
 
 def measure(row: str, text: Path) -> dict[str, float]:
-    """The seconds of learning (reading the files included) and of encoding, CPU seconds of both, and the peak memory of this process in MiB."""
+    """The seconds of learning and of encoding, the CPU seconds of this process, and its peak memory in MiB.
+
+    Learning includes the first reading of the text.
+    """
     cache = Path(tempfile.mkdtemp(dir=text.parent))
     try:
         begun, learned, tokens = alone(text) if row == LIBRARY else prepared(row, text, cache)
