@@ -32,7 +32,11 @@ class ShortConv(nn.Module):
         state: inputs of the tokens before these, oldest first; None: these are the first
         """
         y, state = causal_conv(x, self.weight[self.local_channels], pos, state)
-        return (y if self.bias is None else y + self.bias[self.local_channels]), state
+        return self.shifted(y), state
+
+    def shifted(self, y: Tensor) -> Tensor:
+        """y (B, T, C) with the bias, where there is one."""
+        return y if self.bias is None else y + self.bias[self.local_channels]
 
     def reset_parameters(self) -> None:
         nn.init.uniform_(self.weight, -(self.weight.shape[1] ** -0.5), self.weight.shape[1] ** -0.5)

@@ -19,7 +19,7 @@ PADDING = torch.tensor([0, 4, 9])
 EXACT = 1e-6  # in float64
 # What linear attention sums in its state stays float32.
 STATE = 1e-5
-ATTENTIONS = [case for case in cases("attention") if "weights" in entries("attention")[case.name].component.reported]
+ATTENTIONS = cases("attention")
 
 
 def models(case: Case) -> Iterator[GPTModel]:
@@ -42,14 +42,25 @@ def mixed(weights: Tensor, value: Tensor) -> Tensor:
 
 def check_heads(seen: dict[str, Tensor], layer: int, counted: Tensor | None = None, tolerance: float = EXACT) -> None:
     """The mix of values by the reported weights is the reported output of the kernel, in counted tokens (B, T)."""
-    query, key, value, scores, weights, heads = (
-        seen[f"blocks.{layer}.attention.{name}"] for name in ("query", "key", "value", "scores", "weights", "heads")
-    )
-    assert scores.shape == weights.shape == (*query.shape[:3], key.shape[2])
-    assert heads.shape == (*query.shape[:3], value.shape[3])
+    value, weights, heads = (seen[f"blocks.{layer}.attention.{name}"] for name in ("value", "weights", "heads"))
+    assert weights.shape == (*heads.shape[:3], value.shape[2])
+    assert heads.shape[3] == value.shape[3]
+    for name, shape in (("query", weights.shape[:3]), ("scores", weights.shape), ("key", value.shape[:3])):
+        found = seen.get(f"blocks.{layer}.attention.{name}")
+        assert found is None or found.shape[: len(shape)] == shape
     error = (mixed(weights, value) - heads).abs().amax((1, 3))
     worst = error.max() if counted is None else error[counted].max()
     assert worst <= tolerance * heads.abs().max()
+
+
+@pytest.mark.parametrize("name", entries("attention"))
+def test_every_attention_reports_the_tensors_it_names(name: str) -> None:
+    model = build(Case("attention", name).config(n_layers=1))
+    with torch.no_grad(), capture(model, "*.attention.*") as seen:
+        model(text(model.config))
+    found = [full.rpartition(".")[2] for full in seen]
+    assert found == [*model.blocks[0].attention.reported, "out"]
+    assert {"value", "weights", "heads"} <= set(found)
 
 
 @parametrize(ATTENTIONS)
@@ -139,8 +150,6 @@ def test_packed_documents_see_their_own_weights_alone(name: str) -> None:
     assert torch.equal(hidden, model.hidden_states(ids, documents=documents)[0])
     other = documents[0, :, None] != documents[0]
     for layer in range(len(model.blocks)):
-        if "weights" not in model.blocks[layer].attention.reported:
-            continue
         check_heads(seen, layer)
         assert (seen[f"blocks.{layer}.attention.weights"][..., other] == 0).all()
 

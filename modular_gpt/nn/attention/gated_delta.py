@@ -24,12 +24,13 @@ from modular_gpt.core.contracts import (
     Positions,
 )
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.observer import report
+from modular_gpt.core.observer import is_observed, report
 from modular_gpt.core.registry import Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS
 from modular_gpt.nn.delta_rule import delta_rule
+from modular_gpt.nn.effective_weights import report_mix, unit_values
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.residual import residual_linear
@@ -57,7 +58,7 @@ class GatedDeltaNet(
     accepts_bias = False
     separates_documents = True
     only_speed = ("chunk",)
-    reported = ("query", "key", "value", "heads")
+    reported = ("query", "key", "value", "weights", "heads")
 
     @dataclass
     class Config(AttentionConfig):
@@ -154,11 +155,19 @@ class GatedDeltaNet(
         q, k = report("attention.query", q * self.key_dim**-0.5), report("attention.key", k)
         v = report("attention.value", self._heads(F.silu(mixed[2][0]), self.value_dim))
         gates = self._gates(x, pos)
-        read, memory = delta_rule(q, k, v, gates, states[0], self.config.chunk, pos.document_starts)
+        chunk, starts = self.config.chunk, pos.document_starts
+        read, memory = delta_rule(q, k, v, gates, states[0], chunk, starts)
+        if is_observed():
+            read = report_mix(
+                read,
+                v,
+                lambda: delta_rule(q, k, unit_values(q), gates, None, chunk, starts)[0],
+                lambda: delta_rule(q, k, torch.zeros_like(v), gates, states[0], chunk, starts)[0],
+            )
         if cache is not None:
             for kept, new in zip(cache.tensors, (memory, *(state for _, state in mixed)), strict=True):
                 kept.copy_(new)
-        read = self.norm(report("attention.heads", read).transpose(1, 2).to(x.dtype))
+        read = self.norm(read.transpose(1, 2).to(x.dtype))
         gate = self.gate(x if self.gate_down is None else self.gate_down(x))
         gated = read.flatten(2) * _OUTPUT_GATES[self.config.gate_activation](gate)
         out: Tensor = self.out(gated)

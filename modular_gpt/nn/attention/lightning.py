@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
 from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
-from modular_gpt.core.observer import report
+from modular_gpt.core.observer import is_observed, report
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.decay import decayed_products
+from modular_gpt.nn.effective_weights import causal_products, report_mix, unit_values
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.pos.alibi import slopes
@@ -37,7 +38,6 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
     only_speed = ("chunk",)
     accepts_bias = False
     separates_documents = True
-    reported = ("query", "key", "value", "heads")
 
     @dataclass
     class Config(AttentionConfig):
@@ -101,10 +101,21 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
         rates = torch.tensor(slopes_of_heads, dtype=q.dtype, device=q.device) * -self.config.decay_scale
         log_decay = rates[None, :, None, None].expand(1, -1, x.shape[1], 1)
         memory = None if cache is None else cache.tensors[0]
-        mixed, memory = decayed_products(q, k, v, log_decay, memory, self.config.chunk, pos.document_starts)
+        chunk, starts = self.config.chunk, pos.document_starts
+        mixed, after = decayed_products(q, k, v, log_decay, memory, chunk, starts)
+        if is_observed():
+            ones = q.new_ones(*q.shape[:3], 1)
+            mixed = report_mix(
+                mixed,
+                v,
+                lambda: (
+                    report("attention.scores", causal_products(q, k, starts))
+                    * decayed_products(ones, ones, unit_values(q), log_decay, None, chunk, starts)[0]
+                ),
+                lambda: decayed_products(q, k, torch.zeros_like(v), log_decay, memory, chunk, starts)[0],
+            )
         if cache is not None:
-            cache.tensors[0].copy_(memory)
-        mixed = report("attention.heads", mixed)
+            cache.tensors[0].copy_(after)
         normed = self.norm(mixed.transpose(1, 2).flatten(2).to(x.dtype))
         out: Tensor = self.out(normed * gate.sigmoid())
         return out

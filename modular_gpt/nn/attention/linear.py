@@ -21,10 +21,11 @@ from modular_gpt.core.contracts import (
     Position,
     Positions,
 )
-from modular_gpt.core.observer import is_edited, is_observed, is_wanted, report
+from modular_gpt.core.observer import is_observed, report
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
+from modular_gpt.nn.effective_weights import causal_products, report_mix
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
@@ -111,7 +112,12 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
         normaliser = normaliser + self.config.eps
         mixed = total / normaliser
         if is_observed():
-            mixed = _observed(mixed, (rotated_q, rotated_k, v), state[0], normaliser, starts)
+            mixed = report_mix(
+                mixed,
+                v,
+                lambda: report("attention.scores", causal_products(rotated_q, rotated_k, starts)) / normaliser,
+                lambda: torch.zeros_like(v) if state[0] is None else rotated_q @ state[0].to(dtype) / normaliser,
+            )
         if cache is not None:
             memory, sums = cache.tensors
             memory.copy_(last_memory)
@@ -135,25 +141,6 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
         """(B, T, H * N) -> (B, H, T, N)"""
         out: Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         return out
-
-
-def _observed(
-    mixed: Tensor, qkv: tuple[Tensor, Tensor, Tensor], memory: Tensor | None, normaliser: Tensor, starts: Tensor | None
-) -> Tensor:
-    """Report the scores and weights (B, H, T, T) of the new tokens; earlier ones are summed in ``memory``.
-
-    Returns the mix of values of each head: ``mixed``, unless an observer edits the scores or weights.
-    """
-    q, k, v = qkv
-    if is_wanted("attention.scores", "attention.weights"):
-        scores = (q @ k.transpose(-1, -2)).tril()
-        if starts is not None:
-            scores = scores.masked_fill(starts[:, None, :, None] != starts[:, None, None, :], 0.0)
-        scores = report("attention.scores", scores)
-        weights = report("attention.weights", scores / normaliser)
-        if is_edited("attention.scores", "attention.weights"):
-            mixed = weights @ v + (0.0 if memory is None else q @ memory.to(q.dtype) / normaliser)
-    return report("attention.heads", mixed)
 
 
 def _causal_products(

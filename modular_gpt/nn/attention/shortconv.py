@@ -5,6 +5,7 @@ A token sees the last few tokens alone; other layers have to carry information f
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
@@ -19,8 +20,11 @@ from modular_gpt.core.contracts import (
     Position,
     Positions,
 )
+from modular_gpt.core.observer import is_observed, report
 from modular_gpt.core.registry import filled, plain
+from modular_gpt.core.short_convolution import causal_conv
 from modular_gpt.core.validation import positive
+from modular_gpt.nn.effective_weights import report_mix
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import shard_heads
@@ -33,7 +37,7 @@ class GatedShortConvolution(Attention["GatedShortConvolution.Config"], name="sho
     accepts_bias = False
     separates_documents = True
     sees_whole_window = False  # no further than its kernel
-    reported = ()
+    reported = ("value", "weights", "heads")
 
     @dataclass
     class Config(AttentionConfig):
@@ -73,12 +77,49 @@ class GatedShortConvolution(Attention["GatedShortConvolution.Config"], name="sho
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
         before, after, value = fused_linear(x, (self.input_gate, self.output_gate, self.value), self.training)
-        mixed, state = self.conv(before * value, pos, None if cache is None else cache.tensors[0])
+        value, before_these = before * value, None if cache is None else cache.tensors[0]
+        if is_observed():
+            mixed, state = self._observed(value, pos, before_these)
+        else:
+            mixed, state = self.conv(value, pos, before_these)
         if cache is not None:
             cache.tensors[0].copy_(state)
         out: Tensor = self.out(after * mixed)
         return out
 
+    def _observed(self, value: Tensor, pos: Positions, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The convolution, reported as attention whose heads are channels of width 1."""
+        taps = self.conv.weight[self.conv.local_channels]
+        heads = report("attention.value", _heads_of_channels(value))
+        value = heads[..., 0].transpose(1, 2)
+        mixed, after = causal_conv(value, taps, pos, state)
+        mixed = report_mix(
+            _heads_of_channels(mixed),
+            heads,
+            lambda: _tap_weights(taps, pos).expand(len(value), -1, -1, -1),
+            lambda: _heads_of_channels(causal_conv(torch.zeros_like(value), taps, pos, state)[0]),
+        )
+        return self.conv.shifted(mixed[..., 0].transpose(1, 2)), after
+
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
         self.conv.local_channels = shard_heads(rank, world_size, d_model=self.out.in_features)
         return {"input_gate": COLUMNS, "output_gate": COLUMNS, "value": COLUMNS, "conv": SHARED, "out": ROWS}
+
+
+def _heads_of_channels(x: Tensor) -> Tensor:
+    """(B, T, C) -> (B, C, T, 1)"""
+    return x.transpose(1, 2)[..., None]
+
+
+def _tap_weights(taps: Tensor, pos: Positions) -> Tensor:
+    """(C, kernel) -> (1 or B, C, T, T): the tap that meets each token, 0 beyond the kernel or the text of a token."""
+    tokens = torch.arange(pos.count, device=taps.device)
+    distance = tokens[:, None] - tokens
+    width = taps.shape[1]
+    seen = ((distance >= 0) & (distance < width))[None, None]
+    valid, starts = pos.valid(), pos.document_starts
+    if valid is not None:
+        seen = seen & valid[:, None, None]
+    if starts is not None:
+        seen = seen & (starts[:, None, :, None] == starts[:, None, None])
+    return taps[:, (width - 1 - distance).clamp(0, width - 1)].masked_fill(~seen, 0.0)

@@ -1,0 +1,45 @@
+"""Attention weights of mixers without a softmax, for observers.
+
+The output of such a mixer is linear in its values, so that weights (B, H, T, T) exist with which it is weights @ values:
+linear attention has them as scaled products, recurrences and convolutions imply them. They are computed for observers
+alone.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from modular_gpt.core.observer import is_edited, is_wanted, report
+
+SCORES, WEIGHTS = "attention.scores", "attention.weights"
+
+
+def report_mix(mixed: Tensor, v: Tensor, weights: Callable[[], Tensor], earlier: Callable[[], Tensor]) -> Tensor:
+    """Report the weights of the new tokens and the mix of their values in each head.
+
+    mixed: (B, H, T, M) the output of the mixer; v: (B, H, T, M) values
+    weights: computes (B, H, T, T), and may report scores before; called only for observers of scores or weights
+    earlier: computes (B, H, T, M), what the cache of earlier tokens adds; called only where they edit one of them
+    Returns ``mixed``, unless an observer edits it, the scores or the weights.
+    """
+    if is_wanted(SCORES, WEIGHTS):
+        reported = report(WEIGHTS, weights())
+        if is_edited(SCORES, WEIGHTS):
+            mixed = reported @ v + earlier()
+    return report("attention.heads", mixed)
+
+
+def causal_products(q: Tensor, k: Tensor, starts: Tensor | None) -> Tensor:
+    """(B, H, T, N) twice -> (B, H, T, T): q_t . k_s where s <= t belongs to the same document, elsewhere 0.
+
+    starts: (B, T) index of the first token of each token's document; None: each row is one text
+    """
+    products = (q @ k.transpose(-1, -2)).tril()
+    return products if starts is None else products.masked_fill(starts[:, None, :, None] != starts[:, None, None], 0.0)
+
+
+def unit_values(like: Tensor) -> Tensor:
+    """One-hot values (B, H, T, T) of the T tokens of ``like`` (B, H, T, N): a mixer maps them to its weights."""
+    batch, heads, count = like.shape[:3]
+    return torch.eye(count, dtype=like.dtype, device=like.device).expand(batch, heads, count, count)
