@@ -182,12 +182,14 @@ class AttentionConfig(ComponentConfig):
 class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Generic[C], slot="attention"):
     """Mixes information between tokens: (B, T, D) -> (B, T, D), causally.
 
-    accepts_bias: False where there is no score matrix to which ``Position.bias`` could be added
+    accepts_bias: False where there is no softmax over scores to which ``Position.bias`` could be added; weights may
+        then be negative and sum to any number
     sees_whole_window: a token sees all of the last ``window`` tokens of ``cache_spec``, or all earlier ones without a
         window
     separates_documents: ``forward`` lets no token see one before ``Positions.document_starts``
     only_speed: settings that change the speed, not the results
     reported: names after ``attention.`` of the tensors that ``forward`` reports to observers
+    heads_are_channels: each channel is reported as a head of width 1; measures of heads leave them out
     input_conv: the convolution of the input, or None; the block applies it, by ``convolve``
     slides: as for ``Position``
     """
@@ -197,6 +199,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
     separates_documents: ClassVar[bool] = False
     only_speed: ClassVar[tuple[str, ...]] = ()
     reported: ClassVar[tuple[str, ...]] = ("query", "key", "value", "scores", "weights", "heads")
+    heads_are_channels: ClassVar[bool] = False
     Config: ClassVar[type[ComponentConfig]] = AttentionConfig
     slides: bool = True
     position: Position

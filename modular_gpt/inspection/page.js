@@ -66,7 +66,7 @@ function describe(focus, source) {
   }
   columns.sort((a, b) => source.value(focus.row, b) - source.value(focus.row, a));
   const listed = columns.slice(0, 4).map((c) => `“${data.tokens[c]}” (${c}) ${share(source.value(focus.row, c))}`);
-  return `block ${data.layers[layer]}, head ${head}, token ${focus.row} “${data.tokens[focus.row]}” reads ${listed.join(", ")}`;
+  return `block ${data.layers[layer]}, ${focus.figure.dataset.name}, token ${focus.row} “${data.tokens[focus.row]}” reads ${listed.join(", ")}`;
 }
 
 function describeToken() {

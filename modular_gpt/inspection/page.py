@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,7 +18,7 @@ from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.data import Tokenizer
 from modular_gpt.generation import evaluating
 from modular_gpt.inspection.activations import Activations, capture, tensor_names
-from modular_gpt.inspection.heads import WEIGHTS, ablate_heads, head_scores
+from modular_gpt.inspection.heads import WEIGHTS, ablate_heads, attention_maps, head_counts, head_scores
 from modular_gpt.inspection.lens import lens_layers
 from modular_gpt.model import GPTModel
 
@@ -34,7 +35,7 @@ class Reading:
     """Everything that a page shows about a model and a text.
 
     ids: (T,); losses: (T - 1,) of each token after the first; lens: by layer, ids and probabilities (T, TOP)
-    layers: the blocks whose heads are shown; seen: the recorded tensors
+    layers: the blocks whose heads are shown; maps: their attention weights (1, H, T, T); seen: the recorded tensors
     scores, rises: (n_layers, H) of ``head_scores`` by name, and of ``ablate_heads``
     """
 
@@ -42,6 +43,7 @@ class Reading:
     losses: Tensor
     lens: list[tuple[Tensor, Tensor]]
     layers: list[int]
+    maps: dict[int, Tensor]
     seen: Activations
     scores: dict[str, Tensor]
     rises: Tensor
@@ -94,13 +96,14 @@ def _describe(model: GPTModel) -> str:
 
 
 def _shown_layers(model: GPTModel, layers: Sequence[int] | None) -> list[int]:
-    count = len(model.blocks)
+    maps = [max(1, heads) for heads in head_counts(model)]
+    count = len(maps)
     if layers is None:
-        return list(range(min(count, max(1, MAX_MAPS // model.config.n_heads))))
+        return [layer for layer in range(count) if layer == 0 or sum(maps[: layer + 1]) <= MAX_MAPS]
     for layer in layers:
         if not 0 <= layer < count:
             raise ConfigError(f"layers={layer} does not exist; the blocks of this model are 0 to {count - 1}")
-    if len(layers) * model.config.n_heads > MAX_MAPS and len(layers) > 1:
+    if sum(maps[layer] for layer in layers) > MAX_MAPS and len(layers) > 1:
         raise ConfigError(f"layers={list(layers)} have more than {MAX_MAPS} heads; show fewer at a time")
     return sorted(set(layers))
 
@@ -108,8 +111,7 @@ def _shown_layers(model: GPTModel, layers: Sequence[int] | None) -> list[int]:
 def _read(model: GPTModel, ids: Tensor, layers: list[int]) -> Reading:
     names = tensor_names(model)
     blocks = range(len(model.blocks))
-    wanted = [WEIGHTS.format(layer) for layer in layers]
-    wanted += [pattern.format(block) for block in blocks for pattern in (CHOSEN, ROUTER)]
+    wanted = [pattern.format(block) for block in blocks for pattern in (CHOSEN, ROUTER)]
     with capture(model, "final", *(name for name in wanted if name in names)) as seen:
         logits = model(ids[None])
     lens = []
@@ -120,7 +122,8 @@ def _read(model: GPTModel, ids: Tensor, layers: list[int]) -> Reading:
     scores = head_scores(model) if has_weights and model.config.context_length >= 4 else {}
     losses = F.cross_entropy(logits[0, :-1].float(), ids[1:], reduction="none").cpu()
     rises = ablate_heads(model, ids[None, :-1], ids[None, 1:], layers)
-    return Reading(ids.cpu(), losses, lens, layers, seen, scores, rises)
+    maps = attention_maps(model, ids[None], layers)
+    return Reading(ids.cpu(), losses, lens, layers, maps, seen, scores, rises)
 
 
 class _TokenTexts:
@@ -146,19 +149,18 @@ def _visible(character: str) -> str:
 
 def _page(title: str, model: GPTModel, reading: Reading, token_texts: _TokenTexts, cut: str) -> str:
     texts = [token_texts(id) for id in reading.ids.tolist()]
-    maps = _by_layer(reading, WEIGHTS)
     chosen, routers = _by_layer(reading, CHOSEN), _by_layer(reading, ROUTER)
     routes = {layer: F.one_hot(chosen[layer][0], routers[layer].shape[-1]).amax(1).T for layer in chosen}  # (E, T)
-    data = _data(reading, token_texts, texts, maps, routes)
+    data = _data(reading, token_texts, texts, routes)
     body = [
         f"<h1>{escape(title)}</h1>",
         _note(_summary(reading, cut)),
         f'<div id="reader"><div id="text" tabindex="0">{_spans(texts)}</div><p class="note" id="status"></p></div>',
-        _attention(maps),
+        _attention(model, reading.maps),
         _routing(routes),
         _heading("Logit lens", _LENS),
         '<div class="scroll"><table id="lens"></table></div>',
-        _heads(reading),
+        _heads(model, reading),
     ]
     here = files("modular_gpt.inspection")
     style, script = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -214,18 +216,26 @@ def _figure(attributes: str, size: tuple[int, int], caption: str) -> str:
     return f'<figure {attributes}><div class="map">{canvas}<i></i></div>{escape(caption)}</figure>'
 
 
-def _attention(maps: dict[int, Tensor]) -> str:
+def _attention(model: GPTModel, maps: dict[int, Tensor]) -> str:
     if not maps:
         return ""
     drawn = []
     for place, (layer, weights) in enumerate(maps.items()):
         _, heads, count, _ = weights.shape
+        captions = ["mean of channels"] if _has_channels(model, layer) else [f"head {head}" for head in range(heads)]
         figures = (
-            _figure(f'data-layer="{place}" data-head="{head}"', (count, count), f"head {head}") for head in range(heads)
+            _figure(f'data-layer="{place}" data-head="{head}" data-name="{caption}"', (count, count), caption)
+            for head, caption in enumerate(captions)
         )
         drawn.append(f'<h3>block {layer}</h3><div class="maps">{"".join(figures)}</div>')
     note = "One map for each head: rows are the tokens that read, columns the tokens that are read."
+    if not all(model.config.layer_configs[layer].attention_class.accepts_bias for layer in maps):
+        note += " Mixers without a softmax have weights of both signs: shown are absolute values, as shares of a row."
     return _heading("Attention weights", note) + "".join(drawn)
+
+
+def _has_channels(model: GPTModel, layer: int) -> bool:
+    return model.config.layer_configs[layer].attention_class.heads_are_channels
 
 
 def _routing(routes: dict[int, Tensor]) -> str:
@@ -239,17 +249,17 @@ def _routing(routes: dict[int, Tensor]) -> str:
     return _heading("Routing to experts", note) + f'<div class="maps routes">{"".join(figures)}</div>'
 
 
-def _heads(reading: Reading) -> str:
+def _heads(model: GPTModel, reading: Reading) -> str:
     names = [*reading.scores, "loss without it"]
     columns = [*reading.scores.values(), reading.rises]
     head = "".join(f"<th>{escape(name)}</th>" for name in ["block.head", *names])
     rows = []
     for layer in reading.layers:
-        if all(column[layer].isnan().all() for column in columns):
-            continue
-        for number in range(reading.rises.shape[1]):
-            cells = "".join(_share(float(column[layer, number])) for column in columns)
-            rows.append(f"<tr><th>{layer}.{number}</th>{cells}</tr>")
+        for number in range(max(column.shape[1] for column in columns)):
+            values = [float(column[layer, number]) if number < column.shape[1] else math.nan for column in columns]
+            if not all(map(math.isnan, values)):
+                name = "mean" if _has_channels(model, layer) else number
+                rows.append(f"<tr><th>{layer}.{name}</th>{''.join(map(_share, values))}</tr>")
     if not rows:
         return ""
     return _heading("Heads", _SCORES) + f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
@@ -266,7 +276,6 @@ def _data(
     reading: Reading,
     token_texts: _TokenTexts,
     texts: list[str],
-    maps: dict[int, Tensor],
     routes: dict[int, Tensor],
 ) -> dict[str, object]:
     """What the script shows, as plain JSON values."""
@@ -287,8 +296,8 @@ def _data(
         "ids": reading.ids.tolist(),
         "losses": losses,
         "shades": [0.0 if loss is None else round(min(1.0, loss / STRONG), 3) for loss in losses],
-        "layers": list(maps),
-        "weights": [[_triangle(head) for head in weights[0]] for weights in maps.values()],
+        "layers": list(reading.maps),
+        "weights": [[_triangle(head) for head in weights[0]] for weights in reading.maps.values()],
         "routes": [
             {"index": layer, "experts": [_base64(expert) for expert in route]} for layer, route in routes.items()
         ],

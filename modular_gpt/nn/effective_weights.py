@@ -1,8 +1,8 @@
 """Attention weights of mixers without a softmax, for observers.
 
-The output of such a mixer is linear in its values, so that weights (B, H, T, T) exist with which it is weights @ values:
-linear attention has them as scaled products, recurrences and convolutions imply them. They are computed for observers
-alone.
+The output of such a mixer is linear in its values, so that weights (B, H, T, T) exist with which it is weights @ values.
+Linear attention has them as scaled products; recurrences and convolutions imply them. They are computed only for
+observers.
 """
 
 from collections.abc import Callable

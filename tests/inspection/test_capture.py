@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel, capture
 from modular_gpt.core import observer
+from modular_gpt.core.registry import entries
 from modular_gpt.model.topologies import TOPOLOGIES
 from tests.components.laws import build, text
 
@@ -122,7 +123,7 @@ def operations(run: object) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"attention": "gqa"}, {"attention": "linear"}, {"attention": "mla"}, {"ffn": "moe"}]
+    "settings", [*({"attention": name, "pos": "none"} for name in entries("attention")), {"ffn": "moe"}]
 )
 @torch.no_grad()
 def test_nobody_listening_costs_no_operation_and_a_few_calls(settings: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel, ablate_heads, capture, head_scores, logit_lens
+from modular_gpt.inspection import attention_maps
 from tests.components.laws import build, text
 
 SMALL = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=3, context_length=48)
@@ -61,6 +62,28 @@ def test_scores_are_shares_of_the_weight() -> None:
         assert ((score >= 0) & (score <= 1)).all()
     with pytest.raises(ConfigError, match="length=30 must lie between 2 and half the context length, 24"):
         head_scores(build(GPTConfig(**SMALL)), length=30)
+
+
+def test_shares_of_mixers_without_a_softmax() -> None:
+    """Absolute weights over their sum; of a short convolution the mean over channels; as many heads as a layer has."""
+    variants = {"delta": {"attention": {"name": "gated_delta", "value_heads": 6}}, "conv": {"attention": "shortconv"}}
+    model = build(GPTConfig(**SMALL, layers={"cycle": ["delta", "conv", "delta"], "variants": variants}))
+    ids = text(model.config)
+    with torch.no_grad(), capture(model, "*.weights") as seen:
+        model(ids)
+    maps = attention_maps(model, ids)
+    assert [weights.shape[1] for weights in maps.values()] == [6, 1, 6]
+    for layer, weights in maps.items():
+        sizes = seen[f"blocks.{layer}.attention.weights"].abs()
+        sizes = sizes.mean(1, keepdim=True) if layer == 1 else sizes
+        torch.testing.assert_close(weights, sizes / sizes.sum(-1, keepdim=True))
+    taps = model.blocks[1].attention.conv.weight.abs().mean(0)
+    torch.testing.assert_close(maps[1][0, 0, 9, 7:10], (taps / taps.sum()).detach())
+    scores, rises = head_scores(model), ablate_heads(model, ids[:, :-1], ids[:, 1:])
+    assert scores["previous"].shape == rises.shape == (3, 6)
+    assert scores["previous"][[0, 2]].isfinite().all() and scores["previous"][1, 1:].isnan().all()
+    torch.testing.assert_close(scores["itself"][1, 0], (taps[-1] / taps.sum()).detach(), atol=0.01, rtol=0)
+    assert (rises[[0, 2]] != 0).all() and rises[1].isnan().all()
 
 
 def test_measures_leave_the_mode_of_the_model_alone_and_use_no_dropout() -> None:

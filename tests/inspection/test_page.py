@@ -101,15 +101,30 @@ def test_long_texts_are_cut_and_short_ones_refused(model: GPTModel, tokenizer: C
 
 @pytest.mark.parametrize("attention", entries("attention"))
 def test_every_attention_has_a_page(attention: str, tokenizer: CharTokenizer, tmp_path: Path) -> None:
-    """Those that have no attention weights have no maps, and dashes in the table of heads."""
     settings = {**SETTINGS, "attention": attention, "ffn": "mlp", "vocab_size": tokenizer.vocab_size}
-    model = build(GPTConfig(**settings))
-    with torch.no_grad(), capture(model) as seen:
-        model(torch.tensor([tokenizer.encode(TEXT)]))
-    written = write_page(model, tokenizer, TEXT, tmp_path / "page.html")
+    written = write_page(build(GPTConfig(**settings)), tokenizer, TEXT, tmp_path / "page.html")
     data, text = data_of(written), written.read_text(encoding="utf-8")
-    assert len(data["weights"]) == sum(name.endswith(".weights") for name in seen) and not data["routes"]
-    assert ("loss without it" in text) == any(name.endswith((".weights", ".heads")) for name in seen)
+    maps = 1 if attention == "shortconv" else 4
+    assert [len(layer) for layer in data["weights"]] == [maps, maps] and not data["routes"]
+    assert "loss without it" in text
+    assert ("absolute values" in text) == (not entries("attention")[attention].component.accepts_bias)
+
+
+def test_a_hybrid_has_a_page(tokenizer: CharTokenizer, tmp_path: Path) -> None:
+    """Layers with different numbers of heads, and one whose channels are not heads."""
+    mixers = [{"name": "gated_delta", "value_heads": 6, "key_heads": 2}, "shortconv", "gqa", "lightning"]
+    variants = {f"m{place}": {"attention": mixer} for place, mixer in enumerate(mixers)}
+    layers = {"cycle": list(variants), "variants": variants}
+    settings = {**SETTINGS, "n_layers": 4, "ffn": "mlp", "vocab_size": tokenizer.vocab_size, "layers": layers}
+    model = build(GPTConfig(**settings))
+    written = write_page(model, tokenizer, TEXT, tmp_path / "page.html")
+    assert [len(layer) for layer in data_of(written)["weights"]] == [6, 1, 4, 4]
+    text = written.read_text(encoding="utf-8")
+    rows = re.findall(r"<tr><th>(\d\.\w+)</th>", text)
+    assert rows == [*(f"0.{n}" for n in range(6)), "1.mean", *(f"{i}.{n}" for i in (2, 3) for n in range(4))]
+    assert text.count("mean of channels") == 3
+    only = write_page(model, tokenizer, TEXT, tmp_path / "one.html", layers=[1])
+    assert [len(layer) for layer in data_of(only)["weights"]] == [1]
 
 
 POINT = """

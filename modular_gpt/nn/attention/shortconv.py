@@ -38,6 +38,7 @@ class GatedShortConvolution(Attention["GatedShortConvolution.Config"], name="sho
     separates_documents = True
     sees_whole_window = False  # no further than its kernel
     reported = ("value", "weights", "heads")
+    heads_are_channels = True
 
     @dataclass
     class Config(AttentionConfig):
