@@ -12,19 +12,24 @@ from modular_gpt.cli.composition.rounds import check_launcher, launch
 from modular_gpt.cli.composition.schema import Command, names_of
 from modular_gpt.cli.composition.variants import variants
 from modular_gpt.comparison import CompareConfig, Comparison, diagnostics
-from modular_gpt.comparison.checks import write_checks
 from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.conditions import RATE, SEED
-from modular_gpt.comparison.decoding import DECODING, measure_decoding
 from modular_gpt.comparison.overlay import Overlay
-from modular_gpt.comparison.pages import write_pages
 from modular_gpt.core.errors import ConfigError, printable
 from modular_gpt.runtime.signals import orderly
 from modular_gpt.training.config import RunConfig
 
 COMPARE = Command(name="compare", plain=CompareConfig)
 SWEPT = {"seed": SEED, "optim.learning_rate": RATE, "learning_rate": RATE}
-CAN_CHANGE = ("resume", "seeds", "jobs", "require", "decoding", "pages")  # in a comparison that is resumed
+CAN_CHANGE = (
+    "resume",
+    "seeds",
+    "jobs",
+    "require",
+    "diagnostics",
+    "decoding",
+    "pages",
+)  # in a comparison that is resumed
 
 
 @dataclass
@@ -65,30 +70,22 @@ class CompareTask:
                 comparison = Comparison.resumed(str(comparison.directory))
             else:
                 comparison.run()
-            self.look_closer(comparison)
+            comparison.look_closer(decoding=not self.hydra)
         except (KeyboardInterrupt, SystemExit):
             resume = f"mgpt-compare resume={comparison.directory}"
             print(f"\nstopped; finished trials are kept. To resume: {resume}", file=sys.stderr, flush=True)
             raise
         result = comparison.result()
         print(f"\n{result.table}\n\nReport: {result.save_report()}")
-        return 0 if result.satisfies(self.config.require) else 1
-
-    def look_closer(self, comparison: Comparison) -> None:
-        """Probe the variants; measure decoding, and write a page about each model, where that was asked for."""
-        write_checks(comparison.plan, comparison.directory)
-        if self.config.decoding and not self.hydra and not (comparison.directory / DECODING).is_file():
-            measure_decoding(comparison.plan, comparison.directory)
-        if self.config.pages:
-            write_pages(comparison.plan, comparison.directory)
+        return 0 if result.satisfies(comparison.plan.config.require) else 1
 
     def comparison(self) -> Comparison:
         """The comparison to run: a new one, or the one to resume."""
         config = self.config
         if config.resume is None:
             return Comparison.new(self.variants, config, self.command, say_line)
-        seeds, jobs = ((getattr(config, name) if name in self.given else None) for name in ("seeds", "jobs"))
-        return Comparison.resumed(config.resume, seeds, jobs, say_line)
+        changes = {name: getattr(config, name) for name in CAN_CHANGE[1:] if name in self.given}
+        return Comparison.resumed(config.resume, say=say_line, **changes)
 
 
 def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from modular_gpt.comparison.checks import learn_tasks, write_checks
 from modular_gpt.comparison.conditions import check_trials
-from modular_gpt.comparison.config import CompareConfig
+from modular_gpt.comparison.config import LEARNED, CompareConfig
+from modular_gpt.comparison.decoding import DECODING, measure_decoding
 from modular_gpt.comparison.journal import Journal
-from modular_gpt.comparison.pages import model_directory
+from modular_gpt.comparison.pages import model_directory, write_pages
 from modular_gpt.comparison.plan import PLAN, Plan, make_plan
 from modular_gpt.comparison.results import CompareResult
 from modular_gpt.comparison.search import FIRST, Search
@@ -53,8 +55,12 @@ class Comparison:
         return cls(directory, plan, say)
 
     @classmethod
-    def resumed(cls, path: str, seeds: int | None = None, jobs: int | None = None, say: Say = print) -> "Comparison":
+    def resumed(
+        cls, path: str, seeds: int | None = None, jobs: int | None = None, say: Say = print, **changes: object
+    ) -> "Comparison":
         """The comparison in a directory, with another number of seeds and jobs if they are given.
+
+        changes: other settings that do not affect its trials, such as require, diagnostics, decoding and pages
 
         Raises:
             CheckpointError: there is no comparison.
@@ -68,7 +74,8 @@ class Comparison:
             raise ConfigError(
                 f"the finished trials used {plan.threads} threads, and trials of several jobs use one: leave jobs out"
             )
-        changed = replace(config, seeds=seeds or config.seeds, jobs=jobs or config.jobs)
+        given: PlainDict = {**changes, "seeds": seeds or config.seeds, "jobs": jobs or config.jobs}
+        changed = replace(config, **given)
         if changed != config:
             plan = replace(plan, config=changed)
             plan.save(directory)
@@ -108,6 +115,21 @@ class Comparison:
             **trial.plain(),
             "save": str(model_directory(self.directory.absolute(), trial.variant)) if first else "",
         }
+
+    def look_closer(self, decoding: bool = True) -> None:
+        """Probe the variants; where settings ask for it, learn tasks, measure decoding, and write a page about each.
+
+        decoding: whether decoding may be measured here; not where trials ran on other machines
+        """
+        config, plan, directory = self.plan.config, self.plan, self.directory
+        with orderly():
+            write_checks(plan, directory)
+            if config.diagnostics == LEARNED:
+                learn_tasks(plan, directory, self.say)
+            if decoding and config.decoding and not (directory / DECODING).is_file():
+                measure_decoding(plan, directory)
+            if config.pages:
+                write_pages(plan, directory)
 
     def result(self) -> CompareResult:
         """The result of the trials so far.
@@ -154,7 +176,10 @@ def compare(
     config = from_mapping(CompareConfig, {"budget": budget, "seeds": seeds, **settings}, "compare")
     say: Say = (lambda text: None) if quiet else say_line
     runs = {name: read_run_config(run) for name, run in variants.items()}
-    return Comparison.new(runs, config, [], say).run()
+    comparison = Comparison.new(runs, config, [], say)
+    comparison.run()
+    comparison.look_closer()
+    return comparison.result()
 
 
 def say_line(text: str) -> None:

@@ -13,6 +13,7 @@ BUDGETS = {
     "target_loss": "tokens to a loss",
 }
 AUTO, SHARED = "auto", "shared"
+PROBES, LEARNED = "probes", "learned"
 
 
 @validated("compare")
@@ -32,6 +33,8 @@ class CompareConfig:
     target: The validation loss of budget=target_loss, in nats per token.
     require: Exit with code 1 unless a variant has this verdict: better, equivalent (or better), or not_worse (no
         variant is worse). By default (null) the verdict is not in the exit code.
+    diagnostics: Checks of the variants in the report: probes, which train nothing and take milliseconds, or learned,
+        which also trains small models on tasks whose answers follow from the architecture, about a minute a variant.
     decoding: Measure the decoding speed of each variant at the end.
     pages: Save the model that each variant trained with the first seed, and write an inspection page of it, as
         mgpt-inspect does.
@@ -46,6 +49,7 @@ class CompareConfig:
     margin: float = 0.02
     target: float | None = None
     require: str | None = None
+    diagnostics: str = PROBES
     decoding: bool = True
     pages: bool = True
     compares: str = "compares"
@@ -56,6 +60,7 @@ class CompareConfig:
         positive("compare", seeds=self.seeds, jobs=self.jobs, margin=self.margin, target=self.target)
         if self.budget is not None:
             one_of(self.budget, tuple(BUDGETS), "budget")
+        one_of(self.diagnostics, (PROBES, LEARNED), "diagnostics")
         if self.require is not None:
             one_of(self.require, REQUIREMENTS, "require")
         if isinstance(self.lr, str) and self.lr not in (AUTO, SHARED):

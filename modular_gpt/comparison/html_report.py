@@ -3,9 +3,10 @@
 from modular_gpt.comparison import html_page as html
 from modular_gpt.comparison import plots
 from modular_gpt.comparison.results import CompareResult
-from modular_gpt.comparison.tables import LIMITS, checks, costs, reproduce, verdicts
+from modular_gpt.comparison.tables import LIMITS, checks, costs, reproduce, tasks, verdicts
 
-PROBES = "Probes: what follows from the settings, whatever the text"
+PROBES = "Probes: properties that follow from the settings, whatever the text"
+TASKS = "Tasks: small models of one or two layers, and the answers that follow from the architecture"
 
 
 def page(result: CompareResult) -> str:
@@ -22,6 +23,7 @@ def page(result: CompareResult) -> str:
         html.table(costs(result)),
         html.plots([plots.loss_curves(result), plots.learning_rates(result), plots.decoding(result)]),
         *([html.heading(PROBES), html.table(checks(result))] if result.checks else []),
+        *([html.heading(TASKS), html.table(tasks(result))] if result.learned_tasks else []),
         *([html.heading("What a trained model does with a text"), html.links(result.pages)] if result.pages else []),
         *([html.heading("To repeat this comparison"), html.code(command)] if command else []),
         html.heading("What this does not show"),

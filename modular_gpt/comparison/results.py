@@ -107,6 +107,11 @@ class CompareResult:
         return cls(directory, plan, variants, differences, list(results.values()), decoding, pages, checks)
 
     @property
+    def learned_tasks(self) -> bool:
+        """Whether diagnostic tasks were learned for this comparison."""
+        return any(check.trained for check in self.checks)
+
+    @property
     def n(self) -> int:
         """Number of seeds that count."""
         return len(self.variants[self.plan.baseline].values)
@@ -168,6 +173,8 @@ class CompareResult:
             if deviation is None
             else f"Seeds of {self.plan.baseline} differ by {deviation:.4f} (standard deviation). "
         )
+        if not math.isfinite(self.detectable):
+            return [f"{noise}No differences were measured, as in every pair a training diverged."]
         return [
             f"{noise}Minimum detectable difference: {self.detectable:.3f} {unit} (80% power);"
             f" equivalent: within {config.margin:g}."

@@ -4,6 +4,7 @@ import math
 import shlex
 
 from modular_gpt.comparison.budget import CACHE_TOKENS
+from modular_gpt.comparison.diagnostics.results import TASK_HEAD, probe_rows, task_rows
 from modular_gpt.comparison.results import CompareResult, VariantResult
 from modular_gpt.comparison.statistics import Difference
 
@@ -71,10 +72,12 @@ def cost_row(variant: VariantResult) -> list[str]:
 
 def checks(result: CompareResult) -> Table:
     """Each probe with its result for every variant."""
-    found = {(check.name, check.variant): check.cell for check in result.checks}
-    names = dict.fromkeys(check.name for check in result.checks)
-    rows = [[name, *(found.get((name, variant), "-") for variant in result.variants)] for name in names]
-    return [["probe", *result.variants], *rows]
+    return [["probe", *result.variants], *probe_rows(result.checks, list(result.variants))]
+
+
+def tasks(result: CompareResult) -> Table:
+    """Each diagnostic task that small models learned, with the answer that follows from the architecture."""
+    return [TASK_HEAD, *task_rows(result.checks)]
 
 
 def reproduce(result: CompareResult) -> str:

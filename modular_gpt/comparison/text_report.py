@@ -1,12 +1,13 @@
 """The report as text for a terminal, and as Markdown."""
 
 from modular_gpt.comparison.results import CompareResult
-from modular_gpt.comparison.tables import LIMITS, Table, costs, reproduce, verdicts
+from modular_gpt.comparison.tables import LIMITS, Table, costs, reproduce, tasks, verdicts
 
 
 def terminal(result: CompareResult) -> str:
     """Format the title, the limits of the result, and both tables in aligned columns."""
-    return "\n".join([result.title, *result.remarks, "", aligned(verdicts(result)), "", aligned(costs(result))])
+    tables = [verdicts(result), costs(result), *([tasks(result)] if result.learned_tasks else [])]
+    return "\n\n".join(["\n".join([result.title, *result.remarks]), *map(aligned, tables)])
 
 
 def aligned(table: Table) -> str:
@@ -24,6 +25,7 @@ def markdown(result: CompareResult) -> str:
         "\n".join(f"- {remark}" for remark in result.remarks),
         rows_of(verdicts(result)),
         rows_of(costs(result)),
+        *([rows_of(tasks(result))] if result.learned_tasks else []),
         "What this does not show:",
         "\n".join(f"- {limit}" for limit in LIMITS),
     ]

@@ -81,10 +81,18 @@ def _edited(name: str, value: Tensor, function: Edit) -> Tensor:
 
 
 def _no_match(pattern: str, reported: Iterable[str]) -> str:
-    names = sorted({".".join("*" if item.isdigit() else item for item in name.split(".")) for name in reported})
+    names = sorted({_of_any_block(name) for name in reported})
     if not names:
         return "no forward pass was observed inside capture(): run the captured model there, without torch.compile"
+    others = sorted(name for name in reported if _of_any_block(name) == _of_any_block(pattern))
+    if others:
+        return f"capture() saw no tensor that matches '{pattern}'; of this model only {', '.join(others)} exist"
     return f"capture() saw no tensor that matches '{pattern}'; this model reports {', '.join(names)}"
+
+
+def _of_any_block(name: str) -> str:
+    """The name with ``*`` in place of the number of its block."""
+    return ".".join("*" if item.isdigit() else item for item in name.split("."))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Attention weights of mixers without a softmax, for observers.
 
-The output of such a mixer is linear in its values, so that weights (B, H, T, T) exist with which it is weights @ values.
+The output of such a mixer is linear in its values, so that it equals weights @ values with some weights (B, H, T, T).
 Linear attention has them as scaled products; recurrences and convolutions imply them. They are computed only for
 observers.
 """
@@ -12,20 +12,27 @@ from torch import Tensor
 
 from modular_gpt.core.observer import is_edited, is_wanted, report
 
-SCORES, WEIGHTS = "attention.scores", "attention.weights"
+WEIGHTS, SCORES_TOO = ("attention.weights",), ("attention.scores", "attention.weights")
 
 
-def report_mix(mixed: Tensor, v: Tensor, weights: Callable[[], Tensor], earlier: Callable[[], Tensor]) -> Tensor:
+def report_mix(
+    mixed: Tensor,
+    v: Tensor,
+    weights: Callable[[], Tensor],
+    earlier: Callable[[], Tensor],
+    names: tuple[str, ...] = WEIGHTS,
+) -> Tensor:
     """Report the weights of the new tokens and the mix of their values in each head.
 
     mixed: (B, H, T, M) the output of the mixer; v: (B, H, T, M) values
-    weights: computes (B, H, T, T), and may report scores before; called only for observers of scores or weights
-    earlier: computes (B, H, T, M), what the cache of earlier tokens adds; called only where they edit one of them
+    weights: computes (B, H, T, T), and reports the scores before if ``names`` has them; called only for observers
+    earlier: computes (B, H, T, M), what the cache of earlier tokens adds; called only where an observer edits weights
+    names: of the tensors that are reported here
     Returns ``mixed``, unless an observer edits it, the scores or the weights.
     """
-    if is_wanted(SCORES, WEIGHTS):
-        reported = report(WEIGHTS, weights())
-        if is_edited(SCORES, WEIGHTS):
+    if is_wanted(*names):
+        reported = report("attention.weights", weights())
+        if is_edited(*names):
             mixed = reported @ v + earlier()
     return report("attention.heads", mixed)
 

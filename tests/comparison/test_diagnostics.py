@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,14 @@ import yaml
 from modular_gpt import ConfigError, GPTConfig, GPTModel
 from modular_gpt.cli import compare as command
 from modular_gpt.cli import evaluate, train
-from modular_gpt.comparison import diagnostics
+from modular_gpt.comparison import Comparison, diagnostics
 from modular_gpt.comparison.diagnostics import PROBES, Check, QuickResult, Recipe, recall, staircase
 from modular_gpt.comparison.diagnostics.probes import dependencies, reach
-from modular_gpt.comparison.diagnostics.tasks import visible_pairs
+from modular_gpt.comparison.diagnostics.quick import diagnosed, learned
+from modular_gpt.comparison.diagnostics.tasks import flat_beyond, visible_pairs
+from tests.comparison.small import comparison, run
 
+WINDOW: dict[str, Any] = {"name": "swa", "window": 5}
 MODEL: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24)
 
 
@@ -109,6 +113,51 @@ def test_quick_runs_on_names_and_configs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {"every parameter gets a gradient", "cache of 1,024 tokens", "D2 recall of 4 pairs"} <= found.keys()
     with pytest.raises(ConfigError, match="names of attentions or a mapping of variants, got 'mha'"):
         diagnostics.run("mha")
+
+
+@pytest.fixture
+def short_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for recipe in ("STAIRCASE", "RECALL", "QUICK_RECALL"):
+        monkeypatch.setattr(f"modular_gpt.comparison.diagnostics.tasks.{recipe}", Recipe(steps=2))
+
+
+def test_the_tasks_of_a_report(short_recipes: None) -> None:
+    """After two steps: what can only be guessed is as expected, what should be learned is not."""
+    checks = {check.name: check for check in diagnosed("w", GPTConfig(**{**MODEL, "attention": WINDOW}))}
+    expected = {
+        "D1 lag 8 in 1 layer": ("at most 0.061", True),
+        "D1 lag 8 in 2 layers": ("at least 0.990", False),
+        "D2 recall of 8 pairs": ("at most 0.061", True),
+        "D4 recall of 16 pairs": ("at most 0.057", True),
+        "D5 rise of the loss from 64 to 256 tokens": ("at most 0.050", True),
+    }
+    assert {name: (check.expected, check.passed) for name, check in checks.items()} == expected
+    assert all(check.trained and check.seconds > 0 for check in checks.values())
+
+
+@pytest.mark.parametrize(
+    ("attention", "settings", "flat"),
+    [("mha", {}, False), (WINDOW, {}, True), (WINDOW, {"pos": "learned"}, None), ("gated_delta", {}, False)],
+)
+def test_longer_rows_show_nothing_new_to_windows(attention: Any, settings: dict[str, Any], flat: bool | None) -> None:
+    assert flat_beyond(attention, **settings) is flat
+
+
+def test_a_comparison_learns_tasks_once(tmp_path: Path, short_recipes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants = {name: run(tmp_path, attention=name) for name in ("mha", "gqa")}
+    first = comparison(tmp_path, variants, diagnostics="learned", seeds=1, decoding=False, pages=False)
+    first.run()
+    monkeypatch.setattr("modular_gpt.comparison.checks.diagnosed", lambda name, config: learned(name, config))
+    first.look_closer()
+    tasks = (first.directory / "diagnostics.json").read_text()
+    result = first.result()
+    assert result.learned_tasks and "D2 recall of 4 pairs" in result.save_report().read_text()
+    again = Comparison.resumed(str(first.directory), say=lambda text: None)
+    assert again.plan.config.diagnostics == "learned"
+    again.look_closer()
+    assert (first.directory / "diagnostics.json").read_text() == tasks  # with the same seconds
+    with pytest.raises(ConfigError, match="diagnostics: no choice 'all'; there are: learned, probes"):
+        comparison(tmp_path, variants, diagnostics="all")
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

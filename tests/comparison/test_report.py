@@ -34,6 +34,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
         ]
     result.checks.extend(Check(name, "the receptive field", "16 of 16", "16", True, 0.1) for name in losses)
     result.checks.append(Check("variant-1-<of-8>", "the scores", "moved", "the same", False, 0.1))
+    result.checks.append(Check("variant-2-<of-8>", "D1 lag 8", "1.000", "at least 0.990", True, 2.5, trained=True))
+    result.checks.append(Check("variant-3-<of-8>", "D1 lag 8", "0.300", "at least 0.990", False, 2.5, trained=True))
     result.pages.update({"variant-0-<of-8>": "inspect-0.html"})
     return result
 
@@ -59,6 +61,40 @@ def test_all_three_reports_have_every_variant_and_verdict(large: CompareResult) 
         assert re.search(rf"^{re.escape(name)} +{re.escape(difference.sentence)}", large.table, re.MULTILINE)
     assert large.differences["variant-7-<of-8>"].verdict == "worse"
     assert values["variants"]["variant-7-<of-8>"]["diverged"] == 1
+
+
+def test_learned_tasks_are_a_table_of_all_three_reports(large: CompareResult) -> None:
+    row = ["D1 lag 8", "variant-3-<of-8>", "at least 0.990", "0.300", "fail", "2.5"]
+    page = large.save_report()
+    assert f"| {' | '.join(row)} |" in page.with_suffix(".md").read_text()
+    assert re.search(" +".join(map(re.escape, row)), large.table)
+    assert '<td class="verdict fail">fail</td><td>2.5</td>' in page.read_text()
+    assert page.read_text().count("D1 lag 8") == 3  # a row for each variant, and the remark; no row of the probes
+    values = json.loads(page.with_suffix(".json").read_text())["checks"]
+    assert [check["passed"] for check in values if check["trained"]] == [True, False]
+
+
+EDGES = {
+    "one seed": ([2.0], [2.1]),
+    "two seeds": ([2.0, 2.1], [2.1, math.inf]),
+    "equal numbers": ([2.0, 2.1, 2.2], [2.0, 2.1, 2.2]),
+    "no variance": ([2.0, 2.0, 2.0], [2.0, 2.0, 2.0]),
+    "one shift": ([2.0, 2.1, 2.2], [2.5, 2.6, 2.7]),
+    "all diverged": ([math.inf] * 3, [math.inf] * 3),
+    "losses of zero": ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+    "far apart": ([2.0, 2.1, 2.2], [1e30, 1e30, 1e30]),
+}
+VERDICTS = ["no verdict (n < 3)"] * 2 + ["equivalent"] * 2 + ["worse", "cannot tell", "equivalent", "worse"]
+
+
+@pytest.mark.parametrize(("edge", "verdict"), list(zip(EDGES, VERDICTS, strict=True)))
+def test_reports_of_unusual_losses(edge: str, verdict: str, tmp_path: Path) -> None:
+    result = invented(tmp_path, dict(zip("ab", EDGES[edge], strict=True)))
+    assert result.differences["b"].sentence == verdict
+    for text in (result.table, result.save_report().read_text(), (tmp_path / "report.md").read_text()):
+        assert verdict.replace("<", "&lt;") in text or verdict in text
+        assert not re.search(r"\b(?:nan|inf)\b", text)
+    assert "NaN" not in (tmp_path / "report.json").read_text()
 
 
 def test_ranks_that_depend_on_the_budget_are_said(tmp_path: Path) -> None:

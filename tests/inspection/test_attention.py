@@ -61,6 +61,10 @@ def test_every_attention_reports_the_tensors_it_names(name: str) -> None:
     found = [full.rpartition(".")[2] for full in seen]
     assert found == [*model.blocks[0].attention.reported, "out"]
     assert {"value", "weights", "heads"} <= set(found)
+    for other in {"query", "key", "scores"} - set(found):
+        refusal = rf"matches '\*\.{other}'; this model reports blocks"
+        with torch.no_grad(), pytest.raises(ConfigError, match=refusal), capture(model, f"*.{other}"):
+            model(text(model.config))
 
 
 @parametrize(ATTENTIONS)

@@ -16,6 +16,7 @@ from modular_gpt.training.forward import Placement
 from modular_gpt.training.trainer import Trainer
 
 EVERY = 50  # steps between measurements of the accuracy
+WARMUP = 50  # steps
 ROWS = 32  # batches of 8 rows per measurement
 
 
@@ -49,7 +50,7 @@ def trainer_of(model: GPTConfig, task: PlainDict, recipe: Recipe) -> Trainer:
         model=model,
         data={"name": "synthetic", **task},
         optim={"name": "adamw", "learning_rate": recipe.learning_rate, "beta2": 0.98},
-        schedule={"name": "cosine", "warmup": 50},
+        schedule={"name": "cosine", "warmup": min(WARMUP, recipe.steps)},
         trainer=TrainerConfig(
             max_steps=recipe.steps,
             batch_size=recipe.batch_size,

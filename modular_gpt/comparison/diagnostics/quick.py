@@ -1,4 +1,4 @@
-"""Runs probes and quick diagnostics on variants: ``mgpt-compare --quick``."""
+"""Runs probes and tasks on variants, for ``mgpt-compare --quick`` and for reports with ``diagnostics=learned``."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,7 +7,17 @@ import torch
 
 from modular_gpt.comparison.diagnostics.probes import PROBES
 from modular_gpt.comparison.diagnostics.results import Check, QuickResult
-from modular_gpt.comparison.diagnostics.tasks import Task, recall, staircase
+from modular_gpt.comparison.diagnostics.tasks import (
+    CONTEXT,
+    LONG,
+    RISE,
+    Task,
+    beyond_the_trained_length,
+    capacity,
+    flat_beyond,
+    recall,
+    staircase,
+)
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentLike
 from modular_gpt.model import GPTModel
@@ -77,19 +87,44 @@ def cache_bytes(name: str, config: GPTConfig) -> Check:
 
 
 def learned(name: str, config: GPTConfig) -> Iterator[Check]:
-    """Train small models with the attention and position of the first layer on the tasks."""
+    """Train small models with the attention and position of the first layer on the tasks of ``--quick``."""
     for task in tasks_of(config):
         yield checked(name, task)
 
 
 def tasks_of(config: GPTConfig) -> list[Task]:
-    """The tasks of the quick diagnostics."""
+    """The tasks of ``--quick``."""
     layer = config.given_layers[0]
     found = [staircase(layer.attention, pos=layer.pos), recall(layer.attention, quick=True, pos=layer.pos)]
     return [task for task in found if task is not None]
 
 
+def diagnosed(name: str, config: GPTConfig) -> Iterator[Check]:
+    """Train small models with the attention and position of the first layer on D1, D2, D4 and D5, for a report."""
+    layer = config.given_layers[0]
+    attention, pos = layer.attention, layer.pos
+    found = [staircase(attention, layers, pos=pos) for layers in (1, 2)]
+    for task in [*found, recall(attention, pos=pos), capacity(attention, pos=pos)]:
+        if task is not None:
+            yield checked(name, task)
+    longer = longer_rows(name, attention, pos)
+    if longer is not None:
+        yield longer
+
+
 def checked(name: str, task: Task) -> Check:
     """Train the model of a task and compare its accuracy with the expected one."""
     result = task.learn()
-    return Check(name, task.name, f"{result.accuracy:.3f}", task.expected, task.right(result.accuracy), result.seconds)
+    passed = task.right(result.accuracy)
+    return Check(name, task.name, f"{result.accuracy:.3f}", task.expected, passed, result.seconds, trained=True)
+
+
+def longer_rows(name: str, attention: ComponentLike, pos: ComponentLike) -> Check | None:
+    """D5: the rise of the loss in rows beyond the trained length; None where positions do not reach that far."""
+    flat = flat_beyond(attention, pos=pos)
+    if flat is None:
+        return None
+    found = beyond_the_trained_length(attention, (CONTEXT, LONG), pos=pos)
+    title = f"D5 rise of the loss from {CONTEXT} to {LONG} tokens"
+    expected, passed = (f"at most {RISE:.3f}", found.rise <= RISE) if flat else ("", None)
+    return Check(name, title, f"{found.rise:+.3f}", expected, passed, found.seconds, trained=True)

@@ -12,7 +12,7 @@ class Check:
 
     found: what was measured; expected: what follows from the config, empty where nothing does
     passed: whether they agree; None where nothing is expected, or where the check does not apply
-    seconds: of processor time
+    seconds: of processor time; trained: small models learned a task for it
     """
 
     variant: str
@@ -21,11 +21,17 @@ class Check:
     expected: str
     passed: bool | None
     seconds: float
+    trained: bool = False
 
     @property
     def cell(self) -> str:
         """The result in a table."""
         return f"WRONG: {self.found}" if self.passed is False else self.found
+
+    @property
+    def result(self) -> str:
+        """pass or fail, or a dash where nothing is expected."""
+        return "-" if self.passed is None else "pass" if self.passed else "fail"
 
 
 @dataclass(frozen=True)
@@ -51,16 +57,12 @@ class QuickResult:
 
     @property
     def table(self) -> str:
-        """One line per check and one column per variant, and a line about each contradiction."""
-        found = {(check.name, check.variant): check for check in self.checks}
-        names = list(dict.fromkeys(check.name for check in self.checks))
-        rows = [["", *self.variants]]
-        for name in names:
-            cells = [found.get((name, variant)) for variant in self.variants]
-            rows.append([name, *("-" if check is None else check.cell for check in cells)])
+        """One line per probe and one column per variant; a line per task; a line about each contradiction."""
         seconds = [sum(check.seconds for check in self.checks if check.variant == name) for name in self.variants]
+        rows = [["", *self.variants], *probe_rows(self.checks, self.variants)]
         rows.append(["seconds", *(f"{value:.1f}" for value in seconds)])
-        return "\n".join([*aligned(rows), *self._remarks()])
+        tasks = task_rows(self.checks)
+        return "\n".join([*aligned(rows), *(["", *aligned([TASK_HEAD, *tasks])] if tasks else []), *self._remarks()])
 
     def _remarks(self) -> list[str]:
         lines = [f"{one.variant}: {one.name}: {one.found}, expected {one.expected}" for one in self.failures]
@@ -72,6 +74,26 @@ class QuickResult:
 
     def __str__(self) -> str:
         return self.table
+
+
+TASK_HEAD = ["task", "variant", "expected", "found", "result", "seconds"]
+
+
+def probe_rows(checks: Sequence[Check], variants: Sequence[str]) -> list[list[str]]:
+    """A row for each check without training: its name, and the result of each variant."""
+    found = {(check.name, check.variant): check.cell for check in checks if not check.trained}
+    names = dict.fromkeys(name for name, _ in found)
+    return [[name, *(found.get((name, variant), "-") for variant in variants)] for name in names]
+
+
+def task_rows(checks: Sequence[Check]) -> list[list[str]]:
+    """A row for each variant and task that models learned, by task, with the columns of ``TASK_HEAD``."""
+    trained = [check for check in checks if check.trained]
+    names = list(dict.fromkeys(check.name for check in trained))
+    return [
+        [check.name, check.variant, check.expected or "-", check.found, check.result, f"{check.seconds:.1f}"]
+        for check in sorted(trained, key=lambda check: names.index(check.name))
+    ]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -16,6 +16,7 @@ from modular_gpt.comparison.diagnostics.probes import reach
 from modular_gpt.core.contracts import AttentionConfig
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentLike, decode
+from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.nn.attention.mha import MultiHeadAttention
 
@@ -23,6 +24,7 @@ CONTEXT, WIDTH, HEADS = 64, 64, 4
 LAG, PAIRS, CONV = 8, 8, 3
 LAG_IDS, RECALL_IDS = 32, 128
 SOLVED = 0.99  # accuracy
+LONG, RISE = 256, 0.05  # tokens beyond the trained length; rise of a loss that is flat, in nats
 MARGIN = 0.03  # of an accuracy above its ceiling: three standard deviations of 2,000 answers
 STAIRCASE = Recipe(steps=200)
 RECALL, QUICK_RECALL = Recipe(steps=700), Recipe(steps=300, learning_rate=5e-3)
@@ -114,6 +116,12 @@ def recall(attention: ComponentLike, pairs: int = PAIRS, quick: bool = False, **
     )
 
 
+def capacity(attention: ComponentLike, **settings: object) -> Task | None:
+    """D4: recall of twice as many pairs, which a softmax keeps apart and a state of constant size may not."""
+    task = recall(attention, 2 * PAIRS, **settings)
+    return None if task is None else replace(task, name=f"D4 recall of {2 * PAIRS} pairs")
+
+
 def has_full_heads(model: GPTConfig) -> bool:
     """Whether the first layer has softmax attention with keys and values of full width over all tokens of its window.
 
@@ -153,6 +161,18 @@ class Lengths:
         """How much larger the loss is at the longest length than at the trained one."""
         values = list(self.losses.values())
         return values[-1] - values[0]
+
+
+def flat_beyond(attention: ComponentLike, **settings: object) -> bool | None:
+    """Whether a longer row shows a token nothing new: all that it sees is nearer than the trained length.
+
+    None where the position or the attention depends on more than distances, so that longer rows may be out of reach.
+    """
+    model = small(attention, LAG_IDS, **settings)
+    if not GPTModel(model).slides:
+        return None
+    farthest = reach(model)
+    return farthest is not None and farthest < CONTEXT
 
 
 def beyond_the_trained_length(attention: ComponentLike, lengths: Sequence[int], **settings: object) -> Lengths:

@@ -18,7 +18,7 @@ from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.decay import decayed_products
-from modular_gpt.nn.effective_weights import causal_products, report_mix, unit_values
+from modular_gpt.nn.effective_weights import SCORES_TOO, causal_products, report_mix, unit_values
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.pos.alibi import slopes
@@ -113,6 +113,7 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
                     * decayed_products(ones, ones, unit_values(q), log_decay, None, chunk, starts)[0]
                 ),
                 lambda: decayed_products(q, k, torch.zeros_like(v), log_decay, memory, chunk, starts)[0],
+                SCORES_TOO,
             )
         if cache is not None:
             cache.tensors[0].copy_(after)

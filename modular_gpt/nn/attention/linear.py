@@ -25,7 +25,7 @@ from modular_gpt.core.observer import is_observed, report
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
-from modular_gpt.nn.effective_weights import causal_products, report_mix
+from modular_gpt.nn.effective_weights import SCORES_TOO, causal_products, report_mix
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
@@ -117,6 +117,7 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
                 v,
                 lambda: report("attention.scores", causal_products(rotated_q, rotated_k, starts)) / normaliser,
                 lambda: torch.zeros_like(v) if state[0] is None else rotated_q @ state[0].to(dtype) / normaliser,
+                SCORES_TOO,
             )
         if cache is not None:
             memory, sums = cache.tensors
