@@ -118,7 +118,7 @@ def recall(attention: ComponentLike, pairs: int = PAIRS, quick: bool = False, **
 
 def capacity(attention: ComponentLike, **settings: object) -> Task | None:
     """D4: recall of twice as many pairs, which a softmax keeps apart and a state of constant size may not."""
-    task = recall(attention, 2 * PAIRS, **settings)
+    task = recall(attention, 2 * PAIRS, quick=False, **settings)
     return None if task is None else replace(task, name=f"D4 recall of {2 * PAIRS} pairs")
 
 
