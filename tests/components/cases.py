@@ -6,7 +6,7 @@ one inside modular_gpt must have an entry there, and every one of its settings m
 (``test_coverage.py``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -216,9 +216,53 @@ def cases(slot: str) -> list[Case]:
     return found
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Cases of different slots in one model, for laws that take long: a failure names each of them."""
+
+    cases: tuple[Case, ...]
+
+    def config(self, **changes: Any) -> GPTConfig:
+        settings = dict(MODEL)
+        for case in self.cases:
+            settings |= {**case.model, case.slot: {"name": case.name, **case.settings}}
+        return GPTConfig(**{**settings, **changes})
+
+    @property
+    def id(self) -> str:
+        return "+".join(case.id for case in self.cases)
+
+    @property
+    def default(self) -> bool:
+        return not any(case.settings or case.model for case in self.cases)
+
+    def takes(self, case: Case) -> bool:
+        """Whether the case fits in: nothing is set twice, and the config is accepted."""
+        mine = {key for each in self.cases for key in (each.slot, *each.model)}
+        if self.default != Joined((case,)).default or mine & {case.slot, *case.model}:
+            return False
+        try:
+            Joined((*self.cases, case)).config()
+        except ConfigError:
+            return False
+        return True
+
+
+def joined(which: list[Case]) -> list[Joined]:
+    """Every case once, in as few models as there are of the most frequent slot, or few more; defaults with defaults."""
+    found: list[Joined] = []
+    for case in which:
+        place = next((i for i, each in enumerate(found) if each.takes(case)), None)
+        if place is None:
+            found.append(Joined((case,)))
+        else:
+            found[place] = Joined((*found[place].cases, case))
+    return found
+
+
 ALL = [case for slot in SLOTS for case in cases(slot)]
 CHOSEN = [case for case in ALL if not case.generic]
 
 
-def parametrize(which: list[Case]) -> pytest.MarkDecorator:
+def parametrize(which: Sequence[Case | Joined]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", which, ids=lambda case: case.id)

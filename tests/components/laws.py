@@ -43,6 +43,16 @@ def build(config: GPTConfig, std: float = STRONG, seed: int = 1) -> GPTModel:
     return model.eval()
 
 
+_LAST: list[tuple[GPTConfig, GPTModel]] = []
+
+
+def shared(config: GPTConfig) -> GPTModel:
+    """``build(config)``, made once for consecutive laws of one config: they must leave the model as it is."""
+    if not _LAST or _LAST[0][0] != config:
+        _LAST[:] = [(config, build(config))]
+    return _LAST[0][1]
+
+
 def text(config: GPTConfig, rows: int = 3, tokens: int = TOKENS, seed: int = 2) -> Tensor:
     return torch.randint(config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
@@ -70,7 +80,7 @@ def feed(
 @torch.no_grad()
 def causal(config: GPTConfig) -> None:
     """A later token changes nothing before it, and something from it on."""
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     before = model(ids)
     for place in (1, TOKENS // 2, TOKENS - 1):
         other = ids.clone()
@@ -82,7 +92,7 @@ def causal(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def rows_are_independent(config: GPTConfig) -> None:
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     fused_linear = model(ids)
     for row in range(len(ids)):
         close(model(ids[row : row + 1]), fused_linear[row : row + 1])
@@ -90,16 +100,17 @@ def rows_are_independent(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def token_by_token(config: GPTConfig) -> None:
-    model, ids = build(config), text(config)
+    """Every token alone; a cache without a length, which is as long as it likes, takes some of them together."""
+    model, ids = shared(config), text(config)
     expected = model(ids)
-    for max_length in (TOKENS, None):
-        close(feed(model, ids, model.new_cache(len(ids), max_length), [1] * TOKENS), expected)
+    for max_length, counts in ((TOKENS, [1] * TOKENS), (None, [1, 1, 7, 1, 1])):
+        close(feed(model, ids, model.new_cache(len(ids), max_length), counts), expected)
 
 
 @torch.no_grad()
 def any_chunking(config: GPTConfig, splits: Iterable[list[int]] = ([3, 1, 7], [6, 6, 1, 1], [1, 13])) -> None:
     """Also after the cache was reset, which keeps its memory: one cache serves all."""
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     expected = model(ids)
     cache = model.new_cache(len(ids), TOKENS)
     for counts in splits:
@@ -109,8 +120,11 @@ def any_chunking(config: GPTConfig, splits: Iterable[list[int]] = ([3, 1, 7], [6
 
 @torch.no_grad()
 def ragged_rows(config: GPTConfig) -> None:
-    """Left-padded rows, whole, in pieces (some of them all padding) and token by token, match each row alone."""
-    model, ids = build(config), text(config)
+    """Left-padded rows, whole, in pieces (some of them all padding) and token by token, match each row alone.
+
+    From the 13th token on, all rows have three tokens of their own at least: the rest is read together.
+    """
+    model, ids = shared(config), text(config)
     pads = [0, 4, 9]
     padding = torch.tensor(pads)
     rows = [model(ids[row : row + 1, pad:]) for row, pad in enumerate(pads)]
@@ -121,14 +135,14 @@ def ragged_rows(config: GPTConfig) -> None:
             close(got[row : row + 1, pad:], rows[row])
 
     check(model(ids, padding=padding))
-    for counts in ([], [2, 4, 1, 1], [12], [1] * TOKENS):
+    for counts in ([], [2, 4, 1, 1], [12], [1] * 12):
         check(feed(model, ids, model.new_cache(len(ids), TOKENS), counts, padding))
 
 
 @torch.no_grad()
 def rows_move(config: GPTConfig) -> None:
     """After reorder and expand the cache goes on as if its rows had always been so."""
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     for cut in (3, 12):
         cache = model.new_cache(len(ids), TOKENS)
         feed(model, ids[:, :cut], cache, [1, 1])
@@ -143,18 +157,18 @@ def rows_move(config: GPTConfig) -> None:
 @torch.no_grad()
 def one_graph_for_all_steps(config: GPTConfig) -> None:
     """The length may be a tensor, so that one compiled graph serves every decoding step."""
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
-    start = feed(model, ids[:, :7], cache, [])
+    start = feed(model, ids[:, :6], cache, [])
     cache.length = torch.tensor(cache.length)
-    steps = [model(ids[:, i : i + 1], cache=cache) for i in range(7, TOKENS)]
-    close(torch.cat([start, *steps], dim=1), model(ids))
+    steps = [model(ids[:, i : i + 1], cache=cache) for i in range(6, 15)]  # windows of 5 and 7 go round
+    close(torch.cat([start, *steps], dim=1), model(ids)[:, :15])
 
 
 @torch.no_grad()
 def packed_documents_are_separate(config: GPTConfig) -> None:
     """Documents in one row: each has the logits that it has alone, or the attention says that it cannot."""
-    model, ids = build(config), text(config, rows=2)
+    model, ids = shared(config), text(config, rows=2)
     documents = torch.tensor([[3] * 5 + [4] + [3] * (TOKENS - 6), [0] * (TOKENS - 4) + [1] * 4])
     if not all(layer.attention.component.separates_documents for layer in config.layer_configs):
         with pytest.raises(ConfigError, match="cannot keep packed documents apart"):
@@ -179,9 +193,12 @@ def every_parameter_learns(config: GPTConfig) -> None:
 
 
 def recomputing_changes_nothing(config: GPTConfig) -> None:
-    """Activation checkpointing: the same loss, gradients and counts to the last bit, dropout included."""
+    """Activation checkpointing: the same loss, gradients and counts to the last bit, dropout included.
+
+    Of every block; that of some of them is the model's (tests/model/test_checkpointing.py).
+    """
     ids, found = text(config, rows=4), []
-    for every in (0, 1, 2):
+    for every in (0, 1):
         model = build(config).train()
         model.checkpoint_activations(every)
         torch.manual_seed(3)
@@ -206,7 +223,7 @@ def config_round_trips(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def saving_is_exact(config: GPTConfig) -> None:
-    model, other, ids = build(config), build(config, seed=8), text(config)
+    model, other, ids = shared(config), build(config, seed=8), text(config)
     assert not torch.equal(model(ids), other(ids))
     weights = safetensors.torch.load(safetensors.torch.save(model.state_dict()))
     other.load_state_dict(weights)
@@ -250,7 +267,7 @@ def meta_then_initialised(config: GPTConfig) -> None:
 @torch.no_grad()
 def bytes_as_predicted(config: GPTConfig) -> None:
     """Predicted, reported and allocated bytes agree before and after the cache is filled; no graph is kept."""
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     for tokens in (1, 4, TOKENS):
         for dtype in (torch.float32, torch.bfloat16):
             predicted = config.cache_bytes(len(ids), tokens, dtype)
@@ -277,7 +294,7 @@ def allocated(cache: ModelCache) -> int:
 
 def written_in_place(config: GPTConfig) -> None:
     """Within its capacity a cache never moves."""
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
     places = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
     for piece in ids.split([4, 1, 1, 9, 1, 1, 1, 1, 1], dim=1):
@@ -287,7 +304,7 @@ def written_in_place(config: GPTConfig) -> None:
 
 def no_graph_is_kept(config: GPTConfig) -> None:
     """Also where the caller forgot ``torch.no_grad``, or each step would hold on to all steps before it."""
-    model, ids = build(config), text(config)
+    model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
     for piece in ids.split(7, dim=1):
         model(piece, cache=cache)
@@ -297,7 +314,7 @@ def no_graph_is_kept(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def growing_at_most_doubles(config: GPTConfig) -> None:
-    model = build(config)
+    model = shared(config)
     cache = model.new_cache(1)
     if config.pos.component.extrapolates:
         for _ in range(3):
@@ -310,8 +327,8 @@ def growing_at_most_doubles(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def compiles_whole(config: GPTConfig, backend: str = "eager") -> None:
-    """torch.compile(fullgraph=True), without and with a cache, says the same."""
-    model, ids = build(config), text(config)
+    """torch.compile(fullgraph=True) says the same. Of few tokens: loops over chunks are traced once for each."""
+    model, ids = shared(config), text(config, tokens=10)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     expected = model(ids)

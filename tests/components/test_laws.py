@@ -1,11 +1,13 @@
 """Every law on every case of every registered component."""
 
+import zlib
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from tests.components.cases import ALL, CHOSEN, Case, parametrize
+from tests.components.cases import ALL, CHOSEN, Case, Joined, joined, parametrize
 from tests.components.laws import LAWS, SLOW_LAWS, TOKENS, Law, build, close, compiles_whole, feed, text
 
 SPLITS = st.lists(st.integers(1, 9), max_size=TOKENS).filter(lambda counts: sum(counts) <= TOKENS)
@@ -18,10 +20,13 @@ def test_law(case: Case, law: Law) -> None:
 
 
 @pytest.mark.parametrize("law", SLOW_LAWS, ids=lambda law: law.__name__)
-@parametrize(CHOSEN)
-def test_slow_law(case: Case, law: Law) -> None:
-    """Components with their defaults go through the ahead-of-time tracer too, which functionalises every operator."""
-    tracer = {"backend": "aot_eager"} if law is compiles_whole and not case.settings and not case.model else {}
+@parametrize(joined(CHOSEN))
+def test_slow_law(case: Joined, law: Law) -> None:
+    """Components with their defaults go through the ahead-of-time tracer too, which functionalises every operator.
+
+    One graph holds cases of different slots: a component that breaks it does so whatever stands beside it.
+    """
+    tracer = {"backend": "aot_eager"} if law is compiles_whole and case.default else {}
     law(case.config(n_layers=1), **tracer)
 
 
@@ -31,7 +36,8 @@ def test_any_chunks_and_any_padding(case: Case) -> None:
     with torch.no_grad():
         whole = model(ids)
 
-    @settings(max_examples=10)
+    @seed(zlib.crc32(case.id.encode()))  # other examples for each case
+    @settings(max_examples=4)
     @given(counts=SPLITS, pads=st.lists(st.integers(0, TOKENS - 1), min_size=3, max_size=3))
     def check(counts: list[int], pads: list[int]) -> None:
         close(feed(model, ids, model.new_cache(3, TOKENS), counts), whole)

@@ -8,6 +8,7 @@ from modular_gpt.generation import Generation, GenerationConfig, generate
 from tests.generation.models import ATTENTIONS, PAIRS, SLIDING, naive_greedy, prompts, tiny
 
 CONTEXT = 8
+NEW = 18  # tokens: the window has moved by more than two contexts, and starts anew four times
 
 
 def limited(model: GPTModel, attention: str, pos: str) -> GPTModel:
@@ -24,8 +25,8 @@ def limited(model: GPTModel, attention: str, pos: str) -> GPTModel:
 @pytest.mark.parametrize(("attention", "pos"), SLIDING)
 def test_sliding_is_a_full_pass_with_limited_attention(attention: str, pos: str, length: int) -> None:
     model = tiny(attention, pos, context_length=CONTEXT)
-    expected = naive_greedy(limited(model, attention, pos), prompts(2, length), 30)
-    assert torch.equal(generate(model, prompts(2, length), 30, greedy=True), expected)
+    expected = naive_greedy(limited(model, attention, pos), prompts(2, length), NEW)
+    assert torch.equal(generate(model, prompts(2, length), NEW, greedy=True), expected)
 
 
 def test_sliding_forgets_what_left_the_window() -> None:
@@ -59,8 +60,8 @@ def reread(model: GPTModel, ids: torch.Tensor, count: int) -> torch.Tensor:
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
 def test_window_reads_the_last_half_again(attention: str, pos: str, length: int) -> None:
     model = tiny(attention, pos, context_length=CONTEXT)
-    expected = reread(model, prompts(2, length), 30)
-    assert torch.equal(generate(model, prompts(2, length), 30, greedy=True, overflow="window"), expected)
+    expected = reread(model, prompts(2, length), NEW)
+    assert torch.equal(generate(model, prompts(2, length), NEW, greedy=True, overflow="window"), expected)
 
 
 def test_window_of_prompts_of_different_lengths() -> None:

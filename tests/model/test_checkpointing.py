@@ -47,6 +47,15 @@ def test_compiled(kind: dict[str, Any], layers: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("every", [2, 3])
+def test_some_blocks_beside_others(kind: dict[str, Any], every: int) -> None:
+    """Blocks that are computed again stand between blocks that are not; every block is a law of the components."""
+    config = GPTConfig(**{**MODEL, **kind, "n_layers": 4})
+    for one, other in zip(results(config, every), results(config, 0), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_under_autocast(kind: dict[str, Any]) -> None:
     config = GPTConfig(**{**MODEL, **kind})
     for one, other in zip(

@@ -30,7 +30,8 @@ PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and 
 
 
 _last_prepared: Any = None  # Hydra's store of configs is one for the whole process
-_composed: dict[tuple[object, ...], DictConfig] = {}  # by command, choices and yaml files; emptied when prepared anew
+# What it was composed from, and the config, by command, choices and yaml files.
+_composed: dict[tuple[object, ...], tuple[tuple[object, ...], DictConfig]] = {}
 _MAX_COMPOSED = 100
 
 
@@ -50,18 +51,26 @@ def prepare(command: Command, where: list[Path]) -> None:
     Nothing is stored again while components, folders and their yaml files are the same as in the last call.
     """
     global _last_prepared
-    with_yaml = {group: [path.stem for folder in where for path in sorted((folder / group).glob("*.yaml"))]
-                 for group in command.groups()}  # fmt: skip
-    families = [(path, path.stat().st_mtime_ns) for path in family_files(where).values()] if command.slots else []
-    now = (command.name, where, with_yaml, command.components(), families)
+    now = _sources(command, where)
     if now != _last_prepared:
         _last_prepared = None
-        _composed.clear()
-        _store_all(command, with_yaml)
+        _store_all(command, _with_yaml(command, where))
         _store_families(command, where)
         _Folders.extra = tuple(where[1:])
         Plugins.instance().register(_Folders)
         _last_prepared = now
+
+
+def _with_yaml(command: Command, where: list[Path]) -> dict[str, list[str]]:
+    """The names of the yaml files of each group."""
+    return {group: [path.stem for folder in where for path in sorted((folder / group).glob("*.yaml"))]
+            for group in command.groups()}  # fmt: skip
+
+
+def _sources(command: Command, where: list[Path]) -> tuple[object, ...]:
+    """Everything that a composition depends on besides choices and the content of yaml files."""
+    families = [(path, path.stat().st_mtime_ns) for path in family_files(where).values()] if command.slots else []
+    return command.name, list(where), _with_yaml(command, where), command.components(), families
 
 
 def _store_all(command: Command, with_yaml: Mapping[str, Sequence[str]]) -> None:
@@ -117,7 +126,6 @@ def composed(command: Command, hydra_overrides: Sequence[str], where: list[Path]
     Raises:
         HydraException, OmegaConfBaseException: see ``errors.explained``.
     """
-    prepare(command, where)
     chosen, settings = [], []
     for text, override in zip(
         hydra_overrides, OverridesParser.create().parse_overrides(list(hydra_overrides)), strict=True
@@ -152,7 +160,9 @@ def _with_choices(command: Command, chosen: list[str], where: list[Path]) -> Dic
     paths = [path for group in groups for path in group.rglob("*.yaml")]
     paths += [path for folder in where for path in folder.glob("*.yaml")]
     key = (command.name, *chosen, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(paths)))
-    if key not in _composed:
+    sources = _sources(command, where)
+    if key not in _composed or _composed[key][0] != sources:
+        prepare(command, where)
         with _separate_hydra(where[0]):
             config = compose(command.name, chosen, return_hydra_config=True)
         _refuse_code(config)
@@ -161,8 +171,8 @@ def _with_choices(command: Command, chosen: list[str], where: list[Path]) -> Dic
             config.pop(FAMILY, None)  # its settings have been merged
         if len(_composed) >= _MAX_COMPOSED:
             _composed.clear()
-        _composed[key] = config
-    return _composed[key]
+        _composed[key] = sources, config
+    return _composed[key][1]
 
 
 def _is_plain_setting(command: Command, override: Override) -> bool:

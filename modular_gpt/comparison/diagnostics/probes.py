@@ -99,7 +99,10 @@ def reach(config: GPTConfig) -> int | None:
 
 
 def dependencies(model: GPTModel, tokens: int = TOKENS) -> Tensor:
-    """(T, T) whether the logits of each token depend on each token of the text."""
+    """(T, T) whether the logits of each token depend on each token of the text.
+
+    In row t of a batch of T equal rows, gradients come from the logits of token t alone: one backward pass for all.
+    """
     weights = {name: value.double() for name, value in model.state_dict().items() if value.is_floating_point()}
     inputs: list[Tensor] = []
 
@@ -110,11 +113,11 @@ def dependencies(model: GPTModel, tokens: int = TOKENS) -> Tensor:
     hook = model.embedding.register_forward_hook(keep)
     try:
         with mode(model, training=False), torch.enable_grad():
-            logits = torch.func.functional_call(model, weights, (ids_of(model, tokens=tokens),))
+            logits = torch.func.functional_call(model, weights, (ids_of(model, tokens=tokens).expand(tokens, -1),))
     finally:
         hook.remove()
-    rows = [torch.autograd.grad(logits[0, t].square().sum(), inputs, retain_graph=True)[0] for t in range(tokens)]
-    return torch.stack([row[0].abs().sum(-1) > 0 for row in rows])
+    own = logits.diagonal().square().sum()
+    return torch.autograd.grad(own, inputs)[0].abs().sum(-1) > 0
 
 
 @torch.no_grad()
