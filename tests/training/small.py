@@ -113,7 +113,10 @@ def stop_after(monkeypatch: Any, steps: int) -> None:
     monkeypatch.setattr(Trainer, "update", counted)
 
 
-def ending(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]:
+Ending = tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]
+
+
+def ending(directory: Path) -> Ending:
     """All tensors of a run's last checkpoint, its progress, and its figures, without those of the clock."""
     checkpoint = find_checkpoint(directory, prefer="latest")
     tensors = {
@@ -130,8 +133,13 @@ def ending(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], li
 
 def assert_same_ending(one: Path, other: Path) -> None:
     """Equal to the last bit: weights, optimizer, random numbers, progress and all figures."""
-    tensors, progress, figures = ending(one)
-    tensors_, progress_, figures_ = ending(other)
+    assert_ending(other, ending(one))
+
+
+def assert_ending(directory: Path, expected: Ending) -> None:
+    """As ``assert_same_ending``, with an ending that was read before."""
+    tensors, progress, figures = expected
+    tensors_, progress_, figures_ = ending(directory)
     assert tensors.keys() == tensors_.keys()
     different = [name for name in tensors if not torch.equal(tensors[name], tensors_[name])]
     assert not different

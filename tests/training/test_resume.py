@@ -13,21 +13,33 @@ from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training import RunConfig, load_config
 from modular_gpt.training.checkpointing import Checkpoints
-from tests.training.small import assert_same_ending, config, ending, run, stop_after, trainer_of, write_text
+from tests.training.small import (
+    TRAINER,
+    assert_ending,
+    assert_same_ending,
+    config,
+    ending,
+    run,
+    stop_after,
+    trainer_of,
+    write_text,
+)
 
 pytestmark = pytest.mark.usefixtures("fast")
 
-STEPS = 12
+STEPS = 9
+# The stops after steps 1 to 8 are before, at and after each evaluation and each entry of the metrics.
+SHORT = {"max_steps": STEPS, "eval_interval": 3, "log_interval": 2, "sample_tokens": 1}
 GRID = [
     ({"dropout": dropout}, {"gradient_accumulation": accumulation, "optim": optim})
     for optim, accumulation, dropout in product(("adamw", "muon"), (1, 4), (0.0, 0.1))
 ]
 MORE = [
-    ({}, {"order": "epoch", "batch_size": 32, "save_interval": 5}),
+    ({}, {"order": "epoch", "batch_size": 32, "save_interval": 4}),
     ({"ffn": {"name": "moe", "balance": "bias", "n_experts": 4}}, {"schedule": "wsd"}),
     ({}, {"optim": "adafactor", "precision": "bf16"}),
     ({"dropout": 0.1}, {"label_smoothing": 0.1, "z_loss": 0.01, "activation_checkpointing": 2}),
-    ({}, {"ema_decay": 0.9, "save_interval": 5}),
+    ({}, {"ema_decay": 0.9, "save_interval": 4}),
 ]
 
 
@@ -76,13 +88,13 @@ def test_stopped_after_any_step(
     model: dict[str, Any], settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Signals stop the runs of other tests; here the stops of a run cost one training."""
-    settings = {**settings, "sample_tokens": 1}
-    whole = run(config(folder, model, **settings)).directory
+    settings = {**SHORT, **settings}
+    whole = ending(run(config(folder, model, **settings)).directory)
     another, copies = stopped_runs(folder, monkeypatch, config(folder, model, **settings))
-    assert_same_ending(whole, another)
+    assert_ending(another, whole)
     assert list(copies) == list(range(1, STEPS))
     for directory in copies.values():
-        assert_same_ending(whole, run(config(folder, model, resume=str(directory), **settings)).directory)
+        assert_ending(run(config(folder, model, resume=str(directory), **settings)).directory, whole)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +128,7 @@ def test_each_sample_comes_once_an_epoch_across_resumes(folder: Path, monkeypatc
 
     monkeypatch.setattr("modular_gpt.data.BatchSource.batch", noted)
     stop_and_go(folder, monkeypatch, [2, 3, 7], order="epoch", batch_size=32)
-    assert len(seen) == STEPS * 32
+    assert len(seen) == TRAINER["max_steps"] * 32
     for epoch in range(len(seen) // windows):
         assert sorted(seen[epoch * windows : (epoch + 1) * windows]) == list(range(windows))
 
