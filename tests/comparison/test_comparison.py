@@ -14,6 +14,7 @@ from modular_gpt.comparison import Comparison, run_trial
 from modular_gpt.comparison.measure import tokens_to
 from modular_gpt.comparison.workers import in_processes, in_this_process
 from tests.comparison.small import comparison, invented, run
+from tests.fresh import processes
 
 
 def variants(folder: Path, *attentions: str) -> dict[str, Any]:
@@ -81,7 +82,10 @@ def test_more_seeds_keep_the_finished_trials(tmp_path: Path) -> None:
     assert all(after[name][:2] == before[name] and len(after[name]) == 4 for name in before)
 
 
-def test_another_process_gives_the_same_numbers(tmp_path: Path) -> None:
+def test_another_process_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process that is forked from one which has the libraries, and so starts quickly."""
+    context = processes()
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
     trial, *_ = next(comparison(tmp_path, variants(tmp_path)).search.rounds())
     (there,) = in_processes(2)([trial.plain()])
     here = run_trial(trial.plain())

@@ -1,5 +1,6 @@
 """The report is one small page without scripts or addresses, and fits narrow and wide windows."""
 
+import html
 import json
 import math
 import random
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,43 +127,58 @@ def test_ticks_of_a_logarithmic_axis() -> None:
     assert Axis(1, 100, log=True).fraction(10) == pytest.approx(0.5)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 400])
-def test_nothing_is_wider_than_the_window(width: int, scheme: str, large: CompareResult, tmp_path: Path) -> None:
-    """The page in a frame of that width: a script of the test writes what it measures into the outer page."""
-    page = large.save_report().read_text()
-    if scheme == "dark":
-        page = page.replace("(prefers-color-scheme:dark)", "all")
-    (tmp_path / "report.html").write_text(page)
-    (tmp_path / "outer.html").write_text(OUTER.replace("WIDTH", str(width)))
-    assert CHROMIUM is not None
+WINDOWS = [(width, scheme) for width in (1200, 400) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(scope="module")
+def measured(large: CompareResult, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The page in frames of these widths and schemes, in one browser: a script of the test writes what it measures."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    folder, page = tmp_path_factory.mktemp("windows"), large.save_report().read_text()
+    (folder / "light.html").write_text(page)
+    (folder / "dark.html").write_text(page.replace("(prefers-color-scheme:dark)", "all"))
+    frames = (
+        f'<iframe src="{scheme}.html" style="width:{width}px;height:3000px;border:0" onload="measure(event.target,'
+        f' {width}, &quot;{width} {scheme}&quot;)"></iframe>'
+        for width, scheme in WINDOWS
+    )
+    (folder / "outer.html").write_text(OUTER.replace("FRAMES", "\n".join(frames)))
     words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    profile = f"--user-data-dir={folder / 'profile'}"
     answer = subprocess.run(
-        [CHROMIUM, *words, profile, "--virtual-time-budget=5000", f"file://{tmp_path / 'outer.html'}"],
+        [CHROMIUM, *words, profile, "--virtual-time-budget=5000", f"file://{folder / 'outer.html'}"],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     found = re.search(r'<pre id="found">(\{.*?\})</pre>', answer.stdout)
     assert found, answer.stderr[-2000:]
-    measured = json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">"))
-    assert measured["width"] <= width and measured["outside"] == []
+    windows: dict[str, dict[str, Any]] = json.loads(html.unescape(found[1]))
+    return windows
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_nothing_is_wider_than_the_window(width: int, scheme: str, measured: dict[str, dict[str, Any]]) -> None:
+    found = measured[f"{width} {scheme}"]
+    assert found["width"] <= width and found["outside"] == []
     dark = scheme == "dark"
-    assert (measured["paper"] < 100) is dark and (measured["ink"] > 150) is dark
+    assert (found["paper"] < 100) is dark and (found["ink"] > 150) is dark
 
 
 OUTER = """<!doctype html><body style="margin:0">
-<iframe id="frame" src="report.html" style="width:WIDTHpx;height:3000px;border:0"></iframe>
 <pre id="found"></pre><script>
-document.getElementById("frame").onload = event => {
-  const inner = event.target.contentDocument, view = event.target.contentWindow
+const found = {}
+function measure(frame, width, name) {
+  const inner = frame.contentDocument, view = frame.contentWindow
   const shown = inner.querySelectorAll("h1,h2,p,li,pre,svg,.scroll,.key,svg text")
   const outside = [...shown].filter(element => {
     const box = element.getBoundingClientRect()
-    return box.left < -0.5 || box.right > WIDTH + 0.5
+    return box.left < -0.5 || box.right > width + 0.5
   }).map(element => element.tagName + " " + element.textContent.slice(0, 40))
   const style = view.getComputedStyle(inner.body), bright = colour => Number(colour.match(/\\d+/)[0])
-  document.getElementById("found").textContent = JSON.stringify({width: inner.documentElement.scrollWidth, outside,
-    paper: bright(style.backgroundColor), ink: bright(style.color)})
+  found[name] = {width: inner.documentElement.scrollWidth, outside,
+    paper: bright(style.backgroundColor), ink: bright(style.color)}
+  document.getElementById("found").textContent = JSON.stringify(found)
 }
-</script></body>"""
+</script>
+FRAMES
+</body>"""

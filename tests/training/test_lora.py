@@ -71,11 +71,12 @@ def test_resumed_to_the_last_bit(
 ) -> None:
     settings = {**settings, "lora": {"rank": 2, "dropout": 0.2}}
     whole = run(lora(folder, base, **settings)).directory
-    for stop in (3, 8):
+    stopped = lora(folder, base, **settings)
+    for stop in (3, 8):  # the run goes on from its first stop, and is stopped again
         with monkeypatch.context() as patch:
             stop_after(patch, stop)
-            directory = run(lora(folder, base, runs=str(folder / str(stop)), **settings)).directory
-        assert_same_ending(whole, run(load_config(directory)).directory)
+            stopped = load_config(run(stopped).directory)
+    assert_same_ending(whole, run(stopped).directory)
 
 
 def test_what_is_saved_is_a_plain_model_with_the_loss_that_was_reported(base: str, folder: Path) -> None:
