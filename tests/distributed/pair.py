@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from tests.fresh import processes
+from tests.training.small import train_quickly
 
 WAIT = 300.0  # seconds that a case may take on a machine that is busy
 
@@ -60,8 +61,7 @@ def as_launched(world: int, port: int) -> dict[str, str]:
 def stay(rank: int, environment: dict[str, str], meeting: str, pipe: Any) -> None:
     """The life of one process of the pair."""
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-    torch.set_num_threads(1)
-    os.fsync = lambda handle: None
+    train_quickly()
     for name in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:  # whatever this machine's name means
         os.environ["GLOO_SOCKET_IFNAME"] = name
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)

@@ -16,7 +16,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import build_corpus, build_tokenizer
 from modular_gpt.distributed import build_parallel
 from modular_gpt.runtime.processes import ProcessGroup
-from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
+from modular_gpt.training import RunConfig, RunResult, TrainerConfig, recorder, run_info, train
 from modular_gpt.training.build import build_trainer
 from modular_gpt.training.checkpointing import Checkpoints
 from modular_gpt.training.forward import Placement
@@ -150,14 +150,21 @@ def assert_ending(directory: Path, expected: Ending) -> None:
 # --- run in other processes -----------------------------------------------------------------------------------------
 
 
-def run_in_process(settings: dict[str, Any]) -> None:
-    """Train; ``settings`` are those of RunConfig, plain.
+def train_quickly() -> None:
+    """Let this process draw no picture and count no operations, which take longer than a small training.
 
     What a process has written survives its being killed, so there is no need to wait for the disk.
     """
     torch.set_num_threads(1)
+    recorder.plot_losses = lambda *arguments: None  # type: ignore[assignment]
+    run_info.flops_per_token = lambda *arguments: 1.0
     if os.fsync.__module__ == "posix":
         os.fsync = lambda handle: None
+
+
+def run_in_process(settings: dict[str, Any]) -> None:
+    """Train; ``settings`` are those of RunConfig, plain."""
+    train_quickly()
     result = train(RunConfig.from_dict(settings), quiet=True)
     os._exit(128 + result.signal if result.signal else 0)
 
