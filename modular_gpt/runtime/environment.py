@@ -54,8 +54,9 @@ def git_commit() -> str | None:
     return described.stdout.strip() if tracked.returncode == 0 else None  # another repository may surround a .venv
 
 
+@cache
 def installed(name: str) -> str | None:
-    """The version of a package; None if it is not installed."""
+    """The version of a package; None if it is not installed. Read once in a process."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -59,7 +59,7 @@ def test_an_attention_that_mixes_documents_is_refused_before_training(
 
 
 def test_documents_reach_compiled_code(folder: Path) -> None:
-    trainer = trainer_of(packed(folder))
+    trainer = trainer_of(packed(folder, model={"n_layers": 1}))
     ids, targets, documents = trainer.batches.batch(0)
     expected = trainer.forward(ids, targets, documents=documents).loss
     torch._dynamo.reset()
