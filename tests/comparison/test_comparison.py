@@ -10,7 +10,7 @@ import pytest
 
 import modular_gpt
 from modular_gpt import CheckpointError, ConfigError
-from modular_gpt.comparison import Comparison, run_trial
+from modular_gpt.comparison import CompareResult, Comparison, run_trial
 from modular_gpt.comparison.measure import tokens_to
 from modular_gpt.comparison.workers import in_processes, in_this_process
 from tests.comparison.small import comparison, invented, run
@@ -54,8 +54,16 @@ def counting(done: list[str]) -> Any:
     return execute
 
 
-def test_a_killed_comparison_repeats_no_trial_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    whole = comparison(tmp_path / "whole", variants(tmp_path), lr="auto", seeds=1).run()
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
+    """A whole comparison that tunes the rates of two variants."""
+    folder = tmp_path_factory.mktemp("tuned")
+    return comparison(folder, variants(folder), lr="auto", seeds=1).run()
+
+
+def test_a_killed_comparison_repeats_no_trial_and_ends_with_the_same_numbers(
+    tmp_path: Path, tuned: CompareResult
+) -> None:
     killed = comparison(tmp_path / "killed", variants(tmp_path), lr="auto", seeds=1)
     with pytest.raises(Killed):
         killed.run(killed_after(5))
@@ -67,9 +75,9 @@ def test_a_killed_comparison_repeats_no_trial_and_ends_with_the_same_numbers(tmp
     done: list[str] = []
     result = Comparison.resumed(str(killed.directory), say=lambda text: None).run(counting(done))
     assert not set(done) & set(finished) and len(done) == len(set(done))
-    assert losses(result) == losses(whole)
+    assert losses(result) == losses(tuned)
     assert {name: v.learning_rate for name, v in result.variants.items()} == {
-        name: v.learning_rate for name, v in whole.variants.items()
+        name: v.learning_rate for name, v in tuned.variants.items()
     }
 
 
@@ -93,11 +101,10 @@ def test_another_process_gives_the_same_numbers(tmp_path: Path, monkeypatch: pyt
     assert [there[name] for name in numbers] == [here[name] for name in numbers]
 
 
-def test_a_rate_at_an_edge_is_extended_at_most_twice(tmp_path: Path) -> None:
-    result = comparison(tmp_path, variants(tmp_path), lr="auto", seeds=1).run()
-    assert [trial["pair"] for trial in result.variants["mha"].trials] == [1]  # the seed that tunes is not counted
-    assert any("to tune learning rates" in remark for remark in result.remarks)
-    for variant in result.variants.values():
+def test_a_rate_at_an_edge_is_extended_at_most_twice(tuned: CompareResult) -> None:
+    assert [trial["pair"] for trial in tuned.variants["mha"].trials] == [1]  # the seed that tunes is not counted
+    assert any("to tune learning rates" in remark for remark in tuned.remarks)
+    for variant in tuned.variants.values():
         rates = list(variant.tried)
         assert 3 <= len(rates) <= 5
         assert all(higher / lower == pytest.approx(3, rel=0.02) for lower, higher in pairwise(rates))
