@@ -22,6 +22,7 @@ from modular_gpt.data.shuffle import key_of
 from modular_gpt.distributed.dtensor import clip_gradients, total_norm
 from modular_gpt.model import GPTModel
 from modular_gpt.optim import Optimizer, build_schedule
+from modular_gpt.runtime.device import seed_generators
 from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.compile import compiles
 from modular_gpt.training.config import RunConfig
@@ -207,7 +208,7 @@ class Trainer:
         count, parallel = self.config.gradient_accumulation, self.parallel
         counted = self.objective.count(batch[1])
         for number, rows in enumerate(zip(*(parallel.rows(tensor, count) for tensor in batch), strict=True)):
-            torch.manual_seed(int(key_of(self.seed, self.progress.step, number, parallel.data_rank)))
+            seed_generators(int(key_of(self.seed, self.progress.step, number, parallel.data_rank)), self.device)
             parallel.set_grad_sync(last=number == count - 1)
             yield rows, self.objective.count(rows[1]) / max(1, counted)
 

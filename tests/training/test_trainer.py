@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from modular_gpt.core.errors import UserError
 from modular_gpt.data import BatchSource, sequential
+from modular_gpt.runtime.device import seed_generators
 from modular_gpt.training.trainer import MAX_SKIPPED, Trainer
 from tests.training.small import config, trainer_of
 
@@ -248,3 +249,11 @@ def test_every_precision_learns(precision: str, folder: Path) -> None:
     assert losses[-1] < losses[0] - 1
     assert losses == pytest.approx(exact, abs=0.1)
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**64 - 1])
+def test_the_generators_are_seeded_as_pytorch_does(seed: int) -> None:
+    torch.manual_seed(seed)
+    expected = torch.rand(4)
+    seed_generators(seed, torch.device("cpu"))
+    assert torch.equal(torch.rand(4), expected)
