@@ -1,12 +1,15 @@
-"""Sums over a batch whose rows are distributed over processes.
+"""Collectives that components use, each the identity in one process.
 
-Components sum statistics of the whole batch with ``all_reduce_sum``, such as the load of each expert. A data-parallel
-training loop enters ``data_parallel_region``; outside it the sum is the local value.
+Data parallelism distributes the rows of a batch over processes: components sum statistics of the whole batch with
+``all_reduce_sum``, such as the load of each expert. A data-parallel training loop enters ``data_parallel_region``;
+outside it the sum is the local value. Tensor parallelism divides tensors over the processes of a ``ShardGroup``.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -30,3 +33,83 @@ def all_reduce_sum(counts: Tensor) -> Tensor:
         counts = counts.detach().clone()
         dist.all_reduce(counts)
     return counts
+
+
+class ShardGroup:
+    """The processes that divide the model's tensors among them (tensor parallelism), as one of them sees them.
+
+    rank, size: of this process, and number of processes; by default one process, which holds whole tensors
+    Gradients follow https://arxiv.org/abs/1909.08053: a tensor that every process holds, and from which each computes
+    its own shard, passes through ``copied`` before; what each computes as a summand goes through ``summed`` after.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.rank, self.size = (0, 1) if group is None else (group.rank(), group.size())
+
+    def copied(self, x: Tensor) -> Tensor:
+        """``x`` itself; the gradients of all processes are summed in the backward pass."""
+        if self.group is None:
+            return x
+        out: Tensor = _Copied.apply(x, self.group)
+        return out
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the processes; each gets the gradient of the sum in the backward pass."""
+        if self.group is None:
+            return x
+        out: Tensor = _Summed.apply(x, self.group)
+        return out
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The elementwise maximum over the processes, without gradients."""
+        return x if self.group is None else _reduced(x.detach(), self.group, dist.ReduceOp.MAX)
+
+    def smallest(self, x: Tensor) -> Tensor:
+        """The elementwise minimum over the processes, without gradients."""
+        return x if self.group is None else _reduced(x.detach(), self.group, dist.ReduceOp.MIN)
+
+    def bounds(self, count: int) -> tuple[int, int]:
+        """The first and the last index, exclusive, of this process's share of ``count``; later shares may be smaller.
+
+        These are the bounds of DTensor's ``Shard(0)``, and of ``torch.chunk``.
+        """
+        size = -(-count // self.size)
+        return min(self.rank * size, count), min((self.rank + 1) * size, count)
+
+
+WHOLE = ShardGroup()
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """The shard of a tensor that this process holds, with gradients; a tensor that is not divided as it is."""
+    to_local = getattr(tensor, "to_local", None)  # of a DTensor, whose module takes long to import
+    out: Tensor = tensor if to_local is None else to_local()
+    return out
+
+
+def _reduced(x: Tensor, group: dist.ProcessGroup, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x, operation, group)
+    return x
+
+
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _reduced(grad, ctx.group), None
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        return _reduced(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

@@ -12,6 +12,7 @@ from typing import ClassVar, Final, Generic, Literal, TypeVar
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
+from modular_gpt.core.collectives import WHOLE, ShardGroup
 from modular_gpt.core.convolution_cache import ConvolutionCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
@@ -20,11 +21,13 @@ from modular_gpt.core.short_convolution import ShortConvolution
 from modular_gpt.core.weight_transfer import AttentionWeights, FeedForwardWeights, NormWeights, TransferReport
 
 # How tensor parallelism treats a submodule or parameter (``shard``). COLUMNS: a process holds some outputs of a linear
-# layer; ROWS: it holds some inputs, and outputs are summed over processes; SHARED: it holds the whole tensor and uses
-# it for its own shard, so that gradients are summed over processes.
-ParallelStyle = Literal["columns", "rows", "shared"]
+# layer; ROWS: it holds some inputs, and outputs are summed over processes; STACK: the first dimension of a parameter is
+# divided, such as experts or rows of a table; SHARED: it holds the whole tensor and uses it for its own shard, so that
+# gradients are summed over processes.
+ParallelStyle = Literal["columns", "rows", "stack", "shared"]
 COLUMNS: Final = "columns"
 ROWS: Final = "rows"
+STACK: Final = "stack"
 SHARED: Final = "shared"
 
 W = TypeVar("W")  # weights of a component in canonical form
@@ -82,7 +85,17 @@ class Transferable(Generic[W]):
 
 
 class Shardable:
-    """A component that tensor parallelism can divide among processes."""
+    """A component that tensor parallelism can divide among processes.
+
+    shards: the processes that it is divided among
+    """
+
+    shards: ShardGroup = WHOLE
+
+    def join(self, shards: ShardGroup) -> dict[str, ParallelStyle]:
+        """Shard this module among the processes of ``shards``; returns what ``shard`` returns."""
+        self.shards = shards
+        return self.shard(shards.rank, shards.size)
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
         """Shard this module for tensor parallelism: compute only shard ``rank`` of ``world_size``.

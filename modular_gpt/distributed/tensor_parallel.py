@@ -6,19 +6,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle as TorchStyle
 
-from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED
+from modular_gpt.core.collectives import ShardGroup
+from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, STACK, ParallelStyle
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig
-from modular_gpt.model import GPTModel, TransformerBlock
+from modular_gpt.model import GPTModel
 from modular_gpt.model.materialize import model_from_tensors
 
-STYLES: dict[str, type[ParallelStyle]] = {COLUMNS: ColwiseParallel, ROWS: RowwiseParallel}
+STYLES: dict[str, type[TorchStyle]] = {COLUMNS: ColwiseParallel, ROWS: RowwiseParallel}
 
 
 class TensorParallel(Parallel, name="tensor"):
-    """Each process computes some heads and hidden units of every token; other layers are replicated (DTensor)."""
+    """Each process computes some heads, hidden units, experts and logits of every token (DTensor)."""
 
     shards_weights = True
 
@@ -42,24 +45,8 @@ class TensorParallel(Parallel, name="tensor"):
         if precision == "fp16":
             raise ConfigError("parallel=tensor has no loss scaler for fp16: use trainer.precision=bf16 or float32")
         model.to(device)
-        mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("tensor",))
-        sharded = [self._shard_block(block, mesh) for block in model.blocks]
-        if not any(sharded):
-            raise ConfigError("parallel=tensor divides nothing of this attention and ffn: use parallel=fsdp")
+        shard_tensors(model, init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("tensor",)))
         return model
-
-    def _shard_block(self, block: TransformerBlock, mesh: DeviceMesh) -> bool:
-        """Shard a block's attention and ffn as their ``shard`` says; False if both are replicated."""
-        plan = {
-            f"{name}.{layer}": style
-            for name, module in (("attention", block.attention), ("ffn", block.ffn))
-            for layer, style in module.shard(self.processes.rank, self.processes.world).items()
-        }
-        parallelize_module(block, mesh, {layer: STYLES[style]() for layer, style in plan.items() if style in STYLES})
-        for layer in (layer for layer, style in plan.items() if style == SHARED):
-            for parameter in parameters_of(block, layer):
-                parameter.register_hook(summed)  # each process has the gradient of its own heads only
-        return bool(plan)
 
     def model_to_generate(self, model: GPTModel) -> GPTModel | None:
         """A whole copy in the first process, since caches hold the keys of all heads."""
@@ -67,6 +54,42 @@ class TensorParallel(Parallel, name="tensor"):
         if not self.processes.is_main:
             return None
         return model_from_tensors(model.config, weights, device=next(model.parameters()).device)
+
+
+def shard_tensors(model: GPTModel, mesh: DeviceMesh) -> None:
+    """Shard a model over a mesh of one dimension: embeddings and head by token ids, blocks as their ``shard`` says.
+
+    Raises:
+        ConfigError: a size does not divide by the number of processes.
+    """
+    shards = ShardGroup(mesh.get_group())
+    for block in model.blocks:
+        plan = {
+            f"{name}.{layer}": style
+            for name, module in (("attention", block.attention), ("ffn", block.ffn))
+            for layer, style in module.join(shards).items()
+        }
+        _apply(block, plan, mesh)
+    _apply(model, model.shard_vocabulary(shards), mesh)
+
+
+def _apply(module: nn.Module, plan: dict[str, ParallelStyle], mesh: DeviceMesh) -> None:
+    """Shard submodules and parameters by name."""
+    parallelize_module(module, mesh, {layer: STYLES[style]() for layer, style in plan.items() if style in STYLES})
+    for name, style in plan.items():
+        if style == STACK:
+            shard_stack(module, name, mesh)
+        elif style == SHARED:
+            for parameter in parameters_of(module, name):
+                parameter.register_hook(summed)  # each process has the gradient of its own shard only
+
+
+def shard_stack(module: nn.Module, name: str, mesh: DeviceMesh) -> None:
+    """Divide the first dimension of the parameter of that name."""
+    owner, _, last = name.rpartition(".")
+    parameter = module.get_parameter(name)
+    divided = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
+    setattr(module.get_submodule(owner), last, nn.Parameter(divided, parameter.requires_grad))
 
 
 def parameters_of(block: nn.Module, name: str) -> list[nn.Parameter]:

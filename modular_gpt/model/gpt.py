@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import ModelCache
-from modular_gpt.core.contracts import FeedForward, Position, Positions
+from modular_gpt.core.collectives import ShardGroup, local_shard
+from modular_gpt.core.contracts import STACK, FeedForward, ParallelStyle, Position, Positions
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import enter_block, observed_pass, report
 from modular_gpt.core.registry import described
@@ -24,6 +25,7 @@ from modular_gpt.model.loss import ACCURACY, IGNORED, PLAIN, LossConfig, LossOut
 from modular_gpt.model.summary import summary_table
 from modular_gpt.model.text_generation import GeneratesText
 from modular_gpt.model.token_positions import packed_positions, token_positions
+from modular_gpt.model.vocabulary import VocabularyShard
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,6 +64,7 @@ class GPTModel(GeneratesText, nn.Module):
             self._build(config)
             initialise(self, config)
         self._own_cache: ModelCache | None = None
+        self.vocabulary: VocabularyShard | None = None  # None: this process has all token ids
 
     def _build(self, config: GPTConfig) -> None:
         width = config.embed_width or config.d_model
@@ -159,10 +162,11 @@ class GPTModel(GeneratesText, nn.Module):
             return LossOutput(torch.stack(list(losses.values())).sum(), losses, head, accuracy)
 
     def _token_losses(self, x: Tensor, targets: Tensor, loss: LossConfig) -> dict[str, Tensor]:
+        settings = (self.config.vocab_size, loss, self.vocabulary)
         if torch.compiler.is_compiling():
-            return token_losses(x, targets, self.logits, self.config.vocab_size, loss)
+            return token_losses(x, targets, self._local_logits, *settings)
         try:
-            return token_losses(x, targets, self.logits, self.config.vocab_size, loss)
+            return token_losses(x, targets, self._local_logits, *settings)
         except IndexError:
             counted = targets[targets != IGNORED]
             raise ConfigError(outside("targets", counted, self.config.vocab_size)) from None
@@ -188,7 +192,7 @@ class GPTModel(GeneratesText, nn.Module):
             return self._hidden_states(ids, cache, pos)
 
     def _hidden_states(self, ids: Tensor, cache: ModelCache | None, pos: Positions) -> tuple[Tensor, dict[str, Tensor]]:
-        x = _apply(self.embedding_in, embedded(self.embedding, ids))
+        x = _apply(self.embedding_in, embedded(self.embedding, ids, self.vocabulary))
         if self.config.embed_scale != 1.0:
             x = x * self.config.embed_scale
         x = _apply(self.embedding_norm, self.positions[0].embed(x, pos))
@@ -207,14 +211,33 @@ class GPTModel(GeneratesText, nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
+        logits = self._local_logits(x)
+        return logits if self.vocabulary is None else self.vocabulary.gathered(logits)
+
+    def _local_logits(self, x: Tensor) -> Tensor:
+        """(..., D) -> the logits of the token ids that this process has, which are all unless they are divided."""
         x = _apply(self.embedding_out, x)
-        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        if self.vocabulary is not None:
+            logits = self.vocabulary.logits(x, self.embedding.weight if self.head is None else self.head.weight)
+        else:
+            logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
         if self.head_bias is not None:
-            logits = logits + self.head_bias
+            logits = logits + local_shard(self.head_bias)
         if self.config.logit_scale != 1.0:
             logits = logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def shard_vocabulary(self, shards: ShardGroup) -> dict[str, ParallelStyle]:
+        """Divide embeddings, head and loss by token ids; returns the parallel style of each parameter by name.
+
+        Raises:
+            ConfigError: some process would have no token id.
+        """
+        self.vocabulary = VocabularyShard.of(shards, self.config.vocab_size)
+        styles: dict[str, ParallelStyle] = {"embedding.weight": STACK}
+        styles |= {} if self.head is None else {"head.weight": STACK}
+        return styles if self.head_bias is None else {**styles, "head_bias": STACK}
 
     def new_cache(
         self,

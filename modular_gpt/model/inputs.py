@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.sequences import as_ids
+from modular_gpt.model.vocabulary import VocabularyShard
 
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -98,18 +99,20 @@ def check_cache_size(batch: object, max_length: object, window: object) -> None:
             raise ConfigError(f"{name} of a cache must be a whole number of {least} or more, got {value!r}")
 
 
-def embedded(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+def embedded(embedding: nn.Embedding, ids: Tensor, vocabulary: VocabularyShard | None = None) -> Tensor:
     """(B, T) -> (B, T, D)
+
+    vocabulary: the share of the table that this process has; None: the whole table
 
     Raises:
         ConfigError: an id is outside the vocabulary; on a GPU the kernel stops the process instead.
     """
     vectors: Tensor
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and vocabulary is None:
         vectors = embedding(ids)
         return vectors
     try:
-        vectors = embedding(ids)
+        vectors = embedding(ids) if vocabulary is None else vocabulary.embed(ids, embedding.weight)
         return vectors
     except IndexError:
         raise ConfigError(outside("ids", ids, embedding.num_embeddings)) from None

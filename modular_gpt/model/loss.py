@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import fraction, known_keywords, not_negative
+from modular_gpt.model.vocabulary import VocabularyShard
 
 _CHUNK = 2**24  # logits held at once while training; 64 MiB in float32
 
@@ -82,11 +83,17 @@ ACCURACY = "accuracy"  # beside the summands of the loss
 
 
 def token_losses(
-    x: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], vocab_size: int, settings: LossConfig
+    x: Tensor,
+    targets: Tensor,
+    logits: Callable[[Tensor], Tensor],
+    vocab_size: int,
+    settings: LossConfig,
+    vocabulary: VocabularyShard | None = None,
 ) -> dict[str, Tensor]:
     """Summands of the loss by name, each a mean over the targets that count, and ``accuracy`` where it is asked for.
 
     x: (B, T, D) inputs of the head; targets: (B, T), may be ``IGNORED``; logits: the head, (M, D) -> (M, V)
+    vocabulary: the token ids whose logits the head of this process gives; None: all
     ``cross_entropy`` is the plain one whatever the settings; ``label_smoothing`` is what smoothing changes of it.
     The logits of long batches are made and dropped chunk by chunk, in the backward pass too.
     """
@@ -94,7 +101,7 @@ def token_losses(
     rows = max(1, (settings.chunk or _CHUNK) // vocab_size)
 
     def sums(x: Tensor, targets: Tensor) -> Tensor:
-        return torch.stack(_sums(logits(x).float(), targets, settings))
+        return torch.stack(_sums(logits(x).float(), targets, settings, vocabulary))
 
     if x.shape[0] <= rows:
         total = sums(x, targets)
@@ -110,19 +117,43 @@ def token_losses(
     return {name: value / counted for name, value in zip(names, total.unbind(), strict=True)}
 
 
-def _sums(logits: Tensor, targets: Tensor, settings: LossConfig) -> list[Tensor]:
-    """Cross-entropy, and what else is asked for, summed over the rows of logits (M, V) that count."""
-    hits = [(logits.argmax(-1) == targets).sum()] if settings.accuracy else []  # no id is ``IGNORED``
-    if not settings.label_smoothing and not settings.z_loss:
+def _sums(
+    logits: Tensor, targets: Tensor, settings: LossConfig, vocabulary: VocabularyShard | None = None
+) -> list[Tensor]:
+    """Cross-entropy, and what else is asked for, summed over the rows of logits (M, V) that count.
+
+    vocabulary: the token ids that the logits of this process are of; None: all
+    """
+    hits = [(_best(logits, vocabulary) == targets).sum()] if settings.accuracy else []  # no id is ``IGNORED``
+    if vocabulary is None and not settings.label_smoothing and not settings.z_loss:
         return [F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"), *hits]
-    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
     counts = targets != IGNORED
-    chosen = logits.gather(1, targets.where(counts, 0)[:, None])[:, 0]
-    log_sum = (losses + chosen).where(counts, 0.0)  # log of the sum of exp(logits), with nothing more of size (M, V)
+    losses, log_sum = _row_losses(logits, targets, counts, vocabulary)
     sums = [losses.sum()]
     if settings.label_smoothing:
-        even = log_sum - logits.mean(-1).where(counts, 0.0)  # the cross-entropy of targets that are spread evenly
+        mean = logits.mean(-1) if vocabulary is None else vocabulary.mean(logits)
+        even = log_sum - mean.where(counts, 0.0)  # the cross-entropy of targets that are spread evenly
         sums.append(settings.label_smoothing * (even.sum() - sums[0]))
     if settings.z_loss:
         sums.append(settings.z_loss * log_sum.square().sum())
     return [*sums, *hits]
+
+
+def _best(logits: Tensor, vocabulary: VocabularyShard | None) -> Tensor:
+    """(M,): the most likely id of each row."""
+    return logits.argmax(-1) if vocabulary is None else vocabulary.argmax(logits)
+
+
+def _row_losses(
+    logits: Tensor, targets: Tensor, counts: Tensor, vocabulary: VocabularyShard | None
+) -> tuple[Tensor, Tensor]:
+    """The cross-entropy (M,), and the logarithm of the sum of exp(logits); both are 0 in rows that do not count.
+
+    Neither makes another tensor of the size of the logits.
+    """
+    existing = targets.where(counts, 0)
+    if vocabulary is None:
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return losses, (losses + logits.gather(1, existing[:, None])[:, 0]).where(counts, 0.0)
+    log_sum = vocabulary.logsumexp(logits)
+    return (log_sum - vocabulary.chosen(logits, existing)).where(counts, 0.0), log_sum.where(counts, 0.0)

@@ -1,7 +1,7 @@
 """Lightning attention: https://arxiv.org/abs/2401.04658, as in MiniMax-01, https://arxiv.org/abs/2501.08313
 
 Linear attention whose memory decays by a fixed factor per head. Nothing normalises the sum over keys; a norm over all
-heads and a gate follow. Since that norm needs all heads at once, tensor parallelism replicates this attention.
+heads and a gate follow. With heads divided over processes, the mean square of that norm is summed over them.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
+from modular_gpt.core.contracts import (
+    COLUMNS,
+    ROWS,
+    SHARED,
+    Attention,
+    AttentionConfig,
+    Dims,
+    ParallelStyle,
+    Position,
+    Positions,
+)
 from modular_gpt.core.observer import is_observed, report
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import one_of, positive
@@ -23,6 +33,7 @@ from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.pos.alibi import slopes
 from modular_gpt.nn.residual import residual_linear
+from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
 # the decay rate of each of n heads
@@ -61,6 +72,7 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
         super().__init__(config, dims, position)
         self.config = config
         self.n_heads, self.head_dim = dims.n_heads, plain(config.head_dim)
+        self.local_heads = slice(None)  # the heads that this process computes
         wide = self.n_heads * self.head_dim
         self.query, self.key, self.value, self.gate = (nn.Linear(dims.d_model, wide, bias=False) for _ in range(4))
         self.norm = RMSNorm(RMSNorm.Config(name="rmsnorm", eps=config.eps), wide)
@@ -97,7 +109,7 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
         valid = pos.valid()
         if valid is not None:
             k = k * valid[:, None, :, None]
-        slopes_of_heads = DECAY_RATES[self.config.decay_rates](self.n_heads)
+        slopes_of_heads = DECAY_RATES[self.config.decay_rates](self.n_heads)[self.local_heads]
         rates = torch.tensor(slopes_of_heads, dtype=q.dtype, device=q.device) * -self.config.decay_scale
         log_decay = rates[None, :, None, None].expand(1, -1, x.shape[1], 1)
         memory = None if cache is None else cache.tensors[0]
@@ -117,9 +129,14 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
             )
         if cache is not None:
             cache.tensors[0].copy_(after)
-        normed = self.norm(mixed.transpose(1, 2).flatten(2).to(x.dtype))
+        mixed = mixed.transpose(1, 2).flatten(2).to(x.dtype)
+        normed = self.norm(mixed) if self.shards.size == 1 else self.norm.over_shards(mixed, self.shards)
         out: Tensor = self.out(normed * gate.sigmoid())
         return out
+
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        self.local_heads = shard_heads(rank, world_size, n_heads=self.n_heads)
+        return {**dict.fromkeys(("query", "key", "value", "gate"), COLUMNS), "norm": SHARED, "out": ROWS}
 
     def canonical_weights(self) -> AttentionWeights:
         return head_weights(self, self.head_dim, self.head_dim, scale=1.0)

@@ -31,6 +31,7 @@ from modular_gpt.core.registry import Preset, filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.fused_linear import fused_linear
+from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.query_key_norm import SCOPES, PerHeadNorm, build_norm, resolved_norm
 from modular_gpt.nn.query_temperature import QueryTemperature
 from modular_gpt.nn.residual import residual_linear
@@ -207,9 +208,11 @@ class MultiHeadAttention(
         return sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, sinks, bias))
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
-        if self.config.qk_norm is not None and self.config.qk_norm_scope == "full":
+        full = self.config.qk_norm is not None and self.config.qk_norm_scope == "full"
+        if full and not isinstance(self.query_norm, RMSNorm):
             raise ConfigError(
-                "attention.qk_norm_scope=full normalises all heads at once, which cannot be divided: use head"
+                "attention.qk_norm_scope=full normalises all heads at once, which is divided for rmsnorm only: use"
+                " attention.qk_norm=rmsnorm, or the scope head"
             )
         self.local_heads = shard_heads(rank, world_size, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
         norms: dict[str, ParallelStyle] = {
@@ -233,7 +236,8 @@ class MultiHeadAttention(
     def _place(self, x: Tensor, norm: nn.Module | None, pos: Positions) -> Tensor:
         """Split queries or keys into heads, normalise and rotate them: (B, T, heads * N) -> (B, heads, T, N)."""
         if norm is not None and self.config.qk_norm_scope == "full":
-            x, norm = norm(x), None
+            x = norm.over_shards(x, self.shards) if isinstance(norm, RMSNorm) and self.shards.size > 1 else norm(x)
+            norm = None
         x = self._clip(x)  # after a norm over the full width, as in OLMoE, and before a norm per head
         x = self._split(x, self.head_dim)
         if norm is None:

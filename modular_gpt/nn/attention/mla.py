@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
-from modular_gpt.core.contracts import Attention, AttentionConfig, Dims, Position, Positions
+from modular_gpt.core.contracts import (
+    COLUMNS,
+    ROWS,
+    Attention,
+    AttentionConfig,
+    Dims,
+    ParallelStyle,
+    Position,
+    Positions,
+)
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import is_observed, unobserved
 from modular_gpt.core.registry import filled, plain
@@ -25,7 +34,7 @@ from modular_gpt.nn.fused_linear import has_hooks
 from modular_gpt.nn.norm import norm_without_bias
 from modular_gpt.nn.query_temperature import QueryTemperature
 from modular_gpt.nn.residual import residual_linear
-from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, Weighting, sdpa
+from modular_gpt.nn.sdpa import AttentionScoreConfig, ScoreBias, Weighting, sdpa, shard_heads
 from modular_gpt.nn.weight_transfer import CARRIED, carry_past, fill, fill_out, low_rank, regroup
 
 
@@ -93,6 +102,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         super().__init__(config, dims, position)
         self.config = config
         self.n_heads = dims.n_heads
+        self.local_heads = slice(None)  # the heads that this process computes
         self.widths = latent, nope, rope, value = widths(config)
         self.scoring = AttentionScoreConfig.read(config)
         self.temperature = QueryTemperature.read(config.query_temperature)
@@ -216,7 +226,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         """(B, T, D) -> (B, T, D)"""
         latent, _, rope, _ = self.widths
         q = x if self.query_down is None or self.query_norm is None else self.query_norm(self.query_down(x))
-        q = self.query(q).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, nope + rope)
+        q = self.query(q).unflatten(-1, (-1, self.widths.nope + rope)).transpose(1, 2)  # (B, H, T, nope + rope)
         compressed = self.latent(x)
         kept = self.latent_norm(compressed[..., :latent])[:, None]  # (B, 1, T, latent)
         if rope:
@@ -237,6 +247,11 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        """Heads are divided; the latents, from which each process computes its heads, are computed by all."""
+        self.local_heads = shard_heads(rank, world_size, n_heads=self.n_heads)
+        return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS}
+
     def _absorbing_is_cheaper(self, count: int, n_keys: int) -> bool:
         """Whether attending to latents takes fewer multiplications per head than expanding them to keys and values."""
         latent, nope, _, value = self.widths
@@ -255,12 +270,13 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
 
         over_latents: computes the result instead, where keys and values are expanded only for observers
         """
-        latent, _, rope, _ = self.widths
+        latent, nope, rope, value = self.widths
         kept_latent = kept[:, 0, :, :latent]
-        k = self.key(kept_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        v = self.value(kept_latent).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        k = self.key(kept_latent).unflatten(-1, (-1, nope)).transpose(1, 2)
+        v = self.value(kept_latent).unflatten(-1, (-1, value)).transpose(1, 2)
         if rope:
-            k = torch.cat([k, kept[..., latent:].expand(-1, self.n_heads, -1, -1)], dim=-1)
+            rotated = self.shards.copied(kept[..., latent:])  # each process adds the gradient of its own heads
+            k = torch.cat([k, rotated.expand(-1, k.shape[1], -1, -1)], dim=-1)
         return self._attend(q, k, v, pos, columns, over_latents)
 
     def _over_latents(self, q: Tensor, kept: Tensor, pos: Positions, columns: Tensor) -> Tensor:
@@ -283,7 +299,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         columns: Tensor,
         equivalent: Callable[[], Tensor] | None = None,
     ) -> Tensor:
-        bias = ScoreBias(self.position, self.n_heads)
+        bias = ScoreBias(self.position, self.n_heads, self.local_heads)
         return sdpa(q, k, v, pos, columns, Weighting(self.scoring, self.training, bias=bias), equivalent)
 
 

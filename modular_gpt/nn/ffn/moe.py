@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from modular_gpt.core.activation_checkpointing import is_recomputing
-from modular_gpt.core.collectives import all_reduce_sum
-from modular_gpt.core.contracts import Dims, FeedForward
+from modular_gpt.core.collectives import all_reduce_sum, local_shard
+from modular_gpt.core.contracts import STACK, Dims, FeedForward, ParallelStyle
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.observer import report
 from modular_gpt.core.registry import ComponentConfig, filled, plain
@@ -185,16 +185,21 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
 
     def _experts(self, tokens: Tensor, weights: Tensor, chosen: Tensor, counts: Tensor) -> Tensor:
         """(M, D) -> (M, D): for each token, the sum of its experts' outputs times their weights."""
+        tokens, weights = self.shards.copied(tokens), self.shards.copied(weights)
         order = chosen.flatten().argsort(stable=True)  # token-expert pairs, expert by expert
-        expert = chosen.flatten()[order]
         ends = counts.cumsum(0).to(torch.int32)
+        first, last = self.shards.bounds(self.config.n_experts)  # the experts of this process
+        if self.shards.size > 1:
+            begin = int(ends[first - 1]) if first else 0
+            order, ends = order[begin : int(ends[last - 1])], ends[first:last] - begin
+        expert = chosen.flatten()[order] - first
         x = tokens[order // self.config.top_k]
         if self.config.weight_on_input:
             x, weights = x * weights.flatten()[order][:, None].to(x.dtype), torch.ones_like(weights)
 
         def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            product = grouped_matmul(rows, weight.transpose(1, 2), ends)
-            return product if bias is None else product + bias[expert].to(product.dtype)
+            product = grouped_matmul(rows, local_shard(weight).transpose(1, 2), ends)
+            return product if bias is None else product + local_shard(bias)[expert].to(product.dtype)
 
         up = linear(x, self.up, self.up_bias)
         if self.gate is None:
@@ -202,9 +207,25 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         else:
             gate = linear(x, self.gate, self.gate_bias)
             hidden = gated(self.config.activation, gate, up, self.config.clamp_limit, self.config.clamp_alpha)
-        out = linear(hidden, self.down, self.down_bias)[order.argsort()]  # back to token order, no atomic adds
+        out = linear(hidden, self.down, self.down_bias)
+        if self.shards.size > 1:  # zeros for the experts of other processes
+            out = out.new_zeros(chosen.numel(), out.shape[1]).index_copy(0, order, out)
+        else:
+            out = out[order.argsort()]  # back to token order, no atomic adds
         result: Tensor = (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
-        return result
+        return self.shards.summed(result)
+
+    def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
+        """Experts are divided, and the hidden units of the shared one; all processes compute the router."""
+        config = self.config
+        for name, count in (("n_experts", config.n_experts), ("shared_hidden", plain(config.shared_hidden))):
+            if count % world_size:
+                raise ConfigError(f"ffn.{name}={count} does not divide into {world_size} processes; change one")
+        shared: dict[str, ParallelStyle] = {}
+        if self.shared is not None:
+            shared = {f"shared.{name}": style for name, style in self.shared.join(self.shards).items()}
+        stacks = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+        return {**{name: STACK for name in stacks if getattr(self, name) is not None}, **shared}
 
     def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         losses = {}

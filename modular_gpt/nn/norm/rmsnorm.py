@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modular_gpt.core.collectives import ShardGroup
 from modular_gpt.core.contracts import Norm
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import positive
@@ -45,6 +46,19 @@ class RMSNorm(Norm["RMSNorm.Config"], name="rmsnorm"):
             scaled = F.rms_norm(x.float(), self.width, 1.0 + self.weight.float(), self.eps)
             return scaled.to(x.dtype)
         return F.rms_norm(x, self.width, self.weight, self.eps)
+
+    def over_shards(self, x: Tensor, shards: ShardGroup) -> Tensor:
+        """(..., width / n) -> the same shape: the shard of a vector, normalised by the mean square of the whole one.
+
+        The weight, which all processes hold, has the parallel style ``SHARED``.
+        """
+        square = x.float().square().sum(-1, keepdim=True)
+        mean = shards.copied(shards.summed(square)) / self.width[0]
+        normed = x.float() * (mean + self.eps).rsqrt()
+        if self.weight is not None:
+            first, last = shards.bounds(self.width[0])
+            normed = normed * (self.weight[first:last].float() + float(self.weight_offset))
+        return normed.to(x.dtype)
 
     def canonical_weights(self) -> NormWeights | None:
         return None if self.weight is None else NormWeights(self.weight.detach() + float(self.weight_offset))
