@@ -30,7 +30,7 @@ register_pytree_node(
 class FullyShardedDataParallel(Parallel, name="fsdp"):
     """As ddp, but weights, gradients and optimizer state are sharded; weights are gathered block by block (FSDP2)."""
 
-    shards_weights = True
+    shards_weights = shards_adapters = True
 
     @dataclass
     class Config(ParallelConfig):

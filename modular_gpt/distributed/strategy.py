@@ -42,6 +42,8 @@ class Parallel(Component, ABC, slot="parallel"):
     multi_process: ClassVar[bool] = True  # works in processes that a launcher started
     shards_weights: ClassVar[bool] = False  # a process holds shards of the weights, not the whole tensors
 
+    shards_adapters: ClassVar[bool] = False  # low-rank adapters work with such shards
+
     def __init__(self, config: ComponentConfig, processes: ProcessGroup) -> None:
         self.config, self.processes = config, processes
         self.data_rank, self.data_world, self.state_shards = 0, 1, 1
@@ -74,8 +76,8 @@ class Parallel(Component, ABC, slot="parallel"):
         if not self.shards_weights:
             return
         shards = f"needs whole matrices, and parallel={self.config.name} leaves each process a shard of them: use"
-        if adapters:
-            raise ConfigError(f"lora.rank {shards} parallel=ddp")
+        if adapters and not self.shards_adapters:
+            raise ConfigError(f"lora.rank {shards} parallel=fsdp or parallel=ddp")
         if not getattr(optim.component, "supports_sharding", True):
             raise ConfigError(f"optim={optim.name} {shards} optim=adamw or optim=muon, or parallel=ddp")
 

@@ -1,16 +1,17 @@
 """Adafactor, by PyTorch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
+from modular_gpt.distributed.dtensor import distribute_like, full_tensor, mesh_of
 from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, with_decay
 
 
 class Adafactor(Optimizer, name="adafactor"):
     """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
-
-    supports_sharding = False
 
     @dataclass
     class Config(OptimizerConfig):
@@ -28,8 +29,9 @@ class Adafactor(Optimizer, name="adafactor"):
     config: Config
 
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
+        sharded = any(mesh_of(parameter) is not None for group in groups.values() for parameter in group)
         return [
-            torch.optim.Adafactor(
+            (ShardedAdafactor if sharded else torch.optim.Adafactor)(
                 with_decay(self.config, groups),
                 lr=self.learning_rate,
                 beta2_decay=self.config.beta2_decay,
@@ -43,3 +45,28 @@ class Adafactor(Optimizer, name="adafactor"):
         for p in self.parameters():
             count += p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel()
         return 4 * (count + len(self.parameters()))
+
+
+class ShardedAdafactor(torch.optim.Adafactor):
+    """Adafactor of sharded parameters: each is gathered with its gradient, updated as a whole, and sharded again.
+
+    Only one parameter at a time is whole. Its state, a row and a column, is whole in all processes.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], object] | None = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient. Collective: all processes must call it."""
+        assert closure is None
+        for group in self.param_groups:
+            settings = {name: group[name] for name in ("lr", "beta2_decay", "eps", "d", "weight_decay", "maximize")}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                whole = nn.Parameter(full_tensor(parameter.detach()).clone())
+                whole.grad = full_tensor(parameter.grad)
+                adafactor = torch.optim.Adafactor([whole], **settings)
+                state = {key: full_tensor(value) for key, value in self.state[parameter].items()}
+                adafactor.state[whole] = state
+                adafactor.step()
+                self.state[parameter] = state
+                parameter.copy_(distribute_like(whole.detach(), parameter))

@@ -54,11 +54,17 @@ LoraSettings = LoraConfig  # the name of before
 
 
 class Adapted(NamedTuple):
-    """A weight with an adapter: the weight without it, its update, and a switch for it."""
+    """A weight with an adapter: the module and name of the weight without it, its update, and a switch for it."""
 
-    weight: Tensor
+    module: nn.Module
+    name: str
     delta: Callable[[], Tensor]
     enable: Callable[[bool], None]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, or this process's shards of it: fully_shard puts another parameter in its place."""
+        return self.module.get_parameter(self.name)
 
 
 class Adapters:
@@ -84,9 +90,9 @@ class Adapters:
             where, _, last = name.rpartition(".")
             module = model.get_submodule(where)
             adapter = adapt_stack(module, last, settings.rank, settings.alpha)
-            weight = module.get_parameter(f"parametrizations.{last}.original")
             enable = partial(setattr, adapter, "enabled")
-            self.adapted[f"{where}.parametrizations.{last}.original"] = Adapted(weight, adapter.delta, enable)
+            original = f"parametrizations.{last}.original"
+            self.adapted[f"{where}.{original}"] = Adapted(module, original, adapter.delta, enable)
         for name, parameter in model.named_parameters():
             if plain_name(name) in self.new_weights:
                 parameter.requires_grad_(True)
@@ -169,7 +175,8 @@ def _adapt_linear(model: nn.Module, settings: LoraConfig, names: list[str]) -> d
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, peft.tuners.lora.LoraLayer)}
     return {
         f"{name}.base_layer.weight": Adapted(
-            layer.base_layer.weight,
+            layer.base_layer,
+            "weight",
             partial(layer.get_delta_weight, layer.active_adapters[0]),
             layer.enable_adapters,
         )

@@ -1,4 +1,4 @@
-"""One pair of processes for all tests that a worker runs."""
+"""One pair of processes, and one world of four, for all tests that a worker runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +26,14 @@ def pair(cache: Path) -> Iterator[Pair]:
     both = Pair(cache)
     yield both
     both.end()
+
+
+@pytest.fixture(scope="session")
+def four(cache: Path) -> Iterator[Pair]:
+    """Four processes instead of two."""
+    world = Pair(cache, 4)
+    yield world
+    world.end()
 
 
 @pytest.fixture

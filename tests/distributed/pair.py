@@ -1,4 +1,4 @@
-"""Two processes that stay, connected by gloo, and do one case after another; and what they do in a case."""
+"""Two processes, or more, that stay, connected by gloo, and do one case after another; and what they do in a case."""
 
 import os
 import socket
@@ -17,13 +17,14 @@ WAIT = 300.0  # seconds that a case may take on a machine that is busy
 
 
 class Pair:
-    """``pair(function, *arguments)`` calls a function of a module in both, and returns what both return, by rank."""
+    """``pair(function, *arguments)`` calls a function of a module in all, and returns what each returns, by rank."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, size: int = 2) -> None:
+        """size: number of processes"""
         context = processes()
-        pipes = [context.Pipe() for _ in range(2)]
+        pipes = [context.Pipe() for _ in range(size)]
         meeting = f"file://{tempfile.mkdtemp(dir=cache.parent)}/meeting"  # a port could be taken by another worker
-        environment = {**as_launched(2, 0), "MODULAR_GPT_CACHE": str(cache)}
+        environment = {**as_launched(size, 0), "MODULAR_GPT_CACHE": str(cache)}
         self.pipes = [ours for ours, _ in pipes]
         self.processes = [
             context.Process(target=stay, args=(rank, environment, meeting, theirs), daemon=True)
@@ -63,7 +64,7 @@ def stay(rank: int, environment: dict[str, str], meeting: str, pipe: Any) -> Non
     train_quickly()
     for name in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:  # whatever this machine's name means
         os.environ["GLOO_SOCKET_IFNAME"] = name
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=int(environment["WORLD_SIZE"]))
     while True:
         function, arguments = pipe.recv()
         try:

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from modular_gpt.core.registry import entries
-from tests.distributed.cases import ragged, refusal, steps, table_of
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.registry import decode, entries
+from modular_gpt.distributed import build_parallel
+from modular_gpt.runtime.processes import ProcessGroup
+from tests.distributed.cases import ragged, steps, table_of
 from tests.distributed.pair import Pair
 from tests.training.small import config
 
@@ -82,13 +85,17 @@ def test_other_models(name: str, pair: Pair, folder: Path) -> None:
 
 @pytest.mark.parametrize("optim", [name for name in entries("optim") if name != "adamw"])
 def test_every_optimizer(optim: str, pair: Pair, folder: Path) -> None:
-    whole = not entries("optim")[optim].component.supports_sharding  # type: ignore[attr-defined]
-    assert_equal(pair, plain(folder, optim=optim), ways=("ddp",) if whole else MANY)
+    assert_equal(pair, plain(folder, optim=optim))
 
 
-def test_an_optimizer_that_needs_whole_matrices_is_refused(pair: Pair, folder: Path) -> None:
-    said = pair(refusal, plain(folder, optim="adafactor", parallel="fsdp"))
-    assert said[0].startswith("optim=adafactor needs whole matrices, and parallel=fsdp leaves each process a shard of")
+def test_an_optimizer_that_needs_whole_matrices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = ProcessGroup(0, 2)
+    processes.started = True
+    monkeypatch.setattr(entries("optim")["adafactor"].component, "supports_sharding", False)
+    with pytest.raises(
+        ConfigError, match="optim=adafactor needs whole matrices, and parallel=fsdp leaves each process"
+    ):
+        build_parallel("fsdp", processes).check_whole(decode("optim", "adafactor"), adapters=False)
 
 
 def test_the_average_of_the_weights(pair: Pair, folder: Path) -> None:

@@ -48,8 +48,11 @@ def test_muon(pair: Pair, folder: Path) -> None:
         ({"attention": "mqa"}, "n_kv_heads=1 does not divide into 2 processes"),
         ({"n_heads": 1}, "n_heads=1 does not divide into 2 processes"),
         ({"ffn": {"name": "mlp", "hidden": 33}}, "ffn.hidden=33 does not divide into 2 processes"),
-        ({"attention": "mla", "ffn": "moe"}, "parallel=tensor divides nothing of this attention and ffn"),
-        ({"attention": "lightning", "ffn": "moe"}, "parallel=tensor divides nothing of this attention and ffn"),
+        ({"ffn": {"name": "moe", "n_experts": 3}}, "ffn.n_experts=3 does not divide into 2 processes"),
+        (
+            {"ffn": {"name": "moe", "shared_experts": 1, "shared_hidden": 33}},
+            "ffn.shared_hidden=33 does not divide into 2 processes",
+        ),
         (
             {"attention": {"name": "gated_delta", "value_heads": 4, "key_heads": 1}},
             "attention.key_heads=1 does not divide into 2 processes",
