@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,14 +29,13 @@ from modular_gpt.checkpoint.manifest import (
     META,
     MODEL,
     TOKENIZER,
-    damaged,
     read_json,
     read_manifest,
     verify_file,
     write_json,
     write_manifest,
 )
-from modular_gpt.checkpoint.sharded import read_shards, shard_files
+from modular_gpt.checkpoint.stored_tensors import StoredTensors
 from modular_gpt.core.atomic_files import new_directory, resolve_link, write_problem
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
@@ -119,7 +118,7 @@ class CheckpointReader:
         path = self.directory / CONFIG
         values = read_json(path)
         layers = values.get("n_layers")
-        if isinstance(layers, int) and layers > layers_in(self._tensor_names("model")):  # before they are allocated
+        if isinstance(layers, int) and layers > layers_in(self.stored("model")):  # before they are allocated
             raise CheckpointError(f"'{path}' describes {layers} layers, more than {MODEL} beside it has")
         try:
             return GPTConfig.from_dict(values)
@@ -144,32 +143,39 @@ class CheckpointReader:
         Raises:
             CheckpointError: the weights do not match the config, or a file is damaged.
         """
-        config_path, path = self.directory / CONFIG, self.directory / MODEL
-        config = self.config
+        model = self.meta_model()
+        return model_from_tensors(model, self.weights(model).read(), dtype, device)
+
+    def meta_model(self) -> GPTModel:
+        """The model without storage and weights. Raises CheckpointError if its size is impossible."""
         try:
-            model = meta_model(config)
+            return meta_model(self.config)
         except ConfigError as error:
-            raise CheckpointError(f"'{config_path}' describes a model of impossible size") from error
-        weights = self.tensors("model")
+            raise CheckpointError(f"'{self.directory / CONFIG}' describes a model of impossible size") from error
+
+    def weights(self, model: GPTModel) -> StoredTensors:
+        """The weights of ``meta_model``, each of which is read when it is asked for.
+
+        Raises:
+            CheckpointError: they do not match the config, or a file is damaged.
+        """
+        path = self.directory / MODEL
+        weights = self.stored("model")
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in weights.items()}
-        check_shapes(expected, found, f"'{path}'", f"{CONFIG} beside it")
-        return model_from_tensors(model, weights, dtype, device)
+        check_shapes(expected, weights.shapes, f"'{path}'", f"{CONFIG} beside it")
+        return weights
+
+    def stored(self, name: str) -> StoredTensors:
+        """The set of tensors ``name``, each of which is read when it is asked for; empty if there is no such set."""
+        return StoredTensors(self.directory, self.files, name)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Read the set of tensors ``name`` from ``<name>.safetensors`` or shards; empty if there is no such set."""
-        path = self.directory / f"{name}.safetensors"
-        try:
-            if path.name not in self.files:
-                return read_shards(shard_files(self.directory, self.files), name)
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  it is no mapping
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, str(error)) from error
+        return self.stored(name).read()
 
-    def required_tensors(self, name: str) -> dict[str, Tensor]:
-        """Read a set of tensors like ``tensors``. Raises CheckpointError if it is missing or empty."""
-        tensors = self.tensors(name)
+    def required(self, name: str) -> StoredTensors:
+        """A set of tensors like ``stored``. Raises CheckpointError if it is missing or empty."""
+        tensors = self.stored(name)
         if not tensors:
             raise CheckpointError(
                 f"'{self.directory}' has no {name}.safetensors, without which its training cannot resume:"
@@ -177,15 +183,9 @@ class CheckpointReader:
             )
         return tensors
 
-    def _tensor_names(self, name: str) -> list[str]:
-        path = self.directory / f"{name}.safetensors"
-        try:
-            if path.name in self.files:
-                with safe_open(path, framework="pt") as file:
-                    return list(file.keys())
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, str(error)) from error
-        return list(self.tensors(name))
+    def required_tensors(self, name: str) -> dict[str, Tensor]:
+        """Read a set of tensors like ``tensors``. Raises CheckpointError if it is missing or empty."""
+        return self.required(name).read()
 
 
 def save_checkpoint(

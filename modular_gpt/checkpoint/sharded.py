@@ -20,11 +20,12 @@ HEADER, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 
 
 class TensorShard(NamedTuple):
-    """A block of a tensor: its file, and its first index and size in each dimension."""
+    """A block of a tensor: its file and its name there, and its first index and size in each dimension."""
 
     path: Path
     start: list[int]
     shape: list[int]
+    key: str = ""
 
 
 def shard_files(directory: Path, names: Iterable[str]) -> list[Path]:
@@ -32,18 +33,18 @@ def shard_files(directory: Path, names: Iterable[str]) -> list[Path]:
     return [directory / name for name in sorted(names) if fnmatch(name, FILES)]
 
 
-def read_shards(paths: Sequence[Path], prefix: str) -> dict[str, Tensor]:
-    """Read and join the tensors ``<prefix>/<name>`` in shard files; returns them by name.
+def index_shards(paths: Sequence[Path], prefix: str) -> dict[str, list[TensorShard]]:
+    """The shards of each tensor ``<prefix>/<name>`` in shard files, by the name.
 
     Raises:
-        OSError, SafetensorError: a file cannot be read, or the shards of a tensor are incomplete.
+        OSError, SafetensorError: a file cannot be read.
     """
-    shards: dict[str, list[TensorShard]] = {}
+    found: dict[str, list[TensorShard]] = {}
     for path in paths:
         for key, shard in _shards(path):
             if key.startswith(f"{prefix}/"):
-                shards.setdefault(key, []).append(shard)
-    return {key.removeprefix(f"{prefix}/"): _joined(key, found) for key, found in shards.items()}
+                found.setdefault(key.removeprefix(f"{prefix}/"), []).append(shard._replace(key=key))
+    return found
 
 
 def _shards(path: Path) -> Iterator[tuple[str, TensorShard]]:
@@ -57,18 +58,36 @@ def _shards(path: Path) -> Iterator[tuple[str, TensorShard]]:
             yield key, TensorShard(path, start, file.get_slice(key).get_shape())
 
 
-def _joined(key: str, shards: list[TensorShard]) -> Tensor:
+def read_shards(paths: Sequence[Path], prefix: str) -> dict[str, Tensor]:
+    """Read and join the tensors ``<prefix>/<name>`` in shard files; returns them by name.
+
+    Raises:
+        OSError, SafetensorError: a file cannot be read, or the shards of a tensor are incomplete.
+    """
+    found = index_shards(paths, prefix)
+    return {name: join_shards(joined_shape(f"{prefix}/{name}", shards), shards) for name, shards in found.items()}
+
+
+def joined_shape(name: str, shards: Sequence[TensorShard]) -> torch.Size:
+    """The shape of a whole tensor; SafetensorError if its shards are incomplete.
+
+    It is checked before memory is allocated for a size that a header claims.
+    """
     first = shards[0]
     same = all(len(shard.start) == len(shard.shape) == len(first.shape) for shard in shards)
     shape = [max(s.start[d] + s.shape[d] for s in shards) for d in range(len(first.shape))] if same else []
     negative = any(start < 0 for shard in shards for start in shard.start)
-    # checked before memory is allocated for a size that a header claims
     if not same or negative or math.prod(shape) != sum(math.prod(shard.shape) for shard in shards):
-        raise SafetensorError(f"the shards of {key} do not make up one tensor")
+        raise SafetensorError(f"the shards of {name} do not make up one tensor")
+    return torch.Size(shape)
+
+
+def join_shards(shape: torch.Size, shards: Sequence[TensorShard]) -> Tensor:
+    """Read the shards of a tensor of this shape and join them. Raises OSError or SafetensorError."""
     whole: Tensor | None = None
     for shard in shards:
         with safe_open(shard.path, framework="pt") as file:
-            tensor = file.get_tensor(key)
+            tensor = file.get_tensor(shard.key)
         whole = torch.empty(shape, dtype=tensor.dtype) if whole is None else whole
         whole[tuple(slice(a, a + n) for a, n in zip(shard.start, shard.shape, strict=True))] = tensor
     assert whole is not None

@@ -13,26 +13,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_shared = False  # not a context variable: autograd recomputes forward passes in threads of its own
+# the processes that hold other rows; not a context variable: autograd recomputes forward passes in threads of its own
+_rows: dist.ProcessGroup | None = None
 
 
 @contextmanager
 def data_parallel_region() -> Iterator[None]:
     """Context manager: each process of torch.distributed's default group holds some rows of one batch."""
-    global _shared
-    before, _shared = _shared, True
+    global _rows
+    before, _rows = _rows, dist.group.WORLD
     try:
         yield
     finally:
-        _shared = before
+        _rows = before
+
+
+def divide_rows_among(group: dist.ProcessGroup | None) -> None:
+    """Until the end of the region, only the processes of ``group`` hold different rows; None: no two do."""
+    global _rows
+    _rows = group
 
 
 def all_reduce_sum(counts: Tensor) -> Tensor:
     """Sum ``counts`` over the processes of ``data_parallel_region``, without gradients; outside it, ``counts``."""
-    if _shared:
-        counts = counts.detach().clone()
-        dist.all_reduce(counts)
-    return counts
+    return counts if _rows is None else _reduced(counts.detach(), _rows)
 
 
 class ShardGroup:

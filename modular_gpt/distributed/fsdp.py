@@ -8,6 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._pytree import register_pytree_node
 
+from modular_gpt.distributed.deferred import allocate_shards, is_deferred
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig
 from modular_gpt.model import GPTModel
 from modular_gpt.model.loss import LossOutput
@@ -67,4 +68,6 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
         for block in model.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.config.reshard, mp_policy=policy)
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        if is_deferred(model):
+            allocate_shards(model, device)
         return model

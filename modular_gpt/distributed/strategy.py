@@ -1,6 +1,7 @@
 """The interface of a parallel strategy; the base class trains in one process."""
 
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,7 +65,11 @@ class Parallel(Component, ABC, slot="parallel"):
         return config
 
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
-        """Move the model, or this process's shards of it, to the device. Called before the optimizer is built."""
+        """Move the model, or this process's shards of it, to the device. Called before the optimizer is built.
+
+        With ``shards_weights``, a model on the meta device gets shards without values, which ``initialise_shards`` or
+        ``load`` fills.
+        """
         return model.to(device)
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -97,6 +102,9 @@ class Parallel(Component, ABC, slot="parallel"):
     def set_grad_sync(self, last: bool) -> None:
         """Called before each micro-batch: gradients are summed over processes after the ``last`` one only."""
 
+    def finish_gradients(self) -> None:
+        """Called after the last backward pass of an update, before gradients are used. Collective."""
+
     def sum(self, values: Tensors) -> Tensors:
         """Sums over this process's rows (named scalars) -> sums over all rows of the batch."""
         return values if self.data_world == 1 else self.processes.all_reduce_sum(values)
@@ -122,7 +130,7 @@ class Parallel(Component, ABC, slot="parallel"):
         return gathered
 
     @torch.no_grad()
-    def load(self, model: GPTModel, weights: Tensors) -> None:
+    def load(self, model: GPTModel, weights: Mapping[str, Tensor]) -> None:
         """Copy whole weights and buffers, by name, into a model that ``shard_model`` returned; others stay."""
         for name, tensor in model.state_dict().items():
             if name in weights:

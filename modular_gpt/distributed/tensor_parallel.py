@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.distributed.tensor.parallel import ParallelStyle as TorchStyle
 
-from modular_gpt.core.collectives import ShardGroup
+from modular_gpt.core.collectives import ShardGroup, divide_rows_among
 from modular_gpt.core.contracts import COLUMNS, ROWS, SHARED, STACK, ParallelStyle
 from modular_gpt.core.errors import ConfigError
+from modular_gpt.distributed.deferred import allocate_shards, is_deferred
+from modular_gpt.distributed.dtensor import local_tensor
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig
 from modular_gpt.model import GPTModel
 from modular_gpt.model.materialize import model_from_tensors
@@ -44,9 +46,17 @@ class TensorParallel(Parallel, name="tensor"):
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         if precision == "fp16":
             raise ConfigError("parallel=tensor has no loss scaler for fp16: use trainer.precision=bf16 or float32")
-        model.to(device)
-        shard_tensors(model, init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("tensor",)))
+        if not is_deferred(model):
+            model.to(device)
+        divide_rows_among(None)
+        self.mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("tensor",))
+        self.shared = shard_tensors(model, self.mesh)
+        if is_deferred(model):
+            allocate_shards(model, device)
         return model
+
+    def finish_gradients(self) -> None:
+        sum_gradients(self.shared, self.mesh)
 
     def model_to_generate(self, model: GPTModel) -> GPTModel | None:
         """A whole copy in the first process, since caches hold the keys of all heads."""
@@ -56,32 +66,32 @@ class TensorParallel(Parallel, name="tensor"):
         return model_from_tensors(model.config, weights, device=next(model.parameters()).device)
 
 
-def shard_tensors(model: GPTModel, mesh: DeviceMesh) -> None:
+def shard_tensors(model: GPTModel, mesh: DeviceMesh) -> list[tuple[nn.Module, str]]:
     """Shard a model over a mesh of one dimension: embeddings and head by token ids, blocks as their ``shard`` says.
+
+    Returns the module and name of each parameter whose gradients ``sum_gradients`` has to sum.
 
     Raises:
         ConfigError: a size does not divide by the number of processes.
     """
     shards = ShardGroup(mesh.get_group())
+    shared = []
     for block in model.blocks:
         plan = {
             f"{name}.{layer}": style
             for name, module in (("attention", block.attention), ("ffn", block.ffn))
             for layer, style in module.join(shards).items()
         }
-        _apply(block, plan, mesh)
-    _apply(model, model.shard_vocabulary(shards), mesh)
+        shared += _apply(block, plan, mesh)
+    return shared + _apply(model, model.shard_vocabulary(shards), mesh)
 
 
-def _apply(module: nn.Module, plan: dict[str, ParallelStyle], mesh: DeviceMesh) -> None:
-    """Shard submodules and parameters by name."""
+def _apply(module: nn.Module, plan: dict[str, ParallelStyle], mesh: DeviceMesh) -> list[tuple[nn.Module, str]]:
+    """Shard submodules and parameters by name; returns those of the style ``SHARED``."""
     parallelize_module(module, mesh, {layer: STYLES[style]() for layer, style in plan.items() if style in STYLES})
-    for name, style in plan.items():
-        if style == STACK:
-            shard_stack(module, name, mesh)
-        elif style == SHARED:
-            for parameter in parameters_of(module, name):
-                parameter.register_hook(summed)  # each process has the gradient of its own shard only
+    for name in [name for name, style in plan.items() if style == STACK]:
+        shard_stack(module, name, mesh)
+    return [place for name, style in plan.items() if style == SHARED for place in parameters_of(module, name)]
 
 
 def shard_stack(module: nn.Module, name: str, mesh: DeviceMesh) -> None:
@@ -92,14 +102,15 @@ def shard_stack(module: nn.Module, name: str, mesh: DeviceMesh) -> None:
     setattr(module.get_submodule(owner), last, nn.Parameter(divided, parameter.requires_grad))
 
 
-def parameters_of(block: nn.Module, name: str) -> list[nn.Parameter]:
-    """The parameters of the submodule of that name, or the parameter of that name."""
-    parameters = dict(block.named_parameters())
-    return [parameters[name]] if name in parameters else list(block.get_submodule(name).parameters())
+def parameters_of(module: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
+    """The owner and name of each parameter of the submodule of that name, or of the parameter of that name."""
+    names = [other for other, _ in module.named_parameters() if other == name or other.startswith(f"{name}.")]
+    return [(module.get_submodule(other.rpartition(".")[0]), other.rpartition(".")[2]) for other in names]
 
 
-def summed(gradient: Tensor) -> Tensor:
-    """The sum of all processes' gradients."""
-    gradient = gradient.clone()
-    dist.all_reduce(gradient)
-    return gradient
+def sum_gradients(places: list[tuple[nn.Module, str]], mesh: DeviceMesh) -> None:
+    """Sum the gradients of parameters over a mesh: each process has those of its own shard of the computation only."""
+    for module, name in places:
+        gradient = module.get_parameter(name).grad
+        if gradient is not None:
+            dist.all_reduce(local_tensor(gradient), group=mesh.get_group())

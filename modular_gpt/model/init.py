@@ -8,6 +8,8 @@ equally likely.
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,30 +18,44 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.nn.matrices import is_matrix
 from modular_gpt.nn.residual import is_residual
 
+Whole = Callable[[nn.Module, Sequence[str]], AbstractContextManager[None]]
+
+
+def as_they_are(module: nn.Module, names: Sequence[str]) -> AbstractContextManager[None]:
+    """A context in which the parameters ``names`` of a module, which are whole, stay what they are."""
+    return nullcontext()
+
 
 @torch.no_grad()
-def initialise(model: nn.Module, config: GPTConfig) -> None:
+def initialise(model: nn.Module, config: GPTConfig, whole: Whole = as_they_are) -> None:
     """Set every parameter and buffer of ``model``, drawing from PyTorch's global generator.
 
-    With ``init_by_name``, the generator is seeded before each draw by its initial seed and the parameter's name.
+    With ``init_by_name``, the generator is seeded before each draw by its initial seed and the parameter's name. A
+    model on the meta device has no values to set.
+
+    whole: a context in which the given parameters of a module are whole tensors, for a model that is sharded
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
     seed = torch.initial_seed()
     for path, module in model.named_modules():
+        names = [name for name, _ in module.named_parameters(recurse=False)]
         reset = getattr(module, "reset_parameters", None)
         if callable(reset) and not isinstance(module, (nn.Linear, nn.Embedding)):
             if config.init_by_name:
                 torch.manual_seed(seed_of(seed, path))
-            reset()
-        for name, parameter in module.named_parameters(recurse=False):
-            embedding = isinstance(module, nn.Embedding)
+            with whole(module, [name for name in names if not is_matrix(module, name)]):
+                reset()
+        for name in names:
             if config.init_by_name:
                 torch.manual_seed(seed_of(seed, f"{path}.{name}"))
             if name.endswith("bias"):
-                parameter.zero_()
-            elif embedding or is_matrix(module, name):
-                _draw(parameter, config, embedding)
-                if is_residual(module, name):
-                    parameter.mul_(_residual_factor(config))
+                module.get_parameter(name).zero_()
+            elif isinstance(module, nn.Embedding) or is_matrix(module, name):
+                with whole(module, [name]):
+                    _draw(module.get_parameter(name), config, isinstance(module, nn.Embedding))
+                    if is_residual(module, name):
+                        module.get_parameter(name).mul_(_residual_factor(config))
     head = getattr(model, "head", None)
     if config.init_head == "zero" and isinstance(head, nn.Linear):
         head.weight.zero_()
@@ -54,8 +70,6 @@ def seed_of(seed: int, name: str) -> int:
 
 def _draw(weight: Tensor, config: GPTConfig, embedding: bool) -> None:
     """weight: (..., out, in); leading dimensions are experts."""
-    if weight.is_meta:  # there is nothing to draw, and to find that out takes milliseconds a tensor
-        return
     if config.init == "normal" or embedding:  # a row of an embedding has no fan-in
         nn.init.normal_(weight, std=config.init_std)
     elif config.init == "fan_in":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.model.config import GPTConfig
@@ -20,6 +21,49 @@ def meta_model(config: GPTConfig) -> GPTModel:
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return GPTModel(config)
+
+
+def deferred_model(config: GPTConfig) -> GPTModel:
+    """A model on the meta device, to be sharded and then initialised to the values that ``GPTModel(config)`` has.
+
+    PyTorch's generator is left as the constructors of modules leave it, which draw one tensor at a time. A plugin whose
+    constructor computes tensors gets a model with storage, as ``GPTModel(config)``.
+    """
+    before = torch.get_rng_state()
+    with torch.device("meta"), DrawnWithStorage():
+        model = GPTModel(config)
+    if _can_allocate(model):
+        return model
+    torch.set_rng_state(before)
+    return GPTModel(config)
+
+
+class DrawnWithStorage(TorchDispatchMode):
+    """Random numbers for a tensor on the meta device advance the CPU's generator as those for one with storage do."""
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            func(*_with_storage(args), **dict(zip(kwargs, _with_storage(kwargs.values()), strict=True)))
+        return func(*args, **kwargs)
+
+
+def _with_storage(values: Iterable[object]) -> list[object]:
+    """The same with empty tensors on the CPU for those on the meta device, and the CPU for that device."""
+    return [
+        torch.empty_like(value, device="cpu")
+        if isinstance(value, Tensor) and value.is_meta
+        else torch.device("cpu")
+        if isinstance(value, torch.device) and value.type == "meta"
+        else value
+        for value in values
+    ]
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The interface of an optimizer: how it updates which parameters, and its state by parameter name."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -147,7 +148,7 @@ class Optimizer(Component, ABC, slot="optim"):
             for key, value in values.items()
         }
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Load what ``state`` returned for the parameters trained now; parameters that it lacks start afresh.
 
         Raises:

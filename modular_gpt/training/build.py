@@ -11,8 +11,11 @@ from modular_gpt.checkpoint.resolve import Opened
 from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.data import PreparedData, Tokenizer
+from modular_gpt.distributed import Parallel
+from modular_gpt.distributed.deferred import initialise_shards, is_deferred
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.model.materialize import deferred_model
 from modular_gpt.model.token_positions import check_separates
 from modular_gpt.optim import build_optimizer, build_schedule, peak_learning_rate
 from modular_gpt.runtime.device import BF16_WIDTH, choose_precision
@@ -57,16 +60,19 @@ def build_trainer(
     placement = decided(placement, config, described, checkpoint)
     torch.manual_seed(config.seed)
     if checkpoint is not None:
-        model, new_weights = model_of(checkpoint, config, described), new_weights_of(checkpoint)
+        model, new_weights = model_of(checkpoint, config, described, parallel), new_weights_of(checkpoint)
     elif config.init_from is not None:
         opened = source or open_source(config.init_from)
         model, new_weights = init_from_source(config.init_from, opened, described, data, tokenizer, say)
     else:
-        model, new_weights = new_model(described, config.seed), []
+        model, new_weights = new_model(described, config.seed, parallel), []
     reference = reference_of(config, model, checkpoint, data, tokenizer, new_weights)
     adapters = select_trained(model, config.lora, config.trainer.frozen, new_weights)
     begin_adapters(adapters, checkpoint, say)
+    deferred = is_deferred(model)
     model = parallel.shard_model(model, placement.device, placement.precision)
+    if deferred:
+        fill(model, parallel, checkpoint)
     trainer = Trainer(model, build_optimizer(config.optim, model), data, tokenizer, config, placement, adapters)
     trainer.objective.use_reference(reference)
     if checkpoint is not None:
@@ -135,15 +141,27 @@ def decided(
     return replace(placement, precision=precision, reason=reason)
 
 
-def new_model(described: GPTConfig, seed: int) -> GPTModel:
-    """A freshly initialised model; ConfigError if its weights do not fit into memory."""
-    check_weights(described)
+def new_model(described: GPTConfig, seed: int, parallel: Parallel) -> GPTModel:
+    """A freshly initialised model, or where a process holds shards of it one without storage, for ``fill``.
+
+    Raises:
+        ConfigError: its weights, or the shards of a process, do not fit into memory.
+    """
+    check_weights(described, parallel.state_shards)
     torch.manual_seed(seed)
-    return GPTModel(described)
+    return deferred_model(described) if parallel.shards_weights else GPTModel(described)
 
 
-def model_of(checkpoint: CheckpointReader, config: RunConfig, described: GPTConfig) -> GPTModel:
-    """The model of a checkpoint.
+def fill(model: GPTModel, parallel: Parallel, checkpoint: CheckpointReader | None) -> None:
+    """Give the shards of a model the weights of a checkpoint, or those of a new model, one tensor at a time."""
+    if checkpoint is None:
+        initialise_shards(model)
+    else:
+        parallel.load(model, checkpoint.weights(checkpoint.meta_model()))
+
+
+def model_of(checkpoint: CheckpointReader, config: RunConfig, described: GPTConfig, parallel: Parallel) -> GPTModel:
+    """The model of a checkpoint, or where a process holds shards of it one without storage, for ``fill``.
 
     Raises:
         CheckpointError: it is not the model that the settings describe.
@@ -156,7 +174,8 @@ def model_of(checkpoint: CheckpointReader, config: RunConfig, described: GPTConf
             f"the model in '{checkpoint.directory}' has other settings ({', '.join(changed)}):"
             " resume with those it has, or start a new run without resume"
         )
-    return checkpoint.model()
+    deferred = parallel.shards_weights and config.lora.rank is None  # adapters are added to a whole model
+    return checkpoint.meta_model() if deferred else checkpoint.model()
 
 
 def resume(trainer: Trainer, config: RunConfig, checkpoint: CheckpointReader, say: Callable[[str], None]) -> None:

@@ -252,10 +252,10 @@ def restore(trainer: Trainer, reader: CheckpointReader) -> None:
     if not best_is_there(directory, trainer.progress.best_step):
         trainer.progress.best_loss, trainer.progress.best_step, trainer.progress.best_accuracy = math.inf, 0, None
     averaged = averages_weights(meta.get("run"))
-    trainer.parallel.load(trainer.model, reader.required_tensors(TRAINED) if averaged else reader.tensors(TRAINED))
+    trainer.parallel.load(trainer.model, reader.required(TRAINED) if averaged else reader.stored(TRAINED))
     updated = trainer.progress.step > trainer.progress.skipped_in_all  # before the first update there is no state
     with fitting(directory / f"{OPTIMIZER}.safetensors"):
-        trainer.optimizer.load_state(reader.required_tensors(OPTIMIZER) if updated else reader.tensors(OPTIMIZER))
+        trainer.optimizer.load_state(reader.required(OPTIMIZER) if updated else reader.stored(OPTIMIZER))
     tensors = reader.required_tensors(TRAINER)
     with fitting(directory / f"{TRAINER}.safetensors"):
         torch.set_rng_state(tensors.pop(RANDOM))

@@ -234,9 +234,12 @@ def check_memory(
         raise ConfigError(f"this needs {needs.summary()}, and {size(available)} are available: try {change}")
 
 
-def check_weights(config: GPTConfig) -> None:
-    """Raise a ConfigError for a model whose weights alone are more than this machine has room for."""
-    weights = sum(parameter.nbytes for parameter in meta_model(config).parameters())
+def check_weights(config: GPTConfig, shards: int = 1) -> None:
+    """Raise a ConfigError for a model whose weights alone are more than this machine has room for.
+
+    shards: the number of processes that they are divided among
+    """
+    weights = sum(parameter.nbytes for parameter in meta_model(config).parameters()) // shards
     available = available_bytes(torch.device("cpu"))
     if available is not None and weights > available:
         raise ConfigError(

@@ -196,6 +196,7 @@ class Trainer:
             self.scaler.scale(output.loss * (share * self.parallel.data_world)).backward()  # means over processes
             for name, value in {"loss": output.loss, **(output.losses if len(output.losses) > 1 else {})}.items():
                 losses[name] = losses.get(name, 0) + value.detach() * share
+        self.parallel.finish_gradients()
         self.apply_gradients(self.parallel.sum(losses))
 
     def micro_batches(self) -> Iterator[tuple[Batch, float]]:

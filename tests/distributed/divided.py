@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
-from modular_gpt.distributed import build_parallel
+from modular_gpt.distributed import Parallel, build_parallel
 from modular_gpt.distributed.dtensor import full_tensor
 from modular_gpt.model.loss import LossConfig
 from modular_gpt.runtime.processes import ProcessGroup
@@ -47,14 +47,18 @@ def outcome(name: str, terms: LossConfig, world: int = 1, rank: int = 0) -> Outc
     model = GPTModel(GPTConfig(**{**SIZE, **MODELS[name]})).train()
     for parameter in model.parameters():  # norms and biases that count
         parameter.data.add_(torch.randn(parameter.shape) * 0.1 if parameter.ndim == 1 else 0.0)
+    parallel: Parallel | None = None
     if world > 1:
         processes = ProcessGroup(rank, world, rank, world)
         processes.started = True
-        model = build_parallel("tensor", processes).shard_model(model, torch.device("cpu"), "float32")
+        parallel = build_parallel("tensor", processes)
+        model = parallel.shard_model(model, torch.device("cpu"), "float32")
     ids, targets = torch.randint(0, model.config.vocab_size, (2, 3, 15), generator=torch.Generator().manual_seed(1))
     targets[0, :5] = -100
     output = model(ids, targets, loss=terms)
     output.loss.backward()
+    if parallel is not None:
+        parallel.finish_gradients()
     found = {"loss": output.loss.detach(), **{key: value.detach() for key, value in output.losses.items()}}
     if output.accuracy is not None:
         found["accuracy"] = output.accuracy
