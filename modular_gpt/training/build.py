@@ -69,10 +69,7 @@ def build_trainer(
     reference = reference_of(config, model, checkpoint, data, tokenizer, new_weights)
     adapters = select_trained(model, config.lora, config.trainer.frozen, new_weights)
     begin_adapters(adapters, checkpoint, say)
-    deferred = is_deferred(model)
-    model = parallel.shard_model(model, placement.device, placement.precision)
-    if deferred:
-        fill(model, parallel, checkpoint)
+    model = placed(model, placement, checkpoint)
     trainer = Trainer(model, build_optimizer(config.optim, model), data, tokenizer, config, placement, adapters)
     trainer.objective.use_reference(reference)
     if checkpoint is not None:
@@ -150,6 +147,15 @@ def new_model(described: GPTConfig, seed: int, parallel: Parallel) -> GPTModel:
     check_weights(described, parallel.state_shards)
     torch.manual_seed(seed)
     return deferred_model(described) if parallel.shards_weights else GPTModel(described)
+
+
+def placed(model: GPTModel, placement: Placement, checkpoint: CheckpointReader | None) -> GPTModel:
+    """A model on its device, or this process's shards of it, with weights; checkpoint: see ``fill``."""
+    deferred = is_deferred(model)
+    model = placement.parallel.shard_model(model, placement.device, placement.precision)
+    if deferred:
+        fill(model, placement.parallel, checkpoint)
+    return model
 
 
 def fill(model: GPTModel, parallel: Parallel, checkpoint: CheckpointReader | None) -> None:
