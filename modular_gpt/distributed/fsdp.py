@@ -8,8 +8,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._pytree import register_pytree_node
 
+from modular_gpt.core.collectives import divide_rows_among
+from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.validation import positive
 from modular_gpt.distributed.deferred import allocate_shards, is_deferred
-from modular_gpt.distributed.strategy import Parallel, ParallelConfig
+from modular_gpt.distributed.strategy import Parallel, ParallelConfig, Tensors
+from modular_gpt.distributed.tensor_parallel import check_divided, shard_tensors, sum_gradients, whole_on_main
 from modular_gpt.model import GPTModel
 from modular_gpt.model.loss import LossOutput
 from modular_gpt.runtime.device import AUTOCAST
@@ -31,7 +35,7 @@ register_pytree_node(
 class FullyShardedDataParallel(Parallel, name="fsdp"):
     """As ddp, but weights, gradients and optimizer state are sharded; weights are gathered block by block (FSDP2)."""
 
-    shards_weights = shards_adapters = True
+    shards_weights = True
 
     @dataclass
     class Config(ParallelConfig):
@@ -44,30 +48,58 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
         mixed_precision: With trainer.precision=bf16 or fp16, gather the weights of blocks in that data type instead of
             float32, which halves the traffic. Activations inside a block are then rounded to it too; gradients are
             summed in float32.
+        tensor: Number of neighbouring processes that divide each token's computation as parallel=tensor does; weights
+            are sharded over these, and each share of them over the others. 1 is FSDP alone.
         """
 
         sharded_checkpoints: bool = False
         reshard: bool = True
         mixed_precision: bool = False
+        tensor: int = 1
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            positive("parallel", tensor=self.tensor)
 
     config: Config
 
     def __init__(self, config: Config, processes: ProcessGroup) -> None:
         super().__init__(config, processes)
-        self.data_rank, self.data_world, self.state_shards = processes.rank, processes.world, processes.world
+        rank, world, tensor = processes.rank, processes.world, config.tensor
+        if world % tensor:
+            raise ConfigError(f"parallel.tensor={tensor} does not divide {world} processes into groups; change one")
+        self.data_rank, self.data_world, self.state_shards = rank // tensor, world // tensor, world
+        self.shards_adapters = tensor == 1
 
     @property
     def sharded_checkpoints(self) -> bool:
         return self.config.sharded_checkpoints
 
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
-        mesh = init_device_mesh(device.type, (self.processes.world,), mesh_dim_names=("data",))
+        mesh = init_device_mesh(device.type, (self.data_world, self.config.tensor), mesh_dim_names=("data", "tensor"))
+        if self.config.tensor > 1:
+            check_divided(precision)
+            if not is_deferred(model):
+                model.to(device)
+            self.shared, self.tensor_mesh = shard_tensors(model, mesh["tensor"]), mesh["tensor"]
+        divide_rows_among(mesh["data"].get_group())
         dtype = AUTOCAST.get(precision) if self.config.mixed_precision else None
         full = None if dtype is None else torch.float32
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=full, output_dtype=full)
         for block in model.blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=self.config.reshard, mp_policy=policy)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+            fully_shard(block, mesh=mesh["data"], reshard_after_forward=self.config.reshard, mp_policy=policy)
+        fully_shard(model, mesh=mesh["data"], reshard_after_forward=False)
         if is_deferred(model):
             allocate_shards(model, device)
         return model
+
+    def finish_gradients(self) -> None:
+        if self.config.tensor > 1:
+            sum_gradients(self.shared, self.tensor_mesh)
+
+    def sum(self, values: Tensors) -> Tensors:
+        """Sums over all rows; the processes of a tensor group have the same rows, which count once."""
+        return {name: value / self.config.tensor for name, value in self.processes.all_reduce_sum(values).items()}
+
+    def model_to_generate(self, model: GPTModel) -> GPTModel | None:
+        return model if self.config.tensor == 1 else whole_on_main(self, model)

@@ -43,7 +43,7 @@ class Parallel(Component, ABC, slot="parallel"):
     multi_process: ClassVar[bool] = True  # works in processes that a launcher started
     shards_weights: ClassVar[bool] = False  # a process holds shards of the weights, not the whole tensors
 
-    shards_adapters: ClassVar[bool] = False  # low-rank adapters work with such shards
+    shards_adapters: bool = False  # low-rank adapters work with such shards
 
     def __init__(self, config: ComponentConfig, processes: ProcessGroup) -> None:
         self.config, self.processes = config, processes

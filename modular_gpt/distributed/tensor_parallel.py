@@ -44,8 +44,7 @@ class TensorParallel(Parallel, name="tensor"):
         return self.config.sharded_checkpoints
 
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
-        if precision == "fp16":
-            raise ConfigError("parallel=tensor has no loss scaler for fp16: use trainer.precision=bf16 or float32")
+        check_divided(precision)
         if not is_deferred(model):
             model.to(device)
         divide_rows_among(None)
@@ -59,11 +58,21 @@ class TensorParallel(Parallel, name="tensor"):
         sum_gradients(self.shared, self.mesh)
 
     def model_to_generate(self, model: GPTModel) -> GPTModel | None:
-        """A whole copy in the first process, since caches hold the keys of all heads."""
-        weights = self.gather(model.state_dict())
-        if not self.processes.is_main:
-            return None
-        return model_from_tensors(model.config, weights, device=next(model.parameters()).device)
+        return whole_on_main(self, model)
+
+
+def check_divided(precision: str) -> None:
+    """Raise a ConfigError for a precision in which tensors cannot be divided."""
+    if precision == "fp16":
+        raise ConfigError("divided tensors have no loss scaler for fp16: use trainer.precision=bf16 or float32")
+
+
+def whole_on_main(parallel: Parallel, model: GPTModel) -> GPTModel | None:
+    """A whole copy of a model in the first process, since caches hold the keys of all heads; None in the others."""
+    weights = parallel.gather(model.state_dict())
+    if not parallel.processes.is_main:
+        return None
+    return model_from_tensors(model.config, weights, device=next(model.parameters()).device)
 
 
 def shard_tensors(model: GPTModel, mesh: DeviceMesh) -> list[tuple[nn.Module, str]]:

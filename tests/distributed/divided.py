@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
-from modular_gpt.distributed import Parallel, build_parallel
+from modular_gpt.core.registry import decode
+from modular_gpt.distributed import build_parallel
 from modular_gpt.distributed.dtensor import full_tensor
 from modular_gpt.model.loss import LossConfig
 from modular_gpt.runtime.processes import ProcessGroup
@@ -41,17 +42,14 @@ TERMS = LossConfig(label_smoothing=0.1, z_loss=0.01, accuracy=True, chunk=65 * 7
 Outcome = dict[str, Tensor]  # losses, gradients and logits by name
 
 
-def outcome(name: str, terms: LossConfig, world: int = 1, rank: int = 0) -> Outcome:
-    """What a model of ``MODELS`` computes of a ragged batch, whole or divided among the processes of a world."""
+def outcome(name: str, terms: LossConfig, way: Any = None) -> Outcome:
+    """What a model of ``MODELS`` computes of a ragged batch, whole or divided in some way."""
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(**{**SIZE, **MODELS[name]})).train()
     for parameter in model.parameters():  # norms and biases that count
         parameter.data.add_(torch.randn(parameter.shape) * 0.1 if parameter.ndim == 1 else 0.0)
-    parallel: Parallel | None = None
-    if world > 1:
-        processes = ProcessGroup(rank, world, rank, world)
-        processes.started = True
-        parallel = build_parallel("tensor", processes)
+    parallel = None if way is None else build_parallel(decode("parallel", way), ProcessGroup.launched())
+    if parallel is not None:
         model = parallel.shard_model(model, torch.device("cpu"), "float32")
     ids, targets = torch.randint(0, model.config.vocab_size, (2, 3, 15), generator=torch.Generator().manual_seed(1))
     targets[0, :5] = -100
@@ -68,20 +66,21 @@ def outcome(name: str, terms: LossConfig, world: int = 1, rank: int = 0) -> Outc
         return {**found, "logits": model(ids)}
 
 
-def outcomes(name: str, world: int = 1, rank: int = 0) -> list[Outcome]:
+def outcomes(name: str, way: Any = None) -> list[Outcome]:
     """With the plain loss, and with all its terms."""
-    return [outcome(name, terms, world, rank) for terms in (LossConfig(), TERMS)]
+    return [outcome(name, terms, way) for terms in (LossConfig(), TERMS)]
 
 
-def differences() -> dict[str, float]:
-    """The largest difference between each divided model of this world and the whole one."""
-    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+def differences(ways: dict[str, Any]) -> dict[str, float]:
+    """The largest difference between each model divided in each way and the whole one."""
     found = {}
     for name in MODELS:
-        for whole, divided in zip(outcomes(name), outcomes(name, world, rank), strict=True):
-            assert whole.keys() == divided.keys()
-            for key, value in whole.items():
-                found[f"{name}: {key}"] = float((divided[key] - value).abs().max())
+        expected = outcomes(name)
+        for title, way in ways.items():
+            for whole, divided in zip(expected, outcomes(name, way), strict=True):
+                assert whole.keys() == divided.keys()
+                for key, value in whole.items():
+                    found[f"{title}, {name}: {key}"] = float((divided[key] - value).abs().max())
     return found
 
 

@@ -1,21 +1,50 @@
 """Models divided by heads, experts and token ids among 2 and 4 processes compute what whole ones do."""
 
+from pathlib import Path
+
 import pytest
 
 from modular_gpt.core.collectives import ShardGroup
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.vocabulary import VocabularyShard
+from tests.distributed.cases import refusal, whole_run
 from tests.distributed.divided import differences, held, message_outside
 from tests.distributed.pair import Pair
+from tests.training.small import config
+
+BOTH = {"name": "fsdp", "tensor": 2}
+WAYS = {"pair": {"tensor": {"name": "tensor"}}, "four": {"tensor": {"name": "tensor"}, "both": BOTH}}
 
 
-@pytest.mark.parametrize("world", ["pair", "four"])
+@pytest.mark.parametrize("world", WAYS)
 def test_losses_gradients_and_logits_are_those_of_whole_models(world: str, request: pytest.FixtureRequest) -> None:
     """65 token ids, which neither 2 nor 4 divide; every term of the loss, in chunks; ignored targets."""
     processes: Pair = request.getfixturevalue(world)
-    for found in processes(differences):
+    for found in processes(differences, WAYS[world]):
         wrong = {name: value for name, value in found.items() if not value < 5e-6}
         assert not wrong
+
+
+EXPERTS = {"attention": "mla", "ffn": {"name": "moe", "n_experts": 4, "balance": "bias"}, "n_heads": 2, "n_layers": 1}
+
+
+def test_training_in_two_dimensions_goes_on_in_others(pair: Pair, four: Pair, folder: Path) -> None:
+    """Four processes that divide rows, weights and tokens' computation; then one; then two that divide the latter."""
+    same = {"max_steps": 9, "log_interval": 1, "eval_interval": 3, "sample_tokens": 4, "gradient_accumulation": 2}
+    made = {**same, "optim": "adafactor"}
+    _, _, losses = whole_run(config(folder, EXPERTS, runs=str(folder / "whole"), **made).to_dict())
+    settings = config(folder, EXPERTS, runs=str(folder / "runs"), **made).to_dict()
+    directory = four(whole_run, {**settings, "parallel": {**BOTH, "sharded_checkpoints": True}}, 3)[0][0]
+    whole_run({**settings, "parallel": "none", "resume": directory}, 6)
+    _, _, found = pair(whole_run, {**settings, "parallel": "tensor", "resume": directory})[0]
+    assert found.keys() == losses.keys()
+    assert max(abs(found[step] - losses[step]) for step in losses) < 5e-6
+    assert (Path(directory) / "samples.txt").read_text().count("=== step ") == 3
+
+
+def test_processes_that_do_not_divide_into_groups_are_refused(four: Pair, folder: Path) -> None:
+    said = four(refusal, config(folder, parallel={"name": "fsdp", "tensor": 3}).to_dict())
+    assert said[0] == "parallel.tensor=3 does not divide 4 processes into groups; change one"
 
 
 def test_each_process_holds_its_share(pair: Pair) -> None:
