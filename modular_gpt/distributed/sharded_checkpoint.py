@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -9,13 +10,16 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from modular_gpt.distributed.strategy import Tensors
 
 
-def write_shards(tensors: Tensors, folder: Path) -> None:
+def write_shards(tensors: Tensors, folder: Path, group: dist.ProcessGroup | None = None) -> None:
     """Write this process's shards of named tensors into a folder that all processes share. Collective.
+
+    group: the processes, for a thread that writes while the main one uses the default group; None: that group
 
     Raises:
         OSError: some process cannot write.
     """
     try:
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        dcp.save(dict(tensors), storage_writer=writer, process_group=group)
     except CheckpointException as error:  # derives from BaseException
         raise OSError(None, str(next(iter(error.failures.values()))[0])) from error

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -41,6 +42,7 @@ class ProcessGroup:
         self.started = False
         self.directory: Path | None = None  # of the run, once there is one
         self._store: dist.Store | None = None
+        self._channel = ""  # begins the keys of messages
         self._messages = count()  # numbers keys in the store; all processes send and receive in the same order
 
     @classmethod
@@ -132,6 +134,12 @@ class ProcessGroup:
         )
         return UserError(sentence) if first else ReportedElsewhere(sentence)
 
+    def channel(self, name: str) -> "ProcessGroup":
+        """The same processes with messages of their own, for a thread beside the main one."""
+        other = copy(self)
+        other._messages, other._channel = count(), f"{name}/"
+        return other
+
     def run_on_main(self, work: Callable[[], str]) -> str:
         """Run ``work`` in the first process and return its result in all of them.
 
@@ -139,7 +147,7 @@ class ProcessGroup:
         """
         if self.world == 1:
             return work()
-        key = f"main/{next(self._messages)}"
+        key = f"{self._channel}main/{next(self._messages)}"
         if self.is_main:
             text = work()
             self._send(key, text)
@@ -154,7 +162,7 @@ class ProcessGroup:
         """Run ``work`` in every process, in one of each machine first, so that the others find its files."""
         if self.world == 1:
             return work()
-        key = f"local/{next(self._messages)}/{self.rank - self.local_rank}"
+        key = f"{self._channel}local/{next(self._messages)}/{self.rank - self.local_rank}"
         if self.local_rank:
             self._receive(key)
         result = work()
@@ -166,7 +174,7 @@ class ProcessGroup:
         """The texts of all processes, by rank."""
         if self.world == 1:
             return [text]
-        key = f"gather/{next(self._messages)}"
+        key = f"{self._channel}gather/{next(self._messages)}"
         self._send(f"{key}/{self.rank}", text)
         return [self._receive(f"{key}/{rank}") for rank in range(self.world)]
 

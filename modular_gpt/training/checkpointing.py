@@ -5,10 +5,13 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from modular_gpt.checkpoint import BEST, FOLDER, LATEST, META, STEP, CheckpointReader, save_checkpoint
 from modular_gpt.core.atomic_files import link, remove_stale, resolve_link
@@ -18,6 +21,7 @@ from modular_gpt.core.validation import from_mapping
 from modular_gpt.distributed import Tensors
 from modular_gpt.distributed.sharded_checkpoint import write_shards
 from modular_gpt.runtime.processes import ProcessGroup
+from modular_gpt.training.background import BackgroundSaves, Saved, Work
 from modular_gpt.training.lora import ADAPTERS, NEW_WEIGHTS
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Progress, Trainer
@@ -49,6 +53,8 @@ class Checkpoints:
         self.files, self.folder = files, files.directory / FOLDER
         self.trainer, self.settings = trainer, settings
         self.processes = trainer.parallel.processes
+        self.background: BackgroundSaves[Progress] = BackgroundSaves(self.processes, trainer.config.async_save)
+        self.writers = Writers(self.processes, trainer.config.async_save and trainer.parallel.sharded_checkpoints)
         progress = trainer.progress
         self.saved = (progress.step, progress.evaluated) if progress.step else None  # it was resumed from there
         self.best = progress.best_loss, progress.best_step  # of the checkpoints that are on the disk
@@ -59,68 +65,92 @@ class Checkpoints:
     def save(self, required: bool = True) -> None:
         """Write a checkpoint of this step, unless there is one; then let the links lead to it and drop old ones.
 
-        All processes take part, and wait for the first one however long it takes. A checkpoint that cannot be written
+        All processes take part, and wait for the first one however long it takes. With ``trainer.async_save`` they wait
+        for the save before this one, and for this one only if it is ``required``. A checkpoint that cannot be written
         ends the training only if it is ``required``; else that is logged.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; older checkpoints are untouched.
         """
-        progress, problem = self.trainer.progress, ""
+        self.settle(self.background.finish(), required=False)
+        progress = replace(self.trainer.progress)
         if self.processes.is_main:
             self.files.warn_if_deleted()
-        try:
-            if (progress.step, progress.evaluated) != self.saved:
-                with self.trainer.eval_weights():
-                    meta, tensors = training_state(self.trainer)
-                    self.write(meta, {"model": self.trainer.weights(), **tensors})
-            if self.processes.is_main:
-                self.update_links()
-                self.prune()
-        except CheckpointError as error:
-            problem = str(error)
-        problem = self.processes.run_on_main(lambda: problem)
-        if not problem:
-            self.saved = (progress.step, progress.evaluated)
-            self.best = progress.best_loss, progress.best_step
-        elif required:
-            raise CheckpointError(problem)
+        if (progress.step, progress.evaluated) == self.saved:
+            self.background.start(progress, partial(self.complete, progress))
         else:
-            progress.best_loss, progress.best_step = self.best  # the weights of a better loss are not on the disk
-            if self.processes.is_main:
-                log.warning("step %s: %s; the training continues, and the next save is tried", progress.step, problem)
+            with self.trainer.eval_weights():
+                meta, tensors = training_state(self.trainer)
+                write = self.writing(progress.step, meta, {"model": self.trainer.weights(), **tensors})
+                self.background.start(progress, partial(self.complete, progress, write))
+        if required or not self.background.enabled:
+            self.settle(self.background.finish(), required)
 
-    def write(self, meta: PlainDict, sets: dict[str, Tensors]) -> None:
-        """Write a checkpoint of this step: whole tensors, or in each process the shards that it holds."""
-        trainer, parallel = self.trainer, self.trainer.parallel
-        small, shards = {TRAINER: sets.pop(TRAINER)}, None
-        if parallel.sharded_checkpoints:
-            shards = Shards(
-                {f"{name}/{key}": tensor for name, tensors in sets.items() for key, tensor in tensors.items()},
-                self.processes,
-            )
-        else:
-            small |= {name: parallel.gather(tensors) for name, tensors in sets.items()}
-        if not self.processes.is_main:
-            if shards is not None:
-                shards.follow()
+    def complete(self, progress: Progress, write: Work | None = None) -> None:
+        """Write a checkpoint, unless it is there; then the first process updates the links and drops old ones."""
+        if write is not None:
+            write()
+        if self.processes.is_main:
+            self.update_links(progress)
+            self.prune(progress)
+
+    def poll(self) -> None:
+        """Called after each step: note how a save in the background has ended, if it has."""
+        self.settle(self.background.poll(), required=False)
+
+    def close(self) -> None:
+        """Wait for a save in the background, after an error."""
+        self.background.close()
+
+    def settle(self, ended: Saved[Progress] | None, required: bool) -> None:
+        """Note how a save has ended; a problem is raised if it was ``required``, and else logged."""
+        if ended is None:
             return
-        try:
-            save_checkpoint(
-                self.path(trainer.progress.step),
-                trainer.model,
-                trainer.tokenizer,
-                meta={**meta, "run": self.settings},
-                weights=small.pop("model", None),
-                tensors=small,
-                write_shards=None if shards is None else shards.write,
-            )
-        finally:
-            if shards is not None:
-                shards.release()
-
-    def update_links(self) -> None:
-        """Let ``latest``, and ``best`` if it is the best, lead to the checkpoint of this step."""
+        saved, problem = ended
+        if not problem:
+            self.saved = (saved.step, saved.evaluated)
+            self.best = saved.best_loss, saved.best_step
+            return
+        if required:
+            raise CheckpointError(problem)
         progress = self.trainer.progress
+        if progress.best_step == saved.best_step:
+            progress.best_loss, progress.best_step = self.best  # the weights of a better loss are not on the disk
+        if self.processes.is_main:
+            log.warning("step %s: %s; the training continues, and the next save is tried", saved.step, problem)
+
+    def writing(self, step: int, meta: PlainDict, sets: dict[str, Tensors]) -> Work:
+        """The work of writing a checkpoint: whole tensors, or in each process the shards that it holds. Collective."""
+        trainer, parallel, background = self.trainer, self.trainer.parallel, self.background
+        small, shards = {TRAINER: background.staged(sets.pop(TRAINER))}, None
+        if parallel.sharded_checkpoints:
+            named = {f"{name}/{key}": tensor for name, tensors in sets.items() for key, tensor in tensors.items()}
+            shards = Shards(background.staged(named), self.writers)
+        else:
+            small |= {name: background.staged(parallel.gather(tensors)) for name, tensors in sets.items()}
+        if not self.processes.is_main:
+            return (lambda: None) if shards is None else shards.follow
+        notes = deepcopy({**meta, "run": self.settings})
+
+        def write() -> None:
+            try:
+                save_checkpoint(
+                    self.path(step),
+                    trainer.model,
+                    trainer.tokenizer,
+                    meta=notes,
+                    weights=small.pop("model", None),
+                    tensors=small,
+                    write_shards=None if shards is None else shards.write,
+                )
+            finally:
+                if shards is not None:
+                    shards.release()
+
+        return write
+
+    def update_links(self, progress: Progress) -> None:
+        """Let ``latest``, and ``best`` if it is the best, lead to the checkpoint of a step."""
         try:
             link(self.folder / LATEST, self.path(progress.step).name, set_aside=True)
             if progress.best_step == progress.step:
@@ -134,9 +164,9 @@ class Checkpoints:
         """The directory of the checkpoint of a step."""
         return self.folder / f"{STEP}{step:08}"
 
-    def prune(self) -> None:
-        """Keep the newest few, the best, and every ``keep_every``-th; steps past the present one are given up."""
-        config, progress = self.trainer.config, self.trainer.progress
+    def prune(self, progress: Progress) -> None:
+        """Keep the newest few, the best, and every ``keep_every``-th; steps past that of ``progress`` are given up."""
+        config = self.trainer.config
         steps = steps_in(self.folder)
         present = [step for step in steps if step <= progress.step]
         milestones = {step for step in present if config.keep_every and step % config.keep_every == 0}
@@ -146,24 +176,32 @@ class Checkpoints:
                 shutil.rmtree(self.path(step), ignore_errors=True)
 
 
+class Writers:
+    """The processes that write shards: those of the run, with messages of their own if a thread of each writes."""
+
+    def __init__(self, processes: ProcessGroup, in_thread: bool) -> None:
+        self.processes = processes.channel("shards") if in_thread else processes
+        self.group = dist.new_group(backend="gloo") if in_thread else None
+
+
 class Shards:
     """Tensors of which each process writes its shards into the directory that the first process names."""
 
-    def __init__(self, tensors: Tensors, processes: ProcessGroup) -> None:
-        self.tensors, self.processes = tensors, processes
+    def __init__(self, tensors: Tensors, writers: Writers) -> None:
+        self.tensors, self.processes, self.group = tensors, writers.processes, writers.group
         self.named = False
 
     def write(self, folder: Path) -> None:
         """In the first process: write into ``folder``, and let the others do so."""
         self.named = True
-        write_shards(self.tensors, Path(self.processes.run_on_main(lambda: str(folder))))
+        write_shards(self.tensors, Path(self.processes.run_on_main(lambda: str(folder))), self.group)
 
     def follow(self) -> None:
         """In the other processes: write into the directory that the first process names; it also reports errors."""
         folder = self.processes.run_on_main(str)
         with suppress(OSError):
             if folder:
-                write_shards(self.tensors, Path(folder))
+                write_shards(self.tensors, Path(folder), self.group)
 
     def release(self) -> None:
         """In the first process: release the others if it failed before it named a directory."""

@@ -87,6 +87,8 @@ class TrainerConfig:
     save_interval: Number of steps between checkpoints. By default (null) one is saved at each evaluation.
     keep: Number of checkpoints to keep besides the best one.
     keep_every: Save a checkpoint every n steps and keep it as a milestone. By default (null) there are none.
+    async_save: Write checkpoints in the background, from a copy in the CPU's memory, while training continues. A save
+        waits for the one before it, and the end of a training for the last one.
     device: The device to train on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     precision: Precision of the arithmetic: auto, float32, bf16_products, bf16 or fp16. Weights and optimizer state stay
         float32. With bf16_products, only matrix products round their inputs to bf16, which is twice as fast on CPUs
@@ -121,6 +123,7 @@ class TrainerConfig:
     save_interval: int | None = None
     keep: int = 2
     keep_every: int | None = None
+    async_save: bool = False
     device: str = "auto"
     precision: str | int = "auto"
     compile: bool | str = "auto"

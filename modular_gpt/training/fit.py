@@ -37,7 +37,7 @@ from modular_gpt.training.history import History
 from modular_gpt.training.notebook import NotebookRecorder
 from modular_gpt.training.run import explained
 from modular_gpt.training.run_directory import RunFiles
-from modular_gpt.training.trainer import STEP_SAVED, Trainer
+from modular_gpt.training.trainer import STEP_SAVED, Save, Trainer, nothing
 
 STEP_KEPT = "this step is finished, and the model keeps it"
 LOOP = """a module of your own is trained by PyTorch's loop:
@@ -151,6 +151,13 @@ def _device(config: RunConfig) -> Iterator[torch.device]:
         yield device
 
 
+def no_save(required: bool) -> None:
+    """Save nothing."""
+
+
+NO_CHECKPOINTS: tuple[Save, Callable[[], None], Callable[[], None]] = (no_save, nothing, nothing)  # save, poll, close
+
+
 class _Session:
     """One call of ``fit``: the trainer, new or as a checkpoint left it, and the directory that it writes to."""
 
@@ -180,10 +187,11 @@ class _Session:
     def run(self, quiet: bool) -> History:
         """Train to the last step, or until a signal."""
         trainer, files, history, log = self.trainer, self.files, History(), None
-        save: Callable[[bool], None] = lambda required: None  # noqa: E731
+        save, poll, close = NO_CHECKPOINTS
         if files is not None:
             log, history.entries = earlier_entries(files, trainer)
-            save = Checkpoints(files, trainer, recorded_settings(self.config, self.tokenizer)).save
+            checkpoints = Checkpoints(files, trainer, recorded_settings(self.config, self.tokenizer))
+            save, poll, close = checkpoints.save, checkpoints.poll, checkpoints.close
         done = trainer.progress
         if done.step == trainer.config.max_steps or (done.step and done.seconds >= trainer.config.time_limit):
             return history
@@ -192,8 +200,9 @@ class _Session:
             recorder.say(line)
         try:
             with explained(self.config, trainer), ordered_sums(trainer.forward.compiled):
-                finished = trainer.fit(recorder, save, STEP_KEPT if files is None else STEP_SAVED)
+                finished = trainer.fit(recorder, save, STEP_KEPT if files is None else STEP_SAVED, poll)
         finally:
+            close()
             recorder.close()
             self.keep_average()
             if files is not None:

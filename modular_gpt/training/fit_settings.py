@@ -19,7 +19,7 @@ SLOTS = ("optim", "schedule")  # whose settings are given without the slot's nam
 LENGTHS = ("max_steps", "max_tokens")
 WITHOUT_EFFECT = ("final_evaluation", "epochs")  # of which the second is an argument
 NEEDS = {  # settings that do nothing unless another argument is given
-    "checkpoint": ("save_interval", "keep", "keep_every"),
+    "checkpoint": ("save_interval", "keep", "keep_every", "async_save"),
     "validation": ("eval_interval", "eval_batches", "patience", "sample_prompt", "sample_tokens", "sample_temperature"),
 }
 EVALUATIONS, ENTRIES = 10, 50  # of a short training, at least

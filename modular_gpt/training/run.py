@@ -195,7 +195,7 @@ def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, 
     try:
         # the final evaluation is inside too, or torch.compile would generate its code again
         with explained(config, trainer), ordered_sums(trainer.forward.compiled):
-            if not trainer.fit(recorder, checkpoints.save):
+            if not trainer.fit(recorder, checkpoints.save, poll=checkpoints.poll):
                 saved = f"Stopped after step {progress.step}, which is saved"
                 recorder.say(f"{saved}. To resume: mgpt-train resume={directory}")
                 return RunResult(directory, trainer.stop.signal, None, None)
@@ -206,6 +206,7 @@ def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, 
             outcome = measure(trainer, directory, recorder)
         recorder.outcome = asdict(outcome)
     finally:
+        checkpoints.close()
         recorder.close()
     table = report_table(outcome, trainer.data, directory)
     recorder.say(table)

@@ -43,6 +43,10 @@ Save = Callable[[bool], None]  # takes whether the checkpoint is required: then 
 log = logging.getLogger(__name__)
 
 
+def nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass
 class Progress:
     """The progress of training, which resuming needs besides weights and optimizer state.
@@ -119,10 +123,12 @@ class Trainer:
             **self.objective.fixed_settings,
         }
 
-    def fit(self, recorder: Recorder | Silent, save: Save, promise: str = STEP_SAVED) -> bool:
+    def fit(
+        self, recorder: Recorder | Silent, save: Save, promise: str = STEP_SAVED, poll: Callable[[], None] = nothing
+    ) -> bool:
         """Train to the last step or until patience or time runs out. Returns False if a signal stopped it early.
 
-        promise: a clause about what happens after a signal
+        promise: a clause about what happens after a signal; poll: called after each step
         Either way ``save`` has been called at the end.
         """
         config, progress = self.config, self.progress
@@ -145,6 +151,7 @@ class Trainer:
                 if finished:
                     return True
                 self.step()
+                poll()
                 recorder.step()
                 self.out_of_time = self.time_is_up()
                 if progress.step % config.log_interval == 0 or progress.step == config.max_steps or self.out_of_time:

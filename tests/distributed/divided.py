@@ -71,10 +71,10 @@ def outcomes(name: str, way: Any = None) -> list[Outcome]:
     return [outcome(name, terms, way) for terms in (LossConfig(), TERMS)]
 
 
-def differences(ways: dict[str, Any]) -> dict[str, float]:
+def differences(ways: dict[str, Any], models: list[str]) -> dict[str, float]:
     """The largest difference between each model divided in each way and the whole one."""
     found = {}
-    for name in MODELS:
+    for name in models:
         expected = outcomes(name)
         for title, way in ways.items():
             for whole, divided in zip(expected, outcomes(name, way), strict=True):

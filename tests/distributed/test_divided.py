@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from modular_gpt.checkpoint import find_checkpoint
 from modular_gpt.core.collectives import ShardGroup
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.vocabulary import VocabularyShard
 from tests.distributed.cases import refusal, whole_run
-from tests.distributed.divided import differences, held, message_outside
+from tests.distributed.divided import MODELS, differences, held, message_outside
 from tests.distributed.pair import Pair
 from tests.training.small import config
 
@@ -20,7 +21,10 @@ WAYS = {"pair": {"tensor": {"name": "tensor"}}, "four": {"tensor": {"name": "ten
 def test_losses_gradients_and_logits_are_those_of_whole_models(world: str, request: pytest.FixtureRequest) -> None:
     """65 token ids, which neither 2 nor 4 divide; every term of the loss, in chunks; ignored targets."""
     processes: Pair = request.getfixturevalue(world)
-    for found in processes(differences, WAYS[world]):
+    models = (
+        list(MODELS) if world == "pair" else ["an untied head", "rotated and compressed latents", "a shared expert"]
+    )
+    for found in processes(differences, WAYS[world], models):
         wrong = {name: value for name, value in found.items() if not value < 5e-6}
         assert not wrong
 
@@ -29,12 +33,16 @@ EXPERTS = {"attention": "mla", "ffn": {"name": "moe", "n_experts": 4, "balance":
 
 
 def test_training_in_two_dimensions_goes_on_in_others(pair: Pair, four: Pair, folder: Path) -> None:
-    """Four processes that divide rows, weights and tokens' computation; then one; then two that divide the latter."""
+    """Four processes that divide rows, weights and tokens' computation; then one; then two that divide the latter.
+
+    All of them write checkpoints in the background, the four each its shards.
+    """
     same = {"max_steps": 9, "log_interval": 1, "eval_interval": 3, "sample_tokens": 4, "gradient_accumulation": 2}
     made = {**same, "optim": "adafactor"}
     _, _, losses = whole_run(config(folder, EXPERTS, runs=str(folder / "whole"), **made).to_dict())
-    settings = config(folder, EXPERTS, runs=str(folder / "runs"), **made).to_dict()
+    settings = config(folder, EXPERTS, runs=str(folder / "runs"), async_save=True, **made).to_dict()
     directory = four(whole_run, {**settings, "parallel": {**BOTH, "sharded_checkpoints": True}}, 3)[0][0]
+    assert list(find_checkpoint(directory, prefer="latest").glob("shard-*"))
     whole_run({**settings, "parallel": "none", "resume": directory}, 6)
     _, _, found = pair(whole_run, {**settings, "parallel": "tensor", "resume": directory})[0]
     assert found.keys() == losses.keys()
