@@ -67,8 +67,8 @@ def outcome(name: str, terms: LossConfig, way: Any = None) -> Outcome:
 
 
 def outcomes(name: str, way: Any = None) -> list[Outcome]:
-    """With the plain loss, and with all its terms."""
-    return [outcome(name, terms, way) for terms in (LossConfig(), TERMS)]
+    """With all terms of the loss; of one model with the plain loss, too."""
+    return [outcome(name, terms, way) for terms in ([LossConfig(), TERMS] if name == "an untied head" else [TERMS])]
 
 
 def differences(ways: dict[str, Any], models: list[str]) -> dict[str, float]:
