@@ -144,7 +144,7 @@ class CheckpointReader:
             CheckpointError: the weights do not match the config, or a file is damaged.
         """
         model = self.meta_model()
-        return model_from_tensors(model, self.weights(model).read(), dtype, device)
+        return model_from_tensors(model, dict(self.weights(model)), dtype, device)
 
     def meta_model(self) -> GPTModel:
         """The model without storage and weights. Raises CheckpointError if its size is impossible."""
@@ -171,7 +171,7 @@ class CheckpointReader:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Read the set of tensors ``name`` from ``<name>.safetensors`` or shards; empty if there is no such set."""
-        return self.stored(name).read()
+        return dict(self.stored(name))
 
     def required(self, name: str) -> StoredTensors:
         """A set of tensors like ``stored``. Raises CheckpointError if it is missing or empty."""
@@ -185,7 +185,7 @@ class CheckpointReader:
 
     def required_tensors(self, name: str) -> dict[str, Tensor]:
         """Read a set of tensors like ``tensors``. Raises CheckpointError if it is missing or empty."""
-        return self.required(name).read()
+        return dict(self.required(name))
 
 
 def save_checkpoint(

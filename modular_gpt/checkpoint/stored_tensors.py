@@ -28,9 +28,9 @@ class StoredTensors(Mapping[str, Tensor]):
         self._shards: dict[str, list[TensorShard]] | None = None
         with self._checked():
             if self.path.name in files:
-                with safe_open(self.path, framework="pt") as file:
-                    names = list(file.keys())
-                    self.shapes = {key: torch.Size(file.get_slice(key).get_shape()) for key in names}
+                self._file = safe_open(self.path, framework="pt")  # mapped into memory as long as this object lives
+                names = list(self._file.keys())
+                self.shapes = {key: torch.Size(self._file.get_slice(key).get_shape()) for key in names}
             else:
                 self._shards = index_shards(shard_files(directory, files), name)
                 self.shapes = {key: joined_shape(f"{name}/{key}", shards) for key, shards in self._shards.items()}
@@ -40,22 +40,14 @@ class StoredTensors(Mapping[str, Tensor]):
         with self._checked():
             if self._shards is not None:
                 return join_shards(shape, self._shards[key])
-            with safe_open(self.path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(key)
-                return tensor
+            tensor: Tensor = self._file.get_tensor(key)
+            return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
 
     def __len__(self) -> int:
         return len(self.shapes)
-
-    def read(self) -> dict[str, Tensor]:
-        """All tensors, read at once."""
-        if self._shards is not None or not self.shapes:
-            return dict(self)
-        with self._checked(), safe_open(self.path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in self.shapes}
 
     @contextmanager
     def _checked(self) -> Iterator[None]:

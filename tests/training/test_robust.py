@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from modular_gpt.checkpoint import FOLDER, find_checkpoint, load_checkpoint, manifest, native
+from modular_gpt.checkpoint import FOLDER, find_checkpoint, load_checkpoint, manifest, stored_tensors
 from modular_gpt.cli.train import main as mgpt_train
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError, NonFiniteError, UserError
 from modular_gpt.model.config import GPTConfig
@@ -27,7 +27,7 @@ from modular_gpt.training.metrics import METRICS, MetricsLog, read_metrics
 from modular_gpt.training.report import Outcome
 from modular_gpt.training.run import open_run
 from modular_gpt.training.run_directory import RunFiles
-from modular_gpt.training.trainer import Trainer
+from modular_gpt.training.trainer import Progress, Trainer
 from tests.training.small import config, run, stop_after, trainer_of, write_text
 
 NO_WAITING = {"max_steps": 4, "eval_interval": 2, "log_interval": 1, "sample_tokens": 1}
@@ -133,15 +133,15 @@ def test_any_write_to_the_run_directory_may_fail(
 def failing_saves(monkeypatch: pytest.MonkeyPatch, numbers: set[int]) -> list[int]:
     """Let the saves of these numbers fail; returns the steps of all that are tried."""
     tried: list[int] = []
-    write = Checkpoints.write
+    complete = Checkpoints.complete
 
-    def failing(self: Checkpoints, *args: Any) -> None:
-        tried.append(self.trainer.progress.step)
+    def failing(self: Checkpoints, progress: Progress, *args: Any) -> None:
+        tried.append(progress.step)
         if len(tried) in numbers:
             raise CheckpointError("cannot save (No space left on device)")
-        write(self, *args)
+        complete(self, progress, *args)
 
-    monkeypatch.setattr(Checkpoints, "write", failing)
+    monkeypatch.setattr(Checkpoints, "complete", failing)
     return tried
 
 
@@ -436,7 +436,7 @@ def test_each_file_is_hashed_and_read_once_at_a_resume(
 
     watch(manifest, "sha256_file", "hashed", Path)
     watch(manifest, "load_json_object", "json", Path)
-    watch(native, "safe_open", "tensors", Path)
+    watch(stored_tensors, "safe_open", "tensors", Path)
     from_dict = GPTConfig.from_dict
     again = json.loads((saved / "config.json").read_text())
     monkeypatch.setattr(
