@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.checkpoint import CheckpointReader, save_checkpoint
 from modular_gpt.core.registry import decode
 from modular_gpt.distributed import build_parallel
 from modular_gpt.distributed.dtensor import full_tensor, local_tensor
 from modular_gpt.runtime.processes import ProcessGroup
-from modular_gpt.training.build import fill, new_model
+from modular_gpt.training import RunConfig
+from modular_gpt.training.build import model_of, new_model, placed
+from modular_gpt.training.forward import Placement
 
 SIZE = {"d_model": 16, "n_heads": 4, "n_layers": 3, "context_length": 16, "vocab_size": 65}
 MODELS: dict[str, dict[str, Any]] = {
@@ -50,23 +54,27 @@ class Allocated(TorchDispatchMode):
         self.peak = max(self.peak, sum(self.live.values()))
 
 
-def start(name: str, way: dict[str, Any]) -> tuple[list[str], int, int, int]:
-    """Start a model sharded in some way.
+def start(name: str, way: dict[str, Any], saved: str | None) -> tuple[list[str], int, int, int]:
+    """Start a model sharded in some way: a new one, or that of a checkpoint.
 
     Returns the tensors whose values are not those of one process, and numbers of elements: at most at once, of this
     process's shards, and of the largest tensor.
     """
     config = GPTConfig(**{**SIZE, **MODELS[name]})
-    processes = ProcessGroup.launched()
-    parallel = build_parallel(decode("parallel", way), processes)
+    parallel = build_parallel(decode("parallel", way), ProcessGroup.launched())
+    placement = Placement(torch.device("cpu"), "float32", parallel)
+    run = RunConfig(model=config)
     allocated = Allocated()
     with allocated:
-        model = parallel.shard_model(new_model(config, 3, parallel), torch.device("cpu"), "float32")
-        fill(model, parallel, None)
+        if saved is None:
+            model = placed(new_model(config, 3, parallel), placement, None)
+        else:
+            reader = CheckpointReader(Path(saved))
+            model = placed(model_of(reader, run, config, parallel), placement, reader)
     drawn_next = torch.rand(3)
     torch.manual_seed(3)
     whole = GPTModel(config)
-    different = [] if torch.equal(torch.rand(3), drawn_next) else ["the next random numbers"]
+    different = [] if saved or torch.equal(torch.rand(3), drawn_next) else ["the next random numbers"]
     values = {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
     for key, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
         if not torch.equal(full_tensor(tensor.detach()), values[key]):
@@ -75,6 +83,16 @@ def start(name: str, way: dict[str, Any]) -> tuple[list[str], int, int, int]:
     return different, allocated.peak, held, max(tensor.numel() for tensor in values.values())
 
 
-def starts(ways: list[dict[str, Any]]) -> dict[str, Any]:
-    """``start`` of all models in all ways."""
-    return {f"{name} {way['name']}": start(name, way) for name in MODELS for way in ways}
+def starts(ways: list[dict[str, Any]], folder: str) -> dict[str, Any]:
+    """``start`` of all models in all ways, new and from a checkpoint in a folder."""
+    found = {}
+    for name in MODELS:
+        directory = f"{folder}/{name}"
+        if torch.distributed.get_rank() == 0:
+            torch.manual_seed(3)
+            save_checkpoint(directory, GPTModel(GPTConfig(**{**SIZE, **MODELS[name]})))
+        torch.distributed.barrier()
+        for way in ways:
+            found[f"{name}, {way['name']}, new"] = start(name, way, None)
+            found[f"{name}, {way['name']}, resumed"] = start(name, way, directory)
+    return found

@@ -1,19 +1,21 @@
 """A sharded training starts from the values of one process, though no process ever holds the whole model."""
 
+from pathlib import Path
+
 from tests.distributed.allocated import MODELS, starts
 from tests.distributed.pair import Pair
 
 WAYS = [{"name": "fsdp"}, {"name": "tensor"}]
 
 
-def test_no_process_holds_the_whole_model_at_the_start(pair: Pair) -> None:
+def test_no_process_holds_the_whole_model_at_the_start(pair: Pair, folder: Path) -> None:
     """Elements allocated at once: the shards, and one whole tensor while it is drawn, with a copy of a shard of it.
 
     An orthogonal matrix takes the factors of its decomposition, too.
     """
-    for found in pair(starts, WAYS):
-        assert len(found) == len(MODELS) * len(WAYS)
+    for found in pair(starts, WAYS, str(folder)):
+        assert len(found) == len(MODELS) * len(WAYS) * 2
         for name, (different, peak, held, largest) in found.items():
             assert not different, name
-            drawn = 4 if "orthogonal" in MODELS[name.rpartition(" ")[0]].values() else 1.6
+            drawn = 4 if "orthogonal" in MODELS[name.partition(",")[0]].values() else 1.6
             assert held <= peak <= held + drawn * largest, name
