@@ -207,3 +207,34 @@ def slow_first_process(settings: dict[str, Any], place: str, folder: str) -> int
         result = train(RunConfig.from_dict(settings), quiet=True)
     assert result.outcome is not None
     return result.outcome.steps
+
+
+def failing_shards(settings: dict[str, Any], fails: int) -> tuple[list[int], list[str]]:
+    """Train while the last process cannot write its shards of one save -> the steps saved, and what was logged."""
+    import logging
+    from unittest.mock import patch
+
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    from modular_gpt.checkpoint import FOLDER
+    from modular_gpt.training.checkpointing import log, steps_in
+
+    original, calls = HuggingFaceStorageWriter.write_data, 0
+    processes, messages = ProcessGroup.launched(), []
+
+    def full(self: Any, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fails and processes.rank == processes.world - 1:
+            raise OSError(28, "No space left on device")
+        return original(self, *arguments)
+
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        with patch.object(HuggingFaceStorageWriter, "write_data", full):
+            directory = train(RunConfig.from_dict(settings), quiet=True).directory
+    finally:
+        log.removeHandler(handler)
+    return steps_in(directory / FOLDER), messages

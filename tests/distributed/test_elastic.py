@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from modular_gpt.checkpoint import find_checkpoint
-from tests.distributed.cases import slow_first_process, whole_run
+from tests.distributed.cases import failing_shards, slow_first_process, whole_run
 from tests.distributed.pair import Pair
 from tests.training.small import config
 
@@ -63,6 +63,16 @@ def test_elastic_resume(
     found = answers[0][2]
     assert found.keys() == losses.keys() == set(range(1, 13))
     assert max(abs(found[step] - losses[step]) for step in losses) < EXACT
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_shards_that_one_process_cannot_write(background: bool, pair: Pair, folder: Path) -> None:
+    """Neither process counts that save, also if threads write; training continues, and the next save is tried."""
+    settings = config(folder, max_steps=9, eval_interval=3, keep=5, sample_tokens=0, async_save=background)
+    (steps, logged), (_, silent) = pair(failing_shards, {**settings.to_dict(), "parallel": PIECES}, 2)
+    assert steps == [3, 9] and not silent
+    assert len(logged) == 1 and logged[0].startswith("step 6: cannot save")
+    assert logged[0].endswith("the training continues, and the next save is tried")
 
 
 @pytest.mark.parametrize("place", ["save_checkpoint", "sample"])
