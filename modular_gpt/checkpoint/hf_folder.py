@@ -27,10 +27,8 @@ from modular_gpt.data.templates import stops_of
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.materialize import saved_tensors
-from modular_gpt.pretrained import save_pretrained
-from modular_gpt.pretrained.hub import CONFIG_FILE, Source
-from modular_gpt.pretrained.own_type import OWN_TYPE, PREFIX, read_own_model
-from modular_gpt.pretrained.save import family_of, write_files
+from modular_gpt.pretrained import family_of, save_pretrained
+from modular_gpt.weights import CONFIG_FILE, OWN_TYPE, PREFIX, Source, read_own_model, write_files
 
 FORMATS = ("auto", "family", OWN_TYPE, "hf")  # hf: the former name of auto
 _FOR_CARD = ("step", "data", "run")  # notes of a checkpoint that the model card uses

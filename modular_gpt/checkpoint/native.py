@@ -43,7 +43,7 @@ from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import check_shapes, layers_in, meta_model, model_from_tensors
-from modular_gpt.pretrained.weight_files import as_os_error
+from modular_gpt.weights import as_os_error
 
 FOLDER, STEP, BEST, LATEST = "checkpoints", "step_", "best", "latest"  # of a run: checkpoints/step_000100 ...
 

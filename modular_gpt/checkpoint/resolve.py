@@ -19,8 +19,8 @@ from modular_gpt.core.registry import decode, encode
 from modular_gpt.core.validation import check_path
 from modular_gpt.data.tokenizers import Tokenizer, build_tokenizer, open_tokenizer
 from modular_gpt.model import GPTModel
-from modular_gpt.pretrained.hub import CONFIG_FILE
 from modular_gpt.runtime.device import WEIGHTS, as_device, as_dtype
+from modular_gpt.weights import CONFIG_FILE
 
 DTYPES = WEIGHTS
 
@@ -105,7 +105,7 @@ def tokenizer_of_name(name_or_path: str | Path) -> Tokenizer:
     if (path / FOLDER).is_dir() and (tokenizer := open_checkpoint(path).tokenizer) is not None:
         return tokenizer
     if "/" in name and not path.exists() and is_published(name, path):
-        from modular_gpt.pretrained import tokenizer_file
+        from modular_gpt.weights import tokenizer_file
 
         if (file := tokenizer_file(name)) is not None:
             return build_tokenizer({"name": "hf", "path": str(file)})
@@ -147,8 +147,7 @@ def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> PlainDict:
     if recorded is not None:
         return recorded
     if is_published(name, path) and not is_own_type(path):
-        from modular_gpt.pretrained import tokenizer_file
-        from modular_gpt.pretrained.hub import SHORT_NAMES
+        from modular_gpt.weights import SHORT_NAMES, tokenizer_file
 
         file = tokenizer_file(name)
         if file is not None:
@@ -186,8 +185,8 @@ def is_published(name: str, path: Path) -> bool:
 
 
 def _published(name: str, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Opened:
-    from modular_gpt.pretrained import load_pretrained, tokenizer_file
-    from modular_gpt.pretrained.hub import SHORT_NAMES
+    from modular_gpt.pretrained import load_pretrained
+    from modular_gpt.weights import SHORT_NAMES, tokenizer_file
 
     if "/" not in name and name not in SHORT_NAMES and not path.exists():
         known = unknown("published model", name, SHORT_NAMES)

@@ -4,7 +4,7 @@ Tasks of lm-evaluation-harness are in ``modular_gpt.evaluation.harness``.
 """
 
 from modular_gpt.evaluation.metrics import missing_packages, score_answers
-from modular_gpt.evaluation.perplexity import Evaluation, WindowOptions, evaluate_text, evaluate_tokens
+from modular_gpt.evaluation.perplexity import Evaluation, WindowOptions, evaluate_text, evaluate_tokens, text_loss
 from modular_gpt.evaluation.records import (
     Prediction,
     RecordEvaluation,
@@ -30,5 +30,6 @@ __all__ = [
     "missing_packages",
     "score_answers",
     "sliding_windows",
+    "text_loss",
     "windows",
 ]

@@ -118,6 +118,14 @@ def evaluate_tokens(
     return Evaluation(total / scored, scored, len(ids), size, context, stride)
 
 
+def text_loss(model: GPTModel, ids: torch.Tensor, batch: int = 8) -> float:
+    """Mean cross-entropy in nats per token of a text (n,), each token given those before it in its window.
+
+    The text is split into windows of the model's context_length; ``batch`` of them are read at once.
+    """
+    return evaluate_tokens(model, ids.cpu().numpy(), len(ids), batch_size=batch).loss
+
+
 def _resolved(options: WindowOptions, context_length: int) -> tuple[int, int, int]:
     """The context, the stride and the batch size, by default those that ``WindowOptions`` names."""
     context, stride, batch_size = options.get("context"), options.get("stride"), options.get("batch_size", 8)

@@ -14,9 +14,8 @@ from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.hf.configuration import ModularGPTConfig
 from modular_gpt.model import GPTModel
-from modular_gpt.pretrained.hub import CONFIG_FILE, Source, locate
-from modular_gpt.pretrained.own_type import read_own_model
 from modular_gpt.runtime.device import as_device, as_dtype
+from modular_gpt.weights import CONFIG_FILE, Source, locate, read_own_model
 
 # Keywords of transformers' from_pretrained that change nothing here: files are read one by one, and no code.
 _WITHOUT_EFFECT = (

@@ -11,59 +11,41 @@ from modular_gpt.core.plain_types import PlainMapping
 
 ANY: Final = "any"  # a harmless key, whatever its value
 
-# Keys that change no logits in any family: key -> ANY, or the values at which it changes nothing.
-HARMLESS: PlainMapping = {
-    # origin of the model, and handling by transformers
-    **dict.fromkeys(
-        (
-            "architectures", "model_type", "transformers_version", "_name_or_path", "name_or_path", "_commit_hash",
-            "dtype", "torch_dtype", "torchscript", "use_bfloat16", "use_cache", "gradient_checkpointing", "auto_map",
-            "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
-            "tokenizer_class", "task_specific_params", "finetuning_task", "unsloth_version", "unsloth_fixed",
-            "model_name", "transformers.js_config", "pretraining_tp", "_experts_implementation",
-        ),
-        ANY,
-    ),
-    # tokens, outputs, other tasks
-    **dict.fromkeys(
-        (
-            "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
-            "output_attentions", "output_hidden_states", "output_scores", "output_router_logits", "return_dict",
-            "id2label", "label2id", "num_labels", "problem_type", "classifier_dropout", "hidden_dropout_prob",
-            "prefix", "return_dict_in_generate", "is_decoder", "remove_invalid_values", "eod_token_id",
-            "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-            "summary_first_dropout",
-        ),
-        ANY,
-    ),
-    # initialisation and training, where a family does not read them
-    **dict.fromkeys(
-        (
-            "router_jitter_noise", "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "ep_size", "num_mtp_layers",
-            "num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types", "layerdrop", "init_device",
-            "embedding_initializer_range", "cache_implementation", "n_ctx",
-        ),
-        ANY,
-    ),
-    # settings of generation, in files older than generation_config.json
-    **dict.fromkeys(
-        (
-            "do_sample", "max_length", "min_length", "temperature", "top_k", "top_p", "typical_p", "num_beams",
-            "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping", "length_penalty",
-            "repetition_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
-            "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens",
-            "exponential_decay_length_penalty", "max_new_tokens", "tf_legacy_loss",
-        ),
-        ANY,
-    ),
-    # components that these models do not have
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "tie_encoder_decoder": (False,),
-    "pruned_heads": ({},),
-    "chunk_size_feed_forward": (0,),
-    "quantization_config": ({},),
-}  # fmt: skip
+
+def harmless(names: str, **only: Any) -> dict[str, Any]:
+    """Keys that change nothing, whatever their values, and those that change nothing at one value."""
+    return {**dict.fromkeys(names.split(), ANY), **{name: (value,) for name, value in only.items()}}
+
+
+# Keys that change no logits in any family: key -> ANY, or the values at which it changes nothing. In this order: origin
+# of the model and its handling; tokens, outputs, other tasks; training, where a family does not read it; generation.
+HARMLESS: PlainMapping = harmless(
+    """
+    architectures model_type transformers_version _name_or_path name_or_path _commit_hash dtype torch_dtype torchscript
+    use_bfloat16 use_cache gradient_checkpointing auto_map attn_implementation _attn_implementation unsloth_version
+    _attn_implementation_autoset _flash_attn_2_enabled tokenizer_class task_specific_params finetuning_task
+    unsloth_fixed model_name transformers.js_config pretraining_tp _experts_implementation
+
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id eod_token_id decoder_start_token_id id2label
+    label2id output_attentions output_hidden_states output_scores output_router_logits return_dict num_labels
+    return_dict_in_generate problem_type classifier_dropout hidden_dropout_prob prefix is_decoder summary_type
+    remove_invalid_values summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+
+    router_jitter_noise router_aux_loss_coef aux_loss_alpha seq_aux ep_size num_mtp_layers num_nextn_predict_layers
+    mtp_layer_types mtp_mlp_layer_types layerdrop init_device embedding_initializer_range cache_implementation n_ctx
+
+    do_sample max_length min_length temperature top_k top_p typical_p num_beams num_beam_groups num_return_sequences
+    diversity_penalty early_stopping length_penalty repetition_penalty no_repeat_ngram_size bad_words_ids
+    encoder_no_repeat_ngram_size forced_bos_token_id forced_eos_token_id suppress_tokens begin_suppress_tokens
+    exponential_decay_length_penalty max_new_tokens tf_legacy_loss
+    """,
+    is_encoder_decoder=False,
+    add_cross_attention=False,
+    tie_encoder_decoder=False,
+    pruned_heads={},
+    chunk_size_feed_forward=0,
+    quantization_config={},
+)
 
 
 class HFConfig(PlainMapping):

@@ -4,22 +4,20 @@ The tables of families are in families/, one file for each group of relatives.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from modular_gpt.core.errors import CheckpointError, UserError, printable, unknown
+from modular_gpt.core.errors import CheckpointError, UserError, printable
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.model.config import BlockConfig, GPTConfig
 from modular_gpt.pretrained.config_map import HFConfig, check_all_read
 from modular_gpt.pretrained.setting_map import Keys, KeyTree, ModelView, flattened, read_keys, write_keys
 from modular_gpt.pretrained.tensor_map import TensorMapping
-from modular_gpt.pretrained.weight_files import View
+from modular_gpt.weights import View
 
 
 @cache
@@ -142,48 +140,3 @@ class Family:
             return write_keys(self.mappings, ModelView(config, self.defaults, self.synonyms))
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise CheckpointError(f"{self.model_type} has no counterpart of a setting: {error}") from error
-
-
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-    "silu": "silu",
-    "swish": "silu",
-}
-
-
-def activation(name: str) -> str:
-    """Our name of an activation function of transformers. Raises CheckpointError if there is none."""
-    if name not in ACTIVATIONS:
-        raise CheckpointError(unknown("activation function", str(name), ACTIVATIONS))
-    return ACTIVATIONS[name]
-
-
-def hf_activation(name: str, default: Any = None) -> str:
-    """A name in transformers of our activation function, preferably ``default``; ours if it has none."""
-    names = [hf_name for hf_name, our_name in ACTIVATIONS.items() if our_name == name]
-    return default if default in names else names[0] if names else name
-
-
-def dropout(settings: HFConfig, name: str, embeddings: str | None = None) -> float:
-    """The dropout rate after attention and ffn, which ours also uses for ``embeddings``; warns if theirs differs."""
-    rate, embedding_rate = float(settings[name]), float(settings[embeddings]) if embeddings else 0.0
-    if rate != embedding_rate:
-        has = f"{embeddings}={embedding_rate}" if embeddings else "none"
-        warnings.warn(
-            f"while training, the embeddings get the dropout {name}={rate}, where the checkpoint has {has}",
-            stacklevel=2,
-        )
-    return rate
-
-
-def must_be(settings: HFConfig, **only: Any) -> None:
-    """Raise a CheckpointError if a setting has another value than the one that is supported."""
-    for name, value in only.items():
-        if settings[name] != value:
-            found = printable(repr(settings[name]))
-            raise CheckpointError(f"the checkpoint has {name}={found}, which is not supported: only {value!r} is")

@@ -15,11 +15,9 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import materialize, meta_model, saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.hub import CONFIG_FILE, Source, locate
-from modular_gpt.pretrained.mxfp4 import dequantising
 from modular_gpt.pretrained.tensor_map import TensorPair, expand
-from modular_gpt.pretrained.weight_files import Tensors, View, listed
 from modular_gpt.pretrained.wrappers import WRAPPERS, language_model, text_settings
+from modular_gpt.weights import CONFIG_FILE, Source, Tensors, View, dequantising, listed, locate
 
 HEAD, EMBEDDING = "lm_head.weight", "embedding.weight"
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")  # the first number in the name of a tensor

@@ -1,34 +1,31 @@
 """Two-way mappings between the keys of a config.json and our settings, as tensor_map.py has for tensors.
 
-A key that is one setting of ours needs one line, which reads and writes::
+Most mappings are lines ``key = setting``, which read and write; braces stand for several of them::
 
-    key("rms_norm_eps", "norm.eps")
-    key("moe_intermediate_size", "ffn@moe.hidden")
+    lines("rms_norm_eps = norm.eps", "{n_group,topk_group} = ffn@moe.{groups,top_groups}")
 
-The second applies to layers with that component only. ``Keys`` is a pair of functions for meanings that are spread
-over several keys. A value may be ``PerLayer``: the layers are assembled one by one and folded into variants and a
-cycle, so no mapping knows about patterns. Writing may be approximate, because save.py reads back what it writes.
+``ffn@moe`` applies to layers with that component only. ``Keys`` is a pair of functions for meanings that are spread
+over several keys, and ``layers`` has the settings of two sorts of layers, which are assembled one by one and folded
+into variants and a cycle. Writing may be approximate, because save.py reads back what it writes.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from modular_gpt.core.errors import ConfigError, printable
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, lookup
-from modular_gpt.model.config import BASE, BLOCK, LARGEST, SLOTS, BlockConfig, GPTConfig
+from modular_gpt.model.config import BLOCK, LARGEST, SLOTS, BlockConfig, GPTConfig
+from modular_gpt.model.layer_folding import fold_layers
 from modular_gpt.pretrained.config_map import HFConfig
+
+KEEP: Final = object()  # for one layer in PerLayer: what earlier mappings gave
 
 
 class PerLayer(tuple[Any, ...]):
     """One value for each layer."""
-
-
-def per_layer(values: Iterable[Any]) -> Any:
-    """The values of the layers, or the one value that all of them have."""
-    values = list(values)
-    return values[0] if values and all(value == values[0] for value in values) else PerLayer(values)
 
 
 class ModelView:
@@ -58,10 +55,8 @@ class ModelView:
         slot, component, name = split_path(path)
         if slot not in SLOTS:
             return True
-        return any(
-            _is(slot, config, component) and hasattr(config, name)
-            for config in (getattr(layer, slot) for layer in self.layers)
-        )
+        found = [getattr(layer, slot) for layer in self.layers]
+        return any(_is(slot, config, component) and hasattr(config, name) for config in found)
 
     def __getitem__(self, path: str) -> Any:
         if split_path(path)[0] not in (*SLOTS, BLOCK):
@@ -80,20 +75,15 @@ def _is(slot: str, config: ComponentConfig, component: str) -> bool:
     return not component or issubclass(config.component, lookup(slot, component).component)
 
 
-def nothing(view: ModelView) -> PlainDict:
-    """For settings that all models of a family have: there is no key to write."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Keys:
     """Keys of a config.json and our settings with the same meaning.
 
-    from_hf: keys -> our settings by path; to_hf: our settings -> keys
+    from_hf: keys -> our settings by path; to_hf: our settings -> keys; by default none, where all models have the same
     """
 
     from_hf: Callable[[HFConfig], PlainMapping]
-    to_hf: Callable[[ModelView], PlainMapping] = nothing
+    to_hf: Callable[[ModelView], PlainMapping] = lambda view: {}
 
 
 KeyTree = Keys | Sequence["KeyTree"]
@@ -106,6 +96,23 @@ def flattened(keys: KeyTree) -> Iterator[Keys]:
     else:
         for inner in keys:
             yield from flattened(inner)
+
+
+_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+
+
+def pairs(*lines: str) -> Iterator[tuple[str, str]]:
+    """The two sides of each line ``theirs = ours``; braces with commas on both sides stand for several such lines."""
+    for line in lines:
+        if _CHOICE.search(line) is None:
+            theirs, _, ours = line.partition(" = ")
+            yield theirs, ours or theirs
+            continue
+        for names in zip(*(choices.split(",") for choices in _CHOICE.findall(line)), strict=True):
+            made = line
+            for name in names:
+                made = _CHOICE.sub(name, made, count=1)
+            yield made.partition(" = ")[0], made.partition(" = ")[2]
 
 
 def key(
@@ -129,9 +136,48 @@ def key(
     return Keys(read, write)
 
 
+def lines(*given: str) -> tuple[Keys, ...]:
+    """Keys and settings, one pair in a line; a line without `` = `` is a key with our name."""
+    return tuple(key(hf_name, path) for hf_name, path in pairs(*given))
+
+
+def switch(hf_name: str, path: str, on: Any, off: Any) -> Keys:
+    """A key that is true or false, and a setting with one of two values."""
+    return Keys(
+        lambda settings: {path: on if settings[hf_name] else off}, lambda view: {hf_name: view[path] not in (off, None)}
+    )
+
+
 def always(settings: PlainMapping) -> Keys:
     """Our settings, by path, that all models of a family have."""
     return Keys(lambda given: settings)
+
+
+def layers(
+    flags: Callable[[HFConfig], Sequence[bool]],
+    yes: PlainMapping,
+    no: PlainMapping | None = None,
+    mark: str = "",
+    to_hf: Callable[[list[bool]], PlainMapping] = lambda has: {},
+) -> Keys:
+    """Settings of two sorts of layers; a value may be a function of the keys.
+
+    flags: keys -> whether each layer is of the first sort; yes, no: settings of the two sorts
+    mark: a setting that only the first sort has; to_hf: whether each layer has it -> keys
+    """
+
+    def read(settings: HFConfig) -> PlainDict:
+        has, count = flags(settings), layer_count(settings)
+        if len(has) != count:
+            raise ValueError(f"{len(has)} values for {count} layers")
+        sides = [
+            {path: value(settings) if callable(value) else value for path, value in side.items()}
+            for side in (no or {}, yes)
+        ]
+        paths = dict.fromkeys(path for side in sides for path in side)
+        return {path: PerLayer(sides[bool(one)].get(path, KEEP) for one in has) for path in paths}
+
+    return Keys(read, lambda view: to_hf([value is not None for value in view.each(mark)]) if mark else {})
 
 
 def layer_count(settings: HFConfig) -> int:
@@ -147,97 +193,43 @@ def layer_count(settings: HFConfig) -> int:
     return count
 
 
-def read_keys(keys: Iterable[Keys], settings: HFConfig) -> PlainDict:
+def read_keys(mappings: Iterable[Keys], settings: HFConfig) -> PlainDict:
     """Convert the keys of a config.json to our settings, as ``GPTConfig.from_dict`` takes them."""
-    flat: PlainDict = {}
     count = layer_count(settings)
-    for mapping in keys:
-        flat |= mapping.from_hf(settings)
-    model = {path: value for path, value in flat.items() if split_path(path)[0] not in (*SLOTS, BLOCK)}
-    layers = _layers({path: value for path, value in flat.items() if path not in model}, count)
-    return {**model, **_fold(layers)}
+    found = [pair for mapping in mappings for pair in mapping.from_hf(settings).items()]
+    of_model = {path: value for path, value in found if split_path(path)[0] not in (*SLOTS, BLOCK)}
+    of_layers = [(path, value) for path, value in found if path not in of_model]
+    return {**of_model, **fold_layers(_layers(of_layers, count), "published")}
 
 
-def write_keys(keys: Iterable[Keys], view: ModelView) -> PlainDict:
+def write_keys(mappings: Iterable[Keys], view: ModelView) -> PlainDict:
     """Convert our settings to keys; a null is written only where the family would assume a value."""
     found: PlainDict = {}
-    for mapping in keys:
+    for mapping in mappings:
         for name, value in mapping.to_hf(view).items():
             found[view.synonyms.get(name, name)] = value
     return {name: value for name, value in found.items() if value is not None or view.default(name) is not None}
 
 
-def _layers(flat: PlainMapping, count: int) -> list[PlainDict]:
+def _layers(settings: Sequence[tuple[str, Any]], count: int) -> list[PlainDict]:
     """The settings of each layer by slot, with every default of its components; equal layers are the same object."""
-    names_first = sorted(flat.items(), key=lambda item: not item[0].endswith(".name"))
+    names_first = sorted(settings, key=lambda item: not item[0].endswith(".name"))
     made: dict[str, PlainDict] = {}
-    layers = []
+    found = []
     for index in range(count):
         raw: dict[str, PlainDict] = {slot: {} for slot in (*SLOTS, BLOCK)}
-        for path, value in names_first:
+        for path, given in names_first:
             slot, component, name = split_path(path)
-            if not component or _named(slot, raw[slot].get("name"), component):
-                raw[slot][name] = value[index] if isinstance(value, PerLayer) else value
+            value = given[index] if isinstance(given, PerLayer) else given
+            if value is not KEEP and (not component or _named(slot, raw[slot].get("name"), component)):
+                raw[slot][name] = value
         identity = repr(raw)
         if identity not in made:
             slots: PlainDict = {slot: encode(decode(slot, raw[slot])) for slot in SLOTS}
             made[identity] = {**slots, BLOCK: {"topology": "pre", **raw[BLOCK]}}
-        layers.append(made[identity])
-    return layers
+        found.append(made[identity])
+    return found
 
 
 def _named(slot: str, name: Any, component: str) -> bool:
     return isinstance(name, str) and issubclass(lookup(slot, name).component, lookup(slot, component).component)
-
-
-def _fold(layers: Sequence[PlainDict]) -> PlainDict:
-    """Settings of the most frequent layer, with ``layers`` for the others."""
-    distinct = list({id(layer): layer for layer in layers}.values())
-    counts = {id(layer): sum(other is layer for other in layers) for layer in distinct}
-    base = max(distinct, key=lambda layer: counts[id(layer)])
-    names: dict[int, str] = {id(base): BASE}
-    variants: PlainDict = {}
-    for layer in distinct:
-        if layer is not base:
-            changed = {slot: _changed(layer[slot], base[slot]) for slot in layer if layer[slot] != base[slot]}
-            name = _variant_name(changed, variants)
-            names[id(layer)], variants[name] = name, changed
-    plain = {slot: base[slot] for slot in SLOTS}
-    folded = {**plain, **base[BLOCK]}
-    if variants:
-        pattern = fold_names([names[id(layer)] for layer in layers])
-        folded["layers"] = {"name": "published", "variants": variants, **pattern}
-    return folded
-
-
-def _changed(settings: PlainMapping, base: PlainMapping) -> PlainDict:
-    """The settings that differ; all of them where the component is another one."""
-    if settings.get("name") != base.get("name"):
-        return dict(settings)
-    return {name: value for name, value in settings.items() if value != base[name]}
-
-
-def _variant_name(changed: Mapping[str, PlainDict], taken: PlainMapping) -> str:
-    """A name that tells what differs: another component, a window, or any."""
-    named = [settings["name"] for settings in changed.values() if "name" in settings]
-    window = changed.get("attention", {}).get("window", 0)
-    name = named[0] if named else "full" if window is None else "sliding" if window else "variant"
-    return name if name not in taken else f"{name}_{len(taken)}"
-
-
-def fold_names(names: Sequence[str]) -> dict[str, list[str]]:
-    """The shortest ``prefix`` and ``cycle`` of variants that spell ``names``."""
-    best: tuple[list[str], list[str]] = ([], list(names))
-    for length in range(len(names)):
-        if length >= len(best[0]) + len(best[1]):
-            break
-        cycle = shortest_cycle(names[length:])
-        if length + len(cycle) < len(best[0]) + len(best[1]):
-            best = (list(names[:length]), cycle)
-    return {"prefix": best[0], "cycle": best[1]}
-
-
-def shortest_cycle(names: Sequence[str]) -> list[str]:
-    """The shortest prefix of ``names`` whose repetition, possibly cut off, is ``names``."""
-    lengths = range(1, len(names) + 1)
-    return next(list(names[:n]) for n in lengths if all(name == names[i % n] for i, name in enumerate(names)))

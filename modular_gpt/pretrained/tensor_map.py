@@ -1,8 +1,9 @@
 """Two-way mappings between the tensors of a published checkpoint and ours.
 
-A mapping relates one tensor of the checkpoint to one or several of ours::
+A mapping relates one tensor of the checkpoint to one or several of ours, in a line ``theirs = ours``::
 
-    TensorMapping("transformer.h.{layer}.attn.c_attn.bias", ("blocks.{layer}.attention.query.bias", ...), FUSED)
+    modules("{q,k,v,o}_proj = attention.{query,key,value,out}", "model.layers.{layer}.self_attn")
+    modules("c_attn = attention.query + attention.key + attention.value", "transformer.h.{layer}.attn", FUSED)
 
 ``{layer}`` stands for every layer. ``{expert}``, only in names of the checkpoint, stands for every expert: ours are
 stacked in one tensor, with experts as first dimension. A mapping applies if the model has all of our tensors, so one
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.pretrained.setting_map import pairs
 
-LAYER, EXPERT = "{layer}", "{expert}"
+LAYER, EXPERT, OURS = "{layer}", "{expert}", "blocks.{layer}."
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,7 @@ class Transform:
 COPY = Transform(lambda hf, shapes, heads: [hf], lambda ours, heads: ours[0])
 # our tensors concatenated by rows
 FUSED = Transform(
-    lambda hf, shapes, heads: hf.split([shape[0] for shape in shapes]),
-    lambda ours, heads: torch.cat(list(ours)),
+    lambda hf, shapes, heads: hf.split([shape[0] for shape in shapes]), lambda ours, heads: torch.cat(list(ours))
 )
 # for each head, the rows of our tensors concatenated
 FUSED_PER_HEAD = Transform(
@@ -46,19 +47,30 @@ FUSED_PER_HEAD = Transform(
     ],
     lambda ours, heads: torch.cat([tensor.unflatten(0, (heads, -1)) for tensor in ours], dim=1).flatten(0, 1),
 )
-# stacked experts with the rows of our tensors interleaved
+# stacked experts with the rows of our tensors interleaved, or after each other
 INTERLEAVED = Transform(
     lambda hf, shapes, heads: [hf[:, i :: len(shapes)] for i in range(len(shapes))],
     lambda ours, heads: torch.stack(list(ours), dim=2).flatten(1, 2),
 )
+STACKED_ROWS = Transform(
+    lambda hf, shapes, heads: hf.split([shape[1] for shape in shapes], dim=1),
+    lambda ours, heads: torch.cat(list(ours), dim=1),
+)
 
 
 def transposed(inner: Transform) -> Transform:
-    """The transform ``inner`` for matrices that the checkpoint stores as (in, out)."""
+    """The transform ``inner`` for matrices that the checkpoint stores as (in, out); vectors stay."""
     return Transform(
-        lambda hf, shapes, heads: inner.split(hf.mT, shapes, heads),
-        lambda ours, heads: inner.join(ours, heads).mT,
+        lambda hf, shapes, heads: inner.split(_transpose(hf), shapes, heads),
+        lambda ours, heads: _transpose(inner.join(ours, heads)),
     )
+
+
+def _transpose(tensor: Tensor) -> Tensor:
+    return tensor if tensor.ndim < 2 else tensor.mT
+
+
+IN_OUT = transposed(COPY)
 
 
 class TensorMapping(NamedTuple):
@@ -83,6 +95,41 @@ class TensorMapping(NamedTuple):
         return all(_in_layer(name, layer) in tensors for name in needed) and (
             not self.unless or _in_layer(self.unless, layer) not in tensors
         )
+
+
+Tensors = list[TensorMapping]
+
+
+def tensors(line: str, prefix: str = "", transform: Transform = COPY, counted: str = "n_heads") -> Tensors:
+    """Mappings of single tensors; in those of layers our names omit ``blocks.{layer}.``."""
+    found = []
+    for hf_name, ours in pairs(line):
+        hf_name = f"{prefix}.{hf_name}" if prefix else hf_name
+        start = OURS if LAYER in hf_name else ""
+        our_names = tuple(start + name for name in ours.split(" + "))
+        found.append(TensorMapping(hf_name, our_names, transform, counted=counted))
+    return found
+
+
+def modules(line: str, prefix: str = "", transform: Transform = COPY, counted: str = "n_heads") -> Tensors:
+    """Mappings of the weights and the biases of modules."""
+    return [
+        mapping._replace(
+            hf_name=f"{mapping.hf_name}.{leaf}", our_names=tuple(f"{name}.{leaf}" for name in mapping.our_names)
+        )
+        for mapping in tensors(line, prefix, transform, counted)
+        for leaf in ("weight", "bias")
+    ]
+
+
+def where(ours: str, mappings: Tensors) -> Tensors:
+    """The mappings for layers that have our tensor ``ours``."""
+    return [mapping._replace(where=OURS + ours) for mapping in mappings]
+
+
+def unless(ours: str, mappings: Tensors) -> Tensors:
+    """The mappings for layers that lack our tensor ``ours``, unless they name another one."""
+    return [mapping if mapping.unless else mapping._replace(unless=OURS + ours) for mapping in mappings]
 
 
 class TensorPair(NamedTuple):
@@ -123,22 +170,10 @@ def expand(mappings: Sequence[TensorMapping], tensors: Mapping[str, Tensor], con
             our_names = tuple(_in_layer(name, layer) for name in mapping.our_names)
             hf_name = _in_layer(mapping.hf_name, layer)
             count = getattr(attentions[layer], mapping.counted, None) or config.n_heads
-            if EXPERT not in hf_name:
-                yield TensorPair(hf_name, our_names, mapping.transform, None, count)
-                continue
-            for expert in range(tensors[our_names[0]].shape[0]):
+            experts = range(tensors[our_names[0]].shape[0]) if EXPERT in hf_name else (None,)
+            for expert in experts:
                 yield TensorPair(hf_name.replace(EXPERT, str(expert)), our_names, mapping.transform, expert, count)
 
 
 def _in_layer(name: str, layer: int) -> str:
     return name.replace(LAYER, str(layer))
-
-
-def affine(
-    hf_name: str, *our_names: str, weight: Transform = COPY, bias: Transform = COPY, counted: str = "n_heads"
-) -> list[TensorMapping]:
-    """Two mappings, for ``.weight`` and ``.bias`` of a layer."""
-    return [
-        TensorMapping(f"{hf_name}.{name}", tuple(f"{ours}.{name}" for ours in our_names), transform, counted=counted)
-        for name, transform in (("weight", weight), ("bias", bias))
-    ]

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from modular_gpt.core.errors import CheckpointError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.families import FAMILIES
-from modular_gpt.pretrained.hub import CONFIG_FILE, Source
-from modular_gpt.pretrained.weight_files import LazyTensor
+from modular_gpt.weights import CONFIG_FILE, LazyTensor, Source
 
 # model type -> model type of its language model, where text_config does not name it
 WRAPPERS = {

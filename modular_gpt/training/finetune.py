@@ -13,7 +13,7 @@ from modular_gpt.data import Batch, PreparedData, Tokenizer, build_tokenizer
 from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.pretrained import transplant
+from modular_gpt.model.surgery import transplant
 from modular_gpt.training.config import RunConfig
 
 WINDOWS = 8  # of the validation text, from its beginning, on which a loss before any training is measured

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from modular_gpt import CheckpointError, ConfigError, GPTModel
 from modular_gpt.hf import ModularGPTConfig, ModularGPTForCausalLM
-from modular_gpt.pretrained.own_type import PREFIX
+from modular_gpt.weights.own_type import PREFIX
 from tests.fresh import python
 from tests.hf.conftest import attentions, named
 

@@ -12,8 +12,9 @@ import pytest
 from modular_gpt import CheckpointError, GPTModel
 from modular_gpt.checkpoint import load_model
 from modular_gpt.cli import generate
-from modular_gpt.pretrained import hub, load_pretrained
+from modular_gpt.pretrained import load_pretrained
 from modular_gpt.training.finetune import open_source
+from modular_gpt.weights import hub
 
 
 @pytest.fixture(autouse=True)

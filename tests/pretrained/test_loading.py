@@ -15,8 +15,8 @@ from torch import Tensor
 
 from modular_gpt import CheckpointError, GPTModel
 from modular_gpt.pretrained import load_pretrained, tokenizer_file
-from modular_gpt.pretrained.hub import SHORT_NAMES
-from modular_gpt.pretrained.weight_files import SafeTensors
+from modular_gpt.weights.hub import SHORT_NAMES
+from modular_gpt.weights.tensor_files import SafeTensors
 from tests.pretrained.conftest import Saved
 from tests.reference.cases import CASES, DELTA, SIZES, ids
 from tests.reference.conftest import difference

@@ -13,7 +13,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from modular_gpt import CheckpointError
 from modular_gpt.pretrained import load_pretrained
-from modular_gpt.pretrained.mxfp4 import dequantised
+from modular_gpt.weights.mxfp4 import dequantised
 from tests.reference.cases import CASES, ids, reference
 from tests.reference.conftest import difference
 

@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         Path(path).write_bytes(b"half of it")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("modular_gpt.pretrained.save.save_file", full)
+    monkeypatch.setattr("modular_gpt.weights.write.save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*it needs [0-9,]+ bytes"):
         GPTModel(**SIZES).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == WRITTEN_FILES

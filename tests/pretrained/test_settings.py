@@ -10,12 +10,12 @@ import pytest
 from modular_gpt import CheckpointError, GPTConfig
 from modular_gpt.core.errors import UserError
 from modular_gpt.model.config import SLOTS
+from modular_gpt.model.differences import differences
 from modular_gpt.pretrained import FAMILIES
 from modular_gpt.pretrained.config_map import HARMLESS
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.hub import locate
 from modular_gpt.pretrained.load import read_config
-from modular_gpt.pretrained.save import _differences
+from modular_gpt.weights.hub import locate
 from tests.reference.cases import BLOOM, GPT2, LATENT, MPT, SIZES, YARN
 
 # Settings of transformers that do not change what a model computes: names, tokens, outputs, other tasks, training.
@@ -73,7 +73,7 @@ def ours(family: Family, settings: Mapping[str, Any]) -> GPTConfig:
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     family = FAMILIES[kind]
     missing, written = ours(family, NEEDED.get(kind, {})), ours(family, written_by_transformers(kind))
-    assert not list(_differences(missing, written)), "up to rounding errors of scales"
+    assert not list(differences(missing, written)), "up to rounding errors of scales"
     assert {**missing.to_dict(), **dict.fromkeys(SLOTS)} == {**written.to_dict(), **dict.fromkeys(SLOTS)}
 
 

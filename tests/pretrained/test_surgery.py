@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from modular_gpt import ConfigError, GPTModel
+from modular_gpt.model.surgery import CONVERTED, LOADED, NEW, SKIPPED
 from modular_gpt.pretrained import text_loss, transplant, with_components
-from modular_gpt.pretrained.surgery import CONVERTED, LOADED, NEW, SKIPPED
 from tests.reference.cases import ids
 from tests.reference.conftest import TOLERANCE, difference
 

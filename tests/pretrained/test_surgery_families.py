@@ -10,8 +10,8 @@ from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.composition.families import family_files
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import saved_tensors
+from modular_gpt.model.surgery import CONVERTED, LOADED, SKIPPED
 from modular_gpt.pretrained import transplant
-from modular_gpt.pretrained.surgery import CONVERTED, LOADED, SKIPPED
 from tests.reference.cases import ids
 
 FAMILIES = list(family_files([conf_dir()]))

@@ -14,8 +14,8 @@ from modular_gpt import GPTModel, compose
 from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.composition.families import FAMILY, family_content, family_files
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.model.differences import differences
 from modular_gpt.pretrained import FAMILIES, save_pretrained
-from modular_gpt.pretrained.save import _differences
 from tests.reference.cases import ids
 from tests.reference.conftest import Parity
 
@@ -74,14 +74,14 @@ def test_settings_are_the_defaults_of_transformers(name: str, tmp_path: Path) ->
     config_class = type(transformers.AutoConfig.from_pretrained(tmp_path))
     default = config_class(**sizes, **OTHERWISE.get(name, {})).to_dict()
     theirs, ours = FAMILIES[TYPES[name]].config(default), composed(name)
-    assert [*_differences(theirs, ours), *_differences(ours, theirs)] == []
+    assert [*differences(theirs, ours), *differences(ours, theirs)] == []
 
 
 def test_a_drifted_setting_shows(tmp_path: Path) -> None:
     """The comparison above is worth something: it names one setting that differs."""
     _, written = saved("qwen3", tmp_path)
     theirs = FAMILIES["qwen3"].config({**written, "hidden_act": "gelu"})
-    assert list(_differences(theirs, composed("qwen3"))) == ["ffn.activation=gelu"]
+    assert list(differences(theirs, composed("qwen3"))) == ["ffn.activation=gelu"]
 
 
 LFM2 = {  # by the first pattern that is found

@@ -5,8 +5,10 @@ from typing import Any
 
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.config_map import HFConfig
-from modular_gpt.pretrained.families.decoder_keys import activation_key
-from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key, layer_count, per_layer
+from modular_gpt.pretrained.families.decoder_keys import activation_key, computed
+from modular_gpt.pretrained.setting_map import Keys, KeyTree, ModelView, always, key, layer_count, layers, lines
+
+COUNT = "ffn@moe.n_experts"
 
 
 def moe(**settings: Any) -> Keys:
@@ -25,17 +27,11 @@ def needed(name: str, path: str) -> Keys:
     return Keys(read, key(name, path).to_hf)
 
 
-def experts(
-    count: str, hidden: str = "moe_intermediate_size", top_k: str = "num_experts_per_tok", act: str = "hidden_act"
-) -> tuple[Keys, ...]:
+def experts(count: str, hidden: str = "moe_intermediate_size", act: str = "hidden_act") -> KeyTree:
     """The sizes of the experts, which are gated; ``act``: empty if their activation has no key."""
-    return (
-        moe(bias=False, balance="none", z_weight=0.0),
-        needed(count, "ffn@moe.n_experts"),
-        needed(top_k, "ffn@moe.top_k"),
-        key(hidden, "ffn@moe.hidden"),
-        *([activation_key(act, "ffn@moe.activation")] if act else []),
-    )
+    sizes = (needed(count, COUNT), needed("num_experts_per_tok", "ffn@moe.top_k"), key(hidden, "ffn@moe.hidden"))
+    activations = [activation_key(act, "ffn@moe.activation")] if act else []
+    return (moe(bias=False, balance="none", z_weight=0.0), *sizes, *activations)
 
 
 def router_loss(name: str = "router_aux_loss_coef") -> Keys:
@@ -55,50 +51,39 @@ def router_loss(name: str = "router_aux_loss_coef") -> Keys:
     return Keys(read, write)
 
 
-def sigmoid_router(scale: str = "", norm_topk: str = "norm_topk_prob", groups: bool = True) -> tuple[Keys, ...]:
-    """The router of DeepSeek-V3: https://arxiv.org/abs/2412.19437"""
-    rows = [moe(score="sigmoid", balance="bias", group_score="top2")]
-    rows += [key(norm_topk, "ffn@moe.norm_topk")] if norm_topk else []
-    rows += [key(scale, "ffn@moe.routed_scale", float)] if scale else []
-    rows += [key("n_group", "ffn@moe.groups"), key("topk_group", "ffn@moe.top_groups")] if groups else []
-    return tuple(rows)
+NORM_TOPK = key("norm_topk_prob", "ffn@moe.norm_topk")
+GROUPS = lines("{n_group,topk_group} = ffn@moe.{groups,top_groups}")
+SCALE = key("routed_scaling_factor", "ffn@moe.routed_scale", float)
+SIGMOID = moe(score="sigmoid", balance="bias", group_score="top2")
 
 
 def sparse(
-    from_hf: Callable[[HFConfig], Sequence[bool]], to_hf: Callable[[list[bool]], PlainMapping], dense: str = "swiglu"
+    flags: Callable[[HFConfig], Sequence[bool]], to_hf: Callable[[list[bool]], PlainMapping], dense: str = "swiglu"
 ) -> Keys:
     """The layers that have experts; the others have a network of the type ``dense``."""
-
-    def write(view: ModelView) -> PlainMapping:
-        return to_hf([layer.ffn.name == "moe" for layer in view.layers])
-
-    return Keys(lambda settings: {"ffn.name": per_layer("moe" if has else dense for has in from_hf(settings))}, write)
+    return layers(flags, {"ffn.name": "moe"}, {"ffn.name": dense}, COUNT, to_hf)
 
 
 ALL_SPARSE = always({"ffn.name": "moe"})
+# experts in all layers but the first ones
+FIRST_DENSE = sparse(
+    lambda settings: [index >= settings["first_k_dense_replace"] for index in range(layer_count(settings))],
+    lambda has: {"first_k_dense_replace": has.index(True) if True in has else len(has)},
+)
 
 
-def first_dense(name: str = "first_k_dense_replace") -> Keys:
-    """Experts in all layers but the first ones."""
-    return sparse(
-        lambda settings: [index >= settings[name] for index in range(layer_count(settings))],
-        lambda has: {name: has.index(True) if True in has else len(has)},
-    )
-
-
-def mlp_layer_types(pattern: Callable[[HFConfig], Sequence[str]]) -> Keys:
-    """Experts in the layers whose type in mlp_layer_types, by default in ``pattern``, is ``sparse``."""
+def mlp_layer_types(first: Callable[[HFConfig], int]) -> Keys:
+    """Experts in the layers whose type in mlp_layer_types is ``sparse``, by default in those from ``first`` on."""
 
     def has_experts(settings: HFConfig) -> list[bool]:
         given = settings["mlp_layer_types"]
-        return [name == "sparse" for name in (pattern(settings) if given is None else given)]
+        usual = [index >= first(settings) for index in range(layer_count(settings))]
+        return usual if given is None else [name == "sparse" for name in given]
 
     return sparse(has_experts, lambda has: {"mlp_layer_types": ["sparse" if one else "dense" for one in has]})
 
 
-def after_first(settings: HFConfig) -> list[str]:
-    """Layer types where all layers but the first have experts."""
-    return ["dense", *["sparse"] * (layer_count(settings) - 1)]
+AFTER_FIRST = mlp_layer_types(lambda settings: 1)
 
 
 def _sparse_steps(settings: HFConfig) -> list[bool]:
@@ -110,27 +95,23 @@ SPARSE_STEP = sparse(
     _sparse_steps,
     lambda has: {"mlp_only_layers": [index for index, one in enumerate(has) if not one], "decoder_sparse_step": 1},
 )
-NORM_TOPK = key("norm_topk_prob", "ffn@moe.norm_topk")
 
 
 def shared(count: str) -> Keys:
     """Shared experts, as one network of the width of ``count`` experts."""
-    return Keys(
-        lambda settings: {"ffn@moe.shared_experts": settings[count] or 0},
-        key(count, "ffn@moe.shared_experts").to_hf,
-    )
+    path = "ffn@moe.shared_experts"
+    return Keys(computed(path, lambda settings: settings[count] or 0).from_hf, key(count, path).to_hf)
 
 
-def shared_width(width: str, gate: bool = False) -> Keys:
+def shared_width(gate: bool = False) -> KeyTree:
     """One shared expert of a width of its own."""
-    return Keys(
-        lambda settings: {
-            "ffn@moe.shared_experts": 1,
-            "ffn@moe.shared_hidden": settings[width],
-            "ffn@moe.shared_gate": gate,
-        },
-        key(width, "ffn@moe.shared_hidden").to_hf,
-    )
+    width = key("shared_expert_intermediate_size", "ffn@moe.shared_hidden")
+    return (moe(shared_experts=1, shared_gate=gate), width)
 
 
-DEEPSEEK_V3 = (experts("n_routed_experts"), sigmoid_router("routed_scaling_factor"), shared("n_shared_experts"))
+# The router of DeepSeek-V3: https://arxiv.org/abs/2412.19437
+ROUTED = (experts("n_routed_experts"), NORM_TOPK, SCALE, GROUPS, shared("n_shared_experts"))
+DEEPSEEK_V3 = (ROUTED, SIGMOID)
+QWEN = (experts("num_experts"), router_loss(), SPARSE_STEP, NORM_TOPK)
+MIXTRAL = (experts("num_local_experts", "intermediate_size"), router_loss(), ALL_SPARSE)
+OLMO = (experts("num_experts", "intermediate_size"), router_loss(), NORM_TOPK, ALL_SPARSE)

@@ -5,106 +5,71 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 """
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.pretrained.config_map import ANY, HFConfig
+from modular_gpt.pretrained.config_map import HFConfig, harmless
+from modular_gpt.pretrained.families import decoder_keys as keys
+from modular_gpt.pretrained.families import expert_keys as experts
+from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import (
-    ALL_FULL,
-    FULL,
+    HEADS,
     RMSNORM,
-    SLIDING,
+    START,
     WINDOW,
-    all_of,
+    WINDOW_PATH,
     biases,
+    by_type,
     dense,
     every,
-    key,
-    layer_types,
     qk_norm,
-    types_of_windows,
     windows,
-)
-from modular_gpt.pretrained.families.expert_keys import (
-    ALL_SPARSE,
-    DEEPSEEK_V3,
-    NORM_TOPK,
-    SPARSE_STEP,
-    after_first,
-    experts,
-    first_dense,
-    mlp_layer_types,
-    moe,
-    router_loss,
-    shared,
-    shared_width,
-    sigmoid_router,
-    sparse,
-)
-from modular_gpt.pretrained.families.latent import FURTHER_LAYER, GATE_AND_UP
-from modular_gpt.pretrained.families.llama import CLIP, PARTLY_ROTATED, POST_RESIDUAL, SANDWICH, START, last_layers
-from modular_gpt.pretrained.families.rope_config import Layers, rope
-from modular_gpt.pretrained.families.tensor_names import (
-    ATTENTION,
-    ENDS,
-    IN_OUT,
-    LAYER,
-    LLAMA,
-    OURS,
-    POST_NORMS,
-    PRE_NORMS,
-    QK_NORM,
-    ROUTER,
-    SINKS,
-    STACKED_ROWS,
-    in_layer,
-    shared_expert,
-)
-from modular_gpt.pretrained.families.tensor_names import experts as expert_tensors
+)  # fmt: skip
+from modular_gpt.pretrained.families.expert_keys import AFTER_FIRST, MIXTRAL, QWEN, SIGMOID, moe
+from modular_gpt.pretrained.families.latent import FURTHER_LAYER
+from modular_gpt.pretrained.families.rope_config import rope
+from modular_gpt.pretrained.families.tensor_names import LAYER, LLAMA, MLP, QK_NORM, ROUTER, WHOLE
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, ModelView, always, layer_count, per_layer
-from modular_gpt.pretrained.tensor_map import INTERLEAVED, TensorMapping, affine, transposed
+from modular_gpt.pretrained.setting_map import Keys, ModelView, always, layer_count, layers, lines
+from modular_gpt.pretrained.tensor_map import (
+    IN_OUT,
+    INTERLEAVED,
+    STACKED_ROWS,
+    modules,
+    tensors,
+    transposed,
+    unless,
+    where,
+)
 
 BASE = (START, RMSNORM, rope())
-WITH_DENSE = (START, RMSNORM, dense(), rope())
-WHOLE = (ENDS, PRE_NORMS, ATTENTION)
-W123 = expert_tensors(f"{LAYER}.block_sparse_moe", ("w1", "w3", "w2"), select_bias="e_score_correction_bias", shared="")
-EXPERTS = expert_tensors()
-
-STACKED = f"{LAYER}.mlp.experts"
-GPT_OSS_EXPERTS = [
-    *affine(f"{LAYER}.mlp.router", f"{OURS}.ffn.router"),
-    TensorMapping(f"{STACKED}.gate_up_proj", (f"{OURS}.ffn.gate", f"{OURS}.ffn.up"), transposed(INTERLEAVED)),
-    TensorMapping(f"{STACKED}.gate_up_proj_bias", (f"{OURS}.ffn.gate_bias", f"{OURS}.ffn.up_bias"), INTERLEAVED),
-    TensorMapping(f"{STACKED}.down_proj", (f"{OURS}.ffn.down",), IN_OUT),
-    TensorMapping(f"{STACKED}.down_proj_bias", (f"{OURS}.ffn.down_bias",)),
-]
+WITH_DENSE = (BASE, dense())
+W123 = names.experts(f"{LAYER}.block_sparse_moe", "w1,w3,w2", "", select_bias="e_score_correction_bias")
+EXPERTS = names.experts()
 GPT_OSS = (
-    experts("num_local_experts", "intermediate_size", act=""),
-    router_loss(),
+    experts.experts("num_local_experts", "intermediate_size", act=""),
+    experts.router_loss(),
     moe(activation="clamped_swish", bias=True, router_bias=True),
-    key("swiglu_limit", "ffn@moe.clamp_limit", float),
-    key("swiglu_alpha", "ffn@moe.clamp_alpha", float),
-    always({"attention@mha.sinks": True}),
-    ALL_SPARSE,
+    lines("swiglu_{limit,alpha} = ffn@moe.clamp_{limit,alpha}"),
+    always({"attention@mha.sinks": True, "ffn.name": "moe"}),
 )
-MIXTRAL = (experts("num_local_experts", "intermediate_size"), router_loss(), ALL_SPARSE)
-
-
-def _qwen2_windows(settings: HFConfig) -> list[str]:
-    """Every other of the layers before ``max_window_layers`` has a window."""
-    last = settings["max_window_layers"] if settings["use_sliding_window"] else 0
-    return [SLIDING if (i + 1) % 2 and i < last else FULL for i in range(layer_count(settings))]
-
-
-QWEN_MOE = (experts("num_experts"), router_loss(), SPARSE_STEP, NORM_TOPK)
-ONE_WINDOW = windows(all_of(SLIDING), switch="use_sliding_window")
-QWEN3_WINDOW = Keys(
-    lambda s: {"attention@mha.window": s["sliding_window"] if s["use_sliding_window"] else None},
-    lambda view: {name: value for name, value in ONE_WINDOW.to_hf(view).items() if name != "layer_types"},
-)
-SHARED_GATE = [
-    TensorMapping(f"{LAYER}.mlp.shared_expert_gate.weight", (f"{OURS}.ffn.shared_gate.weight",)),
+GPT_OSS_EXPERTS = [
+    *modules("router = ffn.router", MLP),
+    *tensors("gate_up_proj = ffn.gate + ffn.up", f"{MLP}.experts", transposed(INTERLEAVED)),
+    *tensors("gate_up_proj_bias = ffn.gate_bias + ffn.up_bias", f"{MLP}.experts", INTERLEAVED),
+    *tensors("down_proj = ffn.down", f"{MLP}.experts", IN_OUT),
+    *tensors("down_proj_bias = ffn.down_bias", f"{MLP}.experts"),
 ]
-OLMOE = (experts("num_experts", "intermediate_size"), router_loss(), NORM_TOPK, ALL_SPARSE)
-BY_TYPE = (rope(per_type=ALL_FULL), windows())
+
+
+def _every_other(i: int, settings: HFConfig) -> bool:
+    """All but every other of the layers before ``max_window_layers`` attend to all tokens."""
+    return i % 2 == 1 or i >= (settings["max_window_layers"] if settings["use_sliding_window"] else 0)
+
+
+QWEN2 = (biases("qkv_bias", False), windows(_every_other, "use_sliding_window"), QWEN, experts.shared_width(gate=True))
+QWEN3_WINDOW = Keys(
+    lambda s: {WINDOW_PATH: s["sliding_window"] if s["use_sliding_window"] else None},
+    windows(switch="use_sliding_window", types=False).to_hf,
+)
+MELLUM = (rope(per_type=lambda i, settings: True), windows(), experts.experts("num_experts"), experts.router_loss())
 
 
 def _rotary_dim(settings: HFConfig) -> PlainDict:
@@ -115,127 +80,105 @@ def _rotary_dim(settings: HFConfig) -> PlainDict:
     return {"pos@rope.rotary_dim": given}
 
 
-HY_V3 = expert_tensors(router="router.gate", select_bias="expert_bias", shared="shared_mlp")
-KOLIBRI_NORMS = in_layer(LAYER, attention_post_norm="post_attn_norm", ffn_post_norm="post_ffn_norm")
-KOLIBRI_BIAS = [TensorMapping(f"{LAYER}.moe.router.expert_bias", (f"{OURS}.ffn.select_bias",))]
-KOLIBRI_EXPERTS = [mapping for mapping in EXPERTS if "correction_bias" not in mapping.hf_name]
-KOLIBRI = (
-    experts("num_experts"),
-    sigmoid_router(groups=False),
-    moe(rank_by="logit"),
-    shared_width("shared_expert_intermediate_size"),
-    ALL_SPARSE,
-    SANDWICH,
+DOTS = windows(lambda i, settings: i < settings["max_window_layers"])
+HY_V3 = (
+    (biases(), qk_norm(), experts.experts("num_experts"), SIGMOID, AFTER_FIRST, experts.shared("num_shared_experts")),
+    lines("router_scaling_factor = ffn@moe.routed_scale"),
 )
+KOLIBRI = (
+    (windows(every(5)), by_type(every(5), {}, {"pos.name": "none"}), biases(False), qk_norm(), experts.ALL_SPARSE),
+    (experts.experts("num_experts"), SIGMOID, experts.NORM_TOPK, moe(rank_by="logit"), experts.shared_width()),
+    keys.topology("sandwich"),
+)
+KOLIBRI_TENSORS = [
+    *modules("post_{attn,ffn}_norm = {attention,ffn}_post_norm", LAYER),
+    *names.experts(select_bias=""),
+    *tensors("moe.router.expert_bias = ffn.select_bias", LAYER),
+]
 
 
-def _with_window(settings: HFConfig) -> list[bool]:
-    return [name == SLIDING for name in layer_types(settings, every(5))]
-
-
-def _mimo_types(settings: HFConfig) -> list[str]:
+def _mimo_types(i: int, settings: HFConfig) -> bool:
     """The first layer and every sixth one attend to all tokens."""
-    return [FULL if i == 0 or (i + 1) % 6 == 0 else SLIDING for i in range(layer_count(settings))]
+    return i == 0 or (i + 1) % 6 == 0
 
 
-def _read_mimo(settings: HFConfig) -> PlainDict:
-    """MiMo's layers with a window have sinks, and twice the key/value heads."""
-    types, n_kv_heads = layer_types(settings, _mimo_types), settings["num_key_value_heads"]
+def _value_scale(settings: HFConfig) -> PlainDict:
     scale = settings["attention_value_scale"]
-    return {
-        "attention@mha.sinks": per_layer(name == SLIDING for name in types),
-        "attention@mha.n_kv_heads": per_layer(n_kv_heads * (2 if name == SLIDING else 1) for name in types),
-        "attention@mha.value_scale": 1.0 if scale is None else float(scale),
-    }
+    return {"attention@mha.value_scale": 1.0 if scale is None else float(scale)}
 
 
 def _write_mimo(view: ModelView) -> PlainDict:
-    n_kv_heads, name = view["attention@mha.n_kv_heads"], types_of_windows(view)[0]
-    return {
-        "num_key_value_heads": n_kv_heads // 2 if name == SLIDING else n_kv_heads,
-        "attention_value_scale": view["attention@mha.value_scale"],
-    }
+    n_kv_heads = view[HEADS] if view.each(WINDOW_PATH)[0] is None else view[HEADS] // 2
+    return {"num_key_value_heads": n_kv_heads, "attention_value_scale": view["attention@mha.value_scale"]}
 
 
 MIMO = (
-    rope(per_type=_mimo_types, partial=True),
-    windows(_mimo_types),
-    biases(),
-    key("v_head_dim", "attention@mha.v_head_dim"),
-    Keys(_read_mimo, _write_mimo),
-    experts("n_routed_experts"),
-    sigmoid_router("routed_scaling_factor"),
-    mlp_layer_types(after_first),
+    (rope(per_type=_mimo_types, partial=True), windows(_mimo_types), biases(), Keys(_value_scale, _write_mimo)),
+    # the layers with a window have sinks, and twice the key/value heads
+    by_type(
+        _mimo_types,
+        {"attention@mha.sinks": True, HEADS: lambda settings: settings["num_key_value_heads"] * 2},
+        {"attention@mha.sinks": False, HEADS: lambda settings: settings["num_key_value_heads"]},
+    ),
+    (lines("v_head_dim = attention@mha.v_head_dim"), experts.experts("n_routed_experts"), SIGMOID, AFTER_FIRST),
+    (experts.NORM_TOPK, experts.SCALE, experts.GROUPS),
 )
-MIMO_SINKS = [TensorMapping(f"{LAYER}.self_attn.attention_sink_bias", (f"{OURS}.attention.sinks",))]
-
-CHUNKED = "chunked_attention"
+MIMO_SINKS = tensors("attention_sink_bias = attention.sinks", names.ATTN)
 
 
-def _llama4_rotates(settings: HFConfig) -> list[bool]:
-    """Llama 4's layers with rotary positions: all but every fourth one, unless they are listed."""
-    given, interval = settings["no_rope_layers"], settings["no_rope_layer_interval"]
-    return [bool(one) for one in given or ((i + 1) % interval for i in range(layer_count(settings)))]
-
-
-def _read_llama4(settings: HFConfig) -> PlainDict:
-    """Layers in chunks, a norm of rotated queries and keys, and a temperature in layers without positions."""
-    rotates = _llama4_rotates(settings)
-    types = layer_types(settings, lambda _: [CHUNKED if one else FULL for one in rotates], (FULL, CHUNKED))
-    n_heads, n_kv_heads = settings["num_attention_heads"], settings["num_key_value_heads"]
+def _qk_norm(settings: HFConfig) -> PlainDict | None:
+    """Llama 4's norm of rotated queries and keys."""
     norm = {"name": "rmsnorm", "eps": float(settings["rms_norm_eps"]), "affine": False}
+    return norm if settings["use_qk_norm"] else None
+
+
+def _temperature(settings: HFConfig) -> PlainDict:
+    """Llama 4's growth of scores in layers without positions."""
     growth = {"beta": float(settings["attn_scale"]), "length": float(settings["floor_scale"]), "shift": 1}
-    tuned = settings["attn_temperature_tuning"]
-    whole = "mha" if n_kv_heads in (None, n_heads) else "gqa"
-    return {
-        "attention.name": per_layer("sparse" if name == CHUNKED else whole for name in types),
-        "attention@sparse.pattern": "chunked",
-        "attention@sparse.chunk": settings["attention_chunk_size"],
-        "attention@mha.qk_norm": per_layer(norm if one and settings["use_qk_norm"] else None for one in rotates),
-        "attention@mha.qk_norm_after_rope": True,
-        "attention@mha.query_temperature": per_layer({} if one or not tuned else growth for one in rotates),
-    }
-
-
-def _write_llama4(view: ModelView) -> PlainDict:
-    growth = next((found for found in view.each("attention@mha.query_temperature") if found), None)
-    keys = {
-        "layer_types": [CHUNKED if layer.attention.name == "sparse" else FULL for layer in view.layers],
-        "use_qk_norm": view["attention@mha.qk_norm"] is not None,
-        "attn_temperature_tuning": growth is not None,
-    }
-    chunk = view["attention@sparse.chunk"]
-    keys |= {"attention_chunk_size": chunk} if chunk else {}
-    return keys | ({"attn_scale": growth["beta"], "floor_scale": round(growth["length"])} if growth else {})
+    return growth if settings["attn_temperature_tuning"] else {}
 
 
 def _llama4_sparse(settings: HFConfig) -> list[bool]:
     step, given = settings["interleave_moe_layer_step"], settings["moe_layers"]
-    layers = range(layer_count(settings))
-    return [(i + 1) % step == 0 if given is None else i in given for i in layers]
+    return [(i + 1) % step == 0 if given is None else i in given for i in range(layer_count(settings))]
+
+
+def _write_llama4(view: ModelView) -> PlainDict:
+    growth = next((found for found in view.each("attention@mha.query_temperature") if found), None)
+    scales = {"attn_scale": growth["beta"], "floor_scale": round(growth["length"])} if growth else {}
+    normed = view["attention@mha.qk_norm"] is not None
+    return {"use_qk_norm": normed, "attn_temperature_tuning": growth is not None, **scales}
 
 
 LLAMA4 = (
-    rope(
-        layout="interleaved",
-        where=Layers(_llama4_rotates, lambda rotates: {"no_rope_layers": [int(one) for one in rotates]}),
+    (rope(layout="interleaved"), keys.NO_ROPE_LAYERS, always({"attention@mha.qk_norm_after_rope": True})),
+    by_type(
+        lambda i, settings: not keys.rotated(settings)[i],
+        {"attention.name": "sparse", "attention@sparse.pattern": "chunked"},
+        mark="attention@sparse.chunk",
+        other="chunked_attention",
     ),
-    Keys(_read_llama4, _write_llama4),
-    experts("num_local_experts", "intermediate_size"),
-    router_loss(),
+    Keys(lambda s: {"attention@sparse.chunk": s["attention_chunk_size"]}, lambda v: (
+        {"attention_chunk_size": v["attention@sparse.chunk"]} if v["attention@sparse.chunk"] else {}
+    )),
+    layers(
+        keys.rotated,
+        {"attention@mha.qk_norm": _qk_norm, "attention@mha.query_temperature": {}},
+        {"attention@mha.qk_norm": None, "attention@mha.query_temperature": _temperature},
+    ),
+    Keys(lambda settings: {}, _write_llama4),
+    experts.experts("num_local_experts", "intermediate_size"),
+    experts.router_loss(),
     moe(score="sigmoid", norm_topk=False, weight_on_input=True, shared_experts=1),
-    sparse(_llama4_sparse, lambda has: {"moe_layers": [i for i, one in enumerate(has) if one]}),
-)
+    experts.sparse(_llama4_sparse, lambda has: {"moe_layers": [i for i, one in enumerate(has) if one]}),
+)  # fmt: skip
 FEED = f"{LAYER}.feed_forward"
 LLAMA4_TENSORS = [
-    *(
-        mapping._replace(unless=ROUTER)
-        for mapping in in_layer(FEED, ffn__gate="gate_proj", ffn__up="up_proj", ffn__down="down_proj")
-    ),
-    TensorMapping(f"{FEED}.router.weight", (ROUTER,)),
-    TensorMapping(f"{FEED}.experts.gate_up_proj", GATE_AND_UP, transposed(STACKED_ROWS), where=ROUTER),
-    TensorMapping(f"{FEED}.experts.down_proj", (f"{OURS}.ffn.down",), IN_OUT, where=ROUTER),
-    *shared_expert(f"{FEED}.shared_expert"),
+    *unless(ROUTER, modules("{gate,up,down}_proj = ffn.{gate,up,down}", FEED)),
+    *tensors(f"router.weight = {ROUTER}", FEED),
+    *where(ROUTER, tensors("experts.gate_up_proj = ffn.gate + ffn.up", FEED, transposed(STACKED_ROWS))),
+    *where(ROUTER, tensors("experts.down_proj = ffn.down", FEED, IN_OUT)),
+    *names.shared_expert(f"{FEED}.shared_expert"),
 ]
 
 FAMILIES = [
@@ -243,61 +186,52 @@ FAMILIES = [
     Family(
         "gpt_oss",
         (BASE, biases(), windows(every(2)), GPT_OSS),
-        (*WHOLE, SINKS, GPT_OSS_EXPERTS),
-        harmless={"hidden_act": ("silu",), "experts_per_token": ANY, "initial_context_length": ANY},
+        (*WHOLE, names.SINKS, GPT_OSS_EXPERTS),
+        harmless=harmless("experts_per_token initial_context_length", hidden_act="silu"),
         quantised=("mxfp4",),
     ),
-    Family(
-        "qwen2_moe",
-        (WITH_DENSE, biases("qkv_bias", False), windows(_qwen2_windows, switch="use_sliding_window"), QWEN_MOE,
-         shared_width("shared_expert_intermediate_size", gate=True)),
-        (*LLAMA, expert_tensors(shared="shared_expert"), SHARED_GATE),
-    ),
-    Family(
-        "qwen3_moe", (WITH_DENSE, biases(), qk_norm(), QWEN3_WINDOW, QWEN_MOE), (*LLAMA, QK_NORM, EXPERTS)
-    ),
-    Family("olmoe", (BASE, biases(), qk_norm("full"), CLIP, OLMOE), (*WHOLE, QK_NORM, EXPERTS)),
+    Family("qwen2_moe", (WITH_DENSE, QWEN2), (*LLAMA, names.experts(shared="shared_expert"), names.SHARED_GATE)),
+    Family("qwen3_moe", (WITH_DENSE, biases(), qk_norm(), QWEN3_WINDOW, QWEN), (*LLAMA, QK_NORM, EXPERTS)),
+    Family("olmoe", (BASE, biases(), qk_norm("full"), keys.CLIP, experts.OLMO), (*WHOLE, QK_NORM, EXPERTS)),
     Family(
         "flex_olmo",
-        (BASE, biases(), qk_norm("full"), OLMOE, POST_RESIDUAL),
-        (ENDS, POST_NORMS, ATTENTION, QK_NORM, EXPERTS),
+        (BASE, biases(), qk_norm("full"), experts.OLMO, keys.topology("post_residual")),
+        (names.ENDS, names.POST_NORMS, names.ATTENTION, QK_NORM, EXPERTS),
     ),
     Family(
         "mellum",
-        (START, RMSNORM, dense(), BY_TYPE, biases(), qk_norm(), experts("num_experts"), router_loss(), NORM_TOPK,
-         mlp_layer_types(all_of("sparse"))),
+        (START, RMSNORM, dense(), biases(), qk_norm(), MELLUM, experts.NORM_TOPK, experts.mlp_layer_types(lambda s: 0)),
         (*LLAMA, QK_NORM, EXPERTS),
     ),
     Family(
         "minimax_m2",
-        (START, RMSNORM, rope(partial=True), Keys(_rotary_dim), biases(False), qk_norm("full"), MIXTRAL,
-         sigmoid_router(norm_topk="", groups=False)),
+        (START, RMSNORM, rope(partial=True), Keys(_rotary_dim), biases(False), qk_norm("full"), MIXTRAL, SIGMOID),
         (*WHOLE, QK_NORM, W123),
     ),
     Family(
         "glm4_moe",
-        (PARTLY_ROTATED, biases("attention_bias", False), qk_norm(switch="use_qk_norm"), DEEPSEEK_V3, first_dense()),
+        (START, RMSNORM, dense(), rope(partial=True), biases("attention_bias", False), qk_norm(switch="use_qk_norm"),
+         experts.DEEPSEEK_V3, experts.FIRST_DENSE),
         (*LLAMA, QK_NORM, EXPERTS),
         ignored=FURTHER_LAYER,
     ),
     Family(
         "dots1",
-        (WITH_DENSE, biases(), qk_norm(), windows(last_layers), DEEPSEEK_V3, first_dense()),
+        (WITH_DENSE, biases(), qk_norm(), DOTS, experts.DEEPSEEK_V3, experts.FIRST_DENSE),
         (*LLAMA, QK_NORM, EXPERTS),
     ),
-    Family("solar_open", (BASE, biases("attention_bias", False), DEEPSEEK_V3, ALL_SPARSE), (*WHOLE, EXPERTS)),
+    Family(
+        "solar_open",
+        (BASE, biases("attention_bias", False), experts.DEEPSEEK_V3, experts.ALL_SPARSE),
+        (*WHOLE, EXPERTS),
+    ),
     Family(
         "hy_v3",
-        (WITH_DENSE, biases(), qk_norm(), experts("num_experts"), sigmoid_router("router_scaling_factor", "", False),
-         shared("num_shared_experts"), mlp_layer_types(after_first)),
-        (*LLAMA, QK_NORM, HY_V3),
-        harmless={"enable_moe_fp32_combine": ANY, "mlp_bias": (False,)},
+        (WITH_DENSE, HY_V3),
+        (*LLAMA, QK_NORM, names.experts(shared="shared_mlp", router="router.gate", select_bias="expert_bias")),
+        harmless=harmless("enable_moe_fp32_combine", mlp_bias=False),
     ),
-    Family(
-        "kolibri1",
-        (START, RMSNORM, rope(where=Layers(_with_window)), windows(every(5)), biases(False), qk_norm(), KOLIBRI),
-        (*WHOLE, KOLIBRI_NORMS, QK_NORM, KOLIBRI_EXPERTS, KOLIBRI_BIAS),
-    ),
+    Family("kolibri1", (BASE, KOLIBRI), (*WHOLE, QK_NORM, KOLIBRI_TENSORS)),
     Family(
         "llama4_text",
         (START, RMSNORM, dense(hidden="intermediate_size_mlp"), biases(), LLAMA4),

@@ -7,50 +7,18 @@ Falcon: https://arxiv.org/abs/2311.16867, Phi: https://arxiv.org/abs/2309.05463
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.pretrained.config_map import HFConfig
-from modular_gpt.pretrained.families.decoder_keys import (
-    INIT,
-    LENGTH,
-    PLAIN_HEADS,
-    SIZES,
-    SLIDING,
-    biases,
-    dense,
-    dropouts,
-    every,
-    layer_types,
-    layernorm,
-    qk_norm,
-    windows,
-)
-from modular_gpt.pretrained.families.gpt import (
-    BIASED,
-    BLOOM_ENDS,
-    BLOOM_QKV,
-    CAUSAL_MASK,
-    DROPOUT,
-    EPS,
-    GPT2_ENDS,
-    MLP,
-)
-from modular_gpt.pretrained.families.gpt import LAYER as GPT_LAYER
-from modular_gpt.pretrained.families.gpt import START as GPT
-from modular_gpt.pretrained.families.llama import START
-from modular_gpt.pretrained.families.rope_config import Layers, rope
-from modular_gpt.pretrained.families.tensor_names import (
-    HEAD_BIAS,
-    LAYER,
-    LLAMA,
-    OURS,
-    QKV,
-    attention,
-    in_layer,
-)
-from modular_gpt.pretrained.family import Family, must_be
-from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key
-from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, TensorMapping, affine
+from modular_gpt.pretrained.families import decoder_keys as keys
+from modular_gpt.pretrained.families import gpt
+from modular_gpt.pretrained.families import tensor_names as names
+from modular_gpt.pretrained.families.decoder_keys import HEADS, START, biases, dense, dropouts, layernorm, qk_norm
+from modular_gpt.pretrained.families.rope_config import rope
+from modular_gpt.pretrained.families.tensor_names import ATTN, LAYER, LLAMA, QKV, attention
+from modular_gpt.pretrained.family import Family
+from modular_gpt.pretrained.setting_map import Keys, ModelView, always, lines, switch
+from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, Tensors, modules, tensors
 
-PARALLEL = always({"block.topology": "parallel"})
-HEAD = always({"head_bias": True})
+TOPOLOGY, TWO_NORMS = "block.topology", "parallel_two_norms"
+PARALLEL, HEAD = keys.topology("parallel"), always({"head_bias": True})
 
 
 def _read_rotary_dim(settings: HFConfig) -> PlainDict:
@@ -61,46 +29,37 @@ def _read_rotary_dim(settings: HFConfig) -> PlainDict:
 
 
 ROTARY_DIM = Keys(_read_rotary_dim, lambda view: {"rotary_dim": view["pos@rope.rotary_dim"]})
-NEOX_TOPOLOGY = key(
-    "use_parallel_residual",
-    "block.topology",
-    lambda parallel: "parallel_two_norms" if parallel else "pre",
-    lambda topology: topology != "pre",
+GPTJ_TENSORS = [
+    *modules("{ln_1,mlp.fc_in,mlp.fc_out} = {attention_norm,ffn.up,ffn.down}", gpt.LAYER),
+    *attention(f"{gpt.LAYER}.attn", "q_proj,k_proj,v_proj,out_proj"),
+]
+NEOX = (
+    (keys.SIZES, keys.LENGTH, keys.INIT, keys.PLAIN_HEADS, gpt.BIASED, layernorm("layer_norm_eps"), dense("mlp", True)),
+    (rope(partial=True), biases(), switch("use_parallel_residual", TOPOLOGY, TWO_NORMS, "pre")),
+    dropouts("hidden_dropout", "hidden_dropout", "attention_dropout"),
 )
 NEOX_LAYER = "gpt_neox.layers.{layer}"
-NEOX_ENDS = [
-    *affine("gpt_neox.embed_in", "embedding"),
-    *affine("gpt_neox.final_layer_norm", "final_norm"),
-    *affine("embed_out", "head"),
-]
 NEOX_TENSORS = [
-    *affine(f"{NEOX_LAYER}.attention.query_key_value", *QKV, weight=FUSED_PER_HEAD, bias=FUSED_PER_HEAD),
-    *in_layer(
-        NEOX_LAYER,
-        attention_norm="input_layernorm",
-        ffn_norm="post_attention_layernorm",
-        attention__out="attention.dense",
-        ffn__up="mlp.dense_h_to_4h",
-        ffn__down="mlp.dense_4h_to_h",
-    ),
+    *modules("{gpt_neox.embed_in,gpt_neox.final_layer_norm,embed_out} = {embedding,final_norm,head}"),
+    *modules(f"query_key_value = {QKV}", f"{NEOX_LAYER}.attention", FUSED_PER_HEAD),
+    *modules("{input,post_attention}_layernorm = {attention,ffn}_norm", NEOX_LAYER),
+    *modules("attention.dense = attention.out", NEOX_LAYER),
+    *modules("mlp.dense_{h_to_4h,4h_to_h} = ffn.{up,down}", NEOX_LAYER),
 ]
-NEOX_MASK = r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)"
 
 
 def _read_falcon(settings: HFConfig) -> PlainDict:
     new, n_heads = settings["new_decoder_architecture"], settings["num_attention_heads"]
     if new:
-        must_be(settings, parallel_attn=True)
-        norms = settings["num_ln_in_parallel_attn"]
-        topology = "parallel_two_norms" if norms in (2, None) else "parallel"
+        keys.must_be(settings, parallel_attn=True)
+        topology = TWO_NORMS if settings["num_ln_in_parallel_attn"] in (2, None) else "parallel"
         n_kv_heads = settings["num_kv_heads"] or n_heads
         settings.ignore("multi_query")
     else:
         topology = "parallel" if settings["parallel_attn"] else "pre"
         n_kv_heads = 1 if settings["multi_query"] else n_heads
         settings.ignore("num_kv_heads", "num_ln_in_parallel_attn")
-    ours: PlainDict = {"block.topology": topology, "attention@mha.n_kv_heads": n_kv_heads}
-    ours["attention.name"] = "mha" if n_kv_heads == n_heads else "gqa"
+    ours = {TOPOLOGY: topology, HEADS: n_kv_heads, "attention.name": keys.grouped(n_kv_heads, n_heads)}
     if settings["alibi"]:
         scale = (settings["hidden_size"] // n_heads) ** -0.5
         ours |= {"pos.name": "alibi", "pos@alibi.scale": scale, "pos@alibi.rounded": True}
@@ -108,122 +67,88 @@ def _read_falcon(settings: HFConfig) -> PlainDict:
 
 
 def _write_falcon(view: ModelView) -> PlainDict:
-    topology, n_kv_heads = view["block.topology"], view["attention@mha.n_kv_heads"]
-    new = topology == "parallel_two_norms" or n_kv_heads not in (1, view["n_heads"])
-    keys = {"alibi": bool(view["pos@alibi.rounded"]), "new_decoder_architecture": new}
-    if new:
-        norms = 2 if topology == "parallel_two_norms" else 1
-        return {
-            **keys,
-            "parallel_attn": topology != "pre",
-            "num_kv_heads": n_kv_heads,
-            "num_ln_in_parallel_attn": norms,
-        }
-    return {**keys, "parallel_attn": topology == "parallel", "multi_query": n_kv_heads == 1}
+    topology, n_kv_heads = view[TOPOLOGY], view[HEADS]
+    new = topology == TWO_NORMS or n_kv_heads not in (1, view["n_heads"])
+    found = {"alibi": bool(view["pos@alibi.rounded"]), "new_decoder_architecture": new}
+    if not new:
+        return {**found, "parallel_attn": topology == "parallel", "multi_query": n_kv_heads == 1}
+    norms = {"num_ln_in_parallel_attn": 2 if topology == TWO_NORMS else 1}
+    return {**found, **norms, "parallel_attn": topology != "pre", "num_kv_heads": n_kv_heads}
 
 
-def two_norms(config: GPTConfig) -> bool:
-    """Whether attention and feed-forward network have a norm each, side by side."""
-    return config.topology == "parallel_two_norms"
+def _falcon_norms(lines: str, two: bool) -> Tensors:
+    def applies(config: GPTConfig) -> bool:
+        return (config.topology == TWO_NORMS) == two
+
+    return [mapping._replace(when=applies) for mapping in modules(lines, gpt.LAYER)]
 
 
-FALCON_NORMS = [
-    *(
-        mapping._replace(when=lambda config: not two_norms(config))
-        for mapping in in_layer(GPT_LAYER, attention_norm="input_layernorm", ffn_norm="post_attention_layernorm")
-    ),
-    *(mapping._replace(when=two_norms) for mapping in in_layer(GPT_LAYER, attention_norm="ln_attn", ffn_norm="ln_mlp")),
-]
-FALCON_LAYER = in_layer(
-    GPT_LAYER, attention__out="self_attention.dense", ffn__up="mlp.dense_h_to_4h", ffn__down="mlp.dense_4h_to_h"
+FALCON = (
+    (keys.SIZES, keys.LENGTH, keys.INIT, keys.PLAIN_HEADS, gpt.EPS, rope(), biases("bias")),
+    dense("mlp", "bias", "ffn_hidden_size", "activation", times=4),
+    (Keys(_read_falcon, _write_falcon), dropouts("hidden_dropout", None, "attention_dropout")),
 )
-PHI_ENDS = [
-    *affine("model.embed_tokens", "embedding"),
-    *affine("model.final_layernorm", "final_norm"),
-    *affine("lm_head", "head"),
-    *HEAD_BIAS,
+FALCON_TENSORS = [
+    *_falcon_norms("{input,post_attention}_layernorm = {attention,ffn}_norm", two=False),
+    *_falcon_norms("{ln_attn,ln_mlp} = {attention,ffn}_norm", two=True),
+    *modules("self_attention.dense = attention.out", gpt.LAYER),
 ]
+PHI = (
+    (START, layernorm("layer_norm_eps"), dense("mlp", True), rope(partial=True), biases(True), PARALLEL, HEAD),
+    qk_norm("head", "layernorm", "layer_norm_eps", switch="qk_layernorm", bias=True),
+    dropouts("resid_pdrop", "embd_pdrop", "attention_dropout"),
+)
 PHI_TENSORS = [
-    *in_layer(LAYER, attention_norm="input_layernorm", ffn__up="mlp.fc1", ffn__down="mlp.fc2"),
-    *attention(f"{LAYER}.self_attn", "q_proj", "k_proj", "v_proj", "dense"),
-    *in_layer(f"{LAYER}.self_attn", attention__query_norm="q_layernorm", attention__key_norm="k_layernorm"),
+    *modules("{model.embed_tokens,model.final_layernorm,lm_head} = {embedding,final_norm,head}"),
+    *names.HEAD_BIAS,
+    *modules("{input_layernorm,mlp.fc1,mlp.fc2} = {attention_norm,ffn.up,ffn.down}", LAYER),
+    *attention(ATTN, "q_proj,k_proj,v_proj,dense"),
+    *modules("{q,k}_layernorm = attention.{query,key}_norm", ATTN),
 ]
-PHI_NORM = qk_norm("head", "layernorm", "layer_norm_eps", switch="qk_layernorm", bias=True)
-
-COHERE_NORM = layernorm("layer_norm_eps", bias=False)
-COHERE = (START, COHERE_NORM, dense(), biases(), key("logit_scale", "logit_scale", float), PARALLEL)
-COHERE_QK = [
-    TensorMapping(f"{LAYER}.self_attn.{name}_norm.weight", (f"{OURS}.attention.{ours}_norm.weight",))
-    for name, ours in (("q", "query"), ("k", "key"))
-]
-
-
-def _with_window(settings: HFConfig) -> list[bool]:
-    """Cohere 2 has rotary positions in layers with a window alone."""
-    types = layer_types(settings, every(4))
-    return [name == SLIDING for name in types]
-
-
-STABLELM_TOPOLOGY = key(
-    "use_parallel_residual",
-    "block.topology",
-    lambda parallel: "parallel" if parallel else "pre",
-    lambda topology: topology != "pre",
+COHERE = (
+    (START, layernorm("layer_norm_eps", bias=False), dense(), biases(), lines("logit_scale"), PARALLEL),
+    rope(layout="interleaved"),
 )
-STABLELM_QK = [
-    TensorMapping(
-        f"{LAYER}.self_attn.{name}_layernorm.norms.{{expert}}.weight", (f"{OURS}.attention.{ours}_norm.weight",)
-    )
-    for name, ours in (("q", "query"), ("k", "key"))
-]
+COHERE_QK = tensors("{q,k}_norm.weight = attention.{query,key}_norm.weight", ATTN)
+# rotary positions in layers with a window alone
+COHERE2 = (keys.windows(keys.every(4)), keys.by_type(keys.every(4), {}, {"pos.name": "none"}))
+STABLELM = (
+    (START, layernorm("layer_norm_eps"), dense(), rope(partial=True), biases("use_qkv_bias", False)),
+    switch("use_parallel_residual", TOPOLOGY, "parallel", "pre"),
+    qk_norm("per_head", "layernorm", "layer_norm_eps", switch="qk_layernorm"),
+    dropouts("hidden_dropout", None, "attention_dropout"),
+)
+STABLELM_QK = tensors("{q,k}_layernorm.norms.{expert}.weight = attention.{query,key}_norm.weight", ATTN)
 
 FAMILIES = [
     Family(
         "gptj",
-        (GPT, EPS, MLP, ROTARY_DIM, biases(False), PARALLEL, HEAD, DROPOUT),
-        (
-            GPT2_ENDS,
-            HEAD_BIAS,
-            in_layer(GPT_LAYER, attention_norm="ln_1", ffn__up="mlp.fc_in", ffn__down="mlp.fc_out"),
-            attention(f"{GPT_LAYER}.attn", "q_proj", "k_proj", "v_proj", "out_proj"),
-        ),
+        (gpt.START, gpt.EPS, gpt.MLP, ROTARY_DIM, biases(False), PARALLEL, HEAD, gpt.DROPOUT),
+        (gpt.ENDS, names.HEAD_BIAS, GPTJ_TENSORS),
         prefix="transformer.",
-        ignored=(CAUSAL_MASK,),
+        ignored=gpt.CAUSAL_MASK,
     ),
     Family(
         "gpt_neox",
-        (SIZES, LENGTH, INIT, PLAIN_HEADS, BIASED, layernorm("layer_norm_eps"), dense("mlp", True), rope(partial=True),
-         biases(), NEOX_TOPOLOGY, dropouts("hidden_dropout", "hidden_dropout", "attention_dropout")),
-        (NEOX_ENDS, NEOX_TENSORS),
+        NEOX,
+        (NEOX_TENSORS,),
         prefix="gpt_neox.",
-        ignored=(NEOX_MASK,),
+        ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)",),
         synonyms={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
     ),
     Family(
         "falcon",
-        (SIZES, LENGTH, INIT, PLAIN_HEADS, EPS, dense("mlp", "bias", "ffn_hidden_size", "activation", times=4), rope(),
-         biases("bias"), Keys(_read_falcon, _write_falcon), dropouts("hidden_dropout", None, "attention_dropout")),
-        (BLOOM_ENDS, FALCON_NORMS, FALCON_LAYER, BLOOM_QKV),
+        FALCON,
+        (gpt.BLOOM_ENDS, FALCON_TENSORS, gpt.H_TO_4H, gpt.BLOOM_QKV),
         prefix="transformer.",
         synonyms={"n_embed": "hidden_size"},
     ),
-    Family(
-        "phi",
-        (START, layernorm("layer_norm_eps"), dense("mlp", True), rope(partial=True), biases(True), PHI_NORM, PARALLEL,
-         HEAD, dropouts("resid_pdrop", "embd_pdrop", "attention_dropout")),
-        (PHI_ENDS, PHI_TENSORS),
-    ),
+    Family("phi", PHI, (PHI_TENSORS,)),
     Family(
         "cohere",
-        (COHERE, rope(layout="interleaved"), qk_norm("per_head", "layernorm", "layer_norm_eps", switch="use_qk_norm")),
+        (COHERE, qk_norm("per_head", "layernorm", "layer_norm_eps", switch="use_qk_norm")),
         (*LLAMA, COHERE_QK),
     ),
-    Family("cohere2", (COHERE, rope(layout="interleaved", where=Layers(_with_window)), windows(every(4))), LLAMA),
-    Family(
-        "stablelm",
-        (START, layernorm("layer_norm_eps"), dense(), rope(partial=True), biases("use_qkv_bias", False),
-         STABLELM_TOPOLOGY, qk_norm("per_head", "layernorm", "layer_norm_eps", switch="qk_layernorm"),
-         dropouts("hidden_dropout", None, "attention_dropout")),
-        (*LLAMA, STABLELM_QK),
-    ),
-]  # fmt: skip
+    Family("cohere2", (COHERE, COHERE2), LLAMA),
+    Family("stablelm", STABLELM, (*LLAMA, STABLELM_QK)),
+]

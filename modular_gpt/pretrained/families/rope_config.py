@@ -1,50 +1,26 @@
 """Keys of rotary positions and their scalings."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.config_map import HFConfig
-from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, Pattern, layer_types, types_of_windows
-from modular_gpt.pretrained.setting_map import Keys, ModelView, layer_count, per_layer
+from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, Pattern, layer_types
+from modular_gpt.pretrained.setting_map import Keys, ModelView, PerLayer, layer_count, pairs
 
+_LENGTHS = "{factor,original_max_position_embeddings} = {factor,original_context_length}"
 # rope_type -> key of config.json -> our setting; the defaults are the same
 SCALINGS: dict[str, dict[str, str]] = {
     "linear": {"factor": "factor"},
     "dynamic": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_context_length",
-        "low_freq_factor": "low_frequency_factor",
-        "high_freq_factor": "high_frequency_factor",
-    },
-    "longrope": {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_context_length",
-        "short_factor": "short_factors",
-        "long_factor": "long_factors",
-        "attention_factor": "attention_factor",
-    },
-    "yarn": {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_context_length",
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-        "truncate": "truncate",
-        "attention_factor": "attention_factor",
-    },
+    "llama3": dict(pairs(_LENGTHS, "{low_freq_factor,high_freq_factor} = {low,high}_frequency_factor")),
+    "longrope": dict(pairs(_LENGTHS, "{short_factor,long_factor} = {short_factors,long_factors}", "attention_factor")),
+    "yarn": dict(pairs(_LENGTHS, "beta_fast", "beta_slow", "truncate", "attention_factor")),
 }
 _SCALING_KEYS = {key for keys in SCALINGS.values() for key in keys} | {"mscale", "mscale_all_dim"}
-
-
-class Layers(NamedTuple):
-    """Which layers have rotary positions: read from a config.json, and written for a list of ours."""
-
-    from_hf: Callable[[HFConfig], Sequence[bool]]
-    to_hf: Callable[[list[bool]], PlainMapping] = lambda rotates: {}
 
 
 @dataclass(frozen=True)
@@ -53,8 +29,7 @@ class RotaryKeys:
 
     layout: pairing of dimensions
     partial: a part of a head may be rotated, by partial_rotary_factor
-    per_type: layers have the positions of their type, by default of these types
-    where: the layers with rotary positions; None: all
+    per_type: layers have the positions of their type, by default of the types of this pattern
     width: key with the width of the rotated vectors
     fraction_of: partial_rotary_factor is a fraction of this width, which must be the width of the rotated vectors
     older: where rope_parameters are not given by type, the keys with theta of full and of sliding attention
@@ -64,7 +39,6 @@ class RotaryKeys:
     layout: str = "half"
     partial: bool = False
     per_type: Pattern | None = None
-    where: Layers | None = None
     width: str = "head_dim"
     fraction_of: Callable[[HFConfig], int] | None = None
     older: tuple[str, str] | None = None
@@ -73,17 +47,12 @@ class RotaryKeys:
     def from_hf(self, settings: HFConfig) -> PlainDict:
         """Convert the keys to the ``pos`` settings of each layer."""
         made = self._positions(settings)
-        rotates = self.where.from_hf(settings) if self.where else [True] * len(made)
-        chosen = [pos if has else {"name": "none"} for pos, has in zip(made, rotates, strict=True)]
-        names = dict.fromkeys(name for pos in chosen for name in pos if name != "name")
-        return {
-            "pos.name": per_layer(pos["name"] for pos in chosen),
-            **{f"pos@rope.{name}": per_layer(pos.get(name, _UNSET.get(name)) for pos in chosen) for name in names},
-            "pos@rope.layout": self.layout,
-        }
+        names = dict.fromkeys(name for pos in made for name in pos if name != "name")
+        usual = {"scaling": {}, "theta": 10000.0}
+        found = {f"pos@rope.{name}": PerLayer(pos.get(name, usual.get(name)) for pos in made) for name in names}
+        return {"pos.name": "rope", **found, "pos@rope.layout": self.layout}
 
     def _positions(self, settings: HFConfig) -> list[PlainDict]:
-        """Rotary positions for each layer, also for those that have none."""
         parameters = rope_parameters(settings)
         size = settings.get(self.width) or settings["hidden_size"] // settings["num_attention_heads"]
         width = int(size) if self.partial else None
@@ -101,17 +70,15 @@ class RotaryKeys:
     def to_hf(self, view: ModelView) -> PlainDict:
         """Convert the ``pos`` settings of each layer to keys."""
         full = view["attention@mha.head_dim"] or view["attention@mla.qk_rope_head_dim"]
-        width = full if self.partial else None
-        dims = view.config.dims
+        width, dims = full if self.partial else None, view.config.dims
         written = [position_to_hf(layer.pos, width) if layer.uses_positions(dims) else {} for layer in view.layers]
-        keys = dict(self.where.to_hf([bool(parameters) for parameters in written])) if self.where else {}
         if self.per_type is not None:
-            by_type = zip(types_of_windows(view), written, strict=True)
-            return {**keys, "rope_parameters": {name: parameters for name, parameters in by_type if parameters}}
-        parameters = next((parameters for parameters in written if parameters), {})
+            types = (FULL if window is None else SLIDING for window in view.each(WINDOW_PATH))
+            return {"rope_parameters": {name: found for name, found in zip(types, written, strict=True) if found}}
+        parameters = next((found for found in written if found), {})
         original = parameters.get("original_max_position_embeddings")
-        if original is not None and view.default("original_max_position_embeddings") is not None:
-            keys["original_max_position_embeddings"] = original
+        outer = original is not None and view.default("original_max_position_embeddings") is not None
+        keys = {"original_max_position_embeddings": original} if outer else {}
         return {**keys, "rope_parameters": {**parameters, **self.extra(view)}}
 
 
@@ -139,9 +106,6 @@ def _by_type(settings: HFConfig, full: str, sliding: str) -> HFConfig:
     if scaling:
         found[FULL] |= {"rope_type": scaling.get("type", "default"), **scaling}
     return HFConfig(found)
-
-
-_UNSET: PlainDict = {"scaling": {}, "theta": 10000.0}
 
 
 def rope_parameters(settings: HFConfig) -> HFConfig:
@@ -175,11 +139,10 @@ def position(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDic
 
 
 def _rotated(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDict:
-    inner, outer = given.get("partial_rotary_factor"), settings.get("partial_rotary_factor")
+    fractions = [holder.get("partial_rotary_factor") for holder in (given, settings)]
     if width is not None:
-        given_fraction = next((fraction for fraction in (inner, outer) if fraction is not None), 1.0)
-        return {"rotary_dim": int(width * given_fraction)}
-    for fraction in (inner, outer):
+        return {"rotary_dim": int(width * next((one for one in fractions if one is not None), 1.0))}
+    for fraction in fractions:
         if fraction not in (None, 1):
             raise CheckpointError(
                 f"the checkpoint has partial_rotary_factor={fraction}, which is not supported: only 1 is"
@@ -201,20 +164,12 @@ def _scaling(rope_type: str, given: HFConfig, settings: HFConfig) -> PlainDict:
         scaling["original_context_length"] = trained  # transformers prefers it to the nested one
     if rope_type == "dynamic":
         scaling["original_context_length"] = length
-    if rope_type == "yarn":
-        _complete_yarn(scaling, given, length)
-    if rope_type == "longrope" and "factor" not in scaling:
+    if rope_type in ("yarn", "longrope") and "factor" not in scaling:
         scaling["factor"] = length / scaling.setdefault("original_context_length", length)
-    return {"kind": rope_type, **scaling}
-
-
-def _complete_yarn(scaling: PlainDict, given: HFConfig, length: int) -> None:
-    """Add derived settings of yarn: the factor from the lengths, the attention factor from DeepSeek's two weights."""
-    if "factor" not in scaling:
-        scaling["factor"] = length / scaling.setdefault("original_context_length", length)
-    over, under = given.get("mscale"), given.get("mscale_all_dim")
-    if "attention_factor" not in scaling and over and under:
+    over, under = (given.get(name) for name in ("mscale", "mscale_all_dim"))  # DeepSeek's
+    if rope_type == "yarn" and "attention_factor" not in scaling and over and under:
         scaling["attention_factor"] = yarn_magnitude(scaling["factor"], over) / yarn_magnitude(scaling["factor"], under)
+    return {"kind": rope_type, **scaling}
 
 
 def yarn_magnitude(factor: float, weight: float) -> float:
@@ -229,9 +184,8 @@ def position_to_hf(pos: Any, width: int | None) -> PlainDict:
     """
     if pos.name != "rope":
         return {}
-    parameters: PlainDict = {"rope_type": "default", "rope_theta": pos.theta}
-    if width:
-        parameters["partial_rotary_factor"] = pos.rotary_dim / width
+    parameters = {"rope_type": "default", "rope_theta": pos.theta}
+    parameters |= {"partial_rotary_factor": pos.rotary_dim / width} if width else {}
     if not pos.scaling:
         return parameters
     names = SCALINGS[pos.scaling["kind"]]

@@ -1,113 +1,64 @@
-"""Names of tensors that many families share, and the ways in which they store several of ours as one."""
+"""Names of tensors that many families share."""
 
-import torch
+from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, modules, tensors, unless, where
 
-from modular_gpt.pretrained.tensor_map import (
-    COPY,
-    FUSED,
-    FUSED_PER_HEAD,
-    TensorMapping,
-    Transform,
-    affine,
-    transposed,
-)
-
-LAYER, OURS = "model.layers.{layer}", "blocks.{layer}"
-QKV = tuple(f"{OURS}.attention.{name}" for name in ("query", "key", "value"))
-ROUTER = f"{OURS}.ffn.router.weight"
+LAYER = "model.layers.{layer}"
+ATTN, MLP = f"{LAYER}.self_attn", f"{LAYER}.mlp"
+QKV = "attention.query + attention.key + attention.value"
+ROUTER = "ffn.router.weight"
 
 
-def in_layer(prefix: str, **names: str) -> list[TensorMapping]:
-    """Weights and biases of layers, theirs by ours: ``attention__query="q_proj"``; two underscores stand for a dot."""
-    pairs = [(f"{prefix}.{name}", f"{OURS}.{ours.replace('__', '.')}") for ours, name in names.items()]
-    return [mapping for hf_name, ours in pairs for mapping in affine(hf_name, ours)]
+def attention(prefix: str, names: str = "q_proj,k_proj,v_proj,o_proj") -> Tensors:
+    """Separate projections of queries, keys, values and output; ``names``: theirs, in this order."""
+    return modules(f"{{{names}}} = attention.{{query,key,value,out}}", prefix)
 
 
-def where(ours: str, mappings: list[TensorMapping]) -> list[TensorMapping]:
-    """The mappings for layers that have our tensor ``ours``."""
-    return [mapping._replace(where=ours) for mapping in mappings]
-
-
-def unless(ours: str, mappings: list[TensorMapping]) -> list[TensorMapping]:
-    """The mappings for layers that lack our tensor ``ours``, unless they name another one."""
-    return [mapping if mapping.unless else mapping._replace(unless=ours) for mapping in mappings]
-
-
-def attention(prefix: str, *names: str) -> list[TensorMapping]:
-    """Separate projections of queries, keys, values and output."""
-    return in_layer(prefix, **dict(zip(ATTENTION_NAMES, names, strict=True)))
-
-
-ATTENTION_NAMES = ("attention__query", "attention__key", "attention__value", "attention__out")
-ENDS = [*affine("model.embed_tokens", "embedding"), *affine("model.norm", "final_norm"), *affine("lm_head", "head")]
-HEAD_BIAS = [TensorMapping("lm_head.bias", ("head_bias",))]
-PRE_NORMS = in_layer(LAYER, attention_norm="input_layernorm", ffn_norm="post_attention_layernorm")
-POST_NORMS = in_layer(LAYER, attention_post_norm="post_attention_layernorm", ffn_post_norm="post_feedforward_layernorm")
-SANDWICH_NORMS = [*POST_NORMS, *in_layer(LAYER, attention_norm="input_layernorm", ffn_norm="pre_feedforward_layernorm")]
-ATTENTION = attention(f"{LAYER}.self_attn", "q_proj", "k_proj", "v_proj", "o_proj")
-QK_NORM = in_layer(f"{LAYER}.self_attn", attention__query_norm="q_norm", attention__key_norm="k_norm")
-SINKS = [TensorMapping(f"{LAYER}.self_attn.sinks", (f"{OURS}.attention.sinks",))]
-GATED = in_layer(f"{LAYER}.mlp", ffn__gate="gate_proj", ffn__up="up_proj", ffn__down="down_proj")
-UP_DOWN = in_layer(f"{LAYER}.mlp", ffn__up="up_proj", ffn__down="down_proj")
+ENDS = modules("{model.embed_tokens,model.norm,lm_head} = {embedding,final_norm,head}")
+HEAD_BIAS = tensors("lm_head.bias = head_bias")
+PRE_NORMS = modules("{input,post_attention}_layernorm = {attention,ffn}_norm", LAYER)
+POST_NORMS = modules("post_{attention,feedforward}_layernorm = {attention,ffn}_post_norm", LAYER)
+SANDWICH_NORMS = [*POST_NORMS, *modules("{input,pre_feedforward}_layernorm = {attention,ffn}_norm", LAYER)]
+ATTENTION = attention(ATTN)
+QK_NORM = modules("{q,k}_norm = attention.{query,key}_norm", ATTN)
+SINKS = tensors("sinks = attention.sinks", ATTN)
+GATED = modules("{gate,up,down}_proj = ffn.{gate,up,down}", MLP)
+UP_DOWN = modules("{up,down}_proj = ffn.{up,down}", MLP)
 LLAMA = (ENDS, PRE_NORMS, ATTENTION, GATED)
-FUSED_QKV = [
-    *affine(f"{LAYER}.self_attn.qkv_proj", *QKV, weight=FUSED, bias=FUSED),
-    *in_layer(f"{LAYER}.self_attn", attention__out="o_proj"),
-]
-FUSED_GATED = [
-    *affine(f"{LAYER}.mlp.gate_up_proj", f"{OURS}.ffn.gate", f"{OURS}.ffn.up", weight=FUSED, bias=FUSED),
-    *in_layer(f"{LAYER}.mlp", ffn__down="down_proj"),
-]
-# stacked experts with the rows of our tensors after each other
-STACKED_ROWS = Transform(
-    lambda hf, shapes, count: hf.split([shape[1] for shape in shapes], dim=1),
-    lambda ours, count: torch.cat(list(ours), dim=1),
-)
-IN_OUT = transposed(COPY)  # matrices that the checkpoint stores as (in, out)
+WHOLE = (ENDS, PRE_NORMS, ATTENTION)
+FUSED_QKV = [*modules(f"qkv_proj = {QKV}", ATTN, FUSED), *modules("o_proj = attention.out", ATTN)]
+FUSED_GATED = [*modules("gate_up_proj = ffn.gate + ffn.up", MLP, FUSED), *modules("down_proj = ffn.down", MLP)]
 
 
 def experts(
-    prefix: str = f"{LAYER}.mlp",
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    prefix: str = MLP,
+    matrices: str = "gate_proj,up_proj,down_proj",
+    shared: str = "shared_experts",
     router: str = "gate",
     select_bias: str = "gate.e_score_correction_bias",
-    shared: str = "shared_experts",
-) -> list[TensorMapping]:
-    """A router, a tensor for each expert, and shared experts, if any; ``names``: of gate, up and down in an expert."""
-    matrices = zip(("gate", "up", "down"), names, strict=True)
+) -> Tensors:
+    """A router, a tensor for each matrix of each expert, and shared experts; an empty name: there is none."""
+    each = f"experts.{{expert}}.{{{matrices}}}.weight = ffn.{{gate,up,down}}"
     return [
-        TensorMapping(f"{prefix}.{router}.weight", (ROUTER,)),
-        TensorMapping(f"{prefix}.{select_bias}", (f"{OURS}.ffn.select_bias",)),
-        *(
-            TensorMapping(f"{prefix}.experts.{{expert}}.{name}.weight", (f"{OURS}.ffn.{ours}",), where=ROUTER)
-            for ours, name in matrices
-        ),
+        *tensors(f"{router}.weight = {ROUTER}", prefix),
+        *(tensors(f"{select_bias} = ffn.select_bias", prefix) if select_bias else []),
+        *(where(ROUTER, tensors(each, prefix)) if matrices else []),
         *(shared_expert(f"{prefix}.{shared}") if shared else []),
     ]
 
 
-def shared_expert(prefix: str) -> list[TensorMapping]:
+def shared_expert(prefix: str) -> Tensors:
     """A gated network for all tokens."""
-    return in_layer(prefix, ffn__shared__gate="gate_proj", ffn__shared__up="up_proj", ffn__shared__down="down_proj")
+    return modules("{gate,up,down}_proj = ffn.shared.{gate,up,down}", prefix)
 
 
-def latent_attention(prefix: str = f"{LAYER}.self_attn") -> list[TensorMapping]:
-    """Multi-head latent attention, with or without a latent of queries."""
-    query, down, latent = (f"{OURS}.attention.{name}.weight" for name in ("query", "query_down", "latent"))
-    return [
-        TensorMapping(f"{prefix}.q_proj.weight", (query,), where=latent, unless=down),
-        TensorMapping(f"{prefix}.q_b_proj.weight", (query,), where=down),
-        *in_layer(
-            prefix,
-            attention__query_down="q_a_proj",
-            attention__query_norm="q_a_layernorm",
-            attention__latent="kv_a_proj_with_mqa",
-            attention__latent_norm="kv_a_layernorm",
-            attention__out="o_proj",
-        ),
-        TensorMapping(
-            f"{prefix}.kv_b_proj.weight",
-            (f"{OURS}.attention.key.weight", f"{OURS}.attention.value.weight"),
-            FUSED_PER_HEAD,
-        ),
-    ]
+SHARED_GATE = tensors("shared_expert_gate.weight = ffn.shared_gate.weight", MLP)
+_LATENT, _DOWN = "attention.latent.weight", "attention.query_down.weight"
+# multi-head latent attention, with or without a latent of queries
+LATENT_ATTENTION = [
+    *where(_LATENT, unless(_DOWN, tensors("q_proj.weight = attention.query.weight", ATTN))),
+    *where(_DOWN, tensors("q_b_proj.weight = attention.query.weight", ATTN)),
+    *modules("q_a_{proj,layernorm} = attention.query_{down,norm}", ATTN),
+    *modules("kv_a_{proj_with_mqa,layernorm} = attention.{latent,latent_norm}", ATTN),
+    *modules("o_proj = attention.out", ATTN),
+    *tensors("kv_b_proj.weight = attention.key.weight + attention.value.weight", ATTN, FUSED_PER_HEAD),
+]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import CheckpointError, printable
-from modular_gpt.pretrained.hub import Source, Unreachable
+from modular_gpt.weights.hub import Source, Unreachable
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -17,9 +17,8 @@ from modular_gpt.core.contracts import Attention, FeedForward, Norm
 from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import ComponentConfig, encode, merge
 from modular_gpt.core.weight_transfer import TransferReport
-from modular_gpt.evaluation import evaluate_tokens
-from modular_gpt.model import GPTModel
 from modular_gpt.model.config import SLOTS, GPTConfig
+from modular_gpt.model.gpt import GPTModel
 from modular_gpt.model.materialize import saved_tensors
 
 LOADED, CONVERTED, NEW, SKIPPED = "loaded", "converted", "new", "skipped"
@@ -206,11 +205,3 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
 def _role(name: str) -> str:
     """The name of a parameter that is the same for ``up.weight`` of a layer and ``up`` of stacked experts."""
     return name.removesuffix(".weight").replace(".", "_")
-
-
-def text_loss(model: GPTModel, ids: Tensor, batch: int = 8) -> float:
-    """Mean cross-entropy in nats per token of a text (n,), each token given those before it in its window.
-
-    The text is split into windows of the model's context_length; ``batch`` of them are read at once.
-    """
-    return evaluate_tokens(model, ids.cpu().numpy(), len(ids), batch_size=batch).loss

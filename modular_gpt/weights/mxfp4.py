@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.errors import CheckpointError, printable
-from modular_gpt.pretrained.weight_files import LazyTensor
+from modular_gpt.weights.tensor_files import LazyTensor
 
 # by the four bits: sign, two bits of the exponent, one of the mantissa
 _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

@@ -13,8 +13,8 @@ from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import layers_in, model_from_tensors
-from modular_gpt.pretrained.hub import CONFIG_FILE, Source
-from modular_gpt.pretrained.weight_files import Tensors
+from modular_gpt.weights.hub import CONFIG_FILE, Source
+from modular_gpt.weights.tensor_files import Tensors
 
 OWN_TYPE = "modular_gpt"  # the model_type of folders that hold any GPTModel, written by this program
 PREFIX = "model."  # of tensor names: GPTModel is a submodule of the transformers model

@@ -1,0 +1,29 @@
+"""Files of models in the format of Hugging Face: found in a folder, the cache or the hub; their tensors one by one."""
+
+from modular_gpt.weights.hub import CONFIG_FILE, SHORT_NAMES, TOKENIZER, Source, Unreachable, locate, tokenizer_file
+from modular_gpt.weights.mxfp4 import dequantising
+from modular_gpt.weights.own_type import OWN_TYPE, PREFIX, read_own_model
+from modular_gpt.weights.tensor_files import LazyTensor, RowsOfSeveral, Tensors, View, as_os_error, listed, renamed
+from modular_gpt.weights.write import write_files
+
+__all__ = [
+    "CONFIG_FILE",
+    "OWN_TYPE",
+    "PREFIX",
+    "SHORT_NAMES",
+    "TOKENIZER",
+    "LazyTensor",
+    "RowsOfSeveral",
+    "Source",
+    "Tensors",
+    "Unreachable",
+    "View",
+    "as_os_error",
+    "dequantising",
+    "listed",
+    "locate",
+    "read_own_model",
+    "renamed",
+    "tokenizer_file",
+    "write_files",
+]
