@@ -20,38 +20,20 @@ from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
 from modular_gpt.pretrained.families import gemma
 from modular_gpt.pretrained.families import tensor_names as names
-from modular_gpt.pretrained.families.decoder_keys import (
-    LINEAR,
-    RMSNORM,
-    SILU,
-    START,
-    Pattern,
-    biases,
-    dense,
-    qk_norm,
-)
+from modular_gpt.pretrained.families.decoder_keys import LINEAR, RMSNORM, SILU, START, biases, dense, qk_norm
 from modular_gpt.pretrained.families.latent import LATENT
 from modular_gpt.pretrained.families.moe import W123
 from modular_gpt.pretrained.families.rope_config import rope
 from modular_gpt.pretrained.families.tensor_names import ATTENTION, ATTN, ENDS, LAYER, PRE_NORMS, QK_NORM
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.setting_map import Keys, ModelView, PerLayer, always, layer_count, lines
-from modular_gpt.pretrained.tensor_map import (
-    FUSED,
-    FUSED_PER_HEAD,
-    Tensors,
-    Transform,
-    modules,
-    tensors,
-    unless,
-    where,
-)  # fmt: skip
+from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, Transform, modules, tensors, unless, where
 from modular_gpt.weights import LazyTensor, RowsOfSeveral, renamed
 
 DELTA, MIXER, RATE = f"{LAYER}.linear_attn", "attention@gated_delta", "attention.rate.weight"
 
 
-def mixers(pattern: Pattern, settings: PlainMapping, full: PlainMapping | None = None, mark: str = "") -> Keys:
+def mixers(pattern: keys.Pattern, settings: PlainMapping, full: PlainMapping | None = None, mark: str = "") -> Keys:
     """A recurrent mixer in the layers of the type ``linear_attention``."""
     return keys.by_type(pattern, settings, full, mark or f"{MIXER}.kernel", LINEAR)
 

@@ -7,14 +7,9 @@ from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig, harmless
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
+from modular_gpt.pretrained.families import rope_config
 from modular_gpt.pretrained.families import tensor_names as names
-from modular_gpt.pretrained.families.rope_config import (
-    rope,
-    rope_parameters,
-    temperature,
-    temperature_to_hf,
-    yarn_magnitude,
-)  # fmt: skip
+from modular_gpt.pretrained.families.rope_config import rope, rope_parameters, temperature, yarn_magnitude
 from modular_gpt.pretrained.families.tensor_names import LATENT_ATTENTION, MLP, ROUTER
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key, layer_count, lines, switch
@@ -109,7 +104,7 @@ MISTRAL4 = (
     rope(
         width="qk_rope_head_dim",
         fraction_of=_head_width,
-        extra=lambda view: {**_mscale(view), **temperature_to_hf(view)},
+        extra=lambda view: {**_mscale(view), **rope_config.temperature_to_hf(view)},
     ),
     (LATENT, INTERLEAVED_KEY, temperature("mla"), experts.FIRST_DENSE, experts.ROUTED, experts.moe(group_score="top2")),
 )

@@ -5,39 +5,19 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 """
 
 from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.pretrained import tensor_map as stored
 from modular_gpt.pretrained.config_map import HFConfig, harmless
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
 from modular_gpt.pretrained.families import tensor_names as names
-from modular_gpt.pretrained.families.decoder_keys import (
-    HEADS,
-    RMSNORM,
-    START,
-    WINDOW,
-    WINDOW_PATH,
-    biases,
-    by_type,
-    dense,
-    every,
-    qk_norm,
-    windows,
-)  # fmt: skip
+from modular_gpt.pretrained.families.decoder_keys import RMSNORM, START, biases, by_type, dense, every, qk_norm, windows
 from modular_gpt.pretrained.families.expert_keys import AFTER_FIRST, MIXTRAL, QWEN, SIGMOID, moe
 from modular_gpt.pretrained.families.latent import FURTHER_LAYER
 from modular_gpt.pretrained.families.rope_config import rope
 from modular_gpt.pretrained.families.tensor_names import LAYER, LLAMA, MLP, QK_NORM, ROUTER, WHOLE
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.setting_map import Keys, ModelView, always, layer_count, layers, lines
-from modular_gpt.pretrained.tensor_map import (
-    IN_OUT,
-    INTERLEAVED,
-    STACKED_ROWS,
-    modules,
-    tensors,
-    transposed,
-    unless,
-    where,
-)
+from modular_gpt.pretrained.tensor_map import modules, tensors, unless, where
 
 BASE = (START, RMSNORM, rope())
 WITH_DENSE = (BASE, dense())
@@ -52,9 +32,9 @@ GPT_OSS = (
 )
 GPT_OSS_EXPERTS = [
     *modules("router = ffn.router", MLP),
-    *tensors("gate_up_proj = ffn.gate + ffn.up", f"{MLP}.experts", transposed(INTERLEAVED)),
-    *tensors("gate_up_proj_bias = ffn.gate_bias + ffn.up_bias", f"{MLP}.experts", INTERLEAVED),
-    *tensors("down_proj = ffn.down", f"{MLP}.experts", IN_OUT),
+    *tensors("gate_up_proj = ffn.gate + ffn.up", f"{MLP}.experts", stored.transposed(stored.INTERLEAVED)),
+    *tensors("gate_up_proj_bias = ffn.gate_bias + ffn.up_bias", f"{MLP}.experts", stored.INTERLEAVED),
+    *tensors("down_proj = ffn.down", f"{MLP}.experts", stored.IN_OUT),
     *tensors("down_proj_bias = ffn.down_bias", f"{MLP}.experts"),
 ]
 
@@ -66,7 +46,7 @@ def _every_other(i: int, settings: HFConfig) -> bool:
 
 QWEN2 = (biases("qkv_bias", False), windows(_every_other, "use_sliding_window"), QWEN, experts.shared_width(gate=True))
 QWEN3_WINDOW = Keys(
-    lambda s: {WINDOW_PATH: s["sliding_window"] if s["use_sliding_window"] else None},
+    lambda s: {keys.WINDOW_PATH: s["sliding_window"] if s["use_sliding_window"] else None},
     windows(switch="use_sliding_window", types=False).to_hf,
 )
 MELLUM = (rope(per_type=lambda i, settings: True), windows(), experts.experts("num_experts"), experts.router_loss())
@@ -108,7 +88,7 @@ def _value_scale(settings: HFConfig) -> PlainDict:
 
 
 def _write_mimo(view: ModelView) -> PlainDict:
-    n_kv_heads = view[HEADS] if view.each(WINDOW_PATH)[0] is None else view[HEADS] // 2
+    n_kv_heads = view[keys.HEADS] if view.each(keys.WINDOW_PATH)[0] is None else view[keys.HEADS] // 2
     return {"num_key_value_heads": n_kv_heads, "attention_value_scale": view["attention@mha.value_scale"]}
 
 
@@ -117,8 +97,8 @@ MIMO = (
     # the layers with a window have sinks, and twice the key/value heads
     by_type(
         _mimo_types,
-        {"attention@mha.sinks": True, HEADS: lambda settings: settings["num_key_value_heads"] * 2},
-        {"attention@mha.sinks": False, HEADS: lambda settings: settings["num_key_value_heads"]},
+        {"attention@mha.sinks": True, keys.HEADS: lambda settings: settings["num_key_value_heads"] * 2},
+        {"attention@mha.sinks": False, keys.HEADS: lambda settings: settings["num_key_value_heads"]},
     ),
     (lines("v_head_dim = attention@mha.v_head_dim"), experts.experts("n_routed_experts"), SIGMOID, AFTER_FIRST),
     (experts.NORM_TOPK, experts.SCALE, experts.GROUPS),
@@ -176,13 +156,13 @@ FEED = f"{LAYER}.feed_forward"
 LLAMA4_TENSORS = [
     *unless(ROUTER, modules("{gate,up,down}_proj = ffn.{gate,up,down}", FEED)),
     *tensors(f"router.weight = {ROUTER}", FEED),
-    *where(ROUTER, tensors("experts.gate_up_proj = ffn.gate + ffn.up", FEED, transposed(STACKED_ROWS))),
-    *where(ROUTER, tensors("experts.down_proj = ffn.down", FEED, IN_OUT)),
+    *where(ROUTER, tensors("experts.gate_up_proj = ffn.gate + ffn.up", FEED, stored.transposed(stored.STACKED_ROWS))),
+    *where(ROUTER, tensors("experts.down_proj = ffn.down", FEED, stored.IN_OUT)),
     *names.shared_expert(f"{FEED}.shared_expert"),
 ]
 
 FAMILIES = [
-    Family("mixtral", (BASE, biases(False), WINDOW, MIXTRAL), (*WHOLE, W123)),
+    Family("mixtral", (BASE, biases(False), keys.WINDOW, MIXTRAL), (*WHOLE, W123)),
     Family(
         "gpt_oss",
         (BASE, biases(), windows(every(2)), GPT_OSS),
