@@ -43,6 +43,18 @@ SIZES = {
     **{"num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "intermediate_size": 96},
     **{"sliding_window": 16, "n_inner": 96},
 }
+CHANGES: dict[str, dict[str, Any]] = {"mixtral": {"sliding_window": None}, "gemma3_text": {"num_hidden_layers": 7}}
+# scaled rotary positions, of which the first half of the texts is within the length before scaling
+LENGTH = {"rope_theta": 10000.0, "original_max_position_embeddings": 64}
+SCALED: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+    "yarn": {**LENGTH, "rope_type": "yarn", "factor": 2.0},
+    "llama3": {**LENGTH, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+}
+BY_TYPE = {
+    "full_attention": {**SCALED["linear"], "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
 JAVASCRIPT = """
 import {getLlama, LlamaLogLevel} from "node-llama-cpp";
 import fs from "fs";
@@ -76,11 +88,11 @@ def tokenizer_named(name: str, folder: Path) -> Tokenizer:
     return build_tokenizer(decode("tokenizer", TOKENIZERS[name]), build_corpus(data))
 
 
-def random_model(model_type: str, vocab_size: int, std: float) -> GPTModel:
+def random_model(model_type: str, changes: dict[str, Any], vocab_size: int, std: float) -> GPTModel:
     """A model of a published type with its default settings, small, and weights that give changing text."""
     family = FAMILIES[model_type]
     sizes = {key: value for key, value in SIZES.items() if key in family.defaults}
-    config = family.config({**sizes, "vocab_size": vocab_size})
+    config = family.config({**sizes, **CHANGES.get(model_type, {}), **changes, "vocab_size": vocab_size})
     torch.manual_seed(0)
     model = GPTModel(config).eval()
     for parameter in model.parameters():
@@ -93,23 +105,28 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where node-llama-cpp was installed")
     parser.add_argument("--tokens", type=int, default=60, help="tokens of each continuation")
     parser.add_argument("--std", type=float, default=0.15, help="standard deviation of the weights")
+    parser.add_argument("--only", default="", help="of the cases those whose label contains this text")
     arguments = parser.parse_args()
-    pairs = [
-        *((kind, "bpe") for kind in ARCHITECTURES),
-        ("llama", "byte"),
-        ("llama", "sentencepiece"),
-        ("gpt2", "gpt2"),
-    ]
+    variants: list[tuple[str, str, str, dict[str, Any]]] = [
+        *((kind, "bpe", "", {}) for kind in ARCHITECTURES),
+        *((kind, "bpe", name, {"rope_parameters": rope}) for kind in ("llama", "qwen3") for name, rope in SCALED.items()
+          if kind == "llama" or name != "llama3"),
+        ("gemma3_text", "bpe", "linear", {"rope_parameters": BY_TYPE}),
+        ("llama", "byte", "", {}),
+        ("llama", "sentencepiece", "", {}),
+        ("gpt2", "gpt2", "", {}),
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         folder, cases, ours = Path(temporary), {}, {}
-        for kind, name in pairs:
+        for kind, name, variant, changes in variants:
+            model_label = " ".join(filter(None, (kind, variant, name)))
+            if arguments.only not in model_label:
+                continue
             tokenizer = tokenizer_named(name, folder)
-            model = random_model(kind, tokenizer.vocab_size, arguments.std)
+            model = random_model(kind, changes, tokenizer.vocab_size, arguments.std)
             for dtype in (torch.float32, torch.bfloat16):
-                label, file = (
-                    f"{kind} {name} {str(dtype).removeprefix('torch.')}",
-                    folder / f"{kind}-{name}-{dtype}.gguf",
-                )
+                label = f"{model_label} {str(dtype).removeprefix('torch.')}"
+                file = folder / f"{label.replace(' ', '-')}.gguf"
                 save_gguf(model.to(dtype), file, tokenizer)
                 prompt = tokenizer.prompt_ids(PROMPT)
                 out = model.float().generate(torch.tensor([prompt]), max_new_tokens=arguments.tokens, greedy=True)

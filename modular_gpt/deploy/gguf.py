@@ -4,7 +4,9 @@ The file is made from a model as one of a published family: its config.json, and
 transformers. A row of ``ARCHITECTURES`` says where each setting goes; one that has no place in the file is refused.
 """
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +25,16 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 SUFFIXES = (".weight", ".bias")
-FIXED = "rope_parameters"  # checked by itself
+ROPE, FULL, SLIDING = "rope_parameters", "full_attention", "sliding_attention"
+EXPERT = re.compile(r"(?P<stack>.+\.experts)\.\d+(?P<matrix>\..+)\.weight")
+# scaling of rotary positions -> key -> method of the library's writer, or the values that the scaling implies
+LINEAR: Mapping[str, str | tuple[object, ...]] = {"factor": "add_rope_scaling_factor"}
+YARN: Mapping[str, str | tuple[object, ...]] = {
+    **LINEAR,
+    "original_max_position_embeddings": "add_rope_scaling_orig_ctx_len",
+    **{"beta_fast": (32.0,), "beta_slow": (1.0,), "truncate": (True,), "attention_factor": ()},
+}
+SCALINGS = {"default": {}, "linear": LINEAR, "yarn": YARN}
 
 
 def _interleaved(tensor: Tensor, heads: int) -> Tensor:
@@ -41,7 +52,10 @@ class Architecture:
     pairs: whether rotated dimensions lie side by side, as for Llama
     transposed: whether matrices of layers are stored as (in, out), as GPT-2's are
     norm_offset: added to the weights of norms
-    alternates: whether the layers have a window in turn, the first one included
+    full_every: layers whose number, from 1, is a multiple of this one attend to all tokens, and all others have a
+        window; 0: the architecture knows no types of layers
+    wide_layers: with so many layers, scores are divided by the square root of the width of the model by its heads,
+        instead of the width of a head
     """
 
     name: str
@@ -50,12 +64,13 @@ class Architecture:
     pairs: bool = False
     transposed: bool = False
     norm_offset: float = 0.0
-    alternates: bool = False
+    full_every: int = 0
+    wide_layers: int = 0
     ignored: frozenset[str] = field(
         default=frozenset(
             {
                 *("vocab_size", "tie_word_embeddings", "initializer_range", "attention_dropout", "resid_pdrop"),
-                *("embd_pdrop", "attn_pdrop", "layer_types"),
+                *("embd_pdrop", "attn_pdrop", "layer_types", "router_aux_loss_coef", "query_pre_attn_scalar"),
             }
         )
     )
@@ -71,12 +86,13 @@ NUMBERS = {
     "head_dim": ("add_key_length", "add_value_length", "add_rope_dimension_count"),
     "rms_norm_eps": ("add_layer_norm_rms_eps",),
 }
+MIXTRAL = {**NUMBERS, "num_local_experts": ("add_expert_count",), "num_experts_per_tok": ("add_expert_used_count",)}
 SILU = {"hidden_act": ("silu",)}
 NO_WINDOW = {"sliding_window": (None,), "use_sliding_window": (False,), "max_window_layers": ()}
 GELU_TANH = {"hidden_activation": ("gelu_pytorch_tanh",), "hidden_act": ("gelu_pytorch_tanh",)}
+GEMMA3 = {**NUMBERS, "sliding_window": ("add_sliding_window",)}
 GEMMA2 = {
-    **NUMBERS,
-    "sliding_window": ("add_sliding_window",),
+    **GEMMA3,
     "attn_logit_softcapping": ("add_attn_logit_softcapping",),
     "final_logit_softcapping": ("add_final_logit_softcapping",),
 }
@@ -104,8 +120,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo2": Architecture("olmo2", NUMBERS, {**SILU, "attention_bias": (False,)}),
     "gemma": Architecture("gemma", NUMBERS, {**GELU_TANH, "attention_bias": (False,)}, norm_offset=1.0),
     "gemma2": Architecture(
-        "gemma2", GEMMA2, {**GELU_TANH, "attention_bias": (False,)}, norm_offset=1.0, alternates=True
+        "gemma2", GEMMA2, {**GELU_TANH, "attention_bias": (False,)}, norm_offset=1.0, full_every=2, wide_layers=46
     ),
+    "gemma3_text": Architecture(
+        "gemma3",
+        GEMMA3,
+        {**GELU_TANH, **dict.fromkeys(("attention_bias", "use_bidirectional_attention"), (False,))},
+        norm_offset=1.0,
+        full_every=6,
+        wide_layers=62,
+    ),
+    "mixtral": Architecture("llama", MIXTRAL, {**SILU, "sliding_window": (None,)}, pairs=True),
 }
 
 
@@ -159,21 +184,40 @@ def _library():  # type: ignore[no-untyped-def]  # the module itself
 def check_settings(settings: PlainMapping, architecture: Architecture) -> None:
     """Raise a CheckpointError for a setting that the architecture has no place for."""
     notes = ("model_type", "architectures", "dtype", "bos_token_id", "eos_token_id", "pad_token_id")
-    scalar, width = settings.get("query_pre_attn_scalar"), settings.get("head_dim")
+    scalar, layers = settings.get("query_pre_attn_scalar"), settings.get("num_hidden_layers")
+    width = settings.get("head_dim")
+    if layers == architecture.wide_layers:
+        width = settings["hidden_size"] / settings["num_attention_heads"]
     if scalar not in (None, width):
         _refuse(architecture, "query_pre_attn_scalar", scalar)
-    if architecture.alternates:
+    if architecture.full_every:
         types = settings["layer_types"]
-        if types != [("full" if i % 2 else "sliding") + "_attention" for i in range(len(types))]:
+        if types != [SLIDING if (i + 1) % architecture.full_every else FULL for i in range(len(types))]:
             _refuse(architecture, "layer_types", types)
     for name, value in settings.items():
-        if name in (*notes, *architecture.ignored, *architecture.numbers, "query_pre_attn_scalar"):
+        if name == ROPE:
+            _check_rope(value, architecture)
+        elif name in (*notes, *architecture.ignored) or (name in architecture.numbers and value is not None):
             continue
-        if name == FIXED:
-            if value.get("rope_type", "default") != "default" or value.get("partial_rotary_factor", 1.0) != 1.0:
-                _refuse(architecture, name, value)
         elif value not in architecture.only.get(name, ()):
             _refuse(architecture, name, value)
+
+
+def _check_rope(parameters: PlainMapping, architecture: Architecture) -> None:
+    """Raise a CheckpointError for rotary positions that llama.cpp does not compute in this architecture."""
+    if SLIDING in parameters:
+        if parameters[SLIDING] != {"rope_type": "default", "rope_theta": 10000.0}:
+            _refuse(architecture, ROPE, parameters)
+        parameters = parameters.get(FULL, {})
+    kind = parameters.get("rope_type", "default")
+    by_table = kind == "llama3" and architecture.name == "llama"
+    if not (kind in SCALINGS or by_table) or parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        _refuse(architecture, ROPE, parameters)
+    for name, implied in SCALINGS.get(kind, {}).items():
+        value = parameters.get(name)
+        known = (0.1 * math.log(parameters["factor"]) + 1.0,) if name == "attention_factor" else implied
+        if value is not None and not isinstance(known, str) and value not in known:
+            _refuse(architecture, f"{ROPE}.{name}", value)
 
 
 def _refuse(architecture: Architecture, name: str, value: object) -> None:
@@ -189,8 +233,16 @@ def _add_settings(writer: "GGUFWriter", settings: PlainMapping, architecture: Ar
         if settings.get(name) is not None:
             for method in methods:
                 getattr(writer, method)(settings[name])
-    if FIXED in settings:
-        writer.add_rope_freq_base(float(settings[FIXED]["rope_theta"]))
+    rope = settings.get(ROPE, {})
+    rope = rope.get(FULL, {}) if SLIDING in rope else rope
+    if "rope_theta" in rope:
+        writer.add_rope_freq_base(float(rope["rope_theta"]))
+    scaling = SCALINGS.get(rope.get("rope_type", "default"), {})
+    if scaling:
+        writer.add_rope_scaling_type(_library().RopeScalingType(rope["rope_type"]))
+    for name, written in scaling.items():
+        if isinstance(written, str) and rope.get(name) is not None:
+            getattr(writer, written)(rope[name])
 
 
 def gguf_tensors(settings: PlainMapping, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -200,11 +252,37 @@ def gguf_tensors(settings: PlainMapping, tensors: Mapping[str, Tensor]) -> dict[
     layers = settings.get("num_hidden_layers", settings.get("n_layer"))
     names = gguf.get_tensor_name_map(known, layers)
     found = {}
-    for name, tensor in tensors.items():
+    for name, tensor in _stacked(tensors).items():
         new = names.get_name(name, try_suffixes=SUFFIXES)
         assert new is not None, f"the library has no name for {name}"
         found[new] = _converted(name, tensor, settings, architecture)
+    rope = settings.get(ROPE, {})
+    if rope.get("rope_type") == "llama3":
+        width = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
+        found["rope_freqs.weight"] = _llama3_factors(rope, width)
     return found
+
+
+def _stacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with those of all experts of a layer stacked: (experts, rows, columns)."""
+    found: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}
+    for name, tensor in tensors.items():
+        expert = EXPERT.fullmatch(name)
+        if expert is None:
+            found[name] = tensor
+        else:
+            experts.setdefault(f"{expert['stack']}{expert['matrix']}.weight", []).append(tensor)
+    return found | {name: torch.stack(stack) for name, stack in experts.items()}
+
+
+def _llama3_factors(rope: PlainMapping, width: int) -> Tensor:
+    """By what llama.cpp divides the frequencies of rotary positions (width / 2,): https://arxiv.org/abs/2407.21783"""
+    frequencies: Tensor = float(rope["rope_theta"]) ** -(torch.arange(0, width, 2) / width)
+    turns = frequencies * float(rope["original_max_position_embeddings"]) / (2 * math.pi)
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return ((1.0 - kept) / float(rope["factor"]) + kept).reciprocal()
 
 
 def _converted(name: str, tensor: Tensor, settings: PlainMapping, architecture: Architecture) -> Tensor:

@@ -1,5 +1,6 @@
 """GGUF files, read by the library that writes them. ``benchmarks/llama_cpp.py`` has llama.cpp run them."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,14 @@ SIZES = {
 }
 
 
+CHANGES: dict[str, dict[str, Any]] = {"mixtral": {"sliding_window": None}, "gemma3_text": {"num_hidden_layers": 7}}
+GGUF_NAMES = {"mixtral": "llama", "gemma3_text": "gemma3"}
+
+
 def random_model(model_type: str, **changes: Any) -> GPTModel:
     family = FAMILIES[model_type]
-    config = family.config({**{key: size for key, size in SIZES.items() if key in family.defaults}, **changes})
+    sizes = {**{key: size for key, size in SIZES.items() if key in family.defaults}, **CHANGES.get(model_type, {})}
+    config = family.config({**sizes, **changes})
     torch.manual_seed(0)
     model = GPTModel(config).eval()
     for parameter in model.parameters():
@@ -76,29 +82,82 @@ def test_tensors_and_settings_are_read_back(model_type: str, tmp_path: Path) -> 
     model = random_model(model_type)
     architecture = save_gguf(model, tmp_path / "model.gguf")
     file, (settings, tensors) = File(tmp_path / "model.gguf"), as_published(model, [model_type])
-    assert file.settings["general.architecture"] == architecture == model_type
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], 2)
-    assert len(tensors) == len(file.tensors)
+    assert file.settings["general.architecture"] == architecture == GGUF_NAMES.get(model_type, model_type)
+    layers = model.config.n_layers
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
     for hf_name, tensor in tensors.items():
-        found = file.tensors[names.get_name(hf_name, try_suffixes=(".weight", ".bias"))]
-        if model_type == "llama" and (".q_proj" in hf_name or ".k_proj" in hf_name):
+        merged = re.sub(r"\.experts\.(\d+)\.", ".experts.", hf_name)
+        found = file.tensors[names.get_name(merged, try_suffixes=(".weight", ".bias"))]
+        if merged != hf_name:
+            found = found[int(hf_name.split(".experts.")[1].split(".")[0])]
+        if architecture == "llama" and (".q_proj" in hf_name or ".k_proj" in hf_name):
             found = halves(found, 4 if ".q_proj" in hf_name else 2)
         if model_type == "gpt2" and hf_name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             found = found.T
         if model_type.startswith("gemma") and hf_name.endswith("norm.weight"):
             tensor = tensor + 1.0
         assert torch.equal(found, tensor), hf_name
+    assert len(file.tensors) == len({re.sub(r"\.experts\.\d+\.", ".experts.", name) for name in tensors})
     numbers = {name.partition(".")[2]: value for name, value in file.settings.items()}
-    assert (numbers["block_count"], numbers["embedding_length"], numbers["context_length"]) == (2, 32, 32)
+    assert (numbers["block_count"], numbers["embedding_length"], numbers["context_length"]) == (layers, 32, 32)
     assert (numbers["attention.head_count"], numbers["feed_forward_length"], numbers["vocab_size"]) == (4, 44, 61)
     epsilon = numbers.get("attention.layer_norm_rms_epsilon", numbers.get("attention.layer_norm_epsilon"))
     assert epsilon == pytest.approx(model.config.norm.eps)
     if model_type != "gpt2":
         heads = (numbers["attention.head_count_kv"], numbers["attention.key_length"], numbers["rope.dimension_count"])
         assert heads == (model.config.attention.n_kv_heads, 8, 8)
-        assert numbers["rope.freq_base"] == settings["rope_parameters"]["rope_theta"]
+        rope = settings["rope_parameters"]
+        assert numbers["rope.freq_base"] == rope.get("full_attention", rope)["rope_theta"]
+        assert "rope.scaling.type" not in numbers
+    if model_type == "mixtral":
+        assert (numbers["expert_count"], numbers["expert_used_count"]) == (8, 2)
+    if model_type == "gemma3_text":
+        assert numbers["attention.sliding_window"] == 16
     if model_type == "gemma2":
         assert (numbers["attention.sliding_window"], numbers["final_logit_softcapping"]) == (16, 30.0)
+
+
+THETA = {"rope_theta": 100.0}
+ORIGINAL = {**THETA, "original_max_position_embeddings": 16}
+LINEAR = {**THETA, "rope_type": "linear", "factor": 2.0}
+YARN = {**ORIGINAL, "rope_type": "yarn", "factor": 2.0}
+LLAMA3 = {**ORIGINAL, "original_max_position_embeddings": 64, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def test_linear_and_yarn_scaling_are_settings(tmp_path: Path) -> None:
+    for model_type, rope in (("llama", LINEAR), ("qwen3", YARN)):
+        save_gguf(random_model(model_type, rope_parameters=rope), tmp_path / "model.gguf")
+        settings = File(tmp_path / "model.gguf").settings
+        assert settings[f"{model_type}.rope.freq_base"] == 100.0
+        found = {name.rpartition(".")[2]: value for name, value in settings.items() if ".rope.scaling." in name}
+        assert (
+            found
+            == {
+                "linear": {"type": "linear", "factor": 2.0},
+                "yarn": {"type": "yarn", "factor": 2.0, "original_context_length": 16},
+            }[rope["rope_type"]]
+        )
+
+
+def test_linear_scaling_of_gemma_3_is_that_of_layers_without_window(tmp_path: Path) -> None:
+    rope = {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    save_gguf(random_model("gemma3_text", rope_parameters=rope), tmp_path / "model.gguf")
+    settings = File(tmp_path / "model.gguf").settings
+    assert settings["gemma3.rope.freq_base"] == 100.0 and settings["gemma3.rope.scaling.factor"] == 2.0
+
+
+def test_llama3_scaling_is_a_table_of_divisors_of_the_frequencies(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    save_gguf(random_model("llama", rope_parameters=LLAMA3), tmp_path / "model.gguf")
+    file = File(tmp_path / "model.gguf")
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, max_position_embeddings=32, rope_parameters=LLAMA3)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    unscaled = 100.0 ** -(torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(unscaled / file.tensors["rope_freqs.weight"], scaled)
+    assert file.tensors["rope_freqs.weight"].unique().numel() > 2, "kept, divided, and between"
+    assert not [name for name in file.settings if ".rope.scaling." in name]
 
 
 def test_llamas_queries_and_keys_are_those_of_rotated_pairs(tmp_path: Path) -> None:
@@ -199,17 +258,23 @@ def test_splits_that_llama_cpp_does_not_know(corpus: str) -> None:
             from_library({**content, **change}, None, None)
 
 
-LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
-
-
 @pytest.mark.parametrize(
     ("model_type", "changes", "told"),
     [
-        ("mixtral", {}, "ffn=moe"),
+        ("mixtral", {"sliding_window": 16}, "sliding_window=16 has no place"),
+        ("olmoe", {}, "attention.qk_norm="),
+        ("glm", {}, "pos.rotary_dim="),
+        ("qwen3", {"rope_parameters": LLAMA3}, "rope_parameters=.* of the architecture qwen3"),
+        ("llama", {"rope_parameters": {**YARN, "beta_fast": 8.0}}, r"rope_parameters\.beta_fast=8\.0 has no place"),
+        ("llama", {"rope_parameters": {**YARN, "attention_factor": 1.5}}, r"attention_factor=1\.5 has no place"),
+        ("gemma3_text", {"rope_local_base_freq": 77.0}, "rope_parameters=.* of the architecture gemma3"),
+        ("gemma3_text", {"sliding_window_pattern": 3}, "layer_types="),
+        ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping=None has no place"),
+        ("gemma2", {"num_hidden_layers": 46, "hidden_size": 48}, "query_pre_attn_scalar=8 has no place"),
         ("mistral", {}, "attention.window=16"),
         (
             "llama",
-            {"rope_parameters": LINEAR},
+            {"rope_parameters": {**LINEAR, "rope_type": "dynamic"}},
             "rope_parameters=.* has no place in a GGUF file of the architecture llama",
         ),
         ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu has no place"),
