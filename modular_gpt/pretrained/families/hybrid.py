@@ -129,10 +129,7 @@ KIMI_DELTA = [
     *delta(PROJECTIONS, ATTN),
     *delta("{b,g_a,g_b,f_a,f_b}_proj = attention.{rate,gate_down,gate,decay_down,decay}", ATTN),
 ]
-KIMI_EXPERTS = [
-    *names.experts(KIMI_MLP, "w1,w3,w2"),
-    *modules("{gate,up,down}_proj = ffn.{gate,up,down}", KIMI_MLP),
-]
+KIMI_EXPERTS = [*names.experts(KIMI_MLP, "w1,w3,w2"), *modules("{gate,up,down}_proj = ffn.{gate,up,down}", KIMI_MLP)]
 
 
 def _olmo_full(i: int, settings: HFConfig) -> bool:

@@ -54,8 +54,7 @@ def _mscale(view: ModelView) -> PlainDict:
 _RANKS = "kv_lora_rank,q_lora_rank,qk_nope_head_dim,qk_rope_head_dim,v_head_dim"
 LATENT = (
     Keys(
-        _read_attention,
-        lambda v: {"attention_bias": v["attention@mla.qkv_bias"], "num_key_value_heads": v["n_heads"]},
+        _read_attention, lambda v: {"attention_bias": v["attention@mla.qkv_bias"], "num_key_value_heads": v["n_heads"]}
     ),
     lines(f"{{{_RANKS}}} = attention@mla.{{{_RANKS}}}"),
     keys.ATTENTION_DROPOUT,
