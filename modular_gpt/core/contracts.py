@@ -134,6 +134,7 @@ class Position(ModelComponent, Generic[C], slot="pos"):
     extrapolates: False where positions end at context_length
     slides: scores depend on distances alone. Then a text can be longer than context_length: each token sees the last
         context_length tokens, and no distance is larger than in training.
+    switch_length: number of tokens beyond which the keys of all tokens of a text change; None: they never do
     """
 
     embeds: ClassVar[bool] = False
@@ -141,6 +142,7 @@ class Position(ModelComponent, Generic[C], slot="pos"):
     biases: ClassVar[bool] = False
     extrapolates: ClassVar[bool] = True
     slides: bool = True
+    switch_length: int | None = None
 
     def __init__(self, config: ComponentConfig, dims: Dims) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 from modular_gpt.core.cache import ModelCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.compiled import capacity
-from modular_gpt.generation.protocol import LanguageModel
+from modular_gpt.generation.protocol import LanguageModel, switch_length
 
 _ENDLESS = 2**40  # tokens of a text that slides; its storage holds the last context_length ones
 
@@ -15,8 +15,9 @@ _ENDLESS = 2**40  # tokens of a text that slides; its storage holds the last con
 class PromptCache:
     """Lends the cache of one text to runs over it, each of which reads only the tokens that the last one did not.
 
-    Where the cache cannot go back to the tokens that both texts begin with (a constant state, a window that is full),
-    the next text is read from its beginning. After a change of the model's weights, call ``forget``.
+    Where the cache cannot go back to the tokens that both texts begin with (a constant state, a window that is full, or
+    keys of another length of text), the next text is read from its beginning. After a change of the model's weights,
+    call ``forget``.
 
     ids: the tokens in the cache; none while a run uses it, so that a run that fails leaves nothing behind
     """
@@ -35,7 +36,9 @@ class PromptCache:
         if cache is None or (compiled and cache.max_length is None):
             cache = self._cache = self._new(compiled)
             return cache, 0
-        count = _common(kept, ids[:-1])
+        switch = switch_length(self.model)
+        same_keys = switch is None or (len(kept) > switch) == (len(ids) > switch)
+        count = _common(kept, ids[:-1]) if same_keys else 0
         cache.seek(len(kept))
         try:
             cache.truncate(count)

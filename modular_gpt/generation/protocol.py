@@ -58,6 +58,12 @@ class LanguageModel(Protocol):
         """The output head: (..., D) -> (..., V)."""
 
 
+def switch_length(model: LanguageModel) -> int | None:
+    """Number of tokens beyond which the model computes all keys of a text anew; None: never, as for most models."""
+    found: int | None = getattr(model, "switch_length", None)
+    return found
+
+
 def check_models(**models: object) -> None:
     """Raise a ConfigError for anything but None that lacks the interface, such as the name of a model."""
     for name, value in models.items():

@@ -14,7 +14,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.compiled import StepFunction, capacity
 from modular_gpt.generation.lineage import Lineage
 from modular_gpt.generation.prompt_cache import PromptCache
-from modular_gpt.generation.protocol import LanguageModel
+from modular_gpt.generation.protocol import LanguageModel, switch_length
 from modular_gpt.generation.sequences import TokenBuffer
 
 
@@ -53,6 +53,9 @@ class ModelRunner:
         self._cached = 0  # columns in the cache, whose own length may be a tensor
         self._saved: SavedCache | None = None
         self._behind = False  # the cache holds fewer columns than the text had left
+        self._switch = switch_length(model)
+        self._beyond: list[bool] = []  # whether each row was longer than that when it was read
+        self._reread = False  # since the last draft began
         self._lineage: Lineage | None = None  # of rows that are copies of one another; None: rows are not moved
 
     @cached_property
@@ -68,6 +71,7 @@ class ModelRunner:
         """
         if not self.windowed:
             self.cache, self._cached = kept.lend(self.text.ids[0].tolist(), self._compiled is not None)
+            self._beyond = self._longer_rows()
 
     def keep(self, kept: PromptCache) -> None:
         """Give the cache back, with the tokens of the text that were read."""
@@ -75,7 +79,8 @@ class ModelRunner:
             return
         self.rollback()
         self.cache.seek(self._cached)
-        kept.take_back(self.text.ids[0, : self._cached].tolist())
+        stale = self._switch is not None and self._beyond != [self._cached > self._switch]
+        kept.take_back([] if stale else self.text.ids[0, : self._cached].tolist())
 
     def _check_slides(self, max_tokens: int, overflow: str) -> None:
         if overflow == "error" or not self.model.slides:
@@ -94,6 +99,14 @@ class ModelRunner:
     def remaining(self) -> int:
         """Number of columns that the text can grow by before the window is reset."""
         return self._first + self.context - self.text.length if self.windowed else 2**62
+
+    @property
+    def draftable(self) -> int:
+        """Number of columns that can be read at once with the keys that they have when they are read one by one."""
+        if self._switch is None:
+            return self.remaining
+        left = [self._switch - length for length in self._row_lengths() if length <= self._switch]
+        return min([self.remaining, *left])
 
     def logits(self, count: int = 1) -> Tensor:
         """(B, count, V) logits after each of the last ``count`` tokens of the text, none of which has been read."""
@@ -122,6 +135,8 @@ class ModelRunner:
         """(B, T) tokens to read at once. The beginning of a long text is read here, in chunks that bound the memory."""
         if self.remaining < 0:
             self.reset_window()
+        if self._switch is not None:
+            self._read_changed_keys_again()
         new = self.text.ids[:, self.read :]
         assert new.shape[1] >= count
         while new.shape[1] > max(count, self.context):
@@ -129,6 +144,23 @@ class ModelRunner:
             self.model(chunk, cache=self.cache, padding=self._prepare(chunk), last_only=True)
             new = new[:, chunk.shape[1] :]
         return new
+
+    def _row_lengths(self) -> list[int]:
+        """Number of tokens of each row, without padding; of one row where there is none."""
+        padding = [0] if self.text.padding is None else (self.text.padding - self._first).clamp(min=0).tolist()
+        return [self.text.length - self._first - skipped for skipped in padding]
+
+    def _longer_rows(self) -> list[bool]:
+        """Whether each row is longer than the number of tokens beyond which keys change; [] if they never do."""
+        return [] if self._switch is None else [length > self._switch for length in self._row_lengths()]
+
+    def _read_changed_keys_again(self) -> None:
+        """Empty the cache if the keys of some row are those of another length of its text."""
+        beyond = self._longer_rows()
+        if self._cached and beyond != self._beyond:
+            self._cached, self._lineage, self._reread = 0, None, True
+            self.cache.reset()
+        self._beyond = beyond
 
     def _prepare(self, new: Tensor) -> Tensor | None:
         """Set the cache's length, add that of ``new`` to it, and return the padding if these are the first tokens."""
@@ -149,13 +181,18 @@ class ModelRunner:
         """Prepare for ``count`` drafted tokens: save what they will overwrite, for ``rollback``."""
         if self._behind:
             self.prefill()
+        if self._switch is not None:
+            self._read_changed_keys_again()
         self.cache.seek(self._cached)
-        self._saved = self.cache.save(self.text.length - self.read + count)
+        self._saved, self._reread = self.cache.save(self.text.length - self.read + count), False
 
     def rollback(self) -> None:
         """Remove from the cache the tokens that are no longer in the text."""
         kept = self.text.length - self._first
-        if kept < self._cached:
+        if kept < self._cached and self._reread:  # what was saved is of other keys
+            self._cached, self._behind, self._reread = 0, True, False
+            self.cache.reset()
+        elif kept < self._cached:
             self.cache.truncate(kept, self._saved)
             self._lineage = None
             assert isinstance(self.cache.length, int)

@@ -266,6 +266,11 @@ class GPTModel(GeneratesText, nn.Module):
         attentions = all(block.attention.slides for block in self.blocks)
         return attentions and all(position.slides for position in self.positions)
 
+    @property
+    def switch_length(self) -> int | None:
+        """Number of tokens beyond which all keys of a text change, so that it has to be read again; None: never."""
+        return next((position.switch_length for position in self.positions if position.switch_length), None)
+
     def _kept_cache(self, batch: int) -> ModelCache:
         if self._own_cache is None:
             self._own_cache = self.new_cache(batch)

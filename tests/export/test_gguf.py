@@ -121,7 +121,14 @@ THETA = {"rope_theta": 100.0}
 ORIGINAL = {**THETA, "original_max_position_embeddings": 16}
 LINEAR = {**THETA, "rope_type": "linear", "factor": 2.0}
 YARN = {**ORIGINAL, "rope_type": "yarn", "factor": 2.0}
-LLAMA3 = {**ORIGINAL, "original_max_position_embeddings": 64, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    **ORIGINAL,
+    "original_max_position_embeddings": 64,
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 
 
 def test_linear_and_yarn_scaling_are_settings(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class SpeculativeDecoding(Strategy):
     def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
         runner, text = self._runner, self._runner.text
         start = text.length
-        allowed = min(self._draft_tokens, max_tokens - 1, max(runner.remaining, 0))
+        allowed = min(self._draft_tokens, max_tokens - 1, max(runner.draftable, 0))
         runner.begin_draft(allowed)
         drawn_from = self._drafter.draft(allowed)
         drafts = text.ids[:, start:].clone()  # (B, n)

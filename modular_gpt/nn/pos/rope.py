@@ -86,6 +86,8 @@ class RoPE(Position["RoPE.Config"], name="rope"):
         self.original_length = 0 if self.scaling is None else plain(self.scaling.original_context_length)
         if self.scaling is not None and self.scaling.kind in ("dynamic", "longrope"):
             self.slides = False  # angles depend on the length of the text, not on distances alone
+        if self.scaling is not None and self.scaling.kind == "longrope":
+            self.switch_length = self.original_length
         self.settings = repr(config)  # memo key; computed here because torch.compile cannot trace a dataclass's repr
 
     @classmethod
@@ -169,7 +171,8 @@ class RoPE(Position["RoPE.Config"], name="rope"):
     def _longrope(self, scaling: Scaling, pos: Positions, unscaled: Tensor) -> tuple[Tensor, float]:
         """(B or 1, 1 or T, dim / 2): which factors apply depends on the current length of each text.
 
-        Cached keys keep the angles of the length at which they were computed.
+        Cached keys keep the angles of the length at which they were computed; generation reads a text again where it
+        grows beyond ``switch_length``.
         """
         length = pos.text_lengths()[..., None]
         short, long = (unscaled.new_tensor(factors) for factors in (scaling.short_factors, scaling.long_factors))
