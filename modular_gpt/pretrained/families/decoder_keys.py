@@ -1,7 +1,7 @@
 """Keys that many families share: sizes, heads, biases, windows, feed-forward, norms, dropout."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -60,16 +60,16 @@ def biases(qkv: str | bool = "attention_bias", out: str | bool | None = None) ->
     return [key(name, path) if isinstance(name, str) else always({path: name}) for path, name in paths.items()]
 
 
-def activation_key(name: str, path: str) -> Keys:
+def activation_key(name: str, path: str, known: Mapping[str, str] = ACTIVATIONS) -> Keys:
     """An activation function, which keeps the family's own name for the tanh approximation of GELU."""
 
     def read(settings: HFConfig) -> PlainDict:
-        if settings[name] not in ACTIVATIONS:
-            raise CheckpointError(unknown("activation function", str(settings[name]), ACTIVATIONS))
-        return {path: ACTIVATIONS[settings[name]]}
+        if settings[name] not in known:
+            raise CheckpointError(unknown("activation function", str(settings[name]), known))
+        return {path: known[settings[name]]}
 
     def write(view: ModelView) -> PlainDict:
-        names = [theirs for theirs, ours in ACTIVATIONS.items() if ours == view[path]] or [view[path]]
+        names = [theirs for theirs, ours in known.items() if ours == view[path]] or [view[path]]
         return {name: view.default(name) if view.default(name) in names else names[0]} if view[path] else {}
 
     return Keys(read, write)
@@ -133,9 +133,9 @@ def qk_norm(
 Pattern = Callable[[int, HFConfig], object]  # (number of a layer from 0, keys) -> whether it attends to all tokens
 
 
-def every(count: int) -> Pattern:
-    """Every ``count``-th layer attends to all tokens."""
-    return lambda i, settings: (i + 1) % count == 0
+def every(count: int, key: str = "") -> Pattern:
+    """Every ``count``-th layer attends to all tokens; ``key``: one that may have another number."""
+    return lambda i, settings: (i + 1) % ((settings.get(key) if key else None) or count) == 0
 
 
 def no_layer(i: int, settings: HFConfig) -> bool:
@@ -231,6 +231,17 @@ def must_be(settings: HFConfig, **only: Any) -> PlainDict:
             found = printable(repr(settings[name]))
             raise CheckpointError(f"the checkpoint has {name}={found}, which is not supported: only {value!r} is")
     return {}
+
+
+def needed(name: str, path: str) -> Keys:
+    """A key that must not be null."""
+
+    def read(settings: HFConfig) -> PlainDict:
+        if settings[name] is None:
+            raise KeyError(name)
+        return {path: settings[name]}
+
+    return Keys(read, key(name, path).to_hf)
 
 
 def computed(path: str, from_hf: Callable[[HFConfig], Any]) -> Keys:

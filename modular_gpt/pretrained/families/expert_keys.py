@@ -5,7 +5,7 @@ from typing import Any
 
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.config_map import HFConfig
-from modular_gpt.pretrained.families.decoder_keys import activation_key, computed
+from modular_gpt.pretrained.families.decoder_keys import activation_key, computed, needed
 from modular_gpt.pretrained.setting_map import Keys, KeyTree, ModelView, always, key, layer_count, layers, lines
 
 COUNT = "ffn@moe.n_experts"
@@ -14,17 +14,6 @@ COUNT = "ffn@moe.n_experts"
 def moe(**settings: Any) -> Keys:
     """Settings of all mixtures of a family."""
     return always({f"ffn@moe.{name}": value for name, value in settings.items()})
-
-
-def needed(name: str, path: str) -> Keys:
-    """A key that must not be null."""
-
-    def read(settings: HFConfig) -> PlainDict:
-        if settings[name] is None:
-            raise KeyError(name)
-        return {path: settings[name]}
-
-    return Keys(read, key(name, path).to_hf)
 
 
 def experts(count: str, hidden: str = "moe_intermediate_size", act: str = "hidden_act") -> KeyTree:

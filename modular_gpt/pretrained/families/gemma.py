@@ -2,7 +2,6 @@
 
 import math
 
-from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import START, biases, dense, every, norm, only, qk_norm, windows
@@ -19,14 +18,9 @@ SCALED = (START, NORM, dense(act="hidden_activation"), biases(), EMBED_SCALE, SC
 CAPPED = lines("final_logit_softcapping = logit_softcap")
 GEMMA2 = (SCALED, CAPPED, rope(), lines("attn_logit_softcapping = attention@mha.softcap"), windows(every(2)))
 CAUSAL, SANDWICH = only(use_bidirectional_attention=None), keys.topology("sandwich")
-
-
-def _every(i: int, settings: HFConfig) -> bool:
-    return (i + 1) % (settings.get("sliding_window_pattern") or 6) == 0
-
-
+PATTERN = every(6, "sliding_window_pattern")
 GEMMA3 = (
-    (SCALED, CAPPED, rope(per_type=_every, older=("rope_theta", "rope_local_base_freq")), windows(_every), SANDWICH),
+    (SCALED, CAPPED, rope(per_type=PATTERN, older=("rope_theta", "rope_local_base_freq")), windows(PATTERN), SANDWICH),
     qk_norm(weight_offset=True),
     # transformers reads the first of these keys, and computes without it
     only(attn_logit_softcapping=None, use_bidirectional_attention=False),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from modular_gpt.core.errors import CheckpointError, printable, unknown
+from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.pretrained.config_map import ANY, HFConfig, harmless
 from modular_gpt.pretrained.families import decoder_keys as keys
@@ -54,17 +54,8 @@ def _write_scale(view: ModelView) -> PlainDict:
 
 
 GPT1_ENDS = [*modules("transformer.{tokens_embed,positions_embed} = {embedding,positions.0.table}"), *HEAD]
-GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
-
-
-def _gpt1_activation(settings: HFConfig) -> PlainDict:
-    if settings["afn"] not in GPT1_ACTIVATIONS:
-        raise CheckpointError(unknown("activation function", str(settings["afn"]), GPT1_ACTIVATIONS))
-    return {"ffn@mlp.activation": GPT1_ACTIVATIONS[settings["afn"]]}
-
-
-GPT1_NAMES = {ours: name for name, ours in reversed(GPT1_ACTIVATIONS.items())}
-GPT1_ACTIVATION = Keys(_gpt1_activation, lambda v: {"afn": GPT1_NAMES.get(v["ffn@mlp.activation"], "none")})
+GPT1_NAMES = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
+GPT1_ACTIVATION = keys.activation_key("afn", "ffn@mlp.activation", GPT1_NAMES)
 
 
 def _multi_query(settings: HFConfig) -> PlainDict:
@@ -191,8 +182,7 @@ BLOCK = "transformer.blocks.{layer}"
 MPT_TENSORS = [
     *modules("transformer.{wte,norm_f} = {embedding,final_norm}"),
     *HEAD,
-    *tensors("Wqkv.weight = attention.query.weight + attention.key.weight + attention.value.weight",
-             f"{BLOCK}.attn", FUSED),
+    *modules(f"Wqkv = {QKV}", f"{BLOCK}.attn", FUSED),
     *modules("{norm_1,norm_2,attn.out_proj} = {attention_norm,ffn_norm,attention.out}", BLOCK),
     *modules("ffn.{up,down}_proj = ffn.{up,down}", BLOCK),
 ]  # fmt: skip

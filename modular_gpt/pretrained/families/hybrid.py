@@ -24,7 +24,7 @@ from modular_gpt.pretrained.families.decoder_keys import LINEAR, RMSNORM, SILU, 
 from modular_gpt.pretrained.families.latent import LATENT
 from modular_gpt.pretrained.families.moe import W123
 from modular_gpt.pretrained.families.rope_config import rope
-from modular_gpt.pretrained.families.tensor_names import ATTENTION, ATTN, ENDS, LAYER, PRE_NORMS, QK_NORM
+from modular_gpt.pretrained.families.tensor_names import ATTENTION, ATTN, ENDS, LAYER, PRE_NORMS, QK_NORM, QKV
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.setting_map import Keys, ModelView, PerLayer, always, layer_count, lines
 from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, Transform, modules, tensors, unless, where
@@ -38,20 +38,21 @@ def mixers(pattern: keys.Pattern, settings: PlainMapping, full: PlainMapping | N
     return keys.by_type(pattern, settings, full, mark or f"{MIXER}.kernel", LINEAR)
 
 
-def _interval(i: int, settings: HFConfig) -> bool:
-    """Every fourth, or full_attention_interval-th, layer attends to all tokens."""
-    return (i + 1) % (settings.get("full_attention_interval") or 4) == 0
-
-
 GATED_DELTA = {"attention.name": "gated_delta", "pos.name": "none"}
 DELTA_SIZES = lines(
     "linear_{num_value_heads,num_key_heads,key_head_dim,value_head_dim,conv_kernel_dim}"
     f" = {MIXER}.{{value_heads,key_heads,key_dim,value_dim,kernel}}"
 )
 DELTA_EPS = keys.computed(f"{MIXER}.eps", lambda settings: float(settings["rms_norm_eps"]))
+QWEN_LAYERS = mixers(keys.every(4, "full_attention_interval"), GATED_DELTA)
 QWEN = (
     (START, gemma.NORM, dense(), rope(partial=True), biases(), qk_norm(weight_offset=True), SILU),
-    (always({"attention@mha.output_gate": "sigmoid"}), mixers(_interval, GATED_DELTA), DELTA_SIZES, DELTA_EPS),
+    (
+        always({"attention@mha.output_gate": "sigmoid"}),
+        mixers(keys.every(4, "full_attention_interval"), GATED_DELTA),
+        DELTA_SIZES,
+        DELTA_EPS,
+    ),
 )
 # kernels of depthwise convolutions, (channels, 1, width), concatenated by channel
 CONVOLUTIONS = Transform(
@@ -59,8 +60,7 @@ CONVOLUTIONS = Transform(
     lambda ours, count: torch.cat(list(ours))[:, None],
 )
 DECAYS = tensors("{A_log,dt_bias} = attention.{log_decay,decay_offset}", DELTA)
-QKV_WEIGHTS = "attention.query.weight + attention.key.weight + attention.value.weight"
-QKVZ = f"{QKV_WEIGHTS} + attention.gate.weight"
+CONVS = "attention.query_conv.weight + attention.key_conv.weight + attention.value_conv.weight"
 
 
 def delta(lines: str, prefix: str = DELTA) -> Tensors:
@@ -75,17 +75,17 @@ def split_convolutions(prefix: str) -> Tensors:
 
 PROJECTIONS = "{q_proj,k_proj,v_proj,o_norm,o_proj} = attention.{query,key,value,norm,out}"
 QWEN_DELTA = [
-    *tensors(f"conv1d.weight = {QKV_WEIGHTS.replace('.weight', '_conv.weight')}", DELTA, CONVOLUTIONS),
+    *tensors(f"conv1d.weight = {CONVS}", DELTA, CONVOLUTIONS),
     *DECAYS,
     *delta("{norm,out_proj} = attention.{norm,out}"),
 ]
 # for each key head, the queries, keys, values and gates, and the rates and decays
 QWEN_NEXT_DELTA = [
-    *where(RATE, tensors(f"in_proj_qkvz.weight = {QKVZ}", DELTA, FUSED_PER_HEAD, "key_heads")),
+    *where(RATE, modules(f"in_proj_qkvz = {QKV} + attention.gate", DELTA, FUSED_PER_HEAD, "key_heads")),
     *tensors(f"in_proj_ba.weight = {RATE} + attention.decay.weight", DELTA, FUSED_PER_HEAD, "key_heads"),
 ]
 QWEN_3_5_DELTA = [
-    *where(RATE, tensors(f"in_proj_qkv.weight = {QKV_WEIGHTS}", DELTA, FUSED)),
+    *where(RATE, modules(f"in_proj_qkv = {QKV}", DELTA, FUSED)),
     *delta("in_proj_{z,b,a} = attention.{gate,rate,decay}"),
 ]
 QWEN_ATTENTION = [
@@ -245,7 +245,7 @@ MINIMAX = (
 LIGHTNING = "attention.norm.weight"
 MINIMAX_TENSORS = [
     *unless(LIGHTNING, ATTENTION),
-    *where(LIGHTNING, tensors(f"qkv_proj.weight = {QKV_WEIGHTS}", ATTN, FUSED_PER_HEAD)),
+    *where(LIGHTNING, modules(f"qkv_proj = {QKV}", ATTN, FUSED_PER_HEAD)),
     *modules("{output_gate,norm} = attention.{gate,norm}", ATTN),
     *where(LIGHTNING, modules("out_proj = attention.out", ATTN)),
 ]

@@ -19,16 +19,11 @@ from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, Tensors, modules, 
 
 TOPOLOGY, TWO_NORMS = "block.topology", "parallel_two_norms"
 PARALLEL, HEAD = keys.topology("parallel"), always({"head_bias": True})
-
-
-def _read_rotary_dim(settings: HFConfig) -> PlainDict:
-    rotary_dim = settings["rotary_dim"]
-    if rotary_dim is None:  # transformers would rotate by a table as wide as the model
-        raise KeyError("rotary_dim")
-    return {"pos.name": "rope", "pos@rope.rotary_dim": rotary_dim, "pos@rope.layout": "interleaved"}
-
-
-ROTARY_DIM = Keys(_read_rotary_dim, lambda view: {"rotary_dim": view["pos@rope.rotary_dim"]})
+# without rotary_dim, transformers would rotate by a table as wide as the model
+ROTARY_DIM = (
+    always({"pos.name": "rope", "pos@rope.layout": "interleaved"}),
+    keys.needed("rotary_dim", "pos@rope.rotary_dim"),
+)
 GPTJ_TENSORS = [
     *modules("{ln_1,mlp.fc_in,mlp.fc_out} = {attention_norm,ffn.up,ffn.down}", gpt.LAYER),
     *attention(f"{gpt.LAYER}.attn", "q_proj,k_proj,v_proj,out_proj"),
