@@ -116,9 +116,13 @@ def test_quick_runs_on_names_and_configs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
-def short_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for recipe in ("STAIRCASE", "RECALL", "QUICK_RECALL"):
-        monkeypatch.setattr(f"modular_gpt.comparison.diagnostics.tasks.{recipe}", Recipe(steps=2))
+def short_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("the cat sat on a mat; it was fat. " * 4000)
+    tasks = "modular_gpt.comparison.diagnostics.tasks"
+    for recipe in ("STAIRCASE", "RECALL", "QUICK_RECALL", "TEXT_RECIPE"):
+        monkeypatch.setattr(f"{tasks}.{recipe}", Recipe(steps=2, batch_size=8))
+    monkeypatch.setattr(f"{tasks}.TEXT", {"name": "text", "path": str(text)})
 
 
 def test_the_tasks_of_a_report(short_recipes: None) -> None:

@@ -45,7 +45,7 @@ class Recipe:
 
 
 def trainer_of(model: GPTConfig, task: PlainDict, recipe: Recipe) -> Trainer:
-    """A trainer of a new model on ``data=synthetic`` with the settings ``task``, on the CPU."""
+    """A trainer of a new model on the CPU; task: settings of ``data=synthetic``, or of the data that it names."""
     config = RunConfig(
         model=model,
         data={"name": "synthetic", **task},

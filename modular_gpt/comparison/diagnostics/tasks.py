@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from modular_gpt.comparison.diagnostics.learning import Learned, Recipe, learn, trainer_of
 from modular_gpt.comparison.diagnostics.probes import reach
@@ -25,8 +27,11 @@ LAG, PAIRS, CONV = 8, 8, 3
 LAG_IDS, RECALL_IDS = 32, 128
 SOLVED = 0.99  # accuracy
 LONG, RISE = 256, 0.05  # tokens beyond the trained length; rise of a loss that is flat, in nats
+TEXT, BYTES = {"name": "python_stdlib"}, 256  # of D5, with the tokenizer byte
+TEXT_ROWS, COUNTED = 24, 32  # rows and last tokens whose loss counts
 MARGIN = 0.03  # of an accuracy above its ceiling: three standard deviations of 2,000 answers
 STAIRCASE = Recipe(steps=200)
+TEXT_RECIPE = Recipe(steps=300, learning_rate=4e-3, batch_size=16)
 RECALL, QUICK_RECALL = Recipe(steps=700), Recipe(steps=300, learning_rate=5e-3)
 
 
@@ -168,7 +173,7 @@ def flat_beyond(attention: ComponentLike, **settings: object) -> bool | None:
 
     None where the position or the attention depends on more than distances, so that longer rows may be out of reach.
     """
-    model = small(attention, LAG_IDS, **settings)
+    model = small(attention, BYTES, **settings)
     if not GPTModel(model).slides:
         return None
     farthest = reach(model)
@@ -176,21 +181,27 @@ def flat_beyond(attention: ComponentLike, **settings: object) -> bool | None:
 
 
 def beyond_the_trained_length(attention: ComponentLike, lengths: Sequence[int], **settings: object) -> Lengths:
-    """D5: train on rows of 64 tokens of the lag task and measure the loss on longer rows.
+    """D5: train on text in rows of 64 tokens, and measure the loss after more tokens.
 
-    Everything that the answer depends on is a few tokens back. Positions that only count distances within a window, and
-    biases that fall with distance, see nothing new in a longer row; a full attention with rotary positions meets
+    The loss is that of the same last tokens of a text, after ``lengths`` tokens in all. Windows shorter than a trained
+    row see nothing new in a longer one, and ALiBi hides what is far away; a full attention with rotary positions meets
     distances that it was never trained on.
     """
     begun = time.process_time()
-    model = small(attention, LAG_IDS, **settings)
     with torch.random.fork_rng(devices=[]):
-        trainer = trainer_of(model, {"task": "lag", "lag": LAG, "vocab_size": LAG_IDS}, STAIRCASE)
+        trainer = trainer_of(small(attention, BYTES, **settings), TEXT, TEXT_RECIPE)
         trainer.model.train()
-        for step in range(1, STAIRCASE.steps + 1):
+        for step in range(1, TEXT_RECIPE.steps + 1):
             trainer.update()
             trainer.progress.step = step
         trainer.model.eval()
-        with torch.no_grad():
-            losses = {length: float(trainer.model(*trainer.data.beginning(16, length)).loss) for length in lengths}
+        ids, targets = trainer.data.beginning(TEXT_ROWS, max(lengths))
+        losses = {length: _last_loss(trainer.model, ids[:, -length:], targets) for length in lengths}
     return Lengths(losses, time.process_time() - begun)
+
+
+@torch.no_grad()
+def _last_loss(model: GPTModel, ids: Tensor, targets: Tensor) -> float:
+    """The loss of the last ``COUNTED`` tokens of rows, in nats per token."""
+    logits = model(ids)[:, -COUNTED:]
+    return float(F.cross_entropy(logits.flatten(0, 1), targets[:, -COUNTED:].flatten()))
