@@ -37,8 +37,8 @@ def _contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
 @contextmanager
 def _mark_recomputation() -> Iterator[None]:
     global _recomputing
-    _recomputing = True
+    before, _recomputing = _recomputing, True
     try:
         yield
     finally:
-        _recomputing = False
+        _recomputing = before

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from modular_gpt.core.cache import CacheSpec, LayerCache, TokenCache
+from modular_gpt.core.cache_rows import move_slots_by_row
 from modular_gpt.core.positions import Positions
 
 _UNWRITTEN = -(2**30)  # column of a slot that holds no token: below every column
@@ -42,7 +43,12 @@ class AnchoredCache(TokenCache):
         self._padding: Tensor | None = None  # that of the model's cache, which ``save`` and ``restore`` are not given
 
     def select(self, rows: Tensor, columns: slice = slice(None)) -> None:
-        super().select(rows, columns)
+        count = self.ring if columns.stop is None else columns.stop - (columns.start or 0)
+        if len(rows) != len(self.tensors[0]) or 2 * count > self.capacity or count >= self.ring:
+            super().select(rows)
+        elif count:  # rows that differ in some columns only are of one text, so that their slots are the same
+            slots = self._slots(torch.arange(columns.start, columns.stop, device=rows.device))
+            move_slots_by_row(self.tensors, rows, slots)
         self._padding = None if self._padding is None else self._padding.index_select(0, rows)
 
     def reset(self) -> None:

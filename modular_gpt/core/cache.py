@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from modular_gpt.core.cache_rows import move_slots, ring_slots, select_rows
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
 
@@ -91,7 +92,7 @@ class LayerCache(ABC):
 
     def select(self, rows: Tensor, columns: slice = _ALL) -> None:
         """Keep the batch rows ``rows`` (B',), in that order, maybe repeated; columns: those in which rows differ."""
-        self.tensors = [tensor.index_select(0, rows) for tensor in self.tensors]
+        self.tensors = select_rows(self.tensors, rows)
 
     def reserved(self, max_length: int | None, padding: Tensor | None) -> "LayerCache":
         """The same cache with space for ``max_length`` tokens, None: it grows; padding: (B,) of the rows, or None."""
@@ -160,12 +161,11 @@ class TokenCache(LayerCache):
         ]
 
     def select(self, rows: Tensor, columns: slice = _ALL) -> None:
-        count = len(range(self.capacity)[columns])
-        if self.window is not None or len(rows) != len(self.tensors[0]) or 2 * count > self.capacity:
+        slots = [columns] if self.window is None else ring_slots(columns, self.capacity)
+        count = sum(len(range(self.capacity)[span]) for span in slots)
+        if len(rows) != len(self.tensors[0]) or 2 * count > self.capacity:
             return super().select(rows)  # copies once, and the columns in place are copied twice
-        for tensor in self.tensors if count else ():
-            moved = tensor[:, :, columns]
-            moved.copy_(moved.index_select(0, rows))
+        move_slots(self.tensors, rows, slots)
 
     def reset(self) -> None:
         """Do nothing: rows past the length are never read."""
@@ -350,9 +350,9 @@ class ModelCache:
         for layer in self.layers:
             layer.reset()
 
-    def reorder(self, rows: Tensor, unchanged: int = 0) -> None:
-        """Keep the batch rows ``rows`` (B',), in that order; the first ``unchanged`` columns stay as they are."""
-        columns = slice(unchanged, self.length if isinstance(self.length, int) else None)
+    def reorder(self, rows: Tensor, unchanged: int = 0, length: int | None = None) -> None:
+        """Keep the batch rows ``rows`` (B',), in that order; the first ``unchanged`` of ``length`` columns stay."""
+        columns = slice(unchanged, self.length if isinstance(self.length, int) else length)
         for layer in self.layers:
             layer.select(rows, columns)
         self.padding = None if self.padding is None else self.padding.index_select(0, rows)

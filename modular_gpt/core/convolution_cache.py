@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from modular_gpt.core.cache import LayerCache
+from modular_gpt.core.cache_rows import select_rows
 
 
 class ConvolutionCache(LayerCache):
@@ -19,6 +20,10 @@ class ConvolutionCache(LayerCache):
     @tensors.setter
     def tensors(self, tensors: list[Tensor]) -> None:
         *self.inner.tensors, self.history = tensors
+
+    def select(self, rows: Tensor, columns: slice = slice(None)) -> None:
+        self.inner.select(rows, columns)
+        (self.history,) = select_rows([self.history], rows)
 
     def reserved(self, max_length: int | None, padding: Tensor | None) -> LayerCache:
         self.inner = self.inner.reserved(max_length, padding)

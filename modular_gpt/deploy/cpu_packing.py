@@ -3,7 +3,7 @@
 oneDNN multiplies faster if a weight has the blocked memory layout of its kernels; packing converts each weight once
 instead of at every call. In int8, weights are rounded to multiples of a scale for each output channel; they have half
 the bytes of bfloat16, and bytes bound the speed of decoding. Each ``nn.Linear`` of the model is replaced by a module
-that computes the same product. A packed model is for inference only.
+that computes the same product; in int8 the products of experts are too. A packed model is for inference only.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
+from modular_gpt.nn.ffn.moe import MixtureOfExperts
 
 
 class PackedLinear(nn.Module):
@@ -54,12 +55,7 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        rows = F.pad(rows, (0, -self.in_features % BLOCK))
-        if len(rows) <= MAX_ROWS:
-            product = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
-        else:
-            product = F.linear(rows, self.weight.to(torch.bfloat16)) * self.scale
+        product = _int8_product(_int8_rows(x.reshape(-1, self.in_features)), self.weight, self.scale)
         out: Tensor = product.view(*x.shape[:-1], self.out_features).to(x.dtype)
         return out if self.bias is None else out + self.bias
 
@@ -70,6 +66,49 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, int8"
+
+
+class Int8Experts:
+    """Products of rows, sorted by expert, with the int8 matrix (out, in) of their expert: (M, in) -> (M, out)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """weight: (experts, out, in)"""
+        numbers, scale = quantised(weight.detach().flatten(0, 1))
+        self.weight = F.pad(numbers, (0, -weight.shape[2] % BLOCK)).view(*weight.shape[:2], -1)
+        self.scale = scale.view(weight.shape[:2])
+
+    def __call__(self, x: Tensor, ends: Tensor) -> Tensor:
+        out: Tensor = _grouped_int8(_int8_rows(x), self.weight, self.scale, ends)
+        return out.to(x.dtype)
+
+
+@torch.library.custom_op("modular_gpt::grouped_int8", mutates_args=())
+def _grouped_int8(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor) -> Tensor:
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        if start < end:
+            out[start:end] = _int8_product(x[start:end], weight[group], scale[group])
+        start = end
+    return out
+
+
+@_grouped_int8.register_fake
+def _(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+def _int8_rows(x: Tensor) -> Tensor:
+    """(M, in) in bfloat16, with zeros up to the width of a packed weight."""
+    return F.pad(x.to(torch.bfloat16), (0, -x.shape[-1] % BLOCK)).contiguous()
+
+
+def _int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """rows @ (weight * scale of its row).T in bfloat16."""
+    if len(rows) <= MAX_ROWS:
+        out: Tensor = torch.ops.aten._weight_int8pack_mm(rows, weight, scale)
+        return out
+    return F.linear(rows, weight.to(torch.bfloat16)) * scale
 
 
 BLOCK = 32  # inputs: the kernel reads past the end of rows whose length is no multiple of its vectors
@@ -113,31 +152,33 @@ def pack(model: GPTModel) -> GPTModel:
 def pack_int8(model: GPTModel) -> GPTModel:
     """Convert every linear layer of ``model`` and its head to int8 in place; returns the model in evaluation mode.
 
-    Embeddings, norms, and weights that are also read directly keep their dtype.
+    The matrices of experts have a scale for each expert and output channel. Embeddings, norms, routers, whose rounding
+    would choose other experts, and weights that are also read directly keep their dtype.
 
     Raises:
-        ConfigError: the model is not on a CPU, is neither float32 nor bfloat16, or has components without kernels for
-            int8.
+        ConfigError: the model is not on a CPU, or is neither float32 nor bfloat16.
     """
     weight = model.embedding.weight
     if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
         raise ConfigError("packing=int8 is for float32 and bfloat16 models on a CPU")
-    for block, layer in zip(model.blocks, model.config.layer_configs, strict=True):
-        if any(parameter.dim() == 3 for parameter in block.ffn.parameters()):
-            raise ConfigError(
-                f"packing=int8 has no kernel for the experts of ffn={layer.ffn.name}: leave it out, or take onednn"
-            )
-    return _replaced(model, Int8Linear)
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.replace_products(Int8Experts)
+    return _replaced(model, Int8Linear, keep=("router",))
 
 
-def _replaced(model: GPTModel, made: Callable[[Tensor, Tensor | None], nn.Module]) -> GPTModel:
-    """Replace the linear layers and the head of a model."""
+def _replaced(
+    model: GPTModel, made: Callable[[Tensor, Tensor | None], nn.Module], keep: tuple[str, ...] = ()
+) -> GPTModel:
+    """Replace the linear layers and the head of a model, but for the layers of these names."""
     model.eval().requires_grad_(False)
     if model.head is None:  # a tied head gets a copy; the embedding keeps the plain weight for look-ups
         model.head = cast(nn.Linear, made(model.embedding.weight, None))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:  # weights of subclasses, such as ReadLinear, are also read directly
+            if (
+                type(child) is nn.Linear and name not in keep
+            ):  # weights of subclasses, such as ReadLinear, are also read directly
                 setattr(module, name, made(child.weight, child.bias))
     return model
 

@@ -208,4 +208,5 @@ class ModelRunner:
     def reorder(self, rows: Tensor) -> None:
         """Keep the rows ``rows`` (B',) of text and cache, in that order; after ``expand``, each of its own prompt."""
         self.text.reorder(rows)
-        self.cache.reorder(rows, 0 if self._lineage is None else self._lineage.move(rows, self._cached))
+        unchanged = 0 if self._lineage is None else self._lineage.move(rows, self._cached)
+        self.cache.reorder(rows, unchanged, self._cached)

@@ -1,19 +1,22 @@
 """Algorithms that compute attention without a mask of T x S elements, by equivalent smaller attentions.
 
 ``by_window``: a sliding window in blocks (see ``block_sparse``).
-``by_pattern``: any other pattern in blocks.
+``by_pattern``: any other pattern in blocks; ``by_packed_pattern``: in each of several packed documents.
 ``text_first``: left padding is moved to the right, where the causal mask hides it.
 ``by_rows``: queries in chunks, each with the keys up to its last query.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from modular_gpt.core.activation_checkpointing import checkpointed
 from modular_gpt.core.contracts import Position, Positions
 from modular_gpt.nn.block_sparse import Band, BlockPlan, band_attention, block_sparse_attention
+from modular_gpt.nn.packed_patterns import PackedLayout, PackedPattern
 from modular_gpt.nn.sparse_patterns import SparsePattern
 
 
@@ -198,6 +201,30 @@ def by_pattern(inputs: AttentionInputs, pattern: SparsePattern, masked: Masked, 
     )
 
 
+def packed_layout(inputs: AttentionInputs, pattern: SparsePattern, beyond: int) -> PackedLayout | None:
+    """The layout for a pattern in packed documents; None where blocks save less than ``beyond`` keys for each query."""
+    pos, starts, n_keys = inputs.pos, inputs.pos.document_starts, inputs.n_keys
+    if starts is None or not pos.is_prefill or (inputs.window or n_keys) < n_keys or torch.compiler.is_compiling():
+        return None
+    layout = pos.memo(("packed", pattern.block), lambda: PackedLayout.of(starts, pattern.block))
+    gathered = layout.block * pattern.n_blocks(layout.longest - 1)
+    return layout if n_keys * n_keys >= layout.slots * gathered + beyond * n_keys else None
+
+
+def by_packed_pattern(
+    inputs: AttentionInputs, pattern: SparsePattern, layout: PackedLayout, masked: Masked, bias: ScoreBias | None
+) -> Tensor:
+    """Attention in blocks to the keys of a pattern, in each document of a layout. Returns (B, H, T, M)."""
+    rule = PackedPattern(pattern, layout, layout.block)
+    plan = inputs.pos.memo(
+        ("packed blocks", pattern), lambda: BlockPlan.of(rule, layout.slots, layout.slots, inputs.q.device)
+    )
+    added = None if bias is None else _plan_bias(inputs, plan, bias)
+    q, k, v = (_reorder(x, layout.column) for x in (inputs.q, inputs.k, inputs.v))
+    out = block_sparse_attention(q, k, v, plan, lambda q, k, v, seen: masked(q, k, v, seen, added))
+    return _reorder(out, layout.slot)
+
+
 def _plan_bias(inputs: AttentionInputs, plan: BlockPlan, bias: ScoreBias) -> Tensor | None:
     """(B * blocks, H, b, L) the bias on the scores of gathered keys."""
     last = inputs.n_keys - 1
@@ -205,8 +232,8 @@ def _plan_bias(inputs: AttentionInputs, plan: BlockPlan, bias: ScoreBias) -> Ten
         row = bias(inputs.pos.narrow(inputs.n_queries - 1, 1), inputs.key_columns)
         if row is None:
             return None
-        distance = (plan.query - plan.key).clamp(0, last)[0]  # (blocks, b, L)
-        return row[0, :, 0, last - distance].transpose(0, 1).repeat(inputs.q.shape[0], 1, 1, 1)
+        distance = (plan.query - plan.key).clamp(0, last).flatten(0, 1)  # (R * blocks, b, L)
+        return row[0, :, 0, last - distance].transpose(0, 1).repeat(inputs.q.shape[0] // len(plan.table), 1, 1, 1)
     block, device, blocks = plan.block, inputs.q.device, []
     for index, keys in enumerate(plan.key[0, :, 0]):
         start = inputs.n_keys - inputs.n_queries - plan.shift + index * block
@@ -215,19 +242,27 @@ def _plan_bias(inputs: AttentionInputs, plan: BlockPlan, bias: ScoreBias) -> Ten
     return torch.cat(blocks).repeat(inputs.q.shape[0], 1, 1, 1) if blocks else None
 
 
-def by_rows(inputs: AttentionInputs, rows: int, dense: Dense) -> Tensor:
+def by_rows(inputs: AttentionInputs, rows: int, dense: Dense, recompute: bool = False) -> Tensor:
     """Attention of chunks of ``rows`` queries, each over the keys from its first query's window to its last query.
 
     A mask is freed after its chunk. Keys after a chunk, half of the T x S pairs of a long prompt, are not computed.
+
+    recompute: keep queries, keys and values alone for the backward pass, which computes each chunk again
     """
     before, window = inputs.n_keys - inputs.n_queries, inputs.window
     outs = []
     for first in range(0, inputs.n_queries, rows):
         count = min(rows, inputs.n_queries - first)
         oldest = 0 if window is None else max(0, before + first - window + 1)
-        chunk = inputs.narrow(first, count, slice(oldest, before + first + count))
-        outs.append(dense(replace(chunk, pos=chunk.pos.without_memo())))
+        attend = partial(_chunk, inputs.narrow(first, count, slice(oldest, before + first + count)), dense)
+        queries = inputs.q[:, :, first : first + count]
+        outs.append(checkpointed(attend, queries) if recompute else attend(queries))
     return torch.cat(outs, dim=2)
+
+
+def _chunk(inputs: AttentionInputs, dense: Dense, q: Tensor) -> Tensor:
+    """Attention of the queries ``q``, with a memo of its own, so that its masks are freed with it."""
+    return dense(replace(inputs, q=q, pos=inputs.pos.without_memo()))
 
 
 def text_first(inputs: AttentionInputs, attend: Dense) -> Tensor:
@@ -245,8 +280,8 @@ def text_first(inputs: AttentionInputs, attend: Dense) -> Tensor:
 
 
 def _reorder(x: Tensor, order: Tensor) -> Tensor:
-    """(B, heads, T, N) with the tokens of each row in the order of indices ``order`` (B, T)."""
-    rows = torch.arange(len(order), device=order.device)[:, None] * order.shape[1] + order
+    """(B, heads, T, N) -> (B, heads, T', N): the tokens of each row at the indices ``order`` (B, T')."""
+    rows = torch.arange(len(order), device=order.device)[:, None] * x.shape[2] + order
     found = x.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
     out: Tensor = found.unflatten(0, order.shape).transpose(1, 2)
     return out

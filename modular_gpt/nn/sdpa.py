@@ -25,11 +25,13 @@ from modular_gpt.nn.attention_forms import (
     AttentionInputs,
     Dense,
     ScoreBias,
+    by_packed_pattern,
     by_pattern,
     by_rows,
     by_window,
     fits_blocks,
     needs_mask,
+    packed_layout,
     seen_keys,
     text_first,
     visible,
@@ -37,12 +39,15 @@ from modular_gpt.nn.attention_forms import (
 from modular_gpt.nn.block_sparse import Band, Documents, block_size, block_sparse_attention
 from modular_gpt.nn.flex import flex
 from modular_gpt.nn.fused_linear import compiling_for_cpu
+from modular_gpt.nn.kernel_inputs import pad_to_one_width, softmax, weighted_sum, with_sink
 from modular_gpt.nn.sparse_patterns import SparsePattern
 
 BACKENDS = ("auto", "flash", "math", "flex")
 _BLOCKS_FROM = 256  # keys beyond a window from which blocks beat one mask, measured on a CPU for windows of 16 to 1,024
 _LONG = 256  # queries from which left-padded rows are rotated instead of masked
-_ROWS = 2**20  # elements of a mask above which a prompt is read in chunks of queries
+_ROWS = 2**20  # elements of a mask above which a prompt is read in chunks of queries, without gradients
+_RECOMPUTED = 2**20  # with gradients: elements from which chunks, computed twice, are no slower than one mask,
+_TRAINED_ROWS = 128  # and queries in such a chunk, the fastest of 32 to 512 on a CPU
 _DOCUMENT_BLOCK = 256  # queries per block of packed documents, the fastest of 64, 128 and 256 on a CPU
 _DOCUMENTS_FROM = 1024  # keys from which blocks of packed documents beat one mask,
 _DOCUMENT_LISTS = 0.5  # if no block reads more than this share of them
@@ -153,9 +158,13 @@ def _attend(inputs: AttentionInputs, weights: Weighting) -> Tensor:
         return _dense(inputs, weights)
     if pos.padding is not None and pos.is_prefill and inputs.n_keys == pos.count >= _LONG:
         return text_first(inputs, partial(_attend, weights=weights))
-    pattern = weights.scoring.pattern
+    pattern, bias = weights.scoring.pattern, weights.bias
     if pattern is not None and fits_blocks(inputs, pattern, _BLOCKS_FROM):
-        return by_pattern(inputs, pattern, partial(_masked, weights=weights), weights.bias)
+        return by_pattern(inputs, pattern, partial(_masked, weights=weights), bias)
+    if pattern is not None and (bias is None or bias.position.slides):
+        layout = packed_layout(inputs, pattern, _BLOCKS_FROM)
+        if layout is not None:
+            return by_packed_pattern(inputs, pattern, layout, partial(_masked, weights=weights), bias)
     band = _band(inputs, weights.scoring)
     if band is None:
         documents = _documents(inputs, weights)
@@ -163,9 +172,9 @@ def _attend(inputs: AttentionInputs, weights: Weighting) -> Tensor:
             return block_sparse_attention(
                 inputs.q, inputs.k, inputs.v, documents, lambda q, k, v, seen: _masked(q, k, v, seen, None, weights)
             )
-        rows = _ROWS // inputs.n_keys
+        rows, recompute = _rows(inputs, weights)
         if rows < inputs.n_queries and _masks(inputs, weights):
-            return by_rows(inputs, max(rows, 16), partial(_dense, weights=weights))
+            return by_rows(inputs, rows, partial(_dense, weights=weights), recompute)
         return _dense(inputs, weights)
     return by_window(inputs, band, partial(_dense, weights=weights), partial(_masked, weights=weights), weights.bias)
 
@@ -199,12 +208,24 @@ def _documents(inputs: AttentionInputs, weights: Weighting) -> Documents | None:
     return Documents(starts, _DOCUMENT_BLOCK, longest)
 
 
+def _rows(inputs: AttentionInputs, weights: Weighting) -> tuple[int, bool]:
+    """Queries in a chunk of ``by_rows``, and whether the backward pass computes the chunks again."""
+    tensors = (inputs.q, inputs.k, inputs.v, weights.sinks)
+    if not torch.is_grad_enabled() or not any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return max(_ROWS // inputs.n_keys, 16), False
+    return _TRAINED_ROWS if inputs.n_queries * inputs.n_keys >= _RECOMPUTED else inputs.n_queries, True
+
+
 def _masks(inputs: AttentionInputs, weights: Weighting) -> bool:
-    """Whether chunks of queries save memory or work: without gradients, and where a mask or all scores are computed."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or weights.scoring.backend == "flex":
+    """Whether chunks of queries save memory or work: where a mask or all scores are computed."""
+    # a graph would hold every chunk; on the meta device operations are counted, which recomputation would add to
+    if torch.compiler.is_compiling() or weights.scoring.backend == "flex" or inputs.q.is_meta:
         return False
-    plain = weights.bias is None and weights.sinks is None and not _use_eager(inputs.q, inputs.n_keys, weights)
-    return not plain or weights.scoring.pattern is not None or needs_mask(inputs.pos, inputs.n_keys, inputs.window)
+    biased = weights.bias is not None or weights.sinks is not None
+    dropped = weights.dropout > 0 and inputs.q.device.type == "cpu"  # there is no fused kernel with dropout
+    if biased or dropped or weights.scoring.pattern is not None or _use_eager(inputs.q, inputs.n_keys, weights):
+        return True
+    return needs_mask(inputs.pos, inputs.n_keys, inputs.window)
 
 
 def _dense(inputs: AttentionInputs, weights: Weighting) -> Tensor:
@@ -265,7 +286,7 @@ def _fused(
     if bias is not None:
         mask = bias.to(q.dtype) if seen is None else bias.to(q.dtype).masked_fill(~seen, -torch.inf)
     if weights.sinks is not None:
-        k, v, mask = _with_sink(q, k, v, mask, weights.sinks)
+        k, v, mask = with_sink(q, k, v, mask, weights.sinks)
     batch, heads, count, width = q.shape
     groups, value_width = k.shape[1], v.shape[-1]
     fold = count == 1 and heads != groups
@@ -274,7 +295,7 @@ def _fused(
         if mask is not None and mask.shape[1] == heads:
             mask = mask.reshape(mask.shape[0], groups, -1, mask.shape[-1])
     elif count > 1 and q.device.type == "cpu" and width != value_width:
-        q, k, v = _pad_to_one_width(q, k, v)
+        q, k, v = pad_to_one_width(q, k, v)
     out = _kernel(q, k, v, mask, weights, causal)
     return out[..., :value_width].reshape(batch, heads, count, -1)
 
@@ -300,30 +321,10 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, weights: Weigh
         raise ConfigError("backend=flash has no kernel for this device, dtype and mask; use backend=auto") from error
 
 
-def _pad_to_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad queries, keys and values with zeros to the same width, which the flash kernel of a CPU requires."""
-    width = max(q.shape[-1], v.shape[-1])
-    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-    return q, k, v
-
-
-def _with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Append a zero key and a zero value, and a mask column with the sinks: the score of that key is the sink."""
-    rows = q.shape[0] if mask is None else mask.shape[0]
-    heads, count, n_keys = q.shape[1], q.shape[2], k.shape[2]
-    if mask is None:
-        mask = q.new_zeros(1, 1, count, n_keys)
-    elif mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
-    column = sinks.to(q.dtype)[None, :, None, None].expand(rows, heads, count, 1)
-    mask = torch.cat([mask.expand(rows, heads, count, n_keys), column], dim=-1)
-    return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), mask
-
-
 def _eager(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: Weighting) -> Tensor:
     """Attention by its definition: matmul, softcap, bias, mask, softmax in at least float32, dropout, matmul."""
-    probabilities = _softmax(_scores(q, k, seen, bias, weights.scoring), weights.sinks).to(v.dtype)
-    return _weighted_sum(F.dropout(probabilities, weights.dropout), v)
+    probabilities = softmax(_scores(q, k, seen, bias, weights.scoring), weights.sinks).to(v.dtype)
+    return weighted_sum(F.dropout(probabilities, weights.dropout), v)
 
 
 def _scores(q: Tensor, k: Tensor, seen: Tensor | None, bias: Tensor | None, scoring: AttentionScoreConfig) -> Tensor:
@@ -336,21 +337,6 @@ def _scores(q: Tensor, k: Tensor, seen: Tensor | None, bias: Tensor | None, scor
     if bias is not None:
         scores = scores + bias
     return scores if seen is None else scores.masked_fill(~seen, -torch.inf)
-
-
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax in at least float32, with the sinks (H,) as scores of a further key whose weight is left out."""
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    if sinks is None:
-        return scores.softmax(-1, dtype=dtype)
-    column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
-    return torch.cat([scores, column], -1).softmax(-1, dtype=dtype)[..., :-1]
-
-
-def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
-    """(B, H, T, S), (B, K, S, M) -> (B, H, T, M): the mix of values of each head."""
-    batch, heads, count, n_keys = weights.shape
-    return (weights.reshape(batch, v.shape[1], -1, n_keys) @ v).reshape(batch, heads, count, -1)
 
 
 def _observed(inputs: AttentionInputs, weights: Weighting, attend: Dense) -> Tensor:
@@ -372,9 +358,9 @@ def _observed(inputs: AttentionInputs, weights: Weighting, attend: Dense) -> Ten
     with torch.autocast(inputs.q.device.type, enabled=False):
         q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (inputs.q, inputs.k))
         scores = report("attention.scores", _scores(q, k, seen, bias, weights.scoring))
-        probabilities = report("attention.weights", _softmax(scores, weights.sinks))
+        probabilities = report("attention.weights", softmax(scores, weights.sinks))
     if is_edited("attention.scores", "attention.weights"):
-        return report("attention.heads", _weighted_sum(probabilities.to(inputs.v.dtype), inputs.v))
+        return report("attention.heads", weighted_sum(probabilities.to(inputs.v.dtype), inputs.v))
     return report("attention.heads", attend(inputs))
 
 

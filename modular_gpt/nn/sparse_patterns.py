@@ -53,10 +53,17 @@ class SparsePattern(BlockRule):
 
     def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
         block_index = first // self.block + torch.arange(blocks, device=device)[:, None]
-        listed = torch.cat(self.key_blocks(block_index, first // self.block + blocks - 1), dim=1)
+        return self.listed(block_index, first // self.block + blocks - 1)[None]
+
+    def listed(self, block_index: Tensor, last: int) -> Tensor:
+        """(blocks, n) numbers of the key blocks that each block of queries reads, each once; -1: none.
+
+        block_index, last: as for ``key_blocks``
+        """
+        listed = torch.cat(self.key_blocks(block_index, last), dim=1)
         listed = listed.masked_fill(listed > block_index, -1).clamp(min=-1).sort(dim=1).values
         repeated = F.pad(listed[:, 1:] == listed[:, :-1], (1, 0))
-        return listed.masked_fill(repeated, -1)[None]
+        return listed.masked_fill(repeated, -1)
 
     @abstractmethod
     def n_blocks(self, last: int) -> int:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modular_gpt import GPTConfig, GPTModel
-from modular_gpt.core.positions import document_starts
+from modular_gpt.core.positions import Positions, document_starts
 from modular_gpt.core.registry import entries
 from modular_gpt.nn import sdpa as sdpa_module
 from modular_gpt.nn.block_sparse import (
@@ -25,6 +25,8 @@ from modular_gpt.nn.block_sparse import (
     block_size,
     block_sparse_attention,
 )
+from modular_gpt.training import TrainerConfig
+from modular_gpt.training.estimate import activation_bytes
 from tests.components.cases import CHOSEN, MODEL, Case
 from tests.components.laws import (
     TOKENS,
@@ -193,6 +195,8 @@ def use_blocks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sdpa_module, "_BLOCKS_FROM", 0)
     patch.setattr(sdpa_module, "_LONG", 1)
     patch.setattr(sdpa_module, "_ROWS", 1)
+    patch.setattr(sdpa_module, "_RECOMPUTED", 0)
+    patch.setattr(sdpa_module, "_TRAINED_ROWS", 3)
 
 
 @pytest.fixture
@@ -208,9 +212,9 @@ def test_laws_hold_in_blocks(case: Case, law: Law) -> None:
 
 
 @pytest.mark.usefixtures("blocks_everywhere")
-@pytest.mark.parametrize("law", [any_chunking, ragged_rows], ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", BLOCK_LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("case", [case for case in SOFTMAX if case not in WINDOWED], ids=lambda case: case.id)
-def test_laws_hold_where_prompts_are_read_in_chunks_of_rows(case: Case, law: Law) -> None:
+def test_laws_hold_in_chunks_of_rows(case: Case, law: Law) -> None:
     law(case.config())
 
 
@@ -244,14 +248,14 @@ def logits_and_gradients(model: GPTModel, padding: Tensor | None) -> list[Tensor
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @pytest.mark.parametrize("settings", COMBINED.values(), ids=COMBINED.keys())
 def test_blocks_equal_the_mask(settings: dict[str, object], pos: str, pads: list[int] | None) -> None:
-    """Windows shorter and longer than blocks and text; values and gradients; both precisions."""
+    """Windows shorter and longer than blocks and text, and none; values and gradients; both precisions."""
     padding = None if pads is None else torch.tensor(pads)
     for dtype, tolerance in EXACT.items():
         models = [
             build(GPTConfig(**{**MODEL, "pos": pos, "attention": {"name": "mha", "window": window, **settings}})).to(
                 dtype
             )
-            for window in (1, 2, 5, 8, TOKENS - 1, TOKENS + 1)
+            for window in (1, 2, 5, 8, TOKENS - 1, TOKENS + 1, None)
         ]
         by_mask = [logits_and_gradients(model, padding) for model in models]
         with pytest.MonkeyPatch.context() as patch:
@@ -292,8 +296,8 @@ LINEAR = {
 }
 
 
-def long_model(attention: dict[str, object], pos: str) -> GPTModel:
-    sizes = dict(n_layers=1, n_heads=2, d_model=16, context_length=LONG)
+def long_model(attention: dict[str, object], pos: str, tokens: int = LONG) -> GPTModel:
+    sizes = dict(n_layers=1, n_heads=2, d_model=16, context_length=tokens)
     return build(GPTConfig(**{**MODEL, **sizes, "pos": pos, "attention": attention}))
 
 
@@ -305,6 +309,47 @@ def test_training_with_a_window_makes_no_square(attention: dict[str, object], po
     with Largest() as largest:
         model(ids, ids).loss.backward()
     assert largest.numbers < LONG * LONG / 4
+
+
+SQUARES = {
+    "alibi": ({"name": "mha"}, "alibi"),
+    "softcap": ({"name": "gqa", "softcap": 2.0}, "rope"),
+    "sinks": ({"name": "mha", "sinks": True}, "rope"),
+    "dropout": ({"name": "mha", "dropout": 0.5}, "rope"),
+    "mla": ({"name": "mla"}, "alibi"),
+}
+
+
+@pytest.mark.parametrize(("attention", "pos"), SQUARES.values(), ids=SQUARES.keys())
+def test_training_of_full_attention_makes_no_square(attention: dict[str, object], pos: str) -> None:
+    model = long_model(attention, pos).train()
+    ids = text(model.config, rows=1, tokens=LONG)
+    with Largest() as largest:
+        model(ids, ids).loss.backward()
+    assert largest.numbers < LONG * LONG / 3  # scores and sinks of 128 queries in 2 heads
+
+
+@pytest.mark.parametrize(("attention", "pos"), SQUARES.values(), ids=SQUARES.keys())
+def test_what_training_keeps_grows_with_the_text(attention: dict[str, object], pos: str) -> None:
+    """For the backward pass; a mask or weights of T x T would be kept four times for twice the tokens."""
+    kept = [
+        activation_bytes(long_model(attention, pos, tokens).config, TrainerConfig(batch_size=1, max_steps=1))
+        for tokens in (LONG, 2 * LONG)
+    ]
+    assert kept[1] < 2.1 * kept[0]
+
+
+def test_dropout_in_chunks_is_the_same_when_they_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is quadratic in the values, so that its gradient by them, times them, is twice the loss."""
+    monkeypatch.setattr(sdpa_module, "_RECOMPUTED", 0)
+    monkeypatch.setattr(sdpa_module, "_TRAINED_ROWS", 4)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 19, 4, generator=generator, requires_grad=True) for _ in range(3))
+    pos = Positions(0, 19, None, torch.device("cpu"))
+    weighting = sdpa_module.Weighting(sdpa_module.AttentionScoreConfig(0.5, dropout=0.5), training=True)
+    loss = sdpa_module.sdpa(q, k, v, pos, pos.columns, weighting).square().sum()
+    loss.backward()
+    torch.testing.assert_close((v.grad * v).sum(), 2 * loss)
 
 
 @pytest.mark.parametrize("pads", [None, [300]], ids=["full", "padded"])

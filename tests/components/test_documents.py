@@ -12,6 +12,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions, document_starts
 from modular_gpt.nn import sdpa as sdpa_module
 from modular_gpt.nn.block_sparse import Documents
+from modular_gpt.nn.packed_patterns import PackedLayout
 from tests.components.cases import MODEL
 from tests.components.laws import Law, build, close, packed_documents_are_separate, text
 from tests.components.test_block_sparse import Largest, use_blocks
@@ -24,6 +25,18 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "window": {"name": "swa", "window": 7},
     "mla": {"name": "mla"},
     "linear": {"name": "linear", "chunk": 8},
+    "bigbird": {"name": "sparse", "window": 5, "global_tokens": 3, "random_blocks": 1, "block": 4},
+    "longformer": {
+        "name": "sparse",
+        "pattern": "longformer",
+        "window": 3,
+        "dilation": 2,
+        "global_tokens": 2,
+        "block": 4,
+    },
+    "strided": {"name": "sparse", "pattern": "strided", "window": 3, "stride": 2, "block": 4, "n_kv_heads": 1},
+    "streaming": {"name": "sparse", "pattern": "streaming", "window": 5, "sinks": True, "block": 4},
+    "chunked": {"name": "sparse", "pattern": "chunked", "chunk": 6, "softcap": 2.0, "block": 4},
 }
 
 
@@ -106,6 +119,37 @@ def test_long_rows_of_short_documents_make_no_square() -> None:
     with Largest() as largest:
         model(ids, ids, documents=torch.arange(length)[None] // 100).loss.backward()
     assert largest.numbers < length * length / 2
+
+
+SPARSE = {
+    "bigbird": {"window": 16, "global_tokens": 8, "random_blocks": 1, "block": 8},
+    "longformer": {"pattern": "longformer", "window": 16, "dilation": 2},
+    "strided": {"pattern": "strided", "window": 16, "stride": 32, "block": 8},
+    "streaming": {"pattern": "streaming", "window": 16},
+    "chunked": {"pattern": "chunked", "chunk": 16},
+}
+
+
+@pytest.mark.parametrize("pos", ["rope", "alibi"])
+@pytest.mark.parametrize("settings", SPARSE.values(), ids=SPARSE.keys())
+def test_patterns_in_documents_make_no_square(settings: dict[str, Any], pos: str) -> None:
+    """Documents longer than the keys that a query sees."""
+    length, sizes = 1024, {"n_layers": 1, "n_heads": 2, "d_model": 16, "pos": pos, "context_length": 1024}
+    model = build(GPTConfig(**{**MODEL, **sizes, "attention": {"name": "sparse", **settings}})).train()
+    ids = text(model.config, 1, length)
+    with Largest() as largest:
+        model(ids, ids, documents=torch.arange(length)[None] // 301).loss.backward()
+    assert largest.numbers < length * length / 4
+
+
+def test_documents_begin_at_blocks() -> None:
+    """Of 3, 5 and 1 tokens in one row, and of 9 in the other, in blocks of 4."""
+    starts = torch.tensor([[0, 0, 0, 3, 3, 3, 3, 3, 8], [0] * 9])
+    layout = PackedLayout.of(starts, 4)
+    assert layout.slot.tolist() == [[0, 1, 2, 4, 5, 6, 7, 8, 12], list(range(9))]
+    assert layout.origin.tolist() == [[0, 1, 1, 3], [0, 0, 0, 3]]
+    assert (layout.slots, layout.longest) == (16, 3)
+    assert layout.column.gather(1, layout.slot).tolist() == [list(range(9))] * 2
 
 
 def test_text_lengths_count_the_document_of_each_token() -> None:

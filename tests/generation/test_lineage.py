@@ -1,9 +1,14 @@
 """Rows of a cache move where they differ alone: the searches give bitwise what they give when whole rows are copied."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modular_gpt import GPTModel
+from modular_gpt.core import cache as core_cache
+from modular_gpt.core import convolution_cache
 from modular_gpt.core.cache import ModelCache, TokenCache
 from modular_gpt.core.registry import entries
 from modular_gpt.generation import GenerationConfig, complete
@@ -29,7 +34,7 @@ def test_columns_that_stay_are_equal_in_both_rows(seed: int) -> None:
         content = moved
 
 
-def model(attention: str, context: int = 32) -> GPTModel:
+def model(attention: str | dict, context: int = 32) -> GPTModel:
     torch.manual_seed(0)
     sizes = {"vocab_size": 13, "d_model": 32, "n_heads": 4, "n_layers": 2, "context_length": context, "init_std": 0.4}
     return GPTModel(**sizes, attention=attention).eval()
@@ -41,17 +46,78 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("attention", entries("attention"))
+RINGS = {
+    "window": {"name": "swa", "window": 7},
+    "anchors": {"name": "sparse", "pattern": "streaming", "window": 7, "global_tokens": 2},
+    "convolution": {"name": "mha", "conv": 3},
+    "convolution and window": {"name": "swa", "window": 7, "conv": 3},
+}
+
+
+@pytest.mark.parametrize("attention", [*entries("attention"), *RINGS])
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("overflow", [{}, {"overflow": "window", "max_new_tokens": 40}])
 def test_searches_are_bitwise_those_of_whole_copies(
     attention: str, search: str, overflow: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = GenerationConfig(**{"max_new_tokens": 16, "stop_tokens": [3], **SEARCHES[search], **overflow})
-    prompts = [[1, 2, 5, 7, 4, 4], [8, 6]]
-    found = complete(model(attention), prompts, settings)
-    monkeypatch.setattr(ModelCache, "reorder", lambda self, rows, unchanged=0: REORDER(self, rows))
-    assert complete(model(attention), prompts, settings) == found
+    prompts, built = [[1, 2, 5, 7, 4, 4], [8, 6]], RINGS.get(attention, attention)
+    found = complete(model(built), prompts, settings)
+    monkeypatch.setattr(ModelCache, "reorder", lambda self, rows, *_: REORDER(self, rows))
+    for module in (core_cache, convolution_cache):
+        monkeypatch.setattr(module, "select_rows", copies)
+    assert complete(model(built), prompts, settings) == found
+
+
+def copies(tensors: list[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor.index_select(0, rows) for tensor in tensors]
+
+
+class Copied(TorchDispatchMode):
+    """Counts the numbers that are selected."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.index_select.default, torch.ops.aten.index.Tensor):
+            self.numbers += out.numel()
+        return out
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("padding", [None, [3, 3, 0, 0]], ids=["full", "padded"])
+@pytest.mark.parametrize("attention", RINGS)
+def test_of_a_full_ring_the_changed_slots_move(attention: str, padding: list[int] | None, columns: int) -> None:
+    """Row 3 becomes a copy of row 2; the columns before the last ones are equal in both."""
+    built, rows = model(RINGS[attention]), torch.tensor([0, 1, 2, 2])
+    ids = torch.randint(13, (2, 20), generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
+    ids[:, -columns:] = torch.arange(4 * columns).view(4, columns)
+    cache = built.new_cache(4, 30)
+    with torch.no_grad():
+        for token in range(20):
+            pads = None if padding is None or token else torch.tensor(padding)
+            built(ids[:, token : token + 1], cache=cache, padding=pads)
+        tensors = [tensor for layer in cache.layers for tensor in layer.tensors]
+        wanted = [tensor[rows] for tensor in tensors]
+        with Copied() as copied:
+            cache.reorder(rows, 20 - columns)
+    assert all(torch.equal(one, other) for one, other in zip(tensors, wanted, strict=True))
+    per_column = sum(tensor[0, :, 0].numel() for tensor in tensors if tensor.ndim == 4)
+    history = sum(tensor[0].numel() for tensor in tensors if tensor.ndim == 3)
+    assert copied.numbers <= columns * per_column + history + 100  # and some row numbers
+
+
+def test_of_a_state_the_changed_rows_move() -> None:
+    cache = model("linear").new_cache(4, 30)
+    before = [tensor.normal_() for layer in cache.layers for tensor in layer.tensors]
+    wanted = [tensor[[0, 1, 2, 2]] for tensor in before]
+    with Copied() as copied:
+        cache.reorder(torch.tensor([0, 1, 2, 2]), 5)
+    after = [tensor for layer in cache.layers for tensor in layer.tensors]
+    assert all(one is other for one, other in zip(after, before, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(after, wanted, strict=True))
+    assert copied.numbers <= sum(tensor.numel() for tensor in before) / 4 + 100
 
 
 REORDER = ModelCache.reorder

@@ -12,7 +12,17 @@ from modular_gpt.checkpoint import save_checkpoint
 from modular_gpt.cli import evaluate, generate, train
 from modular_gpt.core.registry import entries
 from modular_gpt.data.tokenizers import build_tokenizer
-from modular_gpt.deploy.cpu_packing import MAX_ROWS, Int8Linear, PackedLinear, can_pack, pack, pack_int8, quantised
+from modular_gpt.deploy.cpu_packing import (
+    MAX_ROWS,
+    Int8Experts,
+    Int8Linear,
+    PackedLinear,
+    can_pack,
+    pack,
+    pack_int8,
+    quantised,
+)
+from modular_gpt.nn.ffn.moe import MixtureOfExperts
 
 PARTS = [("attention", name) for name in entries("attention")] + [("ffn", name) for name in entries("ffn")]
 
@@ -85,24 +95,34 @@ class Rounded(torch.nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-WITHOUT_KERNEL = ("moe",)
+class RoundedExperts:
+    """The products of Int8Experts, written out in float32."""
+
+    def __init__(self, experts: Int8Experts, width: int) -> None:
+        self.weight = experts.weight[..., :width] * experts.scale.float()[..., None]
+
+    def __call__(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        groups = torch.bucketize(torch.arange(len(x)), ends, right=True)
+        return torch.einsum("mi,moi->mo", x.bfloat16().float(), self.weight[groups]).bfloat16().to(x.dtype)
 
 
 @pytest.mark.parametrize(("slot", "name"), PARTS)
 def test_int8_logits(slot: str, name: str) -> None:
-    """Those of the written-out product, and near those of the plain model, in a pass and token by token."""
+    """Those of the written-out product, and near those of the plain model, in a pass and token by token.
+
+    A token between two experts may choose another one after rounded attention.
+    """
     plain = tiny(**{slot: name})
-    packed = copy.deepcopy(plain)
-    if name in WITHOUT_KERNEL:
-        with pytest.raises(ConfigError, match=f"no kernel for the experts of ffn={name}"):
-            pack_int8(packed)
-        return
-    packed = pack_int8(packed)
+    packed = pack_int8(copy.deepcopy(plain))
     written_out = copy.deepcopy(packed)
     for module in list(written_out.modules()):
         for child_name, child in list(module.named_children()):
             if isinstance(child, Int8Linear):
                 setattr(module, child_name, Rounded(child))
+        if isinstance(module, MixtureOfExperts):
+            for weight, product in module._products.items():
+                assert isinstance(product, Int8Experts)
+                module._products[weight] = RoundedExperts(product, getattr(module, weight).shape[2])
     ids = torch.arange(24).view(2, 12)
     with torch.inference_mode():
         wanted, reference = plain(ids), written_out(ids)
@@ -110,7 +130,7 @@ def test_int8_logits(slot: str, name: str) -> None:
         steps = [packed(ids[:, :7], cache=cache), *(packed(ids[:, i : i + 1], cache=cache) for i in range(7, 12))]
     got, scale = torch.cat(steps, 1), wanted.std()
     assert (got - reference).abs().max() <= 0.05 * scale
-    assert (got - wanted).square().mean().sqrt() <= 0.05 * scale
+    assert (got - wanted).square().mean().sqrt() <= (0.15 if name == "moe" else 0.05) * scale
 
 
 @pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
@@ -136,6 +156,34 @@ def test_int8_weights_have_half_the_bytes_and_cannot_be_trained() -> None:
         model.train()
     with pytest.raises(ConfigError, match="float32 and bfloat16 models on a CPU"):
         pack_int8(tiny().double())
+
+
+@pytest.mark.parametrize("rows", [[1, 0, 2], [0, MAX_ROWS + 1, 3]])
+def test_experts_multiply_their_own_rows(rows: list[int]) -> None:
+    torch.manual_seed(0)
+    experts, ends = Int8Experts(torch.randn(3, 40, 88)), torch.tensor(rows).cumsum(0).to(torch.int32)
+    x = torch.randn(sum(rows), 88)
+    expected = RoundedExperts(experts, 88)(x, ends)
+    assert (experts(x, ends) - expected).abs().max() <= 0.04 * expected.std()  # many rows are scaled in bfloat16
+
+
+def test_int8_experts_have_half_the_bytes_and_choose_as_before() -> None:
+    plain = tiny(ffn={"name": "moe", "n_experts": 4, "expert": "mlp", "bias": True})
+    inactive, described = plain.blocks[0].ffn.inactive_parameters(), plain.blocks[0].ffn.extra_repr()
+    packed = pack_int8(copy.deepcopy(plain))
+    ffn = packed.blocks[0].ffn
+    assert isinstance(ffn, MixtureOfExperts) and type(ffn.router) is torch.nn.Linear
+    products = [product for product in ffn._products.values() if isinstance(product, Int8Experts)]
+    assert [product.weight.nbytes for product in products] == [ffn.up.numel(), ffn.down.numel()]
+    assert ffn.up.is_meta and ffn.down.is_meta
+    assert (ffn.inactive_parameters(), ffn.extra_repr()) == (inactive, described)
+
+
+def test_a_graph_takes_int8_experts() -> None:
+    model, ids = pack_int8(tiny(ffn={"name": "moe", "n_experts": 4}, attention="gqa")), torch.arange(12)[None]
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(ids), model(ids))
 
 
 def test_packing_of_the_commands(

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2101.03961, router z-loss https://arxiv.org/abs/2202.08906
 Tokens are sorted by expert and each expert computes all its tokens in one product; no token is dropped.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +25,8 @@ from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
 from modular_gpt.nn.ffn import glu, mlp
 from modular_gpt.nn.grouped_mm import grouped_matmul
 from modular_gpt.nn.residual import mark_residual
+
+GroupedProduct = Callable[[Tensor, Tensor], Tensor]  # rows (M, in) sorted by expert, ends (E,) -> (M, out)
 
 
 class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
@@ -105,6 +108,7 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         if config.shared_experts:
             self.shared = replace(_dense(config), hidden=plain(config.shared_hidden)).build(dims)
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
+        self._products: dict[str, GroupedProduct] = {}  # by the name of the weight, see replace_products
         by_bias = config.balance == "bias"
         self.register_buffer("select_bias", torch.zeros(experts) if by_bias else None)
         self.register_buffer("load", torch.zeros(experts) if by_bias else None, persistent=False)
@@ -197,17 +201,21 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         if self.config.weight_on_input:
             x, weights = x * weights.flatten()[order][:, None].to(x.dtype), torch.ones_like(weights)
 
-        def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            product = grouped_matmul(rows, local_shard(weight).transpose(1, 2), ends)
+        def linear(rows: Tensor, name: str, bias: Tensor | None) -> Tensor:
+            replaced = self._products.get(name)
+            if replaced is None:
+                product = grouped_matmul(rows, local_shard(getattr(self, name)).transpose(1, 2), ends)
+            else:
+                product = replaced(rows, ends)
             return product if bias is None else product + local_shard(bias)[expert].to(product.dtype)
 
-        up = linear(x, self.up, self.up_bias)
+        up = linear(x, "up", self.up_bias)
         if self.gate is None:
             hidden = ACTIVATIONS[self.config.activation](up)
         else:
-            gate = linear(x, self.gate, self.gate_bias)
+            gate = linear(x, "gate", self.gate_bias)
             hidden = gated(self.config.activation, gate, up, self.config.clamp_limit, self.config.clamp_alpha)
-        out = linear(hidden, self.down, self.down_bias)
+        out = linear(hidden, "down", self.down_bias)
         if self.shards.size > 1:  # zeros for the experts of other processes
             out = out.new_zeros(chosen.numel(), out.shape[1]).index_copy(0, order, out)
         else:
@@ -226,6 +234,17 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
             shared = {f"shared.{name}": style for name, style in self.shared.join(self.shards).items()}
         stacks = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
         return {**{name: STACK for name in stacks if getattr(self, name) is not None}, **shared}
+
+    def replace_products(self, made: Callable[[Tensor], GroupedProduct]) -> None:
+        """Compute the products of the experts by ``made(weight)``, for a weight (E, out, in); the weights are freed.
+
+        Of the parameters the shapes remain, on the meta device.
+        """
+        for name in ("gate", "up", "down"):
+            weight = getattr(self, name)
+            if weight is not None:
+                self._products[name] = made(weight)
+                setattr(self, name, nn.Parameter(weight.detach().to("meta"), requires_grad=False))
 
     def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         losses = {}
