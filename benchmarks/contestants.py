@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modular_gpt import GPTConfig
-from modular_gpt.data import BatchSource, PreparedData, TokenSplit
+from modular_gpt.data import BatchSource, PreparedText, TokenSplit
 
 LEARNING_RATE = 1e-4
 
@@ -53,6 +53,7 @@ class Size:
 SIZES = {
     size.name: size
     for size in (
+        Size("tiny", layers=1, width=48, heads=3, context=32, batch=2, vocabulary=65, steps=1),
         Size("small", layers=4, width=128, heads=4, context=64, batch=12, vocabulary=65, steps=20),
         Size("medium", layers=6, width=384, heads=6, context=256, batch=16, vocabulary=65, steps=2),
         Size("124M", layers=12, width=768, heads=12, context=256, batch=2, vocabulary=50257, steps=1),
@@ -66,12 +67,14 @@ class Contestant:
 
     library: one of ``LIBRARIES``; precision: of our trainer, or float32 | bf16 (autocast) of a peer
     compile: of our trainer, or torch.compile around a peer's loss; model: settings that differ from GPT-2's
+    label: names the settings in the row; empty: they are listed
     """
 
     library: str
     precision: str
     compile: Any = False
     model: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def peer(self) -> bool:
@@ -81,10 +84,10 @@ class Contestant:
     @property
     def name(self) -> str:
         """For its row."""
-        parts = [f"{key}={value}" for key, value in self.model.items()]
+        settings = [self.label] if self.label else [f"{key}={value}" for key, value in self.model.items()]
         compiled = {"auto": "compile=auto", True: "compiled", False: ""}[self.compile]
         precision = "precision=auto" if self.precision == "auto" else self.precision
-        return ", ".join([" ".join([self.library, *parts]), *filter(None, [precision, compiled])])
+        return ", ".join([" ".join([self.library, *settings]), *filter(None, [precision, compiled])])
 
     def build(self, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
         """The step, ready to be called again and again."""
@@ -104,7 +107,7 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
     """``Trainer.update`` of a run with these settings: everything that one of its steps does."""
     from modular_gpt.distributed import build_parallel
     from modular_gpt.runtime.cpu_allocator import keep_memory
-    from modular_gpt.runtime.device import choose_precision, float32_products
+    from modular_gpt.runtime.device import float32_products
     from modular_gpt.runtime.processes import ProcessGroup
     from modular_gpt.training import RunConfig, TrainerConfig
     from modular_gpt.training.build import build_trainer
@@ -121,15 +124,14 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
             max_steps=10**6, batch_size=size.batch, compile=contestant.compile, sample_tokens=0, device=device.type
         ),
     )
-    precision, _ = choose_precision(contestant.precision, device, size.width)
-    data = PreparedData(tokens, tokens, {"tokenizer": {"vocab_size": size.vocabulary}})
+    data = PreparedText(tokens, tokens, {"tokenizer": {"vocab_size": size.vocabulary}})
     tokenizer: Any = SimpleNamespace(vocab_size=size.vocabulary)
-    placement = Placement(device, precision, build_parallel("none", ProcessGroup()))
+    placement = Placement(device, contestant.precision, build_parallel("none", ProcessGroup()))
     trainer = build_trainer(config, data, tokenizer, placement)
     trainer.model.train()
 
     def step() -> None:
-        with float32_products(precision, device), ordered_sums(trainer.forward.compiled):
+        with float32_products(trainer.precision, device), ordered_sums(trainer.forward.compiled):
             trainer.update()
         trainer.progress.step += 1
 
@@ -178,6 +180,43 @@ def transformers_gpt2(contestant: Contestant, size: Size, tokens: TokenSplit, de
     return peer(lambda ids, _: model(ids, labels=ids).loss, model, contestant, size, tokens, device)
 
 
+def llama_settings(size: Size) -> dict[str, Any]:
+    """Our settings of Llama at a size, with a third of the heads for keys and values."""
+    attention = {"name": "gqa", "n_kv_heads": max(size.heads // 3, 1)}
+    ffn = {"name": "swiglu", "hidden": 8 * size.width // 3}
+    plain = {"norm": "rmsnorm", "pos": "rope", "bias": False, "tie_embeddings": False}
+    return {"attention": attention, "ffn": ffn, **plain}
+
+
+def mixtral_settings(size: Size) -> dict[str, Any]:
+    """The same with two of eight experts, each half as wide, and the load-balancing loss alone."""
+    experts = {"name": "moe", "n_experts": 8, "top_k": 2, "hidden": 4 * size.width // 3, "z_weight": 0.0}
+    return {**llama_settings(size), "ffn": experts}
+
+
+def transformers_llama(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+    """transformers' LlamaForCausalLM."""
+    from pairs import llama
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM(llama(size.layers, size.width, size.heads, size.context, size.vocabulary, use_cache=False))
+    return peer(lambda ids, _: model(ids, labels=ids).loss, model, contestant, size, tokens, device)
+
+
+def transformers_mixtral(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+    """transformers' MixtralForCausalLM with its load-balancing loss."""
+    from pairs import mixtral
+    from transformers import MixtralForCausalLM
+
+    model = MixtralForCausalLM(mixtral(size.layers, size.width, size.heads, size.context, size.vocabulary))
+    model.config.use_cache = False
+
+    def loss(ids: Tensor, _: Tensor) -> Tensor:
+        return model(ids, labels=ids, output_router_logits=True).loss
+
+    return peer(loss, model, contestant, size, tokens, device)
+
+
 def litgpt(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
     """litgpt's GPT with biases, LayerNorm and a GELU MLP, as in GPT-2, but rotary and with a head of its own."""
     from litgpt import GPT, Config
@@ -198,9 +237,9 @@ def litgpt(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch
 
 def x_transformers(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
     """x-transformers' decoder with its defaults, flash attention on, and tied embeddings."""
-    from x_transformers import ModelRunner, TransformerWrapper
+    from x_transformers import Decoder, TransformerWrapper
 
-    layers = ModelRunner(dim=size.width, depth=size.layers, heads=size.heads, attn_flash=True,
+    layers = Decoder(dim=size.width, depth=size.layers, heads=size.heads, attn_flash=True,
                      attn_dim_head=size.width // size.heads)  # fmt: skip
     model = TransformerWrapper(
         num_tokens=size.vocabulary, max_seq_len=size.context, attn_layers=layers, tie_embedding=True
@@ -261,6 +300,8 @@ def plain(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.
 LIBRARIES: dict[str, Callable[[Contestant, Size, TokenSplit, torch.device], Step]] = {
     "modular_gpt": ours,
     "transformers": transformers_gpt2,
+    "transformers Llama": transformers_llama,
+    "transformers Mixtral": transformers_mixtral,
     "litgpt": litgpt,
     "x-transformers": x_transformers,
     "plain loop": plain,

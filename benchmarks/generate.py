@@ -1,6 +1,7 @@
 """Decoding and prefill at the shape of GPT-2 124M against transformers, and litgpt where it is installed.
 
-    python benchmarks/generate.py [--dtype bfloat16] [--batch 1 8] [--rounds 5] [--quick] [--write docs/benchmarks.md]
+    python benchmarks/generate.py [--dtype bfloat16] [--batch 1 8] [--rounds 5] [--quick] [--partial FOLDER]
+        [--write docs/benchmarks.md]
 
 Random weights, the same ones in every GPT-2; greedy; all variants interleaved in one run. ``bound`` is the fraction of
 the bandwidth bound: bytes of weights that a step reads, times steps per second, over the measured copy bandwidth.
@@ -11,11 +12,12 @@ import copy
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Variant, copy_bandwidth, interleave, machine, table, write_section
+from measure import Variant, copy_bandwidth, interleave, machine, run_section, table
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
@@ -23,10 +25,11 @@ from modular_gpt.deploy.cpu_packing import can_pack, pack
 from modular_gpt.pretrained import load_pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Peers = dict[str, Callable[[Tensor, int], Tensor]]  # from ids and a number of new tokens to all ids
 ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
 
 
-def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, dict[str, Callable[[Tensor, int], Tensor]]]:
+def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, Peers]:
     """Our GPT-2, and transformers' generate with the same weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -112,48 +115,67 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt that is only read; 0 for none")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="GPT-2 only, no other attention kinds")
+    parser.add_argument("--partial", type=Path, metavar="FOLDER", help="keep finished tables here, and skip them later")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their sections of a page")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     bandwidth = copy_bandwidth(torch.device(options.device))
     for dtype in options.dtype:
-        for section, text in measured(DTYPES[dtype], options, bandwidth):
-            print(text + "\n", flush=True)
-            if options.write:
-                write_section(options.write, f"generate-{dtype}-{section}", text)
+        for section, measure in tables(DTYPES[dtype], options, bandwidth):
+            run_section(f"generate-{dtype}-{section}", measure, options)
 
 
-def measured(dtype: torch.dtype, options: Any, bandwidth: float) -> Iterator[tuple[str, str]]:
-    """A name and a text for each table of one dtype."""
-    device, name = torch.device(options.device), str(dtype).removeprefix("torch.")
+def tables(dtype: torch.dtype, options: Any, bandwidth: float) -> Iterator[tuple[str, Callable[[], str]]]:
+    """A name and the measurement of each table of one dtype."""
+    device = torch.device(options.device)
     base, others = peers(dtype, device)
     litgpt = litgpt_peer(dtype, device)
     if litgpt is not None:
         others["litgpt"] = litgpt
     models = our_models(base, dtype, options.quick)
-    where = f"{machine(device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s, {time.strftime('%Y-%m-%d')}"
     for batch in options.batch:
-        ids = torch.randint(50257, (batch, options.prompt), generator=torch.Generator().manual_seed(1)).to(device)
-        variants = compare(models, others, ids, options.new)
-        interleave(variants, options.rounds)
-        said = [f"{name}, batch {batch}, prompt {options.prompt}, {options.new} new tokens.", where]
-        said.append(report(variants, models, dtype, batch, bandwidth))
-        if dtype == torch.float32:
-            theirs = others["transformers, dynamic cache"](ids, options.new)
-            same = theirs.equal(models["modular_gpt mha"].generate(ids, options.new, greedy=True))
-            said.append(f"Same greedy tokens as transformers: {'yes' if same else 'no'}.")
-        yield f"batch-{batch}", "\n\n".join(said)
+        yield f"batch-{batch}", partial(decoding, models, others, dtype, batch, bandwidth, options)
     if options.prefill:
-        ids = torch.randint(50257, (1, options.prefill)).to(device)
-        variants = compare(models, others, ids, 1)
-        interleave(variants, options.rounds)
-        title = f"{name}, prefill of {options.prefill} tokens."
-        yield "prefill", "\n\n".join([title, where, report(variants, models, dtype, 1, None)])
+        yield "prefill", partial(prefill, models, others, dtype, bandwidth, options)
 
 
-def compare(
-    models: dict[str, GPTModel], others: dict[str, Callable[[Tensor, int], Tensor]], ids: Tensor, new: int
-) -> list[Variant]:
+def decoding(
+    models: dict[str, GPTModel], others: Peers, dtype: torch.dtype, batch: int, bandwidth: float, options: Any
+) -> str:
+    """The table of new tokens after a short prompt."""
+    ids = torch.randint(50257, (batch, options.prompt), generator=torch.Generator().manual_seed(1)).to(options.device)
+    variants = compare(models, others, ids, options.new)
+    interleave(variants, options.rounds)
+    title = f"{short(dtype)}, batch {batch}, prompt {options.prompt}, {options.new} new tokens."
+    text = [title, where(bandwidth, options), report(variants, models, dtype, batch, bandwidth)]
+    if dtype == torch.float32:
+        theirs = others["transformers, dynamic cache"](ids, options.new)
+        same = theirs.equal(models["modular_gpt mha"].generate(ids, options.new, greedy=True))
+        text.append(f"Same greedy tokens as transformers: {'yes' if same else 'no'}.")
+    return "\n\n".join(text)
+
+
+def prefill(models: dict[str, GPTModel], others: Peers, dtype: torch.dtype, bandwidth: float, options: Any) -> str:
+    """The table of a prompt that is only read."""
+    ids = torch.randint(50257, (1, options.prefill)).to(options.device)
+    variants = compare(models, others, ids, 1)
+    interleave(variants, options.rounds)
+    title = f"{short(dtype)}, prefill of {options.prefill} tokens."
+    return "\n\n".join([title, where(bandwidth, options), report(variants, models, dtype, 1, None)])
+
+
+def short(dtype: torch.dtype) -> str:
+    """The name of a dtype without its module."""
+    return str(dtype).removeprefix("torch.")
+
+
+def where(bandwidth: float, options: Any) -> str:
+    """The machine, its bandwidth and the day."""
+    device = torch.device(options.device)
+    return f"{machine(device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s, {time.strftime('%Y-%m-%d')}"
+
+
+def compare(models: dict[str, GPTModel], others: Peers, ids: Tensor, new: int) -> list[Variant]:
     """One variant for each model: ``new`` tokens after ``ids``; the work of a single one is the prompt."""
     work = ids.numel() if new == 1 else ids.shape[0] * new
     ours = [

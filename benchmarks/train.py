@@ -1,10 +1,12 @@
 """A training step of ours against transformers, litgpt, x-transformers (where installed) and a plain loop.
 
-    python benchmarks/train.py [--size small medium 124M] [--quick] [--rounds 9] [--write docs/benchmarks.md]
+    python benchmarks/train.py [--table gpt2 moe gated] [--size small medium 124M] [--quick] [--rounds 9]
+        [--partial FOLDER] [--write docs/benchmarks.md]
 
 Each contestant is a process of its own, so that the settings of one (allocator, precision of products, compiled code)
 do not touch the others. They run in heats, one after the other in every round, and each heat has the same reference in
-it, our default: speeds are compared within a round, so that whatever else the machine does hits all alike.
+it, our default: speeds are compared within a round, so that whatever else the machine does hits all alike. The tables
+``moe`` and ``gated`` compare with transformers' Mixtral and Llama.
 """
 
 import argparse
@@ -16,14 +18,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import SIZES, Contestant, Size, described, write_tokens
-from measure import MIB, forget_peak, machine, peak_memory, synchronise, table, write_section
+from contestants import SIZES, Contestant, Size, described, llama_settings, mixtral_settings, write_tokens
+from measure import MIB, forget_peak, machine, peak_memory, run_section, synchronise
+from measure import table as written_table
 
 from modular_gpt import GPTConfig
 from modular_gpt.data import TokenSplit
@@ -32,6 +36,7 @@ from modular_gpt.training.estimate import flops_per_token
 ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
 FEED_FORWARDS = ("swiglu", "geglu", "reglu", "moe")
 PEERS = ("transformers", "litgpt", "x-transformers", "plain loop")
+TABLES = {"gpt2": SIZES, "moe": ("small", "medium"), "gated": ("small", "medium")}
 WAYS = (("float32", False), ("float32", True), ("bf16", False), ("bf16", True))
 REFERENCE = Contestant("modular_gpt", "auto", "auto")
 MATRIX = 2048  # rows of the products that show what the machine can do
@@ -111,8 +116,8 @@ def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, optio
 
 
 def heat(contestants: list[Contestant], size: Size, tokens: TokenSplit, options: Any, peaks: "Peaks") -> list[Runner]:
-    """Some contestants beside the reference, in rounds."""
-    with started([REFERENCE, *contestants], size, tokens, options) as runners:
+    """Some contestants, the first of which is the reference, in rounds."""
+    with started(contestants, size, tokens, options) as runners:
         going = [runner for runner in runners if not runner.failure]
         if runners[0] not in going:
             raise SystemExit(f"the reference fails: {runners[0].failure}")
@@ -149,8 +154,20 @@ class Peaks:
         return ", ".join(f"{name} {speed / 1e9:,.0f} GFLOP/s" for name, speed in self.best.items())
 
 
-def contestants(quick: bool) -> list[Contestant]:
+def reference(table: str, size: Size) -> Contestant:
+    """Ours by default, with the architecture of a table."""
+    settings = {"moe": mixtral_settings, "gated": llama_settings}
+    ours = REFERENCE if table == "gpt2" else replace(REFERENCE, model=settings[table](size), label=table)
+    return replace(ours, compile=False) if size.name == "tiny" else ours
+
+
+def contestants(table: str, size: Size, quick: bool) -> list[Contestant]:
     """Everything to be measured besides the reference: peers first, then ours."""
+    if table != "gpt2":
+        ours = reference(table, size)
+        library = {"moe": "transformers Mixtral", "gated": "transformers Llama"}[table]
+        entries = [Contestant(library, *way) for way in WAYS]
+        return entries + [replace(ours, precision=precision, compile=compiles) for precision, compiles in WAYS]
     peers = [name for name in PEERS if " " in name or importlib.util.find_spec(name.replace("-", "_"))]
     if quick:
         peers = [name for name in peers if name in ("transformers", "plain loop")]
@@ -162,20 +179,23 @@ def contestants(quick: bool) -> list[Contestant]:
     return entries
 
 
-def compare(size: Size, options: Any) -> str:
-    """All contestants at one size, as text for the page."""
-    peaks, runners = Peaks(options.device), []
-    waiting = [each for each in contestants(options.quick) if options.only in each.name or each.peer]
+def compare(table: str, size: Size, options: Any) -> str:
+    """All contestants of a table at one size, as text for the page."""
+    peaks, runners, ours = Peaks(options.device), [], reference(table, size)
+    listed = contestants(table, size, options.quick)
+    waiting = [each for each in listed if options.only in each.name or each.peer]
+    if size.name == "tiny":  # a check of this script
+        waiting = [each for each in waiting if not each.compile]
     with tempfile.TemporaryDirectory() as folder:
         tokens = write_tokens(Path(folder) / "tokens.bin", size)
         print(size.title, flush=True)
         for first in range(0, len(waiting), options.heat):
-            runners.append(heat(waiting[first : first + options.heat], size, tokens, options, peaks))
-    reference = runners[0][0]
-    for others in runners[1:]:  # it ran in every heat
-        reference.seconds += others[0].seconds
-        reference.relative += others[0].relative
-    every = [reference, *(runner for one in runners for runner in one[1:])]
+            runners.append(heat([ours, *waiting[first : first + options.heat]], size, tokens, options, peaks))
+    first_heat = runners[0][0]
+    for others in runners[1:]:  # the reference ran in every heat
+        first_heat.seconds += others[0].seconds
+        first_heat.relative += others[0].relative
+    every = [first_heat, *(runner for one in runners for runner in one[1:])]
     return report(size, every, peaks, options)
 
 
@@ -188,7 +208,8 @@ def report(size: Size, runners: list[Runner], peaks: Peaks, options: Any) -> str
     for runner in sorted(going, key=lambda runner: -speed[id(runner)]):
         seconds = statistics.median(runner.seconds)
         quarters = statistics.quantiles(runner.seconds, n=4) if len(runner.seconds) > 1 else [seconds] * 3
-        config = GPTConfig.from_dict(described(size, runner.contestant.model))
+        model = runner.contestant.model or runners[0].contestant.model
+        config = GPTConfig.from_dict(described(size, model))
         work = flops_per_token(config) * size.tokens / seconds
         rows.append(
             [
@@ -207,16 +228,20 @@ def report(size: Size, runners: list[Runner], peaks: Peaks, options: Any) -> str
     measured = (
         f"{machine(torch.device(options.device))}, {time.strftime('%Y-%m-%d')}, {clock}. Matrix products reach {peaks}."
     )
-    return "\n\n".join([f"{size.title}.", measured, table(header, rows), *failed])
+    return "\n\n".join([f"{size.title}.", measured, written_table(header, rows), *failed])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["small", "medium", "124M"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--heat", type=int, default=4, help="contestants beside the reference at a time: memory")
     parser.add_argument("--only", default="", help="of ours, those whose name holds this")
-    parser.add_argument("--quick", action="store_true", help="fewer peers, and no other attentions and ffns")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer contestants; a check of the script with --size tiny"
+    )
+    parser.add_argument("--partial", type=Path, metavar="FOLDER", help="keep finished tables here, and skip them later")
     parser.add_argument("--wait", action="store_true", help="ask before the clock starts, so that others can be quiet")
     parser.add_argument(
         "--cpu-time", action="store_true", help="one thread, by its own clock: for a machine that is never quiet"
@@ -228,11 +253,10 @@ def main() -> None:
         torch.set_num_threads(1)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    for name in options.size:
-        text = compare(SIZES[name], options)
-        print(f"\n{text}\n", flush=True)
-        if options.write:
-            write_section(options.write, f"train-{name}", text)
+    for table, name in product(options.table, options.size):
+        if name in TABLES[table] or name == "tiny":
+            section = f"train-{name}" if table == "gpt2" else f"train-{table}-{name}"
+            run_section(section, lambda table=table, name=name: compare(table, SIZES[name], options), options)
 
 
 if __name__ == "__main__":

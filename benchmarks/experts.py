@@ -1,0 +1,96 @@
+"""Mixtures of experts and gated units against transformers' Mixtral and Llama with the same weights.
+
+    python benchmarks/experts.py [--layers 4] [--rounds 5] [--quick] [--partial FOLDER] [--write docs/benchmarks.md]
+
+Decoding after a prompt of 32 tokens, and prefill of 512. Training steps are in ``benchmarks/train.py --table``.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from measure import Variant, add_options, interleave, run_sections, speeds, where
+from pairs import DTYPES, build_pair, llama, mixtral, our_decoding, packed, their_decoding
+
+from modular_gpt.deploy.cpu_packing import pack_int8
+
+PROMPT, PREFILL = 32, 512
+CONFIGS = {"moe": mixtral, "gated": llama}
+PEERS = {"moe": "transformers Mixtral", "gated": "transformers Llama"}
+
+
+def models(options: argparse.Namespace, name: str, context: int) -> Iterator[tuple[str, Any, bool]]:
+    """(name, model, whether it is a peer) of one of ``CONFIGS``."""
+    sizes = (2, 48, 3, context, 97) if options.quick else (options.layers, 768, 12, context, 50257)
+    theirs, ours = build_pair(CONFIGS[name](*sizes), DTYPES[options.dtype])
+    peer = PEERS[name]
+    if name == "moe":
+        for experts in ("eager", "grouped_mm"):
+            model = copy.deepcopy(theirs)
+            model.set_experts_implementation(experts)
+            yield f"{peer}, {experts}", model, True
+    else:
+        yield peer, theirs, True
+    yield "modular_gpt, not packed", ours, False
+    yield "modular_gpt", packed(ours), False
+    yield "modular_gpt, int8", pack_int8(copy.deepcopy(ours)), False
+
+
+@torch.inference_mode()
+def decoding(options: argparse.Namespace, name: str, batch: int) -> str:
+    """Seconds of the same number of tokens in every round."""
+    new = 2 if options.quick else options.new
+    capacity = PROMPT + (options.rounds + 1) * new + 1
+    ids = torch.randint(97, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
+    variants = []
+    for label, model, peer in models(options, name, capacity):
+        decode = their_decoding(model, ids, capacity, False) if peer else our_decoding(model, ids, capacity)
+        variants.append(Variant(label, partial(decode, new), batch * new, peer))
+    interleave(variants, options.rounds)
+    return "\n\n".join([f"{title(options, name)}, batch {batch}, {new} tokens a round.", where(), speeds(variants)])
+
+
+@torch.inference_mode()
+def prefill(options: argparse.Namespace, name: str) -> str:
+    """Seconds until the logits after a prompt, with a cache."""
+    ids = torch.randint(97, (1, PREFILL), generator=torch.Generator().manual_seed(1))
+    variants = []
+    for label, model, peer in models(options, name, PREFILL + 1):
+        run: Callable[[], object] = partial(our_decoding, model, ids, PREFILL + 1)
+        if peer:
+            run = partial(their_decoding, model, ids, PREFILL + 1, False)
+        variants.append(Variant(label, run, PREFILL, peer))
+    interleave(variants, options.rounds)
+    return "\n\n".join([f"{title(options, name)}, prefill of {PREFILL} tokens.", where(), speeds(variants)])
+
+
+def title(options: argparse.Namespace, name: str) -> str:
+    """Dtype and shape."""
+    width = 48 if options.quick else 768
+    units = f"two of eight experts of {4 * width // 3}" if name == "moe" else f"gated units of {8 * width // 3}"
+    return f"{options.dtype}, {2 if options.quick else options.layers} layers of {width}, {units}"
+
+
+SECTIONS = {
+    "moe-decoding-1": partial(decoding, name="moe", batch=1),
+    "moe-decoding-8": partial(decoding, name="moe", batch=8),
+    "moe-prefill": partial(prefill, name="moe"),
+    "gated-decoding-1": partial(decoding, name="gated", batch=1),
+    "gated-prefill": partial(prefill, name="gated"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, 5, SECTIONS)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--new", type=int, default=32, help="tokens decoded in a round")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    run_sections("experts", SECTIONS, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
