@@ -44,9 +44,9 @@ class AnchoredCache(TokenCache):
 
     def select(self, rows: Tensor, columns: slice = slice(None)) -> None:
         count = self.ring if columns.stop is None else columns.stop - (columns.start or 0)
-        if len(rows) != len(self.tensors[0]) or 2 * count > self.capacity or count >= self.ring:
+        if not columns.start or len(rows) != len(self.tensors[0]) or 2 * count > self.capacity or count >= self.ring:
             super().select(rows)
-        elif count:  # rows that differ in some columns only are of one text, so that their slots are the same
+        elif count:  # rows that are equal in their first columns are of one text, so that their slots are the same
             slots = self._slots(torch.arange(columns.start, columns.stop, device=rows.device))
             move_slots_by_row(self.tensors, rows, slots)
         self._padding = None if self._padding is None else self._padding.index_select(0, rows)

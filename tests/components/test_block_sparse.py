@@ -381,6 +381,7 @@ def test_a_padded_prompt_of_full_attention_makes_no_square() -> None:
 def test_a_mask_is_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
     """The laws above can fail."""
     monkeypatch.setattr(sdpa_module, "_BLOCKS_FROM", LONG)
+    monkeypatch.setattr(sdpa_module, "_RECOMPUTED", 2 * LONG * LONG)
     model = long_model({"name": "swa", "window": 16}, "rope")
     with Largest() as largest:
         model(text(model.config, rows=1, tokens=LONG))
