@@ -63,6 +63,11 @@ def config(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -
     )
 
 
+def one_layer(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
+    """``config`` of a model with one layer, for tests to which a second one tells nothing."""
+    return config(folder, {"n_layers": 1, **(model or {})}, **settings)
+
+
 def trainer_of(settings: RunConfig, checkpoint: Path | None = None) -> Trainer:
     """The trainer of a run, before its first step or as a checkpoint left it."""
     corpus = build_corpus(settings.data)

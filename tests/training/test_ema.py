@@ -10,7 +10,8 @@ from modular_gpt.checkpoint import load_checkpoint, read_tensors
 from modular_gpt.training import TrainerConfig, load_config
 from modular_gpt.training.recorder import harmless
 from modular_gpt.training.trainer import Trainer
-from tests.training.small import config, run, stop_after, trainer_of
+from tests.training.small import one_layer as config
+from tests.training.small import run, stop_after, trainer_of
 
 Weights = dict[str, torch.Tensor]
 

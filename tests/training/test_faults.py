@@ -16,7 +16,6 @@ from modular_gpt.core.errors import ConfigError
 from tests.fresh import processes
 from tests.training.small import (
     assert_same_ending,
-    config,
     ending,
     run,
     run_in_process,
@@ -26,6 +25,7 @@ from tests.training.small import (
     stop_after,
     write_text,
 )
+from tests.training.small import one_layer as config
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 

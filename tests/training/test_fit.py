@@ -23,7 +23,8 @@ from modular_gpt.data.dataset_rows import read_batch, read_row
 from modular_gpt.training import metrics
 from modular_gpt.training.fit_data import read_data
 from modular_gpt.training.trainer import Trainer
-from tests.training.small import MODEL, TRAINER, config, ending, run, stop_after, write_text
+from tests.training.small import MODEL, TRAINER, ending, run, stop_after, write_text
+from tests.training.small import one_layer as config
 
 SETTINGS = {name: value for name, value in TRAINER.items() if name not in ("final_evaluation", "sample_tokens")}
 UNEVALUATED = {name: value for name, value in SETTINGS.items() if not name.startswith("eval_")}
@@ -33,7 +34,7 @@ QUIET: dict[str, Any] = {**UNEVALUATED, "quiet": True}
 
 def model_of(seed: int = 0, **settings: Any) -> GPTModel:
     torch.manual_seed(seed)
-    return GPTModel(**{**MODEL, "vocab_size": 256, **settings})
+    return GPTModel(**{**MODEL, "n_layers": 1, "vocab_size": 256, **settings})
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -243,7 +244,7 @@ class Doubling(nn.Module):
 
 def test_a_model_that_was_changed_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def changed() -> GPTModel:
-        model = model_of(tie_embeddings=False)
+        model = model_of(tie_embeddings=False, n_layers=2)
         torch.manual_seed(1)
         model.blocks[1].ffn = Doubling(16)
         model.head = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 256))  # type: ignore[assignment]

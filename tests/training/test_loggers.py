@@ -13,7 +13,8 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import ComponentConfig, decode
 from modular_gpt.training.loggers import Logger, LoggerConfig, build_loggers
 from modular_gpt.training.metrics import read_metrics
-from tests.training.small import config, run, stop_after
+from tests.training.small import one_layer as config
+from tests.training.small import run, stop_after
 
 HEARD: list[tuple[Any, ...]] = []
 

@@ -10,7 +10,8 @@ from modular_gpt.checkpoint import load_checkpoint
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.training import load_config, train
 from modular_gpt.training.metrics import read_metrics
-from tests.training.small import config, run, stop_after
+from tests.training.small import one_layer as config
+from tests.training.small import run, stop_after
 
 
 def test_a_run_gives_its_model_tokenizer_and_history(folder: Path) -> None:

@@ -28,7 +28,8 @@ from modular_gpt.training.report import Outcome
 from modular_gpt.training.run import open_run
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import Progress, Trainer
-from tests.training.small import config, run, stop_after, trainer_of, write_text
+from tests.training.small import one_layer as config
+from tests.training.small import run, stop_after, trainer_of, write_text
 
 NO_WAITING = {"max_steps": 4, "eval_interval": 2, "log_interval": 1, "sample_tokens": 1}
 
@@ -260,7 +261,7 @@ def test_metrics_are_appended_and_not_read_again(folder: Path, monkeypatch: pyte
 def test_fp16_that_never_finds_a_scale_gives_up(folder: Path) -> None:
     settings = config(folder, max_steps=60, precision="fp16", eval_interval=60)
     trainer = trainer_of(settings)
-    trainer.model.blocks[1].ffn.down.weight.register_hook(lambda gradient: gradient * math.inf)
+    trainer.model.blocks[0].ffn.down.weight.register_hook(lambda gradient: gradient * math.inf)
     trainer.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**4)
     with pytest.raises(UserError, match=r"no finite gradient in the last \d+ steps.*trainer.precision=bf16"):
         for step in range(60):

@@ -31,13 +31,13 @@ from tests.training.small import (
     EXPLAINED,
     MODEL,
     assert_same_ending,
-    config,
     ending,
     run,
     run_without_compiler,
     stop_after,
     trainer_of,
 )
+from tests.training.small import one_layer as config
 
 
 def test_a_run_leaves_everything_behind(pictures: None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

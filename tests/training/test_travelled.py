@@ -16,7 +16,8 @@ from modular_gpt.training.metrics import METRICS, read_metrics
 from modular_gpt.training.recorder import SAMPLES
 from modular_gpt.training.run import load_config
 from modular_gpt.training.run_directory import LOCK, lock_run
-from tests.training.small import config, run
+from tests.training.small import one_layer as config
+from tests.training.small import run
 
 
 @pytest.fixture(scope="module")
