@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -104,6 +105,24 @@ def gpt2_folder(folder: Path, text: Path, dtype: torch.dtype = torch.float32) ->
 def run(settings: RunConfig) -> RunResult:
     """Train without printing."""
     return train(settings, quiet=True)
+
+
+_finished: dict[str, Path] = {}
+
+
+def finished_run(settings: RunConfig) -> Path:
+    """The directory of a whole run to start from: the first one of equal settings and text, or a copy of that.
+
+    Its checkpoints name the text of the first one, so what resumes it needs settings of its own.
+    """
+    plain = settings.to_dict()
+    runs, text = Path(plain.pop("runs")), Path(plain["data"].pop("path")).read_text()
+    key = repr((plain, text))
+    if key not in _finished:
+        directory = run(settings).directory
+        _finished[key] = Path(shutil.copytree(directory, runs.with_name("kept") / directory.name, symlinks=True))
+        return directory
+    return Path(shutil.copytree(_finished[key], runs / _finished[key].name, symlinks=True))
 
 
 def stop_after(monkeypatch: Any, steps: int) -> None:

@@ -19,6 +19,7 @@ from tests.training.small import (
     assert_same_ending,
     config,
     ending,
+    finished_run,
     run,
     stop_after,
     trainer_of,
@@ -196,7 +197,7 @@ def resumed(folder: Path, directory: Path, model: dict[str, Any] | None = None, 
     ids=str,
 )
 def test_what_cannot_change_in_a_run(change: dict[str, Any], error: type[Exception], words: str, folder: Path) -> None:
-    directory = run(config(folder)).directory
+    directory = finished_run(config(folder))
     before = ending(directory)[1]
     with pytest.raises(error, match=words):
         run(resumed(folder, directory, **change))
