@@ -1,5 +1,6 @@
 """Yaml files: all compose, each registered part has one, and none says what its dataclass says already."""
 
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,29 @@ def words(path: Path) -> list[str]:
     return [f"{path.parts[0]}={Path(*path.parts[1:]).with_suffix('').as_posix()}"]
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=str)
-def test_every_yaml_composes(path: Path) -> None:
-    config = compose(*words(path))
+# Options of these are read with settings of their own, and none reads those of another: some are composed at once.
+TOGETHER = [
+    {"data", "layers", "logger", "model_size", "norm", "optim", "parallel", "schedule", "tokenizer", "trainer"},
+    {"ffn", "pos"},
+]
+
+
+def composed_at_once() -> list[list[Path]]:
+    """Every yaml, with one of each group that may stand beside it."""
+    by_group = {group: [path for path in YAMLS if path.parts[0] == group] for group in TRAIN.choices()}
+    alone = [{group} for group in by_group if not any(group in groups for groups in TOGETHER)]
+    columns = [[by_group[group] for group in sorted(groups)] for groups in (*TOGETHER, *alone)]
+    return [[path for path in row if path] for each in columns for row in zip_longest(*each)]
+
+
+@pytest.mark.parametrize("paths", composed_at_once(), ids=lambda paths: " ".join(map(str, paths)))
+def test_every_yaml_composes(paths: list[Path]) -> None:
+    config = compose(*(word for path in paths for word in words(path)))
     assert isinstance(config, RunConfig)
+
+
+def test_no_yaml_is_left_out() -> None:
+    assert sorted(path for paths in composed_at_once() for path in paths) == YAMLS
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)

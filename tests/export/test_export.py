@@ -13,21 +13,23 @@ from modular_gpt.deploy.export import ExportedModel, export_model, export_onnx
 
 LENGTH, WINDOW = 14, 5
 LOCAL = {"variants": {"local": {"attention": {"window": WINDOW}}}, "cycle": ["local", "base"]}
+# What stands beside some attentions: each other part is exported with one of them.
+BESIDE: dict[str, dict[str, Any]] = {
+    "mha": {"layers": LOCAL, "n_layers": 2, "ffn": "swiglu", "norm": "rmsnorm"},
+    "gqa": {"pos": "alibi"},
+    "mqa": {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}},
+    "mla": {"pos": "learned"},
+    "swa": {"attention": {"name": "swa", "window": WINDOW, "conv": 3}},
+}
 OTHERS: list[dict[str, Any]] = [
-    {"attention": "gqa", "pos": "alibi"},
-    {"attention": "mla", "pos": "learned"},
     {"attention": {"name": "swa", "window": 1}},
     {"attention": {"name": "sparse", "pattern": "streaming", "window": 4, "global_tokens": 2}},
-    {"attention": {"name": "swa", "window": WINDOW, "conv": 3}},
-    {"layers": LOCAL, "n_layers": 2, "ffn": "swiglu", "norm": "rmsnorm"},
-    {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}},
 ]
 
 
 def settings() -> list[dict[str, Any]]:
     """Every registered attention kind, and other parts."""
-    kinds = [{"name": name, "window": WINDOW} if name == "swa" else name for name in entries("attention")]
-    return [*({"attention": kind} for kind in kinds), *OTHERS]
+    return [*({"attention": name, **BESIDE.get(name, {})} for name in entries("attention")), *OTHERS]
 
 
 def small(**changes: Any) -> GPTModel:
@@ -36,14 +38,17 @@ def small(**changes: Any) -> GPTModel:
     return GPTModel(GPTConfig(**{**plain, "init_std": 0.3, **changes}))
 
 
-def logits_of(exported: ExportedModel, ids: Tensor, prefilled: int) -> Tensor:
+Programs = tuple[torch.nn.Module, torch.nn.Module]  # of a prompt, and of a step
+
+
+def logits_of(exported: ExportedModel, programs: Programs, ids: Tensor, prefilled: int) -> Tensor:
     """(B, T - prefilled + 1, V) by the programs: of a prompt at once, then token by token."""
+    prefill, step = programs
     if prefilled:
-        logits, cache = exported.prefill.module()(ids[:, :prefilled])
+        logits, cache = prefill(ids[:, :prefilled])
         found = [logits]
     else:
         found, cache = [], exported.empty_cache(len(ids))
-    step = exported.step.module()
     for at in range(prefilled, ids.shape[1]):
         logits, cache = step(ids[:, at : at + 1], torch.tensor(at), cache)
         found.append(logits)
@@ -58,19 +63,20 @@ def test_programs_equal_the_model(changes: dict[str, Any]) -> None:
     assert model.training
     assert exported.longest_prompt > exported.shortest_prompt
     model.eval()
+    programs = exported.prefill.module(), exported.step.module()
     for batch, prefilled in ((1, 0), (3, exported.shortest_prompt), (2, exported.longest_prompt)):
         ids = torch.randint(0, 31, (batch, LENGTH))
         with torch.no_grad():
             expected = model(ids)[:, max(prefilled - 1, 0) :]
-        torch.testing.assert_close(logits_of(exported, ids, prefilled), expected, atol=1e-4, rtol=1e-4)
-    check_cache(exported, model.config)
+        torch.testing.assert_close(logits_of(exported, programs, ids, prefilled), expected, atol=1e-4, rtol=1e-4)
+    check_cache(exported, programs, model.config)
 
 
-def check_cache(exported: ExportedModel, config: GPTConfig) -> None:
+def check_cache(exported: ExportedModel, programs: Programs, config: GPTConfig) -> None:
     """The cache is of our size, and a step leaves the one that it was given as it was."""
     empty = exported.empty_cache(2)
     assert sum(tensor.nbytes for tensor in empty) == config.cache_bytes(2, LENGTH)
-    _, cache = exported.step.module()(torch.zeros(2, 1, dtype=torch.long), torch.tensor(0), empty)
+    _, cache = programs[1](torch.zeros(2, 1, dtype=torch.long), torch.tensor(0), empty)
     assert all(not tensor.any() for tensor in empty)
     assert [tensor.shape for tensor in cache] == [tensor.shape for tensor in empty]
     assert all(tensor.any() for tensor in cache)
