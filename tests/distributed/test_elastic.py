@@ -17,6 +17,7 @@ SETTINGS: dict[str, Any] = {
     "eval_interval": 6,
     "gradient_accumulation": 2,
     "final_evaluation": True,
+    "sample_tokens": 1,
 }
 WAYS = [
     ["none", "ddp"],

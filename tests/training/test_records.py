@@ -46,7 +46,7 @@ def records(folder: Path, rows: list[dict[str, Any]] | None = None, **settings: 
 def training(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
     """A run on records in rows of 32 tokens."""
     data = settings.pop("data", None) or records(folder)
-    return config(folder, {"context_length": 32, **(model or {})}, data=data, **settings)
+    return config(folder, {"context_length": 32, "n_layers": 1, **(model or {})}, data=data, **settings)
 
 
 def batch_of(folder: Path, rows: list[dict[str, Any]], size: int, **settings: Any) -> Batch:

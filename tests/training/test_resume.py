@@ -31,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("fast")
 STEPS = 9
 # The stops after steps 1 to 8 are before, at and after each evaluation and each entry of the metrics.
 SHORT = {"max_steps": STEPS, "eval_interval": 3, "log_interval": 2, "sample_tokens": 1}
-GRID = [
-    ({"dropout": dropout}, {"gradient_accumulation": accumulation, "optim": optim})
+GRID = [  # of one layer; the others have two
+    ({"dropout": dropout, "n_layers": 1}, {"gradient_accumulation": accumulation, "optim": optim})
     for optim, accumulation, dropout in product(("adamw", "muon"), (1, 4), (0.0, 0.1))
 ]
 MORE = [
@@ -110,7 +110,7 @@ def test_stopped_after_any_step(
 def test_stopped_again_and_again(stops: list[int], order: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of the short text is between 4 and 5 steps, so stops lie within one and on both sides of its end."""
     write_text(folder / "text.txt", words=320)
-    settings = {"order": order, "batch_size": 32}
+    settings = {"order": order, "batch_size": 32, "model": {"n_layers": 1}}
     whole = run(config(folder, **settings)).directory
     assert_same_ending(whole, stop_and_go(folder, monkeypatch, stops, **settings))
 
