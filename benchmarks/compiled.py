@@ -1,4 +1,4 @@
-"""The compiled decoding step against the eager one and the packed one, on one thread and on two.
+"""The compiled decoding step against the eager one, as they are and packed, on one thread and on two.
 
     python benchmarks/compiled.py [--rounds 7] [--quick] [--partial FOLDER] [--write docs/benchmarks.md]
 
@@ -7,6 +7,7 @@ compiles, is not timed; its seconds stand below the table.
 """
 
 import argparse
+import copy
 import time
 from functools import partial
 
@@ -16,6 +17,7 @@ from pairs import packed
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
+from modular_gpt.deploy.cpu_packing import pack_int8
 from modular_gpt.generation.compiled import compiled_step
 
 CAPACITY = 256
@@ -55,17 +57,18 @@ def decoding(options: argparse.Namespace, shape: str, batch: int) -> str:
         for threads in (1,) if options.quick else (1, 2):
             torch.set_num_threads(threads)
             model = GPTModel(config).to(dtype).eval()
-            forms = {"eager": (model, False), "eager, packed": (packed(model), False), "compiled": (model, True)}
-            variants, begun = [], 0.0
-            for name, (form, compiles) in forms.items():
-                steps = Steps(form, batch, compiles)
+            int8 = pack_int8(copy.deepcopy(model))
+            forms = {"eager": model, "eager, onednn": packed(model), "eager, int8": int8}
+            variants, compiling = [], []
+            for name, form in [*forms.items(), ("compiled", model), ("compiled, int8", int8)]:
+                steps = Steps(form, batch, name.startswith("compiled"))
                 begun = time.perf_counter()
                 steps(1)
-                begun = time.perf_counter() - begun
+                compiling.append(time.perf_counter() - begun)
                 variants.append(Variant(name, partial(steps, new), batch * new, peer=name == "eager"))
             interleave(variants, options.rounds)
             title = f"{shape}, batch {batch}, {str(dtype).removeprefix('torch.')}, {threads} threads."
-            tables += [title, speeds(variants, "eager"), f"Compiling took {begun:.0f} s."]
+            tables += [title, speeds(variants, "eager"), f"Compiling took {compiling[-2]:.0f} s."]
     torch.set_num_threads(before)
     return "\n\n".join([where(), *tables])
 

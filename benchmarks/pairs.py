@@ -88,16 +88,22 @@ def _sizes(layers: int, width: int, heads: int, context: int, vocabulary: int) -
     }
 
 
-def their_decoding(model: Any, ids: Tensor, capacity: int, static: bool) -> Decode:
-    """Read ``ids`` (B, T) into a cache of transformers, growing or of fixed ``capacity``; then single greedy tokens."""
-    config = model.config
+def their_decoding(model: Any, ids: Tensor, capacity: int, static: bool, chunk: int | None = None) -> Decode:
+    """Read ``ids`` (B, T) into a cache of transformers, growing or of fixed ``capacity``; then single greedy tokens.
+
+    chunk: read so many ids at once; None: all
+    """
+    config, count = model.config, ids.shape[1]
     cache = (
         transformers.StaticCache(config=config, max_cache_len=capacity)
         if static
         else transformers.DynamicCache(config=config)
     )
-    token = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
-    position = torch.tensor([ids.shape[1]])
+    for first in range(0, count, chunk or count):
+        part = ids[:, first : first + (chunk or count)]
+        where = torch.arange(first, first + part.shape[1])[None].expand(len(ids), -1)
+        out = model(part, past_key_values=cache, use_cache=True, position_ids=where, logits_to_keep=1)
+    token, position = out.logits.argmax(-1), torch.tensor([count])
 
     def decode(count: int) -> None:
         nonlocal token, position
