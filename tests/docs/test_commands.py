@@ -23,14 +23,15 @@ OWN = {"add_a_component.md"}  # names options of the reader's own; test_tutorial
 
 
 def printed() -> list[tuple[str, list[str], str]]:
-    """Page, words and comment of each command in a shell block."""
-    found = []
+    """Pages, words and comment of each command in a shell block."""
+    found: dict[tuple[str, str], list[str]] = {}
     for page in pages():
         shells = [block.code for block in blocks(page.read_text()) if block.kind == "bash" and page.name not in OWN]
         for match in COMMAND.finditer("\n".join(shells)):
             command, _, comment = match["words"].partition(" #")
-            found.append((page.relative_to(ROOT).as_posix(), shlex.split(command), comment.strip()))
-    return found
+            on = found.setdefault((command.strip(), comment.strip()), [])
+            on.append(page.relative_to(ROOT).as_posix())
+    return [(" ".join(on), shlex.split(command), comment) for (command, comment), on in found.items()]
 
 
 def to_look_at(words: list[str]) -> Iterator[list[str]]:
