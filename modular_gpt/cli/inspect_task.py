@@ -11,7 +11,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.progress import progress_line
 from modular_gpt.core.validation import expand_home, one_of
 from modular_gpt.data.corpora.files import read_text
-from modular_gpt.inspection import MAX_TOKENS, write_page
+from modular_gpt.inspection import MAX_TOKENS, describe, write_page
 from modular_gpt.runtime.device import choose_device, prepare_device
 
 
@@ -68,8 +68,7 @@ def write(settings: InspectSettings) -> Path:
     dtype = None if settings.dtype is None else DTYPES[settings.dtype]
     model, tokenizer = load_with_tokenizer(settings.checkpoint, device, dtype, settings.tokenizer)
     check_finite_weights(model, settings.checkpoint)
-    config = model.config
-    title = f"{settings.checkpoint}: {config.attention.name}, {config.n_layers} layers, {config.n_heads} heads"
+    title = f"{settings.checkpoint}: {describe(model)}"
     try:
         with progress_line("Inspecting"):
             return write_page(

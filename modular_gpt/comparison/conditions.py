@@ -31,7 +31,8 @@ EQUAL = {
     "trainer.compile": "times and rounding differ",
 }
 SEED = (
-    "a swept seed says nothing that seeds= does not say better: leave seed out, and give the number of seeds as seeds="
+    "a swept seed is not a variant, as every variant is trained with several seeds: leave seed out, and give the number"
+    " of seeds as seeds="
 )
 RATE = (
     "a swept learning rate is not a variant: leave optim.learning_rate out, and use lr=auto, which tunes it for each"

@@ -3,7 +3,7 @@
 from modular_gpt.inspection.activations import Activations, capture
 from modular_gpt.inspection.heads import ablate_heads, attention_maps, head_scores
 from modular_gpt.inspection.lens import logit_lens
-from modular_gpt.inspection.page import MAX_TOKENS, write_page
+from modular_gpt.inspection.page import MAX_TOKENS, describe, write_page
 
 __all__ = [
     "MAX_TOKENS",
@@ -11,6 +11,7 @@ __all__ = [
     "ablate_heads",
     "attention_maps",
     "capture",
+    "describe",
     "head_scores",
     "logit_lens",
     "write_page",

@@ -86,13 +86,15 @@ def write_page(
     with torch.no_grad(), evaluating(model):
         reading = _read(model, torch.tensor(kept, device=model.embedding.weight.device), shown)
     cut = "" if len(kept) == len(ids) else f" The page shows the first {len(kept)} tokens of the text."
-    write_text(Path(path), _page(title or _describe(model), model, reading, _TokenTexts(tokenizer), cut))
+    write_text(Path(path), _page(title or describe(model), model, reading, _TokenTexts(tokenizer), cut))
     return Path(path)
 
 
-def _describe(model: GPTModel) -> str:
+def describe(model: GPTModel) -> str:
+    """The attentions of a model in order of their first layer, and its numbers of layers and heads."""
     config = model.config
-    return f"{config.attention.name}, {config.n_layers} layers, {config.n_heads} heads"
+    names = dict.fromkeys(layer.attention.name for layer in config.layer_configs)
+    return f"{' + '.join(names)}, {config.n_layers} layers, {config.n_heads} heads"
 
 
 def _shown_layers(model: GPTModel, layers: Sequence[int] | None) -> list[int]:

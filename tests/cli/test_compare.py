@@ -46,7 +46,7 @@ def test_a_comparison_and_more_seeds(run: Run, words: list[str], folder: Path) -
         *("inspect-mha.html", "inspect-mqa.html", "model-mha", "model-mqa"),
     }
     page = (directory(folder) / "report.html").read_text()
-    assert 'href="inspect-mqa.html"' in page and "Probes: what follows from the settings" in page
+    assert 'href="inspect-mqa.html"' in page and "Probes: properties that follow from the settings" in page
     assert "Wrong: " not in answer.out
     lines = (directory(folder) / "results.jsonl").read_text().splitlines()
     assert {"conditions", "versions", "loss", "seconds", "config"} <= json.loads(lines[0]).keys()

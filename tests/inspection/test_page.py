@@ -123,6 +123,7 @@ def test_a_hybrid_has_a_page(tokenizer: CharTokenizer, tmp_path: Path) -> None:
     rows = re.findall(r"<tr><th>(\d\.\w+)</th>", text)
     assert rows == [*(f"0.{n}" for n in range(6)), "1.mean", *(f"{i}.{n}" for i in (2, 3) for n in range(4))]
     assert text.count("mean of channels") == 3
+    assert "<h1>gated_delta + shortconv + gqa + lightning, 4 layers, 4 heads</h1>" in text
     only = write_page(model, tokenizer, TEXT, tmp_path / "one.html", layers=[1])
     assert [len(layer) for layer in data_of(only)["weights"]] == [1]
 
