@@ -45,12 +45,12 @@ def write_text(path: Path, size: int) -> None:
     """A text of about ``size`` bytes, always the same."""
     random = np.random.default_rng(0)
     words = [word(rank) for rank in range(TYPES)]
-    weights = (np.arange(TYPES) + OFFSET) ** -EXPONENT
-    below = np.cumsum(weights) / weights.sum()
+    first, last = OFFSET ** (1 - EXPONENT), (TYPES + OFFSET) ** (1 - EXPONENT)
     temporary, done = path.with_suffix(".part"), 0
     with temporary.open("w") as file:
         while done < size:
-            ranks = np.searchsorted(below, random.random(100_000))
+            inverse = (first + random.random(100_000) * (last - first)) ** (1 / (1 - EXPONENT)) - OFFSET
+            ranks = inverse.astype(np.int64).clip(0, TYPES - 1)
             tokens = [words[rank] for rank in ranks.tolist()]
             for place in np.flatnonzero(random.random(len(tokens)) < 0.01).tolist():
                 tokens[place] = str(int(ranks[place]) * 7)

@@ -19,10 +19,11 @@ from modular_gpt.cli.composition.train_config import TRAIN
 from modular_gpt.cli.convert_task import CONVERT
 from modular_gpt.cli.evaluate_task import EVAL
 from modular_gpt.cli.generate_task import GENERATE
+from modular_gpt.cli.inspect_task import INSPECT
 from modular_gpt.cli.setting_docs import setting_docs
 from modular_gpt.core.registry import Entry, entries
 
-COMMANDS = (TRAIN, GENERATE, EVAL, CONVERT, COMPARE, BENCH)
+COMMANDS = (TRAIN, GENERATE, EVAL, CONVERT, COMPARE, BENCH, INSPECT)
 # Files with settings of dataclasses that are made at run time from others.
 MADE = ["cli/composition/train_config.py", "cli/generate_task.py", "generation/config.py", "generation/sampling.py",
         "model/config.py", "training/config.py"]  # fmt: skip

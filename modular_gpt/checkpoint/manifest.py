@@ -12,13 +12,14 @@ from pathlib import Path
 
 from modular_gpt.checkpoint.sharded import FILES
 from modular_gpt.core.atomic_files import sha256_file
+from modular_gpt.core.checkpoint_paths import MANIFEST
 from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.json_files import load_json_object
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 
 CHECKPOINT_FORMAT = 1
-MANIFEST, CONFIG, MODEL, META, TOKENIZER = (
-    "manifest.json", "config.json", "model.safetensors", "meta.json", "tokenizer.json")  # fmt: skip
+CONFIG, MODEL, META, TOKENIZER = (
+    "config.json", "model.safetensors", "meta.json", "tokenizer.json")  # fmt: skip
 REMEDY = "use another checkpoint, or restore it from a copy"
 
 Files = dict[str, PlainDict]  # name -> {"size": bytes, "sha256": hexadecimal}

@@ -37,6 +37,7 @@ from modular_gpt.checkpoint.manifest import (
 )
 from modular_gpt.checkpoint.stored_tensors import StoredTensors
 from modular_gpt.core.atomic_files import new_directory, resolve_link, write_problem
+from modular_gpt.core.checkpoint_paths import FOLDER, no_checkpoint
 from modular_gpt.core.errors import CheckpointError, ConfigError, DataError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.data.tokenizers import Tokenizer
@@ -45,7 +46,7 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import check_shapes, layers_in, meta_model, model_from_tensors
 from modular_gpt.weights import as_os_error
 
-FOLDER, STEP, BEST, LATEST = "checkpoints", "step_", "best", "latest"  # of a run: checkpoints/step_000100 ...
+STEP, BEST, LATEST = "step_", "best", "latest"  # of a run: checkpoints/step_000100 ...
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +289,7 @@ def open_checkpoint(
     if path.is_file():
         raise CheckpointError(_about_file(path))
     if not path.is_dir():
-        raise CheckpointError(f"there is no checkpoint at '{path}'{_others(path)}")
+        raise no_checkpoint(path)
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
     if (folder / MANIFEST).exists():
         return _open(path, verified, opened)
@@ -374,12 +375,3 @@ def _runs_in(folder: Path) -> str:
     """The paths of the latest runs in a folder, the link to the last one first; empty if it has none."""
     runs = sorted((path for path in folder.iterdir() if (path / FOLDER).is_dir()), key=lambda path: path.name)
     return " or ".join(f"'{path}'" for path in reversed(runs[-2:]))  # latest stands behind the dates
-
-
-def _others(path: Path) -> str:
-    """The end of the message for a missing path: names of runs or checkpoints in the same directory."""
-    with suppress(OSError):
-        near = sorted(p.name for p in path.parent.iterdir() if (p / FOLDER).is_dir() or (p / MANIFEST).is_file())
-        if near:
-            return f"; in '{path.parent}' there are: {', '.join(near[-5:])}"
-    return "; train a model first with mgpt-train"

@@ -13,6 +13,7 @@ import torch
 from modular_gpt.checkpoint.hf_folder import is_own_type, read_notes, read_own_type
 from modular_gpt.checkpoint.manifest import MANIFEST
 from modular_gpt.checkpoint.native import FOLDER, model_with, open_checkpoint
+from modular_gpt.core.checkpoint_paths import is_checkpoint_path
 from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
@@ -179,9 +180,7 @@ def is_published(name: str, path: Path) -> bool:
     """Whether a name is a folder in the Hugging Face format, or the name of a published model and not a path."""
     if path.is_dir():
         return (path / CONFIG_FILE).is_file() and not (path / MANIFEST).exists() and not (path / FOLDER).exists()
-    looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-    in_a_folder = "/" in name and path.parent.is_dir()  # a misspelt run rather than owner/name of a hub
-    return not (path.exists() or path.is_symlink() or looks_like_path or in_a_folder or name.startswith("runs/"))
+    return not is_checkpoint_path(name)
 
 
 def _published(name: str, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Opened:

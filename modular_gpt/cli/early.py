@@ -10,6 +10,8 @@ from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
 from modular_gpt.cli.composition.schema import Command
 from modular_gpt.cli.composition.stored import stored
+from modular_gpt.core.checkpoint_paths import check_exists
+from modular_gpt.core.plain_types import PlainDict
 
 FROM_ELSEWHERE = ("resume", "init_from")  # settings after which the defaults are those of another run
 
@@ -23,6 +25,7 @@ def answered_early(
 
     Raises:
         ConfigError: a flag is only for commands with groups, or a setting does not exist or has a wrong value.
+        CheckpointError: there is no checkpoint at the path that ``checkpoint`` names.
     """
     command = stored(name)
     if command is None:
@@ -30,22 +33,29 @@ def answered_early(
     if answered_by_flags(line, command, about, examples):
         return True
     if check:
-        check_settings(command, line.settings, line.folders)
+        values = check_settings(command, line.settings, line.folders)
+        if not line.cfg and isinstance(name := values.get("checkpoint"), str):
+            check_exists(name)
     return False
 
 
-def check_settings(command: Command, arguments: Sequence[str], where: list[Path], sweep: bool = False) -> None:
+def check_settings(command: Command, arguments: Sequence[str], where: list[Path], sweep: bool = False) -> PlainDict:
     """Refuse the settings of a command line that cannot be composed, before the libraries are imported.
 
-    Several processes of one training are not checked here: one of them speaks for all, later.
+    Returns the settings; none where they are not known yet, as those of a sweep and of a run that is resumed. Several
+    processes of one training are not checked here: one of them speaks for all, later.
 
     Raises:
         ConfigError: a setting does not exist, or a value has the wrong type.
+        CheckpointError: there is nothing to resume or to start from at the path that was given.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        return
+        return {}
     typed, hydra_overrides = read_overrides(command, arguments, where, sweep=sweep)
-    if sweep or any(override.key in FROM_ELSEWHERE for override in typed):
-        return
+    sources = [override.value for override in typed if override.key in FROM_ELSEWHERE]
+    if sweep or sources:
+        for source in () if sweep else sources:
+            check_exists(source)
+        return {}
     with explained(command, where, arguments):
-        plain(composed(command, hydra_overrides, where))
+        return plain(composed(command, hydra_overrides, where))

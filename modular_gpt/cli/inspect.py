@@ -20,6 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _execute(line: CommandLine) -> int:
     with imports():
+        from modular_gpt.cli.early import answered_early
+
+    if answered_early(line, "inspect", ABOUT, EXAMPLES):
+        return 0
+    with imports():
         from modular_gpt.cli.composition.flat_config import read_plain
         from modular_gpt.cli.inspect_task import INSPECT, write
 

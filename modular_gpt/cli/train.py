@@ -52,6 +52,13 @@ def _execute(line: CommandLine) -> int:
             from modular_gpt.cli.early import check_settings
 
         check_settings(command, line.settings, line.folders, sweep=line.multirun)
+    if command is not None and line.shell_completion:
+        with imports():
+            from modular_gpt.cli.completion import completed
+
+        if (offers := completed(command, line.settings, line.folders)) is not None:
+            print(offers)
+            return 0
     if line.help or line.for_hydra():
         return _about(line, command or _command())
     return _train(line)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from modular_gpt.cli import bench, compare, convert, evaluate, generate, train
+from modular_gpt.cli import bench, compare, convert, evaluate, generate, inspect, train
 from modular_gpt.cli.composition import stored
 from modular_gpt.cli.composition.schema import Command, folders
 from modular_gpt.cli.composition.train_config import composed_run
@@ -29,9 +29,10 @@ MODULES = {
     "convert": convert,
     "compare": compare,
     "bench": bench,
+    "inspect": inspect,
 }
 SETTINGS = {"train": [["attention.window"], ["gqa"], ["lr"]], "generate": [["top_k"]]}  # topics of --help
-WITHOUT = ["torch", "modular_gpt.nn", "modular_gpt.training", "modular_gpt.checkpoint"]
+WITHOUT = ["torch", "numpy", "transformers", "modular_gpt.nn", "modular_gpt.training", "modular_gpt.checkpoint"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,10 @@ def test_commands_answer_without_torch() -> None:
         ("generate", "max_new_tokens=many"),
         ("eval", "strid=3"),
         ("convert", "pth=x"),
+        ("inspect", "promt=x"),
+        *((name, "checkpoint=no/such/run") for name in ("generate", "eval", "convert", "inspect")),
+        ("train", "resume=no/such/run"),
+        ("train", "init_from=no/such/run"),
         ("train", "--version"),
     ]
     for line, answer in zip(lines, answers(lines), strict=True):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CONTINUES = "…"  # marks a subword inside a word; not "##", which is text in many a source file
 LONGEST = 100  # stand-ins; WordPiece gives up on longer words, so they are cut
 BYTES = 256
-SAMPLE = 2**25  # characters; from so many, training takes some 500 MB
+SAMPLE = 2**24  # characters; training on so many takes a few hundred megabytes
 
 
 class BPETokenizer(LibraryTokenizer, name="bpe"):
