@@ -16,7 +16,7 @@ from modular_gpt.cli.composition.train_config import composed_run
 from modular_gpt.cli.early import check_settings
 from modular_gpt.cli.help import help_text
 from modular_gpt.core import registry
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, UserError
 from tests.cli.test_mistakes import MISTAKES
 from tests.docs.pages import ROOT
 from tests.packaging.light import answers
@@ -110,12 +110,12 @@ def test_mistakes_get_the_same_sentence() -> None:
     for line, _ in MISTAKES[::4]:
         try:
             check_settings(command, line.split(), where)
-        except ConfigError as error:
+        except UserError as error:
             early[line] = str(error)
     early = {line: sentence for line, sentence in early.items() if "--" not in line}
     assert len(early) > 8
     for line, sentence in early.items():
-        with pytest.raises(ConfigError) as late:
+        with pytest.raises(UserError) as late:
             composed_run(line.split(), where)
         assert str(late.value) == sentence
 
