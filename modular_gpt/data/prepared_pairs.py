@@ -11,6 +11,7 @@ from modular_gpt.core.targets import IGNORED
 from modular_gpt.core.validation import positive
 from modular_gpt.data.batches import epoch_share, evaluation_shares
 from modular_gpt.data.prepared import Batch, PreparedData, without_first
+from modular_gpt.data.records.packing import fit_spans
 
 
 class Pair(NamedTuple):
@@ -24,19 +25,19 @@ class Pair(NamedTuple):
 def row(
     prompt: Sequence[int], answer: Sequence[int], block: int, first_id: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets (block,) of an answer, whose prompt is cut at the left and which itself is cut at its end.
+    """Inputs and targets (block,) of an answer behind its prompt, cut as other records are.
 
     first_id: an id that stays where the prompt begins with it
     """
-    answer = answer[:block]
-    room = block + 1 - len(answer)
-    if len(prompt) > room:
-        first = prompt[:1] if prompt[0] == first_id and room > 1 else []
-        prompt = [*first, *prompt[len(prompt) - room + len(first) :]]
-    ids = np.array([*prompt, *answer], dtype=np.int64)
+    first, end = len(prompt), len(prompt) + len(answer)
+    spans = fit_spans(np.array([0]), np.array([first]), np.array([end]), block)
+    begin, end = int(spans.starts[0]), int(spans.ends[0])
+    ids = np.array([*prompt, *answer], dtype=np.int64)[begin:end]
+    if begin and first - begin > 1 and prompt[0] == first_id:
+        ids[0] = prompt[0]
     x, y = np.zeros(block, dtype=np.int64), np.full(block, IGNORED, dtype=np.int64)
     x[: len(ids) - 1] = ids[:-1]
-    y[len(prompt) - 1 : len(ids) - 1] = answer
+    y[first - begin - 1 : len(ids) - 1] = ids[first - begin :]
     return x, y
 
 

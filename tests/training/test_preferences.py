@@ -191,7 +191,9 @@ def test_long_prompts_lose_their_beginning_and_long_answers_their_end() -> None:
     x, y = next(data.evaluation(8, 2, 0))
     assert x.shape == y.shape == (2, 2, 8)
     assert x[0, 0].tolist() == [9, 15, 16, 17, 18, 19, 1, 2]
-    assert y[0, 0].tolist() == [IGNORED] * 5 + [1, 2, 3] and y[0, 1].tolist() == [4] * 8
+    assert y[0, 0].tolist() == [IGNORED] * 5 + [1, 2, 3]
+    assert x[0, 1].tolist() == [9, 17, 18, 19, 4, 4, 4, 4]  # half of the row is for the prompt, as in other records
+    assert y[0, 1].tolist() == [IGNORED] * 3 + [4] * 5
     assert bool((y[1] == IGNORED).all())
 
 
@@ -210,8 +212,10 @@ def test_pairs_of_each_epoch_come_once(start: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"prompt": "a", "chosen": "b"}, "line 1, field 'rejected': it must be text, found nothing"),
-        ({"prompt": 3, "chosen": "b", "rejected": "c"}, "line 1, field 'prompt': it must be text, found a int"),
+        ({"prompt": "a", "chosen": "b"}, "line 1: there is no field 'rejected', found prompt, chosen: correct"),
+        ({"prompt": 3, "chosen": "b", "rejected": "c"}, "line 1, field 'prompt': it must be text, found the number 3"),
+        ({"prompt": "", "chosen": "", "rejected": "c"}, "line 1, field 'chosen': it"),
+        ({"prompt": "\ud800", "chosen": "b", "rejected": "c"}, "line 1, field 'prompt': U+D800 at position 0"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "line 1: both answers are the same"),
     ],
 )
@@ -220,6 +224,19 @@ def test_bad_pairs(row: dict[str, object], sentence: str, tmp_path: Path) -> Non
     with pytest.raises(DataError) as caught:
         build_corpus({"name": "preferences", "path": str(tmp_path / "pairs.jsonl")})
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_of_fields_are_checked_as_those_of_records(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"question": "a", "chosen": "b", "rejected": "c"}))
+    for fields, sentence in (
+        ({"promt": "question"}, "data.fields: no field 'promt'; did you mean 'prompt'?"),
+        ({"completion": "answer"}, "data.fields: no field 'completion'; there are: prompt, chosen, rejected"),
+        ({"prompt": 5}, "data.fields.prompt must be the name of a field in the files, got 5"),
+        ({"prompt": "q"}, "line 1: there is no field 'q', which data.fields names; it has question, chosen, rejected"),
+    ):
+        with pytest.raises((ConfigError, DataError)) as caught:
+            build_corpus({"name": "preferences", "path": str(tmp_path / "pairs.jsonl"), "fields": fields})
+        assert sentence in str(caught.value)
 
 
 def test_settings_that_do_not_go_together(start: Path, tmp_path: Path) -> None:

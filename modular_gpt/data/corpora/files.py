@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from modular_gpt.core.errors import ConfigError, DataError
+from modular_gpt.core.json_files import open_regular
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, before_border, chunk_text
 
 BLOCK = 2**20  # bytes read at a time
@@ -93,6 +94,20 @@ def read_text(path: Path) -> str:
         return "".join(_normalized(_decoded(path)))
     except OSError as error:
         raise DataError(f"cannot read '{path}' ({error.strerror}): make it readable or leave it out") from error
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a regular file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise DataError(f"cannot read '{path}' ({reason}): make it readable or leave it out") from error
 
 
 def _decoded(path: Path) -> Iterator[str]:

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modular_gpt.core.atomic_files import sha256_file
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, chunk_text
-from modular_gpt.data.corpora.files import check_fraction
+from modular_gpt.data.corpora.files import check_fraction, hash_file
 from modular_gpt.data.prepared_pairs import Pair, PreparedPairs
 from modular_gpt.data.records import Record, record_files
 from modular_gpt.data.records.encode import RecordEncoder, RecordText
+from modular_gpt.data.records.formats import text_of
 from modular_gpt.data.records.questions import ask
+from modular_gpt.data.records.read import check_fields, renamed_row
 from modular_gpt.data.records.record import for_validation
-from modular_gpt.data.rows import Row, read_rows
+from modular_gpt.data.rows import read_rows
 from modular_gpt.data.templates import build_template
 from modular_gpt.data.tokenizers.base import Tokenizer
 
@@ -51,9 +52,7 @@ class Preferences(Corpus, name="preferences"):
         def __post_init__(self) -> None:
             expand_home(self, "path", "validation", "template")
             check_fraction(self.val_fraction)
-            for ours, theirs in self.fields.items():
-                if ours not in FIELDS or not isinstance(theirs, str) or not theirs:
-                    raise ConfigError(f"data.fields gives names to {', '.join(FIELDS)}, got {{{ours}: {theirs!r}}}")
+            check_fields(self.fields, FIELDS)
             if self.template not in (None, "auto"):
                 build_template(str(self.template))
 
@@ -68,7 +67,7 @@ class Preferences(Corpus, name="preferences"):
         files = {"train": record_files(config.path)}
         if config.validation:
             files["validation"] = record_files(config.validation, "data.validation")
-        self._hashes = {split: [sha256_file(path) for path in paths] for split, paths in files.items()}
+        self._hashes = {split: [hash_file(path) for path in paths] for split, paths in files.items()}
         pairs = {split: [pair for path in paths for pair in self._read(path)] for split, paths in files.items()}
         if not config.validation:
             held_out = [for_validation(chosen, config.val_fraction) for chosen, _ in pairs["train"]]
@@ -82,21 +81,12 @@ class Preferences(Corpus, name="preferences"):
     def _read(self, path: Path) -> Iterator[tuple[Record, Record]]:
         """The chosen and the rejected answer of each row, as records."""
         for found in read_rows(path):
-            prompt, chosen, rejected = (self._text(found, name) for name in FIELDS)
+            row = renamed_row(found, self.config.fields, FIELDS)
+            prompt, chosen, rejected = (text_of(row, name, empty=name == "prompt") for name in FIELDS)
             if chosen == rejected:
-                raise DataError(f"{found.place}: both answers are the same, so that none is preferred: correct the row")
-            first, second = (Record("completion", found.place, answer, prompt) for answer in (chosen, rejected))
+                raise DataError(f"{row.place}: both answers are the same, so that none is preferred: correct the row")
+            first, second = (Record("completion", row.place, answer, prompt) for answer in (chosen, rejected))
             yield first, second
-
-    def _text(self, found: Row, name: str) -> str:
-        given = self.config.fields.get(name, name)
-        value = found.values.get(given)
-        if not isinstance(value, str) or not (value or name == "prompt"):
-            shown = "nothing" if value in (None, "") else f"a {type(value).__name__}"
-            raise DataError(
-                f"{found.place}, field {given!r}: it must be text, found {shown}: correct it or set data.fields"
-            )
-        return value
 
     def documents(self, split: str) -> Iterator[TextChunk]:
         """The text of each answer behind its prompt, from which a tokenizer can learn."""

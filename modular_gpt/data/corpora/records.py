@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from modular_gpt.core.errors import ConfigError, DataError
-from modular_gpt.core.json_files import open_regular
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home, one_of
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, chunk_text
-from modular_gpt.data.corpora.files import check_fraction
+from modular_gpt.data.corpora.files import check_fraction, hash_file
 from modular_gpt.data.prepared import PreparedData
 from modular_gpt.data.records import Record, Skipped, read_records, record_files
 from modular_gpt.data.records.encode import TRAIN_ON, RecordEncoder, RecordText
@@ -83,7 +82,7 @@ class Records(Corpus, name="records"):
         if config.validation:
             self.files["validation"] = record_files(config.validation, "data.validation")
         self._states = {path: _state(path) for paths in self.files.values() for path in paths}
-        self._hashes = {path: _hash(path) for path in self._states}
+        self._hashes = {path: hash_file(path) for path in self._states}
         self.text = RecordText(config.template, config.separator)
 
     def records(self, split: str, skipped: Skipped | None = None) -> Iterator[Record]:
@@ -149,16 +148,6 @@ class Records(Corpus, name="records"):
 
     def describe(self) -> Mapping[str, int | str]:
         return {"files": len(self._hashes), "bytes": sum(size for size, _ in self._states.values())}
-
-
-def _hash(path: Path) -> str:
-    """SHA-256 of a regular file."""
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise DataError(f"cannot read '{path}' ({reason}): make it readable or leave it out") from error
 
 
 def _state(path: Path) -> tuple[int, int]:

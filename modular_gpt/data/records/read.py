@@ -1,6 +1,6 @@
 """Read records: from files to ``Record`` objects, whatever the format."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,11 +74,11 @@ def read_records(
         yield from _records_of(path, renamed, None if skipped is None else skipped.add)
 
 
-def check_fields(fields: Mapping[str, str]) -> Mapping[str, str]:
-    """``fields``, after raising a ConfigError for a name of ours that no format has, or a name that is no text."""
+def check_fields(fields: Mapping[str, str], known: Sequence[str] = FIELDS) -> Mapping[str, str]:
+    """``fields``, after raising a ConfigError for a name of ours that is not known, or a name that is no text."""
     for ours, theirs in fields.items():
-        if ours not in FIELDS:
-            raise ConfigError(f"data.fields: {unknown('field', str(ours), FIELDS)}")
+        if ours not in known:
+            raise ConfigError(f"data.fields: {unknown('field', str(ours), known)}")
         if not isinstance(theirs, str) or not theirs:
             raise ConfigError(f"data.fields.{ours} must be the name of a field in the files, got {shown(theirs)}")
     return fields
@@ -88,7 +88,7 @@ def _records_of(path: Path, fields: Mapping[str, str], skip: Callable[[DataError
     name, count = "", 0
     for row in read_rows(path, skip):
         try:
-            row = Row(row.place, _renamed(row, fields))
+            row = renamed_row(row, fields)
             name = name or recognise(row)
             yield _read(row, name)
             count += 1
@@ -100,15 +100,26 @@ def _records_of(path: Path, fields: Mapping[str, str], skip: Callable[[DataError
         raise DataError(f"'{path}' has no record that can be used: give it some, or leave it out")
 
 
-def _renamed(row: Row, fields: Mapping[str, str]) -> PlainMapping:
-    """The fields of a row by our names."""
+def renamed_row(row: Row, fields: Mapping[str, str], needs: Sequence[str] = ()) -> Row:
+    """The same row with the fields by our names.
+
+    Raises:
+        BadRecord: it lacks a field that ``fields`` names, or one of those that it ``needs``.
+    """
     missing = next((theirs for theirs in fields.values() if theirs not in row.values), None)
     if missing is not None:
         raise BadRecord(
             f"{row.place}: there is no field {missing!r}, which data.fields names; it has {_names(row.values)}"
         )
     others = {name: value for name, value in row.values.items() if name not in fields.values()}
-    return {**others, **{ours: row.values[theirs] for ours, theirs in fields.items()}}
+    values = {**others, **{ours: row.values[theirs] for ours, theirs in fields.items()}}
+    lacking = next((name for name in needs if name not in values), None)
+    if lacking is not None:
+        raise BadRecord(
+            f"{row.place}: there is no field {lacking!r}, found {_names(row.values)}: correct the row, or map the name"
+            f" by data.fields={{{lacking}: <their name>}}"
+        )
+    return Row(row.place, values)
 
 
 def recognise(row: Row) -> str:
