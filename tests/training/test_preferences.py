@@ -230,7 +230,7 @@ def test_names_of_fields_are_checked_as_those_of_records(tmp_path: Path) -> None
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"question": "a", "chosen": "b", "rejected": "c"}))
     for fields, sentence in (
         ({"promt": "question"}, "data.fields: no field 'promt'; did you mean 'prompt'?"),
-        ({"completion": "answer"}, "data.fields: no field 'completion'; there are: prompt, chosen, rejected"),
+        ({"completion": "answer"}, "data.fields: no field 'completion'; there are: chosen, prompt, rejected"),
         ({"prompt": 5}, "data.fields.prompt must be the name of a field in the files, got 5"),
         ({"prompt": "q"}, "line 1: there is no field 'q', which data.fields names; it has question, chosen, rejected"),
     ):
