@@ -34,8 +34,8 @@ def answered_early(
         return True
     if check:
         values = check_settings(command, line.settings, line.folders)
-        if not line.cfg and isinstance(name := values.get("checkpoint"), str):
-            check_exists(name)
+        if not line.cfg and isinstance(checkpoint := values.get("checkpoint"), str):
+            check_exists(checkpoint)
     return False
 
 

@@ -178,3 +178,10 @@ def test_a_character_that_only_the_checkpoints_tokenizer_lacks(text_corpus: Call
     tokenizer = build_tokenizer("char", text_corpus(TEXT))
     with pytest.raises(DataError, match=r"character 'ß' \(U\+00DF\) at position .* leave it out, or train with"):
         prepare(text_corpus(TEXT + "ß" * 40), tokenizer)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt' .it is not a regular file.: make it readable or leave it out"):
+        build_corpus({"name": "text", "path": str(tmp_path / "pipe.txt")})

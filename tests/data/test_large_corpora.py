@@ -1,6 +1,7 @@
 """Corpora of any size: what is held of them at a time, and that neither chunks nor samples nor speed change a token."""
 
 import os
+import re
 import sys
 import unicodedata
 from collections import Counter
@@ -22,7 +23,7 @@ from modular_gpt.data.tokenizers import with_former_defaults
 from modular_gpt.data.tokenizers.base import END_OF_TEXT, training_texts
 from modular_gpt.data.tokenizers.byte_level import trained_encoding
 from modular_gpt.data.tokenizers.library import LibraryTokenizer
-from modular_gpt.data.tokenizers.trained import BPETokenizer
+from modular_gpt.data.tokenizers.trained import BPETokenizer, without_long_words
 from tests.data.conftest import PLAY
 from tests.data.test_prepare import fork, status_of
 
@@ -156,6 +157,24 @@ class TestSample:
             assert with_former_defaults(now) == now
         for other in ({"name": "char", "unknown": "unk"}, {"name": "mine"}, {}):
             assert with_former_defaults(other) == other
+
+
+class TestLongWords:
+    """Training takes minutes for a word of 100,000 characters, so none is that long."""
+
+    @pytest.mark.parametrize("text", ["x" * 3500, "1" * 1000, " \n" * 700 + "x", "a b" * 900, "#-" * 600 + "a" * 999])
+    def test_texts_stay_whole_but_for_long_words(self, text: str) -> None:
+        found = list(without_long_words(["before", text, ""]))
+        assert "".join(found) == f"before{text}"
+        assert all(len(re.findall(r"\S+|\s+", part)[0]) <= 2000 for part in found if part)
+        assert [len(part) for part in without_long_words(["x" * 3500])] == [1000, 1000, 1000, 500]
+        assert list(without_long_words(["a b" * 900])) == ["a b" * 900]
+
+    def test_bpe_learns_from_a_file_that_is_one_word(self, text_corpus: Callable[..., Corpus]) -> None:
+        """The words that reach the library are short; so is the time, then."""
+        corpus = text_corpus("x" * 140_000)
+        tokenizer = build_tokenizer({"name": "bpe", "vocab_size": 300}, corpus)
+        assert tokenizer.decode(tokenizer.encode("x" * 5000)) == "x" * 5000
 
 
 class TestBPE:

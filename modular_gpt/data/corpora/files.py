@@ -4,7 +4,9 @@ A byte order mark at the beginning of a file is dropped, and Windows line ends (
 """
 
 import codecs
+import errno
 import hashlib
+import io
 import json
 from abc import ABC
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -110,6 +112,14 @@ def hash_file(path: Path) -> str:
         raise DataError(f"cannot read '{path}' ({reason}): make it readable or leave it out") from error
 
 
+def _open(path: Path) -> io.BufferedReader:
+    """The bytes of a regular file; OSError for a pipe or a device, which may have no end."""
+    try:
+        return open_regular(path)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error)) from error
+
+
 def _decoded(path: Path) -> Iterator[str]:
     """The characters of a file, block by block.
 
@@ -118,7 +128,7 @@ def _decoded(path: Path) -> Iterator[str]:
         DataError: it is not UTF-8 text.
     """
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
-    with path.open("rb") as file:
+    with _open(path) as file:
         while block := file.read(BLOCK):
             yield _decode(path, decoder, block, offset)
             offset += len(block)

@@ -9,7 +9,8 @@ WordPiece: "Japanese and Korean Voice Search" (Schuster and Nakajima 2012), made
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 CONTINUES = "…"  # marks a subword inside a word; not "##", which is text in many a source file
 LONGEST = 100  # stand-ins; WordPiece gives up on longer words, so they are cut
 BYTES = 256
+LONGEST_LEARNED = 1000  # characters of letters, of digits or of others in sequence; BPE takes minutes for 100,000
+_LONG_SPACE = re.compile(rf"\s{{{LONGEST_LEARNED}}}")
+_LONG_WORD = re.compile("|".join(f"{characters}{{{LONGEST_LEARNED}}}" for characters in (r"[^\W\d_]", r"\d", r"[\W_]")))
 SAMPLE = 2**24  # characters; training on so many takes a few hundred megabytes
 
 
@@ -68,7 +72,7 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
             show_progress=False,
         )
         with training_texts(corpus, "bpe", config.sample_characters) as texts:
-            tokenizer.train_from_iterator(texts, trainer)
+            tokenizer.train_from_iterator(without_long_words(texts), trainer)
         return cls(tokenizer, END_OF_TEXT)
 
     @cached_property
@@ -125,6 +129,20 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
         tokenizer = _wordpiece(learner.get_vocab())  # special tokens are ordinary subwords from here on, but one
         tokenizer.add_special_tokens([END_OF_TEXT])
         return cls(tokenizer, END_OF_TEXT)
+
+
+def without_long_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut after each ``LONGEST_LEARNED`` characters of one word, on longer ones of which training hangs."""
+    for text in texts:
+        if max(map(len, text.split()), default=0) < LONGEST_LEARNED and not _LONG_SPACE.search(text):
+            yield text
+            continue
+        start = 0
+        for found in _LONG_WORD.finditer(text):
+            yield text[start : found.end()]
+            start = found.end()
+        if start < len(text):
+            yield text[start:]
 
 
 def _wordpiece(vocab: dict[str, int]) -> "tokenizers.Tokenizer":
