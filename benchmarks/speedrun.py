@@ -1,14 +1,15 @@
-"""How few tokens and seconds ``experiment=speedrun`` needs for what a well-known baseline reaches.
+"""Tokens and seconds that ``experiment=speedrun`` needs to reach the loss of a well-known baseline.
 
     python benchmarks/speedrun.py --data tinyshakespeare.txt [--seeds 0 1 2] [--write docs/benchmarks.md]
 
-Three recipes for one size of model (4 layers, 128 wide, context 64) and one size of batch (12 windows), all through
-``Trainer.update``, on Tiny Shakespeare by characters; losses are on the whole last tenth of the text.
+Three recipes for a model of 4 layers, width 128 and context 64 with batches of 12 windows, all trained by
+``Trainer.update`` on Tiny Shakespeare with a character tokenizer. Losses are those of the whole validation text, which
+is its last tenth.
 
     speedrun  experiment=speedrun
     baseline  the settings that nanoGPT recommends for CPUs, https://github.com/karpathy/nanoGPT: 2000 steps
-    plain     the baseline with the learning rate that suits it best, for as few steps as it can: every number of steps
-              tried is a training of its own, whose learning rate falls until its end
+    plain     the baseline with the best of several learning rates and the smallest number of steps tried that reaches
+              the loss: each number of steps is a separate training with a full schedule
 """
 
 import argparse
@@ -46,7 +47,7 @@ class Race:
     """
 
     def __init__(self, name: str, words: Sequence[str], seed: int, data: str) -> None:
-        """words: as on the command line"""
+        """words: overrides as on the command line"""
         self.name, self.seconds = name, list[float]()
         config = compose(*words, f"data.path={data}", f"seed={seed}")
         self.steps = config.trainer.max_steps
@@ -62,7 +63,7 @@ class Race:
         self.tokens = self.steps * config.trainer.batch_size * config.model.context_length
 
     def advance(self, share: float = 1.0) -> None:
-        """Train until so large a share of all steps is done."""
+        """Train until ``share`` of all steps is done."""
         with float32_products(self.precision, self.device):
             while len(self.seconds) < round(share * self.steps):
                 begun = time.perf_counter()
@@ -80,12 +81,12 @@ class Race:
 
     @property
     def compiled(self) -> float:
-        """Seconds of all steps as if code had been generated before: the first ones count as much as the others."""
+        """Seconds of all steps without compilation: the first two steps count as the mean of the others."""
         return self.steps * statistics.fmean(self.seconds[2:])
 
     @property
     def compiling(self) -> float:
-        """Seconds that the first steps took beyond what the others take."""
+        """Seconds of the first two steps beyond the mean of the others."""
         return sum(self.seconds[:2]) - 2 * statistics.fmean(self.seconds[2:])
 
 
@@ -94,13 +95,13 @@ RACES = {
     "baseline, float32": (*BASELINE, *EAGER),
     "baseline, arithmetic of the speedrun": (*BASELINE, *QUICK),
 }
-TIMED_ONLY = 0.1  # of its steps are taken by the last of them
+TIMED_ONLY = 0.1  # share of its steps that the last race takes, which is only timed
 
 
 def timed(seed: int, data: str) -> tuple[list[Race], list[float]]:
-    """The speedrun beside the baseline, as it is known, and beside the start of one as quick as ours is.
+    """The races of one seed, and the losses of the first two.
 
-    They take turns, so that whatever else the machine does hits all alike. Returns them, and the first two's losses.
+    They take turns, so that other load on the machine affects all of them alike.
     """
     races = [Race(name, words, seed, data) for name, words in RACES.items()]
     for turn in range(1, ROUNDS + 1):
@@ -114,7 +115,7 @@ def timed(seed: int, data: str) -> tuple[list[Race], list[float]]:
 
 
 def plain_losses(steps: int, learning_rate: float, seeds: Sequence[int], data: str) -> list[float]:
-    """Losses of the plain recipe after so many steps."""
+    """Losses of the plain recipe after ``steps`` steps, by seed."""
     losses = []
     for seed in seeds:
         words = (*PLAIN, *QUICK, f"trainer.max_steps={steps}", f"optim.learning_rate={learning_rate}")
@@ -126,10 +127,10 @@ def plain_losses(steps: int, learning_rate: float, seeds: Sequence[int], data: s
 
 
 def plain_until(goal: float, steps: int, seeds: Sequence[int], data: str) -> tuple[list[list[str]], str]:
-    """Rows of the plain recipe for growing multiples of ``steps``, until it reaches ``goal``, and how it was tuned.
+    """Rows of the plain recipe for growing multiples of ``steps`` until it reaches ``goal``, and how it was tuned.
 
-    The learning rate is the best of several for the fewest steps with the first seed, which also tells how many
-    it takes; then the other seeds follow.
+    The learning rate is the best of several after the fewest steps with the first seed. The number of steps is found
+    with the first seed too, and then trained with the others.
     """
     few = FACTORS[0] * steps
     tried = {rate: plain_losses(few, rate, seeds[:1], data) for rate in LEARNING_RATES}
@@ -145,27 +146,27 @@ def plain_until(goal: float, steps: int, seeds: Sequence[int], data: str) -> tup
     by_rate = ", ".join(f"{losses[0]:.3f} at {rate:g}" for rate, losses in tried.items())
     return rows, (
         f"The plain recipe's learning rate was chosen by its losses after {few:,} steps of seed {seeds[0]}: {by_rate};"
-        " other numbers of steps were tried with that seed until it came as low as the baseline on average."
+        " other numbers of steps were tried with that seed until its loss was at most the baseline's mean."
     )
 
 
 def row(name: str, steps: int, losses: Sequence[float], *seconds: float) -> list[str]:
-    """A row of the table; losses of all seeds, none where they are those of the row above."""
+    """A row of the table: the mean and range of the losses of all seeds, empty without losses, and seconds."""
     figures = [f"{statistics.fmean(losses):.3f}", f"{min(losses):.3f} to {max(losses):.3f}"] if losses else ["", ""]
-    clock = [f"{each:.1f}" for each in seconds] or ["", ""]
+    clock = [f"{value:.1f}" for value in seconds] or ["", ""]
     return [name, f"{steps:,}", f"{steps * 12 * 64:,}", *figures, *clock]
 
 
 def measured(seeds: Sequence[int], data: str) -> str:
-    """What is written on the page."""
+    """The section of the page: the table and how it was measured."""
     results = [timed(seed, data) for seed in seeds]
     every = [[races[index] for races, _ in results] for index in range(len(RACES))]
-    losses = [[each[index] for _, each in results] for index in range(2)] + [[]]
+    losses = [[of_seed[index] for _, of_seed in results] for index in range(2)] + [[]]
     rows, ratios = [], []
-    for name, races, each in zip(RACES, every, losses, strict=True):
+    for name, races, of_race in zip(RACES, every, losses, strict=True):
         ratios.append(statistics.median(b.compiled / a.compiled for a, b in zip(every[0], races, strict=True)))
         seconds = statistics.median(race.compiled for race in races)
-        rows.append(row(name, races[0].steps, each, seconds, max(race.compiling for race in races)))
+        rows.append(row(name, races[0].steps, of_race, seconds, max(race.compiling for race in races)))
     ours = every[0][0]
     more, tuning = plain_until(statistics.fmean(losses[1]), ours.steps, seeds, data)
     header = ["", "steps", "tokens", "loss", "of the seeds", "seconds", "to compile"]
