@@ -34,11 +34,11 @@ FORMS = {
 
 
 def trained(steps: int, size: str) -> tuple[GPTModel, Tokenizer, str]:
-    """A model after some steps of the default recipe, its tokenizer, and the text to validate on."""
+    """A model after some steps of the default recipe with AdamW, its tokenizer, and the text to validate on."""
     validation = build_corpus(compose().data).documents("validation")
     text = "".join(chunk.text for chunk in islice(validation, 200))[:VALIDATION]
     with tempfile.TemporaryDirectory() as folder:
-        settings = (f"model_size={size}", f"trainer.max_steps={steps}", "trainer.final_evaluation=false")
+        settings = (f"model_size={size}", f"trainer.max_steps={steps}", "trainer.final_evaluation=false", "optim=adamw")
         result = train(compose(*settings, "trainer.precision=float32", f"runs={folder}"), quiet=True)
         return result.model.eval(), result.tokenizer, text
 

@@ -127,7 +127,8 @@ def trained(name: str, options: argparse.Namespace) -> list[str]:
     if evaluation(where, options.steps) is None:
         settings = [f"attention={name}", "model_size=nano", "model_size.context_length=128", "trainer.batch_size=8"]
         settings += [f"trainer.max_steps={options.steps}", "trainer.device=cpu", f"trainer.threads={options.threads}"]
-        settings += [f"trainer.eval_interval={options.steps}", "pos=rope", "optim.learning_rate=0.003", "seed=0"]
+        settings += [f"trainer.eval_interval={options.steps}", "pos=rope", "optim=adamw", "seed=0"]
+        settings += ["optim.learning_rate=0.003", "schedule=cosine"]
         modular_gpt.train(modular_gpt.compose(*settings, f"runs={where}"), quiet=True)
     found = evaluation(where, options.steps)
     assert found is not None

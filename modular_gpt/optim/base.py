@@ -66,10 +66,14 @@ class OptimizerConfig(ComponentConfig):
                     " trainer.frozen leaves parameters as they are"
                 )
 
+    def default_learning_rate(self, d_model: int) -> float:
+        """The peak learning rate for a model of this width where ``learning_rate`` is null."""
+        return min(0.5 / d_model, 0.004)
+
 
 def peak_learning_rate(config: OptimizerConfig, d_model: int) -> float:
     """The peak learning rate for a model of this width, with the default for null filled in."""
-    return config.learning_rate or min(0.5 / d_model, 0.004)
+    return config.learning_rate or config.default_learning_rate(d_model)
 
 
 class Optimizer(Component, ABC, slot="optim"):

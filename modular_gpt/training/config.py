@@ -211,8 +211,8 @@ class RunConfig:
     model: Any = field(default_factory=dict)
     data: Any = "python_stdlib"
     tokenizer: Any = "byte"
-    optim: Any = "adamw"
-    schedule: Any = "cosine"
+    optim: Any = "muon"
+    schedule: Any = "wsd"
     parallel: Any = "auto"
     logger: Any = "none"
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
