@@ -5,10 +5,18 @@ Importing this package registers them all: it imports its own folder.
 
 from modular_gpt.core.registry import ComponentLike, decode, import_folder
 from modular_gpt.model import GPTModel
-from modular_gpt.optim.base import Optimizer, OptimizerConfig, peak_learning_rate
+from modular_gpt.optim.base import Optimizer, OptimizerConfig, peak_learning_rate, with_former_rate
 from modular_gpt.optim.schedules import Schedule, build_schedule
 
-__all__ = ["Optimizer", "OptimizerConfig", "Schedule", "build_optimizer", "build_schedule", "peak_learning_rate"]
+__all__ = [
+    "Optimizer",
+    "OptimizerConfig",
+    "Schedule",
+    "build_optimizer",
+    "build_schedule",
+    "peak_learning_rate",
+    "with_former_rate",
+]
 
 import_folder(__name__, __path__)
 

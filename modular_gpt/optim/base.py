@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from modular_gpt.core.errors import ConfigError
-from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import Component, ComponentConfig
 from modular_gpt.core.validation import not_negative, positive
 from modular_gpt.distributed.dtensor import distribute_like, mesh_of
@@ -74,6 +74,15 @@ class OptimizerConfig(ComponentConfig):
 def peak_learning_rate(config: OptimizerConfig, d_model: int) -> float:
     """The peak learning rate for a model of this width, with the default for null filled in."""
     return config.learning_rate or config.default_learning_rate(d_model)
+
+
+def with_former_rate(settings: PlainMapping, d_model: int) -> PlainMapping:
+    """The recorded settings of an optimizer, with the learning rate that null stood for in former versions.
+
+    Their runs recorded the null; it stood for the same rate in all optimizers.
+    """
+    rate = settings.get("learning_rate") or OptimizerConfig().default_learning_rate(d_model)
+    return {**settings, "learning_rate": rate}
 
 
 class Optimizer(Component, ABC, slot="optim"):

@@ -36,6 +36,8 @@ class Muon(Optimizer, name="muon"):
 
         Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
 
+        learning_rate: Peak learning rate, which the schedule scales. By default (null) 1 / d_model and at most 0.008:
+            0.0078 at a width of 128, 0.0013 at 768.
         momentum: Momentum of the matrices' gradients.
         nesterov: Use Nesterov momentum.
         ns_steps: Number of Newton-Schulz iterations that orthogonalise an update.
@@ -62,6 +64,9 @@ class Muon(Optimizer, name="muon"):
             fraction("optim", momentum=self.momentum)
             one_of(self.scaling, tuple(SCALINGS), "optim.scaling")
             one_of(self.head, ("muon", "adamw"), "optim.head")
+
+        def default_learning_rate(self, d_model: int) -> float:
+            return min(1 / d_model, 0.008)
 
     config: Config
 

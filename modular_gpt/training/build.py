@@ -17,7 +17,7 @@ from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import deferred_model
 from modular_gpt.model.token_positions import check_separates
-from modular_gpt.optim import build_optimizer, build_schedule, peak_learning_rate
+from modular_gpt.optim import build_optimizer, build_schedule, peak_learning_rate, with_former_rate
 from modular_gpt.runtime.device import BF16_WIDTH, choose_precision
 from modular_gpt.training.checkpointing import restore
 from modular_gpt.training.compile import compiles
@@ -216,9 +216,10 @@ def seam(trainer: Trainer, config: RunConfig, before: PlainMapping | None) -> st
     if before is None:
         return ""
     try:
-        then = RunConfig.from_dict(before)
+        optim = with_former_rate(before["optim"], trainer.model.config.d_model)
+        then = RunConfig.from_dict({**before, "optim": optim})
         old = build_schedule(then.schedule, then.trainer.max_steps)
-    except (ConfigError, TypeError):  # notes of another version
+    except (ConfigError, KeyError, TypeError, AttributeError):  # notes of another version
         return ""
     rate_before = peak_learning_rate(then.optim, trainer.model.config.d_model) * old.factor(
         min(step, then.trainer.max_steps - 1)

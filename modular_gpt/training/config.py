@@ -30,7 +30,7 @@ from modular_gpt.data import Corpus, Tokenizer
 from modular_gpt.model.aliases import read_config
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.loss import LossConfig
-from modular_gpt.optim import build_schedule
+from modular_gpt.optim import build_schedule, peak_learning_rate
 from modular_gpt.training.lora import LoraConfig
 
 SLOTS = ("data", "tokenizer", "optim", "schedule", "parallel", "logger")
@@ -275,6 +275,12 @@ class RunConfig:
             "init_from": self.init_from,
             "lora": asdict(self.lora),
         }
+
+    def record(self) -> PlainDict:
+        """``to_dict`` as a run records it: with the learning rate that null stands for in this version."""
+        values = self.to_dict()
+        values["optim"]["learning_rate"] = peak_learning_rate(self.optim, self.model.d_model)
+        return values
 
     @classmethod
     def from_dict(cls, values: PlainMapping) -> "RunConfig":

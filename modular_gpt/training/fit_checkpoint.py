@@ -94,7 +94,7 @@ def earlier_entries(files: RunFiles, trainer: Trainer) -> tuple[MetricsLog, list
 
 def recorded_settings(config: RunConfig, tokenizer: Tokenizer | None) -> PlainDict:
     """The settings that a checkpoint holds: those of a run, except for the data, which was in memory."""
-    settings = {**config.to_dict(), "data": {"name": IN_MEMORY}}
+    settings = {**config.record(), "data": {"name": IN_MEMORY}}
     del settings["tokenizer"]
     try:
         settings["tokenizer"] = None if tokenizer is None else encode(decode("tokenizer", tokenizer.name))

@@ -15,6 +15,7 @@ from modular_gpt.data.tokenizers import with_former_defaults
 from modular_gpt.distributed import Parallel, build_parallel, supports
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
+from modular_gpt.optim import with_former_rate
 from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import check_precision, choose_device, float32_products, prepare_device
 from modular_gpt.runtime.processes import ProcessGroup
@@ -183,12 +184,12 @@ def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
 def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, quiet: bool) -> RunResult:
     """Train in a directory and report; NonFiniteError if the loss that is reported is not finite."""
     progress, directory = trainer.progress, files.directory
-    checkpoints = Checkpoints(files, trainer, config.to_dict())
+    checkpoints = Checkpoints(files, trainer, config.record())
     recorder: Recorder | Silent = Silent()
     if trainer.parallel.processes.is_main:
         meter = meter_of(trainer, config.lora)
         save_run_info(files, config, trainer, meter)
-        loggers.start(config.to_dict(), directory.resolve(), progress.step or None)
+        loggers.start(config.record(), directory.resolve(), progress.step or None)
         steps = config.trainer.max_steps
         recorder = Recorder(files, steps, meter, loggers, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
@@ -239,6 +240,8 @@ def open_run(path: str | Path) -> tuple[RunConfig, CheckpointReader]:
         )
     if isinstance(tokenizer := settings.get("tokenizer"), dict):
         settings = {**settings, "tokenizer": with_former_defaults(tokenizer)}
+    if isinstance(optim := settings.get("optim"), dict):
+        settings = {**settings, "optim": with_former_rate(optim, reader.config.d_model)}
     try:
         config = RunConfig.from_dict({**settings, "resume": str(path)})
         if not supports(config.parallel, ProcessGroup.launched()):

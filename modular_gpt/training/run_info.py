@@ -46,9 +46,9 @@ def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: T
         "peak_source": meter.source,
         "data": trainer.data.manifest,
         "environment": environment(),
-        "config": config.to_dict(),
+        "config": config.record(),
     }
-    files.replace(RUN_CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    files.replace(RUN_CONFIG, yaml.safe_dump(config.record(), sort_keys=False, allow_unicode=True))
     files.replace(INFO, json.dumps(info, indent=1))
 
 

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import build_tokenizer
-from modular_gpt.training import RunConfig, RunResult, TrainerConfig, train
+from modular_gpt.optim import with_former_rate
+from modular_gpt.training import RunConfig, RunResult, TrainerConfig, load_config, train
 from modular_gpt.training.report import Outcome
 from tests.training.small import MODEL, config, run, trainer_of, write_text
 
@@ -88,6 +90,22 @@ def test_precisions_by_the_names_of_other_programs(name: Any, ours: str) -> None
 
 def test_foreign_settings_of_an_optimizer() -> None:
     assert RunConfig(optim={"name": "adamw", "lr": 1e-3}).optim.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(("name", "rate"), [("adamw", 4e-3), ("muon", 8e-3)])
+def test_a_run_records_the_learning_rate_that_null_stands_for(name: str, rate: float, folder: Path) -> None:
+    settings = config(folder, optim=name, schedule="wsd", max_steps=2)
+    assert settings.to_dict()["optim"]["learning_rate"] is None  # a variant may have another width
+    directory = train(settings, quiet=True).directory
+    assert load_config(directory).optim.learning_rate == rate
+    assert yaml.safe_load((directory / "config.yaml").read_text())["optim"]["learning_rate"] == rate
+
+
+def test_null_in_a_former_record_is_the_former_rate() -> None:
+    """Runs of before recorded the null, which was the same rate for Muon as for AdamW."""
+    assert with_former_rate({"name": "muon", "learning_rate": None}, 128)["learning_rate"] == 0.5 / 128
+    assert with_former_rate({"name": "muon", "learning_rate": None}, 16)["learning_rate"] == 4e-3
+    assert with_former_rate({"name": "muon", "learning_rate": 0.02}, 128)["learning_rate"] == 0.02
 
 
 def test_a_mapping_is_enough_to_train(folder: Path) -> None:

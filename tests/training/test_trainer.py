@@ -68,8 +68,9 @@ def test_a_run_is_the_plain_loop(folder: Path) -> None:
 @pytest.mark.parametrize("parts", [2, 4, 16])
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int, optim: str, folder: Path) -> None:
-    whole = trainer_of(config(folder, batch_size=16, optim=optim))
-    in_parts = trainer_of(config(folder, batch_size=16, optim=optim, gradient_accumulation=parts))
+    recipe = {"optim": {"name": optim, "learning_rate": 4e-3}, "schedule": "cosine"}
+    whole = trainer_of(config(folder, batch_size=16, **recipe))
+    in_parts = trainer_of(config(folder, batch_size=16, gradient_accumulation=parts, **recipe))
     assert losses_of(in_parts, 8) == pytest.approx(losses_of(whole, 8), abs=EXACT)
 
 
