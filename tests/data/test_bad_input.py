@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,10 +155,14 @@ def test_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = tmp_path / "corpus.txt"
     path.write_text(TEXT)
 
-    def denied(self: Path, *_: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    opened = os.open
 
-    monkeypatch.setattr(Path, "open", denied)
+    def denied(file: Any, *given: Any, **named: Any) -> int:
+        if str(file) == str(path):
+            raise PermissionError(13, "Permission denied")
+        return opened(file, *given, **named)
+
+    monkeypatch.setattr(os, "open", denied)
     assert refused(path) == f"cannot read '{path}' (Permission denied): make it readable or leave it out"
 
 

@@ -8,7 +8,7 @@ import pytest
 from modular_gpt.checkpoint import find_checkpoint
 from tests.distributed.cases import failing_shards, slow_first_process, whole_run
 from tests.distributed.pair import Pair
-from tests.training.small import config
+from tests.training.small import MUON, config
 
 EXACT = 5e-6
 SETTINGS: dict[str, Any] = {
@@ -40,14 +40,14 @@ def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODULAR_GPT_CACHE", str(cache))
-        return whole_run(config(folder, optim="muon", **SETTINGS).to_dict())[1:]
+        return whole_run(config(folder, **MUON, **SETTINGS).to_dict())[1:]
 
 
 @pytest.mark.parametrize("ways", WAYS, ids="-".join)
 def test_elastic_resume(
     ways: list[str], pair: Pair, folder: Path, undisturbed: tuple[dict[int, list[Any]], dict[int, float]]
 ) -> None:
-    settings = config(folder, runs=str(folder / "runs"), optim="muon", **SETTINGS).to_dict()
+    settings = config(folder, runs=str(folder / "runs"), **MUON, **SETTINGS).to_dict()
     batches, losses = undisturbed
     directory = None
     for number, name in enumerate(ways, 1):

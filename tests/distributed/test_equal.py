@@ -15,7 +15,7 @@ from modular_gpt.distributed import build_parallel
 from modular_gpt.runtime.processes import ProcessGroup
 from tests.distributed.cases import ragged, steps, table_of
 from tests.distributed.pair import Pair
-from tests.training.small import config
+from tests.training.small import ADAMW, MUON, config
 
 EXACT = 5e-6
 STEPS, FEWER = 30, 12  # the schedule of the learning rate ends with step 12
@@ -25,7 +25,7 @@ MANY = ("ddp", "fsdp")
 def plain(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """Settings that can be sent to other processes."""
     chosen = {"vocab_size": 259, **(model or {})}
-    return config(folder, chosen, **{"gradient_accumulation": 2, "batch_size": 8, **settings}).to_dict()
+    return config(folder, chosen, **{**ADAMW, "gradient_accumulation": 2, "batch_size": 8, **settings}).to_dict()
 
 
 def difference(one: list[float], other: list[float]) -> float:
@@ -89,7 +89,7 @@ def test_other_models(name: str, pair: Pair, folder: Path) -> None:
 
 @pytest.mark.parametrize("optim", [name for name in entries("optim") if name != "adamw"])
 def test_every_optimizer(optim: str, pair: Pair, folder: Path) -> None:
-    assert_equal(pair, plain(folder, optim=optim))
+    assert_equal(pair, plain(folder, optim=MUON["optim"] if optim == "muon" else optim))
 
 
 def test_an_optimizer_that_needs_whole_matrices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

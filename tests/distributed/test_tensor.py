@@ -8,7 +8,7 @@ import pytest
 from tests.distributed.cases import ragged, refusal, steps, whole_run
 from tests.distributed.pair import Pair
 from tests.distributed.test_equal import PARTS, VARIANTS, assert_equal, plain
-from tests.training.small import config
+from tests.training.small import ADAMW, MUON, config
 
 
 def assert_divided(pair: Pair, settings: dict[str, Any], change: Any = None) -> None:
@@ -37,7 +37,7 @@ def test_ragged_batches(pair: Pair, folder: Path) -> None:
 
 def test_muon(pair: Pair, folder: Path) -> None:
     """It orthogonalises in bf16, where what rounds differently in the last bit of a gradient differs more."""
-    settings = plain(folder, optim="muon")
+    settings = plain(folder, **MUON)
     alone, both = steps({**settings, "parallel": "none"}, 10)[0], pair(steps, {**settings, "parallel": "tensor"}, 10)
     assert both[0][0] == both[1][0] == pytest.approx(alone, abs=2e-4)
 
@@ -66,7 +66,7 @@ def test_what_does_not_divide_is_refused(model: dict[str, Any], sentence: str, p
 
 def test_a_run_goes_on_in_one_process_and_back(pair: Pair, folder: Path) -> None:
     """With samples, of which caches are a part, and checkpoints in pieces."""
-    same = {"max_steps": 12, "log_interval": 1, "eval_interval": 4, "sample_tokens": 4}
+    same = {**ADAMW, "max_steps": 12, "log_interval": 1, "eval_interval": 4, "sample_tokens": 4}
     _, _, losses = whole_run(config(folder, runs=str(folder / "whole"), **same).to_dict())
     settings = config(folder, runs=str(folder / "runs"), **same).to_dict()
     pieces = {"name": "tensor", "sharded_checkpoints": True}

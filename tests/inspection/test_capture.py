@@ -101,7 +101,7 @@ def test_what_is_recorded_does_not_change_afterwards(model: GPTModel, ids: Tenso
 
 
 def test_scores_are_computed_only_where_they_are_asked_for(model: GPTModel, ids: Tensor) -> None:
-    with mock.patch("modular_gpt.nn.sdpa._softmax") as softmax, capture(model, "*.residual", "*.heads", "*.query"):
+    with mock.patch("modular_gpt.nn.sdpa.softmax") as softmax, capture(model, "*.residual", "*.heads", "*.query"):
         model(ids)
     assert softmax.call_count == 0
 

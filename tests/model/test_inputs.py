@@ -91,8 +91,8 @@ def test_logits_and_loss_as_in_nanogpt() -> None:
 def test_logits_are_computed_at_their_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = build(GPTConfig(**MODEL)), text(GPTConfig(**MODEL))
     calls: list[int] = []
-    head = model.logits
-    monkeypatch.setattr(model, "logits", lambda x: calls.append(x.ndim) or head(x))
+    head = model._local_logits
+    monkeypatch.setattr(model, "_local_logits", lambda x: calls.append(x.ndim) or head(x))
     output = model(ids[:, :-1], ids[:, 1:])
     assert calls == [2]  # for the loss, in rows
     first, _ = output

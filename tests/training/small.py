@@ -46,6 +46,11 @@ def write_text(path: Path, words: int = 1200) -> Path:
     return path
 
 
+# Muon rounds to bf16, after which small differences grow: the more so, the higher the learning rate.
+ADAMW: dict[str, Any] = {"optim": "adamw", "schedule": "cosine"}
+MUON: dict[str, Any] = {"optim": {"name": "muon", "learning_rate": 4e-3}, "schedule": "cosine"}
+
+
 def config(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
     """A run in ``folder``, whose text and token cache are made on first use; ``settings`` go to the trainer or run."""
     text = folder / "text.txt"

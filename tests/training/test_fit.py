@@ -86,8 +86,8 @@ def test_it_is_the_loop_of_pytorch() -> None:
     x, y = torch.randint(256, (2, 24, 16), generator=torch.Generator().manual_seed(1)).unbind()
     loader: Any = DataLoader(TensorDataset(x, y), batch_size=4)
     fit(
-        model, loader, epochs=2, learning_rate=1e-2, weight_decay=0.0, schedule="constant", warmup=0, gradient_clip=0.0,
-        quiet=True, precision="float32", device="cpu",
+        model, loader, epochs=2, optim="adamw", learning_rate=1e-2, weight_decay=0.0, schedule="constant", warmup=0,
+        gradient_clip=0.0, quiet=True, precision="float32", device="cpu",
     )  # fmt: skip
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
     for _ in range(2):

@@ -129,7 +129,7 @@ def resumed(folder: Path, logger: str | ComponentConfig) -> Path:
     directory = run(config(folder, logger=logger, max_steps=8)).directory
     again = str(directory / "checkpoints" / "step_00000004")
     assert run(
-        config(folder, logger=logger, resume=again, rewind=True, optim={"name": "adamw", "learning_rate": 1e-4})
+        config(folder, logger=logger, resume=again, rewind=True, optim={"name": "muon", "learning_rate": 1e-4})
     ).outcome
     return directory
 

@@ -374,7 +374,7 @@ class TestRewind:
         ({}, {"max_steps": 40}, "-> {}, since the schedule is now over 40 steps"),
         ({}, {"schedule": "constant"}, "-> {}, since the schedule is now constant"),
         ({"schedule": "constant"}, {"max_steps": 40}, ""),
-        ({"schedule": "constant"}, {"optim": {"name": "adamw", "learning_rate": 0.1}}, "optim.learning_rate is now {}"),
+        ({"schedule": "constant"}, {"optim": {"name": "muon", "learning_rate": 0.1}}, "optim.learning_rate is now {}"),
         ({}, {}, ""),
     ],
     ids=str,

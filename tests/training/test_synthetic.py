@@ -29,7 +29,9 @@ def test_it_is_learned_and_its_accuracy_stands_beside_the_loss(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fast = {"name": "adamw", "learning_rate": 0.03}
-    result = train(settings(folder, max_steps=120, eval_interval=60, optim=fast, final_evaluation=True))
+    result = train(
+        settings(folder, max_steps=120, eval_interval=60, optim=fast, schedule="cosine", final_evaluation=True)
+    )
     printed = capsys.readouterr().out
     assert result.outcome is not None and result.outcome.accuracy is not None
     assert result.outcome.accuracy > 0.9 and result.outcome.loss < 0.5 * math.log(8)

@@ -13,7 +13,7 @@ from modular_gpt.core.errors import UserError
 from modular_gpt.data import BatchSource, sequential
 from modular_gpt.runtime.device import seed_generators
 from modular_gpt.training.trainer import MAX_SKIPPED, Trainer
-from tests.training.small import config, trainer_of
+from tests.training.small import ADAMW, config, trainer_of
 
 EXACT = 5e-6
 
@@ -102,8 +102,8 @@ def test_every_target_counts_the_same_in_ragged_batches(
         return x, y.masked_fill(torch.arange(16) >= lengths, -100)
 
     monkeypatch.setattr(BatchSource, "batch", ragged)
-    whole = trainer_of(config(folder, batch_size=8))
-    in_parts = trainer_of(config(folder, batch_size=8, gradient_accumulation=parts))
+    whole = trainer_of(config(folder, batch_size=8, **ADAMW))
+    in_parts = trainer_of(config(folder, batch_size=8, gradient_accumulation=parts, **ADAMW))
     assert losses_of(in_parts, 12) == pytest.approx(losses_of(whole, 12), abs=EXACT)
 
 
