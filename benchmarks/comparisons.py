@@ -19,7 +19,7 @@ from comparison_results import write_sections
 from modular_gpt.cli import compare
 from modular_gpt.comparison.plan import PLAN
 
-LONGER = "trainer.max_steps=300"  # of the pair whose order depends on the rate
+ADAMW = ["trainer.max_steps=300", "optim=adamw", "schedule=cosine"]  # of the pair whose order depends on the rate
 COMPARISONS: dict[str, list[str]] = {
     "attention": ["attention=mha,gqa,mqa,mla,swa,linear", "budget=params"],
     "mixers": ["attention=mha,sparse,lightning,gated_delta,kda,shortconv", "budget=params"],
@@ -27,9 +27,9 @@ COMPARISONS: dict[str, list[str]] = {
     "activation": ["ffn=mlp", "ffn.activation=gelu,relu,relu2,silu", "budget=params"],
     "norm": ["norm=layernorm,rmsnorm,scalenorm", "budget=params"],
     "pos": ["pos=rope,alibi,learned,sinusoidal,none", "budget=params"],
-    "gelu-3e-3": ["ffn=mlp,swiglu", "budget=params", "lr=3e-3", LONGER],
-    "gelu-1e-2": ["ffn=mlp,swiglu", "budget=params", "lr=1e-2", LONGER],
-    "gelu-auto": ["ffn=mlp,swiglu", "budget=params", LONGER],
+    "gelu-3e-3": ["ffn=mlp,swiglu", "budget=params", "lr=3e-3", *ADAMW],
+    "gelu-1e-2": ["ffn=mlp,swiglu", "budget=params", "lr=1e-2", *ADAMW],
+    "gelu-auto": ["ffn=mlp,swiglu", "budget=params", *ADAMW],
     "aa": ["attention=mha,mha,mha,mha,mha", "budget=tokens", "lr=4e-3"],
     "handicap": ["model.dropout=0,0.3", "budget=tokens", "lr=4e-3"],
 }

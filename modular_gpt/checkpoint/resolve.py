@@ -13,8 +13,8 @@ import torch
 from modular_gpt.checkpoint.hf_folder import is_own_type, read_notes, read_own_type
 from modular_gpt.checkpoint.manifest import MANIFEST
 from modular_gpt.checkpoint.native import FOLDER, model_with, open_checkpoint
-from modular_gpt.core.checkpoint_paths import is_checkpoint_path
-from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
+from modular_gpt.core.checkpoint_paths import SHORT_NAMES, check_exists, is_checkpoint_path
+from modular_gpt.core.errors import CheckpointError, ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import decode, encode
 from modular_gpt.core.validation import check_path
@@ -148,7 +148,7 @@ def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> PlainDict:
     if recorded is not None:
         return recorded
     if is_published(name, path) and not is_own_type(path):
-        from modular_gpt.weights import SHORT_NAMES, tokenizer_file
+        from modular_gpt.weights import tokenizer_file
 
         file = tokenizer_file(name)
         if file is not None:
@@ -185,11 +185,9 @@ def is_published(name: str, path: Path) -> bool:
 
 def _published(name: str, path: Path, device: str | torch.device, dtype: torch.dtype | None) -> Opened:
     from modular_gpt.pretrained import load_pretrained
-    from modular_gpt.weights import SHORT_NAMES, tokenizer_file
+    from modular_gpt.weights import tokenizer_file
 
-    if "/" not in name and name not in SHORT_NAMES and not path.exists():
-        known = unknown("published model", name, SHORT_NAMES)
-        raise CheckpointError(f"there is no checkpoint at {name!r}, and {known}, or owner/name of the Hugging Face hub")
+    check_exists(name)
     model = read_own_type(path, dtype, device) if is_own_type(path) else load_pretrained(name, dtype, device)
     tokenizer, meta = read_notes(path)
     if tokenizer is None:

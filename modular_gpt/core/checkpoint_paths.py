@@ -1,12 +1,19 @@
-"""Which names of models are paths of checkpoints, and the message about a missing one; without PyTorch."""
+"""Names of models: which are paths of checkpoints and which are published, and messages for others; without PyTorch."""
 
 from contextlib import suppress
 from pathlib import Path
 
-from modular_gpt.core.errors import CheckpointError
+from modular_gpt.core.errors import CheckpointError, unknown
 
 FOLDER = "checkpoints"  # of a run's directory
 MANIFEST = "manifest.json"
+SHORT_NAMES = {  # of published models, with their repositories on the Hugging Face hub
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
 
 
 def is_checkpoint_path(name: str) -> bool:
@@ -28,7 +35,15 @@ def no_checkpoint(path: Path) -> CheckpointError:
 
 
 def check_exists(name: str) -> None:
-    """Raise a CheckpointError for a path where there is nothing; a published name, or a link, is not looked at."""
+    """Raise a CheckpointError for a path where there is nothing, and for a name that no published model can have.
+
+    Whether the hub has owner/name, and where a link leads, is not looked at.
+    """
     path = Path(name).expanduser()
-    if is_checkpoint_path(name) and not path.exists() and not path.is_symlink():
+    if path.exists() or path.is_symlink():
+        return
+    if is_checkpoint_path(name):
         raise no_checkpoint(path)
+    if "/" not in name and name not in SHORT_NAMES:
+        known = unknown("published model", name, SHORT_NAMES)
+        raise CheckpointError(f"there is no checkpoint at {name!r}, and {known}, or owner/name of the Hugging Face hub")

@@ -1,6 +1,7 @@
 """Files of models in the format of Hugging Face: found in a folder, the cache or the hub; their tensors one by one."""
 
-from modular_gpt.weights.hub import CONFIG_FILE, SHORT_NAMES, TOKENIZER, Source, Unreachable, locate, tokenizer_file
+from modular_gpt.core.checkpoint_paths import SHORT_NAMES
+from modular_gpt.weights.hub import CONFIG_FILE, TOKENIZER, Source, Unreachable, locate, tokenizer_file
 from modular_gpt.weights.mxfp4 import dequantising
 from modular_gpt.weights.own_type import OWN_TYPE, PREFIX, read_own_model
 from modular_gpt.weights.tensor_files import LazyTensor, RowsOfSeveral, Tensors, View, as_os_error, listed, renamed

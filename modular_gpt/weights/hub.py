@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from modular_gpt.core.checkpoint_paths import SHORT_NAMES
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.json_files import load_json_object
 from modular_gpt.core.plain_types import PlainDict
@@ -20,13 +21,6 @@ from modular_gpt.core.plain_types import PlainDict
 CONFIG_FILE = "config.json"
 CONNECT_SECONDS = 3.0  # timeout of the connection to the hub
 TOKENIZER = "tokenizer.json"
-SHORT_NAMES = {
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "distilgpt2": "distilbert/distilgpt2",
-}
 
 
 class Unreachable(CheckpointError):

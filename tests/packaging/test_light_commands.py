@@ -74,6 +74,7 @@ def test_commands_answer_without_torch() -> None:
         ("convert", "pth=x"),
         ("inspect", "promt=x"),
         *((name, "checkpoint=no/such/run") for name in ("generate", "eval", "convert", "inspect")),
+        ("generate", "checkpoint=no-such-model"),
         ("train", "resume=no/such/run"),
         ("train", "init_from=no/such/run"),
         ("train", "--version"),
