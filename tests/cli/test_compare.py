@@ -170,6 +170,7 @@ def test_launchers_of_hydras(launcher: str, run: Run, words: list[str], folder: 
     }
 
 
-def test_a_launcher_that_is_not_installed_is_named(run: Run, words: list[str]) -> None:
+def test_a_launcher_that_is_not_installed_is_named(run: Run, words: list[str], folder: Path) -> None:
     answer = run("compare", "attention=mha,mqa", "budget=tokens", *words, "hydra/launcher=nowhere")
     assert answer.code == 2 and "pip install hydra-nowhere-launcher" in answer.err
+    assert not (folder / "compares").exists()

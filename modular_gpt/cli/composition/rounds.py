@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import MISSING, DictConfig
 
 from modular_gpt.cli.app import hydra_command_line
-from modular_gpt.cli.composition.compose import HYDRA, prepare
+from modular_gpt.cli.composition.compose import HYDRA, composed, prepare
 from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import quoted, read_overrides
 from modular_gpt.cli.composition.schema import Command
@@ -39,11 +39,18 @@ class Job:
 
 
 def check_launcher(command: Command, settings: Sequence[str], where: list[Path]) -> None:
-    """Raise a ConfigError for settings of Hydra's that have no effect on a comparison, such as another sweeper."""
+    """Raise a ConfigError for settings of Hydra's that have no effect on a comparison, such as another sweeper.
+
+    Raises:
+        ConfigError: also for a launcher that is not installed, before a directory is made.
+    """
     for setting in settings:
         if setting.startswith(("hydra/sweeper", "hydra.sweep")):
             raise ConfigError(f"{setting!r} has no effect here: mgpt-{command.name} hands out the trials by itself")
-    read_overrides(command, settings, where, sweep=True)
+    _, overrides = read_overrides(command, settings, where, sweep=True)
+    if settings:
+        with explained(command, where):
+            composed(command, overrides, where)
 
 
 def launch(command: Command, directory: Path, settings: Sequence[str], where: list[Path]) -> None:
