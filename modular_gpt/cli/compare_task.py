@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from modular_gpt.cli.composition.flat_config import read_plain
-from modular_gpt.cli.composition.rounds import check_launcher, launch
+from modular_gpt.cli.composition.rounds import check_installed, check_launcher, launch
 from modular_gpt.cli.composition.schema import Command, names_of
 from modular_gpt.cli.composition.variants import variants
 from modular_gpt.comparison import CompareConfig, Comparison, diagnostics
@@ -62,6 +62,8 @@ class CompareTask:
 
     def compare(self) -> int:
         """Run the comparison and print its result; returns the exit code."""
+        if self.hydra:
+            check_installed(COMPARE, self.hydra, self.where)  # before the comparison has a directory
         comparison = self.comparison()
         print(f"Comparison {comparison.directory}", flush=True)
         try:

@@ -39,18 +39,18 @@ class Job:
 
 
 def check_launcher(command: Command, settings: Sequence[str], where: list[Path]) -> None:
-    """Raise a ConfigError for settings of Hydra's that have no effect on a comparison, such as another sweeper.
-
-    Raises:
-        ConfigError: also for a launcher that is not installed, before a directory is made.
-    """
+    """Raise a ConfigError for settings of Hydra's that have no effect on a comparison, such as another sweeper."""
     for setting in settings:
         if setting.startswith(("hydra/sweeper", "hydra.sweep")):
             raise ConfigError(f"{setting!r} has no effect here: mgpt-{command.name} hands out the trials by itself")
+    read_overrides(command, settings, where, sweep=True)
+
+
+def check_installed(command: Command, settings: Sequence[str], where: list[Path]) -> None:
+    """Raise a ConfigError if the launcher that Hydra's ``settings`` choose is not installed."""
     _, overrides = read_overrides(command, settings, where, sweep=True)
-    if settings:
-        with explained(command, where):
-            composed(command, overrides, where)
+    with explained(command, where):
+        composed(command, overrides, where)
 
 
 def launch(command: Command, directory: Path, settings: Sequence[str], where: list[Path]) -> None:
