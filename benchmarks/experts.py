@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from measure import Variant, add_options, interleave, run_sections, speeds, where
-from pairs import DTYPES, build_pair, llama, mixtral, our_decoding, packed, their_decoding
+from pairs import DTYPES, add_pair_options, build_pair, llama, mixtral, our_decoding, packed, their_decoding
 
 from modular_gpt.deploy.cpu_packing import pack_int8
 
@@ -86,9 +86,7 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, 5, SECTIONS)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--new", type=int, default=32, help="tokens decoded in a round")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add_pair_options(parser, new=32)
     run_sections("experts", SECTIONS, parser.parse_args())
 
 

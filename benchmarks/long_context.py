@@ -15,7 +15,19 @@ from typing import Any
 
 import torch
 from measure import Variant, add_options, interleave, run_sections, speeds, where
-from pairs import DTYPES, Decode, build_pair, deepseek, gpt2, llama, mistral, our_decoding, packed, their_decoding
+from pairs import (
+    DTYPES,
+    Decode,
+    add_pair_options,
+    build_pair,
+    deepseek,
+    gpt2,
+    llama,
+    mistral,
+    our_decoding,
+    packed,
+    their_decoding,
+)
 
 from modular_gpt import GPTConfig, GPTModel
 
@@ -104,9 +116,7 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, 5, SECTIONS)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--new", type=int, default=16, help="tokens decoded in a round")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add_pair_options(parser, new=16)
     run_sections("long", SECTIONS, parser.parse_args())
 
 

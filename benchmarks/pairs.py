@@ -1,5 +1,6 @@
 """Models of transformers and of this package with equal weights, and their decoding loops, for the scripts here."""
 
+import argparse
 import copy
 import tempfile
 from collections.abc import Callable
@@ -17,6 +18,13 @@ transformers.utils.logging.disable_progress_bar()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Decode = Callable[[int], None]  # reads that many single tokens after those read before
+
+
+def add_pair_options(parser: argparse.ArgumentParser, new: int) -> None:
+    """The options of scripts that decode with such a pair; new: the default number of tokens."""
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--new", type=int, default=new, help="tokens decoded in a round")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
 
 
 def build_pair(config: Any, dtype: torch.dtype) -> tuple[Any, GPTModel]:

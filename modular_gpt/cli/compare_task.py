@@ -21,15 +21,8 @@ from modular_gpt.training.config import RunConfig
 
 COMPARE = Command(name="compare", plain=CompareConfig)
 SWEPT = {"seed": SEED, "optim.learning_rate": RATE, "learning_rate": RATE}
-CAN_CHANGE = (
-    "resume",
-    "seeds",
-    "jobs",
-    "require",
-    "diagnostics",
-    "decoding",
-    "pages",
-)  # in a comparison that is resumed
+# In a comparison that is resumed.
+CAN_CHANGE = ("resume", "seeds", "jobs", "require", "diagnostics", "decoding", "pages")
 
 
 @dataclass

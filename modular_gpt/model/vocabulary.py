@@ -38,7 +38,7 @@ class VocabularyShard:
         return cls(shards, *shards.bounds(vocab_size), vocab_size)
 
     def embed(self, ids: Tensor, table: Tensor) -> Tensor:
-        """ids (B, T) -> the rows (B, T, D) of a table of which each process has some.
+        """ids (B, T) -> their embeddings (B, T, D), from a table whose rows are divided over the processes.
 
         Raises:
             IndexError: an id is outside the vocabulary; not raised on a GPU.
