@@ -22,6 +22,7 @@ from torch import Tensor
 
 from modular_gpt.core.collectives import data_parallel_region
 from modular_gpt.core.errors import ReportedElsewhere, UserError
+from modular_gpt.runtime.signals import deferred, interrupted
 
 T = TypeVar("T")
 
@@ -93,16 +94,25 @@ class ProcessGroup:
         try:
             with data_parallel_region() if self.world > 1 else nullcontext():
                 yield
-        except UserError as error:
-            raise self._reported(error) from error
-        except (dist.DistError, RuntimeError) as error:
-            if not any(sign in str(error).lower() for sign in _GONE):
-                raise
-            raise self._lost(error) from error
+        except BaseException as end:
+            with deferred():
+                told = self._to_raise(end)
+                if told is None:
+                    raise
+                raise told from end
         if owned:
             self.all_reduce_max(0)  # wait for all
             gc.collect()  # objects that use the group must go before it does
             dist.destroy_process_group()
+
+    def _to_raise(self, end: BaseException) -> UserError | None:
+        """What this process raises for an error of all processes, or for the loss of one; None: ``end`` is neither."""
+        for error in [end, *interrupted(end)] if isinstance(end, SystemExit) else [end]:
+            if isinstance(error, UserError):
+                return self._reported(error)
+            if isinstance(error, (dist.DistError, RuntimeError)) and any(sign in str(error).lower() for sign in _GONE):
+                return self._lost(error)
+        return None
 
     def _reported(self, error: UserError) -> UserError:
         """The error for this process to raise, so that an error of all processes is printed once, by the first."""

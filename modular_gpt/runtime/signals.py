@@ -75,6 +75,36 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """Context manager: a signal that arrives inside is handled at the end, so that it interrupts nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    before: dict[int, Handler] = {
+        number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
+
+
+def interrupted(end: BaseException) -> Iterator[BaseException]:
+    """The errors on their way when ``end`` was raised, the latest first.
+
+    A launcher ends all processes as soon as one is lost, and its SIGTERM must not hide why.
+    """
+    error = end.__context__
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
+@contextmanager
 def orderly() -> Iterator[None]:
     """Context manager: SIGTERM unwinds the stack, as Ctrl-C does, instead of killing the process."""
     if threading.current_thread() is not threading.main_thread():

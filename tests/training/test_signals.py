@@ -1,13 +1,19 @@
 """What a signal does in a training: said at once, obeyed at once where nothing is lost, and the second time anyway."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from modular_gpt.runtime.signals import GracefulShutdown
+from modular_gpt.cli.app import CommandLine, answer
+from modular_gpt.core.errors import UserError
+from modular_gpt.runtime.processes import ProcessGroup
+from modular_gpt.runtime.signals import GracefulShutdown, orderly
 from modular_gpt.training.recorder import Silent
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import config, trainer_of
@@ -67,3 +73,66 @@ def test_of_several_processes_one_tells(capfd: pytest.CaptureFixture[str]) -> No
     with stop.catch():
         signal.raise_signal(signal.SIGTERM)
     assert stop.requested() and not capfd.readouterr().err
+
+
+@contextmanager
+def group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("when", ["before it is noticed", "on its way", "while it is reported", "afterwards"])
+def test_a_launcher_does_not_hide_why_a_process_ends(
+    when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torchrun sends SIGTERM as soon as one process is gone; the others say all the same that they lost it."""
+    processes, stop = ProcessGroup(1, 2), GracefulShutdown(prints=False)
+    lost = ProcessGroup._lost
+
+    def terminated(here: str) -> None:
+        if here == when:
+            signal.raise_signal(signal.SIGTERM)
+
+    def reported(self: ProcessGroup, error: Exception) -> UserError:
+        terminated("while it is reported")
+        return lost(self, error)
+
+    def run(line: CommandLine) -> int:
+        with orderly():
+            try:
+                with processes.connected(torch.device("cpu"), 10.0):
+                    try:
+                        with stop.catch():
+                            terminated("before it is noticed")
+                            raise RuntimeError("[gloo.cc:1] Connection closed by peer")
+                    finally:
+                        terminated("on its way")
+            finally:
+                terminated("afterwards")
+
+    monkeypatch.setattr(ProcessGroup, "_lost", reported)
+    with group_of_one():
+        if when in ("before it is noticed", "on its way"):
+            assert answer(run, []) == 2
+        else:
+            with pytest.raises(SystemExit, match="143"):
+                answer(run, [])
+    assert capsys.readouterr().err.count("error: process 1 of 2 lost another one (Connection closed by peer)") == 1
+
+
+def test_a_signal_alone_says_nothing_of_errors_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(line: CommandLine) -> int:
+        with orderly():
+            try:
+                raise UserError("no such file")
+            except UserError:
+                pass
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    with pytest.raises(SystemExit, match="143"):
+        answer(run, [])
+    assert capsys.readouterr().err == ""
