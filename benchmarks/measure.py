@@ -14,7 +14,6 @@ import torch
 from modular_gpt.benchmark.report import markdown_table as table
 from modular_gpt.runtime.timing import (
     MIB,
-    busy,
     copy_bandwidth,
     forget_peak,
     held_memory,
@@ -89,8 +88,8 @@ def run_section(name: str, measure: Callable[[], str], options: Namespace) -> No
 
 
 def where() -> str:
-    """The machine, the day, and whether something else keeps it busy."""
-    return ". ".join(filter(None, [f"{machine(torch.device('cpu'))}, {time.strftime('%Y-%m-%d')}", busy()]))
+    """The machine and the day."""
+    return f"{machine(torch.device('cpu'))}, {time.strftime('%Y-%m-%d')}"
 
 
 def speeds(variants: list[Variant], versus: str = "best peer") -> str:
