@@ -8,8 +8,6 @@ the bandwidth bound: bytes of weights that a step reads, times steps per second,
 """
 
 import argparse
-import copy
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,29 +16,21 @@ from typing import Any
 
 import torch
 from measure import Variant, copy_bandwidth, interleave, machine, run_section, table
+from pairs import DTYPES, build_pair, gpt2, packed
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
-from modular_gpt.deploy.cpu_packing import can_pack, pack
-from modular_gpt.pretrained import load_pretrained
+from modular_gpt.deploy.cpu_packing import can_pack
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Peers = dict[str, Callable[[Tensor, int], Tensor]]  # from ids and a number of new tokens to all ids
 ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
 
 
 def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, Peers]:
     """Our GPT-2, and transformers' generate with the same weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    theirs = GPT2LMHeadModel(GPT2Config()).eval()
-    with tempfile.TemporaryDirectory() as directory:
-        theirs.save_pretrained(directory)
-        ours = load_pretrained(directory).to(device, dtype).eval()
-    theirs = theirs.to(device, dtype)
+    theirs, ours = build_pair(gpt2(12, 768, 12, 1024, 50257), dtype)
+    theirs, ours = theirs.to(device), ours.to(device)
     theirs.generation_config.pad_token_id = 0
-    theirs.generation_config.eos_token_id = None
 
     def generate(ids: Tensor, new: int, cache: str) -> Tensor:
         return theirs.generate(
@@ -88,12 +78,12 @@ def our_models(base: GPTModel, dtype: torch.dtype, quick: bool) -> dict[str, GPT
     """GPT-2 as it is and packed, and one packed model of each other attention kind."""
     models = {"modular_gpt mha, not packed": base}
     if can_pack(base):
-        models["modular_gpt mha"] = pack(copy.deepcopy(base))
+        models["modular_gpt mha"] = packed(base)
     for attention in () if quick else ATTENTIONS:
         pos = "rope" if attention == "mla" else "learned"
         config = GPTConfig.from_dict({**base.config.to_dict(), "attention": attention, "pos": pos})
         model = GPTModel(config).to(base.embedding.weight).eval()
-        models[f"modular_gpt {attention}"] = pack(model) if can_pack(model) else model
+        models[f"modular_gpt {attention}"] = packed(model)
     return models
 
 
