@@ -16,7 +16,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from modular_gpt.pretrained.config_map import HARMLESS
+from modular_gpt.mapping.hf_config import HARMLESS
 
 # harmless where a family does not read them, but others do
 READ = {"router_aux_loss_coef", "aux_loss_alpha"}

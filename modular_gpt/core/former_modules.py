@@ -1,4 +1,4 @@
-"""Module paths of version 0.1.0: importing a former path returns the present module.
+"""Former paths of modules, of version 0.1.0 and since: importing one returns the present module.
 
 ``import modular_gpt`` installs one finder with the table below; it imports a module when a former path is imported.
 """
@@ -49,7 +49,10 @@ FORMER = {
     "pretrained.source": "weights.hub",
     "pretrained.files": "weights.tensor_files",
     "pretrained.surgery": "model.surgery",
-    "pretrained.rules": "pretrained.tensor_map",
+    "pretrained.rules": "mapping.tensor_map",
+    "pretrained.config_map": "mapping.hf_config",
+    "pretrained.setting_map": "mapping.setting_map",
+    "pretrained.tensor_map": "mapping.tensor_map",
     "pretrained.loading": "pretrained.load",
     "pretrained.saving": "pretrained.save",
     "pretrained.families.shared": "pretrained.families.decoder_keys",

@@ -1,22 +1,19 @@
-"""Description of a family of published models: two-way mappings of its config.json and tensors.
+"""Description of a family of published models: its mapping, its files, and its class in transformers.
 
 The tables of families are in families/, one file for each group of relatives.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
 
-from modular_gpt.core.errors import CheckpointError, UserError, printable
-from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.model.config import BlockConfig, GPTConfig
-from modular_gpt.pretrained.config_map import HFConfig, check_all_read
-from modular_gpt.pretrained.setting_map import Keys, KeyTree, ModelView, flattened, read_keys, write_keys
-from modular_gpt.pretrained.tensor_map import TensorMapping
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.mapping import ModelMapping
+from modular_gpt.model.config import GPTConfig
 from modular_gpt.weights import View
 
 
@@ -28,34 +25,23 @@ def generated() -> PlainDict:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One family of published models.
+class Family(ModelMapping):
+    """One family of published models; ``defaults`` and ``synonyms`` complete those generated for the model type.
 
-    model_type: as in its config.json
-    keys: mappings between its keys and our settings, in nested sequences; later ones win
-    tensors: mappings between the tensors of its files and ours, in sequences
-    harmless: keys that change no logits in this family: name -> ANY, or the values at which they change nothing
     prefix: prefix of tensor names, absent in files of the model without a head
     ignored: regular expressions of names of tensors without learned values; {n_layers} is replaced by the number
     quantised: methods of quantisation that its files may have; tensors are dequantised when they are read
     tables: those tensors without learned values that files need, computed from the config
     views: conversions of the tensors of files before ``tensors`` are looked up, such as other names for them
-    architecture, defaults, synonyms: class of the language model in transformers, values of keys that its config.json
-        omits, and other names of keys; by default those generated for the model type
+    architecture: class of the language model in transformers, by default the one generated for the model type
     """
 
-    model_type: str
-    keys: KeyTree
-    tensors: Sequence[Sequence[TensorMapping]]
-    harmless: PlainMapping = field(default_factory=dict)
     prefix: str = "model."
     ignored: tuple[str, ...] = ()
     quantised: tuple[str, ...] = ()
     tables: Callable[[GPTConfig], Mapping[str, Tensor]] = lambda config: {}
     views: tuple[View, ...] = ()
     architecture: str = ""
-    defaults: PlainMapping = field(default_factory=dict)
-    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = generated().get(self.model_type, {"architecture": "", "synonyms": {}, "settings": {}})
@@ -67,76 +53,3 @@ class Family:
             ("defaults", defaults),
         ):
             object.__setattr__(self, name, value)
-
-    @cached_property
-    def mappings(self) -> tuple[Keys, ...]:
-        """The mappings of keys without their nesting."""
-        return tuple(flattened(self.keys))
-
-    @cached_property
-    def rules(self) -> tuple[TensorMapping, ...]:
-        """The mappings of tensors without their nesting."""
-        return tuple(mapping for group in self.tensors for mapping in group)
-
-    @cached_property
-    def usual_layers(self) -> list[list[BlockConfig]]:
-        """All layers of the model that a config.json without keys describes, for any layer."""
-        try:
-            return [self.config({}).layer_configs]
-        except UserError:  # a key without default
-            return [[]]
-
-    @property
-    def layers(self) -> str:
-        """The key with the number of layers."""
-        return self.synonyms.get("num_hidden_layers", "num_hidden_layers")
-
-    def settings(self, given: PlainMapping) -> HFConfig:
-        """The settings of a config.json with synonyms replaced and this family's defaults.
-
-        Raises:
-            CheckpointError: two names of one setting have different values.
-        """
-        given = dict(given)
-        for synonym, name in self.synonyms.items():
-            if synonym not in given:
-                continue
-            value = given.pop(synonym)
-            if given.setdefault(name, value) != value:
-                one, other = (printable(repr(found)) for found in (given[name], value))
-                raise CheckpointError(f"the checkpoint has {name}={one} and {synonym}={other}: remove one")
-        return HFConfig(given, self.defaults, synonyms=self.synonyms)
-
-    def config(self, given: PlainMapping) -> GPTConfig:
-        """Convert the settings of a config.json to a GPTConfig.
-
-        Raises:
-            CheckpointError: a setting is neither read nor known to be harmless, or has no counterpart here.
-            ConfigError: a setting is out of range.
-        """
-        settings = self.settings(given)
-        try:
-            ours = read_keys(self.mappings, settings)
-        except UserError:
-            raise
-        except KeyError as error:
-            raise CheckpointError(f"config.json of this {self.model_type} model lacks the setting {error}") from error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
-            raise CheckpointError(
-                f"config.json of this {self.model_type} model has a setting of a wrong type or size:"
-                f" {printable(str(error))}"
-            ) from error
-        config = GPTConfig.from_dict(ours)
-        check_all_read(settings, self.harmless, self.model_type)
-        return config
-
-    def to_hf(self, config: GPTConfig) -> PlainDict:
-        """Convert our config to keys of a config.json, approximately where the family cannot express it.
-
-        Raises:
-            CheckpointError: a value has no counterpart.
-        """
-        try:
-            return write_keys(self.mappings, ModelView(config, self.defaults, self.synonyms))
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise CheckpointError(f"{self.model_type} has no counterpart of a setting: {error}") from error

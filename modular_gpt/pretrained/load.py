@@ -10,12 +10,12 @@ from torch import Tensor
 
 from modular_gpt.core.errors import CheckpointError, ConfigError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
+from modular_gpt.mapping.tensor_map import TensorPair, expand
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import materialize, meta_model, saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.tensor_map import TensorPair, expand
 from modular_gpt.pretrained.wrappers import WRAPPERS, language_model, text_settings
 from modular_gpt.weights import CONFIG_FILE, Source, Tensors, View, dequantising, listed, locate
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from modular_gpt.core.errors import CheckpointError, ConfigError, UserError, unknown
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.validation import one_of
+from modular_gpt.mapping.tensor_map import expand
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.differences import differences, other_components
 from modular_gpt.model.materialize import saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.tensor_map import expand
 from modular_gpt.weights import OWN_TYPE, listed, write_files
 
 

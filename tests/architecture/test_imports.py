@@ -11,7 +11,7 @@ FLOORS = (
     {"core", "_version"},
     {"nn", "generation", "data", "runtime"},
     {"model"},
-    {"chat", "evaluation", "inspection", "weights"},
+    {"chat", "evaluation", "inspection", "mapping", "weights"},
     {"pretrained", "deploy", "distributed"},
     {"hf", "optim"},
     {"checkpoint"},

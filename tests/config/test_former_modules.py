@@ -1,4 +1,4 @@
-"""Modules and names by the paths of version 0.1.0."""
+"""Modules and names by their former paths, of version 0.1.0 and since."""
 
 import importlib
 import sys

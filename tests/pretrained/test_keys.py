@@ -12,8 +12,8 @@ from torch import Tensor
 
 from modular_gpt import CheckpointError, GPTConfig, GPTModel
 from modular_gpt.core.errors import UserError
+from modular_gpt.mapping.hf_config import HARMLESS
 from modular_gpt.pretrained import FAMILIES, load_pretrained
-from modular_gpt.pretrained.config_map import ANY, HARMLESS, HFConfig, check_all_read
 from tests.reference.cases import CASES, YARN, ids, reference
 from tests.reference.conftest import difference
 
@@ -163,21 +163,6 @@ def test_layer_types_of_mistral(types: list[str] | None, tmp_path: Path) -> None
     windows = [None, 3, None] if types else [3, 3, 3]
     assert [layer.attention.window for layer in ours.config.layer_configs] == windows
     assert difference(ours(tokens), expected(tokens).logits) < 2e-5
-
-
-def test_what_is_read_is_remembered() -> None:
-    settings = HFConfig({"a": 1, "b": {"c": 2, "d": 3}, "e": None, "f": 5, "g": [1]}, {"h": 7})
-    assert settings["a"] == 1 and settings["b"]["c"] == 2 and settings["h"] == 7 and settings.get("z") is None
-    assert settings.unread({}) == [("b.d", 3), ("f", 5), ("g", [1])]
-    assert settings.unread({"f": ANY, "b.d": (3,), "g": ([2],)}) == [("g", [1])]
-    assert settings.unread({"f": (5.0,), "b.d": ANY, "g": ANY}) == [("f", 5)], "5 is not 5.0"
-    assert settings.with_defaults({"x": 0})["x"] == 0
-    settings.with_defaults({}).ignore("b", "g")
-    assert [name for name in settings] == ["h", "a", "b", "e", "f", "g"]
-    with pytest.raises(CheckpointError, match="f=5, which models of model_type=some"):
-        check_all_read(settings, {}, "some")
-    assert settings["f"] == 5
-    check_all_read(settings, {}, "some")
 
 
 def test_strange_keys_are_printed_harmless(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from modular_gpt import CheckpointError, GPTConfig
 from modular_gpt.core.errors import UserError
+from modular_gpt.mapping.hf_config import HARMLESS
 from modular_gpt.model.config import SLOTS
 from modular_gpt.model.differences import differences
 from modular_gpt.pretrained import FAMILIES
-from modular_gpt.pretrained.config_map import HARMLESS
 from modular_gpt.pretrained.family import Family
 from modular_gpt.pretrained.load import read_config
 from modular_gpt.weights.hub import locate

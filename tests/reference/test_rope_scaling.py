@@ -8,8 +8,8 @@ from torch import Tensor
 
 from modular_gpt import GPTConfig
 from modular_gpt.core.contracts import Positions
+from modular_gpt.mapping.hf_config import HFConfig
 from modular_gpt.nn.pos.rope import RoPE
-from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families.rope_config import position, rope_parameters
 from tests.reference.conftest import Parity
 

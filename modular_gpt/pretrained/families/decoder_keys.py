@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from modular_gpt.core.errors import CheckpointError, printable, unknown
+from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.pretrained.config_map import HFConfig
-from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key, layer_count, layers, lines
+from modular_gpt.mapping.hf_config import HFConfig
+from modular_gpt.mapping.setting_map import Keys, ModelView, always, computed, key, layer_count, layers, lines, only
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 HEADS, WINDOW_PATH = "attention@mha.n_kv_heads", "attention@mha.window"
@@ -219,36 +219,6 @@ def dropouts(residual: str, embeddings: str | None = None, attention: str | None
     return (both, Keys(weights.from_hf, key(attention, path).to_hf))
 
 
-def only(**values: Any) -> Keys:
-    """Keys that must have these values."""
-    return Keys(lambda settings: must_be(settings, **values), lambda view: values)
-
-
-def must_be(settings: HFConfig, **only: Any) -> PlainDict:
-    """Raise a CheckpointError if a setting has another value than the one that is supported."""
-    for name, value in only.items():
-        if settings[name] != value:
-            found = printable(repr(settings[name]))
-            raise CheckpointError(f"the checkpoint has {name}={found}, which is not supported: only {value!r} is")
-    return {}
-
-
-def needed(name: str, path: str) -> Keys:
-    """A key that must not be null."""
-
-    def read(settings: HFConfig) -> PlainDict:
-        if settings[name] is None:
-            raise KeyError(name)
-        return {path: settings[name]}
-
-    return Keys(read, key(name, path).to_hf)
-
-
-def computed(path: str, from_hf: Callable[[HFConfig], Any]) -> Keys:
-    """A setting that follows from other keys."""
-    return Keys(lambda settings: {path: from_hf(settings)})
-
-
 def rotated(settings: HFConfig) -> list[bool]:
     """Whether each layer has rotary positions: all but every fourth one, unless they are listed."""
     listed, interval = settings["no_rope_layers"], settings["no_rope_layer_interval"]
@@ -259,8 +229,3 @@ NO_ROPE_LAYERS = layers(
     rotated, {}, {"pos.name": "none"}, "pos@rope.theta", lambda has: {"no_rope_layers": [int(one) for one in has]}
 )
 SILU = only(hidden_act="silu")  # where it is also that of convolutions, or of queries, keys and values
-
-
-def rounded(value: float) -> float:
-    """A whole number if it is one up to rounding errors."""
-    return round(value) if abs(value - round(value)) < 1e-9 * abs(value) else value

@@ -4,9 +4,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.pretrained.config_map import HFConfig
-from modular_gpt.pretrained.families.decoder_keys import activation_key, computed, needed
-from modular_gpt.pretrained.setting_map import Keys, KeyTree, ModelView, always, key, layer_count, layers, lines
+from modular_gpt.mapping.hf_config import HFConfig
+from modular_gpt.mapping.setting_map import (
+    Keys,
+    KeyTree,
+    ModelView,
+    always,
+    computed,
+    key,
+    layer_count,
+    layers,
+    lines,
+    needed,
+)
+from modular_gpt.pretrained.families.decoder_keys import activation_key
 
 COUNT = "ffn@moe.n_experts"
 

@@ -2,17 +2,17 @@
 
 import math
 
+from modular_gpt.mapping.setting_map import computed, key, lines, only, rounded
+from modular_gpt.mapping.tensor_map import modules
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import tensor_names as names
-from modular_gpt.pretrained.families.decoder_keys import START, biases, dense, every, norm, only, qk_norm, windows
+from modular_gpt.pretrained.families.decoder_keys import START, biases, dense, every, norm, qk_norm, windows
 from modular_gpt.pretrained.families.rope_config import rope
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import key, lines
-from modular_gpt.pretrained.tensor_map import modules
 
 NORM = norm("rmsnorm", "rms_norm_eps", weight_offset=True)
-EMBED_SCALE = keys.computed("embed_scale", lambda settings: math.sqrt(settings["hidden_size"]))
-SCALE = key("query_pre_attn_scalar", "attention@mha.scale", lambda q: q**-0.5, lambda scale: keys.rounded(scale**-2))
+EMBED_SCALE = computed("embed_scale", lambda settings: math.sqrt(settings["hidden_size"]))
+SCALE = key("query_pre_attn_scalar", "attention@mha.scale", lambda q: q**-0.5, lambda scale: rounded(scale**-2))
 GEMMA = (START, NORM, dense(), rope(), biases(), EMBED_SCALE)
 SCALED = (START, NORM, dense(act="hidden_activation"), biases(), EMBED_SCALE, SCALE)
 CAPPED = lines("final_logit_softcapping = logit_softcap")

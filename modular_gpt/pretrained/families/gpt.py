@@ -10,13 +10,24 @@ import torch.nn.functional as F
 
 from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.pretrained.config_map import ANY, HFConfig, harmless
+from modular_gpt.mapping.hf_config import ANY, HFConfig, harmless
+from modular_gpt.mapping.setting_map import (
+    Keys,
+    ModelView,
+    PerLayer,
+    always,
+    key,
+    layer_count,
+    layers,
+    must_be,
+    only,
+    switch,
+)
+from modular_gpt.mapping.tensor_map import FUSED, FUSED_PER_HEAD, IN_OUT, Transform, modules, tensors, transposed
 from modular_gpt.pretrained.families import decoder_keys as keys
-from modular_gpt.pretrained.families.decoder_keys import HEADS, WINDOW_PATH, biases, dense, dropouts, layernorm, only
+from modular_gpt.pretrained.families.decoder_keys import HEADS, WINDOW_PATH, biases, dense, dropouts, layernorm
 from modular_gpt.pretrained.families.tensor_names import QKV, attention
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, ModelView, PerLayer, always, key, layer_count, layers, switch
-from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, IN_OUT, Transform, modules, tensors, transposed
 
 LAYER = "transformer.h.{layer}"
 SCALE, TOPOLOGY = "attention@mha.scale", "block.topology"
@@ -154,7 +165,7 @@ def _read_mpt(settings: HFConfig) -> PlainDict:
     given = nested if isinstance(nested, HFConfig) else HFConfig(nested or {})
     attention = given.with_defaults({**MPT_FIXED, "attn_pdrop": 0.0, "clip_qkv": None, "softmax_scale": None})
     # transformers computes with a largest bias of 8, whatever the file has; the authors' own code reads it
-    keys.must_be(attention, **MPT_FIXED)
+    must_be(attention, **MPT_FIXED)
     rates, always_ours = DROPOUT_OF_MPT.from_hf(attention), {"pos.name": "alibi", "pos.max_bias": 8.0}
     clip = attention["clip_qkv"] or None
     return {**rates, **always_ours, SCALE: attention["softmax_scale"], "attention@mha.clip_qkv": clip}

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import encode
+from modular_gpt.mapping.hf_config import HFConfig, harmless
+from modular_gpt.mapping.setting_map import Keys, ModelView, PerLayer, always, computed, layer_count, lines
+from modular_gpt.mapping.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, Transform, modules, tensors, unless, where
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.pretrained.config_map import HFConfig, harmless
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
 from modular_gpt.pretrained.families import gemma
@@ -26,8 +28,6 @@ from modular_gpt.pretrained.families.moe import W123
 from modular_gpt.pretrained.families.rope_config import rope
 from modular_gpt.pretrained.families.tensor_names import ATTENTION, ATTN, ENDS, LAYER, PRE_NORMS, QK_NORM, QKV
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, ModelView, PerLayer, always, layer_count, lines
-from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, Transform, modules, tensors, unless, where
 from modular_gpt.weights import LazyTensor, RowsOfSeveral, renamed
 
 DELTA, MIXER, RATE = f"{LAYER}.linear_attn", "attention@gated_delta", "attention.rate.weight"
@@ -43,7 +43,7 @@ DELTA_SIZES = lines(
     "linear_{num_value_heads,num_key_heads,key_head_dim,value_head_dim,conv_kernel_dim}"
     f" = {MIXER}.{{value_heads,key_heads,key_dim,value_dim,kernel}}"
 )
-DELTA_EPS = keys.computed(f"{MIXER}.eps", lambda settings: float(settings["rms_norm_eps"]))
+DELTA_EPS = computed(f"{MIXER}.eps", lambda settings: float(settings["rms_norm_eps"]))
 QWEN_LAYERS = mixers(keys.every(4, "full_attention_interval"), GATED_DELTA)
 QWEN = (
     (START, gemma.NORM, dense(), rope(partial=True), biases(), qk_norm(weight_offset=True), SILU),
@@ -240,7 +240,7 @@ MINIMAX = (
     ),
     Keys(lambda settings: {"attention@lightning.head_dim": settings["head_dim"]}, _write_residuals),
     (always({"attention@lightning.decay_rates": "geometric"}), lines("block_size = attention@lightning.chunk")),
-    (keys.computed("attention@lightning.decay_scale", _slower_decays), experts.MIXTRAL),
+    (computed("attention@lightning.decay_scale", _slower_decays), experts.MIXTRAL),
 )
 LIGHTNING = "attention.norm.weight"
 MINIMAX_TENSORS = [

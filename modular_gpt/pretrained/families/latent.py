@@ -4,7 +4,9 @@ import math
 
 from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.pretrained.config_map import ANY, HFConfig, harmless
+from modular_gpt.mapping.hf_config import ANY, HFConfig, harmless
+from modular_gpt.mapping.setting_map import Keys, ModelView, always, key, layer_count, lines, only, rounded, switch
+from modular_gpt.mapping.tensor_map import STACKED_ROWS, tensors, where
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
 from modular_gpt.pretrained.families import rope_config
@@ -12,8 +14,6 @@ from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.rope_config import rope, rope_parameters, temperature, yarn_magnitude
 from modular_gpt.pretrained.families.tensor_names import LATENT_ATTENTION, MLP, ROUTER
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, ModelView, always, key, layer_count, lines, switch
-from modular_gpt.pretrained.tensor_map import STACKED_ROWS, tensors, where
 
 SCALE, LAYOUT = "attention@mla.scale", "pos@rope.layout"
 START = (keys.SIZES, keys.LENGTH, keys.INIT, keys.RMSNORM, keys.dense())
@@ -84,19 +84,19 @@ def _write_groups(view: ModelView) -> PlainDict:
 V2 = (
     (experts.experts("n_routed_experts"), experts.moe(norm_topk=False), experts.router_loss("aux_loss_alpha")),
     (experts.SCALE, experts.shared("n_shared_experts"), Keys(_read_groups, _write_groups), experts.FIRST_DENSE),
-    (keys.only(norm_topk_prob=False, mlp_bias=False), always({LAYOUT: "interleaved"})),
+    (only(norm_topk_prob=False, mlp_bias=False), always({LAYOUT: "interleaved"})),
 )
 MINICPM = (
-    key("scale_emb", "embed_scale", float, keys.rounded),
+    key("scale_emb", "embed_scale", float, rounded),
     Keys(
         lambda s: {"residual_multiplier": s["scale_depth"] / math.sqrt(layer_count(s))},
         lambda view: {"scale_depth": view["residual_multiplier"] * math.sqrt(view["n_layers"])},
     ),
     Keys(
         lambda s: {"logit_scale": s["dim_model_base"] / s["hidden_size"]},
-        lambda view: {"dim_model_base": keys.rounded(view["logit_scale"] * view["d_model"])},
+        lambda view: {"dim_model_base": rounded(view["logit_scale"] * view["d_model"])},
     ),
-    keys.only(mlp_bias=False),
+    only(mlp_bias=False),
     always({LAYOUT: "half"}),
 )
 MISTRAL4 = (

@@ -2,15 +2,15 @@
 
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.pretrained.config_map import ANY, HFConfig
+from modular_gpt.mapping.hf_config import ANY, HFConfig
+from modular_gpt.mapping.setting_map import Keys, PerLayer, always, key, layer_count, lines, switch
+from modular_gpt.mapping.tensor_map import modules
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import RMSNORM, START, WINDOW, biases, dense, qk_norm, windows
 from modular_gpt.pretrained.families.rope_config import rope, temperature, temperature_to_hf
 from modular_gpt.pretrained.families.tensor_names import LLAMA
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, PerLayer, always, key, layer_count, lines, switch
-from modular_gpt.pretrained.tensor_map import modules
 
 BASE = (START, RMSNORM, dense(), rope())
 BIASED = (START, RMSNORM, dense(bias="mlp_bias"), rope(), biases())

@@ -5,8 +5,10 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 """
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.pretrained import tensor_map as stored
-from modular_gpt.pretrained.config_map import HFConfig, harmless
+from modular_gpt.mapping import tensor_map as stored
+from modular_gpt.mapping.hf_config import HFConfig, harmless
+from modular_gpt.mapping.setting_map import Keys, ModelView, always, layer_count, layers, lines
+from modular_gpt.mapping.tensor_map import modules, tensors, unless, where
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
 from modular_gpt.pretrained.families import tensor_names as names
@@ -16,8 +18,6 @@ from modular_gpt.pretrained.families.latent import FURTHER_LAYER
 from modular_gpt.pretrained.families.rope_config import rope
 from modular_gpt.pretrained.families.tensor_names import LAYER, LLAMA, MLP, QK_NORM, ROUTER, WHOLE
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, ModelView, always, layer_count, layers, lines
-from modular_gpt.pretrained.tensor_map import modules, tensors, unless, where
 
 BASE = (START, RMSNORM, rope())
 WITH_DENSE = (BASE, dense())

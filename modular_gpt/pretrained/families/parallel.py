@@ -5,8 +5,10 @@ Falcon: https://arxiv.org/abs/2311.16867, Phi: https://arxiv.org/abs/2309.05463
 """
 
 from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.mapping.hf_config import HFConfig
+from modular_gpt.mapping.setting_map import Keys, ModelView, always, lines, must_be, needed, switch
+from modular_gpt.mapping.tensor_map import FUSED_PER_HEAD, Tensors, modules, tensors
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.pretrained.config_map import HFConfig
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import gpt
 from modular_gpt.pretrained.families import tensor_names as names
@@ -14,15 +16,13 @@ from modular_gpt.pretrained.families.decoder_keys import HEADS, START, biases, d
 from modular_gpt.pretrained.families.rope_config import rope
 from modular_gpt.pretrained.families.tensor_names import ATTN, LAYER, LLAMA, QKV, attention
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.setting_map import Keys, ModelView, always, lines, switch
-from modular_gpt.pretrained.tensor_map import FUSED_PER_HEAD, Tensors, modules, tensors
 
 TOPOLOGY, TWO_NORMS = "block.topology", "parallel_two_norms"
 PARALLEL, HEAD = keys.topology("parallel"), always({"head_bias": True})
 # without rotary_dim, transformers would rotate by a table as wide as the model
 ROTARY_DIM = (
     always({"pos.name": "rope", "pos@rope.layout": "interleaved"}),
-    keys.needed("rotary_dim", "pos@rope.rotary_dim"),
+    needed("rotary_dim", "pos@rope.rotary_dim"),
 )
 GPTJ_TENSORS = [
     *modules("{ln_1,mlp.fc_in,mlp.fc_out} = {attention_norm,ffn.up,ffn.down}", gpt.LAYER),
@@ -46,7 +46,7 @@ NEOX_TENSORS = [
 def _read_falcon(settings: HFConfig) -> PlainDict:
     new, n_heads = settings["new_decoder_architecture"], settings["num_attention_heads"]
     if new:
-        keys.must_be(settings, parallel_attn=True)
+        must_be(settings, parallel_attn=True)
         topology = TWO_NORMS if settings["num_ln_in_parallel_attn"] in (2, None) else "parallel"
         n_kv_heads = settings["num_kv_heads"] or n_heads
         settings.ignore("multi_query")

@@ -7,9 +7,9 @@ from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.pretrained.config_map import HFConfig
+from modular_gpt.mapping.hf_config import HFConfig
+from modular_gpt.mapping.setting_map import Keys, ModelView, PerLayer, layer_count, pairs
 from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, Pattern, layer_types
-from modular_gpt.pretrained.setting_map import Keys, ModelView, PerLayer, layer_count, pairs
 
 _LENGTHS = "{factor,original_max_position_embeddings} = {factor,original_context_length}"
 # rope_type -> key of config.json -> our setting; the defaults are the same

@@ -1,6 +1,6 @@
 """Names of tensors that many families share."""
 
-from modular_gpt.pretrained.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, modules, tensors, unless, where
+from modular_gpt.mapping.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, modules, tensors, unless, where
 
 LAYER = "model.layers.{layer}"
 ATTN, MLP = f"{LAYER}.self_attn", f"{LAYER}.mlp"

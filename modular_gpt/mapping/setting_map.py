@@ -6,20 +6,20 @@ Most mappings are lines ``key = setting``, which read and write; braces stand fo
 
 ``ffn@moe`` applies to layers with that component only. ``Keys`` is a pair of functions for meanings that are spread
 over several keys, and ``layers`` has the settings of two sorts of layers, which are assembled one by one and folded
-into variants and a cycle. Writing may be approximate, because save.py reads back what it writes.
+into variants and a cycle. Writing may be approximate, because saving reads back what it writes.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from modular_gpt.core.errors import ConfigError, printable
+from modular_gpt.core.errors import CheckpointError, ConfigError, printable
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, lookup
+from modular_gpt.mapping.hf_config import HFConfig
+from modular_gpt.mapping.notation import pairs
 from modular_gpt.model.config import BLOCK, LARGEST, SLOTS, BlockConfig, GPTConfig
 from modular_gpt.model.layer_folding import fold_layers
-from modular_gpt.pretrained.config_map import HFConfig
 
 KEEP: Final = object()  # for one layer in PerLayer: what earlier mappings gave
 
@@ -98,23 +98,6 @@ def flattened(keys: KeyTree) -> Iterator[Keys]:
             yield from flattened(inner)
 
 
-_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
-
-
-def pairs(*lines: str) -> Iterator[tuple[str, str]]:
-    """The two sides of each line ``theirs = ours``; braces with commas on both sides stand for several such lines."""
-    for line in lines:
-        if _CHOICE.search(line) is None:
-            theirs, _, ours = line.partition(" = ")
-            yield theirs, ours or theirs
-            continue
-        for names in zip(*(choices.split(",") for choices in _CHOICE.findall(line)), strict=True):
-            made = line
-            for name in names:
-                made = _CHOICE.sub(name, made, count=1)
-            yield made.partition(" = ")[0], made.partition(" = ")[2]
-
-
 def key(
     hf_name: str,
     path: str,
@@ -151,6 +134,41 @@ def switch(hf_name: str, path: str, on: Any, off: Any) -> Keys:
 def always(settings: PlainMapping) -> Keys:
     """Our settings, by path, that all models of a family have."""
     return Keys(lambda given: settings)
+
+
+def only(**values: Any) -> Keys:
+    """Keys that must have these values."""
+    return Keys(lambda settings: must_be(settings, **values), lambda view: values)
+
+
+def must_be(settings: HFConfig, **only: Any) -> PlainDict:
+    """Raise a CheckpointError if a setting has another value than the one that is supported."""
+    for name, value in only.items():
+        if settings[name] != value:
+            found = printable(repr(settings[name]))
+            raise CheckpointError(f"the checkpoint has {name}={found}, which is not supported: only {value!r} is")
+    return {}
+
+
+def needed(name: str, path: str) -> Keys:
+    """A key that must not be null."""
+
+    def read(settings: HFConfig) -> PlainDict:
+        if settings[name] is None:
+            raise KeyError(name)
+        return {path: settings[name]}
+
+    return Keys(read, key(name, path).to_hf)
+
+
+def computed(path: str, from_hf: Callable[[HFConfig], Any]) -> Keys:
+    """A setting that follows from other keys."""
+    return Keys(lambda settings: {path: from_hf(settings)})
+
+
+def rounded(value: float) -> float:
+    """A whole number if it is one up to rounding errors."""
+    return round(value) if abs(value - round(value)) < 1e-9 * abs(value) else value
 
 
 def layers(

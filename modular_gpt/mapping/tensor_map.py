@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from modular_gpt.mapping.notation import pairs
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.pretrained.setting_map import pairs
 
 LAYER, EXPERT, OURS = "{layer}", "{expert}", "blocks.{layer}."
 

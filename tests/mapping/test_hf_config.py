@@ -1,0 +1,21 @@
+"""The settings of a config.json, and the record of the keys read."""
+
+import pytest
+
+from modular_gpt import CheckpointError
+from modular_gpt.mapping.hf_config import ANY, HFConfig, check_all_read
+
+
+def test_what_is_read_is_remembered() -> None:
+    settings = HFConfig({"a": 1, "b": {"c": 2, "d": 3}, "e": None, "f": 5, "g": [1]}, {"h": 7})
+    assert settings["a"] == 1 and settings["b"]["c"] == 2 and settings["h"] == 7 and settings.get("z") is None
+    assert settings.unread({}) == [("b.d", 3), ("f", 5), ("g", [1])]
+    assert settings.unread({"f": ANY, "b.d": (3,), "g": ([2],)}) == [("g", [1])]
+    assert settings.unread({"f": (5.0,), "b.d": ANY, "g": ANY}) == [("f", 5)], "5 is not 5.0"
+    assert settings.with_defaults({"x": 0})["x"] == 0
+    settings.with_defaults({}).ignore("b", "g")
+    assert [name for name in settings] == ["h", "a", "b", "e", "f", "g"]
+    with pytest.raises(CheckpointError, match="f=5, which models of model_type=some"):
+        check_all_read(settings, {}, "some")
+    assert settings["f"] == 5
+    check_all_read(settings, {}, "some")
