@@ -3,7 +3,7 @@
 oneDNN multiplies faster if a weight has the blocked memory layout of its kernels; packing converts each weight once
 instead of at every call. In int8, weights are rounded to multiples of a scale for each output channel; they have half
 the bytes of bfloat16, and bytes bound the speed of decoding. Each ``nn.Linear`` of the model is replaced by a module
-that computes the same product; in int8 the products of experts are too. A packed model is for inference only.
+that computes the same product, and so are the products of experts. A packed model is for inference only.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
-from modular_gpt.nn.ffn.moe import MixtureOfExperts
+from modular_gpt.nn.ffn.moe import GroupedProduct, MixtureOfExperts
 
 
 class PackedLinear(nn.Module):
@@ -37,6 +37,23 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class PackedExperts:
+    """Products of rows, sorted by expert, with the packed matrix (out, in) of their expert: (M, in) -> (M, out)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """weight: (experts, out, in)"""
+        self.packed = [torch.ops.mkldnn._reorder_linear_weight(matrix) for matrix in weight.detach()]
+        self.out_features = weight.shape[1]
+
+    def __call__(self, x: Tensor, ends: Tensor) -> Tensor:
+        out, start = x.new_empty(len(x), self.out_features), 0
+        for matrix, end in zip(self.packed, ends.tolist(), strict=True):
+            if start < end:
+                out[start:end] = torch.ops.mkldnn._linear_pointwise(x[start:end], matrix, None, "none", [], "")
+            start = end
+        return out
 
 
 class Int8Linear(nn.Module):
@@ -146,7 +163,7 @@ def pack(model: GPTModel) -> GPTModel:
     """
     if not can_pack(model):
         raise ConfigError("packing is for float32 and bfloat16 models on a CPU with oneDNN")
-    return _replaced(model, PackedLinear)
+    return _replaced(model, PackedLinear, PackedExperts)
 
 
 def pack_int8(model: GPTModel) -> GPTModel:
@@ -161,17 +178,20 @@ def pack_int8(model: GPTModel) -> GPTModel:
     weight = model.embedding.weight
     if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
         raise ConfigError("packing=int8 is for float32 and bfloat16 models on a CPU")
-    for module in model.modules():
-        if isinstance(module, MixtureOfExperts):
-            module.replace_products(Int8Experts)
-    return _replaced(model, Int8Linear, keep=("router",))
+    return _replaced(model, Int8Linear, Int8Experts, keep=("router",))
 
 
 def _replaced(
-    model: GPTModel, made: Callable[[Tensor, Tensor | None], nn.Module], keep: tuple[str, ...] = ()
+    model: GPTModel,
+    made: Callable[[Tensor, Tensor | None], nn.Module],
+    experts: Callable[[Tensor], GroupedProduct],
+    keep: tuple[str, ...] = (),
 ) -> GPTModel:
-    """Replace the linear layers and the head of a model, but for the layers of these names."""
+    """Replace the linear layers, the head and the products of experts, but for the layers of the names ``keep``."""
     model.eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, MixtureOfExperts):
+            module.replace_products(experts)
     if model.head is None:  # a tied head gets a copy; the embedding keeps the plain weight for look-ups
         model.head = cast(nn.Linear, made(model.embedding.weight, None))
     for module in list(model.modules()):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROUNDED = 32  # the least multiple that numbers of rows in bfloat16 are rounded up to
+
 
 def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Multiply each row by the matrix of its group: x[i] @ weight[g] for row i of group g. Returns (M, C).
@@ -19,12 +21,58 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     return out
 
 
+def _rows(x: Tensor, count: int) -> int:
+    """The number of rows to multiply for a group of ``count``.
+
+    oneDNN compiles a kernel for each new shape of a bfloat16 product, which takes about a millisecond on a CPU, and the
+    sizes of groups differ in every step: they are rounded up by a sixteenth at most, so that shapes recur.
+    """
+    if x.is_cuda or x.dtype != torch.bfloat16 or count <= ROUNDED:
+        return count
+    step = max(ROUNDED, 1 << (count.bit_length() - 5))
+    return -(-count // step) * step
+
+
+def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, copies: int = 1) -> Tensor:
+    """x[order // copies]: (M, D) -> (M * copies, D), each row that many times.
+
+    order: (M * copies,) a permutation; inverse: that one's inverse. The gradient is gathered by it, which is faster
+    than to add rows up at their places.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        out: Tensor = _GatherRows.apply(x, order, inverse, copies)
+        return out
+    return x[order // copies]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.copies = k  # type: ignore[attr-defined]
+        return x[order // k]
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return grad[inverse].unflatten(0, (-1, ctx.copies)).sum(1), None, None, None  # type: ignore[attr-defined]
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """x (n, A) with zeros up to ``rows`` rows."""
+    return x if len(x) == rows else F.pad(x, (0, 0, 0, rows - len(x)))
+
+
 @torch.library.custom_op("modular_gpt::grouped_matmul", mutates_args=())
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     out = x.new_empty(x.shape[0], weight.shape[2])
     start = 0
     for group, end in enumerate(ends.tolist()):
-        torch.mm(x[start:end], weight[group], out=out[start:end])
+        last = start + _rows(x, end - start)
+        if last > len(x):
+            out[start:end] = torch.mm(_padded(x[start:end], last - start), weight[group])[: end - start]
+        elif start < end:  # rows of later groups are written again by them
+            torch.mm(x[start:last], weight[group], out=out[start:last])
         start = end
     return out
 
@@ -40,7 +88,8 @@ def _grouped_outer(x: Tensor, y: Tensor, ends: Tensor) -> Tensor:
     out = x.new_empty(ends.shape[0], x.shape[1], y.shape[1])
     start = 0
     for group, end in enumerate(ends.tolist()):
-        torch.mm(x[start:end].t(), y[start:end], out=out[group])
+        rows = _rows(x, end - start)
+        torch.mm(_padded(x[start:end], rows).t(), _padded(y[start:end], rows), out=out[group])
         start = end
     return out
 

@@ -16,6 +16,7 @@ from modular_gpt.deploy.cpu_packing import (
     MAX_ROWS,
     Int8Experts,
     Int8Linear,
+    PackedExperts,
     PackedLinear,
     can_pack,
     pack,
@@ -38,6 +39,10 @@ def test_packed_logits_equal(slot: str, name: str, dtype: torch.dtype) -> None:
     plain = tiny(**{slot: name}).to(dtype)
     packed = pack(copy.deepcopy(plain))
     assert any(isinstance(module, PackedLinear) for module in packed.modules())
+    for module in packed.modules():
+        if isinstance(module, MixtureOfExperts):
+            assert {type(product) for product in module._products.values()} == {PackedExperts}
+    pack(packed)  # a packed model is packed already
     ids = torch.arange(24).view(2, 12)
     with torch.inference_mode():
         wanted = plain(ids)

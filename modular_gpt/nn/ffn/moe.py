@@ -23,7 +23,7 @@ from modular_gpt.core.validation import at_most, one_of, positive
 from modular_gpt.core.weight_transfer import FeedForwardWeights, TransferReport
 from modular_gpt.nn.activations import ACTIVATIONS, GATES, gated
 from modular_gpt.nn.ffn import glu, mlp
-from modular_gpt.nn.grouped_mm import grouped_matmul
+from modular_gpt.nn.grouped_mm import gather_rows, grouped_matmul
 from modular_gpt.nn.residual import mark_residual
 
 GroupedProduct = Callable[[Tensor, Tensor], Tensor]  # rows (M, in) sorted by expert, ends (E,) -> (M, out)
@@ -191,13 +191,16 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         """(M, D) -> (M, D): for each token, the sum of its experts' outputs times their weights."""
         tokens, weights = self.shards.copied(tokens), self.shards.copied(weights)
         order = chosen.flatten().argsort(stable=True)  # token-expert pairs, expert by expert
+        inverse = order.argsort()
         ends = counts.cumsum(0).to(torch.int32)
         first, last = self.shards.bounds(self.config.n_experts)  # the experts of this process
         if self.shards.size > 1:
             begin = int(ends[first - 1]) if first else 0
             order, ends = order[begin : int(ends[last - 1])], ends[first:last] - begin
+            x = tokens[order // self.config.top_k]
+        else:
+            x = gather_rows(tokens, order, inverse, self.config.top_k)
         expert = chosen.flatten()[order] - first
-        x = tokens[order // self.config.top_k]
         if self.config.weight_on_input:
             x, weights = x * weights.flatten()[order][:, None].to(x.dtype), torch.ones_like(weights)
 
@@ -219,7 +222,7 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         if self.shards.size > 1:  # zeros for the experts of other processes
             out = out.new_zeros(chosen.numel(), out.shape[1]).index_copy(0, order, out)
         else:
-            out = out[order.argsort()]  # back to token order, no atomic adds
+            out = gather_rows(out, inverse, order)  # back to token order
         result: Tensor = (out.unflatten(0, (-1, self.config.top_k)) * weights[..., None].to(out.dtype)).sum(1)
         return self.shards.summed(result)
 
@@ -242,7 +245,7 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         """
         for name in ("gate", "up", "down"):
             weight = getattr(self, name)
-            if weight is not None:
+            if weight is not None and not weight.is_meta:  # it is meta where it was replaced before
                 self._products[name] = made(weight)
                 setattr(self, name, nn.Parameter(weight.detach().to("meta"), requires_grad=False))
 
