@@ -39,7 +39,7 @@ class CompareConfig:
     pages: Save the model that each variant trained with the first seed, and write an inspection page of it, as
         mgpt-inspect does.
     compares: Directory in which each comparison gets a directory of its own.
-    resume: Resume this comparison; of its settings, only seeds can change.
+    resume: Resume this comparison. Only seeds, jobs, require, diagnostics, decoding and pages can change.
     """
 
     budget: str | None = None

@@ -92,14 +92,14 @@ class GenerationConfig(SamplingSettings):
     stop_tokens: ids that end a text and belong to it
     stop: strings that end a text and do not belong to it
     logprobs: return the log-probability of each new token under the model itself, before bias, penalties and filters
-    overflow: what happens past the context: ``slide`` lets each token attend to the last context_length tokens, if the
-        position encoding permits, ``window`` reads the text again from the last half of the context whenever it is
-        full, ``error`` refuses
+    overflow: handling of texts past the context: ``slide`` lets each token attend to the last context_length tokens, if
+        the position encoding permits; ``window`` reads the last half of the context again whenever it is full;
+        ``error`` raises an error
     compile: run single steps as one compiled graph
-    strategy: how a text is found: ``sample`` draws one token after the other, or takes the most likely one if greedy,
-        ``beam`` searches for the most likely text, ``contrastive`` weighs probability against similarity to the text so
-        far, ``speculative`` lets a smaller model draft tokens that the model checks together, ``lookup`` drafts what
-        followed the same tokens earlier in the text; the last two keep the distribution of ``sample``
+    strategy: decoding method: ``sample`` draws one token after the other, or takes the most likely one if greedy;
+        ``beam`` searches for the most likely text; ``contrastive`` weighs probability against similarity to the text so
+        far; ``speculative`` lets a smaller model draft tokens that the model checks together; ``lookup`` drafts the
+        tokens that followed the same tokens earlier in the text. The last two keep the distribution of ``sample``
     num_beams: rows that beam search keeps for each prompt
     length_penalty: exponent of the number of new tokens by which beam search divides the sum of log-probabilities
     contrastive_alpha: weight of the similarity in contrastive search, from 0 to 1

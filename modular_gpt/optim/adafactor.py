@@ -17,6 +17,8 @@ class Adafactor(Optimizer, name="adafactor"):
     class Config(OptimizerConfig):
         """Settings of Adafactor, whose learning rate is relative to the size of each weight.
 
+        learning_rate: Peak learning rate, relative to the root mean square of each weight, which the schedule scales.
+            With null it is 0.5 / d_model and at most 0.004.
         beta2_decay: Exponent of the second average's decay: at step t it moves by t to this power.
         clip: Largest root mean square of an update.
         """

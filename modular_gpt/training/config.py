@@ -60,9 +60,9 @@ class TrainerConfig:
     gradient_accumulation: Number of micro-batches per optimizer step. More need less memory; the result is the same.
     activation_checkpointing: Recompute every n-th block in the backward pass (1: all, 0: off), which takes less memory
         and more time. The result is the same.
-    objective: What is minimised: cross_entropy (of the targets) or dpo (direct preference optimisation, for
+    objective: Loss to minimise: cross_entropy (of the targets) or dpo (direct preference optimisation, for
         data=preferences). With dpo, a row is a pair of answers.
-    beta: How strongly objective=dpo keeps the model near the one that it starts from; 0.1 is usual.
+    beta: Strength with which objective=dpo keeps the model near the one that it starts from; 0.1 is usual.
     gradient_clip: Clip the global gradient norm to this value; 0 disables clipping.
     label_smoothing: Fraction of each target that is spread evenly over the vocabulary.
     z_loss: Weight of the squared log-partition function of the softmax, which keeps logits from drifting (1e-4 is

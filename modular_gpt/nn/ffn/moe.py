@@ -38,11 +38,12 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
 
         n_experts: Number of experts that the router chooses from.
         top_k: Number of experts per token.
-        expert: Kind of expert, glu or mlp.
+        expert: Type of the experts, glu or mlp.
         hidden: Width of an expert's hidden layer. By default (null) that of a single glu or mlp.
         activation: Activation of an expert's hidden layer, as for glu or mlp.
         bias: Use biases in experts. By default (null) the model's bias setting applies.
-        clamp_limit, clamp_alpha: Bound and slope of activation=clamped_swish.
+        clamp_limit: Bound of the gate and of the hidden layer with activation=clamped_swish.
+        clamp_alpha: Slope of the sigmoid with activation=clamped_swish.
         weight_on_input: Multiply the input of an expert by its weight, instead of its output (Llama 4).
         shared_experts: Give every token a shared expert, as wide as this many experts.
         shared_hidden: Width of the shared expert. By default (null) shared_experts times hidden.
