@@ -12,7 +12,7 @@ from modular_gpt.core.plain_types import PlainMapping
 ANY: Final = "any"  # a harmless key, whatever its value
 
 
-def harmless(names: str, **only: Any) -> dict[str, Any]:
+def harmless(names: str = "", **only: Any) -> dict[str, Any]:
     """Keys that change nothing, whatever their values, and those that change nothing at one value."""
     return {**dict.fromkeys(names.split(), ANY), **{name: (value,) for name, value in only.items()}}
 
@@ -51,7 +51,8 @@ HARMLESS: PlainMapping = harmless(
 class HFConfig(PlainMapping):
     """The settings of a config.json with defaults for missing keys; records the keys that are read.
 
-    A nested object is an HFConfig with the same record. Iterating over the keys reads none of them.
+    A nested object is an HFConfig with the same record; ``outer.inner`` is a key in it, and the name of its default.
+    Iterating over the keys reads none of them.
 
     synonyms: other names by which a key can be looked up -> the key
     """
@@ -74,11 +75,20 @@ class HFConfig(PlainMapping):
 
     def __getitem__(self, name: str) -> Any:
         name = self._synonyms.get(name, name)
+        if "." in name:
+            return self._nested(name)
         self._read.add(self._path + name)
         value = self._values[name]
         if isinstance(value, HFConfig) or not isinstance(value, Mapping):
             return value
         return HFConfig(value, read=self._read, path=f"{self._path}{name}.")
+
+    def _nested(self, name: str) -> Any:
+        outer, _, inner = name.partition(".")
+        found = self.get(outer) or {}
+        if not isinstance(found, Mapping):
+            raise TypeError(f"{outer} must be an object")
+        return found[inner] if inner in found else self.defaults[name]
 
     def __contains__(self, name: object) -> bool:
         return self._synonyms.get(str(name), name) in self._values

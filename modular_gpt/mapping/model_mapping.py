@@ -7,7 +7,7 @@ from functools import cached_property
 from modular_gpt.core.errors import CheckpointError, UserError, printable
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.mapping.hf_config import HFConfig, check_all_read
-from modular_gpt.mapping.setting_map import Keys, KeyTree, ModelView, flattened, read_keys, write_keys
+from modular_gpt.mapping.setting_map import WRONG_VALUE, Keys, KeyTree, ModelView, flattened, read_keys, write_keys
 from modular_gpt.mapping.tensor_map import TensorMapping
 from modular_gpt.model.config import BlockConfig, GPTConfig
 
@@ -83,7 +83,7 @@ class ModelMapping:
             raise
         except KeyError as error:
             raise CheckpointError(f"config.json of this {self.model_type} model lacks the setting {error}") from error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError) as error:
+        except (*WRONG_VALUE, MemoryError) as error:
             raise CheckpointError(
                 f"config.json of this {self.model_type} model has a setting of a wrong type or size:"
                 f" {printable(str(error))}"
@@ -100,5 +100,5 @@ class ModelMapping:
         """
         try:
             return write_keys(self.mappings, ModelView(config, self.defaults, self.synonyms))
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        except WRONG_VALUE as error:
             raise CheckpointError(f"{self.model_type} has no counterpart of a setting: {error}") from error

@@ -1,19 +1,21 @@
 """Two-way mappings between the keys of a config.json and our settings, as tensor_map.py has for tensors.
 
-Most mappings are lines ``key = setting``, which read and write; braces stand for several of them::
+Most mappings are lines ``key = setting``, which read and write; braces stand for several of them, and a dot for a key
+in a nested object. A mapping of settings to values stands for what all models of a type have::
 
-    lines("rms_norm_eps = norm.eps", "{n_group,topk_group} = ffn@moe.{groups,top_groups}")
+    ("rms_norm_eps = norm.eps", "{n_group,topk_group} = ffn@moe.{groups,top_groups}", {"norm.name": "rmsnorm"})
 
 ``ffn@moe`` applies to layers with that component only. ``Keys`` is a pair of functions for meanings that are spread
-over several keys, and ``layers`` has the settings of two sorts of layers, which are assembled one by one and folded
+over several keys, and ``layers`` has the mappings of two sorts of layers, which are assembled one by one and folded
 into variants and a cycle. Writing may be approximate, because saving reads back what it writes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from modular_gpt.core.errors import CheckpointError, ConfigError, printable
+from modular_gpt.core.errors import CheckpointError, ConfigError, UserError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, lookup
 from modular_gpt.mapping.hf_config import HFConfig
@@ -21,6 +23,8 @@ from modular_gpt.mapping.notation import pairs
 from modular_gpt.model.config import BLOCK, LARGEST, SLOTS, BlockConfig, GPTConfig
 from modular_gpt.model.layer_folding import fold_layers
 
+# raised by conversions of a value of a wrong type or size
+WRONG_VALUE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 KEEP: Final = object()  # for one layer in PerLayer: what earlier mappings gave
 
 
@@ -37,6 +41,12 @@ class ModelView:
     def __init__(self, config: GPTConfig, defaults: PlainMapping, synonyms: Mapping[str, str]) -> None:
         self.config, self.defaults, self.synonyms = config, defaults, synonyms
         self.layers: list[BlockConfig] = config.layer_configs
+
+    def of_layers(self, chosen: Iterable[bool]) -> "ModelView":
+        """The same settings of the model, and those of the chosen layers."""
+        view = ModelView(self.config, self.defaults, self.synonyms)
+        view.layers = [layer for layer, one in zip(self.layers, chosen, strict=True) if one]
+        return view
 
     def default(self, name: str) -> Any:
         """The value of a key that a config.json of the family omits; None: it has no such key."""
@@ -79,23 +89,36 @@ def _is(slot: str, config: ComponentConfig, component: str) -> bool:
 class Keys:
     """Keys of a config.json and our settings with the same meaning.
 
-    from_hf: keys -> our settings by path; to_hf: our settings -> keys; by default none, where all models have the same
+    from_hf: keys -> our settings by path; to_hf: our settings -> keys; by default none
     """
 
-    from_hf: Callable[[HFConfig], PlainMapping]
+    from_hf: Callable[[HFConfig], PlainMapping] = lambda settings: {}
     to_hf: Callable[[ModelView], PlainMapping] = lambda view: {}
 
 
-KeyTree = Keys | Sequence["KeyTree"]
+KeyTree = Keys | str | PlainMapping | Sequence["KeyTree"]  # a line and a mapping of our settings are short for Keys
 
 
 def flattened(keys: KeyTree) -> Iterator[Keys]:
     """The mappings in nested sequences, in order; later ones win."""
     if isinstance(keys, Keys):
         yield keys
+    elif isinstance(keys, str):
+        yield from lines(keys)
+    elif isinstance(keys, Mapping):
+        yield always(keys)
     else:
         for inner in keys:
             yield from flattened(inner)
+
+
+def joined(keys: KeyTree) -> Keys:
+    """One mapping that stands for several."""
+    found = tuple(flattened(keys))
+    return Keys(
+        lambda settings: {path: value for one in found for path, value in one.from_hf(settings).items()},
+        lambda view: {name: value for one in found for name, value in one.to_hf(view).items()},
+    )
 
 
 def key(
@@ -103,8 +126,12 @@ def key(
     path: str,
     from_hf: Callable[[Any], Any] = lambda value: value,
     to_hf: Callable[[Any], Any] = lambda value: value,
+    null: Any = None,
 ) -> Keys:
-    """One key and one setting; ``from_hf`` and ``to_hf`` convert values other than null."""
+    """One key and one setting.
+
+    from_hf, to_hf: conversions of values other than null; null: the setting where the key is null
+    """
 
     def write(view: ModelView) -> PlainDict:
         value = view[path]
@@ -114,14 +141,23 @@ def key(
 
     def read(settings: HFConfig) -> PlainDict:
         value = settings[hf_name]
-        return {path: None if value is None else from_hf(value)}
+        return {path: null if value is None else from_hf(value)}
 
     return Keys(read, write)
 
 
 def lines(*given: str) -> tuple[Keys, ...]:
-    """Keys and settings, one pair in a line; a line without `` = `` is a key with our name."""
-    return tuple(key(hf_name, path) for hf_name, path in pairs(*given))
+    """Keys and settings, one pair in a line; a line without a sign is a key with our name.
+
+    ``=`` reads and writes, ``=>`` only reads, ``<=`` only writes.
+    """
+    found: list[Keys] = []
+    for line in given:
+        sign = next((sign for sign in (" => ", " <= ") if sign in line), " = ")
+        for hf_name, path in pairs(line.replace(sign, " = ")):
+            both = key(hf_name, path)
+            found.append({" = ": both, " => ": Keys(both.from_hf), " <= ": Keys(to_hf=both.to_hf)}[sign])
+    return tuple(found)
 
 
 def switch(hf_name: str, path: str, on: Any, off: Any) -> Keys:
@@ -131,23 +167,51 @@ def switch(hf_name: str, path: str, on: Any, off: Any) -> Keys:
     )
 
 
+def enabled_by(hf_name: str, mark: str, keys: KeyTree) -> Keys:
+    """Mappings that apply where a key is true; ``mark``: a setting that has a value only there."""
+    inner = joined(keys)
+
+    def read(settings: HFConfig) -> PlainMapping:
+        found = inner.from_hf(settings)
+        return found if settings[hf_name] else {}
+
+    return Keys(read, lambda view: {**inner.to_hf(view), hf_name: bool(view[mark])})
+
+
+def named(hf_name: str, path: str, names: Mapping[str, str], what: str) -> Keys:
+    """A key with one of several names -> our name; written as by default where several stand for ours.
+
+    what: what is named, for the message of the CheckpointError that is raised for an unknown name
+    """
+
+    def read(settings: HFConfig) -> PlainDict:
+        if settings[hf_name] not in names:
+            raise CheckpointError(unknown(what, str(settings[hf_name]), names))
+        return {path: names[settings[hf_name]]}
+
+    def write(view: ModelView) -> PlainDict:
+        found = [theirs for theirs, ours in names.items() if ours == view[path]] or [view[path]]
+        return {hf_name: view.default(hf_name) if view.default(hf_name) in found else found[0]} if view[path] else {}
+
+    return Keys(read, write)
+
+
 def always(settings: PlainMapping) -> Keys:
-    """Our settings, by path, that all models of a family have."""
+    """Our settings, by path, that all models of a type have."""
     return Keys(lambda given: settings)
 
 
 def only(**values: Any) -> Keys:
-    """Keys that must have these values."""
-    return Keys(lambda settings: must_be(settings, **values), lambda view: values)
+    """Keys that must have these values, or be absent."""
 
+    def read(settings: HFConfig) -> PlainDict:
+        for name, value in values.items():
+            if (given := settings.get(name, value)) != value:
+                found = printable(repr(given))
+                raise CheckpointError(f"the checkpoint has {name}={found}, which is not supported: only {value!r} is")
+        return {}
 
-def must_be(settings: HFConfig, **only: Any) -> PlainDict:
-    """Raise a CheckpointError if a setting has another value than the one that is supported."""
-    for name, value in only.items():
-        if settings[name] != value:
-            found = printable(repr(settings[name]))
-            raise CheckpointError(f"the checkpoint has {name}={found}, which is not supported: only {value!r} is")
-    return {}
+    return Keys(read, lambda view: values)
 
 
 def needed(name: str, path: str) -> Keys:
@@ -166,36 +230,62 @@ def computed(path: str, from_hf: Callable[[HFConfig], Any]) -> Keys:
     return Keys(lambda settings: {path: from_hf(settings)})
 
 
+def inside(hf_name: str, *given: str) -> Keys:
+    """Keys of a nested object, in lines; they are only read, and the object and each of them may be absent."""
+
+    def read(settings: HFConfig) -> PlainDict:
+        nested = settings[hf_name] or {}
+        return {path: nested[name] for name, path in pairs(*given) if name in nested}
+
+    return Keys(read)
+
+
 def rounded(value: float) -> float:
     """A whole number if it is one up to rounding errors."""
     return round(value) if abs(value - round(value)) < 1e-9 * abs(value) else value
 
 
 def layers(
-    flags: Callable[[HFConfig], Sequence[bool]],
-    yes: PlainMapping,
-    no: PlainMapping | None = None,
+    flags: Callable[[HFConfig], Sequence[object]],
+    yes: KeyTree,
+    no: KeyTree = (),
     mark: str = "",
     to_hf: Callable[[list[bool]], PlainMapping] = lambda has: {},
 ) -> Keys:
-    """Settings of two sorts of layers; a value may be a function of the keys.
+    """Mappings of two sorts of layers.
 
-    flags: keys -> whether each layer is of the first sort; yes, no: settings of the two sorts
-    mark: a setting that only the first sort has; to_hf: whether each layer has it -> keys
+    flags: keys -> whether each layer is of the first sort; yes, no: mappings of the two sorts
+    mark: a setting that only the first sort has; without one, nothing is written
+    to_hf: whether each layer has it -> keys
     """
+    sides = {False: joined(no), True: joined(yes)}
 
     def read(settings: HFConfig) -> PlainDict:
-        has, count = flags(settings), layer_count(settings)
+        has, count = [bool(one) for one in flags(settings)], layer_count(settings)
         if len(has) != count:
             raise ValueError(f"{len(has)} values for {count} layers")
-        sides = [
-            {path: value(settings) if callable(value) else value for path, value in side.items()}
-            for side in (no or {}, yes)
-        ]
-        paths = dict.fromkeys(path for side in sides for path in side)
-        return {path: PerLayer(sides[bool(one)].get(path, KEEP) for one in has) for path in paths}
+        found = {sort: _read_side(side, settings, used=sort in has) for sort, side in sides.items()}
+        paths = dict.fromkeys(path for side in found.values() for path in side)
+        return {path: PerLayer(_of_layer(found[one].get(path, KEEP), i) for i, one in enumerate(has)) for path in paths}
 
-    return Keys(read, lambda view: to_hf([value is not None for value in view.each(mark)]) if mark else {})
+    def write(view: ModelView) -> PlainDict:
+        has = [value is not None for value in view.each(mark)]
+        views = {sort: view.of_layers(one is sort for one in has) for sort in sides}
+        written = {sort: side.to_hf(views[sort]) for sort, side in sides.items() if views[sort].layers}
+        return {**to_hf(has), **{name: value for side in written.values() for name, value in side.items()}}
+
+    return Keys(read, write if mark else lambda view: {})
+
+
+def _read_side(side: Keys, settings: HFConfig, used: bool) -> PlainMapping:
+    """The settings of one sort of layers; where no layer is of it, its keys are read, and may have any value."""
+    with suppress(*(() if used else (UserError, *WRONG_VALUE))):
+        return side.from_hf(settings)
+    return {}
+
+
+def _of_layer(value: Any, index: int) -> Any:
+    return value[index] if isinstance(value, PerLayer) else value
 
 
 def layer_count(settings: HFConfig) -> int:
@@ -225,7 +315,11 @@ def write_keys(mappings: Iterable[Keys], view: ModelView) -> PlainDict:
     found: PlainDict = {}
     for mapping in mappings:
         for name, value in mapping.to_hf(view).items():
-            found[view.synonyms.get(name, name)] = value
+            *outer, leaf = view.synonyms.get(name, name).split(".")
+            target = found
+            for one in outer:
+                target = target.setdefault(one, {})
+            target[leaf] = value
     return {name: value for name, value in found.items() if value is not None or view.default(name) is not None}
 
 
@@ -238,13 +332,14 @@ def _layers(settings: Sequence[tuple[str, Any]], count: int) -> list[PlainDict]:
         raw: dict[str, PlainDict] = {slot: {} for slot in (*SLOTS, BLOCK)}
         for path, given in names_first:
             slot, component, name = split_path(path)
-            value = given[index] if isinstance(given, PerLayer) else given
+            value = _of_layer(given, index)
             if value is not KEEP and (not component or _named(slot, raw[slot].get("name"), component)):
                 raw[slot][name] = value
         identity = repr(raw)
         if identity not in made:
             slots: PlainDict = {slot: encode(decode(slot, raw[slot])) for slot in SLOTS}
-            made[identity] = {**slots, BLOCK: {"topology": "pre", **raw[BLOCK]}}
+            layer = {**slots, BLOCK: {"topology": "pre", **raw[BLOCK]}}
+            made[identity] = next((one for one in made.values() if one == layer), layer)
         found.append(made[identity])
     return found
 

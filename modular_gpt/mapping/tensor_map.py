@@ -132,6 +132,11 @@ def unless(ours: str, mappings: Tensors) -> Tensors:
     return [mapping if mapping.unless else mapping._replace(unless=OURS + ours) for mapping in mappings]
 
 
+def when(applies: Callable[[GPTConfig], bool], mappings: Tensors) -> Tensors:
+    """The mappings for models with a config of which this is true."""
+    return [mapping._replace(when=applies) for mapping in mappings]
+
+
 class TensorPair(NamedTuple):
     """A mapping for one layer and, if the checkpoint has a tensor per expert, for one expert."""
 

@@ -6,7 +6,7 @@ The tables of families are in families/, one file for each group of relatives.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -28,7 +28,6 @@ def generated() -> PlainDict:
 class Family(ModelMapping):
     """One family of published models; ``defaults`` and ``synonyms`` complete those generated for the model type.
 
-    prefix: prefix of tensor names, absent in files of the model without a head
     ignored: regular expressions of names of tensors without learned values; {n_layers} is replaced by the number
     quantised: methods of quantisation that its files may have; tensors are dequantised when they are read
     tables: those tensors without learned values that files need, computed from the config
@@ -36,7 +35,6 @@ class Family(ModelMapping):
     architecture: class of the language model in transformers, by default the one generated for the model type
     """
 
-    prefix: str = "model."
     ignored: tuple[str, ...] = ()
     quantised: tuple[str, ...] = ()
     tables: Callable[[GPTConfig], Mapping[str, Tensor]] = lambda config: {}
@@ -53,3 +51,9 @@ class Family(ModelMapping):
             ("defaults", defaults),
         ):
             object.__setattr__(self, name, value)
+
+    @cached_property
+    def prefix(self) -> str:
+        """Prefix of the names of tensors, absent in files of the model without a head: that of the embedding."""
+        name = next(rule.hf_name for rule in self.rules if rule.our_names == ("embedding.weight",))
+        return f"{name.partition('.')[0]}."

@@ -4,34 +4,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.mapping.hf_config import HFConfig
-from modular_gpt.mapping.setting_map import (
-    Keys,
-    KeyTree,
-    ModelView,
-    always,
-    computed,
-    key,
-    layer_count,
-    layers,
-    lines,
-    needed,
-)
+from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, key, layers
+from modular_gpt.mapping.setting_map import layer_count, needed
 from modular_gpt.pretrained.families.decoder_keys import activation_key
 
 COUNT = "ffn@moe.n_experts"
 
 
-def moe(**settings: Any) -> Keys:
+def moe(**settings: Any) -> KeyTree:
     """Settings of all mixtures of a family."""
-    return always({f"ffn@moe.{name}": value for name, value in settings.items()})
+    return {f"ffn@moe.{name}": value for name, value in settings.items()}
 
 
 def experts(count: str, hidden: str = "moe_intermediate_size", act: str = "hidden_act") -> KeyTree:
     """The sizes of the experts, which are gated; ``act``: empty if their activation has no key."""
-    sizes = (needed(count, COUNT), needed("num_experts_per_tok", "ffn@moe.top_k"), key(hidden, "ffn@moe.hidden"))
-    activations = [activation_key(act, "ffn@moe.activation")] if act else []
-    return (moe(bias=False, balance="none", z_weight=0.0), *sizes, *activations)
+    sizes = (needed(count, COUNT), needed("num_experts_per_tok", "ffn@moe.top_k"), f"{hidden} = ffn@moe.hidden")
+    return (
+        moe(bias=False, balance="none", z_weight=0.0),
+        sizes,
+        activation_key(act, "ffn@moe.activation") if act else (),
+    )
 
 
 def router_loss(name: str = "router_aux_loss_coef") -> Keys:
@@ -51,20 +43,20 @@ def router_loss(name: str = "router_aux_loss_coef") -> Keys:
     return Keys(read, write)
 
 
-NORM_TOPK = key("norm_topk_prob", "ffn@moe.norm_topk")
-GROUPS = lines("{n_group,topk_group} = ffn@moe.{groups,top_groups}")
-SCALE = key("routed_scaling_factor", "ffn@moe.routed_scale", float)
+NORM_TOPK = "norm_topk_prob = ffn@moe.norm_topk"
+GROUPS = "{n_group,topk_group} = ffn@moe.{groups,top_groups}"
+SCALE = "routed_scaling_factor = ffn@moe.routed_scale"
 SIGMOID = moe(score="sigmoid", balance="bias", group_score="top2")
+ALL_SPARSE = {"ffn.name": "moe"}
 
 
 def sparse(
-    flags: Callable[[HFConfig], Sequence[bool]], to_hf: Callable[[list[bool]], PlainMapping], dense: str = "swiglu"
+    flags: Callable[[HFConfig], Sequence[object]], to_hf: Callable[[list[bool]], PlainMapping], dense: str = "swiglu"
 ) -> Keys:
     """The layers that have experts; the others have a network of the type ``dense``."""
-    return layers(flags, {"ffn.name": "moe"}, {"ffn.name": dense}, COUNT, to_hf)
+    return layers(flags, ALL_SPARSE, {"ffn.name": dense}, COUNT, to_hf)
 
 
-ALL_SPARSE = always({"ffn.name": "moe"})
 # experts in all layers but the first ones
 FIRST_DENSE = sparse(
     lambda settings: [index >= settings["first_k_dense_replace"] for index in range(layer_count(settings))],
@@ -99,14 +91,12 @@ SPARSE_STEP = sparse(
 
 def shared(count: str) -> Keys:
     """Shared experts, as one network of the width of ``count`` experts."""
-    path = "ffn@moe.shared_experts"
-    return Keys(computed(path, lambda settings: settings[count] or 0).from_hf, key(count, path).to_hf)
+    return key(count, "ffn@moe.shared_experts", null=0)
 
 
 def shared_width(gate: bool = False) -> KeyTree:
     """One shared expert of a width of its own."""
-    width = key("shared_expert_intermediate_size", "ffn@moe.shared_hidden")
-    return (moe(shared_experts=1, shared_gate=gate), width)
+    return (moe(shared_experts=1, shared_gate=gate), "shared_expert_intermediate_size = ffn@moe.shared_hidden")
 
 
 # The router of DeepSeek-V3: https://arxiv.org/abs/2412.19437

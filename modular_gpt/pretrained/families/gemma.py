@@ -2,12 +2,12 @@
 
 import math
 
-from modular_gpt.mapping.setting_map import computed, key, lines, only, rounded
-from modular_gpt.mapping.tensor_map import modules
+from modular_gpt.mapping import key, modules
+from modular_gpt.mapping.setting_map import computed, only, rounded
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import START, biases, dense, every, norm, qk_norm, windows
-from modular_gpt.pretrained.families.rope_config import rope
+from modular_gpt.pretrained.families.rope_config import rope, rope_by_type
 from modular_gpt.pretrained.family import Family
 
 NORM = norm("rmsnorm", "rms_norm_eps", weight_offset=True)
@@ -15,12 +15,12 @@ EMBED_SCALE = computed("embed_scale", lambda settings: math.sqrt(settings["hidde
 SCALE = key("query_pre_attn_scalar", "attention@mha.scale", lambda q: q**-0.5, lambda scale: rounded(scale**-2))
 GEMMA = (START, NORM, dense(), rope(), biases(), EMBED_SCALE)
 SCALED = (START, NORM, dense(act="hidden_activation"), biases(), EMBED_SCALE, SCALE)
-CAPPED = lines("final_logit_softcapping = logit_softcap")
-GEMMA2 = (SCALED, CAPPED, rope(), lines("attn_logit_softcapping = attention@mha.softcap"), windows(every(2)))
+CAPPED = "final_logit_softcapping = logit_softcap"
+GEMMA2 = (SCALED, CAPPED, rope(), "attn_logit_softcapping = attention@mha.softcap", windows(every(2)))
 CAUSAL, SANDWICH = only(use_bidirectional_attention=None), keys.topology("sandwich")
 PATTERN = every(6, "sliding_window_pattern")
 GEMMA3 = (
-    (SCALED, CAPPED, rope(per_type=PATTERN, older=("rope_theta", "rope_local_base_freq")), windows(PATTERN), SANDWICH),
+    (SCALED, CAPPED, rope_by_type(PATTERN, ("rope_theta", "rope_local_base_freq")), windows(PATTERN), SANDWICH),
     qk_norm(weight_offset=True),
     # transformers reads the first of these keys, and computes without it
     only(attn_logit_softcapping=None, use_bidirectional_attention=False),

@@ -7,16 +7,15 @@ OLMo Hybrid: https://huggingface.co/allenai/Olmo-Hybrid-7B, MiniMax-01: https://
 import re
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from modular_gpt.core.plain_types import PlainDict, PlainMapping
+from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import encode
-from modular_gpt.mapping.hf_config import HFConfig, harmless
-from modular_gpt.mapping.setting_map import Keys, ModelView, PerLayer, always, computed, layer_count, lines
-from modular_gpt.mapping.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, Transform, modules, tensors, unless, where
+from modular_gpt.mapping import HFConfig, Keys, KeyTree, PerLayer, Transform, harmless, modules, tensors
+from modular_gpt.mapping.setting_map import computed, inside, layer_count
+from modular_gpt.mapping.tensor_map import FUSED, FUSED_PER_HEAD, Tensors, unless, where
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
@@ -33,26 +32,21 @@ from modular_gpt.weights import LazyTensor, RowsOfSeveral, renamed
 DELTA, MIXER, RATE = f"{LAYER}.linear_attn", "attention@gated_delta", "attention.rate.weight"
 
 
-def mixers(pattern: keys.Pattern, settings: PlainMapping, full: PlainMapping | None = None, mark: str = "") -> Keys:
+def mixers(pattern: keys.Pattern, settings: KeyTree, full: KeyTree = (), mark: str = f"{MIXER}.kernel") -> Keys:
     """A recurrent mixer in the layers of the type ``linear_attention``."""
-    return keys.by_type(pattern, settings, full, mark or f"{MIXER}.kernel", LINEAR)
+    return keys.by_type(pattern, settings, full, mark, LINEAR)
 
 
 GATED_DELTA = {"attention.name": "gated_delta", "pos.name": "none"}
-DELTA_SIZES = lines(
+DELTA_SIZES = (
     "linear_{num_value_heads,num_key_heads,key_head_dim,value_head_dim,conv_kernel_dim}"
     f" = {MIXER}.{{value_heads,key_heads,key_dim,value_dim,kernel}}"
 )
-DELTA_EPS = computed(f"{MIXER}.eps", lambda settings: float(settings["rms_norm_eps"]))
-QWEN_LAYERS = mixers(keys.every(4, "full_attention_interval"), GATED_DELTA)
+DELTA_EPS = f"rms_norm_eps => {MIXER}.eps"
 QWEN = (
     (START, gemma.NORM, dense(), rope(partial=True), biases(), qk_norm(weight_offset=True), SILU),
-    (
-        always({"attention@mha.output_gate": "sigmoid"}),
-        mixers(keys.every(4, "full_attention_interval"), GATED_DELTA),
-        DELTA_SIZES,
-        DELTA_EPS,
-    ),
+    {"attention@mha.output_gate": "sigmoid"},
+    (mixers(keys.every(4, "full_attention_interval"), GATED_DELTA), DELTA_SIZES, DELTA_EPS),
 )
 # kernels of depthwise convolutions, (channels, 1, width), concatenated by channel
 CONVOLUTIONS = Transform(
@@ -104,19 +98,18 @@ def _kimi_full(i: int, settings: HFConfig) -> bool:
     return bool(i and i % 4 == 0) if full is None or recurrent is None else i + 1 in full
 
 
-def _read_kda(settings: HFConfig) -> PlainDict:
-    nested = settings["linear_attn_config"] or {}
-    n_heads = nested.get("num_heads", settings["linear_num_heads"])
-    width = nested.get("head_dim", settings["linear_head_dim"])
-    kernel = nested.get("short_conv_kernel_size", settings["linear_conv_kernel_dim"])
-    sizes = {"value_heads": n_heads, **dict.fromkeys(("key_dim", "value_dim", "rank"), width), "kernel": kernel}
-    return {f"{MIXER}.{name}": value for name, value in sizes.items()}
-
-
-KDA_SIZES = lines(f"linear_{{num_heads,head_dim,conv_kernel_dim}} = {MIXER}.{{value_heads,key_dim,kernel}}")
+KDA_SIZES = (
+    f"linear_{{num_heads,head_dim,conv_kernel_dim}} = {MIXER}.{{value_heads,key_dim,kernel}}",
+    f"linear_head_dim => {MIXER}.{{value_dim,rank}}",
+    inside(  # of older files
+        "linear_attn_config",
+        f"{{num_heads,short_conv_kernel_size}} = {MIXER}.{{value_heads,kernel}}",
+        f"head_dim = {MIXER}.{{key_dim,value_dim,rank}}",
+    ),
+)
 KIMI = (
-    (keys.SIZES, keys.LENGTH, keys.INIT, RMSNORM, dense(), LATENT, always({"pos.name": "none"}), SILU),
-    (mixers(_kimi_full, {"attention.name": "kda"}), KDA_SIZES, Keys(_read_kda), DELTA_EPS),
+    (keys.SIZES, keys.LENGTH, keys.INIT, RMSNORM, dense(), LATENT, {"pos.name": "none"}, SILU),
+    (mixers(_kimi_full, {"attention.name": "kda"}), KDA_SIZES, DELTA_EPS),
     (experts.experts("num_local_experts"), experts.SIGMOID, experts.NORM_TOPK, experts.SCALE, experts.GROUPS),
     (experts.shared("n_shared_experts"), experts.mlp_layer_types(lambda settings: settings["first_k_dense_replace"])),
 )
@@ -156,7 +149,7 @@ def _read_olmo(settings: HFConfig) -> PlainDict:
 OLMO = (
     (START, RMSNORM, dense(), rope(), biases(), qk_norm("full"), SILU),
     mixers(_olmo_full, {**GATED_DELTA, "block.topology": "pre"}, {"block.topology": "post_residual"}),
-    (DELTA_SIZES, lines(f"linear_allow_neg_eigval = {MIXER}.negative"), Keys(_read_olmo)),
+    (DELTA_SIZES, f"linear_allow_neg_eigval = {MIXER}.negative", Keys(_read_olmo)),
 )
 OLMO_TENSORS = [
     *unless(RATE, [*ATTENTION, *QK_NORM]),
@@ -190,19 +183,13 @@ def recut_convolutions(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTenso
     return found
 
 
-def _residuals(name: str) -> Any:
+def residuals(name: str) -> Keys:
     """MiniMax's four weights of the residual connections of layers with one sort of attention."""
     factors = [f"{place}_{factor}_factor" for place in (f"{name}_attn", "mlp") for factor in ("alpha", "beta")]
-    return lambda settings: [float(settings[factor]) for factor in factors]
-
-
-def _write_residuals(view: ModelView) -> PlainDict:
-    found: PlainDict = {}
-    for layer in view.layers:
-        name = "linear" if layer.attention.name == "lightning" else "full"
-        factors = [f"{place}_{factor}_factor" for place in (f"{name}_attn", "mlp") for factor in ("alpha", "beta")]
-        found |= dict(zip(factors, layer.residual_weights or [1.0] * 4, strict=True))
-    return found | ({} if view["attention@mha.head_dim"] else {"head_dim": view["attention@lightning.head_dim"]})
+    return Keys(
+        lambda settings: {"block.residual_weights": [float(settings[factor]) for factor in factors]},
+        lambda view: dict(zip(factors, view["block.residual_weights"] or [1.0] * 4, strict=True)),
+    )
 
 
 def _slower_decays(settings: HFConfig) -> PerLayer:
@@ -234,12 +221,11 @@ MINIMAX = (
     (START, RMSNORM, rope(), biases(False), keys.WINDOW, SILU, keys.topology("norm_residual")),
     mixers(
         lambda i, settings: i % 2 == 0,
-        {"attention.name": "lightning", "pos.name": "none", "block.residual_weights": _residuals("linear")},
-        {"block.residual_weights": _residuals("full")},
+        ({"attention.name": "lightning", "pos.name": "none"}, residuals("linear")),
+        residuals("full"),
         mark="attention@lightning.chunk",
     ),
-    Keys(lambda settings: {"attention@lightning.head_dim": settings["head_dim"]}, _write_residuals),
-    (always({"attention@lightning.decay_rates": "geometric"}), lines("block_size = attention@lightning.chunk")),
+    ({"attention@lightning.decay_rates": "geometric"}, "{head_dim,block_size} = attention@lightning.{head_dim,chunk}"),
     (computed("attention@lightning.decay_scale", _slower_decays), experts.MIXTRAL),
 )
 LIGHTNING = "attention.norm.weight"

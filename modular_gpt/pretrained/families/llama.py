@@ -2,13 +2,12 @@
 
 from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping.hf_config import ANY, HFConfig
-from modular_gpt.mapping.setting_map import Keys, PerLayer, always, key, layer_count, lines, switch
-from modular_gpt.mapping.tensor_map import modules
+from modular_gpt.mapping import ANY, HFConfig, Keys, PerLayer, key, modules
+from modular_gpt.mapping.setting_map import layer_count, switch
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import RMSNORM, START, WINDOW, biases, dense, qk_norm, windows
-from modular_gpt.pretrained.families.rope_config import rope, temperature, temperature_to_hf
+from modular_gpt.pretrained.families.rope_config import rope, rope_by_type, temperature
 from modular_gpt.pretrained.families.tensor_names import LLAMA
 from modular_gpt.pretrained.family import Family
 
@@ -16,13 +15,11 @@ BASE = (START, RMSNORM, dense(), rope())
 BIASED = (START, RMSNORM, dense(bias="mlp_bias"), rope(), biases())
 MLP = (START, dense("mlp", "mlp_bias"), biases())
 # with layer_types, which Ministral has, transformers takes a file of Mistral for one of that family
-ALL_WINDOWED = windows(keys.no_layer, types=False)
-LAST_WINDOWED = windows(lambda i, settings: i < settings["max_window_layers"], "use_sliding_window")
+ALL_WINDOWED = (Keys(windows(keys.no_layer).from_hf), f"sliding_window <= {keys.WINDOW_PATH}")
+LAST_WINDOWED = keys.switched_windows(windows(lambda i, settings: i < settings["max_window_layers"]))
 FIRST_OF_FOUR = windows(lambda i, settings: i % 4 == 0)
-SMOLLM = (keys.NO_ROPE_LAYERS, windows(
-    lambda i, settings: not settings["use_sliding_window"] or keys.rotated(settings)[i], "use_sliding_window"
-))  # fmt: skip
-SCALES = lines("{attention,embedding,residual}_multiplier = {attention@mha.scale,embed_scale,residual_multiplier}")
+SMOLLM = windows(lambda i, settings: not settings["use_sliding_window"] or keys.rotated(settings)[i])
+SCALES = "{attention,embedding,residual}_multiplier = {attention@mha.scale,embed_scale,residual_multiplier}"
 GRANITE = (SCALES, key("logits_scaling", "logit_scale", lambda by: 1.0 / by, lambda scale: 1.0 / scale))
 
 
@@ -50,8 +47,8 @@ GLM = (START, RMSNORM, dense(), rope(layout="interleaved", partial=True), biases
 PHI3 = (START, RMSNORM, dense(), rope(partial=True), biases(False), WINDOW)
 OLMO2 = (START, RMSNORM, dense(), biases(), qk_norm("full"), keys.topology("post_residual"))
 OLMO2_TENSORS = (names.ENDS, names.POST_NORMS, names.ATTENTION, names.QK_NORM, names.GATED)
-OLMO3 = (rope(per_type=keys.every(4), older=("rope_theta", "rope_local_base_freq")), windows(keys.every(4)))
-FIRST_TOKEN = Keys(lambda settings: {}, lambda view: {"bos_token_id": 0})  # which must not be null
+OLMO3 = (rope_by_type(keys.every(4), older=("rope_theta", "rope_local_base_freq")), windows(keys.every(4)))
+FIRST_TOKEN = Keys(to_hf=lambda view: {"bos_token_id": 0})  # which must not be null
 MLP_TENSORS = (*names.WHOLE, names.UP_DOWN)
 
 FAMILIES = [
@@ -70,21 +67,21 @@ FAMILIES = [
     Family("granite", (BIASED, GRANITE), LLAMA),
     Family(
         "granite_swa",
-        (BIASED, GRANITE, THETAS, FIRST_OF_FOUR, always({"attention@mha.sinks": True})),
+        (BIASED, GRANITE, THETAS, FIRST_OF_FOUR, {"attention@mha.sinks": True}),
         (*LLAMA, names.SINKS),
     ),
     Family(
         "hyperclovax",
-        (BIASED, SCALES, lines("logits_scaling = logit_scale"), POST_NORM),
+        (BIASED, SCALES, "logits_scaling = logit_scale", POST_NORM),
         (*LLAMA, modules("post_{norm1,norm2} = {attention,ffn}_post_norm", names.LAYER)),
     ),
-    Family("smollm3", (BIASED, SMOLLM), LLAMA),
+    Family("smollm3", (BIASED, keys.NO_ROPE_LAYERS, keys.switched_windows(SMOLLM)), LLAMA),
     Family("arcee", (MLP, rope(), RMSNORM), MLP_TENSORS),
     Family("nemotron", (MLP, rope(partial=True), keys.layernorm("norm_eps", weight_offset=True)), MLP_TENSORS),
     Family("jais2", (MLP, rope(), keys.layernorm("layer_norm_eps")), MLP_TENSORS),
     Family(
         "ministral3",
-        (BASE, rope(extra=temperature_to_hf), biases(False), WINDOW, temperature()),
+        (BASE, biases(False), WINDOW, temperature()),
         LLAMA,
         harmless={"rope_parameters.max_position_embeddings": ANY},
     ),

@@ -5,17 +5,17 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 """
 
 from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.mapping import HFConfig, Keys, ModelView, harmless, key, layers, modules, tensors
 from modular_gpt.mapping import tensor_map as stored
-from modular_gpt.mapping.hf_config import HFConfig, harmless
-from modular_gpt.mapping.setting_map import Keys, ModelView, always, layer_count, layers, lines
-from modular_gpt.mapping.tensor_map import modules, tensors, unless, where
+from modular_gpt.mapping.setting_map import computed, enabled_by, layer_count
+from modular_gpt.mapping.tensor_map import unless, where
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import RMSNORM, START, biases, by_type, dense, every, qk_norm, windows
 from modular_gpt.pretrained.families.expert_keys import AFTER_FIRST, MIXTRAL, QWEN, SIGMOID, moe
 from modular_gpt.pretrained.families.latent import FURTHER_LAYER
-from modular_gpt.pretrained.families.rope_config import rope
+from modular_gpt.pretrained.families.rope_config import rope, rope_by_type
 from modular_gpt.pretrained.families.tensor_names import LAYER, LLAMA, MLP, QK_NORM, ROUTER, WHOLE
 from modular_gpt.pretrained.family import Family
 
@@ -27,8 +27,8 @@ GPT_OSS = (
     experts.experts("num_local_experts", "intermediate_size", act=""),
     experts.router_loss(),
     moe(activation="clamped_swish", bias=True, router_bias=True),
-    lines("swiglu_{limit,alpha} = ffn@moe.clamp_{limit,alpha}"),
-    always({"attention@mha.sinks": True, "ffn.name": "moe"}),
+    "swiglu_{limit,alpha} = ffn@moe.clamp_{limit,alpha}",
+    {"attention@mha.sinks": True, "ffn.name": "moe"},
 )
 GPT_OSS_EXPERTS = [
     *modules("router = ffn.router", MLP),
@@ -44,12 +44,10 @@ def _every_other(i: int, settings: HFConfig) -> bool:
     return i % 2 == 1 or i >= (settings["max_window_layers"] if settings["use_sliding_window"] else 0)
 
 
-QWEN2 = (biases("qkv_bias", False), windows(_every_other, "use_sliding_window"), QWEN, experts.shared_width(gate=True))
-QWEN3_WINDOW = Keys(
-    lambda s: {keys.WINDOW_PATH: s["sliding_window"] if s["use_sliding_window"] else None},
-    windows(switch="use_sliding_window", types=False).to_hf,
-)
-MELLUM = (rope(per_type=lambda i, settings: True), windows(), experts.experts("num_experts"), experts.router_loss())
+QWEN2_WINDOWS = keys.switched_windows(windows(_every_other))
+QWEN2 = (biases("qkv_bias", False), QWEN2_WINDOWS, QWEN, experts.shared_width(gate=True))
+QWEN3_WINDOW = enabled_by("use_sliding_window", keys.WINDOW_PATH, keys.WINDOW)
+MELLUM = (rope_by_type(keys.all_layers), windows(), experts.experts("num_experts"), experts.router_loss())
 
 
 def _rotary_dim(settings: HFConfig) -> PlainDict:
@@ -60,13 +58,14 @@ def _rotary_dim(settings: HFConfig) -> PlainDict:
     return {"pos@rope.rotary_dim": given}
 
 
+USED_NORM = enabled_by("use_qk_norm", keys.QK_NORM, qk_norm())
 DOTS = windows(lambda i, settings: i < settings["max_window_layers"])
 HY_V3 = (
     (biases(), qk_norm(), experts.experts("num_experts"), SIGMOID, AFTER_FIRST, experts.shared("num_shared_experts")),
-    lines("router_scaling_factor = ffn@moe.routed_scale"),
+    "router_scaling_factor = ffn@moe.routed_scale",
 )
 KOLIBRI = (
-    (windows(every(5)), by_type(every(5), {}, {"pos.name": "none"}), biases(False), qk_norm(), experts.ALL_SPARSE),
+    (windows(every(5)), by_type(every(5), (), {"pos.name": "none"}), biases(False), qk_norm(), experts.ALL_SPARSE),
     (experts.experts("num_experts"), SIGMOID, experts.NORM_TOPK, moe(rank_by="logit"), experts.shared_width()),
     keys.topology("sandwich"),
 )
@@ -82,40 +81,35 @@ def _mimo_types(i: int, settings: HFConfig) -> bool:
     return i == 0 or (i + 1) % 6 == 0
 
 
-def _value_scale(settings: HFConfig) -> PlainDict:
-    scale = settings["attention_value_scale"]
-    return {"attention@mha.value_scale": 1.0 if scale is None else float(scale)}
-
-
-def _write_mimo(view: ModelView) -> PlainDict:
-    n_kv_heads = view[keys.HEADS] if view.each(keys.WINDOW_PATH)[0] is None else view[keys.HEADS] // 2
-    return {"num_key_value_heads": n_kv_heads, "attention_value_scale": view["attention@mha.value_scale"]}
-
-
 MIMO = (
-    (rope(per_type=_mimo_types, partial=True), windows(_mimo_types), biases(), Keys(_value_scale, _write_mimo)),
+    (rope_by_type(_mimo_types, partial=True), windows(_mimo_types), biases(), "v_head_dim = attention@mha.v_head_dim"),
+    key("attention_value_scale", "attention@mha.value_scale", null=1.0),
     # the layers with a window have sinks, and twice the key/value heads
     by_type(
         _mimo_types,
-        {"attention@mha.sinks": True, keys.HEADS: lambda settings: settings["num_key_value_heads"] * 2},
-        {"attention@mha.sinks": False, keys.HEADS: lambda settings: settings["num_key_value_heads"]},
+        ({"attention@mha.sinks": True}, key("num_key_value_heads", keys.HEADS, lambda n: 2 * n, lambda n: n // 2)),
+        f"num_key_value_heads = {keys.HEADS}",
+        keys.WINDOW_PATH,
     ),
-    (lines("v_head_dim = attention@mha.v_head_dim"), experts.experts("n_routed_experts"), SIGMOID, AFTER_FIRST),
-    (experts.NORM_TOPK, experts.SCALE, experts.GROUPS),
+    (experts.experts("n_routed_experts"), SIGMOID, AFTER_FIRST, experts.NORM_TOPK, experts.SCALE, experts.GROUPS),
 )
 MIMO_SINKS = tensors("attention_sink_bias = attention.sinks", names.ATTN)
+TEMPERATURE = "attention@mha.query_temperature"
 
 
-def _qk_norm(settings: HFConfig) -> PlainDict | None:
+def _qk_norm(settings: HFConfig) -> PlainDict:
     """Llama 4's norm of rotated queries and keys."""
-    norm = {"name": "rmsnorm", "eps": float(settings["rms_norm_eps"]), "affine": False}
-    return norm if settings["use_qk_norm"] else None
+    return {"name": "rmsnorm", "eps": float(settings["rms_norm_eps"]), "affine": False}
 
 
 def _temperature(settings: HFConfig) -> PlainDict:
     """Llama 4's growth of scores in layers without positions."""
-    growth = {"beta": float(settings["attn_scale"]), "length": float(settings["floor_scale"]), "shift": 1}
-    return growth if settings["attn_temperature_tuning"] else {}
+    return {TEMPERATURE: {"beta": settings["attn_scale"], "length": settings["floor_scale"], "shift": 1}}
+
+
+def _write_temperature(view: ModelView) -> PlainDict:
+    growth = view[TEMPERATURE]
+    return {"attn_scale": growth["beta"], "floor_scale": round(growth["length"])} if growth else {}
 
 
 def _llama4_sparse(settings: HFConfig) -> list[bool]:
@@ -123,35 +117,25 @@ def _llama4_sparse(settings: HFConfig) -> list[bool]:
     return [(i + 1) % step == 0 if given is None else i in given for i in range(layer_count(settings))]
 
 
-def _write_llama4(view: ModelView) -> PlainDict:
-    growth = next((found for found in view.each("attention@mha.query_temperature") if found), None)
-    scales = {"attn_scale": growth["beta"], "floor_scale": round(growth["length"])} if growth else {}
-    normed = view["attention@mha.qk_norm"] is not None
-    return {"use_qk_norm": normed, "attn_temperature_tuning": growth is not None, **scales}
-
-
+CHUNK = "attention@sparse.chunk"
 LLAMA4 = (
-    (rope(layout="interleaved"), keys.NO_ROPE_LAYERS, always({"attention@mha.qk_norm_after_rope": True})),
+    (rope(layout="interleaved"), keys.NO_ROPE_LAYERS, {f"{keys.QK_NORM}_after_rope": True}),
     by_type(
         lambda i, settings: not keys.rotated(settings)[i],
-        {"attention.name": "sparse", "attention@sparse.pattern": "chunked"},
-        mark="attention@sparse.chunk",
+        ({"attention.name": "sparse", "attention@sparse.pattern": "chunked"}, f"attention_chunk_size = {CHUNK}"),
+        mark=CHUNK,
         other="chunked_attention",
     ),
-    Keys(lambda s: {"attention@sparse.chunk": s["attention_chunk_size"]}, lambda v: (
-        {"attention_chunk_size": v["attention@sparse.chunk"]} if v["attention@sparse.chunk"] else {}
-    )),
     layers(
         keys.rotated,
-        {"attention@mha.qk_norm": _qk_norm, "attention@mha.query_temperature": {}},
-        {"attention@mha.qk_norm": None, "attention@mha.query_temperature": _temperature},
+        enabled_by("use_qk_norm", keys.QK_NORM, computed(keys.QK_NORM, _qk_norm)),
+        enabled_by("attn_temperature_tuning", TEMPERATURE, Keys(_temperature, _write_temperature)),
+        mark="pos@rope.theta",
     ),
-    Keys(lambda settings: {}, _write_llama4),
-    experts.experts("num_local_experts", "intermediate_size"),
-    experts.router_loss(),
+    (experts.experts("num_local_experts", "intermediate_size"), experts.router_loss()),
     moe(score="sigmoid", norm_topk=False, weight_on_input=True, shared_experts=1),
     experts.sparse(_llama4_sparse, lambda has: {"moe_layers": [i for i, one in enumerate(has) if one]}),
-)  # fmt: skip
+)
 FEED = f"{LAYER}.feed_forward"
 LLAMA4_TENSORS = [
     *unless(ROUTER, modules("{gate,up,down}_proj = ffn.{gate,up,down}", FEED)),
@@ -190,7 +174,7 @@ FAMILIES = [
     ),
     Family(
         "glm4_moe",
-        (START, RMSNORM, dense(), rope(partial=True), biases("attention_bias", False), qk_norm(switch="use_qk_norm"),
+        (START, RMSNORM, dense(), rope(partial=True), biases("attention_bias", False), USED_NORM,
          experts.DEEPSEEK_V3, experts.FIRST_DENSE),
         (*LLAMA, QK_NORM, EXPERTS),
         ignored=FURTHER_LAYER,

@@ -5,10 +5,9 @@ Falcon: https://arxiv.org/abs/2311.16867, Phi: https://arxiv.org/abs/2309.05463
 """
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping.hf_config import HFConfig
-from modular_gpt.mapping.setting_map import Keys, ModelView, always, lines, must_be, needed, switch
-from modular_gpt.mapping.tensor_map import FUSED_PER_HEAD, Tensors, modules, tensors
-from modular_gpt.model.config import GPTConfig
+from modular_gpt.mapping import HFConfig, Keys, ModelView, modules, tensors
+from modular_gpt.mapping.setting_map import computed, enabled_by, needed, only, switch
+from modular_gpt.mapping.tensor_map import FUSED_PER_HEAD, when
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import gpt
 from modular_gpt.pretrained.families import tensor_names as names
@@ -18,12 +17,9 @@ from modular_gpt.pretrained.families.tensor_names import ATTN, LAYER, LLAMA, QKV
 from modular_gpt.pretrained.family import Family
 
 TOPOLOGY, TWO_NORMS = "block.topology", "parallel_two_norms"
-PARALLEL, HEAD = keys.topology("parallel"), always({"head_bias": True})
+PARALLEL, HEAD = keys.topology("parallel"), {"head_bias": True}
 # without rotary_dim, transformers would rotate by a table as wide as the model
-ROTARY_DIM = (
-    always({"pos.name": "rope", "pos@rope.layout": "interleaved"}),
-    needed("rotary_dim", "pos@rope.rotary_dim"),
-)
+ROTARY_DIM = ({"pos.name": "rope", "pos@rope.layout": "interleaved"}, needed("rotary_dim", "pos@rope.rotary_dim"))
 GPTJ_TENSORS = [
     *modules("{ln_1,mlp.fc_in,mlp.fc_out} = {attention_norm,ffn.up,ffn.down}", gpt.LAYER),
     *attention(f"{gpt.LAYER}.attn", "q_proj,k_proj,v_proj,out_proj"),
@@ -45,52 +41,48 @@ NEOX_TENSORS = [
 
 def _read_falcon(settings: HFConfig) -> PlainDict:
     new, n_heads = settings["new_decoder_architecture"], settings["num_attention_heads"]
+    norms, groups, single = (settings[name] for name in ("num_ln_in_parallel_attn", "num_kv_heads", "multi_query"))
     if new:
-        must_be(settings, parallel_attn=True)
-        topology = TWO_NORMS if settings["num_ln_in_parallel_attn"] in (2, None) else "parallel"
-        n_kv_heads = settings["num_kv_heads"] or n_heads
-        settings.ignore("multi_query")
-    else:
-        topology = "parallel" if settings["parallel_attn"] else "pre"
-        n_kv_heads = 1 if settings["multi_query"] else n_heads
-        settings.ignore("num_kv_heads", "num_ln_in_parallel_attn")
-    ours = {TOPOLOGY: topology, HEADS: n_kv_heads, "attention.name": keys.grouped(n_kv_heads, n_heads)}
-    if settings["alibi"]:
-        scale = (settings["hidden_size"] // n_heads) ** -0.5
-        ours |= {"pos.name": "alibi", "pos@alibi.scale": scale, "pos@alibi.rounded": True}
-    return ours
+        only(parallel_attn=True).from_hf(settings)
+    n_kv_heads = (groups or n_heads) if new else 1 if single else n_heads
+    side_by_side = "parallel" if settings["parallel_attn"] else "pre"
+    return {
+        TOPOLOGY: TWO_NORMS if new and norms in (2, None) else side_by_side,
+        HEADS: n_kv_heads,
+        "attention.name": keys.grouped(n_kv_heads, n_heads),
+    }
 
 
 def _write_falcon(view: ModelView) -> PlainDict:
     topology, n_kv_heads = view[TOPOLOGY], view[HEADS]
-    new = topology == TWO_NORMS or n_kv_heads not in (1, view["n_heads"])
-    found = {"alibi": bool(view["pos@alibi.rounded"]), "new_decoder_architecture": new}
-    if not new:
-        return {**found, "parallel_attn": topology == "parallel", "multi_query": n_kv_heads == 1}
+    if topology != TWO_NORMS and n_kv_heads in (1, view["n_heads"]):
+        single, parallel = n_kv_heads == 1, topology == "parallel"
+        return {"new_decoder_architecture": False, "parallel_attn": parallel, "multi_query": single}
     norms = {"num_ln_in_parallel_attn": 2 if topology == TWO_NORMS else 1}
-    return {**found, **norms, "parallel_attn": topology != "pre", "num_kv_heads": n_kv_heads}
+    return {"new_decoder_architecture": True, **norms, "parallel_attn": topology != "pre", "num_kv_heads": n_kv_heads}
 
 
-def _falcon_norms(lines: str, two: bool) -> Tensors:
-    def applies(config: GPTConfig) -> bool:
-        return (config.topology == TWO_NORMS) == two
-
-    return [mapping._replace(when=applies) for mapping in modules(lines, gpt.LAYER)]
-
-
+ALIBI = (
+    {"pos.name": "alibi", "pos@alibi.rounded": True},
+    computed("pos@alibi.scale", lambda settings: (settings["hidden_size"] // settings["num_attention_heads"]) ** -0.5),
+)
 FALCON = (
     (keys.SIZES, keys.LENGTH, keys.INIT, keys.PLAIN_HEADS, gpt.EPS, rope(), biases("bias")),
     dense("mlp", "bias", "ffn_hidden_size", "activation", times=4),
-    (Keys(_read_falcon, _write_falcon), dropouts("hidden_dropout", None, "attention_dropout")),
+    (Keys(_read_falcon, _write_falcon), enabled_by("alibi", "pos@alibi.rounded", ALIBI)),
+    dropouts("hidden_dropout", None, "attention_dropout"),
 )
 FALCON_TENSORS = [
-    *_falcon_norms("{input,post_attention}_layernorm = {attention,ffn}_norm", two=False),
-    *_falcon_norms("{ln_attn,ln_mlp} = {attention,ffn}_norm", two=True),
+    *when(
+        lambda config: config.topology != TWO_NORMS,
+        modules("{input,post_attention}_layernorm = {attention,ffn}_norm", gpt.LAYER),
+    ),
+    *when(lambda config: config.topology == TWO_NORMS, modules("{ln_attn,ln_mlp} = {attention,ffn}_norm", gpt.LAYER)),
     *modules("self_attention.dense = attention.out", gpt.LAYER),
 ]
 PHI = (
     (START, layernorm("layer_norm_eps"), dense("mlp", True), rope(partial=True), biases(True), PARALLEL, HEAD),
-    qk_norm("head", "layernorm", "layer_norm_eps", switch="qk_layernorm", bias=True),
+    enabled_by("qk_layernorm", keys.QK_NORM, qk_norm("head", "layernorm", "layer_norm_eps", bias=True)),
     dropouts("resid_pdrop", "embd_pdrop", "attention_dropout"),
 )
 PHI_TENSORS = [
@@ -101,16 +93,17 @@ PHI_TENSORS = [
     *modules("{q,k}_layernorm = attention.{query,key}_norm", ATTN),
 ]
 COHERE = (
-    (START, layernorm("layer_norm_eps", bias=False), dense(), biases(), lines("logit_scale"), PARALLEL),
+    (START, layernorm("layer_norm_eps", bias=False), dense(), biases(), "logit_scale", PARALLEL),
     rope(layout="interleaved"),
 )
+NORM_PER_HEAD = qk_norm("per_head", "layernorm", "layer_norm_eps")
 COHERE_QK = tensors("{q,k}_norm.weight = attention.{query,key}_norm.weight", ATTN)
 # rotary positions in layers with a window alone
-COHERE2 = (keys.windows(keys.every(4)), keys.by_type(keys.every(4), {}, {"pos.name": "none"}))
+COHERE2 = (keys.windows(keys.every(4)), keys.by_type(keys.every(4), (), {"pos.name": "none"}))
 STABLELM = (
     (START, layernorm("layer_norm_eps"), dense(), rope(partial=True), biases("use_qkv_bias", False)),
     switch("use_parallel_residual", TOPOLOGY, "parallel", "pre"),
-    qk_norm("per_head", "layernorm", "layer_norm_eps", switch="qk_layernorm"),
+    enabled_by("qk_layernorm", keys.QK_NORM, NORM_PER_HEAD),
     dropouts("hidden_dropout", None, "attention_dropout"),
 )
 STABLELM_QK = tensors("{q,k}_layernorm.norms.{expert}.weight = attention.{query,key}_norm.weight", ATTN)
@@ -120,14 +113,12 @@ FAMILIES = [
         "gptj",
         (gpt.START, gpt.EPS, gpt.MLP, ROTARY_DIM, biases(False), PARALLEL, HEAD, gpt.DROPOUT),
         (gpt.ENDS, names.HEAD_BIAS, GPTJ_TENSORS),
-        prefix="transformer.",
         ignored=gpt.CAUSAL_MASK,
     ),
     Family(
         "gpt_neox",
         NEOX,
         (NEOX_TENSORS,),
-        prefix="gpt_neox.",
         ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)",),
         synonyms={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
     ),
@@ -135,13 +126,12 @@ FAMILIES = [
         "falcon",
         FALCON,
         (gpt.BLOOM_ENDS, FALCON_TENSORS, gpt.H_TO_4H, gpt.BLOOM_QKV),
-        prefix="transformer.",
         synonyms={"n_embed": "hidden_size"},
     ),
     Family("phi", PHI, (PHI_TENSORS,)),
     Family(
         "cohere",
-        (COHERE, qk_norm("per_head", "layernorm", "layer_norm_eps", switch="use_qk_norm")),
+        (COHERE, enabled_by("use_qk_norm", keys.QK_NORM, NORM_PER_HEAD)),
         (*LLAMA, COHERE_QK),
     ),
     Family("cohere2", (COHERE, COHERE2), LLAMA),

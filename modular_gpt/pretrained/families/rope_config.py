@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
-from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.mapping.hf_config import HFConfig
-from modular_gpt.mapping.setting_map import Keys, ModelView, PerLayer, layer_count, pairs
-from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, Pattern, layer_types
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView
+from modular_gpt.mapping.notation import pairs
+from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, Pattern, by_type
 
 _LENGTHS = "{factor,original_max_position_embeddings} = {factor,original_context_length}"
 # rope_type -> key of config.json -> our setting; the defaults are the same
@@ -21,71 +20,63 @@ SCALINGS: dict[str, dict[str, str]] = {
     "yarn": dict(pairs(_LENGTHS, "beta_fast", "beta_slow", "truncate", "attention_factor")),
 }
 _SCALING_KEYS = {key for keys in SCALINGS.values() for key in keys} | {"mscale", "mscale_all_dim"}
+_LENGTH, _ROPE = "original_max_position_embeddings", {"pos.name": "rope"}
 
 
-@dataclass(frozen=True)
-class RotaryKeys:
-    """How a family stores rotary positions.
+def rope(
+    layout: str = "half",
+    partial: bool = False,
+    width: str = "head_dim",
+    fraction_of: Callable[[HFConfig], int] | None = None,
+) -> KeyTree:
+    """The same rotary positions in all layers that have them.
 
     layout: pairing of dimensions
     partial: a part of a head may be rotated, by partial_rotary_factor
-    per_type: layers have the positions of their type, by default of the types of this pattern
     width: key with the width of the rotated vectors
     fraction_of: partial_rotary_factor is a fraction of this width, which must be the width of the rotated vectors
-    older: where rope_parameters are not given by type, the keys with theta of full and of sliding attention
-    extra: further entries of rope_parameters
     """
 
-    layout: str = "half"
-    partial: bool = False
-    per_type: Pattern | None = None
-    width: str = "head_dim"
-    fraction_of: Callable[[HFConfig], int] | None = None
-    older: tuple[str, str] | None = None
-    extra: Callable[[ModelView], PlainMapping] = lambda view: {}
+    def read(settings: HFConfig) -> PlainDict:
+        parameters, size = rope_parameters(settings), _size(settings, width)
+        if fraction_of is not None:
+            _check_fraction(parameters, fraction_of(settings), size)
+        return _by_path(position(parameters, settings, size if partial else None))
 
-    def from_hf(self, settings: HFConfig) -> PlainDict:
-        """Convert the keys to the ``pos`` settings of each layer."""
-        made = self._positions(settings)
-        names = dict.fromkeys(name for pos in made for name in pos if name != "name")
-        usual = {"scaling": {}, "theta": 10000.0}
-        found = {f"pos@rope.{name}": PerLayer(pos.get(name, usual.get(name)) for pos in made) for name in names}
-        return {"pos.name": "rope", **found, "pos@rope.layout": self.layout}
+    def write(view: ModelView) -> PlainDict:
+        parameters = _parameters(view, partial)
+        outer = _LENGTH in parameters and view.default(_LENGTH) is not None
+        return {**({_LENGTH: parameters[_LENGTH]} if outer else {}), "rope_parameters": parameters}
 
-    def _positions(self, settings: HFConfig) -> list[PlainDict]:
-        parameters = rope_parameters(settings)
-        size = settings.get(self.width) or settings["hidden_size"] // settings["num_attention_heads"]
-        width = int(size) if self.partial else None
-        if self.fraction_of is not None:
-            _check_fraction(parameters, self.fraction_of(settings), int(size))
-        if self.per_type is None:
-            return [position(parameters, settings, width)] * layer_count(settings)
-        if self.older is not None and settings.given("rope_parameters") is None:
-            parameters = _by_type(settings, *self.older)
-        types = layer_types(settings, self.per_type)
-        by_type = {name: position(parameters[name], settings, width) for name in dict.fromkeys(types)}
-        parameters.ignore(*(set(parameters) - set(types)))
-        return [by_type[name] for name in types]
-
-    def to_hf(self, view: ModelView) -> PlainDict:
-        """Convert the ``pos`` settings of each layer to keys."""
-        full = view["attention@mha.head_dim"] or view["attention@mla.qk_rope_head_dim"]
-        width, dims = full if self.partial else None, view.config.dims
-        written = [position_to_hf(layer.pos, width) if layer.uses_positions(dims) else {} for layer in view.layers]
-        if self.per_type is not None:
-            types = (FULL if window is None else SLIDING for window in view.each(WINDOW_PATH))
-            return {"rope_parameters": {name: found for name, found in zip(types, written, strict=True) if found}}
-        parameters = next((found for found in written if found), {})
-        original = parameters.get("original_max_position_embeddings")
-        outer = original is not None and view.default("original_max_position_embeddings") is not None
-        keys = {"original_max_position_embeddings": original} if outer else {}
-        return {**keys, "rope_parameters": {**parameters, **self.extra(view)}}
+    return (_ROPE, {"pos@rope.layout": layout}, Keys(read, write))
 
 
-def rope(**stored: Any) -> Keys:
-    """The keys of rotary positions; ``stored``: fields of ``RotaryKeys``."""
-    keys = RotaryKeys(**stored)
-    return Keys(keys.from_hf, keys.to_hf)
+def rope_by_type(pattern: Pattern, older: tuple[str, str] | None = None, partial: bool = False) -> KeyTree:
+    """Rotary positions of full attention and of attention with a window.
+
+    pattern: of the types of layers; partial: a part of a head may be rotated, by partial_rotary_factor
+    older: where rope_parameters are not given by type, the keys with theta of full and of sliding attention
+    """
+
+    def of(name: str) -> Keys:
+        def read(settings: HFConfig) -> PlainDict:
+            parameters = rope_parameters(settings)
+            if older is not None and settings.given("rope_parameters") is None:
+                parameters = _by_type(settings, *older)
+            parameters.ignore(*(set(parameters) - {FULL, SLIDING}))
+            return _by_path(position(parameters[name], settings, _size(settings) if partial else None))
+
+        return Keys(read, lambda v: {f"rope_parameters.{name}": found} if (found := _parameters(v, partial)) else {})
+
+    return (_ROPE, by_type(pattern, of(SLIDING), of(FULL), WINDOW_PATH))
+
+
+def _size(settings: HFConfig, width: str = "head_dim") -> Any:
+    return settings.get(width) or settings["hidden_size"] // settings["num_attention_heads"]
+
+
+def _by_path(position: PlainDict) -> PlainDict:
+    return {f"pos@rope.{name}": value for name, value in position.items()}
 
 
 def _check_fraction(parameters: HFConfig, total: int, width: int) -> None:
@@ -121,7 +112,7 @@ def rope_parameters(settings: HFConfig) -> HFConfig:
 
 
 def position(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDict:
-    """Convert one ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``, to our ``pos`` settings.
+    """Convert one ``rope_parameters``, or the older ``rope_theta`` and ``rope_scaling``, to settings of ``pos=rope``.
 
     width: width of the vectors of which a part may be rotated; None: all dimensions must be
 
@@ -130,12 +121,11 @@ def position(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDic
     """
     if given.holds_mapping():
         raise CheckpointError("the checkpoint has rotary positions per layer type, which are not supported")
-    old_type, outer_theta = given.get("type", "default"), settings["rope_theta"]
-    rope_type, theta = given.get("rope_type", old_type), given.get("rope_theta", outer_theta)
-    pos = {"name": "rope", "theta": float(theta), **_rotated(given, settings, width)}
+    rope_type = given.get("rope_type", given.get("type", "default"))
+    theta = given.get("rope_theta", settings["rope_theta"])
     scaling = _scaling(str(rope_type), given, settings)
     given.ignore(*_SCALING_KEYS)  # keys of other scalings
-    return {**pos, "scaling": scaling} if scaling else pos
+    return {"theta": theta, **_rotated(given, settings, width), **({"scaling": scaling} if scaling else {})}
 
 
 def _rotated(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDict:
@@ -151,7 +141,7 @@ def _rotated(given: HFConfig, settings: HFConfig, width: int | None) -> PlainDic
 
 
 def _scaling(rope_type: str, given: HFConfig, settings: HFConfig) -> PlainDict:
-    length, trained = settings["max_position_embeddings"], settings.get("original_max_position_embeddings")
+    length, trained = settings["max_position_embeddings"], settings.get(_LENGTH)
     if rope_type == "default":
         return {}
     if rope_type not in SCALINGS:
@@ -160,7 +150,7 @@ def _scaling(rope_type: str, given: HFConfig, settings: HFConfig) -> PlainDict:
     scaling = {our_name: given[key] for key, our_name in names.items() if given.get(key) is not None}
     if "truncate" in names and "truncate" in given and given["truncate"] is None:
         scaling["truncate"] = False  # transformers reads null as false
-    if trained is not None and "original_max_position_embeddings" in names:
+    if trained is not None and _LENGTH in names:
         scaling["original_context_length"] = trained  # transformers prefers it to the nested one
     if rope_type == "dynamic":
         scaling["original_context_length"] = length
@@ -177,20 +167,20 @@ def yarn_magnitude(factor: float, weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def position_to_hf(pos: Any, width: int | None) -> PlainDict:
-    """Convert our rotary positions to ``rope_parameters``, {} for other positions.
-
-    width: width of the vectors of which a part may be rotated; None: their keys have no such part
-    """
-    if pos.name != "rope":
+def _parameters(view: ModelView, partial: bool) -> PlainDict:
+    """The ``rope_parameters`` of the first layer with rotary positions; {} if there is none."""
+    found = (layer.pos for layer in view.layers if layer.uses_positions(view.config.dims) and layer.pos.name == "rope")
+    pos: Any = next(found, None)
+    if pos is None:
         return {}
     parameters = {"rope_type": "default", "rope_theta": pos.theta}
-    parameters |= {"partial_rotary_factor": pos.rotary_dim / width} if width else {}
-    if not pos.scaling:
-        return parameters
-    names = SCALINGS[pos.scaling["kind"]]
-    keys = {key: pos.scaling[our_name] for key, our_name in names.items() if pos.scaling[our_name] is not None}
-    return {**parameters, "rope_type": pos.scaling["kind"], **keys}
+    if partial and (width := view["attention@mha.head_dim"] or view["attention@mla.qk_rope_head_dim"]):
+        parameters["partial_rotary_factor"] = pos.rotary_dim / width
+    if pos.scaling:
+        parameters["rope_type"] = pos.scaling["kind"]
+        names = SCALINGS[pos.scaling["kind"]]
+        parameters |= {key: pos.scaling[name] for key, name in names.items() if pos.scaling[name] is not None}
+    return parameters
 
 
 def temperature(component: str = "mha") -> Keys:
@@ -198,16 +188,13 @@ def temperature(component: str = "mha") -> Keys:
 
     def read(settings: HFConfig) -> PlainDict:
         given = rope_parameters(settings)
-        beta, length = given.get("llama_4_scaling_beta"), given.get("original_max_position_embeddings")
+        beta, length = given.get("llama_4_scaling_beta"), given.get(_LENGTH)
         growth = {"beta": float(beta), "length": float(length), "shift": 0} if beta and length else {}
         return {f"attention@{component}.query_temperature": growth}
 
-    return Keys(read)
+    def write(view: ModelView) -> PlainDict:
+        growth = view["attention.query_temperature"]
+        found = {"llama_4_scaling_beta": growth["beta"], _LENGTH: round(growth["length"])} if growth else {}
+        return {f"rope_parameters.{name}": value for name, value in found.items()}
 
-
-def temperature_to_hf(view: ModelView) -> PlainDict:
-    """The entries of rope_parameters for the growth of scores."""
-    growth = view["attention.query_temperature"]
-    if not growth:
-        return {}
-    return {"llama_4_scaling_beta": growth["beta"], "original_max_position_embeddings": round(growth["length"])}
+    return Keys(read, write)
