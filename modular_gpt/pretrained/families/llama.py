@@ -66,9 +66,7 @@ FAMILIES = [
     ),
     Family("granite", (BIASED, GRANITE), LLAMA),
     Family(
-        "granite_swa",
-        (BIASED, GRANITE, THETAS, FIRST_OF_FOUR, {"attention@mha.sinks": True}),
-        (*LLAMA, names.SINKS),
+        "granite_swa", (BIASED, GRANITE, THETAS, FIRST_OF_FOUR, {"attention@mha.sinks": True}), (*LLAMA, names.SINKS)
     ),
     Family(
         "hyperclovax",

@@ -129,11 +129,7 @@ FAMILIES = [
         synonyms={"n_embed": "hidden_size"},
     ),
     Family("phi", PHI, (PHI_TENSORS,)),
-    Family(
-        "cohere",
-        (COHERE, enabled_by("use_qk_norm", keys.QK_NORM, NORM_PER_HEAD)),
-        (*LLAMA, COHERE_QK),
-    ),
+    Family("cohere", (COHERE, enabled_by("use_qk_norm", keys.QK_NORM, NORM_PER_HEAD)), (*LLAMA, COHERE_QK)),
     Family("cohere2", (COHERE, COHERE2), LLAMA),
     Family("stablelm", STABLELM, (*LLAMA, STABLELM_QK)),
 ]
