@@ -6,16 +6,15 @@ in a nested object. A mapping of settings to values stands for what all models o
     ("rms_norm_eps = norm.eps", "{n_group,topk_group} = ffn@moe.{groups,top_groups}", {"norm.name": "rmsnorm"})
 
 ``ffn@moe`` applies to layers with that component only. ``Keys`` is a pair of functions for meanings that are spread
-over several keys, and ``layers`` has the mappings of two sorts of layers, which are assembled one by one and folded
-into variants and a cycle. Writing may be approximate, because saving reads back what it writes.
+over several keys. Layers may have settings of their own (layer_map.py); they are folded into variants and a cycle.
+Writing may be approximate, because saving reads back what it writes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from modular_gpt.core.errors import CheckpointError, ConfigError, UserError, printable, unknown
+from modular_gpt.core.errors import CheckpointError, ConfigError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, lookup
 from modular_gpt.mapping.hf_config import HFConfig
@@ -245,46 +244,8 @@ def rounded(value: float) -> float:
     return round(value) if abs(value - round(value)) < 1e-9 * abs(value) else value
 
 
-def layers(
-    flags: Callable[[HFConfig], Sequence[object]],
-    yes: KeyTree,
-    no: KeyTree = (),
-    mark: str = "",
-    to_hf: Callable[[list[bool]], PlainMapping] = lambda has: {},
-) -> Keys:
-    """Mappings of two sorts of layers.
-
-    flags: keys -> whether each layer is of the first sort; yes, no: mappings of the two sorts
-    mark: a setting that only the first sort has; without one, nothing is written
-    to_hf: whether each layer has it -> keys
-    """
-    sides = {False: joined(no), True: joined(yes)}
-
-    def read(settings: HFConfig) -> PlainDict:
-        has, count = [bool(one) for one in flags(settings)], layer_count(settings)
-        if len(has) != count:
-            raise ValueError(f"{len(has)} values for {count} layers")
-        found = {sort: _read_side(side, settings, used=sort in has) for sort, side in sides.items()}
-        paths = dict.fromkeys(path for side in found.values() for path in side)
-        return {path: PerLayer(_of_layer(found[one].get(path, KEEP), i) for i, one in enumerate(has)) for path in paths}
-
-    def write(view: ModelView) -> PlainDict:
-        has = [value is not None for value in view.each(mark)]
-        views = {sort: view.of_layers(one is sort for one in has) for sort in sides}
-        written = {sort: side.to_hf(views[sort]) for sort, side in sides.items() if views[sort].layers}
-        return {**to_hf(has), **{name: value for side in written.values() for name, value in side.items()}}
-
-    return Keys(read, write if mark else lambda view: {})
-
-
-def _read_side(side: Keys, settings: HFConfig, used: bool) -> PlainMapping:
-    """The settings of one sort of layers; where no layer is of it, its keys are read, and may have any value."""
-    with suppress(*(() if used else (UserError, *WRONG_VALUE))):
-        return side.from_hf(settings)
-    return {}
-
-
-def _of_layer(value: Any, index: int) -> Any:
+def of_layer(value: Any, index: int) -> Any:
+    """The value of a layer where there is one for each, or the one of all layers."""
     return value[index] if isinstance(value, PerLayer) else value
 
 
@@ -332,7 +293,7 @@ def _layers(settings: Sequence[tuple[str, Any]], count: int) -> list[PlainDict]:
         raw: dict[str, PlainDict] = {slot: {} for slot in (*SLOTS, BLOCK)}
         for path, given in names_first:
             slot, component, name = split_path(path)
-            value = _of_layer(given, index)
+            value = of_layer(given, index)
             if value is not KEEP and (not component or _named(slot, raw[slot].get("name"), component)):
                 raw[slot][name] = value
         identity = repr(raw)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from modular_gpt import CheckpointError, GPTModel
+from modular_gpt import GPTModel
 from modular_gpt.core.errors import UserError
-from modular_gpt.mapping import ModelMapping, expand, key, layers, lines, modules
-from modular_gpt.mapping.setting_map import always, only, switch
+from modular_gpt.mapping import ModelMapping, expand, key, layers, lines, listed, modules
+from modular_gpt.mapping.setting_map import only, switch
 from modular_gpt.mapping.tensor_map import FUSED
 from modular_gpt.model.materialize import saved_tensors
 
@@ -18,22 +18,13 @@ SOME = ModelMapping(
         key("squared_scale", "embed_scale", lambda squared: squared**0.5, lambda scale: scale**2),
         switch("gated", "ffn.name", "swiglu", "mlp"),
         layers(
-            lambda settings: [name == "local" for name in settings["types"]],
-            {"attention.window": lambda settings: settings["window"]},
+            listed("types", ("local", "global"), lambda i, settings: i % settings["every"] == 0, ["every"]),
+            "window = attention.window",
             mark="attention.window",
-            to_hf=lambda has: {"types": ["local" if one else "global" for one in has]},
         ),
         only(dialect="plain"),
-        always(
-            {
-                "n_heads": 2,
-                "bias": False,
-                "attention.name": "mha",
-                "norm.name": "rmsnorm",
-                "pos.name": "rope",
-                "tie_embeddings": True,
-            }
-        ),
+        {"n_heads": 2, "bias": False, "attention.name": "mha", "norm.name": "rmsnorm"},
+        {"pos.name": "rope", "tie_embeddings": True},
     ),
     (
         modules("{wte,ln_f} = {embedding,final_norm}"),
@@ -42,7 +33,7 @@ SOME = ModelMapping(
         modules("{o,gate,up,down} = {attention.out,ffn.gate,ffn.up,ffn.down}", LAYER),
     ),
     harmless={"author": ("me",)},
-    defaults={"eps": 1e-3, "gated": False, "window": None, "squared_scale": 1.0, "dialect": "plain"},
+    defaults={"eps": 1e-3, "gated": False, "window": None, "squared_scale": 1.0, "dialect": "plain", "types": None},
     synonyms={"hidden": "width"},
 )
 GIVEN = {"vocab": 7, "hidden": 8, "num_hidden_layers": 3, "squared_scale": 9.0, "window": 4, "gated": True}
@@ -72,16 +63,16 @@ def test_what_is_written_is_read_again() -> None:
         ({"author": "you"}, "author='you', which models of model_type=some do not have"),
         ({"width": 9}, "width=9 and hidden=8: remove one"),
         ({"hidden": "wide"}, "wide"),
-        ({"types": ["local"]}, "1 values for 3 layers"),
-        ({"types": None}, "a setting of a wrong type"),
+        ({"types": ["local"]}, "types has 1 layers, but the model has 3"),
+        ({"types": ["local", "far", "local"]}, "layer type 'far'"),
+        ({"types": 5}, "a setting of a wrong type"),
+        ({"types": None}, "lacks the setting 'every'"),
+        ({"every": 2}, "every=2"),
     ],
 )
 def test_what_is_not_described_is_refused(change: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         SOME.config({**GIVEN, **change})
-    missing = {name: value for name, value in GIVEN.items() if name != "types"}
-    with pytest.raises(CheckpointError, match="lacks the setting 'types'"):
-        SOME.config(missing)
 
 
 def test_tensors_go_both_ways() -> None:

@@ -85,7 +85,7 @@ def test_frequencies(name: str, parity: Parity) -> None:
     )
     frequencies, magnitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](theirs, seq_len=length)
     settings = HFConfig({"rope_parameters": parameters, "rope_theta": 1.0, "max_position_embeddings": trained})
-    pos = position(rope_parameters(settings), settings, None)
+    pos = {"name": "rope", **position(rope_parameters(settings), settings, None)}
     config = GPTConfig(d_model=width, n_heads=1, context_length=trained, pos=pos)
     ours, our_magnitude = turned(RoPE(config.layer_configs[0].pos, config.dims), length, width)
     torch.testing.assert_close(ours, frequencies, rtol=1e-5, atol=0)

@@ -1,15 +1,15 @@
 """Keys that many families share: sizes, heads, biases, windows, feed-forward, norms, dropout."""
 
 import warnings
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import HFConfig, Keys, KeyTree, key, layers
-from modular_gpt.mapping.setting_map import enabled_by, layer_count, named, only
+from modular_gpt.mapping import HFConfig, Keys, KeyTree, Pattern, key, layers, listed
+from modular_gpt.mapping.setting_map import enabled_by, named, only
 
+# keys that matter only without layer_types
+OTHERWISE = ("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval")
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 HEADS, WINDOW_PATH = "attention@mha.n_kv_heads", "attention@mha.window"
 LENGTH, INIT = "max_position_embeddings = context_length", "initializer_range = init_std"
@@ -112,9 +112,6 @@ def qk_norm(
     return (fixed, f"{eps} => {QK_NORM}_eps")
 
 
-Pattern = Callable[[int, HFConfig], object]  # (number of a layer from 0, keys) -> whether it attends to all tokens
-
-
 def every(count: int, key: str = "") -> Pattern:
     """Every ``count``-th layer attends to all tokens; ``key``: one that may have another number."""
     return lambda i, settings: (i + 1) % ((settings.get(key) if key else None) or count) == 0
@@ -130,34 +127,13 @@ def all_layers(i: int, settings: HFConfig) -> bool:
     return True
 
 
-def layer_types(settings: HFConfig, pattern: Pattern, other: str = SLIDING) -> list[str]:
-    """The type of each layer: ``layer_types``, or else FULL by the pattern, and ``other``.
-
-    Raises:
-        CheckpointError: a type is neither of these.
-    """
-    given, count = settings.get("layer_types"), layer_count(settings)
-    types = [FULL if pattern(i, settings) else other for i in range(count)] if given is None else list(given)
-    settings.ignore(
-        *("max_window_layers", "sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval")
-    )  # they matter only without layer_types
-    for layer_type in types:
-        if layer_type not in (FULL, other):
-            raise CheckpointError(unknown("layer type", str(layer_type), [FULL, other]))
-    if len(types) != count:
-        raise CheckpointError(f"layer_types has {len(types)} layers, but the model has {count}")
-    return types
-
-
 def by_type(pattern: Pattern, keys: KeyTree, full: KeyTree = (), mark: str = "", other: str = SLIDING) -> Keys:
     """Mappings of the layers of the type ``other``, and of those that attend to all tokens.
 
     mark: a setting that only layers of the type ``other`` have, from which the types are written
     """
-    return layers(
-        lambda given: [name == other for name in layer_types(given, pattern, other)], keys, full, mark,
-        lambda has: {"layer_types": [other if one else FULL for one in has]},
-    )  # fmt: skip
+    flags = listed("layer_types", (other, FULL), lambda i, settings: not pattern(i, settings), OTHERWISE)
+    return layers(flags, keys, full, mark)
 
 
 def windows(pattern: Pattern = all_layers) -> Keys:
@@ -190,12 +166,7 @@ def dropouts(residual: str, embeddings: str | None = None, attention: str | None
     return (both, f"{attention} = attention.dropout" if attention else ())
 
 
-def rotated(settings: HFConfig) -> Sequence[object]:
-    """Whether each layer has rotary positions: all but every fourth one, unless they are listed."""
-    listed, interval = settings["no_rope_layers"], settings["no_rope_layer_interval"]
-    return listed or [(i + 1) % interval for i in range(layer_count(settings))]
-
-
-NO_ROPE_LAYERS = layers(
-    rotated, (), {"pos.name": "none"}, "pos@rope.theta", lambda has: {"no_rope_layers": [int(one) for one in has]}
-)
+# all layers but every fourth one have rotary positions, unless they are listed
+_INTERVAL = "no_rope_layer_interval"
+ROTATED = listed("no_rope_layers", (1, 0), lambda i, settings: (i + 1) % settings[_INTERVAL], [_INTERVAL])
+NO_ROPE_LAYERS = layers(ROTATED, (), {"pos.name": "none"}, "pos@rope.theta")

@@ -1,10 +1,10 @@
 """Keys of mixtures of experts: their sizes, their router, shared experts, and the layers that have experts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from modular_gpt.core.plain_types import PlainDict, PlainMapping
-from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, key, layers
+from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.mapping import Flags, HFConfig, Keys, KeyTree, ModelView, Pattern, each, key, layers, listed
 from modular_gpt.mapping.setting_map import layer_count, needed
 from modular_gpt.pretrained.families.decoder_keys import activation_key
 
@@ -50,42 +50,30 @@ SIGMOID = moe(score="sigmoid", balance="bias", group_score="top2")
 ALL_SPARSE = {"ffn.name": "moe"}
 
 
-def sparse(
-    flags: Callable[[HFConfig], Sequence[object]], to_hf: Callable[[list[bool]], PlainMapping], dense: str = "swiglu"
-) -> Keys:
-    """The layers that have experts; the others have a network of the type ``dense``."""
-    return layers(flags, ALL_SPARSE, {"ffn.name": dense}, COUNT, to_hf)
+def sparse(flags: Flags) -> Keys:
+    """The layers that have experts; the others have a gated network."""
+    return layers(flags, ALL_SPARSE, {"ffn.name": "swiglu"}, COUNT)
 
 
-# experts in all layers but the first ones
+def mlp_types(pattern: Pattern, otherwise: Sequence[str] = ()) -> Flags:
+    """Experts in the layers whose type in mlp_layer_types is ``sparse``; without that key, by the pattern."""
+    return listed("mlp_layer_types", ("sparse", "dense"), pattern, otherwise)
+
+
+def after_dense(i: int, settings: HFConfig) -> bool:
+    """All layers but the first ones, which are dense."""
+    return bool(i >= settings["first_k_dense_replace"])
+
+
+AFTER_FIRST = sparse(mlp_types(lambda i, settings: i > 0))
 FIRST_DENSE = sparse(
-    lambda settings: [index >= settings["first_k_dense_replace"] for index in range(layer_count(settings))],
-    lambda has: {"first_k_dense_replace": has.index(True) if True in has else len(has)},
+    each(after_dense, lambda has: {"first_k_dense_replace": has.index(True) if True in has else len(has)})
 )
-
-
-def mlp_layer_types(first: Callable[[HFConfig], int]) -> Keys:
-    """Experts in the layers whose type in mlp_layer_types is ``sparse``, by default in those from ``first`` on."""
-
-    def has_experts(settings: HFConfig) -> list[bool]:
-        given = settings["mlp_layer_types"]
-        usual = [index >= first(settings) for index in range(layer_count(settings))]
-        return usual if given is None else [name == "sparse" for name in given]
-
-    return sparse(has_experts, lambda has: {"mlp_layer_types": ["sparse" if one else "dense" for one in has]})
-
-
-AFTER_FIRST = mlp_layer_types(lambda settings: 1)
-
-
-def _sparse_steps(settings: HFConfig) -> list[bool]:
-    step, dense = settings["decoder_sparse_step"], settings["mlp_only_layers"] or []
-    return [index not in dense and (index + 1) % step == 0 for index in range(layer_count(settings))]
-
-
 SPARSE_STEP = sparse(
-    _sparse_steps,
-    lambda has: {"mlp_only_layers": [index for index, one in enumerate(has) if not one], "decoder_sparse_step": 1},
+    each(
+        lambda i, s: all(((i + 1) % s["decoder_sparse_step"] == 0, i not in (s["mlp_only_layers"] or []))),
+        lambda has: {"mlp_only_layers": [i for i, one in enumerate(has) if not one], "decoder_sparse_step": 1},
+    )
 )
 
 

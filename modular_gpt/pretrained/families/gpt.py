@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from modular_gpt.core.errors import CheckpointError, printable
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import ANY, HFConfig, Keys, ModelView, PerLayer, Transform, harmless
-from modular_gpt.mapping.setting_map import joined, key, layer_count, layers, only, switch
+from modular_gpt.mapping import ANY, Flags, HFConfig, Keys, ModelView, PerLayer, Transform, harmless
+from modular_gpt.mapping.layer_map import layers
+from modular_gpt.mapping.setting_map import joined, key, layer_count, only, switch
 from modular_gpt.mapping.tensor_map import FUSED, FUSED_PER_HEAD, IN_OUT, modules, tensors, transposed
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families.decoder_keys import HEADS, WINDOW_PATH, biases, dense, dropouts, layernorm
@@ -74,15 +75,13 @@ def _local(settings: HFConfig) -> list[bool]:
     return [name == "local" for name in types]
 
 
+LOCAL = Flags(_local, lambda has: {"attention_types": [[["local" if one else "global" for one in has], 1]]})
 NEO = (
     dense("mlp", True, "intermediate_size", "activation_function", times=4),
-    layers(
-        _local, f"window_size = {WINDOW_PATH}", (), WINDOW_PATH,
-        lambda has: {"attention_types": [[["local" if one else "global" for one in has], 1]]},
-    ),
+    layers(LOCAL, f"window_size = {WINDOW_PATH}", mark=WINDOW_PATH),
     dropouts("resid_dropout", "embed_dropout", "attention_dropout"),
     {SCALE: 1.0},
-)  # fmt: skip
+)
 OPT_LAYER = "model.decoder.layers.{layer}"
 # a table whose first two rows stand for no position
 AFTER_TWO = Transform(lambda hf, shapes, count: [hf[2:]], lambda ours, count: F.pad(ours[0], (0, 0, 2, 0)))

@@ -111,7 +111,8 @@ KIMI = (
     (keys.SIZES, keys.LENGTH, keys.INIT, RMSNORM, dense(), LATENT, {"pos.name": "none"}, SILU),
     (mixers(_kimi_full, {"attention.name": "kda"}), KDA_SIZES, DELTA_EPS),
     (experts.experts("num_local_experts"), experts.SIGMOID, experts.NORM_TOPK, experts.SCALE, experts.GROUPS),
-    (experts.shared("n_shared_experts"), experts.mlp_layer_types(lambda settings: settings["first_k_dense_replace"])),
+    experts.sparse(experts.mlp_types(experts.after_dense, ["first_k_dense_replace"])),
+    experts.shared("n_shared_experts"),
 )
 KIMI_MLP = f"{LAYER}.block_sparse_moe"
 FLAT = Transform(lambda hf, shapes, count: [hf.flatten()], lambda ours, count: ours[0].view(1, 1, -1, 1))

@@ -1,9 +1,9 @@
 """Llama and the models that differ from it in few settings: https://arxiv.org/abs/2407.21783"""
 
-from modular_gpt.core.errors import CheckpointError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.mapping import ANY, HFConfig, Keys, PerLayer, key, modules
-from modular_gpt.mapping.setting_map import layer_count, switch
+from modular_gpt.mapping.layer_map import layer_values
+from modular_gpt.mapping.setting_map import switch
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import RMSNORM, START, WINDOW, biases, dense, qk_norm, windows
@@ -18,22 +18,16 @@ MLP = (START, dense("mlp", "mlp_bias"), biases())
 ALL_WINDOWED = (Keys(windows(keys.no_layer).from_hf), f"sliding_window <= {keys.WINDOW_PATH}")
 LAST_WINDOWED = keys.switched_windows(windows(lambda i, settings: i < settings["max_window_layers"]))
 FIRST_OF_FOUR = windows(lambda i, settings: i % 4 == 0)
-SMOLLM = windows(lambda i, settings: not settings["use_sliding_window"] or keys.rotated(settings)[i])
+SMOLLM = windows(lambda i, settings: not settings["use_sliding_window"] or keys.ROTATED.from_hf(settings)[i])
 SCALES = "{attention,embedding,residual}_multiplier = {attention@mha.scale,embed_scale,residual_multiplier}"
 GRANITE = (SCALES, key("logits_scaling", "logit_scale", lambda by: 1.0 / by, lambda scale: 1.0 / scale))
 
 
 def _thetas(settings: HFConfig) -> PlainDict:
     """Granite's base of the wavelengths of each layer; 0: no positions."""
-    thetas = settings["layer_rope_theta"]
-    if thetas is None:
-        return {}
-    if len(thetas) != layer_count(settings):
-        raise CheckpointError(f"layer_rope_theta has {len(thetas)} layers, but the model has {layer_count(settings)}")
-    return {
-        "pos.name": PerLayer("rope" if theta else "none" for theta in thetas),
-        "pos@rope.theta": PerLayer(float(theta) if theta else 10000.0 for theta in thetas),
-    }
+    thetas = layer_values(settings, "layer_rope_theta")
+    names = PerLayer("rope" if theta else "none" for theta in thetas or ())
+    return {"pos.name": names, "pos@rope.theta": PerLayer(theta or 10000.0 for theta in thetas)} if thetas else {}
 
 
 THETAS = Keys(_thetas, lambda view: {"layer_rope_theta": [theta or 0 for theta in view.each("pos@rope.theta")]})

@@ -5,9 +5,9 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 """
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import HFConfig, Keys, ModelView, harmless, key, layers, modules, tensors
+from modular_gpt.mapping import HFConfig, Keys, ModelView, each, harmless, key, layers, modules, tensors
 from modular_gpt.mapping import tensor_map as stored
-from modular_gpt.mapping.setting_map import computed, enabled_by, layer_count
+from modular_gpt.mapping.setting_map import computed, enabled_by
 from modular_gpt.mapping.tensor_map import unless, where
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
@@ -47,7 +47,11 @@ def _every_other(i: int, settings: HFConfig) -> bool:
 QWEN2_WINDOWS = keys.switched_windows(windows(_every_other))
 QWEN2 = (biases("qkv_bias", False), QWEN2_WINDOWS, QWEN, experts.shared_width(gate=True))
 QWEN3_WINDOW = enabled_by("use_sliding_window", keys.WINDOW_PATH, keys.WINDOW)
-MELLUM = (rope_by_type(keys.all_layers), windows(), experts.experts("num_experts"), experts.router_loss())
+MELLUM = (
+    (START, RMSNORM, dense(), biases(), qk_norm(), rope_by_type(keys.all_layers), windows()),
+    (experts.experts("num_experts"), experts.router_loss(), experts.NORM_TOPK),
+    experts.sparse(experts.mlp_types(keys.all_layers)),
+)
 
 
 def _rotary_dim(settings: HFConfig) -> PlainDict:
@@ -112,29 +116,29 @@ def _write_temperature(view: ModelView) -> PlainDict:
     return {"attn_scale": growth["beta"], "floor_scale": round(growth["length"])} if growth else {}
 
 
-def _llama4_sparse(settings: HFConfig) -> list[bool]:
+def _llama4_sparse(i: int, settings: HFConfig) -> bool:
     step, given = settings["interleave_moe_layer_step"], settings["moe_layers"]
-    return [(i + 1) % step == 0 if given is None else i in given for i in range(layer_count(settings))]
+    return (i + 1) % step == 0 if given is None else i in given
 
 
 CHUNK = "attention@sparse.chunk"
 LLAMA4 = (
     (rope(layout="interleaved"), keys.NO_ROPE_LAYERS, {f"{keys.QK_NORM}_after_rope": True}),
     by_type(
-        lambda i, settings: not keys.rotated(settings)[i],
+        lambda i, settings: not keys.ROTATED.from_hf(settings)[i],
         ({"attention.name": "sparse", "attention@sparse.pattern": "chunked"}, f"attention_chunk_size = {CHUNK}"),
         mark=CHUNK,
         other="chunked_attention",
     ),
     layers(
-        keys.rotated,
+        keys.ROTATED,
         enabled_by("use_qk_norm", keys.QK_NORM, computed(keys.QK_NORM, _qk_norm)),
         enabled_by("attn_temperature_tuning", TEMPERATURE, Keys(_temperature, _write_temperature)),
         mark="pos@rope.theta",
     ),
     (experts.experts("num_local_experts", "intermediate_size"), experts.router_loss()),
     moe(score="sigmoid", norm_topk=False, weight_on_input=True, shared_experts=1),
-    experts.sparse(_llama4_sparse, lambda has: {"moe_layers": [i for i, one in enumerate(has) if one]}),
+    experts.sparse(each(_llama4_sparse, lambda has: {"moe_layers": [i for i, one in enumerate(has) if one]})),
 )
 FEED = f"{LAYER}.feed_forward"
 LLAMA4_TENSORS = [
@@ -162,11 +166,7 @@ FAMILIES = [
         (BASE, biases(), qk_norm("full"), experts.OLMO, keys.topology("post_residual")),
         (names.ENDS, names.POST_NORMS, names.ATTENTION, QK_NORM, EXPERTS),
     ),
-    Family(
-        "mellum",
-        (START, RMSNORM, dense(), biases(), qk_norm(), MELLUM, experts.NORM_TOPK, experts.mlp_layer_types(lambda s: 0)),
-        (*LLAMA, QK_NORM, EXPERTS),
-    ),
+    Family("mellum", MELLUM, (*LLAMA, QK_NORM, EXPERTS)),
     Family(
         "minimax_m2",
         (START, RMSNORM, rope(partial=True), Keys(_rotary_dim), biases(False), qk_norm("full"), MIXTRAL, SIGMOID),

@@ -6,9 +6,9 @@ from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView
+from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, Pattern
 from modular_gpt.mapping.notation import pairs
-from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, Pattern, by_type
+from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, by_type
 
 _LENGTHS = "{factor,original_max_position_embeddings} = {factor,original_context_length}"
 # rope_type -> key of config.json -> our setting; the defaults are the same
