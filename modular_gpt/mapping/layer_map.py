@@ -40,12 +40,12 @@ def each(pattern: Pattern, to_hf: Callable[[list[bool]], PlainMapping] = lambda 
 def listed(hf_name: str, names: tuple[Any, Any], pattern: Pattern, otherwise: Sequence[str] = ()) -> Flags:
     """Flags by a key with a list of the names of both sorts; without it, by the pattern.
 
-    otherwise: keys that matter only without the list
+    otherwise: keys that can matter only without the list
     """
 
     def read(settings: HFConfig) -> Sequence[object]:
         given = layer_values(settings, hf_name)
-        settings.ignore(*(otherwise if given else ()))
+        settings.ignore(*otherwise)
         for name in given or ():
             if name not in names:
                 raise CheckpointError(unknown("layer type", str(name), [str(one) for one in names]))

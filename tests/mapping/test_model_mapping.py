@@ -67,7 +67,6 @@ def test_what_is_written_is_read_again() -> None:
         ({"types": ["local", "far", "local"]}, "layer type 'far'"),
         ({"types": 5}, "a setting of a wrong type"),
         ({"types": None}, "lacks the setting 'every'"),
-        ({"every": 2}, "every=2"),
     ],
 )
 def test_what_is_not_described_is_refused(change: dict[str, object], words: str) -> None:
