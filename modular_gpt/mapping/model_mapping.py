@@ -1,8 +1,10 @@
 """Two-way mapping of one type of published models: the keys of its config.json and its tensors."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from modular_gpt.core.errors import CheckpointError, UserError, printable
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
@@ -10,6 +12,14 @@ from modular_gpt.mapping.hf_config import HFConfig, check_all_read
 from modular_gpt.mapping.setting_map import WRONG_VALUE, Keys, KeyTree, ModelView, flattened, read_keys, write_keys
 from modular_gpt.mapping.tensor_map import TensorMapping
 from modular_gpt.model.config import BlockConfig, GPTConfig
+from modular_gpt.model.differences import differences, other_components
+
+
+class Comparison(NamedTuple):
+    """The settings of a model that a type cannot express, as ``name=value``, and a distance to sort types by."""
+
+    missing: list[str]
+    distance: tuple[bool, int, bool]
 
 
 @dataclass(frozen=True)
@@ -102,3 +112,17 @@ class ModelMapping:
             return write_keys(self.mappings, ModelView(config, self.defaults, self.synonyms))
         except WRONG_VALUE as error:
             raise CheckpointError(f"{self.model_type} has no counterpart of a setting: {error}") from error
+
+    def compared(self, config: GPTConfig) -> Comparison:
+        """Compare a model with what is read back from the keys that are written for it."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of dropout, which is not compared
+                back = self.config(self.to_hf(config))
+        except UserError as error:
+            others = other_components(config, self.usual_layers)
+            missing = others or [f"a setting ({error})"]
+            return Comparison(missing, (bool(others), len(missing), True))
+        others = other_components(config, [[layer] for layer in back.layer_configs])
+        missing = others or list(differences(config, back))
+        return Comparison(missing, (bool(others), len(missing), False))

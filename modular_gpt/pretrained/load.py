@@ -16,8 +16,8 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.materialize import materialize, meta_model, saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
-from modular_gpt.pretrained.wrappers import WRAPPERS, language_model, text_settings
-from modular_gpt.weights import CONFIG_FILE, Source, Tensors, View, dequantising, listed, locate
+from modular_gpt.pretrained.wrappers import WRAPPERS, text_settings
+from modular_gpt.weights import CONFIG_FILE, Source, Tensors, View, dequantising, language_model, listed, locate
 
 HEAD, EMBEDDING = "lm_head.weight", "embedding.weight"
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")  # the first number in the name of a tensor

@@ -1,19 +1,16 @@
 """Saves a GPTModel as a model of a published family, if one computes exactly the same."""
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
-from modular_gpt.core.errors import CheckpointError, ConfigError, UserError, unknown
+from modular_gpt.core.errors import CheckpointError, ConfigError, unknown
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.validation import one_of
 from modular_gpt.mapping.tensor_map import expand
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
-from modular_gpt.model.differences import differences, other_components
 from modular_gpt.model.materialize import saved_tensors
 from modular_gpt.pretrained.families import FAMILIES
 from modular_gpt.pretrained.family import Family
@@ -75,7 +72,7 @@ def family_of(config: GPTConfig, model_type: str | None = None, among: Iterable[
     if model_type is not None:
         if model_type not in FAMILIES:
             raise ConfigError(unknown("model_type", model_type, FAMILIES))
-        if missing := _compared(FAMILIES[model_type], config).missing:
+        if missing := FAMILIES[model_type].compared(config).missing:
             raise CheckpointError(
                 f"models of model_type={model_type} are without {listed(missing)}; leave out model_type to write the"
                 " first family that computes the same, if there is one"
@@ -83,7 +80,7 @@ def family_of(config: GPTConfig, model_type: str | None = None, among: Iterable[
         return FAMILIES[model_type]
     compared: list[tuple[tuple[bool, int, bool], Family, list[str]]] = []
     for family in (FAMILIES[name] for name in among):
-        comparison = _compared(family, config)
+        comparison = family.compared(config)
         if not comparison.missing:
             return family
         compared.append((comparison.distance, family, comparison.missing))
@@ -102,25 +99,3 @@ def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
     learned = {pair.hf_name: pair.joined(ours).cpu().contiguous() for pair in pairs}
     dtype = model.embedding.weight.dtype
     return learned | {name: table.to(dtype) for name, table in family.tables(model.config).items()}
-
-
-class Comparison(NamedTuple):
-    """The settings of a model that a family cannot express, as ``name=value``, and a distance to sort families by."""
-
-    missing: list[str]
-    distance: tuple[bool, int, bool]
-
-
-def _compared(family: Family, config: GPTConfig) -> Comparison:
-    """Compare a model with what is read back from the family's keys for it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of dropout, which is not compared
-            back = family.config(family.to_hf(config))
-    except UserError as error:
-        others = other_components(config, family.usual_layers)
-        missing = others or [f"a setting ({error})"]
-        return Comparison(missing, (bool(others), len(missing), True))
-    others = other_components(config, [[layer] for layer in back.layer_configs])
-    missing = others or list(differences(config, back))
-    return Comparison(missing, (bool(others), len(missing), False))

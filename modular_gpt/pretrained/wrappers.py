@@ -3,14 +3,13 @@
 Only the language model is read, with the keys in ``text_config``. It is written as a model of its own family.
 """
 
-import re
 import warnings
 from collections.abc import Mapping
 
 from modular_gpt.core.errors import CheckpointError, printable, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.pretrained.families import FAMILIES
-from modular_gpt.weights import CONFIG_FILE, LazyTensor, Source
+from modular_gpt.weights import CONFIG_FILE, Source
 
 # model type -> model type of its language model, where text_config does not name it
 WRAPPERS = {
@@ -21,8 +20,7 @@ WRAPPERS = {
     "mistral3": "mistral",
     "qwen3_5": "qwen3_5_text",
 }
-_LANGUAGE_MODEL = re.compile(r"(model\.)?language_model\.(?P<name>.+)")
-_HEAD, _TIED = "lm_head.", "tie_word_embeddings"
+_TIED = "tie_word_embeddings"
 
 
 def text_settings(source: Source, given: PlainMapping) -> PlainDict:
@@ -45,16 +43,3 @@ def text_settings(source: Source, given: PlainMapping) -> PlainDict:
     )
     ties = [bool(settings[_TIED]) for settings in (given, text) if _TIED in settings]
     return {**text, "model_type": model_type, **({_TIED: any(ties)} if ties else {})}
-
-
-def language_model(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """A view of the tensors of the language model alone, under the names that they have in files of its own family."""
-    found = {}
-    for name, tensor in tensors.items():
-        inside = _LANGUAGE_MODEL.fullmatch(name)
-        if inside is not None:
-            short = inside["name"].removeprefix("model.")
-            found[short if short.startswith(_HEAD) else f"model.{short}"] = tensor
-        elif name.startswith(_HEAD):
-            found[name] = tensor
-    return found

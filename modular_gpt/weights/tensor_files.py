@@ -104,36 +104,6 @@ class StoredTensor:
 View = Callable[[Mapping[str, LazyTensor]], dict[str, LazyTensor]]
 
 
-def renamed(*changes: tuple[str, str]) -> View:
-    """A view with the other names that files have for some tensors: (regular expression, replacement)."""
-
-    def view(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        found = {}
-        for name, tensor in tensors.items():
-            for pattern, replacement in changes:
-                name = re.sub(pattern, replacement, name)
-            found[name] = tensor
-        return found
-
-    return view
-
-
-@dataclass(frozen=True)
-class RowsOfSeveral:
-    """Rows ``start`` to ``stop`` of tensors that are concatenated when they are loaded."""
-
-    tensors: tuple[LazyTensor, ...]
-    start: int
-    stop: int
-
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((self.stop - self.start, *self.tensors[0].shape[1:]))
-
-    def load(self) -> Tensor:
-        return torch.cat([tensor.load() for tensor in self.tensors])[self.start : self.stop]
-
-
 def _load_old(path: Path) -> Any:
     import zipfile
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import HFConfig, Keys, KeyTree, Pattern, key, layers, listed
+from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, Pattern, key, layers, listed
 from modular_gpt.mapping.setting_map import enabled_by, named, only
 
 # keys that matter only without layer_types
@@ -144,6 +144,21 @@ def windows(pattern: Pattern = all_layers) -> Keys:
 def switched_windows(keys: KeyTree) -> KeyTree:
     """Windows that a key turns on, which is written as null where there are none."""
     return (enabled_by("use_sliding_window", WINDOW_PATH, keys), f"sliding_window <= {WINDOW_PATH}")
+
+
+def growth(beta: str, length: str, shift: int, component: str = "mha") -> Keys:
+    """The growth of scores with the position of the query, by the names of its keys."""
+
+    def read(settings: HFConfig) -> PlainDict:
+        rate, step = settings.get(beta), settings.get(length)
+        found = {"beta": float(rate), "length": float(step), "shift": shift} if rate and step else {}
+        return {f"attention@{component}.query_temperature": found}
+
+    def write(view: ModelView) -> PlainDict:
+        found = view["attention.query_temperature"]
+        return {beta: found["beta"], length: round(found["length"])} if found else {}
+
+    return Keys(read, write)
 
 
 def dropouts(residual: str, embeddings: str | None = None, attention: str | None = None) -> KeyTree:

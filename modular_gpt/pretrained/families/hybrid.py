@@ -4,10 +4,6 @@ Qwen3-Next: https://huggingface.co/Qwen/Qwen3-Next-80B-A3B-Instruct, Kimi Linear
 OLMo Hybrid: https://huggingface.co/allenai/Olmo-Hybrid-7B, MiniMax-01: https://arxiv.org/abs/2501.08313
 """
 
-import re
-from collections.abc import Mapping
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
@@ -27,7 +23,7 @@ from modular_gpt.pretrained.families.moe import W123
 from modular_gpt.pretrained.families.rope_config import rope
 from modular_gpt.pretrained.families.tensor_names import ATTENTION, ATTN, ENDS, LAYER, PRE_NORMS, QK_NORM, QKV
 from modular_gpt.pretrained.family import Family
-from modular_gpt.weights import LazyTensor, RowsOfSeveral, renamed
+from modular_gpt.weights import recut, renamed
 
 DELTA, MIXER, RATE = f"{LAYER}.linear_attn", "attention@gated_delta", "attention.rate.weight"
 
@@ -164,24 +160,8 @@ OLMO_TENSORS = [
 OLMO_NAMES = renamed(
     (r"\.input_layernorm\.", ".attention_layer_norm."), (r"\.post_attention_layernorm\.", ".feedforward_layer_norm.")
 )
-_CONVOLUTION = re.compile(r"(?P<mixer>.+)\.q_conv1d\.weight")
-
-
-def recut_convolutions(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """A view in which the convolutions of queries, keys and values have as many channels as their projections.
-
-    transformers saves them cut into equal thirds, whatever these numbers are.
-    """
-    found = dict(tensors)
-    for match in filter(None, map(_CONVOLUTION.fullmatch, tensors)):
-        names, projections = ([f"{match['mixer']}.{one}_{end}.weight" for one in "qkv"] for end in ("conv1d", "proj"))
-        if not tensors.keys() >= {*names, *projections}:
-            continue
-        thirds = tuple(tensors[name] for name in names)
-        ends = [0, *accumulate(tensors[name].shape[0] for name in projections)]
-        if ends[-1] == sum(third.shape[0] for third in thirds):
-            found |= {name: RowsOfSeveral(thirds, *ends[i : i + 2]) for i, name in enumerate(names)}
-    return found
+# transformers saves the convolutions cut into equal thirds, whatever the widths of queries, keys and values are
+OLMO_CONVOLUTIONS = recut(*([f".{one}_{end}.weight" for one in "qkv"] for end in ("conv1d", "proj")))
 
 
 def residuals(name: str) -> Keys:
@@ -265,7 +245,7 @@ FAMILIES = [
         OLMO,
         (ENDS, OLMO_TENSORS, names.GATED),
         harmless=harmless("linear_a_log_min linear_a_log_max linear_dt_min linear_dt_max linear_dt_init_floor"),
-        views=(OLMO_NAMES, recut_convolutions),
+        views=(OLMO_NAMES, OLMO_CONVOLUTIONS),
     ),
     Family(
         "minimax",

@@ -5,7 +5,7 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 """
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import HFConfig, Keys, ModelView, each, harmless, key, layers, modules, tensors
+from modular_gpt.mapping import HFConfig, Keys, each, harmless, key, layers, modules, tensors
 from modular_gpt.mapping import tensor_map as stored
 from modular_gpt.mapping.setting_map import computed, enabled_by
 from modular_gpt.mapping.tensor_map import unless, where
@@ -106,16 +106,6 @@ def _qk_norm(settings: HFConfig) -> PlainDict:
     return {"name": "rmsnorm", "eps": float(settings["rms_norm_eps"]), "affine": False}
 
 
-def _temperature(settings: HFConfig) -> PlainDict:
-    """Llama 4's growth of scores in layers without positions."""
-    return {TEMPERATURE: {"beta": settings["attn_scale"], "length": settings["floor_scale"], "shift": 1}}
-
-
-def _write_temperature(view: ModelView) -> PlainDict:
-    growth = view[TEMPERATURE]
-    return {"attn_scale": growth["beta"], "floor_scale": round(growth["length"])} if growth else {}
-
-
 def _llama4_sparse(i: int, settings: HFConfig) -> bool:
     step, given = settings["interleave_moe_layer_step"], settings["moe_layers"]
     return (i + 1) % step == 0 if given is None else i in given
@@ -133,7 +123,7 @@ LLAMA4 = (
     layers(
         keys.ROTATED,
         enabled_by("use_qk_norm", keys.QK_NORM, computed(keys.QK_NORM, _qk_norm)),
-        enabled_by("attn_temperature_tuning", TEMPERATURE, Keys(_temperature, _write_temperature)),
+        enabled_by("attn_temperature_tuning", TEMPERATURE, keys.growth("attn_scale", "floor_scale", shift=1)),
         mark="pos@rope.theta",
     ),
     (experts.experts("num_local_experts", "intermediate_size"), experts.router_loss()),

@@ -8,7 +8,7 @@ from modular_gpt.core.errors import CheckpointError, unknown
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, Pattern
 from modular_gpt.mapping.notation import pairs
-from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, by_type
+from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, by_type, growth
 
 _LENGTHS = "{factor,original_max_position_embeddings} = {factor,original_context_length}"
 # rope_type -> key of config.json -> our setting; the defaults are the same
@@ -185,16 +185,8 @@ def _parameters(view: ModelView, partial: bool) -> PlainDict:
 
 def temperature(component: str = "mha") -> Keys:
     """The growth of scores with the position of the query, stored with the rotary positions."""
-
-    def read(settings: HFConfig) -> PlainDict:
-        given = rope_parameters(settings)
-        beta, length = given.get("llama_4_scaling_beta"), given.get(_LENGTH)
-        growth = {"beta": float(beta), "length": float(length), "shift": 0} if beta and length else {}
-        return {f"attention@{component}.query_temperature": growth}
-
-    def write(view: ModelView) -> PlainDict:
-        growth = view["attention.query_temperature"]
-        found = {"llama_4_scaling_beta": growth["beta"], _LENGTH: round(growth["length"])} if growth else {}
-        return {f"rope_parameters.{name}": value for name, value in found.items()}
-
-    return Keys(read, write)
+    inner = growth("llama_4_scaling_beta", _LENGTH, 0, component)
+    return Keys(
+        lambda settings: inner.from_hf(rope_parameters(settings)),
+        lambda view: {f"rope_parameters.{name}": value for name, value in inner.to_hf(view).items()},
+    )
