@@ -112,9 +112,9 @@ def qk_norm(
     return (fixed, f"{eps} => {QK_NORM}_eps")
 
 
-def every(count: int, key: str = "") -> Pattern:
-    """Every ``count``-th layer attends to all tokens; ``key``: one that may have another number."""
-    return lambda i, settings: (i + 1) % ((settings.get(key) if key else None) or count) == 0
+def every(count: int, key: str = "", first: bool = False) -> Pattern:
+    """Every ``count``-th layer attends to all tokens, and the ``first``; ``key``: one that may have another number."""
+    return lambda i, s: (i + 1) % ((s.get(key) if key else None) or count) == 0 or (first and i == 0)
 
 
 def no_layer(i: int, settings: HFConfig) -> bool:

@@ -19,6 +19,7 @@ from modular_gpt.pretrained.family import Family
 
 LAYER = "transformer.h.{layer}"
 SCALE, TOPOLOGY, CLIP = "attention@mha.scale", "block.topology", "attention@mha.clip_qkv"
+ORDER = {"reorder_and_upcast_attn": ANY}  # of two multiplications
 BIASED, LEARNED = {"bias": True}, {"pos.name": "learned"}
 START = (keys.SIZES, keys.LENGTH, keys.INIT, keys.PLAIN_HEADS, BIASED)
 EPS = layernorm("layer_norm_epsilon")
@@ -27,6 +28,7 @@ FOUR_TIMES = dense("mlp", True, "", "", times=4)
 DROPOUT = dropouts("resid_pdrop", "embd_pdrop", "attn_pdrop")
 GPT = (START, EPS, MLP, biases(True), LEARNED, DROPOUT, only(add_cross_attention=False))
 SCALED = switch("scale_attn_weights", SCALE, None, 1.0)
+SEPARATE = "q_proj,k_proj,v_proj,out_proj"
 HEAD = modules("lm_head = head")
 ENDS = [*modules("transformer.{wte,ln_f} = {embedding,final_norm}"), *HEAD]
 GPT2_ENDS = [*ENDS, *modules("transformer.wpe = positions.0.table")]
@@ -36,6 +38,7 @@ CONV1D = [
     *modules(f"attn.c_attn = {QKV}", LAYER, transposed(FUSED)),
     *modules("{attn.c_proj,mlp.c_fc,mlp.c_proj} = {attention.out,ffn.up,ffn.down}", LAYER, IN_OUT),
 ]
+GPT2_TENSORS = (GPT2_ENDS, GPT2_NORMS, CONV1D)
 CAUSAL_MASK = (r"transformer\.h\.\d+\.attn\.(attention\.)?(bias|masked_bias)",)  # a table in older files
 
 
@@ -48,9 +51,14 @@ def _by_layer(settings: HFConfig) -> PlainDict:
 
 
 BY_LAYER = Keys(_by_layer, lambda view: {"scale_attn_by_inverse_layer_idx": len(set(view.each(SCALE))) > 1})
-GPT1_ENDS = [*modules("transformer.{tokens_embed,positions_embed} = {embedding,positions.0.table}"), *HEAD]
 GPT1_NAMES = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 GPT1_ACTIVATION = keys.activation_key("afn", "ffn@mlp.activation", names=GPT1_NAMES)
+GPT1 = (START, EPS, FOUR_TIMES, GPT1_ACTIVATION, biases(True), LEARNED, DROPOUT, keys.topology("post"))
+GPT1_TENSORS = (
+    modules("transformer.{tokens_embed,positions_embed} = {embedding,positions.0.table}"),
+    (*HEAD, *modules("{ln_1,ln_2} = {attention,ffn}_post_norm", LAYER)),
+    CONV1D,
+)
 
 
 def _multi_query(settings: HFConfig) -> PlainDict:
@@ -59,10 +67,11 @@ def _multi_query(settings: HFConfig) -> PlainDict:
 
 
 BIGCODE = (Keys(_multi_query, lambda view: {"multi_query": view[HEADS] == 1}), SCALED)
-BIGCODE_TENSORS = [
-    *modules(f"c_attn = {QKV}", f"{LAYER}.attn", FUSED_PER_HEAD, "n_kv_heads"),
-    *modules("attn.c_proj = attention.out", LAYER),
-]
+BIGCODE_TENSORS = (
+    (*GPT2_ENDS, *GPT2_NORMS, *C_FC, *modules("attn.c_proj = attention.out", LAYER)),
+    modules(f"c_attn = {QKV}", f"{LAYER}.attn", FUSED_PER_HEAD, "n_kv_heads"),
+)
+BIGCODE_HARMLESS = harmless("attention_softmax_in_fp32 scale_attention_softmax_in_fp32 num_key_value_heads")
 
 
 def _local(settings: HFConfig) -> list[bool]:
@@ -77,11 +86,14 @@ def _local(settings: HFConfig) -> list[bool]:
 
 LOCAL = Flags(_local, lambda has: {"attention_types": [[["local" if one else "global" for one in has], 1]]})
 NEO = (
+    (START, EPS, biases(False, True), LEARNED),
     dense("mlp", True, "intermediate_size", "activation_function", times=4),
     layers(LOCAL, f"window_size = {WINDOW_PATH}", mark=WINDOW_PATH),
     dropouts("resid_dropout", "embed_dropout", "attention_dropout"),
     {SCALE: 1.0},
 )
+NEO_ATTENTION = attention(f"{LAYER}.attn.attention", SEPARATE)
+NEO_TENSORS = (GPT2_ENDS, GPT2_NORMS, NEO_ATTENTION, C_FC)
 OPT_LAYER = "model.decoder.layers.{layer}"
 # a table whose first two rows stand for no position
 AFTER_TWO = Transform(lambda hf, shapes, count: [hf[2:]], lambda ours, count: F.pad(ours[0], (0, 0, 2, 0)))
@@ -92,7 +104,7 @@ OPT_TENSORS = [
     *HEAD,
     *modules("{self_attn_layer_norm,final_layer_norm,fc1,fc2} = {attention_norm,ffn_norm,ffn.up,ffn.down}", OPT_LAYER),
     *modules("{self_attn,final}_layer_norm = {attention,ffn}_post_norm", OPT_LAYER),
-    *attention(f"{OPT_LAYER}.self_attn", "q_proj,k_proj,v_proj,out_proj"),
+    *attention(f"{OPT_LAYER}.self_attn", SEPARATE),
 ]
 
 
@@ -124,6 +136,10 @@ BLOOM_TENSORS = [
     *modules("{input,post_attention}_layernorm = {attention,ffn}_norm", LAYER),
     *modules("self_attention.dense = attention.out", LAYER),
 ]
+BLOOM_HARMLESS = harmless(
+    "slow_but_exact n_inner offset_alibi skip_bias_add skip_bias_add_qkv masked_softmax_fusion bias_dropout_fusion"
+    " attention_softmax_in_fp32"
+)
 BLOOM = (
     (keys.SIZES, keys.INIT, keys.PLAIN_HEADS, BIASED, EPS, FOUR_TIMES, biases(True)),
     {"pos.name": "alibi", "embed_norm": True, "ffn.activation": "gelu_tanh"},
@@ -147,6 +163,7 @@ MPT_HARMLESS = harmless(
     " attn_config.attn_impl",
     **{"attn_config.attn_type": "multihead_attention", "attn_config.attn_uses_sequence_id": False},
 )
+MPT_DEFAULTS = {"attn_config.attn_pdrop": 0.0, "attn_config.clip_qkv": None, "attn_config.softmax_scale": None}
 BLOCK = "transformer.blocks.{layer}"
 MPT_TENSORS = [
     *modules("transformer.{wte,norm_f} = {embedding,final_norm}"),
@@ -154,50 +171,21 @@ MPT_TENSORS = [
     *modules(f"Wqkv = {QKV}", f"{BLOCK}.attn", FUSED),
     *modules("{norm_1,norm_2,attn.out_proj} = {attention_norm,ffn_norm,attention.out}", BLOCK),
     *modules("ffn.{up,down}_proj = ffn.{up,down}", BLOCK),
-]  # fmt: skip
+]
 
 FAMILIES = [
-    Family(
-        "gpt2",
-        (GPT, SCALED, BY_LAYER),
-        (GPT2_ENDS, GPT2_NORMS, CONV1D),
-        harmless={"reorder_and_upcast_attn": ANY},
-        ignored=CAUSAL_MASK,
-    ),
-    Family(
-        "openai-gpt",
-        (START, EPS, FOUR_TIMES, GPT1_ACTIVATION, biases(True), LEARNED, DROPOUT, keys.topology("post")),
-        (GPT1_ENDS, modules("{ln_1,ln_2} = {attention,ffn}_post_norm", LAYER), CONV1D),
-        ignored=CAUSAL_MASK,
-    ),
-    Family(
-        "gpt_bigcode",
-        (GPT, BIGCODE),
-        (GPT2_ENDS, GPT2_NORMS, BIGCODE_TENSORS, C_FC),
-        harmless=harmless("attention_softmax_in_fp32 scale_attention_softmax_in_fp32 num_key_value_heads"),
-        ignored=CAUSAL_MASK,
-    ),
-    Family(
-        "gpt_neo",
-        (START, EPS, biases(False, True), LEARNED, NEO),
-        (GPT2_ENDS, GPT2_NORMS, attention(f"{LAYER}.attn.attention", "q_proj,k_proj,v_proj,out_proj"), C_FC),
-        ignored=CAUSAL_MASK,
-    ),
+    Family("gpt2", (GPT, SCALED, BY_LAYER), GPT2_TENSORS, harmless=ORDER, ignored=CAUSAL_MASK),
+    Family("openai-gpt", GPT1, GPT1_TENSORS, ignored=CAUSAL_MASK),
+    Family("gpt_bigcode", (GPT, BIGCODE), BIGCODE_TENSORS, harmless=BIGCODE_HARMLESS, ignored=CAUSAL_MASK),
+    Family("gpt_neo", NEO, NEO_TENSORS, ignored=CAUSAL_MASK),
     Family("opt", OPT, (OPT_TENSORS,)),
     Family(
         "bloom",
         BLOOM,
         (BLOOM_ENDS, BLOOM_TENSORS, H_TO_4H, BLOOM_QKV),
-        harmless=harmless("slow_but_exact n_inner offset_alibi skip_bias_add skip_bias_add_qkv masked_softmax_fusion"
-                          " bias_dropout_fusion attention_softmax_in_fp32"),
+        harmless=BLOOM_HARMLESS,
         defaults={"seq_length": None},
         synonyms={"n_embed": "hidden_size"},
     ),
-    Family(
-        "mpt",
-        MPT,
-        (MPT_TENSORS,),
-        harmless=MPT_HARMLESS,
-        defaults={"attn_config.attn_pdrop": 0.0, "attn_config.clip_qkv": None, "attn_config.softmax_scale": None},
-    ),
-]  # fmt: skip
+    Family("mpt", MPT, (MPT_TENSORS,), harmless=MPT_HARMLESS, defaults=MPT_DEFAULTS),
+]

@@ -44,6 +44,7 @@ QWEN = (
     {"attention@mha.output_gate": "sigmoid"},
     (mixers(keys.every(4, "full_attention_interval"), GATED_DELTA), DELTA_SIZES, DELTA_EPS),
 )
+QWEN_NEXT = (QWEN, experts.QWEN, experts.shared_width(gate=True))
 # kernels of depthwise convolutions, (channels, 1, width), concatenated by channel
 CONVOLUTIONS = Transform(
     lambda hf, shapes, count: hf[:, 0].split([shape[0] for shape in shapes]),
@@ -218,12 +219,7 @@ MINIMAX_TENSORS = [
 ]
 
 FAMILIES = [
-    Family(
-        "qwen3_next",
-        (QWEN, experts.QWEN, experts.shared_width(gate=True)),
-        (*QWEN_TENSORS, QWEN_NEXT_DELTA, names.experts(shared="shared_expert"), names.SHARED_GATE),
-        ignored=PREDICTOR,
-    ),
+    Family("qwen3_next", QWEN_NEXT, (*QWEN_TENSORS, QWEN_NEXT_DELTA, names.GATED_EXPERTS), ignored=PREDICTOR),
     Family(
         "qwen3_5_text",
         QWEN,

@@ -38,7 +38,11 @@ STARCODER = (
 )
 GLM4_NORMS = modules("post_{self_attn,mlp}_layernorm = {attention,ffn}_post_norm", names.LAYER)
 GLM = (START, RMSNORM, dense(), rope(layout="interleaved", partial=True), biases("attention_bias", False))
-PHI3 = (START, RMSNORM, dense(), rope(partial=True), biases(False), WINDOW)
+PHI3 = (
+    (START, RMSNORM, dense(), rope(partial=True), biases(False), WINDOW),
+    keys.dropouts("resid_pdrop", "embd_pdrop", "attention_dropout"),
+)
+OLMO = (START, keys.norm("layernorm", 1e-5, affine=False, bias=False), dense(), rope(), biases(), keys.CLIP)
 OLMO2 = (START, RMSNORM, dense(), biases(), qk_norm("full"), keys.topology("post_residual"))
 OLMO2_TENSORS = (names.ENDS, names.POST_NORMS, names.ATTENTION, names.QK_NORM, names.GATED)
 OLMO3 = (rope_by_type(keys.every(4), older=("rope_theta", "rope_local_base_freq")), windows(keys.every(4)))
@@ -78,11 +82,7 @@ FAMILIES = [
         harmless={"rope_parameters.max_position_embeddings": ANY},
     ),
     Family("starcoder2", STARCODER, (*names.WHOLE, modules("mlp.{c_fc,c_proj} = ffn.{up,down}", names.LAYER))),
-    Family(
-        "olmo",
-        (START, keys.norm("layernorm", 1e-5, affine=False, bias=False), dense(), rope(), biases(), keys.CLIP),
-        LLAMA,
-    ),
+    Family("olmo", OLMO, LLAMA),
     Family("olmo2", (OLMO2, rope()), OLMO2_TENSORS),
     Family("olmo3", (OLMO2, OLMO3), OLMO2_TENSORS),
     Family(
@@ -90,11 +90,7 @@ FAMILIES = [
         (BASE, biases(), qk_norm(after_rope=True)),
         (*LLAMA, modules("{query,key}_layernorm = attention.{query,key}_norm", names.ATTN)),
     ),
-    Family(
-        "phi3",
-        (PHI3, keys.dropouts("resid_pdrop", "embd_pdrop", "attention_dropout")),
-        (names.ENDS, names.PRE_NORMS, names.FUSED_QKV, names.FUSED_GATED),
-    ),
+    Family("phi3", PHI3, (names.ENDS, names.PRE_NORMS, names.FUSED_QKV, names.FUSED_GATED)),
     Family("glm", GLM, (*names.WHOLE, names.FUSED_GATED)),
     Family("glm4", (GLM, keys.topology("sandwich")), (*names.WHOLE, GLM4_NORMS, names.FUSED_GATED)),
 ]

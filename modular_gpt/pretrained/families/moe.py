@@ -7,13 +7,21 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.mapping import HFConfig, Keys, each, harmless, key, layers, modules, tensors
 from modular_gpt.mapping import tensor_map as stored
-from modular_gpt.mapping.setting_map import computed, enabled_by
+from modular_gpt.mapping.setting_map import enabled_by
 from modular_gpt.mapping.tensor_map import unless, where
 from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import expert_keys as experts
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import RMSNORM, START, biases, by_type, dense, every, qk_norm, windows
-from modular_gpt.pretrained.families.expert_keys import AFTER_FIRST, MIXTRAL, QWEN, SIGMOID, moe
+from modular_gpt.pretrained.families.expert_keys import (
+    AFTER_FIRST,
+    DEEPSEEK_V3,
+    FIRST_DENSE,
+    MIXTRAL,
+    QWEN,
+    SIGMOID,
+    moe,
+)
 from modular_gpt.pretrained.families.latent import FURTHER_LAYER
 from modular_gpt.pretrained.families.rope_config import rope, rope_by_type
 from modular_gpt.pretrained.families.tensor_names import LAYER, LLAMA, MLP, QK_NORM, ROUTER, WHOLE
@@ -62,7 +70,9 @@ def _rotary_dim(settings: HFConfig) -> PlainDict:
     return {"pos@rope.rotary_dim": given}
 
 
+QKV_BIAS = biases("attention_bias", False)
 USED_NORM = enabled_by("use_qk_norm", keys.QK_NORM, qk_norm())
+GLM4 = (START, RMSNORM, dense(), rope(partial=True), QKV_BIAS, USED_NORM)
 DOTS = windows(lambda i, settings: i < settings["max_window_layers"])
 HY_V3 = (
     (biases(), qk_norm(), experts.experts("num_experts"), SIGMOID, AFTER_FIRST, experts.shared("num_shared_experts")),
@@ -78,19 +88,13 @@ KOLIBRI_TENSORS = [
     *names.experts(select_bias=""),
     *tensors("moe.router.expert_bias = ffn.select_bias", LAYER),
 ]
-
-
-def _mimo_types(i: int, settings: HFConfig) -> bool:
-    """The first layer and every sixth one attend to all tokens."""
-    return i == 0 or (i + 1) % 6 == 0
-
-
+MIMO_FULL = every(6, first=True)
 MIMO = (
-    (rope_by_type(_mimo_types, partial=True), windows(_mimo_types), biases(), "v_head_dim = attention@mha.v_head_dim"),
+    (rope_by_type(MIMO_FULL, partial=True), windows(MIMO_FULL), biases(), "v_head_dim = attention@mha.v_head_dim"),
     key("attention_value_scale", "attention@mha.value_scale", null=1.0),
     # the layers with a window have sinks, and twice the key/value heads
     by_type(
-        _mimo_types,
+        MIMO_FULL,
         ({"attention@mha.sinks": True}, key("num_key_value_heads", keys.HEADS, lambda n: 2 * n, lambda n: n // 2)),
         f"num_key_value_heads = {keys.HEADS}",
         keys.WINDOW_PATH,
@@ -99,11 +103,6 @@ MIMO = (
 )
 MIMO_SINKS = tensors("attention_sink_bias = attention.sinks", names.ATTN)
 TEMPERATURE = "attention@mha.query_temperature"
-
-
-def _qk_norm(settings: HFConfig) -> PlainDict:
-    """Llama 4's norm of rotated queries and keys."""
-    return {"name": "rmsnorm", "eps": float(settings["rms_norm_eps"]), "affine": False}
 
 
 def _llama4_sparse(i: int, settings: HFConfig) -> bool:
@@ -122,7 +121,7 @@ LLAMA4 = (
     ),
     layers(
         keys.ROTATED,
-        enabled_by("use_qk_norm", keys.QK_NORM, computed(keys.QK_NORM, _qk_norm)),
+        enabled_by("use_qk_norm", keys.QK_NORM, qk_norm(after_rope=True, affine=False)),
         enabled_by("attn_temperature_tuning", TEMPERATURE, keys.growth("attn_scale", "floor_scale", shift=1)),
         mark="pos@rope.theta",
     ),
@@ -148,7 +147,7 @@ FAMILIES = [
         harmless=harmless("experts_per_token initial_context_length", hidden_act="silu"),
         quantised=("mxfp4",),
     ),
-    Family("qwen2_moe", (WITH_DENSE, QWEN2), (*LLAMA, names.experts(shared="shared_expert"), names.SHARED_GATE)),
+    Family("qwen2_moe", (WITH_DENSE, QWEN2), (*LLAMA, names.GATED_EXPERTS)),
     Family("qwen3_moe", (WITH_DENSE, biases(), qk_norm(), QWEN3_WINDOW, QWEN), (*LLAMA, QK_NORM, EXPERTS)),
     Family("olmoe", (BASE, biases(), qk_norm("full"), keys.CLIP, experts.OLMO), (*WHOLE, QK_NORM, EXPERTS)),
     Family(
@@ -162,23 +161,9 @@ FAMILIES = [
         (START, RMSNORM, rope(partial=True), Keys(_rotary_dim), biases(False), qk_norm("full"), MIXTRAL, SIGMOID),
         (*WHOLE, QK_NORM, W123),
     ),
-    Family(
-        "glm4_moe",
-        (START, RMSNORM, dense(), rope(partial=True), biases("attention_bias", False), USED_NORM,
-         experts.DEEPSEEK_V3, experts.FIRST_DENSE),
-        (*LLAMA, QK_NORM, EXPERTS),
-        ignored=FURTHER_LAYER,
-    ),
-    Family(
-        "dots1",
-        (WITH_DENSE, biases(), qk_norm(), DOTS, experts.DEEPSEEK_V3, experts.FIRST_DENSE),
-        (*LLAMA, QK_NORM, EXPERTS),
-    ),
-    Family(
-        "solar_open",
-        (BASE, biases("attention_bias", False), experts.DEEPSEEK_V3, experts.ALL_SPARSE),
-        (*WHOLE, EXPERTS),
-    ),
+    Family("glm4_moe", (GLM4, DEEPSEEK_V3, FIRST_DENSE), (*LLAMA, QK_NORM, EXPERTS), ignored=FURTHER_LAYER),
+    Family("dots1", (WITH_DENSE, biases(), qk_norm(), DOTS, DEEPSEEK_V3, FIRST_DENSE), (*LLAMA, QK_NORM, EXPERTS)),
+    Family("solar_open", (BASE, QKV_BIAS, DEEPSEEK_V3, experts.ALL_SPARSE), (*WHOLE, EXPERTS)),
     Family(
         "hy_v3",
         (WITH_DENSE, HY_V3),
@@ -192,4 +177,4 @@ FAMILIES = [
         (*WHOLE, LLAMA4_TENSORS),
     ),
     Family("mimo_v2_flash", (START, RMSNORM, dense(), MIMO), (*LLAMA, MIMO_SINKS, EXPERTS)),
-]  # fmt: skip
+]

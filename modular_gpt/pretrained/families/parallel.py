@@ -20,9 +20,12 @@ TOPOLOGY, TWO_NORMS = "block.topology", "parallel_two_norms"
 PARALLEL, HEAD = keys.topology("parallel"), {"head_bias": True}
 # without rotary_dim, transformers would rotate by a table as wide as the model
 ROTARY_DIM = ({"pos.name": "rope", "pos@rope.layout": "interleaved"}, needed("rotary_dim", "pos@rope.rotary_dim"))
+GPTJ = (gpt.START, gpt.EPS, gpt.MLP, ROTARY_DIM, biases(False), PARALLEL, HEAD, gpt.DROPOUT)
 GPTJ_TENSORS = [
+    *gpt.ENDS,
+    *names.HEAD_BIAS,
     *modules("{ln_1,mlp.fc_in,mlp.fc_out} = {attention_norm,ffn.up,ffn.down}", gpt.LAYER),
-    *attention(f"{gpt.LAYER}.attn", "q_proj,k_proj,v_proj,out_proj"),
+    *attention(f"{gpt.LAYER}.attn", gpt.SEPARATE),
 ]
 NEOX = (
     (keys.SIZES, keys.LENGTH, keys.INIT, keys.PLAIN_HEADS, gpt.BIASED, layernorm("layer_norm_eps"), dense("mlp", True)),
@@ -45,12 +48,8 @@ def _read_falcon(settings: HFConfig) -> PlainDict:
     if new:
         only(parallel_attn=True).from_hf(settings)
     n_kv_heads = (groups or n_heads) if new else 1 if single else n_heads
-    side_by_side = "parallel" if settings["parallel_attn"] else "pre"
-    return {
-        TOPOLOGY: TWO_NORMS if new and norms in (2, None) else side_by_side,
-        HEADS: n_kv_heads,
-        "attention.name": keys.grouped(n_kv_heads, n_heads),
-    }
+    topology = TWO_NORMS if new and norms in (2, None) else "parallel" if settings["parallel_attn"] else "pre"
+    return {TOPOLOGY: topology, HEADS: n_kv_heads, "attention.name": keys.grouped(n_kv_heads, n_heads)}
 
 
 def _write_falcon(view: ModelView) -> PlainDict:
@@ -73,6 +72,7 @@ FALCON = (
     dropouts("hidden_dropout", None, "attention_dropout"),
 )
 FALCON_TENSORS = [
+    *(*gpt.BLOOM_ENDS, *gpt.H_TO_4H, *gpt.BLOOM_QKV),
     *when(
         lambda config: config.topology != TWO_NORMS,
         modules("{input,post_attention}_layernorm = {attention,ffn}_norm", gpt.LAYER),
@@ -109,12 +109,7 @@ STABLELM = (
 STABLELM_QK = tensors("{q,k}_layernorm.norms.{expert}.weight = attention.{query,key}_norm.weight", ATTN)
 
 FAMILIES = [
-    Family(
-        "gptj",
-        (gpt.START, gpt.EPS, gpt.MLP, ROTARY_DIM, biases(False), PARALLEL, HEAD, gpt.DROPOUT),
-        (gpt.ENDS, names.HEAD_BIAS, GPTJ_TENSORS),
-        ignored=gpt.CAUSAL_MASK,
-    ),
+    Family("gptj", GPTJ, (GPTJ_TENSORS,), ignored=gpt.CAUSAL_MASK),
     Family(
         "gpt_neox",
         NEOX,
@@ -122,12 +117,7 @@ FAMILIES = [
         ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias)",),
         synonyms={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
     ),
-    Family(
-        "falcon",
-        FALCON,
-        (gpt.BLOOM_ENDS, FALCON_TENSORS, gpt.H_TO_4H, gpt.BLOOM_QKV),
-        synonyms={"n_embed": "hidden_size"},
-    ),
+    Family("falcon", FALCON, (FALCON_TENSORS,), synonyms={"n_embed": "hidden_size"}),
     Family("phi", PHI, (PHI_TENSORS,)),
     Family("cohere", (COHERE, enabled_by("use_qk_norm", keys.QK_NORM, NORM_PER_HEAD)), (*LLAMA, COHERE_QK)),
     Family("cohere2", (COHERE, COHERE2), LLAMA),

@@ -51,7 +51,11 @@ def shared_expert(prefix: str) -> Tensors:
     return modules("{gate,up,down}_proj = ffn.shared.{gate,up,down}", prefix)
 
 
-SHARED_GATE = tensors("shared_expert_gate.weight = ffn.shared_gate.weight", MLP)
+# with a shared expert that has a gate
+GATED_EXPERTS = [
+    *experts(shared="shared_expert"),
+    *tensors("shared_expert_gate.weight = ffn.shared_gate.weight", MLP),
+]
 _LATENT, _DOWN = "attention.latent.weight", "attention.query_down.weight"
 # multi-head latent attention, with or without a latent of queries
 LATENT_ATTENTION = [
