@@ -84,7 +84,7 @@ class HFConfig(PlainMapping):
         return HFConfig(value, read=self._read, path=f"{self._path}{name}.")
 
     def _nested(self, name: str) -> Any:
-        outer, _, inner = name.partition(".")
+        outer, _, inner = name.rpartition(".")
         found = self.get(outer) or {}
         if not isinstance(found, Mapping):
             raise TypeError(f"{outer} must be an object")
@@ -103,10 +103,6 @@ class HFConfig(PlainMapping):
         """The value in the config.json itself, None if it has none there; marks the key as read."""
         name = self._synonyms.get(name, name)
         return self[name] if name in self._given else None
-
-    def with_defaults(self, defaults: PlainMapping) -> "HFConfig":
-        """The same settings with defaults for missing keys; it shares the record of keys read."""
-        return HFConfig(self._given, {**defaults, **self.defaults}, read=self._read, path=self._path)
 
     def pop(self, name: str) -> None:
         """Remove a key from these settings; it counts as read."""
