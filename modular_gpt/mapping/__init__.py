@@ -1,7 +1,7 @@
 """Two-way mappings between published models and GPTModel: of the keys of a config.json, and of tensors."""
 
 from modular_gpt.mapping.hf_config import ANY, HFConfig, harmless
-from modular_gpt.mapping.layer_map import Flags, Pattern, each, layers, listed
+from modular_gpt.mapping.layer_map import Flags, Pattern, by_names, by_number, layers
 from modular_gpt.mapping.model_mapping import ModelMapping
 from modular_gpt.mapping.setting_map import Keys, KeyTree, ModelView, PerLayer, key, lines
 from modular_gpt.mapping.tensor_map import TensorMapping, TensorPair, Transform, expand, modules, tensors
@@ -19,13 +19,13 @@ __all__ = [
     "TensorMapping",
     "TensorPair",
     "Transform",
-    "each",
+    "by_names",
+    "by_number",
     "expand",
     "harmless",
     "key",
     "layers",
     "lines",
-    "listed",
     "modules",
     "tensors",
 ]

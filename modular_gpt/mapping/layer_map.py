@@ -32,12 +32,12 @@ class Flags(NamedTuple):
     to_hf: Callable[[list[bool]], PlainMapping] = lambda has: {}
 
 
-def each(pattern: Pattern, to_hf: Callable[[list[bool]], PlainMapping] = lambda has: {}) -> Flags:
+def by_number(pattern: Pattern, to_hf: Callable[[list[bool]], PlainMapping] = lambda has: {}) -> Flags:
     """Flags by the numbers of the layers."""
     return Flags(lambda settings: [pattern(i, settings) for i in range(layer_count(settings))], to_hf)
 
 
-def listed(hf_name: str, names: tuple[Any, Any], pattern: Pattern, otherwise: Sequence[str] = ()) -> Flags:
+def by_names(hf_name: str, names: tuple[Any, Any], pattern: Pattern, otherwise: Sequence[str] = ()) -> Flags:
     """Flags by a key with a list of the names of both sorts; without it, by the pattern.
 
     otherwise: keys that can matter only without the list
@@ -49,7 +49,7 @@ def listed(hf_name: str, names: tuple[Any, Any], pattern: Pattern, otherwise: Se
         for name in given or ():
             if name not in names:
                 raise CheckpointError(unknown("layer type", str(name), [str(one) for one in names]))
-        return [name == names[0] for name in given] if given else each(pattern).from_hf(settings)
+        return [name == names[0] for name in given] if given else by_number(pattern).from_hf(settings)
 
     return Flags(read, lambda has: {hf_name: [names[0] if one else names[1] for one in has]})
 

@@ -177,15 +177,15 @@ def enabled_by(hf_name: str, mark: str, keys: KeyTree) -> Keys:
     return Keys(read, lambda view: {**inner.to_hf(view), hf_name: bool(view[mark])})
 
 
-def named(hf_name: str, path: str, names: Mapping[str, str], what: str) -> Keys:
+def named(hf_name: str, path: str, names: Mapping[str, str], noun: str) -> Keys:
     """A key with one of several names -> our name; written as by default where several stand for ours.
 
-    what: what is named, for the message of the CheckpointError that is raised for an unknown name
+    noun: for what is named, in the message of the CheckpointError that is raised for an unknown name
     """
 
     def read(settings: HFConfig) -> PlainDict:
         if settings[hf_name] not in names:
-            raise CheckpointError(unknown(what, str(settings[hf_name]), names))
+            raise CheckpointError(unknown(noun, str(settings[hf_name]), names))
         return {path: names[settings[hf_name]]}
 
     def write(view: ModelView) -> PlainDict:
@@ -300,7 +300,7 @@ def _layers(settings: Sequence[tuple[str, Any]], count: int) -> list[PlainDict]:
         if identity not in made:
             slots: PlainDict = {slot: encode(decode(slot, raw[slot])) for slot in SLOTS}
             layer = {**slots, BLOCK: {"topology": "pre", **raw[BLOCK]}}
-            made[identity] = next((one for one in made.values() if one == layer), layer)
+            made[identity] = made.setdefault(repr(layer), layer)
         found.append(made[identity])
     return found
 

@@ -5,7 +5,7 @@ import torch
 
 from modular_gpt import GPTModel
 from modular_gpt.core.errors import UserError
-from modular_gpt.mapping import ModelMapping, expand, key, layers, lines, listed, modules
+from modular_gpt.mapping import ModelMapping, by_names, expand, key, layers, lines, modules
 from modular_gpt.mapping.setting_map import only, switch
 from modular_gpt.mapping.tensor_map import FUSED
 from modular_gpt.model.materialize import saved_tensors
@@ -18,7 +18,7 @@ SOME = ModelMapping(
         key("squared_scale", "embed_scale", lambda squared: squared**0.5, lambda scale: scale**2),
         switch("gated", "ffn.name", "swiglu", "mlp"),
         layers(
-            listed("types", ("local", "global"), lambda i, settings: i % settings["every"] == 0, ["every"]),
+            by_names("types", ("local", "global"), lambda i, settings: i % settings["every"] == 0, ["every"]),
             "window = attention.window",
             mark="attention.window",
         ),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from modular_gpt import CheckpointError, GPTConfig
-from modular_gpt.mapping import HFConfig, KeyTree, ModelView, each, key, layers, listed
+from modular_gpt.mapping import HFConfig, KeyTree, ModelView, by_names, by_number, key, layers
 from modular_gpt.mapping.setting_map import (
     PerLayer,
     enabled_by,
@@ -95,7 +95,7 @@ def test_keys_with_one_value() -> None:
 
 # layers of two sorts, each with a key of its own for the same setting
 SORTS = layers(
-    listed("types", ("near", "far"), lambda i, settings: i % 2 == 0),
+    by_names("types", ("near", "far"), lambda i, settings: i % 2 == 0),
     ({"attention@mha.sinks": True}, key("near_heads", "attention@mha.n_kv_heads", lambda n: n + 1, lambda n: n - 1)),
     "far_heads = attention@mha.n_kv_heads",
     mark="attention@mha.window",
@@ -113,7 +113,7 @@ def test_two_sorts_of_layers_are_read(types: list[str] | None) -> None:
 
 def test_each_sort_of_layers_writes_its_own_settings() -> None:
     given = {"types": ["near", "far", "near"], "near_heads": 1, "far_heads": 4, "window": 4}
-    keys = (START, SORTS, layers(each(lambda i, settings: i != 1), f"window = {WINDOW}"))
+    keys = (START, SORTS, layers(by_number(lambda i, settings: i != 1), f"window = {WINDOW}"))
     settings = read_keys([joined(keys)], HFConfig({"num_hidden_layers": 3, **given}))
     full = GPTConfig.from_dict({**settings, "d_model": 8, "n_heads": 4})
     written = write(SORTS, full)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, Pattern, key, layers, listed
+from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, Pattern, by_names, key, layers
 from modular_gpt.mapping.setting_map import enabled_by, named, only
 
 # keys that matter only without layer_types
@@ -27,7 +27,7 @@ ACTIVATIONS = {
     **{"relu": "relu", "relu2": "relu2", "silu": "silu", "swish": "silu"},
 }
 # keeps the family's own name for the tanh approximation of GELU
-activation_key = partial(named, names=ACTIVATIONS, what="activation function")
+activation_key = partial(named, names=ACTIVATIONS, noun="activation function")
 
 
 def topology(name: str) -> KeyTree:
@@ -132,7 +132,7 @@ def by_type(pattern: Pattern, keys: KeyTree, full: KeyTree = (), mark: str = "",
 
     mark: a setting that only layers of the type ``other`` have, from which the types are written
     """
-    flags = listed("layer_types", (other, FULL), lambda i, settings: not pattern(i, settings), OTHERWISE)
+    flags = by_names("layer_types", (other, FULL), lambda i, settings: not pattern(i, settings), OTHERWISE)
     return layers(flags, keys, full, mark)
 
 
@@ -183,5 +183,5 @@ def dropouts(residual: str, embeddings: str | None = None, attention: str | None
 
 # all layers but every fourth one have rotary positions, unless they are listed
 _INTERVAL = "no_rope_layer_interval"
-ROTATED = listed("no_rope_layers", (1, 0), lambda i, settings: (i + 1) % settings[_INTERVAL], [_INTERVAL])
+ROTATED = by_names("no_rope_layers", (1, 0), lambda i, settings: (i + 1) % settings[_INTERVAL], [_INTERVAL])
 NO_ROPE_LAYERS = layers(ROTATED, (), {"pos.name": "none"}, "pos@rope.theta")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import Flags, HFConfig, Keys, KeyTree, ModelView, Pattern, each, key, layers, listed
+from modular_gpt.mapping import Flags, HFConfig, Keys, KeyTree, ModelView, Pattern, by_names, by_number, key, layers
 from modular_gpt.mapping.setting_map import layer_count, needed
 from modular_gpt.pretrained.families.decoder_keys import activation_key
 
@@ -57,7 +57,7 @@ def sparse(flags: Flags) -> Keys:
 
 def mlp_types(pattern: Pattern, otherwise: Sequence[str] = ()) -> Flags:
     """Experts in the layers whose type in mlp_layer_types is ``sparse``; without that key, by the pattern."""
-    return listed("mlp_layer_types", ("sparse", "dense"), pattern, otherwise)
+    return by_names("mlp_layer_types", ("sparse", "dense"), pattern, otherwise)
 
 
 def after_dense(i: int, settings: HFConfig) -> bool:
@@ -67,10 +67,10 @@ def after_dense(i: int, settings: HFConfig) -> bool:
 
 AFTER_FIRST = sparse(mlp_types(lambda i, settings: i > 0))
 FIRST_DENSE = sparse(
-    each(after_dense, lambda has: {"first_k_dense_replace": has.index(True) if True in has else len(has)})
+    by_number(after_dense, lambda has: {"first_k_dense_replace": has.index(True) if True in has else len(has)})
 )
 SPARSE_STEP = sparse(
-    each(
+    by_number(
         lambda i, s: all(((i + 1) % s["decoder_sparse_step"] == 0, i not in (s["mlp_only_layers"] or []))),
         lambda has: {"mlp_only_layers": [i for i, one in enumerate(has) if not one], "decoder_sparse_step": 1},
     )

@@ -5,7 +5,7 @@ GPT-OSS: https://arxiv.org/abs/2508.10925
 """
 
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.mapping import HFConfig, Keys, each, harmless, key, layers, modules, tensors
+from modular_gpt.mapping import HFConfig, Keys, by_number, harmless, key, layers, modules, tensors
 from modular_gpt.mapping import tensor_map as stored
 from modular_gpt.mapping.setting_map import enabled_by
 from modular_gpt.mapping.tensor_map import unless, where
@@ -127,7 +127,7 @@ LLAMA4 = (
     ),
     (experts.experts("num_local_experts", "intermediate_size"), experts.router_loss()),
     moe(score="sigmoid", norm_topk=False, weight_on_input=True, shared_experts=1),
-    experts.sparse(each(_llama4_sparse, lambda has: {"moe_layers": [i for i, one in enumerate(has) if one]})),
+    experts.sparse(by_number(_llama4_sparse, lambda has: {"moe_layers": [i for i, one in enumerate(has) if one]})),
 )
 FEED = f"{LAYER}.feed_forward"
 LLAMA4_TENSORS = [
