@@ -150,8 +150,7 @@ def growth(beta: str, length: str, shift: int, component: str = "mha") -> Keys:
     """The growth of scores with the position of the query, by the names of its keys."""
 
     def read(settings: HFConfig) -> PlainDict:
-        rate, step = settings.get(beta), settings.get(length)
-        found = {"beta": float(rate), "length": float(step), "shift": shift} if rate and step else {}
+        found = {"beta": float(settings[beta]), "length": float(settings[length]), "shift": shift}
         return {f"attention@{component}.query_temperature": found}
 
     def write(view: ModelView) -> PlainDict:

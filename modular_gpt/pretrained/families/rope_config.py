@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from modular_gpt.core.errors import CheckpointError, unknown
-from modular_gpt.core.plain_types import PlainDict
+from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.mapping import HFConfig, Keys, KeyTree, ModelView, Pattern
 from modular_gpt.mapping.notation import pairs
 from modular_gpt.pretrained.families.decoder_keys import FULL, SLIDING, WINDOW_PATH, by_type, growth
@@ -184,9 +184,12 @@ def _parameters(view: ModelView, partial: bool) -> PlainDict:
 
 
 def temperature(component: str = "mha") -> Keys:
-    """The growth of scores with the position of the query, stored with the rotary positions."""
-    inner = growth("llama_4_scaling_beta", _LENGTH, 0, component)
-    return Keys(
-        lambda settings: inner.from_hf(rope_parameters(settings)),
-        lambda view: {f"rope_parameters.{name}": value for name, value in inner.to_hf(view).items()},
-    )
+    """The growth of scores with the position of the query, stored with the rotary positions if there is one."""
+    beta = "llama_4_scaling_beta"
+    inner = growth(beta, _LENGTH, 0, component)
+
+    def read(settings: HFConfig) -> PlainMapping:
+        given = rope_parameters(settings)
+        return inner.from_hf(given) if all([given.get(beta), given.get(_LENGTH)]) else {}
+
+    return Keys(read, lambda view: {f"rope_parameters.{name}": value for name, value in inner.to_hf(view).items()})
