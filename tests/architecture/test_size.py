@@ -8,6 +8,7 @@ from tests.architecture.source import FOLDER, modules
 FILE_LINES = 400
 FUNCTION_LINES = 40
 PARAMETERS = 7
+FAMILY_LINES = 2000  # of all published families, read and written, with the opening and saving of their files
 
 # Functions with more parameters, and why.
 MANY_PARAMETERS = {
@@ -45,6 +46,14 @@ def test_files_are_short() -> None:
     sizes = {path: len((FOLDER / path).read_text().splitlines()) for path in modules()}
     print(largest(sizes))
     assert {path for path, size in sizes.items() if size > FILE_LINES} == set()
+
+
+def test_families_of_published_models_stay_short() -> None:
+    sizes = {
+        path: len((FOLDER / path).read_text().splitlines()) for path in modules() if path.startswith("pretrained/")
+    }
+    print(largest(sizes))
+    assert 0 < sum(sizes.values()) < FAMILY_LINES
 
 
 def test_functions_are_short() -> None:

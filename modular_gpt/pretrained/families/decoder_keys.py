@@ -30,11 +30,6 @@ ACTIVATIONS = {
 activation_key = partial(named, names=ACTIVATIONS, noun="activation function")
 
 
-def topology(name: str) -> KeyTree:
-    """The arrangement of attention, feed-forward network and norms in all layers."""
-    return {"block.topology": name}
-
-
 def grouped(n_kv_heads: int | None, n_heads: int) -> str:
     """Our name of attention with so many key/value heads; None: as many as query heads."""
     return "mha" if n_kv_heads in (None, n_heads) else "gqa"
@@ -122,9 +117,7 @@ def no_layer(i: int, settings: HFConfig) -> bool:
     return False
 
 
-def all_layers(i: int, settings: HFConfig) -> bool:
-    """All layers attend to all tokens."""
-    return True
+ALL_LAYERS = every(1)
 
 
 def by_type(pattern: Pattern, keys: KeyTree, full: KeyTree = (), mark: str = "", other: str = SLIDING) -> Keys:
@@ -136,7 +129,7 @@ def by_type(pattern: Pattern, keys: KeyTree, full: KeyTree = (), mark: str = "",
     return layers(flags, keys, full, mark)
 
 
-def windows(pattern: Pattern = all_layers) -> Keys:
+def windows(pattern: Pattern = ALL_LAYERS) -> Keys:
     """A window in the layers whose type is ``sliding_attention``."""
     return by_type(pattern, WINDOW, mark=WINDOW_PATH)
 

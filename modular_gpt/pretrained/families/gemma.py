@@ -4,7 +4,6 @@ import math
 
 from modular_gpt.mapping import key, modules
 from modular_gpt.mapping.setting_map import computed, only, rounded
-from modular_gpt.pretrained.families import decoder_keys as keys
 from modular_gpt.pretrained.families import tensor_names as names
 from modular_gpt.pretrained.families.decoder_keys import START, biases, dense, every, norm, qk_norm, windows
 from modular_gpt.pretrained.families.rope_config import rope, rope_by_type
@@ -17,7 +16,7 @@ GEMMA = (START, NORM, dense(), rope(), biases(), EMBED_SCALE)
 SCALED = (START, NORM, dense(act="hidden_activation"), biases(), EMBED_SCALE, SCALE)
 CAPPED = "final_logit_softcapping = logit_softcap"
 GEMMA2 = (SCALED, CAPPED, rope(), "attn_logit_softcapping = attention@mha.softcap", windows(every(2)))
-CAUSAL, SANDWICH = only(use_bidirectional_attention=None), keys.topology("sandwich")
+CAUSAL, SANDWICH = only(use_bidirectional_attention=None), {"block.topology": "sandwich"}
 PATTERN = every(6, "sliding_window_pattern")
 GEMMA3 = (
     (SCALED, CAPPED, rope_by_type(PATTERN, ("rope_theta", "rope_local_base_freq")), windows(PATTERN), SANDWICH),

@@ -53,20 +53,17 @@ def _by_layer(settings: HFConfig) -> PlainDict:
 BY_LAYER = Keys(_by_layer, lambda view: {"scale_attn_by_inverse_layer_idx": len(set(view.each(SCALE))) > 1})
 GPT1_NAMES = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}
 GPT1_ACTIVATION = keys.activation_key("afn", "ffn@mlp.activation", names=GPT1_NAMES)
-GPT1 = (START, EPS, FOUR_TIMES, GPT1_ACTIVATION, biases(True), LEARNED, DROPOUT, keys.topology("post"))
+GPT1 = (START, EPS, FOUR_TIMES, GPT1_ACTIVATION, biases(True), LEARNED, DROPOUT, {"block.topology": "post"})
 GPT1_TENSORS = (
     modules("transformer.{tokens_embed,positions_embed} = {embedding,positions.0.table}"),
     (*HEAD, *modules("{ln_1,ln_2} = {attention,ffn}_post_norm", LAYER)),
     CONV1D,
 )
-
-
-def _multi_query(settings: HFConfig) -> PlainDict:
-    single = settings["multi_query"]
-    return {"attention.name": "mqa" if single else "mha", HEADS: 1 if single else settings["num_attention_heads"]}
-
-
-BIGCODE = (Keys(_multi_query, lambda view: {"multi_query": view[HEADS] == 1}), SCALED)
+BIGCODE = (
+    switch("multi_query", HEADS, 1, None),
+    switch("multi_query", "attention.name", "mqa", "mha"),
+    SCALED,
+)
 BIGCODE_TENSORS = (
     (*GPT2_ENDS, *GPT2_NORMS, *C_FC, *modules("attn.c_proj = attention.out", LAYER)),
     modules(f"c_attn = {QKV}", f"{LAYER}.attn", FUSED_PER_HEAD, "n_kv_heads"),

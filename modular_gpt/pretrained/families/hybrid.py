@@ -174,11 +174,6 @@ def residuals(name: str) -> Keys:
     )
 
 
-def _slower_decays(settings: HFConfig) -> PerLayer:
-    count = layer_count(settings)
-    return PerLayer(1 - i / (count - 1 + 1e-5) + 1e-5 for i in range(count))
-
-
 def minimax_tables(config: GPTConfig) -> dict[str, Tensor]:
     """The decays within a block of tokens, which the files of MiniMax have for each layer with lightning attention."""
     found: dict[str, Tensor] = {}
@@ -200,7 +195,7 @@ def minimax_tables(config: GPTConfig) -> dict[str, Tensor]:
 
 
 MINIMAX = (
-    (START, RMSNORM, rope(), biases(False), keys.WINDOW, SILU, keys.topology("norm_residual")),
+    (START, RMSNORM, rope(), biases(False), keys.WINDOW, SILU, {"block.topology": "norm_residual"}),
     mixers(
         lambda i, settings: i % 2 == 0,
         ({"attention.name": "lightning", "pos.name": "none"}, residuals("linear")),
@@ -208,7 +203,12 @@ MINIMAX = (
         mark="attention@lightning.chunk",
     ),
     ({"attention@lightning.decay_rates": "geometric"}, "{head_dim,block_size} = attention@lightning.{head_dim,chunk}"),
-    (computed("attention@lightning.decay_scale", _slower_decays), experts.MIXTRAL),
+    # decays that are slower in later layers
+    computed(
+        "attention@lightning.decay_scale",
+        lambda s: PerLayer(1 - i / (layer_count(s) - 1 + 1e-5) + 1e-5 for i in range(layer_count(s))),
+    ),
+    experts.MIXTRAL,
 )
 LIGHTNING = "attention.norm.weight"
 MINIMAX_TENSORS = [

@@ -43,7 +43,7 @@ PHI3 = (
     keys.dropouts("resid_pdrop", "embd_pdrop", "attention_dropout"),
 )
 OLMO = (START, keys.norm("layernorm", 1e-5, affine=False, bias=False), dense(), rope(), biases(), keys.CLIP)
-OLMO2 = (START, RMSNORM, dense(), biases(), qk_norm("full"), keys.topology("post_residual"))
+OLMO2 = (START, RMSNORM, dense(), biases(), qk_norm("full"), {"block.topology": "post_residual"})
 OLMO2_TENSORS = (names.ENDS, names.POST_NORMS, names.ATTENTION, names.QK_NORM, names.GATED)
 OLMO3 = (rope_by_type(keys.every(4), older=("rope_theta", "rope_local_base_freq")), windows(keys.every(4)))
 FIRST_TOKEN = Keys(to_hf=lambda view: {"bos_token_id": 0})  # which must not be null
@@ -92,5 +92,5 @@ FAMILIES = [
     ),
     Family("phi3", PHI3, (names.ENDS, names.PRE_NORMS, names.FUSED_QKV, names.FUSED_GATED)),
     Family("glm", GLM, (*names.WHOLE, names.FUSED_GATED)),
-    Family("glm4", (GLM, keys.topology("sandwich")), (*names.WHOLE, GLM4_NORMS, names.FUSED_GATED)),
+    Family("glm4", (GLM, {"block.topology": "sandwich"}), (*names.WHOLE, GLM4_NORMS, names.FUSED_GATED)),
 ]

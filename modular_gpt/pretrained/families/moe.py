@@ -56,9 +56,9 @@ QWEN2_WINDOWS = keys.switched_windows(windows(_every_other))
 QWEN2 = (biases("qkv_bias", False), QWEN2_WINDOWS, QWEN, experts.shared_width(gate=True))
 QWEN3_WINDOW = enabled_by("use_sliding_window", keys.WINDOW_PATH, keys.WINDOW)
 MELLUM = (
-    (START, RMSNORM, dense(), biases(), qk_norm(), rope_by_type(keys.all_layers), windows()),
+    (START, RMSNORM, dense(), biases(), qk_norm(), rope_by_type(keys.ALL_LAYERS), windows()),
     (experts.experts("num_experts"), experts.router_loss(), experts.NORM_TOPK),
-    experts.sparse(experts.mlp_types(keys.all_layers)),
+    experts.sparse(experts.mlp_types(keys.ALL_LAYERS)),
 )
 
 
@@ -81,7 +81,7 @@ HY_V3 = (
 KOLIBRI = (
     (windows(every(5)), by_type(every(5), (), {"pos.name": "none"}), biases(False), qk_norm(), experts.ALL_SPARSE),
     (experts.experts("num_experts"), SIGMOID, experts.NORM_TOPK, moe(rank_by="logit"), experts.shared_width()),
-    keys.topology("sandwich"),
+    {"block.topology": "sandwich"},
 )
 KOLIBRI_TENSORS = [
     *modules("post_{attn,ffn}_norm = {attention,ffn}_post_norm", LAYER),
@@ -152,7 +152,7 @@ FAMILIES = [
     Family("olmoe", (BASE, biases(), qk_norm("full"), keys.CLIP, experts.OLMO), (*WHOLE, QK_NORM, EXPERTS)),
     Family(
         "flex_olmo",
-        (BASE, biases(), qk_norm("full"), experts.OLMO, keys.topology("post_residual")),
+        (BASE, biases(), qk_norm("full"), experts.OLMO, {"block.topology": "post_residual"}),
         (names.ENDS, names.POST_NORMS, names.ATTENTION, QK_NORM, EXPERTS),
     ),
     Family("mellum", MELLUM, (*LLAMA, QK_NORM, EXPERTS)),

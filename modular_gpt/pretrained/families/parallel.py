@@ -17,7 +17,7 @@ from modular_gpt.pretrained.families.tensor_names import ATTN, LAYER, LLAMA, QKV
 from modular_gpt.pretrained.family import Family
 
 TOPOLOGY, TWO_NORMS = "block.topology", "parallel_two_norms"
-PARALLEL, HEAD = keys.topology("parallel"), {"head_bias": True}
+PARALLEL, HEAD = {"block.topology": "parallel"}, {"head_bias": True}
 # without rotary_dim, transformers would rotate by a table as wide as the model
 ROTARY_DIM = ({"pos.name": "rope", "pos@rope.layout": "interleaved"}, needed("rotary_dim", "pos@rope.rotary_dim"))
 GPTJ = (gpt.START, gpt.EPS, gpt.MLP, ROTARY_DIM, biases(False), PARALLEL, HEAD, gpt.DROPOUT)
