@@ -124,6 +124,8 @@ def test_windows_of_layers() -> None:
         layer.attention.window for layer in ours(FAMILIES["gemma2"], {**SIZES, "sliding_window": 5}).layer_configs
     ]
     assert windows == [5, None, 5]
+    unused = ours(FAMILIES["qwen3_moe"], {**SIZES, "sliding_window": 5, "use_sliding_window": False})
+    assert unused.attention.window is None
     every = ours(FAMILIES["gemma2"], {**SIZES, "layer_types": ["sliding_attention"] * 3})
     assert every.attention.window == 4096 and every.layers.name == "uniform"
 
@@ -153,6 +155,8 @@ REFUSED = [
     ("mpt", {"attn_config": {"qk_ln": True}}, "qk_ln"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gpt_oss", {"swiglu_limit": -5.0}, "clamp_limit"),
+    ("hy_v3", {"mlp_layer_types": ["dense", "thick", "sparse"]}, "layer type 'thick'"),
+    ("llama4_text", {"attn_scale": None, "num_hidden_layers": 4}, "wrong type"),
 ]
 
 
