@@ -47,7 +47,7 @@ NEEDED = {
     "glm4_moe": {"head_dim": 128},
 }
 # other keys say the same
-REPEATED = {"max_window_layers", "_sliding_window_pattern", "attention_layers"}
+REPEATED = {"max_window_layers", "_sliding_window_pattern", "attention_layers", "no_rope_layer_interval"}
 # Settings that give others a meaning.
 SWITCHED_ON = {
     "qwen2": {"use_sliding_window": True, "max_window_layers": 2},
