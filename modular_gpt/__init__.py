@@ -1,4 +1,4 @@
-"""Compose, train and compare GPT architectures from proven parts."""
+"""Compose, train, compare and inspect GPT architectures."""
 
 import importlib
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ from modular_gpt.cli.composition.conf_dir import conf_dir
 from modular_gpt.cli.composition.families import ABOUT, FAMILY, chosen_options, family_content, family_files
 from modular_gpt.cli.composition.schema import headline
 
-HEAD = ["`family=`", "components", "what is particular", "used by"]
+HEAD = ["`family=`", "components", "characteristics", "used by"]
 HIDDEN = ("layers",)  # a pattern is described in words
 
 

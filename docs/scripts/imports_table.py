@@ -32,7 +32,7 @@ def used() -> dict[str, set[str]]:
     return found
 
 
-HEAD = ["floor", "room", "what it is", "imports"]
+HEAD = ["floor", "room", "content", "imports"]
 
 
 def rows() -> list[list[str]]:

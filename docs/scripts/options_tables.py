@@ -12,7 +12,7 @@ from modular_gpt.cli.composition.schema import options
 from modular_gpt.cli.composition.train_config import TRAIN
 
 GROUPS = TRAIN.choices()
-HEAD = ["option", "what it is"]
+HEAD = ["option", "description"]
 
 
 def rows(group: str) -> list[list[str]]:

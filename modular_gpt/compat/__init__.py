@@ -1,4 +1,4 @@
-"""Names of other code bases for what this package has, so that their examples run with another import line.
+"""The names of other code bases for classes and functions of this package: their examples run by another import.
 
 from modular_gpt.compat import GPTModel, SimpleTokenizer, TextDataset, Trainer
 """

@@ -90,7 +90,7 @@ MODEL_SETTINGS: dict[str, Alias] = {
         {"pos.rotary_dim": "partial_rotary_factor, rotary_pct, rotary_percentage"},
         "it is a number of dimensions of a head, not a fraction of them",
     ),
-    **_table({"pos.scaling": "rope_scaling, rope_parameters"}, "its keys have names of their own"),
+    **_table({"pos.scaling": "rope_scaling, rope_parameters"}, "its keys have other names here"),
     **_table(
         {"dropout": "resid_pdrop, embd_pdrop, hidden_dropout"},
         "one value is for the embeddings, attention and feed-forward together",
