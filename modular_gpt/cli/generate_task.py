@@ -20,7 +20,7 @@ from modular_gpt.cli.repl import Conversation, shown_after, shown_answer
 from modular_gpt.cli.text_writer import Writer
 from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, from_mapping, one_of
-from modular_gpt.deploy.cpu_packing import PACKINGS, can_pack
+from modular_gpt.deploy.cpu_packing import PACKINGS, packing_pays
 from modular_gpt.generation import Continuation, GenerationConfig, SamplingSettings
 from modular_gpt.generation.config import FORMER_NAMES, RANDOM, SEARCHES, FilterSettings
 from modular_gpt.model import GPTModel
@@ -54,7 +54,7 @@ class Task:
     dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
     packing: Form of the weights of linear layers on a CPU: onednn reorders them for faster matrix products; int8 rounds
         them to 8 bits, with a scale for each output channel, which halves the bytes of bf16; none leaves them. By
-        default (null) onednn where it is possible and compile is off.
+        default (null) onednn where it is faster: not with compile, nor for a single text in float32 on an Intel CPU.
     pack: The former name of packing: true is onednn, false is none.
     """
 
@@ -94,13 +94,15 @@ class Task:
             if self.pack is not None:
                 raise ConfigError("pack is the former name of packing: leave it out")
 
-    def packed(self, model: GPTModel, compiled: bool) -> GPTModel:
-        """Pack the weights of ``model`` as the settings say; compiled: whether its forward pass will be compiled."""
+    def packed(self, model: GPTModel, settings: GenerationConfig) -> GPTModel:
+        """Pack the weights of ``model`` for what the settings ask for."""
         packing = self.packing
         if self.pack is not None:
             packing = "onednn" if self.pack else "none"
         elif packing is None:
-            packing = "onednn" if can_pack(model) and not compiled else "none"
+            alone = self.prompt is not None or self.interactive
+            rows = settings.num_return_sequences if alone and settings.strategy not in SEARCHES else 2  # or more
+            packing = "onednn" if packing_pays(model, rows) and not settings.compile else "none"
         return PACKINGS[packing](model)
 
     @property
@@ -160,7 +162,7 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
         if model is None or name is None:
             continue
         check_finite_weights(model, name)
-        task.packed(model, settings.compile)
+        task.packed(model, settings)
     settings.check(loaded.model.config.vocab_size)
     return Writer(loaded, draft, _open_chat(task, loaded), task.special)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
 from modular_gpt.nn.ffn.moe import GroupedProduct, MixtureOfExperts
+from modular_gpt.runtime.device import cpu_name
 
 
 class PackedLinear(nn.Module):
@@ -153,6 +154,15 @@ def can_pack(model: GPTModel) -> bool:
 
 
 _DTYPES = (torch.float32, torch.bfloat16)
+
+
+def packing_pays(model: GPTModel, rows: int) -> bool:
+    """Whether ``pack`` makes the decoding of ``rows`` texts faster, by benchmarks/compiled.py.
+
+    On Intel's processors a single row in float32 is multiplied faster by weights as they are.
+    """
+    single = rows == 1 and model.embedding.weight.dtype == torch.float32
+    return can_pack(model) and not (single and "Intel" in cpu_name())
 
 
 def pack(model: GPTModel) -> GPTModel:

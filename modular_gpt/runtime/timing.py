@@ -1,7 +1,6 @@
 """Measures times, peak speeds and memory, interleaved so that other load affects all variants equally."""
 
 import os
-import platform
 import resource
 import statistics
 import time
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from modular_gpt.runtime.device import cpu_name
 
 MIB = 2**20
 MATRIX = 2048  # rows of the matrix products that measure FLOP/s
@@ -74,12 +75,7 @@ def machine(device: torch.device) -> str:
     """Describe the machine in one line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def busy() -> str:

@@ -21,6 +21,7 @@ from modular_gpt.deploy.cpu_packing import (
     can_pack,
     pack,
     pack_int8,
+    packing_pays,
     quantised,
 )
 from modular_gpt.nn.ffn.moe import MixtureOfExperts
@@ -69,6 +70,23 @@ def test_what_cannot_be_packed_is_refused() -> None:
     assert not can_pack(model)
     with pytest.raises(ConfigError, match="float32 and bfloat16"):
         pack(model)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype", "rows", "pays"),
+    [
+        ("Intel(R) Xeon(R) Processor", torch.float32, 1, False),
+        ("Intel(R) Xeon(R) Processor", torch.float32, 2, True),
+        ("Intel(R) Xeon(R) Processor", torch.bfloat16, 1, True),
+        ("AMD EPYC", torch.float32, 1, True),
+        ("AMD EPYC", torch.float64, 2, False),
+    ],
+)
+def test_where_packing_pays(
+    cpu: str, dtype: torch.dtype, rows: int, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modular_gpt.deploy.cpu_packing.cpu_name", lambda: cpu)
+    assert packing_pays(tiny().to(dtype), rows) == (pays and torch.backends.mkldnn.is_available())
 
 
 def test_numbers_are_within_half_a_step_of_the_weights() -> None:

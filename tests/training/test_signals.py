@@ -1,6 +1,7 @@
 """What a signal does in a training: said at once, obeyed at once where nothing is lost, and the second time anyway."""
 
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,9 @@ def test_of_several_processes_one_tells(capfd: pytest.CaptureFixture[str]) -> No
 
 
 @contextmanager
-def group_of_one() -> Iterator[None]:
+def group_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", name)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -114,7 +117,7 @@ def test_a_launcher_does_not_hide_why_a_process_ends(
                 terminated("afterwards")
 
     monkeypatch.setattr(ProcessGroup, "_lost", reported)
-    with group_of_one():
+    with group_of_one(monkeypatch):
         if when in ("before it is noticed", "on its way"):
             assert answer(run, []) == 2
         else:
