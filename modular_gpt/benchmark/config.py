@@ -16,7 +16,7 @@ class BenchmarkConfig:
 
     context: Context lengths: tokens per row in training and prefill, and tokens before those that are decoded.
     batch: Batch sizes.
-    measure: What to measure: train, prefill and decode.
+    measure: Measurements to make, among train, prefill and decode.
     rounds: Number of timed runs of each variant, interleaved with the others.
     decode_tokens: Number of tokens to decode per round.
     precision: Precision of the arithmetic, float32 or bf16: of training, and of the weights in prefill and decoding.

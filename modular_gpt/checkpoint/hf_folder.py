@@ -46,7 +46,7 @@ class Written(NamedTuple):
 
 
 def is_own_type(path: Path) -> bool:
-    """Whether a folder has a config.json with this package's own model type."""
+    """Whether a folder has a config.json with this package's model type."""
     try:
         return read_json(path / CONFIG_FILE).get("model_type") == OWN_TYPE
     except CheckpointError:
@@ -54,7 +54,7 @@ def is_own_type(path: Path) -> bool:
 
 
 def read_own_type(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> GPTModel:
-    """Read the model of a folder with this package's own model type; returns it in evaluation mode.
+    """Read the model of a folder with this package's model type; returns it in evaluation mode.
 
     dtype: dtype of the parameters; None: as saved
 
@@ -122,7 +122,7 @@ def _save_own_type(model: GPTModel, path: Path, training: PlainMapping, eos_toke
 
 
 def _refuse_checkpoint(path: Path) -> None:
-    """Raise a CheckpointError for a folder in which a model in another format would damage what is there."""
+    """Raise a CheckpointError for a folder that is a checkpoint, which a model in another format would damage."""
     if (path / MANIFEST).exists() or (path / FOLDER).is_dir():
         found = "a checkpoint" if (path / MANIFEST).exists() else "a run"
         raise CheckpointError(f"'{path}' is {found} of this program and would be damaged: give another folder")

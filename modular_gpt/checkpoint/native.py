@@ -155,10 +155,10 @@ class CheckpointReader:
             raise CheckpointError(f"'{self.directory / CONFIG}' describes a model of impossible size") from error
 
     def weights(self, model: GPTModel) -> StoredTensors:
-        """The weights of ``meta_model``, each of which is read when it is asked for.
+        """The weights of ``meta_model``, each of which is read at its first use.
 
         Raises:
-            CheckpointError: they do not match the config, or a file is damaged.
+            CheckpointError: the weights do not match the config, or a file is damaged.
         """
         path = self.directory / MODEL
         weights = self.stored("model")
@@ -167,7 +167,7 @@ class CheckpointReader:
         return weights
 
     def stored(self, name: str) -> StoredTensors:
-        """The set of tensors ``name``, each of which is read when it is asked for; empty if there is no such set."""
+        """The set of tensors ``name``, each of which is read at its use; empty if there is no such set."""
         return StoredTensors(self.directory, self.files, name)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ class CheckpointReader:
         return dict(self.stored(name))
 
     def required(self, name: str) -> StoredTensors:
-        """A set of tensors like ``stored``. Raises CheckpointError if it is missing or empty."""
+        """A set of tensors as from ``stored``. Raises a CheckpointError if it is missing or empty."""
         tensors = self.stored(name)
         if not tensors:
             raise CheckpointError(
@@ -263,7 +263,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
 
 
 def model_with(model: GPTModel, tokenizer: Tokenizer | None) -> GPTModel:
-    """The model, which takes text from now on if there is a tokenizer."""
+    """Set the model's tokenizer if there is one, so that ``generate`` takes text. Returns the model."""
     model.tokenizer = tokenizer
     return model
 

@@ -1,4 +1,4 @@
-"""Opens a model by any name: a run, a checkpoint, a Hugging Face folder or a published model.
+"""Open a model by any name: a run, a checkpoint, a Hugging Face folder or a published model.
 
 A name is a run's directory, ``runs/latest``, a checkpoint, a folder in the Hugging Face format (of a published family,
 or with this package's own model type), or the name of a published model.

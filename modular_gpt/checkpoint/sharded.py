@@ -1,4 +1,4 @@
-"""Reads tensors whose shards are in several safetensors files, as torch.distributed.checkpoint writes them.
+"""Read tensors whose shards are in several safetensors files, as torch.distributed.checkpoint writes them.
 
 The header of each file has the offsets of its shards, so one process can join them without that library.
 """

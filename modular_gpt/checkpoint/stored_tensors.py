@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint by name, each read from its file when it is asked for."""
+"""The tensors of a checkpoint by name, each read from its file at its use."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +15,11 @@ from modular_gpt.checkpoint.sharded import TensorShard, index_shards, join_shard
 class StoredTensors(Mapping[str, Tensor]):
     """A set of tensors in ``<name>.safetensors`` or in shards; empty if there is no such set.
 
-    shapes: of the tensors, by name
+    shapes: shapes of the tensors, by name
     """
 
     def __init__(self, directory: Path, files: Collection[str], name: str) -> None:
-        """Read the names and shapes. files: those that the manifest lists
+        """Read the names and shapes; files: the names of files in the manifest
 
         Raises:
             CheckpointError: a file is damaged; also raised by reading a tensor.

@@ -1,1 +1,1 @@
-"""The command line: the only part of the package that knows Hydra."""
+"""The command line, which is the only room that imports Hydra."""

@@ -1,6 +1,6 @@
-"""The shared frame of all commands: flags, help, exit codes, and one sentence for a user's mistake.
+"""The common code of all commands: flags, help, exit codes, and one sentence for a user's mistake.
 
-This module imports no heavy library, so that Ctrl-C during the start of a command is answered here.
+This module imports no large library, so that it handles Ctrl-C during the start of a command.
 """
 
 import argparse
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from modular_gpt.cli.composition.schema import Command
 
 MISTAKE = 2  # exit codes
-REPORT_DELAY = 30.0  # seconds in which another process reports the mistake, however much later it was started
+REPORT_DELAY = 30.0  # seconds for another process, which may start later, to report the mistake
 ENDED_BY_SIGNAL = 128  # plus the signal's number, so that Ctrl-C gives 130
 INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
@@ -162,7 +162,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def answered_by_flags(line: CommandLine, command: "Command", about: str, examples: Sequence[tuple[str, str]]) -> bool:
-    """Print the help of a command without groups where it was asked for.
+    """Print the help of a command without groups if a flag asks for it. Returns whether one did.
 
     Raises:
         ConfigError: a flag is only for commands with groups.

@@ -11,7 +11,7 @@ EXAMPLES = (
     ("mgpt-bench attention=mha,swa,linear context=1024,4096 batch=1,8", "every context and batch"),
     ("mgpt-bench ffn=mlp,swiglu,moe measure=train", "the training step alone"),
     ("mgpt-bench attention=mha,gqa pos=rope,alibi measure=decode", "every combination of the values"),
-    ("mgpt-bench checkpoint=runs/a,runs/b,gpt2", "models that exist"),
+    ("mgpt-bench checkpoint=runs/a,runs/b,gpt2", "existing models"),
     ("mgpt-bench attention=mha,mla precision=bf16 model_size=gpt2", "at the size of GPT-2, in bf16"),
 )
 

@@ -1,4 +1,4 @@
-"""The settings of mgpt-bench, and what it does with them."""
+"""The settings of mgpt-bench, and the benchmark that they describe."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ LISTS = ("context", "batch", "measure", "checkpoint")  # settings with several v
 class BenchSettings(BenchmarkConfig):
     """Settings of mgpt-bench, beside those of the measurement.
 
-    checkpoint: Models that exist, instead of variants that are composed: runs, checkpoints, folders in Hugging Face's
+    checkpoint: Existing models instead of composed variants: runs, checkpoints, folders in Hugging Face's
         format or published names.
     device: The device to measure: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
-    benches: Directory in which each benchmark gets a directory of its own.
+    benches: Directory that contains the directories of benchmarks.
     """
 
     checkpoint: list[str] | None = None
@@ -69,7 +69,7 @@ def _say(line: str) -> None:
 
 
 def read_task(arguments: Sequence[str], where: list[Path]) -> BenchTask:
-    """What a command line of mgpt-bench asks for.
+    """Read a command line of mgpt-bench.
 
     Raises:
         ConfigError: a setting does not exist, or a checkpoint and settings of a model are given together.

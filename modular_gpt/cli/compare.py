@@ -20,7 +20,7 @@ EXAMPLES = (
         "mgpt-compare --quick attention=mha,mine",
         "probes and two small tasks, in under a minute",
     ),
-    ("mgpt-compare runs/first runs/second", "curves and settings of runs that exist; no verdict"),
+    ("mgpt-compare runs/first runs/second", "curves and settings of existing runs; no verdict"),
 )
 
 

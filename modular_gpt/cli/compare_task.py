@@ -1,4 +1,4 @@
-"""The settings of mgpt-compare, and what it does: a comparison, more seeds of one, or an overlay of runs."""
+"""The settings and the tasks of mgpt-compare: a comparison, more seeds of one, or an overlay of runs."""
 
 import sys
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ class CompareTask:
     runs: list[Path] = field(default_factory=list)
 
     def run(self) -> int:
-        """Do what the command line asks for; returns the exit code."""
+        """Run the task of the command line. Returns the exit code."""
         if self.runs:
             overlay = Overlay.of(self.runs)
             print(overlay.table)
@@ -84,7 +84,7 @@ class CompareTask:
 
 
 def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:
-    """What a command line of mgpt-compare asks for.
+    """Read a command line of mgpt-compare.
 
     Raises:
         ConfigError: a setting does not exist, cannot be swept, or has no effect together with the others.
@@ -146,7 +146,7 @@ def check_swept(settings: Sequence[str]) -> None:
 
 
 def check_overlay(task: CompareTask, others: Sequence[str]) -> None:
-    """Raise a ConfigError for a word that is no run, and for settings that an overlay has no use for."""
+    """Raise a ConfigError for an argument that is no run, and for settings that an overlay does not use."""
     for path in task.runs:
         if not path.is_dir():
             raise ConfigError(

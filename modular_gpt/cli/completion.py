@@ -1,4 +1,4 @@
-"""Tab completion from the stored table of a command, without Hydra and PyTorch, which take longer than one waits."""
+"""Tab completion from the stored table of a command, without Hydra and PyTorch, whose imports are too slow for it."""
 
 import dataclasses
 import glob
@@ -53,7 +53,7 @@ def _offers(command: Command, words: list[str], word: str, where: list[Path]) ->
 
 
 def _paths(begun: str) -> Iterator[str]:
-    """The paths that begin so, with ``~`` as it was typed."""
+    """The paths that begin with ``begun``, with ``~`` as it was typed."""
     full = os.path.expanduser(begun)
     for path in glob.glob(f"{glob.escape(full)}*"):
         yield begun + path[len(full) :]

@@ -42,8 +42,8 @@ def answered_early(
 def check_settings(command: Command, arguments: Sequence[str], where: list[Path], sweep: bool = False) -> PlainDict:
     """Refuse the settings of a command line that cannot be composed, before the libraries are imported.
 
-    Returns the settings; none where they are not known yet, as those of a sweep and of a run that is resumed. Several
-    processes of one training are not checked here: one of them speaks for all, later.
+    Returns the settings; {} if they are not known yet, as those of a sweep and of a resumed run. Several processes of
+    one training are not checked here: later, one of them reports for all.
 
     Raises:
         ConfigError: a setting does not exist, or a value has the wrong type.

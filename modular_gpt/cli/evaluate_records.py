@@ -1,4 +1,4 @@
-"""mgpt-eval on records: which ones, and the file of predictions."""
+"""mgpt-eval on records: their source, the metrics, and the file of predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ METRICS = {  # of an evaluation, in the order in which they are printed, with th
 
 @dataclass(frozen=True)
 class RecordSource:
-    """Which records are evaluated, and how they become text.
+    """The records to evaluate, and the settings that convert them to text.
 
-    paths: of record files; None: the validation records of the model's own run
-    fields, template, separator: as in ``data=records``; {} or None: as in the records of the model's own run
-    limit: of records; None: all
+    paths: record files; None: the validation records of the model's run
+    fields, template, separator: as in ``data=records``; {} or None: as in the records of the model's run
+    limit: largest number of records; None: all
     """
 
     paths: Any
@@ -49,7 +49,7 @@ class RecordSource:
 
 
 def trained_on(checkpoint: str) -> Records.Config | None:
-    """The settings of the records that a model was trained on; None if it was not, or does not say so."""
+    """The settings of the records that a model was trained on; None if no such record of its training exists."""
     try:
         config = load_config(checkpoint).data
     except (CheckpointError, ConfigError):

@@ -161,7 +161,7 @@ def measure(settings: EvalSettings) -> Results:
 
 
 def _check_unused(settings: EvalSettings) -> None:
-    """Raise a ConfigError for a setting of records where there are none."""
+    """Raise a ConfigError for a setting of records if no records are evaluated."""
     for name in ("fields", "template", "separator", *(() if settings.names() else ("limit",))):
         if getattr(settings, name) not in (None, {}):
             what = (

@@ -1,4 +1,4 @@
-"""Whether the weights of an opened model are numbers."""
+"""A check that the weights of an opened model are finite."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from modular_gpt.core.errors import NonFiniteError
 def check_finite_weights(model: nn.Module, where: str) -> None:
     """Raise a NonFiniteError that names the first parameter with NaN or infinity; ``where``: the checkpoint's name.
 
-    The logits do not always tell: PyTorch's attention on the CPU turns queries that are NaN into zeros.
+    The logits do not always show it: PyTorch's attention on the CPU turns NaN queries into zeros.
     """
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or parameter.element_size() == 1:

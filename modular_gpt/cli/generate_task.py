@@ -306,13 +306,13 @@ def _as_json(index: int, prompt: str, sample: int, text: Continuation) -> str:
 
 
 def _titled(writer: Writer, prompt: str, place: tuple[int, int], text: Continuation) -> str:
-    """A text under its prompt, which it continues or answers; place: number of the text, and of texts."""
+    """A text below its prompt, which it continues or answers; place: number of the text, and number of texts."""
     number = f", {place[0] + 1} of {place[1]}" if place[1] > 1 else ""
     return f"--- {prompt!r}{number}\n{prompt if writer.chat is None else ''}{text.text}\n"
 
 
 class Progress:
-    """How many texts are complete: one line that is replaced on a terminal, else a line now and then."""
+    """A progress line with the number of complete texts, replaced on a terminal, else printed at intervals."""
 
     seconds_between_lines = 10.0
 

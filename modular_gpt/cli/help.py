@@ -1,4 +1,4 @@
-"""What ``--help`` prints: every group with its options, and the details of a group, an option or a setting."""
+"""The output of ``--help``: every group with its options, or the details of a group, an option or a setting."""
 
 import dataclasses
 import shutil
@@ -36,7 +36,7 @@ def help_text(command: Command, about: str, examples: Rows, topics: Sequence[str
 
 
 def overview(command: Command, about: str, examples: Rows, where: list[Path]) -> str:
-    """The whole help text of a command."""
+    """The help text of a command."""
     program = f"mgpt-{command.name}"
     sections = [f"{program} {version()}: {about}", _table("Examples", examples)]
     choices = command.choices()

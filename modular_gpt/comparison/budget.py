@@ -24,8 +24,9 @@ WIDEST = 2**24
 class Cost:
     """Costs of a variant.
 
-    flops_per_token: of training, forward and backward, with windows and causality counted
-    tokens: of the whole training; cache_bytes: of ``CACHE_TOKENS`` tokens of one text in bf16
+    flops_per_token: FLOPs of the forward and backward pass per token, without keys outside windows or after the query
+    tokens: number of tokens of the training
+    cache_bytes: bytes of the cache of ``CACHE_TOKENS`` tokens of one text in bf16
     """
 
     parameters: int
@@ -46,7 +47,7 @@ class Cost:
 
 
 def gpt_config(run: PlainDict, vocab_size: int) -> GPTConfig:
-    """The model's config of a variant."""
+    """The config of a variant's model."""
     return GPTConfig.from_dict({"vocab_size": vocab_size, **run["model"]})
 
 
@@ -66,7 +67,7 @@ def cost(run: PlainDict, vocab_size: int) -> Cost:
 
 
 def training_flops(config: GPTConfig) -> float:
-    """FLOPs of training on one token of a full context, where no query meets a key after it or outside its window."""
+    """FLOPs of training per token of a full context, without keys after the query or outside its window."""
     return _training_flops(dumps(config.to_dict(), sort_keys=True))
 
 
@@ -114,7 +115,7 @@ def match_parameters(name: str, run: PlainDict, wanted: int, vocab_size: int) ->
 
 
 def nearest(count: Callable[[int], int], wanted: int) -> int:
-    """The whole number from 1 on whose ``count``, which grows with it, is nearest to ``wanted``."""
+    """The integer n >= 1 whose ``count(n)``, an increasing function, is nearest to ``wanted``."""
     low, high = 1, 1
     while count(high) < wanted and high < WIDEST:
         low, high = high, high * 2
@@ -127,7 +128,7 @@ def nearest(count: Callable[[int], int], wanted: int) -> int:
 def with_steps(name: str, run: PlainDict, steps: float, resource: str) -> PlainDict:
     """The variant with another number of steps.
 
-    resource: that the steps make equal, for the message
+    resource: name of the budget that the steps make equal, for the message
 
     Raises:
         ConfigError: whole steps do not come within 1%.

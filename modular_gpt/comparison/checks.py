@@ -1,4 +1,4 @@
-"""Probes and diagnostic tasks of each variant's config for a report: they do not depend on the text."""
+"""Probes and diagnostic tasks of each variant for a report, which depend on its config and not on the text."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def write_checks(plan: Plan, directory: Path) -> None:
 def learn_tasks(plan: Plan, directory: Path, say: Callable[[str], None]) -> None:
     """Train small models with the attention of each variant on the diagnostic tasks, and write diagnostics.json.
 
-    Tasks of variants that are in the file already are not learned again.
+    Variants whose tasks are in the file already are skipped.
     """
     checks = _load(directory / TASKS)
     finished = {check.variant for check in checks}
@@ -37,7 +37,7 @@ def learn_tasks(plan: Plan, directory: Path, say: Callable[[str], None]) -> None
 
 
 def load_checks(directory: Path) -> list[Check]:
-    """The probes in checks.json and the tasks in diagnostics.json; none where a file is missing."""
+    """The probes in checks.json and the tasks in diagnostics.json; a missing file has none."""
     return _load(directory / CHECKS) + _load(directory / TASKS)
 
 

@@ -109,7 +109,7 @@ class Comparison:
                 self.say(progress(result, len(self.journal.results), left, seconds))
 
     def _plain(self, trial: Trial) -> PlainDict:
-        """Convert a trial for a worker; the first counted one of each variant saves its model if pages are written."""
+        """A trial as plain values for a worker. With pages, the first counted trial of a variant saves its model."""
         first = self.plan.config.pages and trial.pair == FIRST
         return {
             **trial.plain(),
@@ -117,9 +117,9 @@ class Comparison:
         }
 
     def look_closer(self, decoding: bool = True) -> None:
-        """Probe the variants; where settings ask for it, learn tasks, measure decoding, and write a page about each.
+        """Probe the variants and, if the settings ask for it, learn tasks, measure decoding and write pages.
 
-        decoding: whether decoding may be measured here; not where trials ran on other machines
+        decoding: whether decoding may be measured here; false if trials ran on other machines
         """
         config, plan, directory = self.plan.config, self.plan, self.directory
         with orderly():
@@ -183,7 +183,7 @@ def compare(
 
 
 def say_line(text: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     print(text)
     sys.stdout.flush()
 

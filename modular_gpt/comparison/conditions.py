@@ -1,4 +1,4 @@
-"""Checks that conditions are equal for all variants; otherwise the comparison is refused."""
+"""Check that the conditions of all variants are equal, without which a comparison is refused."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -41,7 +41,7 @@ RATE = (
 
 
 def value_at(run: PlainDict, path: str) -> object:
-    """The setting of a dotted path; None where it is absent."""
+    """The value of the setting at a dotted path; None if it is absent."""
     group, _, name = path.partition(".")
     return run.get(group) if not name else run[group].get(name)
 
@@ -124,7 +124,7 @@ def base_rates(runs: Mapping[str, PlainDict], lr: str | float) -> dict[str, floa
 
 
 def check_trials(results: Iterable[PlainDict]) -> None:
-    """Raise a ConfigError where trials ran under different conditions."""
+    """Raise a ConfigError if trials ran under different conditions."""
     seen: dict[str, PlainDict] = {}
     for result in results:
         for name, value in result["conditions"].items():

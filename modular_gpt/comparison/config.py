@@ -25,9 +25,9 @@ class CompareConfig:
         feed-forward network; flops or time, which also set the number of steps. target_loss compares the number of
         tokens until a validation loss is reached.
     seeds: Number of seeds that count in the result. Fewer than 3 give no verdict.
-    lr: How learning rates are chosen: auto tunes the rate of each variant on a seed of its own; shared gives all
-        variants the one of the baseline, untuned, and so does a number.
-    jobs: Number of trials that run at the same time, each in a process of its own with one thread.
+    lr: Choice of learning rates: auto tunes the rate of each variant on a separate seed; shared uses the default rate
+        of the baseline for all variants; a number is the rate of all variants. The last two are untuned.
+    jobs: Number of trials that run at the same time, each in a separate process with one thread.
     margin: Variants whose losses differ by less than this are equivalent, in nats per token; with budget=target_loss,
         a relative number of tokens.
     target: The validation loss of budget=target_loss, in nats per token.
@@ -36,9 +36,9 @@ class CompareConfig:
     diagnostics: Checks of the variants in the report: probes, which train nothing and take milliseconds, or learned,
         which also trains small models on tasks whose answers follow from the architecture, about a minute a variant.
     decoding: Measure the decoding speed of each variant at the end.
-    pages: Save the model that each variant trained with the first seed, and write an inspection page of it, as
+    pages: Save the model of each variant that was trained with the first seed, and write an inspection page of it, as
         mgpt-inspect does.
-    compares: Directory in which each comparison gets a directory of its own.
+    compares: Directory that contains the directories of comparisons.
     resume: Resume this comparison. Only seeds, jobs, require, diagnostics, decoding and pages can change.
     """
 

@@ -36,7 +36,8 @@ def flips(
     """A sentence for each other budget under which pairs of variants change places.
 
     Losses at an equal amount are read from the curves at the smallest total, where longer schedules are not finished.
-    margin: minimum difference of two losses, both now and under the other budget
+
+    margin: smallest difference of two losses, both now and under the other budget
     """
     usable = {name: curve for name, curve in curves.items() if curve}
     amounts = {

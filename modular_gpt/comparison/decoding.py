@@ -17,8 +17,8 @@ from modular_gpt.runtime.timing import Timed, copy_bandwidth, interleave
 DECODING = "decoding.json"
 CONTEXTS = (128, 512, 2048)  # tokens in the cache
 STEPS, CHUNK = 12, 512  # steps that are timed; tokens of a prompt that are read at once
-WITHIN = 2.0  # factor between measurement and bound within which the bound is shown
-COPIED_MEBIBYTES = 32  # of a copy that measures the memory
+WITHIN = 2.0  # largest ratio of bound and measurement at which the bound is shown
+COPIED_MEBIBYTES = 32  # size of a copy that measures the memory bandwidth
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DecodingSpeed:
 
     @property
     def is_bound(self) -> bool:
-        """Whether the bound by memory explains the speed, to a factor of two."""
+        """Whether the speed is within a factor of ``WITHIN`` of the bound by memory bandwidth."""
         return 1 / WITHIN < self.measured / self.bound < WITHIN
 
 
@@ -56,7 +56,7 @@ def load_decoding(path: Path) -> dict[str, list[DecodingSpeed]]:
 
 
 def bytes_read(model: GPTModel, tokens: int) -> int:
-    """Bytes of the weights and of the cache, which a step with ``tokens`` in the cache reads at least."""
+    """Bytes of the weights and of the cache, the least that a step with ``tokens`` in the cache reads."""
     return sum(parameter.nbytes for parameter in model.parameters()) + model.config.cache_bytes(1, tokens)
 
 
@@ -72,7 +72,7 @@ def step_times(models: Mapping[str, GPTModel], tokens: int) -> dict[str, float]:
 
 
 def reaches(model: GPTModel, tokens: int) -> bool:
-    """Whether the positions of a model go as far as the last step that is timed."""
+    """Whether the positions of a model reach as far as the last timed step."""
     return model.config.pos.component.extrapolates or tokens + STEPS + 1 <= model.config.context_length
 
 

@@ -33,7 +33,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--box);padding:.7
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """A whole page."""
+    """A complete HTML page."""
     colours = "".join(f".c{place}{{--c:{colour}}}" for place, colour in enumerate(COLOURS))
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
     return (
@@ -53,12 +53,12 @@ def lead(text: str) -> str:
 
 
 def items(sentences: Sequence[str]) -> str:
-    """A list of sentences; nothing for none."""
+    """A list of sentences; "" for none."""
     return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>" if sentences else ""
 
 
 def key(styles: dict[str, str]) -> str:
-    """The colour of each name."""
+    """The key of a plot: each name in its colour."""
     names = "".join(f'<span><i class="{style}"></i>{escape(name)}</span>' for name, style in styles.items())
     return f'<div class="key">{names}</div>'
 
@@ -85,7 +85,7 @@ def class_of(column: str, cell: str) -> str:
 
 
 def plots(drawn: Sequence[str]) -> str:
-    """Plots side by side where there is room; empty ones are left out."""
+    """Plots side by side if there is room; empty ones are left out."""
     return f'<div class="plots">{"".join(f"<div>{plot}</div>" for plot in drawn if plot)}</div>'
 
 

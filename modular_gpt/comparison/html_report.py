@@ -1,4 +1,4 @@
-"""The report of a comparison as a page."""
+"""The report of a comparison as an HTML page."""
 
 from modular_gpt.comparison import html_page as html
 from modular_gpt.comparison import plots
@@ -10,7 +10,7 @@ TASKS = "Tasks: small models of one or two layers, and the answers that follow f
 
 
 def page(result: CompareResult) -> str:
-    """The whole page."""
+    """The HTML page of a result."""
     names = list(result.variants)
     command = reproduce(result)
     sections = [

@@ -1,4 +1,4 @@
-"""The results of trials in results.jsonl, one line each, safe against a kill at any moment."""
+"""The results of trials in results.jsonl, one line each, of which a kill at any moment damages at most the last one."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Journal:
             path.unlink(missing_ok=True)
 
     def add(self, result: PlainDict) -> None:
-        """Append a result, on the disk before this returns."""
+        """Append a result and flush it to disk."""
         if result["key"] in self.results:
             return
         self.results[result["key"]] = result

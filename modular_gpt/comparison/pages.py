@@ -11,11 +11,11 @@ from modular_gpt.core.errors import UserError
 from modular_gpt.inspection import write_page
 from modular_gpt.training.config import RunConfig
 
-TOKENS = 96  # with which the validation text begins, and which the models read
+TOKENS = 96  # tokens that the models read, from the beginning of the validation text
 
 
 def model_directory(directory: Path, variant: str) -> Path:
-    """Where the model of a variant is saved."""
+    """The directory in which the model of a variant is saved."""
     return directory / f"model-{file_name(variant)}"
 
 
@@ -25,7 +25,7 @@ def page_name(variant: str) -> str:
 
 
 def file_name(variant: str) -> str:
-    """A variant's name as a part of a file's name."""
+    """A variant's name with characters that a file's name can have."""
     return re.sub(r"[^\w.+=-]+", "_", variant)
 
 
@@ -38,7 +38,7 @@ def write_pages(plan: Plan, directory: Path) -> None:
         if saved.is_dir() and not path.is_file():
             try:
                 write_page(load_model(saved).model, tokenizer, text, path, title=variant)
-            except UserError:  # an attention without what the page shows
+            except UserError:  # the attention lacks tensors that the page shows
                 continue
 
 

@@ -24,7 +24,7 @@ def step_seconds(runs: Mapping[str, PlainDict]) -> dict[str, float]:
 
 
 def seconds_of_turn(trainer: Trainer) -> float:
-    """Seconds of some steps."""
+    """The seconds of ``STEPS`` steps."""
     begun = time.perf_counter()
     for _ in range(STEPS):
         trainer.update()

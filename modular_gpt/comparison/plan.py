@@ -25,11 +25,11 @@ PLAN_FORMAT = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the trials of a comparison depend on.
+    """The settings and conditions that the trials of a comparison depend on.
 
     variants: RunConfigs as plain values, by name; the first is the baseline
     rates: learning rates from which the search starts, or which are used
-    costs: of each variant; vocab_size: of all
+    costs: costs of each variant; vocab_size: that of all variants
     data: fingerprints of the text and the tokenizer
     command: arguments that repeat the comparison; empty where it was started from Python
     """
@@ -59,7 +59,7 @@ class Plan:
         return int(self.variants[self.baseline]["trainer"]["threads"])
 
     def copies(self) -> dict[str, int]:
-        """How many variants before each one are the same."""
+        """The number of equal variants before each one."""
         seen: dict[str, int] = {}
         copies = {}
         for name, run in self.variants.items():
@@ -154,7 +154,7 @@ def with_equal_budgets(runs: dict[str, PlainDict], config: CompareConfig, vocab_
 
 
 def check_still_different(before: Mapping[str, str], runs: Mapping[str, PlainDict]) -> None:
-    """Raise a ConfigError for variants that differed only in what the budget sets."""
+    """Raise a ConfigError for variants that differed only in settings that the budget has made equal."""
     after: dict[str, str] = {}
     for name, run in runs.items():
         other = after.setdefault(config_key(run), name)

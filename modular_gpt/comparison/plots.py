@@ -8,7 +8,7 @@ from modular_gpt.comparison.results import CompareResult
 from modular_gpt.comparison.svg import COLOURS, Axis, Plot, Point
 
 ROW = 34  # pixels of a variant in the plot of differences
-FIRST = 0.1  # fraction of the training whose high losses are beyond the plot
+FIRST = 0.1  # fraction of the training whose high losses may be outside the plot
 
 
 def styles(names: Sequence[str]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def differences(result: CompareResult) -> str:
 
 
 def paired(result: CompareResult, name: str) -> list[float]:
-    """The difference from the baseline at each seed where both are finite."""
+    """The differences from the baseline at the seeds with two finite losses."""
     base = result.variants[result.plan.baseline].values
     pairs = zip(result.variants[name].values, base, strict=True)
     return [value - other for value, other in pairs if math.isfinite(value - other)]
@@ -79,7 +79,7 @@ def loss_curves(result: CompareResult) -> str:
 
 
 def learning_rates(result: CompareResult) -> str:
-    """The value of every learning rate that was tried; nothing where none was tuned."""
+    """The value of every learning rate that was tried; "" if none was tuned."""
     tried = {name: variant.tried for name, variant in result.variants.items()}
     rates = [rate for values in tried.values() for rate in values]
     values = [value for found in tried.values() for value in found.values() if math.isfinite(value)]
@@ -135,7 +135,7 @@ def quality_and_cache(result: CompareResult) -> str:
 
 
 def decoding(result: CompareResult) -> str:
-    """Tokens per second by tokens in the cache, with the bound of memory where it explains the speed."""
+    """Tokens per second by tokens in the cache, with the bound by memory bandwidth if it explains the speed."""
     measured = result.decoding
     speeds = [speed for found in measured.values() for speed in found]
     if not speeds:
@@ -160,7 +160,7 @@ def decoding(result: CompareResult) -> str:
 
 
 def overlay(curves: Mapping[str, Sequence[Point]], title: str, label: str) -> str:
-    """Curves of runs over tokens, one colour each; high losses at the beginning are beyond the plot."""
+    """Curves of runs over tokens, one colour each; high losses at the beginning are outside the plot."""
     shown = [point for curve in curves.values() for point in curve[int(len(curve) * FIRST) :]]
     if not shown:
         return ""

@@ -29,8 +29,10 @@ UNTUNED = "UNTUNED: one learning rate for all, so the order may be an artefact o
 class VariantResult:
     """The counted trials of a variant, and the rates that were tried for it.
 
-    trials: results by seed, in ascending order; values: that variants are compared by, lower is better
-    tried: value of each learning rate on the seed that is not counted; at_edge: the best is the lowest or the highest
+    trials: results by seed, in ascending order
+    values: the values by which variants are compared; lower is better
+    tried: value of each learning rate on the seed that is not counted
+    at_edge: whether the best rate is the lowest or the highest one
     """
 
     name: str
@@ -48,7 +50,7 @@ class VariantResult:
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation over seeds; None for a single one or where a training diverged."""
+        """The standard deviation over seeds; None for a single seed, or if a training diverged."""
         finite = len(self.values) > 1 and math.isfinite(self.mean)
         return statistics.stdev(self.values) if finite else None
 
@@ -134,7 +136,7 @@ class CompareResult:
         return self.directory / "report.html"
 
     def satisfies(self, required: str | None) -> bool:
-        """Whether the verdicts are as ``require`` asks."""
+        """Whether the verdicts satisfy the setting ``require``."""
         verdicts = [difference.verdict for difference in self.differences.values()]
         if required == "not_worse":
             return WORSE not in verdicts and self.n >= FEWEST_SEEDS
@@ -255,7 +257,7 @@ def _variant(name: str, trials: Sequence[PlainDict], search: Search) -> VariantR
 
 
 def seeds(n: int) -> str:
-    """A number of seeds."""
+    """A number of seeds as text."""
     return f"{n} seed" if n == 1 else f"{n} seeds"
 
 

@@ -8,8 +8,8 @@ from modular_gpt.comparison.plan import Plan
 from modular_gpt.comparison.trial import Trial
 from modular_gpt.core.plain_types import PlainDict
 
-FACTOR, EXTENSIONS = 3.0, 2  # between two rates; rounds beyond an edge
-TUNING, FIRST = 0, 1  # the seed that learning rates are tuned on, which is not counted, and the first that is
+FACTOR, EXTENSIONS = 3.0, 2  # ratio of two neighbouring rates; number of rounds beyond an edge
+TUNING, FIRST = 0, 1  # the seed of tuning, which does not count in the result, and the first seed that counts
 
 
 class Search:
@@ -73,7 +73,7 @@ class Search:
         return self.plan.config.lr == AUTO and self.best_rate(name) in (min(self.tried(name)), max(self.tried(name)))
 
     def counted(self) -> list[Trial]:
-        """The trials that count, seed by seed, so that an early end leaves whole pairs."""
+        """The trials that count, seed by seed, so that an early end leaves complete pairs."""
         seeds = range(FIRST, FIRST + self.plan.config.seeds)
         rates = {name: self.best_rate(name) for name in self.plan.variants}
         return [self.trial(name, rates[name], pair) for pair in seeds for name in self.plan.variants]

@@ -15,9 +15,9 @@ from statistics import NormalDist
 import mpmath
 import numpy as np
 
-LEVEL, POWER = 0.05, 0.8  # of every test; chance of a verdict at the minimum detectable difference
+LEVEL, POWER = 0.05, 0.8  # significance level of each test; chance of a verdict at the minimum detectable difference
 FEWEST_SEEDS = 3  # for a verdict
-MAX_SEEDS = 1000  # that are proposed
+MAX_SEEDS = 1000  # largest number of seeds to propose
 TINY = 1e-12  # standard error of differences that are all equal
 
 BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "cannot tell"
@@ -186,16 +186,18 @@ def _too_few(name: str, base: np.ndarray, row: np.ndarray) -> Difference:
 
 
 def _diverged(name: str, n: int, more: int) -> Difference:
-    """more: how many more runs of the variant than of the baseline diverged"""
+    """The difference of a variant of which runs diverged; more: number of its diverged runs beyond the baseline's."""
     verdict = WORSE if more > 0 else BETTER if more < 0 else UNDECIDED
     mean = math.copysign(math.inf, more) if more else math.nan
     return Difference(name, n, mean, mean, mean, 0.0 if more else 1.0, 1.0, math.inf, verdict, None)
 
 
 def seeds_needed(deviation: float, difference: float, variants: int, at_least: int) -> int:
-    """Number of seeds that finds a difference of this size with a chance of 80%; at most ``MAX_SEEDS``.
+    """The number of seeds that finds a difference of this size with a chance of 80%, at most ``MAX_SEEDS``.
 
-    deviation: of a paired difference; variants: beside the baseline; at_least: more than this number is returned
+    deviation: standard deviation of a paired difference
+    variants: number of variants besides the baseline
+    at_least: the result is larger than this
     """
 
     def enough(n: int) -> bool:

@@ -22,7 +22,7 @@ class Axis:
     names: tuple[str, ...] = ()
 
     def fraction(self, value: float) -> float:
-        """Where a value lies between both ends, clipped a little beyond them."""
+        """The place of a value between both ends, 0 to 1, clipped a little beyond them."""
         low, high, value = (
             (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         )
@@ -45,7 +45,7 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with 2 and 5 between them where they are few."""
+    """Powers of ten, with 2 and 5 between them if they are few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     wide = math.log10(high / low)
     factors = (1, 2, 5) if wide < 2.5 else (1,)

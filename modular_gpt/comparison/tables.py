@@ -81,5 +81,5 @@ def tasks(result: CompareResult) -> Table:
 
 
 def reproduce(result: CompareResult) -> str:
-    """The command that repeats the comparison; empty where it was started from Python."""
+    """The command that repeats the comparison; empty if it was started from Python."""
     return f"mgpt-compare {shlex.join(result.plan.command)}" if result.plan.command else ""

@@ -28,22 +28,22 @@ from modular_gpt.training.config import RunConfig
 from modular_gpt.training.finetune import open_source, tokenizer_of
 from modular_gpt.training.forward import Placement
 from modular_gpt.training.metrics import Entry
-from modular_gpt.training.recorder import Silent
-from modular_gpt.training.run import explained
+from modular_gpt.training.recorder import NullRecorder
+from modular_gpt.training.run import actionable_errors
 from modular_gpt.training.trainer import Trainer
 
-NOT_COMPARED = ("seed", "name", "runs", "logger")  # settings of a run that its numbers do not depend on
-COPY = 1000  # between the seeds of two copies of a variant
-DIGITS = 12  # of the keys of trials, in hexadecimal
+NOT_COMPARED = ("seed", "name", "runs", "logger")  # settings of a run on which its numbers do not depend
+COPY = 1000  # difference of the seeds of two copies of a variant
+DIGITS = 12  # hexadecimal digits of the keys of trials
 
 
 @dataclass(frozen=True)
 class Trial:
     """One training of a variant.
 
-    config: a RunConfig as plain values, whose learning rate is replaced, and from whose seed the others count
-    pair: the seed that the differences are paired by; 0 tunes learning rates and is not counted in the result
-    copy: number of variants before this one that are the same; their trials take other seeds
+    config: a RunConfig as plain values, whose learning rate is replaced, and whose seed is added to that of ``pair``
+    pair: the seed by which differences are paired; 0 tunes learning rates and does not count in the result
+    copy: number of equal variants before this one, whose trials take other seeds
     save: the directory for a checkpoint of the trained model; empty: it is not saved
     """
 
@@ -61,7 +61,7 @@ class Trial:
 
     @property
     def key(self) -> str:
-        """Identifies the training by all that its numbers depend on."""
+        """A key of all settings on which the numbers of the training depend."""
         return digest([config_key(self.config), f"{self.learning_rate:.6g}", self.seed])
 
     def plain(self) -> PlainDict:
@@ -85,7 +85,7 @@ def config_key(config: PlainDict) -> str:
     return digest({**compared, "optim": {**compared["optim"], "learning_rate": None}})
 
 
-class Curve(Silent):
+class Curve(NullRecorder):
     """Keeps the losses of a training instead of writing them."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class Curve(Silent):
 
 
 def run_trial(trial: PlainDict) -> PlainDict:
-    """Train as ``Trial.plain`` describes. A training that breaks down, or ends without a finite loss, has none.
+    """Train the trial that ``Trial.plain`` returned. A training that breaks down has no finite loss in its result.
 
     Raises:
         ConfigError, DataError, CheckpointError: the settings cannot be trained.
@@ -151,7 +151,7 @@ def run_trial(trial: PlainDict) -> PlainDict:
 
 
 def fit(trainer: Trainer, curve: Curve) -> str | None:
-    """Train to the last step; returns why the training broke down, or None.
+    """Train to the last step. Returns the reason if the training broke down, else None.
 
     Raises:
         KeyboardInterrupt, SystemExit: a signal ended it.
@@ -200,7 +200,7 @@ def trainer_of(config: RunConfig) -> Iterator[Trainer]:
         with float32_products(precision, device):
             trainer = build_trainer(config, data, tokenizer, placement, say=lambda text: None)
             trainer.stop.prints = False  # nothing is saved at the end of a trial, so there is nothing to announce
-            with explained(config, trainer), ordered_sums(trainer.forward.compiled):
+            with actionable_errors(config, trainer), ordered_sums(trainer.forward.compiled):
                 yield trainer
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Runs trials in this process, or in spawned processes of this machine."""
+"""Run trials in this process, or in spawned processes of this machine."""
 
 import multiprocessing
 import os
@@ -84,14 +84,14 @@ class Worker:
         return result
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, also during a trial."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
 def serve(connection: Connection) -> None:
-    """Run the trials that arrive, until the other side is gone."""
+    """Run the trials that arrive until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then ends this process
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -14,9 +14,10 @@ _recomputing = False
 
 
 def checkpointed(function: Callable[[Tensor], R], x: Tensor) -> R:
-    """Return ``function(x)``; only x is kept, the backward pass recomputes the rest: https://arxiv.org/abs/1604.06174
+    """Compute ``function(x)`` and save only x for the backward pass, which recomputes the activations.
 
     The recomputation gives the same values, with the same dropout masks, if ``function`` does not modify its inputs.
+    See https://arxiv.org/abs/1604.06174.
     """
     if torch.compiler.is_compiling():  # a compiled recomputation repeats no side effects
         compiled: R = checkpoint(function, x, use_reentrant=False)
@@ -26,7 +27,7 @@ def checkpointed(function: Callable[[Tensor], R], x: Tensor) -> R:
 
 
 def is_recomputing() -> bool:
-    """Whether the forward pass now running is a recomputation: counters must not be updated a second time."""
+    """Whether the running forward pass is a recomputation, in which counters must not be updated again."""
     return _recomputing
 
 

@@ -1,9 +1,8 @@
-"""Names of our settings and components in other code bases; configs, commands and checkpoints use these tables.
+"""Tables of the names that settings and components have in other code bases, for configs, commands and checkpoints.
 
 ``SETTINGS`` maps a foreign setting to ours, ``VALUES`` a foreign value of one of our settings, ``COMPONENTS`` a foreign
 name of a component. ``VOCABULARIES`` are sets of settings that identify another code base, with the positional encoding
-of its models. A setting whose counterpart has another meaning has a note and raises an error instead of being
-converted.
+of its models. A foreign setting whose counterpart has another meaning has a note, and is refused with that note.
 """
 
 import re
@@ -19,7 +18,7 @@ class Alias(NamedTuple):
 
     targets: our settings that take its value, dotted below a slot or a group (``ffn.hidden``, ``trainer.max_steps``)
     implies: the component that the setting belongs to, used if nothing else selects one
-    note: how the meaning of ours differs; a setting with a note raises an error with it instead of being converted
+    note: how the meaning of ours differs; a setting with a note is refused with it instead of being converted
     """
 
     targets: tuple[str, ...]
@@ -234,7 +233,7 @@ COMPONENTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
-# Components of other programs, by slot, that have no counterpart: the end of the sentence that refuses them.
+# Components of other programs, by slot, without a counterpart here -> advice that their error message ends with.
 MISSING: dict[str, dict[str, str]] = {
     "optim": dict.fromkeys(
         ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "lamb", "lion", "sophia", "shampoo", "soap"),
@@ -273,7 +272,7 @@ def component_names(slot: str, name: str, known: Iterable[str]) -> tuple[str, ..
 
 
 def missing_hint(slot: str, name: str) -> str:
-    """What to use instead of a component of other programs that has no counterpart; empty for any other name."""
+    """Advice on a component of other programs that has no counterpart, for an error message; "" for other names."""
     hint = MISSING.get(slot, {}).get(_plain(name))
     return f" {hint};" if hint else ""
 
@@ -292,8 +291,8 @@ def our_settings(slot: str, settings: PlainMapping, known: Collection[str]) -> P
         targets = [name]
         if name not in known and name in SETTINGS:
             alias = SETTINGS[name]
-            inside = [path.rpartition(".")[2] for path in alias.targets if path.partition(".")[0] == slot]
-            targets = [target for target in inside if target in known] or targets
+            in_slot = [path.rpartition(".")[2] for path in alias.targets if path.partition(".")[0] == slot]
+            targets = [target for target in in_slot if target in known] or targets
             if alias.note and targets != [name]:
                 raise ConfigError(no_counterpart(name))
         for target in targets:

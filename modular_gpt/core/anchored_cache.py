@@ -15,7 +15,7 @@ _UNWRITTEN = -(2**30)  # column of a slot that holds no token: below every colum
 def allocate_anchored(
     spec: CacheSpec, window: int, batch: int, max_length: int | None, dtype: torch.dtype, device: torch.device
 ) -> TokenCache:
-    """The cache of a spec with anchors: a ring buffer only where ``max_length`` tokens do not all fit."""
+    """Allocate the cache of a spec with anchors; it has a ring buffer if ``max_length`` tokens do not all fit."""
     if max_length is not None and max_length <= spec.anchors + window:
         return TokenCache(replace(spec, window=None), batch, max_length, dtype, device)
     return AnchoredCache(spec, window, batch, max_length, dtype, device)
@@ -25,7 +25,7 @@ class AnchoredCache(TokenCache):
     """Rows of the first ``anchors`` tokens of each text and of the last ``ring`` tokens after them.
 
     The token at position p of its text is in slot p if p < anchors, else in slot anchors + (p - anchors) mod ring.
-    Slots belong to positions, not to columns, because the text of a left-padded row begins at a column of its own.
+    Slots are computed from positions, not from columns, because left-padded texts begin in different columns.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class AnchoredCache(TokenCache):
         super().__init__(spec, batch, max_length, dtype, device)
         self.anchors, self.ring = spec.anchors, ring
         self.window = spec.anchors + ring
-        self._padding: Tensor | None = None  # that of the model's cache, which ``save`` and ``restore`` are not given
+        self._padding: Tensor | None = None  # as in the ModelCache; ``save`` and ``restore`` do not receive it
 
     def select(self, rows: Tensor, columns: slice = slice(None)) -> None:
         count = self.ring if columns.stop is None else columns.stop - (columns.start or 0)
         if not columns.start or len(rows) != len(self.tensors[0]) or 2 * count > self.capacity or count >= self.ring:
             super().select(rows)
-        elif count:  # rows that are equal in their first columns are of one text, so that their slots are the same
+        elif count:  # rows with equal first columns have equal padding, and so the same slots
             slots = self._slots(torch.arange(columns.start, columns.stop, device=rows.device))
             move_slots_by_row(self.tensors, rows, slots)
         self._padding = None if self._padding is None else self._padding.index_select(0, rows)
@@ -89,8 +89,8 @@ class AnchoredCache(TokenCache):
             return self._write_one(pos, new)
         rows, columns = list(new), pos.columns
         if pos.start:
-            before = self._slot_columns(pos.start)
-            columns = torch.cat([before, pos.columns.expand(len(before), -1)], dim=1)
+            cached = self._slot_columns(pos.start)
+            columns = torch.cat([cached, pos.columns.expand(len(cached), -1)], dim=1)
             rows = [torch.cat([tensor, fresh], dim=2) for tensor, fresh in zip(self.tensors, new, strict=True)]
         self._write(pos, pos.start, new)
         return rows, columns
@@ -120,18 +120,18 @@ class AnchoredCache(TokenCache):
     def _slots(self, columns: Tensor) -> Tensor:
         """(B or 1, T) slot of each column (T,). Padding has slot 0, which the first token of the text overwrites."""
         position = columns[None] if self._padding is None else columns[None] - self._padding[:, None]
-        turned = self.anchors + torch.remainder(position - self.anchors, self.ring)
-        return torch.where(position < self.anchors, position.clamp(min=0), turned)
+        ring_slot = self.anchors + torch.remainder(position - self.anchors, self.ring)
+        return torch.where(position < self.anchors, position.clamp(min=0), ring_slot)
 
     def _slot_columns(self, end: int | Tensor) -> Tensor:
         """(B or 1, capacity) column of the token in each slot after ``end`` columns."""
         slot = torch.arange(self.capacity, device=self.tensors[0].device)[None]
         begin = torch.zeros_like(slot[:, :1]) if self._padding is None else self._padding[:, None]
         last = end - 1 - begin  # position of the last token of each row
-        turned = last - torch.remainder(last - slot, self.ring)
-        first = slot < self.anchors
-        position = torch.where(first, slot, turned)
-        written = torch.where(first, slot <= last, turned >= self.anchors)
+        ring_position = last - torch.remainder(last - slot, self.ring)
+        is_anchor = slot < self.anchors
+        position = torch.where(is_anchor, slot, ring_position)
+        written = torch.where(is_anchor, slot <= last, ring_position >= self.anchors)
         return torch.where(written, position + begin, _UNWRITTEN)
 
 
@@ -152,7 +152,7 @@ class ShortAnchoredCache(TokenCache):
         longer._grow(self.capacity)
         columns = torch.arange(self.capacity, device=first.device)[None]
         columns = columns if padding is None else (columns + padding[:, None]).clamp(max=self.capacity - 1)
-        for new, old in zip(longer.tensors, self.tensors, strict=True):  # slots belong to positions, see AnchoredCache
+        for new, old in zip(longer.tensors, self.tensors, strict=True):  # slots there are computed from positions
             new[:, :, : self.capacity] = old.gather(2, _along(columns, old))
         return longer
 

@@ -20,7 +20,7 @@ from pathlib import Path
 MARK = ".tmp-"
 ASIDE = "-old"  # suffix of the temporary name of a directory that is being replaced
 COPIED = "-copied"  # suffix of the new name of a directory found in place of a link
-_LOCKED = (errno.EWOULDBLOCK, errno.EACCES)  # errors of locking what another process has locked
+_LOCKED = (errno.EWOULDBLOCK, errno.EACCES)  # errors of locking a file that another process has locked
 _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST)  # errors of rename where the target directory exists
 
 
@@ -87,13 +87,13 @@ def new_directory(target: Path, keep: Callable[[Path], bool] = lambda _: False) 
             yield temporary
             for path in [*(p for p in temporary.rglob("*") if p.is_file()), temporary]:
                 fsync(path)
-            _put(temporary, target, keep)
+            _replace_directory(temporary, target, keep)
             fsync(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
+def _replace_directory(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
     """Rename ``new`` to ``target``; an existing directory is moved aside first and then removed.
 
     Other processes may do the same concurrently, so ``target`` may appear, vanish or be replaced between any two steps.
@@ -128,8 +128,8 @@ def _put(new: Path, target: Path, keep: Callable[[Path], bool]) -> None:
 def remove_stale(parent: Path, seconds: float) -> None:
     """Remove temporaries in ``parent`` that were last modified at least ``seconds`` ago.
 
-    A directory that a running process is writing stays, whatever its age. A directory that was moved aside by a process
-    killed before it put the new one in place gets its name back.
+    A directory of any age that a running process is writing stays. A directory that was moved aside by a process that
+    was killed before it put the new one in place gets its name back.
     """
     for path in parent.glob(f"*{MARK}*"):
         with suppress(OSError):  # its owner, or another process here, may remove it at any time
@@ -190,9 +190,9 @@ def file_lock(path: Path) -> Iterator[bool]:
 def wait_for_lock(path: Path, waiting: Callable[[], None], seconds: float = 0.1) -> Iterator[None]:
     """Context manager: lock the file ``path``, created if missing, once no other process or thread holds the lock.
 
-    Without a lock where the file system cannot lock files. The file is not removed.
+    On a file system that cannot lock files, the block runs without a lock. The file is not removed.
 
-    waiting: called once if another holds the lock; seconds: between two attempts
+    waiting: called once if another process or thread holds the lock; seconds: pause between two attempts
 
     Raises:
         OSError: the file cannot be opened for writing.
@@ -227,7 +227,8 @@ def link(pointer: Path, name: str, *, set_aside: bool = False) -> None:
     """Atomically make ``pointer`` refer to the file or directory ``name`` in the same directory.
 
     It is a symbolic link, or a text file that contains the name where symbolic links are not available.
-    set_aside: a directory at ``pointer``, left by a copy that followed the link, is renamed to ``<pointer>-copied``
+
+    set_aside: rename a directory at ``pointer``, left by a copy that followed the link, to ``<pointer>-copied``
 
     Raises:
         OSError: it cannot be written, or ``pointer`` is a directory and ``set_aside`` is False.
@@ -262,13 +263,13 @@ def resolve_link(path: Path) -> Path:
 
 
 def write_problem(error: OSError, folder: Path) -> tuple[str, str]:
-    """Why a file in ``folder`` could not be written ("the disk is full"), and the remedy ("make room"), as phrases."""
+    """Phrases for the reason of a failed write in ``folder`` ("the disk is full") and for its remedy ("make room")."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno == errno.ENOSPC:
         return ("the file system has no inodes left", "remove files there") if _without_inodes(folder) else (
             reason, "make room on that disk")  # fmt: skip
     if error.errno == getattr(errno, "EDQUOT", None):
-        return reason, "remove files of yours there, or ask for a larger quota"
+        return reason, "remove some of your files there, or ask for a larger quota"
     if error.errno == errno.EFBIG:
         return reason, "make room: files there cannot be that large"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):

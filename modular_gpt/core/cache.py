@@ -57,7 +57,7 @@ class CacheSpec:
         return max_length if self.window is None else min(max_length, self.anchors + self.window)
 
     def nbytes(self, batch: int, tokens: int, dtype: torch.dtype) -> int:
-        """Bytes of the cache of ``batch`` sequences of ``tokens`` tokens; states are float32 whatever ``dtype`` is."""
+        """Bytes of the cache of ``batch`` sequences of ``tokens`` tokens; dtype: of keys and values, not of states."""
         per_token = sum(heads * width for heads, width in self.rows) * dtype.itemsize
         constant = sum(torch.Size(shape).numel() for shape in self.states) * torch.float32.itemsize
         if self.history is not None:
@@ -91,11 +91,11 @@ class LayerCache(ABC):
         return sum(tensor.untyped_storage().nbytes() for tensor in self.tensors)
 
     def select(self, rows: Tensor, columns: slice = _ALL) -> None:
-        """Keep the batch rows ``rows`` (B',), in that order, maybe repeated; columns: those in which rows differ."""
+        """Keep the batch rows ``rows`` (B',) in that order; outside ``columns``, rows i and ``rows[i]`` are equal."""
         self.tensors = select_rows(self.tensors, rows)
 
     def reserved(self, max_length: int | None, padding: Tensor | None) -> "LayerCache":
-        """The same cache with space for ``max_length`` tokens, None: it grows; padding: (B,) of the rows, or None."""
+        """This cache, or one with its tokens, with space for ``max_length`` tokens (None: it grows); padding: (B,)."""
         return self
 
     @abstractmethod
@@ -164,7 +164,7 @@ class TokenCache(LayerCache):
         slots = [columns] if self.window is None else ring_slots(columns, self.capacity)
         count = sum(len(range(self.capacity)[span]) for span in slots)
         if len(rows) != len(self.tensors[0]) or 2 * count > self.capacity:
-            return super().select(rows)  # copies once, and the columns in place are copied twice
+            return super().select(rows)  # copies each row once; moving columns in place would copy them twice
         move_slots(self.tensors, rows, slots)
 
     def reset(self) -> None:
@@ -193,9 +193,9 @@ class TokenCache(LayerCache):
                 tensor.index_copy_(2, slots, old[:, :, -len(slots) :])
 
     def _reused(self, first: int, start: int, count: int) -> Tensor | None:
-        """Reused slots, in order of their columns, of the columns from ``first`` on, up to ``start + count``.
+        """Reused slots of the columns from ``first`` to ``start + count``, exclusive, in the order of the columns.
 
-        None where no slot is reused; all slots where ``count`` tokens overwrite the whole ring.
+        Returns None if no slot is reused, and all slots if ``count`` tokens overwrite the whole ring.
         """
         if self._ring is None or start + count <= max(first, self._ring):
             return None
@@ -258,7 +258,7 @@ class TokenCache(LayerCache):
         return all_rows, columns
 
     def _append_at_tensor(self, pos: Positions, new: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-        """Append where the start is a tensor: shapes are fixed, all slots are returned, the mask hides unused ones."""
+        """Append with a start that is a tensor: shapes are fixed, and all slots are returned, unused ones masked."""
         assert not self.grows and pos.count == 1, "a start that is a tensor needs a fixed storage and one new token"
         slots = pos.columns % self.capacity
         for tensor, rows in zip(self.tensors, new, strict=True):
@@ -366,7 +366,7 @@ class ModelCache:
     def save(self, count: int) -> SavedCache:
         """Copy the data that the next ``count`` tokens will overwrite, so that ``truncate`` can undo them.
 
-        Copies nothing where every token has its own slot, ``count`` rows of a full ring buffer, and all of a constant
+        It copies nothing if each token has a separate slot, ``count`` rows of a full ring buffer, and all of a constant
         state.
         """
         assert isinstance(self.length, int)
@@ -376,8 +376,8 @@ class ModelCache:
         """Remove the tokens from column ``length`` on.
 
         saved: result of ``save`` from before those tokens were read. With a constant state, or a window smaller than
-            the saved count, all tokens since then are removed and the length becomes ``saved.start``: the caller reads
-            the tokens from there to ``length`` again.
+            the saved count, all tokens since then are removed and the length becomes ``saved.start``; the caller has to
+            read the tokens from there to ``length`` again.
 
         Raises:
             ConfigError: ``saved`` is None, and a constant state or a full window has overwritten earlier tokens.

@@ -1,4 +1,4 @@
-"""Moves of batch rows among the tensors of a cache, as searches make them after each token."""
+"""Reordering of batch rows in the tensors of a cache, as beam search does after each token."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def select_rows(tensors: list[Tensor], rows: Tensor) -> list[Tensor]:
     """The tensors with the batch rows ``rows`` (B',), in that order.
 
-    They are changed in place where the number of rows stays and at most half of them change; otherwise they are new.
+    They are modified in place if the number of rows stays and at most half of them change; otherwise they are copies.
     """
     if tensors and len(rows) == len(tensors[0]):
         changed = changed_rows(rows)
@@ -19,9 +19,9 @@ def select_rows(tensors: list[Tensor], rows: Tensor) -> list[Tensor]:
 
 
 def changed_rows(rows: Tensor) -> Tensor:
-    """The i with ``rows[i] != i``; off the CPU, where finding them would wait for the device, all."""
-    every = torch.arange(len(rows), device=rows.device)
-    return every[rows != every] if rows.device.type == "cpu" else every
+    """The indices i with ``rows[i] != i``; on other devices than the CPU all indices, to avoid a synchronisation."""
+    indices = torch.arange(len(rows), device=rows.device)
+    return indices[rows != indices] if rows.device.type == "cpu" else indices
 
 
 def move_slots(tensors: list[Tensor], rows: Tensor, slots: list[slice]) -> None:
@@ -34,11 +34,11 @@ def move_slots(tensors: list[Tensor], rows: Tensor, slots: list[slice]) -> None:
 
 
 def move_slots_by_row(tensors: list[Tensor], rows: Tensor, slots: Tensor) -> None:
-    """The same where each row has slots of its own, ``slots`` (B or 1, T), equal in rows i and ``rows[i]``."""
+    """``move_slots`` with separate slots for each row, ``slots`` (B or 1, T), equal in rows i and ``rows[i]``."""
     changed = changed_rows(rows)
-    own = slots if len(slots) == 1 else slots[changed]
+    row_slots = slots if len(slots) == 1 else slots[changed]
     for tensor in tensors:
-        tensor[changed[:, None], :, own] = tensor[rows[changed][:, None], :, own]
+        tensor[changed[:, None], :, row_slots] = tensor[rows[changed][:, None], :, row_slots]
 
 
 def ring_slots(columns: slice, capacity: int) -> list[slice]:

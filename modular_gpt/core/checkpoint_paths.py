@@ -1,4 +1,4 @@
-"""Names of models: which are paths of checkpoints and which are published, and messages for others; without PyTorch."""
+"""Names of models: paths of checkpoints, published names, and the errors for other names. Does not import PyTorch."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -17,15 +17,15 @@ SHORT_NAMES = {  # of published models, with their repositories on the Hugging F
 
 
 def is_checkpoint_path(name: str) -> bool:
-    """Whether the name of a model is that of a file or directory, present or missing, and no published name."""
+    """Whether the name of a model is a path, of an existing or missing file or directory, and no published name."""
     path = Path(name).expanduser()
     looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-    in_a_folder = "/" in name and path.parent.is_dir()  # a misspelt run rather than owner/name of a hub
+    in_a_folder = "/" in name and path.parent.is_dir()  # a misspelt run rather than owner/name of the hub
     return path.exists() or path.is_symlink() or looks_like_path or in_a_folder or name.startswith("runs/")
 
 
 def no_checkpoint(path: Path) -> CheckpointError:
-    """The error for a path where there is nothing; it names runs or checkpoints in the same directory."""
+    """The error for a path that does not exist; it names runs or checkpoints in the same directory."""
     hint = "; train a model first with mgpt-train"
     with suppress(OSError):
         near = sorted(p.name for p in path.parent.iterdir() if (p / FOLDER).is_dir() or (p / MANIFEST).is_file())
@@ -35,9 +35,9 @@ def no_checkpoint(path: Path) -> CheckpointError:
 
 
 def check_exists(name: str) -> None:
-    """Raise a CheckpointError for a path where there is nothing, and for a name that no published model can have.
+    """Raise a CheckpointError for a path that does not exist, and for a name that no published model can have.
 
-    Whether the hub has owner/name, and where a link leads, is not looked at.
+    Neither the hub nor the target of a link is looked up.
     """
     path = Path(name).expanduser()
     if path.exists() or path.is_symlink():

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# the processes that hold other rows; not a context variable: autograd recomputes forward passes in threads of its own
+# the processes among which rows are divided; not a context variable, since autograd recomputes in other threads
 _rows: dist.ProcessGroup | None = None
 
 
@@ -29,7 +29,7 @@ def data_parallel_region() -> Iterator[None]:
 
 
 def divide_rows_among(group: dist.ProcessGroup | None) -> None:
-    """Until the end of the region, only the processes of ``group`` hold different rows; None: no two do."""
+    """Until the end of the region, rows are divided among the processes of ``group`` only; None: among none."""
     global _rows
     _rows = group
 
@@ -40,11 +40,12 @@ def all_reduce_sum(counts: Tensor) -> Tensor:
 
 
 class ShardGroup:
-    """The processes that divide the model's tensors among them (tensor parallelism), as one of them sees them.
+    """The processes that share the model's tensors in tensor parallelism, by default one process with full tensors.
 
-    rank, size: of this process, and number of processes; by default one process, which holds whole tensors
-    Gradients follow https://arxiv.org/abs/1909.08053: a tensor that every process holds, and from which each computes
-    its own shard, passes through ``copied`` before; what each computes as a summand goes through ``summed`` after.
+    Gradients follow https://arxiv.org/abs/1909.08053. A tensor that every process holds passes through ``copied``
+    before each process computes its shard from it; a summand of each process passes through ``summed`` afterwards.
+
+    rank: index of this process; size: number of processes
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -52,14 +53,14 @@ class ShardGroup:
         self.rank, self.size = (0, 1) if group is None else (group.rank(), group.size())
 
     def copied(self, x: Tensor) -> Tensor:
-        """``x`` itself; the gradients of all processes are summed in the backward pass."""
+        """``x`` unchanged; the backward pass sums the gradients of all processes."""
         if self.group is None:
             return x
         out: Tensor = _Copied.apply(x, self.group)
         return out
 
     def summed(self, x: Tensor) -> Tensor:
-        """The sum over the processes; each gets the gradient of the sum in the backward pass."""
+        """The sum of ``x`` over the processes; in the backward pass each process gets the gradient of the sum."""
         if self.group is None:
             return x
         out: Tensor = _Summed.apply(x, self.group)
@@ -74,19 +75,19 @@ class ShardGroup:
         return x if self.group is None else _reduced(x.detach(), self.group, dist.ReduceOp.MIN)
 
     def bounds(self, count: int) -> tuple[int, int]:
-        """The first and the last index, exclusive, of this process's share of ``count``; later shares may be smaller.
+        """The first index and the end, exclusive, of this process's shard of ``count`` items.
 
-        These are the bounds of DTensor's ``Shard(0)``, and of ``torch.chunk``.
+        Shards are those of DTensor's ``Shard(0)`` and of ``torch.chunk``: later ones may be smaller.
         """
         size = -(-count // self.size)
         return min(self.rank * size, count), min((self.rank + 1) * size, count)
 
 
-WHOLE = ShardGroup()
+NOT_SHARDED = ShardGroup()
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The shard of a tensor that this process holds, with gradients; a tensor that is not divided as it is."""
+    """The local shard of a DTensor, with gradients; any other tensor is returned unchanged."""
     to_local = getattr(tensor, "to_local", None)  # of a DTensor, whose module takes long to import
     out: Tensor = tensor if to_local is None else to_local()
     return out

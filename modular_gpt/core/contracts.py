@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Generic, Literal, TypeVar
 from torch import Tensor, nn
 
 from modular_gpt.core.cache import CacheSpec, LayerCache
-from modular_gpt.core.collectives import WHOLE, ShardGroup
+from modular_gpt.core.collectives import NOT_SHARDED, ShardGroup
 from modular_gpt.core.convolution_cache import ConvolutionCache
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.positions import Positions
@@ -37,7 +37,7 @@ MAX_CONV = 64  # tokens that a short convolution spans
 
 @dataclass(frozen=True)
 class Dims:
-    """Dimensions and defaults of the whole model: all that a component knows of it beside its own Config."""
+    """Dimensions and defaults of the model: with its Config, the settings that a component receives."""
 
     d_model: int
     n_layers: int
@@ -85,12 +85,12 @@ class Transferable(Generic[W]):
 
 
 class Shardable:
-    """A component that tensor parallelism can divide among processes.
+    """A component that tensor parallelism can shard.
 
-    shards: the processes that it is divided among
+    shards: the processes that hold its shards
     """
 
-    shards: ShardGroup = WHOLE
+    shards: ShardGroup = NOT_SHARDED
 
     def join(self, shards: ShardGroup) -> dict[str, ParallelStyle]:
         """Shard this module among the processes of ``shards``; returns what ``shard`` returns."""
@@ -177,7 +177,7 @@ class Position(ModelComponent, Generic[C], slot="pos"):
 class AttentionConfig(ComponentConfig):
     """Settings that every attention has.
 
-    conv: Number of tokens that a depthwise causal convolution of the attention's input spans, the present one
+    conv: Number of tokens that a depthwise causal convolution of the attention's input spans, the current one
         included; 3 is usual. By default (null) there is none.
     """
 
@@ -225,7 +225,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
         if isinstance(config, AttentionConfig) and config.conv is not None:
             self.input_conv = ShortConvolution(dims.d_model, config.conv)
         self.described = f"{described(config)}; pos {position.described}"
-        self.__dict__["position"] = position  # not a submodule: the model owns it, layers share it, it is saved once
+        self.__dict__["position"] = position  # not a submodule: it belongs to the model, and layers share it
 
     @classmethod
     def check(cls, config: C, dims: Dims, position: type[Position]) -> None:
@@ -255,18 +255,18 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
     def score_flops(cls, config: C, dims: Dims, position: type[Position]) -> int:
         """Floating-point operations per query and key, in all heads: the score, and the term of the weighted sum.
 
-        0 where the cost of a token does not depend on the number of tokens before it.
+        It is 0 if the cost of a token does not depend on the number of tokens before it.
         """
         return 0
 
     @classmethod
     def keys_seen(cls, config: C, dims: Dims, position: type[Position], context: int) -> tuple[float, float]:
-        """Numbers of keys that a query of ``context`` tokens sees: at most, and on average over the queries."""
+        """The maximum and the mean, over the queries of ``context`` tokens, of the number of keys that a query sees."""
         window = min(cls.cache_spec(config, dims, position).window or context, context)
         return window, window - window * (window - 1) / (2 * context)
 
     def convolve(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> tuple[Tensor, LayerCache | None]:
-        """The arguments ``x`` and ``cache`` of ``forward`` from those of the block: the input after ``input_conv``."""
+        """Apply ``input_conv`` to the input of the block; returns the arguments ``x`` and ``cache`` of ``forward``."""
         if self.input_conv is None:
             return x, cache
         if cache is None:
@@ -283,7 +283,7 @@ class Attention(ModelComponent, Transferable[AttentionWeights], Shardable, Gener
 
 
 class FeedForward(ModelComponent, Transferable[FeedForwardWeights], Shardable, Generic[C], slot="ffn"):
-    """Transforms each token by itself: (B, T, D) -> (B, T, D).
+    """Transforms each token independently of the others: (B, T, D) -> (B, T, D).
 
     takes_mask: ``forward`` takes a second argument, the mask (B, T), True where a token is not padding, or None
     """

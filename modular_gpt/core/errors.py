@@ -28,11 +28,11 @@ class NonFiniteError(UserError, ArithmeticError):
 
 
 class ReportedElsewhere(UserError):
-    """Another process of the same training reports the error; this one only ends."""
+    """Another process of the same training reports the error; this process ends without a message."""
 
 
 def unknown(category: str, name: str, valid: Iterable[str], also: Iterable[str] = (), hint: str = "") -> str:
-    """The error message for an unknown name: the name, the closest valid name, a hint, and all valid names.
+    """The error message for an unknown name, with the closest valid name, a hint, and all valid names.
 
     also: further valid names, such as foreign ones, that are suggested but not listed
     """
@@ -58,17 +58,17 @@ def closest(name: str, valid: Iterable[str]) -> str | None:
     plain = _plain(name)
     near: dict[str, int] = {}
     for other in valid:
-        there = _plain(other)
-        limit = max(1, min(len(plain), len(there)) // 4)
-        if _abbreviates(plain, there) or (len(there) > 2 and plain.startswith(there)):
-            near[other] = abs(len(there) - len(plain)) - 1
-        elif abs(len(plain) - len(there)) <= limit and (distance := _edits(plain, there)) <= limit:
+        candidate = _plain(other)
+        limit = max(1, min(len(plain), len(candidate)) // 4)
+        if _abbreviates(plain, candidate) or (len(candidate) > 2 and plain.startswith(candidate)):
+            near[other] = abs(len(candidate) - len(plain)) - 1
+        elif abs(len(plain) - len(candidate)) <= limit and (distance := _edit_distance(plain, candidate)) <= limit:
             near[other] = distance
     return min(near, key=lambda other: near[other], default=None)
 
 
 def _abbreviates(short: str, name: str) -> bool:
-    """Whether ``short`` is the first letter of ``name`` and further letters of it in order: learn_rate, attn."""
+    """Whether ``short`` is the first letter of ``name`` and further letters of it in order, as in attn."""
     if len(short) < max(3, 0.4 * len(name)) or short[0] != name[:1]:
         return False
     letters = iter(name[1:])
@@ -79,15 +79,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower())
 
 
-def _edits(one: str, other: str) -> int:
-    """Number of insertions, deletions, replacements and swaps of neighbours that turn one text into the other."""
-    before, last = list[int](), list(range(len(other) + 1))
-    for row, letter in enumerate(one, 1):
-        line = [row]
-        for column, its in enumerate(other, 1):
-            cost = min(last[column] + 1, line[-1] + 1, last[column - 1] + (letter != its))
-            if row > 1 and column > 1 and (letter, one[row - 2]) == (other[column - 2], its):
-                cost = min(cost, before[column - 2] + 1)
-            line.append(cost)
-        before, last = last, line
+def _edit_distance(a: str, b: str) -> int:
+    """Number of insertions, deletions, replacements and swaps of neighbours that turn ``a`` into ``b``."""
+    before, last = list[int](), list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        row = [i]
+        for j, other in enumerate(b, 1):
+            cost = min(last[j] + 1, row[-1] + 1, last[j - 1] + (letter != other))
+            if i > 1 and j > 1 and (letter, a[i - 2]) == (b[j - 2], other):
+                cost = min(cost, before[j - 2] + 1)
+            row.append(cost)
+        before, last = last, row
     return last[-1]

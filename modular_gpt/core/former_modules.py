@@ -1,6 +1,6 @@
-"""Former paths of modules, of version 0.1.0 and since: importing one returns the present module.
+"""Former paths of modules, since version 0.1.0: importing one imports the present module.
 
-``import modular_gpt`` installs one finder with the table below; it imports a module when a former path is imported.
+``import modular_gpt`` installs a finder with the table below.
 """
 
 import importlib
@@ -100,7 +100,7 @@ FORMER = {
     "cli._evaluating": "cli.evaluate_task",
 }
 
-# Former module -> former name -> name of today, of what was renamed; another module's is written with its path.
+# Former module -> former name -> present name; a name that moved to another module is written with its path.
 NAMES = {
     "core.offers": {
         "AttentionOffer": "AttentionWeights",
@@ -146,7 +146,7 @@ NAMES = {
 
 
 class FormerModules(MetaPathFinder, Loader):
-    """Finds former paths, and gives the module of today in their place."""
+    """Import finder and loader of former paths, for which it gives the present modules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -160,25 +160,25 @@ class FormerModules(MetaPathFinder, Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module of today in place of the empty one, or fill that where names were changed too."""
+        """Replace ``module`` by the present one; if names have changed, too, fill it with present and former names."""
         former = module.__name__.partition(".")[2]
-        today = importlib.import_module(f"{PACKAGE}.{FORMER[former]}")
+        present = importlib.import_module(f"{PACKAGE}.{FORMER[former]}")
         if former not in NAMES:
-            sys.modules[module.__name__] = today
+            sys.modules[module.__name__] = present
             return
-        public = {name: value for name, value in vars(today).items() if not name.startswith("__")}
+        public = {name: value for name, value in vars(present).items() if not name.startswith("__")}
         module.__dict__.update(public)
-        module.__doc__ = f"The former path of {today.__name__}."
-        for name, place in NAMES[former].items():
-            elsewhere, _, present = place.rpartition(":")
-            source = importlib.import_module(f"{PACKAGE}.{elsewhere}") if elsewhere else today
-            setattr(module, name, getattr(source, present))
+        module.__doc__ = f"The former path of {present.__name__}."
+        for former_name, place in NAMES[former].items():
+            path, _, name = place.rpartition(":")
+            source = importlib.import_module(f"{PACKAGE}.{path}") if path else present
+            setattr(module, former_name, getattr(source, name))
 
 
 def install() -> None:
-    """Let the former paths be imported; a second call changes nothing.
+    """Make the former paths importable; a second call changes nothing.
 
-    The finder comes first: the search of a package's folder would load a file of today twice, under two names.
+    The finder comes first, since the search of a package's folder would load a present file under a second name.
     """
     if not any(isinstance(finder, FormerModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, FormerModules())

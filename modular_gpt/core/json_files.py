@@ -68,7 +68,7 @@ def open_regular(path: Path) -> io.BufferedReader:
     """
     # Without O_NONBLOCK, opening a pipe waits for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before open(), which refuses a directory in other words
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # before open(), whose message for a directory differs
         os.close(handle)
         raise ValueError("it is not a regular file")
     return open(handle, "rb")
@@ -85,7 +85,7 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise ValueError(f"it is larger than {max_bytes:,} bytes")
-        return file.read(size)  # a read of more would reserve memory for it
+        return file.read(size)  # reading up to max_bytes would allocate that much
 
 
 def parse_json(content: str | bytes, max_depth: int = MAX_DEPTH) -> Any:

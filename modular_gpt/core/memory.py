@@ -1,4 +1,4 @@
-"""Memory that a process can still get, and sizes in words."""
+"""The memory that a process can still allocate, and a format of sizes."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +12,10 @@ CGROUPS = (
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Bytes that this process can still get on a device; None if it is unknown."""
-    if device.type == "cuda":  # what PyTorch keeps for later is free, too
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+    """Bytes that this process can still allocate on a device; None if unknown."""
+    if device.type == "cuda":  # memory that PyTorch's allocator has reserved and not allocated is free, too
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserved
     path = Path("/proc/meminfo")
     if device.type != "cpu" or not path.is_file():
         return None
@@ -27,6 +27,6 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def gibibytes(count: int) -> str:
-    """Bytes in GiB, to one decimal."""
+    """Format a number of bytes in GiB, to one decimal."""
     tenths = count * 10 // 2**30
     return f"{tenths // 10:,}.{tenths % 10} GiB"

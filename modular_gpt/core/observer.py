@@ -1,8 +1,8 @@
 """Reports of the tensors inside a running model, for code that inspects it (``modular_gpt.capture``).
 
-The model and its components pass their tensors through ``report(name, tensor)`` and compute with what it returns: the
-same tensor, unless an observer edits it. Without an observer a report is one look at a context variable. Compiled code
-reports nothing.
+The model and its components pass their tensors through ``report(name, tensor)`` and compute with the tensor that it
+returns: the same one, unless an observer edits it. Without an observer a report costs one read of a context variable.
+Compiled code reports nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -28,15 +28,15 @@ class Observer(ABC):
 
     @abstractmethod
     def wants(self, name: str) -> bool:
-        """Whether the tensor of this name is recorded or edited; those that only observers need are else not made."""
+        """Whether the tensor of this name is recorded or edited; a tensor for observers alone is made only if so."""
 
     @abstractmethod
     def edits(self, name: str) -> bool:
-        """Whether the model is to compute with another tensor of this name."""
+        """Whether ``receive`` may replace the tensor of this name."""
 
     @abstractmethod
     def receive(self, name: str, value: Tensor) -> Tensor:
-        """Take a reported tensor; returns the one that the model computes with."""
+        """Receive a reported tensor. Returns the tensor that the model continues with."""
 
 
 _observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
@@ -47,14 +47,14 @@ def _active() -> tuple[Observer, ...]:
 
 
 def is_observed() -> bool:
-    """Whether an observer listens to the code that is running."""
+    """Whether an observer receives the reports of the running code."""
     return bool(_active())
 
 
 def report(name: str, value: Tensor) -> Tensor:
-    """Show a tensor to the observers under ``name``, which is relative to the block that is running.
+    """Report a tensor to the observers under ``name``, which is relative to the running block.
 
-    Returns the tensor to compute with: ``value`` itself, unless an observer edits it.
+    Returns the tensor to continue with: ``value`` unless an observer edits it.
     """
     for observer in _active():
         value = observer.receive(observer.scope + name, value)
@@ -73,7 +73,7 @@ def is_edited(*names: str) -> bool:
 
 
 def enter_block(index: int | None) -> None:
-    """Name the following reports after block ``index``; None: after the model itself."""
+    """Prefix the names of the following reports with block ``index``; None: with no block."""
     for observer in _active():
         observer.scope = "" if index is None else f"blocks.{index}."
 
@@ -85,27 +85,27 @@ def observed_pass(model: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
     for observer in observers:
         observer.scope = ""
-    return _listening(tuple(observer for observer in observers if observer.model is model))
+    return _with_observers(tuple(observer for observer in observers if observer.model is model))
 
 
 def observing(observer: Observer) -> AbstractContextManager[None]:
-    """Context manager: ``observer`` listens, after those that already do."""
-    return _listening((*_observers.get(), observer))
+    """Context manager: ``observer`` receives reports, after the present observers."""
+    return _with_observers((*_observers.get(), observer))
 
 
 def unobserved() -> AbstractContextManager[None]:
-    """Context manager: nobody listens."""
-    return _listening(()) if _active() else nullcontext()
+    """Context manager: no observer receives reports."""
+    return _with_observers(()) if _active() else nullcontext()
 
 
 def refuse_observers(code: str) -> None:
-    """Raise a ConfigError where an observer listens, because ``code`` reports nothing to it."""
+    """Raise a ConfigError if there is an observer, because ``code`` reports nothing."""
     if _observers.get():
         raise ConfigError(f"{code} reports nothing to capture(); run the model without compiling it")
 
 
 @contextmanager
-def _listening(observers: tuple[Observer, ...]) -> Iterator[None]:
+def _with_observers(observers: tuple[Observer, ...]) -> Iterator[None]:
     token = _observers.set(observers)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Types of what JSON, YAML and keyword arguments hold: settings and notes, by name, before they are checked."""
+"""Types of unchecked values by name, as read from JSON, YAML and keyword arguments."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -11,9 +11,9 @@ R = TypeVar("R")
 
 
 def document_starts(documents: Tensor) -> Tensor:
-    """(B, T) document numbers -> (B, T) column at which the document of each column begins.
+    """(B, T) document ids -> (B, T) column at which the document of each column begins.
 
-    A document begins in the first column, and wherever the number differs from that of the column before.
+    A document begins in the first column, and in each column whose id differs from that of the column before.
     """
     columns = torch.arange(documents.shape[1], device=documents.device)
     begins = torch.ones_like(documents, dtype=torch.bool)
@@ -31,7 +31,7 @@ class Positions:
     start: number of columns before the new tokens; a 0-dim tensor where one compiled graph serves every step
     count: T, the number of new tokens
     padding: (B,) number of left-padding columns of each row; None: no row is padded
-    window: largest number of keys that a query sees in any layer, its own included; None: only layers limit it
+    window: largest number of keys that a query sees in any layer, its token's included; None: only layers limit it
     document_starts: (B, T) column at which the document of each column begins; queries see no earlier key, and
         positions count from there. None: each row is one text. Neither padding nor earlier tokens go with it.
     """
@@ -85,7 +85,7 @@ class Positions:
         return (ends - self.document_starts)[:, self.columns]
 
     def without_memo(self) -> "Positions":
-        """The same positions with an empty memo of their own, for code that is recomputed or frees tensors early."""
+        """The same positions with a new, empty memo, for code that is recomputed or frees tensors early."""
         same = copy(self)
         same._memo = {}
         return same
@@ -104,7 +104,7 @@ class Positions:
         return self.memo("unpadded", lambda: Positions(self.start, self.count, None, self.columns.device, self.window))
 
     def memo(self, key: Hashable, make: Callable[[], R]) -> R:
-        """Return ``make()``, called once per forward pass and ``key``: later layers get the first layer's result."""
+        """The result of ``make()``, called once per forward pass and ``key``; later layers share the result."""
         try:
             known = key in self._memo
         except TypeError:  # during export a size in the key may be a symbol, which is not hashable

@@ -9,11 +9,11 @@ from typing import Protocol, TextIO
 
 DELAY = 2.0  # seconds before anything is shown
 INTERVAL = 0.5  # seconds between two states on a terminal
-LINE_INTERVAL = 10.0  # the same in a file or a pipe, where each state is a line of its own
+LINE_INTERVAL = 10.0  # the same in a file or a pipe, where each state is a new line
 
 
 class Update(Protocol):
-    """Reports the units of work done so far, and in all once that is known."""
+    """Reports the units of work done so far, and the total once it is known."""
 
     def __call__(self, done: int, total: int | None = None) -> None: ...
 
@@ -22,14 +22,14 @@ class Update(Protocol):
 def progress_line(
     label: str, total: int | None = None, stream: TextIO | None = None, unit: str = ""
 ) -> Iterator[Update]:
-    """Context manager: show how far the work inside is, once it takes longer than ``DELAY`` seconds.
+    """Context manager: show the progress of the block once it takes longer than ``DELAY`` seconds.
 
-    A thread writes the line, so it also moves while a library computes and reports nothing. On a terminal the line
-    disappears at the end.
+    Yields a function to report the units done so far. A thread writes the line, so that it is also updated while a
+    library computes and reports nothing. On a terminal the line disappears at the end.
 
     label: names the work; total: units of work in all, None if unknown
-    unit: noun of the units, in the plural, for the rate; empty: none is shown
-    Yields a function to report the units done so far.
+    stream: where to write; None: stderr
+    unit: noun of the units, in the plural, for the rate; empty: no rate is shown
     """
     state, over = _State(label, total, unit), threading.Event()
     writer = threading.Thread(target=_write, args=(state, over, stream or sys.stderr), daemon=True)

@@ -27,7 +27,7 @@ from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.validation import from_mapping, known_keywords
 
 COMPONENTS = "modular_gpt.components"  # entry points: modules of other packages that register components
-PLUGINS = "MODULAR_GPT_PLUGINS"  # environment: modules with components of the user's own, comma separated
+PLUGINS = "MODULAR_GPT_PLUGINS"  # environment variable: the user's modules with components, comma separated
 
 
 @dataclass
@@ -138,7 +138,7 @@ def _load_plugins() -> None:
 
 
 def import_folder(package: str, path: Iterable[str]) -> list[ModuleType]:
-    """Import every module of one of this project's own packages, so that its components register themselves.
+    """Import every module of a package of this project, so that its components register themselves.
 
     package, path: its ``__name__`` and ``__path__``
     """
@@ -181,8 +181,8 @@ def decode(slot: str, value: object) -> ComponentConfig:
     known = {setting.name for setting in fields(entry.component.Config)}
     settings = our_settings(slot, settings, known)
     for setting in settings:
-        if setting not in known and (able := with_setting(slot, counterpart(slot, setting))):
-            raise ConfigError(f"{slot}={entry.name} has no setting {setting!r}; use it with {' or '.join(able)}")
+        if setting not in known and (others := with_setting(slot, counterpart(slot, setting))):
+            raise ConfigError(f"{slot}={entry.name} has no setting {setting!r}; use it with {' or '.join(others)}")
     return from_mapping(entry.component.Config, {"name": entry.name, **entry.settings, **settings}, slot)
 
 
@@ -204,7 +204,7 @@ def lookup(slot: str, name: str) -> Entry:
     known = entries(slot)
     names = component_names(slot, name, known)
     if not names:
-        plugins = f" a component of your own is found through {PLUGINS}=<its module>;"
+        plugins = f" your own components are found through {PLUGINS}=<their module>;"
         hint = missing_hint(slot, name) or ("" if closest(name, known) else plugins)
         raise ConfigError(unknown(slot, name, known, hint=hint))
     return known[names[0]]
@@ -241,7 +241,7 @@ def merge(slot: str, base: ComponentConfig, override: PlainMapping | str) -> Com
         ConfigError: the override is neither a name nor a mapping, or has an unknown or invalid setting.
     """
     if not isinstance(override, (str, Mapping)):
-        raise ConfigError(f"what differs in the {slot} of a layer must be a name or a mapping, got {override!r}")
+        raise ConfigError(f"the {slot} of a variant must be a name or a mapping of settings, got {override!r}")
     override = {"name": override} if isinstance(override, str) else override
     name = override.get("name", base.name)
     if not isinstance(name, str) or lookup(slot, name).name != base.name:

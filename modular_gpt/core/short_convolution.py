@@ -1,9 +1,9 @@
 """A short depthwise causal convolution over tokens, which every attention can have before its projections.
 
-Each channel is a weighted sum of its last few values, added to the value itself: x + conv(x). This is the Canon layer
-at position A of https://arxiv.org/abs/2512.17351. Published mixers also place such convolutions after the projections
-of queries, keys and values (Primer, https://arxiv.org/abs/2109.08668; DeltaNet, https://arxiv.org/abs/2406.06484):
-before them, one convolution serves attentions with any projections, and its state is one vector of width D per token.
+A weighted sum of the last few values of each channel is added to its value: x + conv(x). This is the Canon layer at
+position A of https://arxiv.org/abs/2512.17351. Published mixers also place such convolutions after the projections of
+queries, keys and values (Primer, https://arxiv.org/abs/2109.08668; DeltaNet, https://arxiv.org/abs/2406.06484). Before
+the projections, one convolution serves attentions of any kind, and its state is one vector of width D per token.
 """
 
 import torch
@@ -61,10 +61,12 @@ class ShortConvolution(nn.Module):
 
 
 def causal_conv(x: Tensor, weight: Tensor, pos: Positions, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Convolve inputs (B, T, C) with kernels (C, K), the last of which meets the token itself.
+    """Convolve inputs (B, T, C) with kernels (C, K), whose last tap weighs the current token.
 
     Tokens before the text of a row, or before the document of a token, count as zeros.
+
     state: (B, C, K - 1) inputs before these; None: zeros
+
     Returns (B, T, C), and the last K - 1 inputs (B, C, K - 1).
     """
     valid, width, count = pos.valid(), weight.shape[1], x.shape[1]

@@ -18,7 +18,7 @@ class StreamDecoder(Protocol):
 
 @runtime_checkable
 class SettlingDecoder(Protocol):
-    """A decoder that holds back complete text, such as a run of bytes that may go on."""
+    """A decoder that holds back complete text, such as a run of bytes that may continue."""
 
     def settle(self) -> None:
-        """Count the text pushed so far as returned, but for an unfinished character at its end."""
+        """Treat the text pushed so far as returned, except for an unfinished character at its end."""

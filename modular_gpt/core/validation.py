@@ -1,4 +1,4 @@
-"""Builds typed dataclasses from plain mappings and checks keys, types and ranges; errors are one sentence."""
+"""Build typed dataclasses from plain mappings, and check keys, types and ranges of settings."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ MAX_FLOAT32 = 3.4028234663852886e38  # beyond it, a setting is infinite in the a
 
 
 def from_mapping(cls: type[T], values: PlainMapping, where: str) -> T:
-    """Build the dataclass ``cls`` from ``values``; ``where`` names the place in messages, "" if it has no name.
+    """Build the dataclass ``cls`` from ``values``; where: the name of the place in messages, or "".
 
     Raises:
         ConfigError: a key is not a field of ``cls`` (the message has the closest one), or a value has the wrong type.
@@ -51,10 +51,10 @@ def validated(where: str) -> Callable[[type[T]], type[T]]:
 
 
 def known_keywords(place: str, elsewhere: Mapping[str, str] | None = None) -> Callable[[type[T]], type[T]]:
-    """Class decorator: the constructor of a dataclass refuses a keyword that is no field in one sentence.
+    """Class decorator: the constructor of a dataclass raises a ConfigError for a keyword that is no field.
 
     place: the name of the dataclass in messages
-    elsewhere: names of settings in other programs, with the present ones
+    elsewhere: names of settings in other programs -> the names here
 
     Raises (the constructor):
         ConfigError: a keyword is not a field; the message has the closest one.
@@ -110,7 +110,7 @@ def checked(value: Any, hint: Any, where: str) -> Any:
     paths become text where text is declared.
 
     Raises:
-        ConfigError: it has another type, is not finite, or is an integer of more than 64 bits.
+        ConfigError: the value has another type, is not finite, or is an integer of more than 64 bits.
     """
     value = _python_number(value)
     options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
@@ -176,7 +176,7 @@ def _expanded(setting: str, path: Any) -> Any:
 
 
 def check_path(path: str, setting: str) -> str:
-    """Raise a ConfigError for a text that no file system can have as a path; returns ``path``."""
+    """Return ``path``. Raises a ConfigError for a text that no file system can have as a path."""
     if "\0" in path:
         raise ConfigError(f"{setting} must be a path, which cannot hold a NUL character, got {shown(path)}")
     longest = max(len(os.fsencode(name)) for name in path.split(os.sep))
@@ -196,7 +196,7 @@ def at_most(where: str, largest: Mapping[str, int], settings: object) -> None:
 
 
 def shown(value: object) -> str:
-    """Format a value for a message; a very large number is replaced by its number of digits, long text is cut."""
+    """Format a value for a message: a very large number by its number of digits, long text cut off."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     text = repr(value)
@@ -254,10 +254,10 @@ _SECONDS = (86400.0, 3600.0, 60.0, 1.0)
 
 
 def seconds_of(value: float | str, setting: str) -> float:
-    """A time in seconds, from a number of them or a text such as ``90m``, ``1h30m`` or ``2d``.
+    """A time in seconds, from a number of seconds or a text such as ``90m``, ``1h30m`` or ``2d``.
 
     Raises:
-        ConfigError: it is no such text, or not above 0.
+        ConfigError: ``value`` is neither, or not above 0.
     """
     text = str(value).strip().lower()
     found = _TIME.fullmatch(text)

@@ -13,13 +13,13 @@ from modular_gpt.data.shuffle import key_of, mix, permuted
 from modular_gpt.data.token_files import TokenSplit
 
 MODES = ("random", "epoch")
-EVALUATION_SEED = 0  # of validation rows, which are the same in every run on the same data, whatever its own seed
+EVALUATION_SEED = 0  # of validation rows, which are the same in all runs on the same data, for any seed of a run
 
 Tokens = TokenSplit | np.ndarray | Tensor | Sequence[int]
 
 
 def as_array(tokens: Tokens) -> np.ndarray:
-    """(n,) the ids as one array; an array is returned without a copy."""
+    """The ids as one array (n,); an array is returned without a copy. Raises a DataError for another shape or type."""
     array = tokens.array if isinstance(tokens, TokenSplit) else np.asarray(tokens)
     if array.size == 0:
         array = array.astype(np.int64)
@@ -32,10 +32,10 @@ def check_length(tokens: Tokens, needed: int, block: int) -> None:
     """Raise a DataError if there are fewer than ``needed`` tokens, which a window of ``block`` takes."""
     found = len(as_array(tokens))
     if found < needed:
-        what = f"the {tokens.name} text" if isinstance(tokens, TokenSplit) else "the text"
+        text = f"the {tokens.name} text" if isinstance(tokens, TokenSplit) else "the text"
         shorter = f" or take context_length={found - 1}" if found > 1 else ""
         raise DataError(
-            f"{what} has {found} tokens, but a context_length of {block} needs {needed}: give it more text{shorter}"
+            f"{text} has {found} tokens, but a context_length of {block} needs {needed}: give it more text{shorter}"
         )
 
 
@@ -53,18 +53,18 @@ def check_share(batch_size: int, rank: int, world: int) -> None:
 
 
 def epoch_order(samples: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """(n,) which of ``size`` items each sample is: all items once per epoch, in another random order in each.
+    """The index (n,) of each sample among ``size`` items, which are shuffled anew in each epoch.
 
     samples: (n,) uint64 numbers of samples, counted from the beginning of the training
     """
     epochs, positions = np.divmod(samples, np.uint64(size))
-    different, which = np.unique(epochs, return_inverse=True)
-    keys = np.array([key_of(seed, MODES.index("epoch"), int(epoch)) for epoch in different])
-    return permuted(positions, size, keys[which])
+    distinct, inverse = np.unique(epochs, return_inverse=True)
+    keys = np.array([key_of(seed, MODES.index("epoch"), int(epoch)) for epoch in distinct])
+    return permuted(positions, size, keys[inverse])
 
 
 def epoch_share(step: int, batch_size: int, size: int, seed: int, rank: int, world: int) -> np.ndarray:
-    """(batch_size / world,) which of ``size`` items are the rows of one process at a step, in the ``epoch_order``.
+    """The indices (batch_size / world,), among ``size`` items, of the rows of one process at a step (``epoch_order``).
 
     Raises:
         ConfigError: the processes do not divide the batch evenly.
@@ -76,7 +76,7 @@ def epoch_share(step: int, batch_size: int, size: int, seed: int, rank: int, wor
 
 
 def evaluation_shares(size: int, windows: int, rows: int, rank: int, world: int) -> Iterator[np.ndarray]:
-    """For each batch of an evaluation, which of ``size`` items are the rows of one process: at most rows / world.
+    """For each batch of an evaluation, the indices, at most rows / world, among ``size`` items of one process's rows.
 
     windows: number of items, chosen at random, the same in every run; 0: all items in their order
     """
@@ -91,8 +91,8 @@ def evaluation_shares(size: int, windows: int, rows: int, rank: int, world: int)
 class BatchSource:
     """The windows of each training step; it has no state.
 
-    ``batch(step)`` depends on nothing but the tokens, the seed and the step, so that the same samples
-    come whatever was drawn before, in however many processes, and after every resume.
+    ``batch(step)`` depends on the tokens, the seed and the step alone, so that a step has the same samples after any
+    other steps, in any number of processes, and after a resume.
 
     Modes:
         random: windows start at random positions (as in nanoGPT, https://github.com/karpathy/nanoGPT)
@@ -116,7 +116,7 @@ class BatchSource:
         self.windows = targets - block + 1 if mode == "random" else targets // block
 
     def starts(self, step: int) -> np.ndarray:
-        """(batch_size,) where the windows of a step's whole batch start in the text."""
+        """The index (batch_size,) of the first token of each window of a step, over all processes."""
         samples = step * self.batch_size + np.arange(self.batch_size, dtype=np.uint64)
         if self.mode == "random":
             bits = mix(mix(samples) ^ key_of(self.seed, MODES.index("random")))
@@ -124,7 +124,7 @@ class BatchSource:
         return epoch_order(samples, self.windows, self.seed) * self.block
 
     def starts_of(self, step: int, rank: int, world: int) -> np.ndarray:
-        """(batch_size / world,) the ``starts`` of the rows of one process of ``world``.
+        """The ``starts`` (batch_size / world,) of the rows of one process of ``world``.
 
         Raises:
             ConfigError: the processes do not divide the batch evenly.
@@ -149,9 +149,9 @@ def sequential(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Adjacent windows over the whole text, in which each token but the first is a target exactly once.
 
-    Yields inputs and targets (batch_size / world, block) int64, all of one shape. What the last window and
-    the last batch lack is filled with targets of -100, so a batch may hold any number of targets (with
-    several processes even none): add up the summed losses and the counts of targets, and divide at the end.
+    Yields inputs and targets (batch_size / world, block) int64, all of one shape. The last window and the last batch
+    are filled with targets of -100, so that a batch may have any number of targets, and with several processes none.
+    For a mean, add up the summed losses and the counts of targets, and divide at the end.
 
     Raises:
         ConfigError: the processes do not divide the batch evenly.

@@ -12,7 +12,7 @@ from modular_gpt.core.errors import DataError
 
 CACHE = "MODULAR_GPT_CACHE"  # environment: the directory that is used instead of the platform's
 LOCKS = "locks"
-ABANDONED = 24 * 3600  # seconds after which another process's unfinished directory counts as left behind
+ABANDONED = 24 * 3600  # seconds after which an unfinished directory of another process is removed
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +32,16 @@ def cache_directory() -> Path:
 
 @contextmanager
 def one_at_a_time(target: Path) -> Iterator[None]:
-    """Context manager: while one process or thread is inside for ``target``, others wait before it.
+    """Context manager: only one process or thread at a time is in the block for ``target``; others wait.
 
-    The lock is a file in a folder ``locks`` beside the one of ``target``. Without a lock, where there can be none,
-    several may build the same.
+    The lock is a file in a folder ``locks`` beside the folder of ``target``. Where files cannot be locked, several may
+    build the same target.
     """
     path = target.parent.with_name(LOCKS) / f"{target.name}.lock"
-    with ExitStack() as held:
-        with suppress(OSError):  # the cache cannot be written, and building will say so
+    with ExitStack() as stack:
+        with suppress(OSError):  # the cache cannot be written, which building reports
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(wait_for_lock(path, lambda: log.info("waiting for another process: %s", target)))
+            stack.enter_context(wait_for_lock(path, lambda: log.info("waiting for another process: %s", target)))
         yield
 
 

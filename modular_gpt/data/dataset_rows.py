@@ -24,7 +24,10 @@ class DatasetRows(Split):
     """The items of a map-style Dataset, each a row."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
-        """Raises a DataError for a dataset without a length, an empty one, or items in no known form."""
+        """
+        Raises:
+            DataError: the dataset has no length or no items, or an item is in none of the ``FORMS``.
+        """
         if not isinstance(dataset, Sized):
             raise DataError(f"a {type(dataset).__name__} has no length: give it to a DataLoader, and that to fit")
         self.dataset, self.count = dataset, len(dataset)
@@ -37,10 +40,10 @@ class DatasetRows(Split):
         ).hexdigest()
 
     def _samples(self) -> list[list[int]]:
-        """Some rows, for the fingerprint; none of a dataset that changes its items."""
+        """Three rows for the fingerprint; none of a dataset whose items change between reads."""
         numbers = sorted({0, self.count // 2, self.count - 1})
-        once, twice = ([torch.cat(self.row(number)).tolist() for number in numbers] for _ in range(2))
-        return once if once == twice else []
+        first, second = ([torch.cat(self.row(number)).tolist() for number in numbers] for _ in range(2))
+        return first if first == second else []
 
     def row(self, number: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, (T,) each, of an item."""
@@ -53,7 +56,7 @@ class DatasetRows(Split):
         return DatasetBatches(self, block, batch_size, seed)
 
     def evaluation(self, block: int, rows: int, windows: int) -> Iterator[Batch]:
-        """The first ``windows`` rows, or all; a last batch is filled up with rows without targets."""
+        """The first ``windows`` rows, or all; the last batch is filled up with rows without targets."""
         count = min(windows or self.count, self.count)
         for start in range(0, count, rows):
             taken = [self.row(number) for number in range(start, min(start + rows, count))]
@@ -75,10 +78,10 @@ class DatasetBatches:
 
 
 class LoaderRows(Split):
-    """The batches of a DataLoader as it makes them."""
+    """The batches of a DataLoader, in its order and of its size."""
 
     def __init__(self, loader: DataLoader[Any], multiple: int = 1) -> None:
-        """multiple: number of micro-batches, into which every batch is to divide"""
+        """multiple: number of micro-batches, by which the size of every batch is made divisible"""
         self.loader, self.multiple = loader, multiple
         first = next(self._pass(0, 0), None)
         if first is None:
@@ -92,7 +95,7 @@ class LoaderRows(Split):
 
     @property
     def steps(self) -> int | None:
-        """Number of batches of a pass; None if the loader does not know it."""
+        """Number of batches of a pass; None if the loader has no length."""
         try:
             return len(self.loader)
         except TypeError:
@@ -105,7 +108,7 @@ class LoaderRows(Split):
         return LoaderBatches(self, block, seed)
 
     def evaluation(self, block: int, rows: int, windows: int) -> Iterator[Batch]:
-        """The first ``windows`` rows of a pass, or all; an order that is shuffled is the same in each evaluation."""
+        """The first ``windows`` rows of a pass, or all; a shuffling loader has the same order in each evaluation."""
         left = windows
         for batch in self._pass(0, 0):
             taken = read_batch(batch)[: left if windows else None]
@@ -115,20 +118,20 @@ class LoaderRows(Split):
                 return
 
     def _pass(self, seed: int, epoch: int) -> Iterator[object]:
-        """A pass over the loader, whose random numbers depend on the seed, the epoch and the batch alone."""
+        """A pass over the loader, with random numbers that depend on the seed, the epoch and the batch alone."""
         generator, begun = self.loader.generator, 0
-        own_seed = None if generator is None else generator.initial_seed()
+        loader_seed = None if generator is None else generator.initial_seed()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_signed(key_of(seed, epoch)))
             if generator is not None:
-                generator.manual_seed(_signed(key_of(cast(int, own_seed) & (2**63 - 1), epoch)))
+                generator.manual_seed(_signed(key_of(cast(int, loader_seed) & (2**63 - 1), epoch)))
             iterator = iter(self.loader)
         while True:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_signed(key_of(seed, epoch, begun)))
                 batch = next(iterator, None)
             if generator is not None and not begun:
-                generator.manual_seed(cast(int, own_seed))  # of which a later pass or session makes its order
+                generator.manual_seed(cast(int, loader_seed))  # from which later passes and sessions derive theirs
             if batch is None:
                 return
             yield batch
@@ -139,7 +142,7 @@ class LoaderRows(Split):
 
 
 class LoaderBatches:
-    """The batches of the steps, pass after pass. A step that is not the next one is reached by reading up to it."""
+    """The batches of the steps, pass after pass. To reach a later step, the batches before it are read and skipped."""
 
     def __init__(self, source: LoaderRows, block: int, seed: int) -> None:
         self.source, self.block, self.seed = source, block, seed
@@ -178,12 +181,12 @@ _DEFAULT = DataLoader([0]).collate_fn  # type: ignore[arg-type]
 
 
 def _signed(key: np.uint64) -> int:
-    """A seed that every generator takes."""
+    """A key as a non-negative seed of 63 bits, which every generator accepts."""
     return int(key) & (2**63 - 1)
 
 
 def divide(dataset: Dataset[Any], fraction: float) -> tuple[Dataset[Any], Dataset[Any]]:
-    """The items to train on, and the last ones to validate on.
+    """Split a dataset into training items and its last ``fraction``, the validation items.
 
     Raises:
         DataError: one of the two would be empty.
@@ -196,7 +199,7 @@ def divide(dataset: Dataset[Any], fraction: float) -> tuple[Dataset[Any], Datase
 
 
 def read_row(item: object, place: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, (T,) each, of one row in any of the ``FORMS``.
+    """Inputs and targets, (T,) each, of one row in any of the ``FORMS``; place: names the row in messages.
 
     Raises:
         DataError: the item has another form.
@@ -215,7 +218,7 @@ def read_row(item: object, place: str) -> tuple[Tensor, Tensor]:
 
 
 def _read_mapping(item: Mapping[Any, object], place: str) -> tuple[Tensor, Tensor]:
-    """A row as transformers has it: labels stand at their own ids, and padding is masked."""
+    """A row in the form of transformers: labels are aligned with the ids, and padding is masked."""
     if "input_ids" not in item:
         raise DataError(f"{place} has {', '.join(map(str, item))}: a row is {FORMS}")
     ids = _numbers(item["input_ids"], place)
@@ -241,14 +244,14 @@ def _numbers(value: object, place: str) -> Tensor:
 
 
 def read_batch(batch: object) -> Rows:
-    """The rows of a batch that a DataLoader yields: the same ``FORMS`` with a dimension more."""
+    """The rows of a batch of a DataLoader, in the ``FORMS`` with a batch dimension. Raises as ``read_row``."""
     place = "a batch of the DataLoader"
     if isinstance(batch, Mapping):
         columns = {name: batch[name] for name in ("input_ids", "labels", "attention_mask") if name in batch}
         if "input_ids" not in columns:
             raise DataError(f"{place} has {', '.join(map(str, batch))}: a row is {FORMS}")
         rows: list[object] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    elif isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(one, Tensor) for one in batch):
+    elif isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(item, Tensor) for item in batch):
         rows = list(zip(*batch, strict=True))
     elif isinstance(batch, tuple | list) and len(batch) == 1:
         rows = list(batch[0])
@@ -271,6 +274,6 @@ def batch_of(rows: Rows, block: int, size: int) -> Batch:
             f"a row has {longest} tokens, but the model's context_length is {block}: cut the rows, or give the model"
             " a longer context"
         )
-    nothing = rows[0][0][:1] * 0
-    filling = [(nothing, torch.full_like(nothing, IGNORED))] * (size - len(rows))
-    return padded([*rows, *filling], IGNORED)
+    filler = rows[0][0][:1] * 0
+    filler_rows = [(filler, torch.full_like(filler, IGNORED))] * (size - len(rows))
+    return padded([*rows, *filler_rows], IGNORED)

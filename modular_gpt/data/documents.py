@@ -1,4 +1,4 @@
-"""Documents in windows of tokens: which of them a token may attend to, and which targets count where one ends."""
+"""Several documents in a window of tokens: separation in attention, and the targets at the borders."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from modular_gpt.data.token_files import TokenSplit
 class TextConfig(ComponentConfig):
     """Settings of every corpus of text.
 
-    documents: Keep the documents within a window apart, in attention and in the loss, as the next two settings say.
+    documents: Keep the documents within a window apart in attention and loss; the next two settings change this.
     attend_across: With documents=true, let tokens attend to earlier documents of their window too. By default (null)
         they do not, and positions begin anew with each document.
     predict_across: With documents=true, count the first token of a document as the target of the token before it. By
@@ -41,13 +41,13 @@ class TextConfig(ComponentConfig):
 
     @property
     def packing(self) -> "Packing | None":
-        """How documents are kept apart; None: they are not."""
+        """The settings that separate documents in a window; None: documents are not separated."""
         return Packing(bool(self.attend_across), bool(self.predict_across)) if self.documents else None
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the documents in a window are kept apart.
+    """Settings that separate the documents in a window.
 
     attend_across: tokens attend to earlier documents; predict_across: the first token of a document counts as a target
     """
@@ -56,25 +56,25 @@ class Packing:
     predict_across: bool
 
     def apply(self, ids: Tensor, targets: Tensor, starts: np.ndarray, split: TokenSplit) -> Batch:
-        """A batch of windows that begin at ``starts`` (B,), with the numbers of the documents if attention needs them.
+        """A batch of windows that begin at ``starts`` (B,), with document ids unless tokens attend across documents.
 
-        ids, targets: (B, T)
+        ids, targets: (B, T); split: the tokens that the windows are read from
         """
         positions = starts[:, None] + np.arange(ids.shape[1] + 1)
-        numbers = torch.from_numpy(np.searchsorted(split.document_starts, positions, side="right"))
+        documents = torch.from_numpy(np.searchsorted(split.document_starts, positions, side="right"))
         if not self.predict_across:
-            targets = targets.masked_fill(numbers[:, 1:] != numbers[:, :-1], IGNORED)
-        return (ids, targets) if self.attend_across else (ids, targets, numbers[:, :-1].contiguous())
+            targets = targets.masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)
+        return (ids, targets) if self.attend_across else (ids, targets, documents[:, :-1].contiguous())
 
 
 class PackedBatches:
-    """The windows of a ``BatchSource`` with their documents kept apart."""
+    """The windows of a ``BatchSource`` with their documents separated."""
 
     def __init__(self, source: BatchSource, split: TokenSplit, packing: Packing) -> None:
         self.source, self.split, self.packing = source, split, packing
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
-        """As ``BatchSource.batch``, and the number of each token's document (rows, block) if attention needs it."""
+        """As ``BatchSource.batch``, with the document id of each token (rows, block) unless tokens attend across."""
         starts = self.source.starts_of(step, rank, world)
         ids, targets = read_windows(as_array(self.split), starts, self.source.block)
         return self.packing.apply(ids, targets, starts, self.split)

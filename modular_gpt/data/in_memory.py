@@ -1,4 +1,4 @@
-"""Data of a training that a program holds: texts, token ids or rows in memory, of which nothing is written to disk."""
+"""Training data from objects in memory (texts, token ids or rows), of which nothing is written to disk."""
 
 import hashlib
 import json
@@ -25,11 +25,12 @@ Texts = Mapping[str, Sequence[str]]  # the documents of each split
 
 
 class Split(ABC):
-    """The data to train on, or the data to validate on.
+    """The training data, or the validation data.
 
     fingerprint: SHA-256 (hexadecimal) that changes with the data
-    batch_size: rows of a batch where the data makes its own batches, else None
-    tokens, row_tokens: of a pass, and of a row, where they are known and rows are no windows of the context length
+    batch_size: rows of a batch if the data comes in batches, else None
+    tokens: number of tokens of a pass; None: unknown
+    row_tokens: number of tokens of a row; None: unknown, or rows are windows of the context length
     """
 
     fingerprint: str
@@ -39,7 +40,7 @@ class Split(ABC):
 
     @abstractmethod
     def rows(self, block: int) -> int | None:
-        """Number of rows of a pass; None if it is not known before one."""
+        """Number of rows of a pass; None if it is unknown before the first pass."""
 
     @abstractmethod
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> Batches:
@@ -49,7 +50,7 @@ class Split(ABC):
     def evaluation(self, block: int, rows: int, windows: int) -> Iterator[Batch]:
         """As ``PreparedData.evaluation``, in one process."""
 
-    def check_evaluation(self, block: int, windows: int) -> None:  # noqa: B027  most have enough with one row
+    def check_evaluation(self, block: int, windows: int) -> None:  # noqa: B027  one row is enough for most splits
         """Raise a DataError if there is too little data for ``evaluation``."""
 
     def bits_per_byte(self, loss: float) -> float | None:
@@ -63,13 +64,13 @@ class Split(ABC):
 
 @dataclass(frozen=True)
 class _HeldTokens(TokenSplit):
-    """Tokens in memory; ``path`` leads nowhere."""
+    """Tokens in memory; ``path`` is not used."""
 
-    held: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
 
     @property
     def array(self) -> np.ndarray:
-        return self.held
+        return self.ids
 
 
 class TokensInMemory(Split):
@@ -86,8 +87,8 @@ class TokensInMemory(Split):
             raise DataError(f"token ids are 0 or more, got {int(array.min())}")
         self.fingerprint = hashlib.sha256(array.astype("<i8").tobytes()).hexdigest()
         self.array, self.text_bytes, self.tokens = array, text_bytes, len(array)
-        held = _HeldTokens(split, Path(), array.dtype, len(array), text_bytes, self.fingerprint, None, held=array)
-        self._text = PreparedText(held, held, {})
+        tokens = _HeldTokens(split, Path(), array.dtype, len(array), text_bytes, self.fingerprint, None, ids=array)
+        self._text = PreparedText(tokens, tokens, {})
 
     def rows(self, block: int) -> int:
         return (len(self.array) - 1) // block
@@ -114,10 +115,10 @@ class TokensInMemory(Split):
 
 
 def _one_row(ids: Tokens) -> np.ndarray:
-    """(n,) token ids as an array of the CPU."""
+    """The token ids (n,) as an array."""
     try:
         return as_array(ids.detach().cpu() if isinstance(ids, Tensor) else ids)
-    except ValueError as error:  # lists of different lengths, which NumPy refuses; a DataError is one too
+    except ValueError as error:  # NumPy's for lists of different lengths, or a DataError, which is a ValueError, too
         if isinstance(error, DataError):
             raise
         raise DataError("tokens must be one row of whole numbers, got lists of different lengths") from error
@@ -153,14 +154,16 @@ class TextInMemory(Corpus):
         return {"documents": sum(len(documents) for documents in self.texts.values())}
 
     def tokens(self, split: str, tokenizer: Tokenizer) -> TokensInMemory:
-        """The tokens of a split, with the tokenizer's ``eos_id`` between documents, as token files have them."""
-        ids = [part for part, _ in encode_documents(self.documents(split), tokenizer)]
+        """The tokens of a split, with the tokenizer's ``eos_id`` between documents, as in token files."""
+        ids = [chunk_ids for chunk_ids, _ in encode_documents(self.documents(split), tokenizer)]
         size = sum(len(text.encode()) for text in self.texts[split])
         return TokensInMemory(np.concatenate(ids) if ids else np.zeros(0, np.int64), split, size)
 
 
 def divide_texts(texts: Sequence[str], fraction: float) -> tuple[list[str], list[str]]:
-    """The texts to train on, and the last characters of all to validate on, divided as the files of ``data=text`` are.
+    """Split texts into training texts and the last ``fraction`` of all characters, the validation texts.
+
+    The border is that of ``data=text``.
 
     Raises:
         DataError: one of the two would be empty.
@@ -169,15 +172,15 @@ def divide_texts(texts: Sequence[str], fraction: float) -> tuple[list[str], list
     border = int(total * (1 - fraction))
     if not 0 < border < total:
         raise DataError(f"the text has {total} characters, too few to hold out validation={fraction} of it")
-    train, rest = [], []
+    train, validation = [], []
     for text, at in zip(texts, before_border(map(len, texts), border), strict=True):
         train += [text[:at]] if at else []
-        rest += [text[at:]] if at < len(text) else []
-    return train, rest
+        validation += [text[at:]] if at < len(text) else []
+    return train, validation
 
 
 class InMemoryData(PreparedData):
-    """Data that the program holds: a split to train on, and one to validate on where there is one."""
+    """Data in memory: a training split, and a validation split or None."""
 
     everything = "all validation data"
 
@@ -185,21 +188,21 @@ class InMemoryData(PreparedData):
         self.train, self.validation = train, validation
         self.validates = validation is not None
         self.epoch_tokens, self.row_tokens = train.tokens, train.row_tokens
-        parts = [split.fingerprint for split in (train, validation) if split is not None]
+        fingerprints = [split.fingerprint for split in (train, validation) if split is not None]
         self.manifest: PlainDict = {
-            "corpus": {"fingerprint": hashlib.sha256(" ".join(parts).encode()).hexdigest()},
+            "corpus": {"fingerprint": hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()},
             "tokenizer": self._describe(tokenizer),
         }
 
     def _describe(self, tokenizer: Tokenizer | None) -> PlainDict:
-        """The record of the tokenizer; without one, as many ids as the data has where that is known."""
+        """The manifest record of the tokenizer; without one, with the number of ids that the data has, if known."""
         if tokenizer is not None:
             return tokenizer.describe()
         ids = [split.array for split in (self.train, self.validation) if isinstance(split, TokensInMemory)]
         return {"vocab_size": max((int(array.max()) + 1 for array in ids if array.size), default=0), "fingerprint": ""}
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise a DataError for ids beyond a model's vocabulary; those of rows are found when they are read."""
+        """Raise a DataError for ids beyond a model's vocabulary; ids of rows are checked when they are read."""
         record = self.manifest["tokenizer"]
         if "name" not in record and record["vocab_size"] > vocab_size:
             raise DataError(
@@ -210,7 +213,7 @@ class InMemoryData(PreparedData):
 
     @property
     def has_windows(self) -> bool:
-        """Whether rows are windows of a text, which may start anywhere."""
+        """Whether training rows are windows of one text, which may start anywhere."""
         return isinstance(self.train, TokensInMemory)
 
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> Batches:
@@ -254,7 +257,7 @@ class InMemoryData(PreparedData):
 
 
 def padded(rows: Sequence[tuple[Tensor, Tensor]], ignored: int) -> Batch:
-    """Rows of different lengths as a batch: inputs and targets (B, T), the missing ones 0 and ``ignored``."""
+    """Rows of different lengths as a batch: inputs (B, T) padded with 0, and targets (B, T) with ``ignored``."""
     ids, targets = ([row[index] for row in rows] for index in (0, 1))
     inputs = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=0)
     return inputs, torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=ignored)

@@ -1,4 +1,4 @@
-"""From a corpus to token files: written once, checked at every start, memory-mapped from then on."""
+"""Encode a corpus into token files, which are written once, checked at every start, and memory-mapped."""
 
 import hashlib
 import zlib
@@ -32,8 +32,8 @@ BATCH = 2**22  # characters encoded at a time, so that libraries can use several
 def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedText:
     """The tokens of both splits, from the cache if this tokenizer has encoded this text before.
 
-    Damaged files are built again, and the log says so. Several processes may prepare the same data at the same time.
-    The tokenizer's ``eos_id``, if it has one, stands between documents; its ``bos_id`` is nowhere.
+    Damaged files are built again, which is logged. Several processes may prepare the same data at the same time. The
+    tokenizer's ``eos_id``, if it has one, separates documents; its ``bos_id`` is not used.
 
     Raises:
         DataError: a split has no text, a text changes while it is read, the tokenizer gives ids outside its
@@ -74,7 +74,7 @@ def _write(directory: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dt
     path = directory / token_file(split)
     total = corpus.characters(split)
     with progress_line(f"Encoding the {split} text", total, unit="characters") as update, path.open("wb") as file:
-        # Compressing takes time, and only the figure of the validation text is used.
+        # Compressing takes time, and only the size of the validation text is reported.
         size = TextSize(compress=split == "validation", update=update)
         for ids, is_first in encode_documents(size.measured(corpus.documents(split)), tokenizer):
             if is_first:
@@ -98,7 +98,7 @@ def _write(directory: Path, corpus: Corpus, split: str, tokenizer: Tokenizer, dt
 
 
 class TextSize:
-    """Measures text as it passes by: documents, bytes, and the bytes that zlib at level 9 makes of it."""
+    """Measures a stream of text: documents, bytes, and the bytes after compression by zlib at level 9."""
 
     def __init__(self, compress: bool, update: Callable[[int], None] = lambda _: None) -> None:
         """compress: whether to measure compressed bytes; update: called with the characters so far"""
@@ -108,7 +108,7 @@ class TextSize:
         self._compressed = 0
 
     def measured(self, chunks: Iterable[TextChunk]) -> Iterator[TextChunk]:
-        """The same chunks, after measuring each."""
+        """Yield the chunks unchanged, each after it was measured."""
         last = None
         for chunk in chunks:
             data = chunk.text.encode()
@@ -122,17 +122,17 @@ class TextSize:
             yield chunk
 
     def zlib_bits_per_byte(self) -> float | None:
-        """Bits that zlib -9 needs for a byte of the text; None without ``compress``. Ends the text."""
+        """Bits that zlib -9 needs per byte of the text; None without ``compress``. Called once, after all text."""
         if not self._compressor:
             return None
         return 8 * (self._compressed + len(self._compressor.flush())) / self.bytes
 
 
 def encode_documents(chunks: Iterable[TextChunk], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
-    """The ids of each chunk and whether a document begins with them, and the end of text between two documents.
+    """Yield the ids of each chunk, and ``eos_id`` between documents, each with whether they begin a document.
 
-    A thread encodes each batch of chunks, while the one before it is used and the next one is read. No more than three
-    batches are held at a time.
+    A thread encodes each batch of chunks while the batch before is consumed and the next one is read, so that at most
+    three batches are in memory.
     """
     last = None
     for batch, encoded in _encoded(chunks, tokenizer):

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from modular_gpt.data.records.questions import Question
     from modular_gpt.data.tokenizers.base import Tokenizer
 
-# Inputs (B, T) int64; targets (B, T) int64, -100 where none counts; and where tokens see their own document alone, the
-# numbers of the documents (B, T) int64.
+# Inputs (B, T) int64; targets (B, T) int64, -100 where there is none; and if documents are separated, the document ids
+# of the tokens (B, T) int64.
 Batch = tuple[Tensor, ...]
 
 
@@ -26,21 +26,21 @@ class Batches(Protocol):
 
 
 class PreparedData(ABC):
-    """A corpus as one tokenizer encodes it: the batches of a training and of its evaluations.
+    """A corpus encoded by a tokenizer: the batches of a training and of its evaluations.
 
-    manifest: all that is recorded about it (corpus, tokenizer, counts, hashes), plain JSON values
+    manifest: the record of the data (corpus, tokenizer, counts, hashes) as plain JSON values
     everything: phrase for all validation data, in messages
-    measures_accuracy: evaluations also report the share of counted targets that are the most likely token
-    has_prompts: ``prompt`` is a whole one, and its answer ends with a token that ends a text, if there is one
-    answer_end: text that ends an answer where the tokenizer has no such token; empty: none
-    unit: noun of what a loss is a mean over, in the plural: targets (nats per token), or pairs of answers
-    validates: there is validation data; without it a training evaluates nothing
-    separates_documents: batches have the numbers of documents, which only some attentions keep apart
-    unpacked_by: clause that says how to do without, in the message about an attention that cannot
+    measures_accuracy: whether evaluations also report the fraction of targets that are the most likely token
+    has_prompts: whether ``prompt`` is a complete prompt, whose answer ends with an end token if the tokenizer has one
+    answer_end: text that ends an answer if the tokenizer has no end token; empty: none
+    unit: plural noun of the items that a loss is a mean over: targets (nats per token), or pairs of answers
+    validates: whether there is validation data; without it a training evaluates nothing
+    separates_documents: whether batches have document ids, which only some attentions support
+    unpacked_by: remedy in the error message for an attention that does not support them
     epoch_tokens: number of tokens of one pass over the training data; None: it is unknown, or all data is new
-    row_tokens: number of tokens of a training row, where that is not the model's context_length
-    zlib_bits_per_byte: bits that zlib -9 needs for a byte of the validation text; None: it is no text
-    notes: further lines about the data for the beginning of a run
+    row_tokens: number of tokens of a training row if it is not the model's context_length, else None
+    zlib_bits_per_byte: bits that zlib -9 needs per byte of the validation text; None: the data is no text
+    notes: lines about the data that a run prints at its beginning
     """
 
     manifest: PlainDict
@@ -72,8 +72,8 @@ class PreparedData(ABC):
     def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Fixed batches to evaluate on, the same in every run: inputs and targets, each (rows / world, block).
 
-        windows: number of rows that count, whatever ``rows`` is; 0: all validation data. The rows that fill up the last
-            batch have targets of -100.
+        windows: number of rows to evaluate over all batches; 0: all validation data. Rows that fill up the last batch
+            have targets of -100.
         """
 
     @abstractmethod
@@ -110,21 +110,21 @@ class PreparedData(ABC):
         return list(self.notes)
 
     def questions(self, count: int) -> list["Question"]:
-        """The first ``count`` validation records that ask for an answer; none where the data has no records."""
+        """The first ``count`` validation records that ask for an answer; [] for data without records."""
         return []
 
     def bits_per_byte(self, loss: float) -> float | None:
-        """A mean validation loss (nats per token) as bits per byte of text; None where there is no text."""
+        """A mean validation loss (nats per token) in bits per byte of text; None if the data is no text."""
         return None
 
     def tokenizer_of_model(self, tokenizer: "Tokenizer") -> "Tokenizer":
-        """The tokenizer to save with a model that learned from this data, made of the one that encoded it."""
+        """The tokenizer to save with a model trained on this data; tokenizer: the one that encoded it."""
         return tokenizer
 
     @property
     def identity(self) -> dict[str, str]:
         """Fingerprints that a checkpoint records and a resumed run compares."""
-        return {part: self.manifest[part]["fingerprint"] for part in ("corpus", "tokenizer")}
+        return {name: self.manifest[name]["fingerprint"] for name in ("corpus", "tokenizer")}
 
     def check_identity(self, recorded: Mapping[str, str]) -> None:
         """Raise a DataError if this is not the data whose ``identity`` was recorded."""
@@ -132,16 +132,16 @@ class PreparedData(ABC):
             "corpus": "restore the text, or start a new run",
             "tokenizer": "use the tokenizer of the checkpoint, or start a new run",
         }
-        for part, fingerprint in self.identity.items():
-            if recorded.get(part) != fingerprint:
-                old = str(recorded.get(part))[:12]
+        for name, fingerprint in self.identity.items():
+            if recorded.get(name) != fingerprint:
+                old = str(recorded.get(name))[:12]
                 raise DataError(
-                    f"the {part} is not the one of the checkpoint (fingerprint {fingerprint[:12]} now, {old} then):"
-                    f" {remedy[part]}"
+                    f"the {name} is not the one of the checkpoint (fingerprint {fingerprint[:12]} now, {old} then):"
+                    f" {remedy[name]}"
                 )
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise a DataError when ids of the tokenizer lie beyond a model's vocabulary."""
+        """Raise a DataError if the tokenizer has more ids than the model."""
         needed = self.manifest["tokenizer"]["vocab_size"]
         if needed > vocab_size:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Rows of several sources in one batch, each source with an exact share of them, as a function of the step alone."""
+"""Mixtures: batches with rows of several sources in exact proportions, as a function of the step alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from modular_gpt.data.batches import check_share
 from modular_gpt.data.prepared import Batch, Batches, PreparedData
 from modular_gpt.data.shuffle import key_of, permuted
 
-CYCLE = 1000  # rows after which each source has had exactly its share of them
-STREAM = 2  # of random numbers: apart from the orders of ``BatchSource``
+CYCLE = 1000  # number of rows in which each source has exactly its share
+STREAM = 2  # stream of random numbers, other than those of the orders of ``BatchSource``
 
 
 def places_of(weights: Mapping[str, float]) -> dict[str, int]:
-    """How many of ``CYCLE`` rows each source has: in proportion to the weights, rounded by the largest remainder.
+    """The number of rows of each source in a ``CYCLE``: in proportion to the weights, by the largest remainders.
 
     Raises:
-        ConfigError: a source would have none.
+        ConfigError: a source would have no row.
     """
     total = sum(weights.values())
     exact = {name: weight / total * CYCLE for name, weight in weights.items()}
@@ -43,7 +43,7 @@ def places_of(weights: Mapping[str, float]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Source:
-    """A source of a mixture; places: rows that it has of each ``CYCLE``."""
+    """A source of a mixture; places: number of its rows in each ``CYCLE``."""
 
     name: str
     places: int
@@ -52,13 +52,13 @@ class Source:
 
 @lru_cache(maxsize=4)
 def _cycle(places: tuple[int, ...], seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of a cycle, its source and how many rows of that source come before it in this cycle."""
+    """For each row of a cycle, its source, and the number of rows of that source before it in the cycle."""
     keys = np.full(CYCLE, key_of(seed, STREAM, number))
     chosen = np.repeat(np.arange(len(places)), places)[permuted(np.arange(CYCLE), CYCLE, keys)]
     before = np.zeros(CYCLE, dtype=np.int64)
     for source in range(len(places)):
-        mine = chosen == source
-        before[mine] = np.arange(int(mine.sum()))
+        from_source = chosen == source
+        before[from_source] = np.arange(int(from_source.sum()))
     return chosen, before
 
 
@@ -67,15 +67,15 @@ def choose(samples: np.ndarray, places: tuple[int, ...], seed: int) -> tuple[np.
     cycles, positions = np.divmod(samples.astype(np.int64), CYCLE)
     chosen, numbers = np.empty_like(positions), np.empty_like(positions)
     for cycle in np.unique(cycles):
-        here = cycles == cycle
+        in_cycle = cycles == cycle
         sources, before = _cycle(places, seed, int(cycle))
-        chosen[here] = sources[positions[here]]
-        numbers[here] = before[positions[here]] + int(cycle) * np.array(places)[chosen[here]]
+        chosen[in_cycle] = sources[positions[in_cycle]]
+        numbers[in_cycle] = before[positions[in_cycle]] + int(cycle) * np.array(places)[chosen[in_cycle]]
     return chosen, numbers
 
 
 class MixedBatches:
-    """The rows of each step from several sources; row i of a source is the same whatever the batch size."""
+    """The rows of each step from several sources; row i of a source does not depend on the batch size."""
 
     def __init__(self, sources: Sequence[Batches], mixture: "PreparedMixture", batch_size: int, seed: int) -> None:
         """sources: the rows of each source, in batches of one row"""
@@ -97,17 +97,16 @@ class MixedBatches:
 
 
 def stack(rows: Sequence[Batch], documents: bool) -> Batch:
-    """Rows as one batch; with ``documents``, a row without numbers of documents is one document."""
+    """Rows as one batch; with ``documents``, a row without document ids is one document."""
     length = 3 if documents else 2
-    whole = [row if len(row) == length else (*row, torch.zeros_like(row[0])) for row in rows]
-    return tuple(torch.cat(tensors) for tensors in zip(*whole, strict=True))
+    complete = [row if len(row) == length else (*row, torch.zeros_like(row[0])) for row in rows]
+    return tuple(torch.cat(tensors) for tensors in zip(*complete, strict=True))
 
 
 class PreparedMixture(PreparedData):
     """Several prepared sources as one.
 
-    An evaluation on windows has as many of each source as its share says; one on all validation data has the whole of
-    each source.
+    In an evaluation on windows each source has its share of them; one on all validation data has all of each source.
     """
 
     everything: ClassVar[str] = "the whole validation data of all sources"
@@ -142,11 +141,11 @@ class PreparedMixture(PreparedData):
             for source, count in zip(self.sources, self._windows(windows), strict=True)
         ]
         for number in chosen.tolist():
-            if (row := next(rows[number], None)) is not None:  # records may be fewer
+            if (row := next(rows[number], None)) is not None:  # a source of records may have fewer
                 yield row
 
     def _windows(self, windows: int) -> list[int]:
-        """How many of the windows of an evaluation each source has."""
+        """The number of windows of each source in an evaluation."""
         chosen, _ = choose(np.arange(windows), self.places, 0)
         counts: list[int] = np.bincount(chosen, minlength=len(self.places)).tolist()
         return counts

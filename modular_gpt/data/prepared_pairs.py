@@ -25,9 +25,9 @@ class Pair(NamedTuple):
 def row(
     prompt: Sequence[int], answer: Sequence[int], block: int, first_id: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets (block,) of an answer behind its prompt, cut as other records are.
+    """Inputs and targets (block,) of an answer after its prompt, cut as other records.
 
-    first_id: an id that stays where the prompt begins with it
+    first_id: an id that is kept if the prompt begins with it, also when the prompt is cut
     """
     first, end = len(prompt), len(prompt) + len(answer)
     spans = fit_spans(np.array([0]), np.array([first]), np.array([end]), block)
@@ -70,7 +70,7 @@ class PreparedPairs(PreparedData):
         self.train, self.validation, self.manifest, self.bos_id = train, validation, manifest, bos_id
 
     def rows(self, pairs: Sequence[Pair], numbers: np.ndarray, share: int, block: int) -> Batch:
-        """Inputs and targets (share, 2, block) of some pairs; those that are lacking have no target."""
+        """Inputs and targets (share, 2, block) of the pairs ``numbers``, filled up with pairs without targets."""
         x = np.zeros((share, 2, block), dtype=np.int64)
         y = np.full((share, 2, block), IGNORED, dtype=np.int64)
         for place, number in enumerate(numbers.tolist()):
@@ -80,7 +80,7 @@ class PreparedPairs(PreparedData):
         return torch.from_numpy(x), torch.from_numpy(y)
 
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> PairBatches:
-        """Each pair once per epoch, in another random order in each, whatever ``order`` is."""
+        """Each pair once per epoch, shuffled anew in each epoch, for any ``order``."""
         self.row_tokens = 2 * block
         return PairBatches(self, block, batch_size, seed)
 

@@ -19,7 +19,7 @@ from modular_gpt.data.token_files import TokenSplit
 class PreparedText(PreparedData):
     """The token files of a text, one for each split.
 
-    packing: how the documents in a window are kept apart; None: they are not
+    packing: settings that separate the documents in a window; None: they are not separated
     """
 
     train: TokenSplit
@@ -76,7 +76,7 @@ class PreparedText(PreparedData):
     def check_evaluation(self, block: int, windows: int) -> None:
         """Raise a DataError if the validation text is too short.
 
-        Windows need a whole one and its last target; the whole text needs one token and its target.
+        An evaluation on windows needs one window and its last target; one on all text needs a token and its target.
         """
         needed, found = block + 1 if windows else 2, self.validation.count
         if found < needed:

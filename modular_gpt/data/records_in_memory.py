@@ -1,4 +1,4 @@
-"""Records that a program holds as data of a training: read, encoded and packed as those of files are."""
+"""Training data from records in memory, which are read, encoded and packed as those of files."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from modular_gpt.data.tokenizers.base import Tokenizer
 
 
 class EncodedRecords(NamedTuple):
-    """Records as data of a training, and the tokenizer that encoded them."""
+    """The prepared data of records, and the tokenizer that encoded them."""
 
     data: PreparedData
     tokenizer: Tokenizer
@@ -25,7 +25,7 @@ def encode_records(
     validation: Sequence[PlainMapping] | float | None,
     tokenizer_for: Callable[[Corpus], Tokenizer],
 ) -> EncodedRecords:
-    """The data of some records, in any format that ``data=records`` reads.
+    """Prepare records in any format that ``data=records`` reads.
 
     validation: further records, or the fraction of ``records`` that is held out; None: nothing is evaluated
     tokenizer_for: the tokenizer for a corpus, from which it may learn
@@ -44,7 +44,7 @@ def encode_records(
             corpus = build_corpus(settings)
             tokenizer = tokenizer_for(corpus)
             data = corpus.prepare(tokenizer)
-        except DataError as error:  # a record has a number here, and no file
+        except DataError as error:  # name records by their number instead of a line of the temporary file
             place = str(error).replace(f"'{path}', line ", "record ")
             raise DataError(
                 place.replace(f"'{Path(folder) / 'validation.jsonl'}', line ", "validation record ")

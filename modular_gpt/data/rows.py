@@ -34,16 +34,16 @@ class Row(NamedTuple):
 
 
 Opened = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
-Found = Row | DataError  # a reader goes on after a bad row
+Found = Row | DataError  # the error of a bad row, after which a reader continues
 
 
 def is_row_file(path: Path) -> bool:
-    """Whether a file has rows, by the end of its name, after which .gz, .bz2 or .xz may stand."""
+    """Whether a file has rows, by its suffix, which .gz, .bz2 or .xz may follow."""
     return _format(path) in READERS
 
 
 def read_rows(path: Path, skipped: Callable[[DataError], None] | None = None) -> Iterator[Row]:
-    """The rows of a file in order; only Parquet and JSON files are held in memory, and Parquet by groups of rows.
+    """The rows of a file in order; only JSON files are held in memory, and groups of rows of Parquet files.
 
     skipped: called with the error of each bad row, which is then left out; None: the first one is raised
 
@@ -68,7 +68,7 @@ def read_rows(path: Path, skipped: Callable[[DataError], None] | None = None) ->
 
 
 def _format(path: Path) -> str:
-    """The end of a file's name, without that of a compression."""
+    """The suffix of a file's name, before that of a compression."""
     suffix = path.suffix.lower()
     return path.with_suffix("").suffix.lower() if suffix in COMPRESSED else suffix
 
@@ -115,7 +115,7 @@ def _json_lines(path: Path) -> Iterator[Found]:
 
 
 def _json(path: Path) -> Iterator[Found]:
-    """The objects of a list, or where the file begins otherwise, of its lines."""
+    """The objects of a JSON list, or if the file does not begin with one, of its lines."""
     with _open(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -160,7 +160,7 @@ def check_header(path: Path, header: Sequence[str]) -> None:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Context manager: cells may be as long as the lines of other files; the limit holds for the whole process."""
+    """Context manager: allow cells as long as the lines of other files; the csv module has one limit per process."""
     limit = csv.field_size_limit(MAX_LINE)
     try:
         yield

@@ -1,10 +1,10 @@
-"""A random permutation that is computed element by element instead of being stored."""
+"""Random permutations that are computed element by element instead of being stored."""
 
 import numpy as np
 
-ROUNDS = 6  # four of good functions make a Feistel network pseudo-random (Luby and Rackoff 1988)
+ROUNDS = 6  # four rounds of pseudo-random functions suffice for a Feistel network (Luby and Rackoff 1988)
 MASK = 2**64 - 1
-GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: steps that fall everywhere
+GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio, whose multiples are spread evenly
 
 
 def mix(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Synthetic tasks: rows of random ids in which some tokens have a target that follows from the row.
 
-A row is a function of the seed, the stream and the number of its sample: every run gets the same rows, with any number
-of processes and after any resume.
+A row is a function of the seed, the stream and the number of its sample, so that it depends neither on the number of
+processes nor on resumes.
 """
 
 from collections.abc import Callable
@@ -16,31 +16,34 @@ FILLER = 0  # the id between questions, and the separator of a copy
 
 
 class Draws:
-    """Random numbers of samples (n,), each from a generator of its own; draws follow each other."""
+    """Random numbers of n samples, each from a separate stream, of which every draw takes the next numbers."""
 
     def __init__(self, samples: np.ndarray, seed: int, stream: int) -> None:
-        """stream: keeps training and validation apart, whatever the seeds are"""
+        """samples: (n,) numbers of samples; stream: separates training from validation for equal seeds"""
         self._keys = mix(mix(samples.astype(np.uint64)) ^ key_of(seed, stream))
         self._drawn = 0
 
     def bits(self, count: int) -> np.ndarray:
-        """(n, count) 64 random bits each"""
+        """Random 64-bit integers, (n, count)."""
         counters = np.arange(self._drawn, self._drawn + count, dtype=np.uint64) * np.uint64(GOLDEN)
         self._drawn += count
         return mix(self._keys[:, None] + counters)
 
     def below(self, high: int, count: int) -> np.ndarray:
-        """(n, count) whole numbers from 0 to high - 1"""
+        """Random integers from 0 to high - 1, (n, count)."""
         return (self.bits(count) % np.uint64(high)).astype(np.int64)
 
     def distinct(self, high: int, count: int) -> np.ndarray:
-        """(n, count) different whole numbers from 0 to high - 1, in random order"""
+        """Distinct random integers from 0 to high - 1, (n, count)."""
         return np.argsort(self.bits(high), axis=1, kind="stable")[:, :count]
 
 
 @dataclass(frozen=True)
 class TaskSizes:
-    """vocab_size: number of ids; pairs: of a key and its value in a row; lag: distance of the target"""
+    """Sizes of a task.
+
+    vocab_size: number of ids; pairs: number of key-value pairs in a row; lag: distance of the target
+    """
 
     vocab_size: int
     pairs: int
@@ -51,7 +54,7 @@ Rows = tuple[np.ndarray, np.ndarray]  # inputs and targets, each (n, T)
 
 
 def mqar(draws: Draws, block: int, sizes: TaskSizes) -> Rows:
-    """Pairs of a key and its value, then the keys again in random places, after each of which its value is due.
+    """Key-value pairs, then the keys again at random places, where the target of each is its value.
 
     Multi-query associative recall, https://arxiv.org/abs/2312.04927, with its questions spread evenly.
     """
@@ -66,10 +69,10 @@ def mqar(draws: Draws, block: int, sizes: TaskSizes) -> Rows:
 
 
 def lag(draws: Draws, block: int, sizes: TaskSizes) -> Rows:
-    """Random ids; the target is the id ``lag`` places before it, that is lag - 1 places before the token that predicts.
+    """Random ids, of which each target is the id lag - 1 places before the token that predicts it.
 
-    L layers of sliding windows of w keys reach L (w - 1) places back, so that they solve it exactly where that is at
-    least lag - 1.
+    L layers of sliding windows of w keys reach L (w - 1) places back, so that they solve it exactly if that is at least
+    lag - 1.
     """
     x = draws.below(sizes.vocab_size, block)
     y = np.full_like(x, IGNORED)
@@ -88,9 +91,9 @@ def copy(draws: Draws, block: int, sizes: TaskSizes) -> Rows:
 
 
 def needle(draws: Draws, block: int, sizes: TaskSizes) -> Rows:
-    """Pairs of a key and its value, hidden in noise; the last token is one of the keys, and its value is due.
+    """Key-value pairs hidden in noise; the last token is one of the keys, and its target is the value of that key.
 
-    The quarters of the vocabulary are keys, noise, and twice values.
+    The first quarter of the vocabulary has the keys, the second one noise, and the last two have the values.
     """
     pairs, quarter = sizes.pairs, sizes.vocab_size // 4
     keys = draws.distinct(quarter, pairs)
@@ -107,14 +110,18 @@ def needle(draws: Draws, block: int, sizes: TaskSizes) -> Rows:
 
 
 def _empty(rows: np.ndarray, block: int) -> Rows:
-    """Inputs of fillers and targets of which none counts."""
+    """Inputs that are all ``FILLER``, and targets that are all ``IGNORED``."""
     shape = (len(rows), block)
     return np.full(shape, FILLER, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Task:
-    """rows: makes the inputs and targets of samples; shortest, smallest: the least T and vocabulary that it needs"""
+    """A synthetic task.
+
+    rows: generates the inputs and targets of samples
+    shortest: the smallest T that it needs; smallest: the smallest vocabulary
+    """
 
     rows: Callable[[Draws, int, TaskSizes], Rows]
     shortest: Callable[[TaskSizes], int]

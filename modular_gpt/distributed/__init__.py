@@ -1,4 +1,4 @@
-"""Parallel strategies, one file each: how the processes of a training share its work.
+"""Parallel strategies, one file each, which divide a training among processes.
 
 Importing this package registers them all: it imports its own folder.
 """

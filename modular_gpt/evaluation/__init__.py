@@ -1,4 +1,4 @@
-"""How well a model predicts a text or answers records: loss, bits per byte, accuracy, metrics of generated answers.
+"""Evaluation of models on texts and records: loss, bits per byte, accuracy, metrics of generated answers.
 
 Tasks of lm-evaluation-harness are in ``modular_gpt.evaluation.harness``.
 """

@@ -7,7 +7,7 @@ from modular_gpt.generation.prompt_cache import PromptCache
 from modular_gpt.generation.sequences import left_pad
 from modular_gpt.generation.text_prompts import TextTokenizer, generate_text, is_text
 
-GenerationSettings = GenerationConfig  # the name of before
+GenerationSettings = GenerationConfig  # the former name
 
 __all__ = [
     "Continuation",

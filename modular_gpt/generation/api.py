@@ -1,4 +1,4 @@
-"""Entry points: continue token ids, prompts of any lengths, or stream text."""
+"""The entry points of generation: ``generate`` continues token ids, ``complete`` prompts, ``stream`` yields text."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,15 +26,17 @@ def generate(
 ) -> Tensor:
     """Continue prompts: ids (B, T) -> (B * num_return_sequences, T + new), with new <= max_new_tokens.
 
-    max_new_tokens: None: the default of ``GenerationConfig``
+    A row that stops early is filled with its last token.
+
     ids: token ids as a tensor, an array or a list of lists of equal length
+    max_new_tokens: None: the default of ``GenerationConfig``
     padding: (B,) number of leading columns that are padding, for prompts of different lengths (see ``left_pad``)
     draft: a smaller model, for strategy="speculative"
-    settings: the fields of ``GenerationConfig``. A row that stops early is filled with its last token.
+    settings: the fields of ``GenerationConfig``
 
     Raises:
-        ConfigError: settings that cannot work, an empty prompt, ids outside the vocabulary, or a text longer than
-            the context where position encoding or settings do not allow it.
+        ConfigError: a setting cannot work, a prompt is empty, an id is outside the vocabulary, or a text exceeds the
+            context and the positional encoding or the settings do not allow it.
         NonFiniteError: the model's logits are NaN or infinite.
     """
     config = GenerationConfig.read(max_new_tokens, settings)
@@ -44,13 +46,13 @@ def generate(
         )
     prompt = as_ids(ids, device=_device(model))
     padding = None if padding is None else as_ids(padding, "padding", prompt.device)
-    found = Generation(model, prompt, config, padding=padding, draft=draft).finish()
-    rows = [text.ids for texts in found for text in texts]
+    continuations = Generation(model, prompt, config, padding=padding, draft=draft).finish()
+    rows = [text.ids for texts in continuations for text in texts]
     longest = max(len(row) for row in rows)
-    new = [[*row, *row[-1:] * (longest - len(row))] for row in rows]
-    times = torch.tensor([len(texts) for texts in found], device=prompt.device)
-    continued = torch.tensor(new, dtype=prompt.dtype, device=prompt.device).view(len(rows), longest)
-    return torch.cat([prompt.repeat_interleave(times, dim=0), continued], dim=1)
+    filled = [[*row, *row[-1:] * (longest - len(row))] for row in rows]
+    counts = torch.tensor([len(texts) for texts in continuations], device=prompt.device)
+    new = torch.tensor(filled, dtype=prompt.dtype, device=prompt.device).view(len(rows), longest)
+    return torch.cat([prompt.repeat_interleave(counts, dim=0), new], dim=1)
 
 
 def _device(model: LanguageModel) -> torch.device | None:
@@ -67,10 +69,12 @@ def complete(
     decode_stream: Callable[[], StreamDecoder] | None = None,
     device: torch.device | None = None,
 ) -> list[list[Continuation]]:
-    """Continue prompts of any lengths, in one batch; for each prompt its texts.
+    """Continue prompts of any lengths in one batch. Returns the continuations of each prompt.
 
     start_token: replaces an empty prompt, for example the token between documents
-    decode_stream: makes a decoder of ids to text (a tokenizer's method of that name), for texts and stop strings
+    draft: a smaller model, for strategy="speculative"
+    decode_stream: creates a decoder of ids to text (a tokenizer's method of that name), for texts and stop strings
+    device: device of the model; None: the CPU
 
     Raises:
         ConfigError: as ``generate``.
@@ -91,10 +95,12 @@ def stream(
     draft: LanguageModel | None = None,
     device: torch.device | None = None,
 ) -> Iterator[str]:
-    """Yield the text that follows a prompt as it is generated: whole characters, and nothing of a stop string.
+    """Yield the continuation of a prompt as it is generated: complete characters, and nothing of a stop string.
+
+    The arguments are those of ``complete``.
 
     Raises:
-        ConfigError: as ``generate``, and for several texts.
+        ConfigError: as ``generate``, or num_return_sequences is not 1.
         NonFiniteError: as ``generate``.
     """
     if settings.num_return_sequences != 1:

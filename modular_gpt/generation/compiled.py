@@ -1,4 +1,4 @@
-"""Compiled single steps: one graph serves all of them, since the cache has a fixed size and its length is a tensor."""
+"""Compiled single steps, which share one graph: the cache has a fixed size, and its length is a tensor."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,8 +13,8 @@ from modular_gpt.generation.protocol import LanguageModel
 
 StepFunction = Callable[[LanguageModel, Tensor, ModelCache], Tensor]
 
-_GRAPHS = 256  # of models, batch sizes and cache sizes that one process may compile before PyTorch gives up
-_SMALLEST = 128
+_GRAPHS = 256  # largest number of graphs (models, batch sizes, cache sizes) that PyTorch compiles in one process
+_SMALLEST = 128  # columns of a compiled cache
 
 
 def capacity(tokens: int, context: int) -> int:

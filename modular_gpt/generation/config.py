@@ -1,4 +1,4 @@
-"""Settings of generation as typed dataclasses, checked in one place; plain enough for a config file."""
+"""Settings of generation as typed dataclasses, whose values are those of a config file."""
 
 import math
 from collections.abc import Set
@@ -23,7 +23,7 @@ FORMER_NAMES = {
     "lookup_ngram": "prompt_lookup_ngram",
 }
 RANDOM = tuple(row.name for row in FILTERS if row.random)  # filters of the distribution to draw from
-# Settings that some strategies alone use; given to another one they are refused.
+# Settings -> the strategies that use them; other strategies refuse them.
 _ONLY = {
     "num_beams": ("beam",),
     "length_penalty": ("beam",),
@@ -36,7 +36,7 @@ _ONLY = {
     **dict.fromkeys((*RANDOM, "greedy", "seed"), ("sample", "speculative", "lookup")),
 }
 _MAX_LOGIT = 3.4028234663852886e38  # largest number of float32
-_MAX_EXPONENT = 60.0  # of e, to which length ** length_penalty may grow: scores divided by it stay normal numbers
+_MAX_EXPONENT = 60.0  # limit of ln(length ** length_penalty), so that scores divided by the power stay normal numbers
 
 # A field for each row of the table of filters. The annotation lets a type checker accept a base made at run time.
 FilterSettings: Any = make_dataclass(
@@ -48,13 +48,13 @@ FilterSettings: Any = make_dataclass(
 
 @dataclass
 class SamplingSettings(FilterSettings):
-    """How the next token is chosen: scores are adjusted, then filtered, then a token is drawn.
+    """Settings of the choice of the next token: scores are adjusted, then filtered, then a token is drawn.
 
     logit_bias: add a number to the logit of a token, as a mapping of token ids to numbers; -inf forbids the token
     suppress_tokens: ids that are never generated
     greedy: take the most likely token instead of drawing one
-    seed: seed of the random numbers, of which each row has its own stream, so that a row's text does not depend on
-        its neighbours; null takes a seed from PyTorch's global generator
+    seed: seed of the random numbers, which differ between rows, so a text does not depend on the other rows of its
+        batch; null draws a seed from PyTorch's global generator
     """
 
     logit_bias: dict[int, float] = field(default_factory=dict)
@@ -125,17 +125,17 @@ class GenerationConfig(SamplingSettings):
 
     @classmethod
     def read(cls, max_new_tokens: int | None, settings: PlainMapping) -> "GenerationConfig":
-        """From keywords; raises a ConfigError for an unknown name or a value of the wrong type."""
+        """Settings from keywords. Raises a ConfigError for an unknown name or a value of the wrong type."""
         length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         return cls.from_values({**length, **settings})
 
     @classmethod
     def from_values(cls, values: PlainMapping) -> "GenerationConfig":
-        """From a mapping, former names included; raises a ConfigError for an unknown name or a wrong type."""
+        """Settings from a mapping, also by former names. Raises a ConfigError for an unknown name or a wrong type."""
         return from_mapping(cls, _with_lists(by_present_names(values, FORMER_NAMES)), "")
 
     def checked(self, vocab_size: int) -> "GenerationConfig":
-        """A copy with values of the declared types; raises a ConfigError for what cannot work."""
+        """A copy with values of the declared types. Raises a ConfigError for a value that cannot work."""
         copy = self.from_values({setting.name: getattr(self, setting.name) for setting in fields(self)})
         copy.check(vocab_size)
         return copy
@@ -169,7 +169,7 @@ class GenerationConfig(SamplingSettings):
             )
 
     def _check_strategy(self) -> None:
-        """Refuse settings that the strategy would ignore."""
+        """Raise a ConfigError for a setting that the strategy would ignore."""
         defaults = GenerationConfig()
         changed = [name for name in _ONLY if getattr(self, name) != getattr(defaults, name)]
         for name in changed:
@@ -192,15 +192,15 @@ class GenerationConfig(SamplingSettings):
 
 
 def _with_lists(values: PlainMapping) -> PlainDict:
-    """The settings that are lists as lists, also where they are given as one item, a tuple, a set or an array."""
-    found = dict(values)
+    """Convert the settings that are lists from a single item, a set, a range or an array."""
+    converted = dict(values)
     for name in ("stop", "stop_tokens", "suppress_tokens"):
-        value = found.get(name)
+        value = converted.get(name)
         if isinstance(value, (str, int)):
-            found[name] = [value]
+            converted[name] = [value]
         elif isinstance(value, (Set, range, np.ndarray)):
-            found[name] = sorted(value)
-    return found
+            converted[name] = sorted(value)
+    return converted
 
 
 def _check_token(name: str, token: object, vocab_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The loop of all strategies: advance, append, return the step, until all rows have stopped."""
+"""The generation loop of all strategies: advance, append the tokens, yield the step, until all rows have stopped."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,8 +37,8 @@ from modular_gpt.generation.strategies.speculative import (
 class Step:
     """One new token of every row.
 
-    tokens: (B,); a row that has stopped repeats its last token
-    logprobs: (B,) log-probabilities of the tokens under the model itself, if the settings ask for them
+    tokens: (B,) new ids; a row that has stopped repeats its last token
+    logprobs: (B,) log-probabilities of the tokens under the model, without filters; None unless the settings ask for it
     stopped: (B,) whether the row is complete, with this token or an earlier one
     texts: new text of each row, if there is a decoder; text that may begin a stop string is held back
     """
@@ -71,11 +71,11 @@ class Continuation:
 class Generation:
     """One run over a batch of prompts. Iterate over it for its steps, or call ``finish``.
 
-    Tokens stay on the device. On a CPU the host reads results at every step, where that is free. On other devices it
-    waits at every 16th step, to see whether all rows have stopped and whether the logits are finite, at each step if a
-    decoder needs the tokens, and once in each round of speculation.
+    Tokens stay on the device. On a CPU the host reads results at every step, which costs nothing there. On other
+    devices it synchronises at every 16th step, to check whether all rows have stopped and the logits are finite, at
+    each step if a decoder needs the tokens, and once in each round of speculation.
 
-    draft_counts: how many drafted tokens were kept, with ``speculative`` and ``lookup``
+    draft_counts: numbers of drafted and kept tokens, with ``speculative`` and ``lookup``
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class Generation:
         decode_stream: Callable[[], StreamDecoder] | None = None,
         numbers: Sequence[int] | None = None,
     ) -> None:
-        """Check the settings and allocate.
+        """Check the settings and allocate the token buffer.
 
         ids: (B, T) prompts; padding: (B,) number of leading columns that are padding
         draft: smaller model for ``speculative``
-        decode_stream: makes a decoder of ids to text, for ``Step.texts`` and stop strings
-        numbers: of the prompts among all prompts, if this is one batch of many; they choose the random numbers
+        decode_stream: creates a decoder of ids to text, for ``Step.texts`` and stop strings
+        numbers: index of each prompt among all prompts, if this is one batch of many; selects its random numbers
 
         Raises:
-            ConfigError: settings that cannot work or need more memory than there is, an empty prompt, ids outside the
-                vocabulary, or a text longer than the context where position encoding or settings do not allow it.
+            ConfigError: settings cannot work or need more memory than available, a prompt is empty, an id is outside
+                the vocabulary, or a text exceeds the context and positional encoding or settings do not allow it.
         """
         check_models(model=model, draft=draft)
         vocab_size = model.config.vocab_size
@@ -116,7 +116,7 @@ class Generation:
         self._sampler = Sampler(settings, vocab_size, ids.device)
         self._runners = self._make_runners()
         self._logprobs: list[Tensor] = []
-        self._kept: PromptCache | None = None
+        self._prompt_cache: PromptCache | None = None
         self._steps = self._run()
 
     def _check(self) -> None:
@@ -137,9 +137,9 @@ class Generation:
             raise ConfigError("stop strings need a tokenizer that decodes the text; without one use stop_tokens")
 
     def reuse(self, kept: PromptCache) -> None:
-        """Read only the tokens that ``kept`` lacks, and keep the cache there afterwards; call it before the first step.
+        """Continue from the cache in ``kept``, and return it at the end; called before the first step.
 
-        The draft model of ``speculative`` reads its text anew.
+        Only the tokens that the cache lacks are read. The draft model of ``speculative`` reads its full text.
 
         Raises:
             ConfigError: there are several texts, padding, or a strategy that needs several rows of a cache.
@@ -151,16 +151,16 @@ class Generation:
                 f"a cache is kept for one text without padding, and strategy={settings.strategy} with {self.prompts}"
                 f" prompts and num_return_sequences={settings.num_return_sequences} needs more; use a single text"
             )
-        self._kept = kept
+        self._prompt_cache = kept
 
     def _make_runners(self) -> list[ModelRunner]:
-        """The runner of the model, and that of the draft model."""
+        """The runner of the model, and that of the draft model if there is one."""
         strategy = self.settings.strategy
         max_tokens = self.text.length + self.settings.max_new_tokens
         if strategy != "contrastive":
             max_tokens -= self.settings.max_new_tokens > 0  # the last token is never read
         step = compiled_step() if self.settings.compile else None
-        text = self.text.clone() if strategy in SEARCHES else self.text  # they read more than becomes text
+        text = self.text.clone() if strategy in SEARCHES else self.text  # searches also read tokens that they discard
         runners = [ModelRunner(self.model, text, max_tokens, self.settings.overflow, step)]
         if self.draft is not None:
             overflow = "slide" if self.draft.slides else "window"
@@ -168,7 +168,7 @@ class Generation:
         return runners
 
     def __iter__(self) -> Iterator[Step]:
-        """The steps that are still to come. A loop over them may be left and continued later."""
+        """The remaining steps. A loop over them may be left and continued later."""
         if self.settings.strategy == "beam":
             raise ConfigError("strategy=beam knows its texts at the end only; it cannot be streamed")
         return self._steps
@@ -193,20 +193,20 @@ class Generation:
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
-        """Context manager: use the cache of ``reuse``, and give it back at the end, unless a step fails midway."""
-        if self._kept is not None:
-            self._runners[0].reuse(self._kept)
+        """Context manager: use the cache of ``reuse``, and return it at the end unless a step fails."""
+        if self._prompt_cache is not None:
+            self._runners[0].reuse(self._prompt_cache)
         try:
             yield
         except GeneratorExit:  # left between two steps
-            if self._kept is not None:
-                self._runners[0].keep(self._kept)
+            if self._prompt_cache is not None:
+                self._runners[0].keep(self._prompt_cache)
             raise
-        if self._kept is not None:
-            self._runners[0].keep(self._kept)
+        if self._prompt_cache is not None:
+            self._runners[0].keep(self._prompt_cache)
 
     def _append(self, token: Tensor, logits: Tensor, last: bool) -> Step:
-        """Add a token (B,) to the text; logits (B, V): the model's own; last: no more tokens follow."""
+        """Add a token (B,) to the text; logits (B, V): of the model, unfiltered; last: no more tokens follow."""
         token = torch.where(self.stops.stopped, self.text.ids[:, -1], token)
         self.text.append(token[:, None])
         texts = self.stops.update(token, last)
@@ -223,7 +223,7 @@ class Generation:
         return StopStringStreamer(self._decode_stream(), self.settings.stop, ids)
 
     def _start(self) -> Strategy:
-        """Make the strategy; several texts of a prompt share one pass over it."""
+        """Create the strategy. Several texts of a prompt share one pass over it."""
         settings, runners, sampler = self.settings, self._runners, self._sampler
         if settings.strategy == "contrastive":
             candidates, alpha = settings.contrastive_candidates, settings.contrastive_alpha
@@ -243,34 +243,34 @@ class Generation:
         return SpeculativeDecoding(runners[0], drafter, sampler, generators, settings.draft_tokens, self.draft_counts)
 
     def finish(self) -> list[list[Continuation]]:
-        """Run to the end; for each prompt its texts."""
+        """Run to the end. Returns the continuations of each prompt."""
         if self.settings.strategy == "beam":
             return self._search()
         for _ in self._steps:
             pass
         count = self.settings.num_return_sequences
-        found = self.continuations(range(self.prompts * count))
-        return [found[i : i + count] for i in range(0, len(found), count)]
+        texts = self.continuations(range(self.prompts * count))
+        return [texts[i : i + count] for i in range(0, len(texts), count)]
 
     def continuations(self, rows: Sequence[int]) -> list[Continuation]:
-        """The texts of some rows as far as they have come; row ``p * num_return_sequences + s`` is text s of prompt p.
+        """The texts generated so far in some rows; row ``p * num_return_sequences + s`` is text s of prompt p.
 
         Not for beam search, whose texts exist at the end only.
         """
-        stops, place = self.stops, torch.tensor(list(rows), dtype=torch.long, device=self.text.ids.device)
+        stops, selected = self.stops, torch.tensor(list(rows), dtype=torch.long, device=self.text.ids.device)
         lengths, by_token, stopped = (
-            per_row[place].tolist() for per_row in (stops.lengths, stops.by_token, stops.stopped)
+            per_row[selected].tolist() for per_row in (stops.lengths, stops.by_token, stops.stopped)
         )
         started = self.text.length > self.text.prompt_length
-        ids = self.text.generated[place].tolist() if started else [[]] * len(rows)
-        logprobs = torch.stack(self._logprobs, dim=1)[place].tolist() if self._logprobs else None
-        found = []
+        ids = self.text.generated[selected].tolist() if started else [[]] * len(rows)
+        logprobs = torch.stack(self._logprobs, dim=1)[selected].tolist() if self._logprobs else None
+        texts = []
         for index, row in enumerate(rows):
             length = lengths[index]
             reason = "token" if by_token[index] else "text" if stopped[index] else "length"
             text = stops.transcripts[row].text if stops.transcripts else None
-            found.append(Continuation(ids[index][:length], logprobs and logprobs[index][:length], reason, text))
-        return found
+            texts.append(Continuation(ids[index][:length], logprobs and logprobs[index][:length], reason, text))
+        return texts
 
     @torch.no_grad()
     def _search(self) -> list[list[Continuation]]:
@@ -279,8 +279,8 @@ class Generation:
         return [self._best(prompt, pool) for prompt in range(self.prompts)]
 
     def _best(self, prompt: int, pool: Pool) -> list[Continuation]:
-        """The best texts of a prompt; fewer than asked for where fewer texts exist."""
-        found = []
+        """The best ``num_return_sequences`` texts of a prompt, or all if there are fewer."""
+        best = []
         for ids, score, per_token in pool.texts(prompt)[: self.settings.num_return_sequences]:
             reason = "token" if ids and ids[-1] in self.settings.stop_tokens else "length"
             text = None
@@ -290,16 +290,16 @@ class Generation:
                     transcript.push(id)
                 transcript.finish()
                 text = transcript.text
-            found.append(Continuation(ids, per_token if self.settings.logprobs else None, reason, text, score))
-        return found
+            best.append(Continuation(ids, per_token if self.settings.logprobs else None, reason, text, score))
+        return best
 
     def cache_bytes(self) -> int:
-        """Bytes of all caches really allocated."""
+        """Bytes of the allocated caches of all runners."""
         return sum(runner.cache.nbytes() for runner in self._runners)
 
 
-# Number of runs that use each model now, by the model's id, and the mode it had before the first of them. It is global
-# because a run cannot know of the others: when the first one ends, the model must stay in evaluation mode for the rest.
+# By a model's id: the number of runs that use it now, and its mode before the first of them. It is global, since runs
+# do not know of each other: when the first one ends, the model must stay in evaluation mode for the others.
 _in_use: dict[int, tuple[int, bool]] = {}
 _lock = Lock()
 
@@ -307,7 +307,7 @@ _lock = Lock()
 @contextmanager
 def evaluating(*models: LanguageModel | None) -> Iterator[None]:
     """Context manager: the models are in evaluation mode; the last run that uses a model restores its mode."""
-    used = [model for model in models if model is not None]  # alive inside, so that their ids stay theirs
+    used = [model for model in models if model is not None]  # a reference, so that no other model gets the same id
     for model in used:
         with _lock:
             count, mode = _in_use.get(id(model), (0, model.training))

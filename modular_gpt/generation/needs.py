@@ -1,4 +1,4 @@
-"""The memory that a generation needs; one that does not fit is refused."""
+"""The memory that a generation needs, and the refusal of one that does not fit."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,14 +11,14 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.config import GenerationConfig
 from modular_gpt.generation.protocol import LanguageModel
 
-COPIES = 2  # tensors of the size of the logits that choosing a token holds at least
+COPIES = 2  # least number of tensors of the size of the logits that choosing a token holds
 ROW = 4096  # bytes of the random numbers of a row
-POOL = 8 + 4 + 4  # bytes of a beam and token: its id in the best texts, its log-probability there and in the beam
-NEGLIGIBLE = 2**26  # bytes that are not worth a look at the memory
+POOL = 8 + 4 + 4  # bytes per beam and token: its id in the best texts, its log-probability there and in the beam
+NEGLIGIBLE = 2**26  # bytes up to which the available memory is not checked
 
 
 def check_memory(model: LanguageModel, ids: Tensor, settings: GenerationConfig, draft: LanguageModel | None) -> None:
-    """Raise a ConfigError, which names the setting to make smaller, for a generation that cannot fit.
+    """Raise a ConfigError that names the setting to lower for a generation that needs more memory than available.
 
     A model whose config has no ``cache_bytes`` is not checked.
     """
@@ -31,20 +31,20 @@ def check_memory(model: LanguageModel, ids: Tensor, settings: GenerationConfig, 
     available = memory.available_bytes(ids.device)
     if available is None or needed <= available:
         return
-    ones: dict[str, Any] = {_rows_setting(settings): 1, "max_new_tokens": 1}
-    smaller = {name: needed_bytes(models, ids, replace(settings, **{name: one})) for name, one in ones.items()}
-    names = [name for name, rest in smaller.items() if rest <= available][:1]  # one that is enough, or all that help
-    names = names or [name for name, rest in smaller.items() if rest <= needed // 2]
-    what = " with ".join(f"{name}={getattr(settings, name)}" for name in names)
-    what = what or f"a batch of {len(ids):,} prompts of {ids.shape[1]:,} tokens"
+    lowest: dict[str, Any] = {_rows_setting(settings): 1, "max_new_tokens": 1}
+    reduced = {name: needed_bytes(models, ids, replace(settings, **{name: value})) for name, value in lowest.items()}
+    names = [name for name, count in reduced.items() if count <= available][:1]  # a sufficient one, or all that help
+    names = names or [name for name, count in reduced.items() if count <= needed // 2]
+    cause = " with ".join(f"{name}={getattr(settings, name)}" for name in names)
+    cause = cause or f"a batch of {len(ids):,} prompts of {ids.shape[1]:,} tokens"
     raise ConfigError(
-        f"{what} needs {memory.gibibytes(needed)} of memory, and {memory.gibibytes(available)} are available;"
+        f"{cause} needs {memory.gibibytes(needed)} of memory, and {memory.gibibytes(available)} are available;"
         " give fewer"
     )
 
 
 def needed_bytes(models: list[LanguageModel], ids: Tensor, settings: GenerationConfig) -> int:
-    """Bytes of the caches, ids and logits of a generation to its end; what else it holds is less."""
+    """Bytes of the caches, ids and logits of a generation at its end; all else is smaller."""
     config = models[0].config
     texts, columns = len(ids), ids.shape[1] + settings.max_new_tokens
     per_text = getattr(settings, _rows_setting(settings))
@@ -64,6 +64,6 @@ def needed_bytes(models: list[LanguageModel], ids: Tensor, settings: GenerationC
 
 
 def _rows_setting(settings: GenerationConfig) -> str:
-    """The setting that says how many rows each prompt has."""
+    """The name of the setting that is the number of rows per prompt."""
     names = {"beam": "num_beams", "contrastive": "contrastive_candidates"}
     return names.get(settings.strategy, "num_return_sequences")

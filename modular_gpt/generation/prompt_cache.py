@@ -1,4 +1,4 @@
-"""The cache of the last text, kept for a next one that begins the same, such as the next turn of a conversation."""
+"""A cache that is reused for a text with the same beginning, such as the next turn of a conversation."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,16 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.generation.compiled import capacity
 from modular_gpt.generation.protocol import LanguageModel, switch_length
 
-_ENDLESS = 2**40  # tokens of a text that slides; its storage holds the last context_length ones
+_ENDLESS = 2**40  # maximum length of a sliding text, whose storage holds the last context_length tokens
 
 
 class PromptCache:
-    """Lends the cache of one text to runs over it, each of which reads only the tokens that the last one did not.
+    """Lends the cache of one text to successive runs, each of which reads only the tokens that the cache lacks.
 
-    Where the cache cannot go back to the tokens that both texts begin with (a constant state, a window that is full, or
-    keys of another length of text), the next text is read from its beginning. After a change of the model's weights,
-    call ``forget``.
+    If the cache cannot be truncated to the common beginning of both texts (a constant state, a full window, or keys of
+    another length of text), the next text is read from its beginning. Call ``forget`` after a change of the weights.
 
-    ids: the tokens in the cache; none while a run uses it, so that a run that fails leaves nothing behind
+    ids: the tokens in the cache; empty while a run uses it, so that the cache of a failed run is not used again
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -28,18 +27,18 @@ class PromptCache:
         self._cache: ModelCache | None = None
 
     def lend(self, ids: Sequence[int], compiled: bool) -> tuple[ModelCache, int]:
-        """The cache, and the number of first tokens of a text that it holds, always fewer than the text has.
+        """The cache, and the number of first tokens of the text ``ids`` in it, which is less than their number.
 
-        compiled: single steps are compiled, for which the storage must not grow
+        compiled: whether single steps are compiled, for which the storage must not grow
         """
-        cache, kept, self.ids = self._cache, self.ids, []
+        cache, cached_ids, self.ids = self._cache, self.ids, []
         if cache is None or (compiled and cache.max_length is None):
             cache = self._cache = self._new(compiled)
             return cache, 0
         switch = switch_length(self.model)
-        same_keys = switch is None or (len(kept) > switch) == (len(ids) > switch)
-        count = _common(kept, ids[:-1]) if same_keys else 0
-        cache.seek(len(kept))
+        same_keys = switch is None or (len(cached_ids) > switch) == (len(ids) > switch)
+        count = _common_prefix(cached_ids, ids[:-1]) if same_keys else 0
+        cache.seek(len(cached_ids))
         try:
             cache.truncate(count)
         except ConfigError:
@@ -49,7 +48,7 @@ class PromptCache:
         return cache, count
 
     def take_back(self, ids: Sequence[int]) -> None:
-        """Keep the cache, which now holds these tokens, for the next run."""
+        """Record ``ids``, the tokens now in the cache, for the next run."""
         self.ids = list(ids)
 
     def forget(self) -> None:
@@ -62,8 +61,8 @@ class PromptCache:
         return self.model.new_cache(1, longest if compiled else None, window=context if slides else None)
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens with which both begin."""
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix."""
     shorter = min(len(first), len(second))
     if not shorter:
         return 0

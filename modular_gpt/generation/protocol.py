@@ -1,4 +1,4 @@
-"""The interface that generation needs of a language model. ``GPTModel`` has it; other models may."""
+"""The interface of the language models that generation takes. ``GPTModel`` implements it; other models can."""
 
 from typing import Protocol
 
@@ -11,13 +11,16 @@ from modular_gpt.core.validation import shown
 
 
 class ModelConfig(Protocol):
-    """context_length: number of tokens the model was trained on at a time; vocab_size: V, ids run from 0 to V - 1."""
+    """Settings of a model.
+
+    context_length: number of tokens of a training window; vocab_size: V, ids run from 0 to V - 1
+    """
 
     context_length: int
     vocab_size: int
 
     def cache_bytes(self, batch: int, tokens: int, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of the cache of ``batch`` texts of ``tokens`` tokens."""
+        """Bytes of the cache of ``batch`` rows of ``tokens`` tokens."""
 
 
 class LanguageModel(Protocol):
@@ -59,13 +62,13 @@ class LanguageModel(Protocol):
 
 
 def switch_length(model: LanguageModel) -> int | None:
-    """Number of tokens beyond which the model computes all keys of a text anew; None: never, as for most models."""
-    found: int | None = getattr(model, "switch_length", None)
-    return found
+    """Length in tokens beyond which all keys of a text change; None: they never do, as in usual models."""
+    length: int | None = getattr(model, "switch_length", None)
+    return length
 
 
 def check_models(**models: object) -> None:
-    """Raise a ConfigError for anything but None that lacks the interface, such as the name of a model."""
+    """Raise a ConfigError for a value that is neither None nor a language model, such as the name of one."""
     for name, value in models.items():
         if value is None or all(hasattr(value, needed) for needed in ("config", "new_cache")):
             continue

@@ -1,7 +1,7 @@
-"""Runs a model over the tokens of a growing text that it has not read yet.
+"""Run a model over the tokens of a growing text that are not in its cache yet.
 
-The cache follows from the text: the runner reads the tokens that it lacks. So prompts, single steps,
-drafted tokens and removed drafts follow one rule.
+Prompts, single steps, drafted tokens and removed drafts follow one rule: the runner reads the tokens that its cache
+lacks.
 """
 
 from functools import cached_property
@@ -21,7 +21,7 @@ from modular_gpt.generation.sequences import TokenBuffer
 class ModelRunner:
     """Computes logits after the last tokens of ``text``, with a cache of the tokens that were read.
 
-    What happens to a text longer than the context depends on ``overflow``:
+    The treatment of a text longer than the context depends on ``overflow``:
 
     slide   each token attends to the last context_length tokens, itself included: the logits equal those of one forward
             pass over the whole text with attention limited to that window. The cache is a ring of context_length
@@ -39,7 +39,7 @@ class ModelRunner:
         overflow: str = "slide",
         step: StepFunction | None = None,
     ) -> None:
-        """max_tokens: largest number of columns to read; step: reads single tokens, see ``compiled_step``"""
+        """max_tokens: largest number of columns to read; step: compiled single steps, see ``compiled_step``"""
         self.model = model
         self.text = text
         self.context: int = model.config.context_length
@@ -50,13 +50,13 @@ class ModelRunner:
         self._window = self.context if max_tokens > self.context else None
         self._compiled = step
         self._first = 0  # column of the text with which the cache starts
-        self._cached = 0  # columns in the cache, whose own length may be a tensor
+        self._cached = 0  # number of columns in the cache, whose ``length`` may be a tensor
         self._saved: SavedCache | None = None
-        self._behind = False  # the cache holds fewer columns than the text had left
+        self._behind = False  # whether ``rollback`` had to remove more columns than the text
         self._switch = switch_length(model)
-        self._beyond: list[bool] = []  # whether each row was longer than that when it was read
-        self._reread = False  # since the last draft began
-        self._lineage: Lineage | None = None  # of rows that are copies of one another; None: rows are not moved
+        self._beyond: list[bool] = []  # whether each row was longer than ``_switch`` when it was read
+        self._reread = False  # whether the cache was emptied since the last draft began
+        self._lineage: Lineage | None = None  # of rows that are copies of each other; None: rows are not reordered
 
     @cached_property
     def cache(self) -> ModelCache:
@@ -67,14 +67,14 @@ class ModelRunner:
     def reuse(self, kept: PromptCache) -> None:
         """Continue with the cache of an earlier text; called before anything is read.
 
-        A text that is read again in windows, because it is longer than the context, has no use for it.
+        A text with ``overflow=window`` that is longer than the context does not use it.
         """
         if not self.windowed:
             self.cache, self._cached = kept.lend(self.text.ids[0].tolist(), self._compiled is not None)
             self._beyond = self._longer_rows()
 
     def keep(self, kept: PromptCache) -> None:
-        """Give the cache back, with the tokens of the text that were read."""
+        """Return the cache to ``kept``, with the tokens of the text that were read."""
         if self.windowed:
             return
         self.rollback()
@@ -102,7 +102,7 @@ class ModelRunner:
 
     @property
     def draftable(self) -> int:
-        """Number of columns that can be read at once with the keys that they have when they are read one by one."""
+        """Number of columns that can be read at once with the same keys as if they were read one by one."""
         if self._switch is None:
             return self.remaining
         left = [self._switch - length for length in self._row_lengths() if length <= self._switch]
@@ -132,11 +132,11 @@ class ModelRunner:
             self.model(new, cache=self.cache, padding=self._prepare(new), last_only=True)
 
     def _unread(self, count: int) -> Tensor:
-        """(B, T) tokens to read at once. The beginning of a long text is read here, in chunks that bound the memory."""
+        """The tokens (B, T) to read at once. The beginning of a long text is read here, in chunks of the context."""
         if self.remaining < 0:
             self.reset_window()
         if self._switch is not None:
-            self._read_changed_keys_again()
+            self._discard_changed_keys()
         new = self.text.ids[:, self.read :]
         assert new.shape[1] >= count
         while new.shape[1] > max(count, self.context):
@@ -146,16 +146,16 @@ class ModelRunner:
         return new
 
     def _row_lengths(self) -> list[int]:
-        """Number of tokens of each row, without padding; of one row where there is none."""
+        """Number of tokens of each row without padding; of a single row if no row is padded."""
         padding = [0] if self.text.padding is None else (self.text.padding - self._first).clamp(min=0).tolist()
         return [self.text.length - self._first - skipped for skipped in padding]
 
     def _longer_rows(self) -> list[bool]:
-        """Whether each row is longer than the number of tokens beyond which keys change; [] if they never do."""
+        """Whether each row is longer than the length beyond which keys change; [] if they never do."""
         return [] if self._switch is None else [length > self._switch for length in self._row_lengths()]
 
-    def _read_changed_keys_again(self) -> None:
-        """Empty the cache if the keys of some row are those of another length of its text."""
+    def _discard_changed_keys(self) -> None:
+        """Empty the cache if some row has grown, or shrunk, past the length beyond which its keys change."""
         beyond = self._longer_rows()
         if self._cached and beyond != self._beyond:
             self._cached, self._lineage, self._reread = 0, None, True
@@ -174,30 +174,30 @@ class ModelRunner:
     def reset_window(self) -> None:
         """Empty the cache and start again from the last half of the context."""
         self._first, self._cached = self.text.length - max(self.context // 2, 1), 0
-        self._lineage = None  # each row reads its own text again
+        self._lineage = None  # rows are no copies of each other after they are read again
         self.cache.reset()
 
     def begin_draft(self, count: int) -> None:
-        """Prepare for ``count`` drafted tokens: save what they will overwrite, for ``rollback``."""
+        """Prepare for ``count`` drafted tokens: save the data that they will overwrite, for ``rollback``."""
         if self._behind:
             self.prefill()
         if self._switch is not None:
-            self._read_changed_keys_again()
+            self._discard_changed_keys()
         self.cache.seek(self._cached)
         self._saved, self._reread = self.cache.save(self.text.length - self.read + count), False
 
     def rollback(self) -> None:
         """Remove from the cache the tokens that are no longer in the text."""
-        kept = self.text.length - self._first
-        if kept < self._cached and self._reread:  # what was saved is of other keys
+        remaining = self.text.length - self._first
+        if remaining < self._cached and self._reread:  # the saved data belongs to other keys
             self._cached, self._behind, self._reread = 0, True, False
             self.cache.reset()
-        elif kept < self._cached:
-            self.cache.truncate(kept, self._saved)
+        elif remaining < self._cached:
+            self.cache.truncate(remaining, self._saved)
             self._lineage = None
             assert isinstance(self.cache.length, int)
             self._cached = self.cache.length
-            self._behind = self._cached < kept
+            self._behind = self._cached < remaining
 
     def expand(self, n: int) -> None:
         """Repeat each row of text and cache ``n`` times, without reading anything again."""
@@ -206,7 +206,7 @@ class ModelRunner:
         self._lineage = Lineage(self.cache.batch, self._cached, self.text.ids.device)
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep the rows ``rows`` (B',) of text and cache, in that order; after ``expand``, each of its own prompt."""
+        """Keep the rows ``rows`` (B',) of text and cache, in that order; after ``expand``, within each prompt."""
         self.text.reorder(rows)
         unchanged = 0 if self._lineage is None else self._lineage.move(rows, self._cached)
         self.cache.reorder(rows, unchanged, self._cached)

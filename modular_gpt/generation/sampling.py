@@ -30,11 +30,11 @@ from torch import Tensor
 from modular_gpt.core.errors import ConfigError, NonFiniteError
 from modular_gpt.generation.sequences import RowGenerators, TokenBuffer
 
-_FEW = 1024  # tokens that usually hold the probability asked for
+_FEW = 1024  # most likely tokens, whose probability usually suffices, so that the vocabulary is not sorted
 _SMALLEST = 2.0**-126  # smallest normal number of float32
 _LARGEST = 1e30  # of a setting: its product with a logit or a count stays finite in float32
 _LARGEST_LOGIT = torch.finfo(torch.float32).max
-_STEPS_BETWEEN_CHECKS = 16  # of the logits, where reading a result makes the host wait for the device
+_STEPS_BETWEEN_CHECKS = 16  # of the logits, on devices with which reading a result synchronises
 
 
 # ----- checks of a setting's value -----------------------------------------------------------------------------------
@@ -79,31 +79,31 @@ def _check_min_p(name: str, value: float) -> None:
 
 
 def scale(logits: Tensor, temperature: float) -> Tensor:
-    """(logits - maximum of the row) / temperature, which cannot overflow."""
+    """Divide by the temperature after subtracting the maximum of each row, so that nothing overflows."""
     return (logits - logits.amax(-1, keepdim=True)) / max(temperature, _SMALLEST)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """The k largest logits of each row (and what equals the k-th)."""
+    """Keep the k largest logits of each row, and all that equal the k-th."""
     threshold = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """The smallest set of most likely tokens that hold at least p of the probability."""
+    """Keep the fewest most likely tokens whose probabilities sum to at least p."""
     if p >= 1:
         return logits
     return _keep_first(logits, -logits, p)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Tokens at least p times as likely as the most likely one."""
+    """Keep the tokens that are at least p times as likely as the most likely one."""
     probabilities = logits.softmax(-1)
     return logits.masked_fill(probabilities < p * probabilities.amax(-1, keepdim=True), -torch.inf)
 
 
 def keep_typical(logits: Tensor, p: float) -> Tensor:
-    """Tokens whose surprise is closest to the entropy, until they hold p of the probability."""
+    """Keep the tokens whose surprise is closest to the entropy, until their probabilities sum to p."""
     if p >= 1:
         return logits
     log_probabilities = logits.log_softmax(-1)
@@ -112,22 +112,22 @@ def keep_typical(logits: Tensor, p: float) -> Tensor:
 
 
 def _keep_first(logits: Tensor, rank: Tensor, p: float) -> Tensor:
-    """Tokens in the order of ``rank``, lowest first, until they hold p of the probability."""
+    """Keep tokens in the order of ``rank``, lowest first, until their probabilities sum to p."""
     probabilities, order = logits.softmax(-1), None
-    if logits.device.type == "cpu" and logits.shape[-1] > _FEW:  # to sort a vocabulary takes as long as a small model
+    if logits.device.type == "cpu" and logits.shape[-1] > _FEW:  # sorting a vocabulary takes as long as a small model
         order = rank.topk(_FEW, largest=False).indices
         if not bool((probabilities.gather(-1, order).sum(-1) >= p).all()):
             order = None
     if order is None:
         order = rank.argsort(dim=-1)
     held = probabilities.gather(-1, order)
-    kept = held.cumsum(-1) - held < p  # what comes before does not hold p yet
+    kept = held.cumsum(-1) - held < p  # the tokens before do not sum to p yet
     first = logits.gather(-1, order).masked_fill(~kept, -torch.inf)
     return torch.full_like(logits, -torch.inf).scatter(-1, order, first)
 
 
 def token_counts(ids: Tensor, vocab_size: int, padding: Tensor | None = None) -> Tensor:
-    """(B, V) number of occurrences of each token in ids (B, T), without the ``padding`` (B,) leading columns."""
+    """The number of occurrences (B, V) of each token in ids (B, T), without the ``padding`` (B,) leading columns."""
     counts = torch.zeros(ids.shape[0], vocab_size, device=ids.device)
     if padding is None:
         return counts.scatter_add_(1, ids, torch.ones((), device=ids.device).expand_as(ids))
@@ -136,13 +136,13 @@ def token_counts(ids: Tensor, vocab_size: int, padding: Tensor | None = None) ->
 
 
 def penalise_repetition(logits: Tensor, counts: Tensor, penalty: float) -> Tensor:
-    """Divide positive logits of tokens that were seen by the penalty, multiply negative ones."""
+    """Divide positive logits of tokens with a count by the penalty, and multiply negative ones by it."""
     penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(counts > 0, penalised, logits)
 
 
 def penalise_counts(logits: Tensor, counts: Tensor, frequency: float, presence: float) -> Tensor:
-    """Subtract ``frequency`` for every occurrence of a token and ``presence`` once for any."""
+    """Subtract ``frequency`` from a logit for every occurrence of its token, and ``presence`` once if it occurs."""
     return logits - frequency * counts - presence * (counts > 0)
 
 
@@ -174,7 +174,7 @@ def _presence(logits: Tensor, penalty: float, text: TokenBuffer) -> Tensor:
 
 
 def _repeated_ngrams(logits: Tensor, n: int, text: TokenBuffer) -> Tensor:
-    """Where all tokens of a row would be forbidden, none is."""
+    """``forbid_repeated_ngrams``, except in rows in which it would forbid all tokens."""
     allowed = forbid_repeated_ngrams(logits, text.ids, n, text.padding)
     return torch.where(allowed.isneginf().all(-1, keepdim=True), logits, allowed)
 
@@ -186,16 +186,16 @@ def _repeated_ngrams(logits: Tensor, n: int, text: TokenBuffer) -> Tensor:
 class Filter:
     """One sampling filter and the setting that controls it.
 
-    name: of the setting, a field of ``SamplingSettings``
+    name: name of the setting, which becomes a field of ``SamplingSettings``
     function: (logits (B, V) in float32, value) -> logits (B, V); with ``reads_text`` also (..., text: TokenBuffer)
     help: one clause for --help and docs
     check: check(name, value) raises a ConfigError for a value that cannot work
-    value_type: type of the setting; ``None`` in it where null turns the filter off
+    value_type: type of the setting; it includes ``None`` if null turns the filter off
     default: value that turns the filter off
-    random: whether the filter shapes the distribution that tokens are drawn from. Greedy decoding, beam search and
+    random: whether the filter changes the distribution from which tokens are drawn. Greedy decoding, beam search and
         contrastive search draw nothing and refuse it. A filter that is not random changes the scores of tokens, which
         all strategies use.
-    reads_text: whether the function looks at the tokens so far
+    reads_text: whether the function needs the tokens so far
     source: address of the paper
     """
 
@@ -215,7 +215,7 @@ def _penalty(name: str, function: Callable[..., Tensor], help: str, source: str)
     return Filter(name, function, help, finite, float, 0.0, random=False, reads_text=True, source=source)
 
 
-# In the order in which they are applied. What changes scores (random=False) stands before what shapes the distribution.
+# In the order of application: filters that change scores (random=False) come before those of the distribution.
 FILTERS: tuple[Filter, ...] = (
     Filter(
         "repetition_penalty",
@@ -292,7 +292,7 @@ FILTERS: tuple[Filter, ...] = (
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """(B,) the token of each row at which the summed probabilities (B, V) pass ``uniform`` (B,), in [0, 1)."""
+    """The token (B,) of each row at which the cumulative probabilities (B, V) pass ``uniform`` (B,), in [0, 1)."""
     total = probabilities.to(uniform.dtype).cumsum(-1)
     target = uniform[:, None] * total[:, -1:]
     return torch.searchsorted(total, target, right=True)[:, 0].clamp(max=total.shape[-1] - 1)
@@ -326,8 +326,8 @@ class Sampler:
         """The scores of the tokens after ``text``: logits (B, V) with bias and penalties, in float32.
 
         Raises:
-            NonFiniteError: the model's logits are NaN or infinite; looked at in the first step, and then at each
-                step on a CPU and at every 16th elsewhere.
+            NonFiniteError: the model's logits are NaN or infinite; checked at each step on a CPU, and at the first and
+                every 16th step on other devices.
         """
         if self._steps % self._every == 0:
             check_finite(logits, text.length)
@@ -338,20 +338,20 @@ class Sampler:
         return _apply(self._penalties, scores, text)
 
     def distribution(self, logits: Tensor, text: TokenBuffer) -> Tensor:
-        """(B, V) probabilities of the token after ``text``, from the model's logits (B, V); greedy: all on one."""
+        """Probabilities (B, V) of the token after ``text`` from the model's logits (B, V); greedy: 1 for one token."""
         scores = self.adjust(logits, text)
         if self.settings.greedy:
             return torch.zeros_like(scores).scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
         return _apply(self._filters, scores, text).softmax(-1)
 
     def choose(self, logits: Tensor, text: TokenBuffer, generators: RowGenerators) -> Tensor:
-        """(B,) the token after ``text``."""
+        """The token (B,) after ``text``, from the model's logits (B, V)."""
         if self.settings.greedy:
             return self.adjust(logits, text).argmax(-1)
         return self.draw(self.distribution(logits, text), generators)
 
     def draw(self, weights: Tensor, generators: RowGenerators) -> Tensor:
-        """(B,) a token of each row with probabilities in proportion to ``weights`` (B, V), which need not sum to 1."""
+        """A token (B,) of each row, with probabilities in proportion to ``weights`` (B, V), which need not sum to 1."""
         return weights.argmax(-1) if self.settings.greedy else draw(weights, generators.uniform())
 
 
@@ -362,7 +362,7 @@ def _apply(filters: list[tuple[Filter, Any]], logits: Tensor, text: TokenBuffer)
 
 
 def _bias(settings: ChoiceSettings, vocab_size: int) -> Tensor:
-    """(V,) bias of each logit; -inf forbids a token."""
+    """The bias (V,) of the logits; -inf forbids a token."""
     bias = torch.zeros(vocab_size)
     for token, value in settings.logit_bias.items():
         bias[int(token)] = float(value)
@@ -371,7 +371,7 @@ def _bias(settings: ChoiceSettings, vocab_size: int) -> Tensor:
 
 
 def check_finite(logits: Tensor, position: int) -> None:
-    """Raise a NonFiniteError where the model's logits (B, V) have a NaN or +inf, or nothing but -inf in a row."""
+    """Raise a NonFiniteError if the model's logits (B, V) contain NaN or +inf, or a row of -inf."""
     if not bool(logits.amax(-1).isfinite().all()):
         raise NonFiniteError(
             f"the model's logits after {position} tokens are not finite (NaN or infinity): its weights are damaged, or"

@@ -1,4 +1,4 @@
-"""Token ids of growing texts, random numbers for each of them, and checks of prompts."""
+"""Token ids of growing texts, the random numbers of their rows, and checks of prompts."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -10,7 +10,7 @@ from torch import Tensor
 from modular_gpt.core.errors import ConfigError
 
 _EMPTY = "the prompt is empty: give at least one token, such as the one between documents"
-_BLOCK = 256  # uniform numbers made at once for every row
+_BLOCK = 256  # uniform numbers drawn at once for every row
 
 
 class TokenBuffer:
@@ -19,12 +19,12 @@ class TokenBuffer:
     ids: (B, columns so far); padding: (B,) number of leading padding columns, or None; prompt_length: in columns
     """
 
-    def __init__(self, prompt: Tensor, room: int, padding: Tensor | None = None) -> None:
-        """prompt: (B, T) ids; room: largest number of columns to append"""
+    def __init__(self, prompt: Tensor, max_new: int, padding: Tensor | None = None) -> None:
+        """prompt: (B, T) ids; max_new: largest number of columns to append"""
         batch, self.length = prompt.shape
         self.prompt_length = self.length
         self.padding = padding
-        self._ids = prompt.new_zeros(batch, self.length + room)
+        self._ids = prompt.new_zeros(batch, self.length + max_new)
         self._ids[:, : self.length] = prompt
 
     @property
@@ -33,11 +33,11 @@ class TokenBuffer:
 
     @property
     def generated(self) -> Tensor:
-        """(B, columns since the prompt)"""
+        """The generated ids, (B, columns since the prompt)."""
         return self._ids[:, self.prompt_length : self.length]
 
     def append(self, tokens: Tensor) -> None:
-        """tokens: (B, n)"""
+        """Append the ids (B, n)."""
         end = self.length + tokens.shape[1]
         self._ids[:, self.length : end] = tokens
         self.length = end
@@ -69,10 +69,13 @@ class TokenBuffer:
 
 
 class RowGenerators:
-    """One uniform number per row and step. The stream of text t of prompt p depends on (seed, p, t) alone."""
+    """Draws one uniform number per row and step; the stream of text t of prompt p depends on (seed, p, t) alone."""
 
     def __init__(self, seed: int | None, prompts: Sequence[int], texts: int, device: torch.device) -> None:
-        """seed: None takes one from PyTorch's global generator; prompts: their numbers; texts: of each prompt"""
+        """
+        seed: None: drawn from PyTorch's global generator
+        prompts: index of each prompt among all prompts; texts: number of texts per prompt
+        """
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         self._streams = [np.random.default_rng([seed, prompt, text]) for prompt in prompts for text in range(texts)]
         self._device = device
@@ -80,7 +83,7 @@ class RowGenerators:
         self._used = 0
 
     def uniform(self) -> Tensor:
-        """(B,) in [0, 1), in float64 where the device has it"""
+        """Uniform numbers (B,) in [0, 1), in float64, or float32 on mps."""
         if self._used == self._block.shape[0]:
             dtype = np.float32 if self._device.type == "mps" else np.float64
             rows = [stream.random(_BLOCK, dtype=dtype) for stream in self._streams]
@@ -91,10 +94,10 @@ class RowGenerators:
 
 
 def as_ids(values: object, name: str = "prompts", device: torch.device | None = None) -> Tensor:
-    """Token ids, or other whole numbers, as a tensor; a tensor stays as it is, anything else goes to ``device``.
+    """Token ids, or other whole numbers, as a tensor on ``device``; a tensor is returned unchanged.
 
     Raises:
-        ConfigError: text, numbers that are not whole, or lists of different lengths.
+        ConfigError: ``values`` are text, numbers that are not whole, or lists of different lengths.
     """
     if isinstance(values, Tensor):
         return values
@@ -114,7 +117,7 @@ def as_ids(values: object, name: str = "prompts", device: torch.device | None = 
 
 
 def left_pad(prompts: Sequence[Sequence[int]], device: torch.device | None = None) -> tuple[Tensor, Tensor | None]:
-    """Token lists of any lengths -> ids (B, T), zeros on the left, and the padding (B,) or None if there is none."""
+    """Token lists of any lengths -> ids (B, T), padded with zeros on the left, and the padding (B,) or None."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in zip(ids, prompts, strict=True):

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from modular_gpt.core.stream_decoder import SettlingDecoder, StreamDecoder
 
-_STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, where reading the result makes the host wait
+_STEPS_BETWEEN_CHECKS = 16  # of whether all rows have stopped, on devices with which reading the result synchronises
 
 
 class StopStringStreamer:
     """Decodes one row and releases text as soon as it cannot belong to a stop string."""
 
     def __init__(self, decoder: StreamDecoder, stops: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
-        """prompt: ids before the text; they may begin a character that the text completes"""
+        """prompt: ids before the text, whose last ones may begin a character that the text completes"""
         self._decoder = decoder
         self._stops = stops
         self._held = ""
@@ -27,11 +27,11 @@ class StopStringStreamer:
             decoder.settle()
 
     def push(self, id: int) -> str:
-        """Add a token and return the text that is certain now."""
+        """Add a token and return the text that can now be released."""
         return "" if self._over else self._release(self._decoder.push(id), last=False)
 
     def finish(self) -> str:
-        """Return the text that was held back, when no more tokens follow."""
+        """Return the text that was held back; called when no more tokens follow."""
         return "" if self._over else self._release(self._decoder.flush(), last=True)
 
     def _release(self, new: str, last: bool) -> str:
@@ -39,13 +39,13 @@ class StopStringStreamer:
         ends = [place for place in (self._held.find(stop) for stop in self._stops) if place >= 0]
         self.stopped = bool(ends)
         self._over = self.stopped or last
-        until = min(ends) if ends else len(self._held) - (0 if last else self._beginning_of_a_stop())
-        certain, self._held = self._held[:until], self._held[until:]
-        self.text += certain
-        return certain
+        until = min(ends) if ends else len(self._held) - (0 if last else self._possible_stop_length())
+        released, self._held = self._held[:until], self._held[until:]
+        self.text += released
+        return released
 
-    def _beginning_of_a_stop(self) -> int:
-        """Number of the last characters held that may begin a stop string."""
+    def _possible_stop_length(self) -> int:
+        """Number of held characters at the end that may begin a stop string."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
@@ -56,8 +56,10 @@ class StopStringStreamer:
 class StoppingState:
     """Tracks which rows have stopped, their lengths, and the reason.
 
-    stopped: (B,) whether a row has stopped; lengths: (B,) new tokens of each row, including the one that stopped it
+    stopped: (B,) whether a row has stopped
+    lengths: (B,) number of new tokens of each row, including the one that stopped it
     by_token: (B,) whether a stop token was the reason
+    transcripts: the decoder of each row; empty if texts are not decoded
     """
 
     def __init__(self, tokens: Sequence[int], rows: int, device: torch.device) -> None:
@@ -90,8 +92,8 @@ class StoppingState:
     def all(self) -> bool:
         """Whether all rows have stopped.
 
-        Read at every step on a CPU, and with transcripts, which read each token on the host anyway; otherwise at every
-        16th step.
+        It is checked at every step on a CPU and with transcripts, for which the host reads each token anyway, and else
+        at every 16th step.
         """
         if not len(self._tokens) and not self.transcripts:
             return False

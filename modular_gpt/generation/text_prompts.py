@@ -1,4 +1,4 @@
-"""Text in, text out: prompts that a tokenizer encodes, continued by a model and decoded again."""
+"""Continue text: a tokenizer encodes the prompts and decodes their continuations."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from modular_gpt.generation.protocol import LanguageModel
 
 
 class TextTokenizer(Protocol):
-    """What generation needs of a tokenizer; those of ``modular_gpt.data`` have it."""
+    """The interface of the tokenizers that generation takes; those of ``modular_gpt.data`` implement it."""
 
     @property
     def eos_ids(self) -> Sequence[int]:
@@ -30,7 +30,7 @@ class TextTokenizer(Protocol):
 
 
 def is_text(prompts: object) -> bool:
-    """Whether prompts are a text, or a list of texts, and not token ids."""
+    """Whether prompts are a text or a list of texts rather than token ids."""
     return isinstance(prompts, str) or (
         isinstance(prompts, list | tuple) and bool(prompts) and all(isinstance(prompt, str) for prompt in prompts)
     )
@@ -39,9 +39,9 @@ def is_text(prompts: object) -> bool:
 def generate_text(
     model: LanguageModel, prompts: str | Sequence[str], config: GenerationConfig, tokenizer: object, **models: Any
 ) -> str | list[str]:
-    """Continue a text, or several: each prompt with the text that follows it, as a str or a list of them.
+    """Continue a text or several texts. Returns each prompt with its continuation, as a str or a list of them.
 
-    tokenizer: a ``TextTokenizer``; its end tokens end a text, and ids that it has no text for are never drawn
+    tokenizer: a ``TextTokenizer``; its end tokens end a text, and ids without a text are never generated
     models: ``draft``, as for ``generate``
 
     Raises:
@@ -51,22 +51,22 @@ def generate_text(
     if tokenizer is None:
         raise ConfigError(
             "prompts are token ids, got text: encode it with the model's tokenizer, such as [tokenizer.encode(text)];"
-            " this model has none of its own, so give tokenizer=... or set model.tokenizer to take text"
+            " this model has no tokenizer, so give tokenizer=... or set model.tokenizer to take text"
         )
     if not all(hasattr(tokenizer, name) for name in ("prompt_ids", "unused_ids", "decode_stream", "eos_ids")):
         raise ConfigError(f"tokenizer must be one of modular_gpt.data, got a {type(tokenizer).__name__}")
-    reader: Any = tokenizer
-    settings = with_tokenizer(config, reader, model.config.vocab_size)
+    codec: Any = tokenizer
+    settings = with_tokenizer(config, codec, model.config.vocab_size)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     device = next(model.parameters()).device if isinstance(model, torch.nn.Module) else None
-    ids = [reader.prompt_ids(text) for text in texts]
-    found = complete(model, ids, settings, decode_stream=reader.decode_stream, device=device, **models)
-    written = [text + (one.text or "") for text, group in zip(texts, found, strict=True) for one in group]
-    return written[0] if isinstance(prompts, str) and len(written) == 1 else written
+    ids = [codec.prompt_ids(text) for text in texts]
+    completed = complete(model, ids, settings, decode_stream=codec.decode_stream, device=device, **models)
+    continued = [text + (new.text or "") for text, group in zip(texts, completed, strict=True) for new in group]
+    return continued[0] if isinstance(prompts, str) and len(continued) == 1 else continued
 
 
 def with_tokenizer(config: GenerationConfig, tokenizer: TextTokenizer, vocab_size: int) -> GenerationConfig:
-    """The settings with the tokenizer's end tokens, and without ids that it has no text for."""
+    """Add the tokenizer's end tokens to the stop tokens, and suppress the ids without a text."""
     values = {**vars(config)}
     values["stop_tokens"] = [*config.stop_tokens, *(id for id in tokenizer.eos_ids if id < vocab_size)]
     values["suppress_tokens"] = [*config.suppress_tokens, *tokenizer.unused_ids(vocab_size)]

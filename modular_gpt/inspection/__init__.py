@@ -1,4 +1,4 @@
-"""Inspection of a running model: its tensors by name, edits of them, the logit lens and measures of its heads."""
+"""Inspection of a running model: recording and editing its tensors, the logit lens, and scores of its heads."""
 
 from modular_gpt.inspection.activations import Activations, capture
 from modular_gpt.inspection.heads import ablate_heads, attention_maps, head_scores

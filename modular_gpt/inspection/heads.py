@@ -1,4 +1,4 @@
-"""Measures of attention heads: where their weights go, and how much the loss depends on them."""
+"""Measures of attention heads: their attention weights, and the rise of the loss without them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +17,9 @@ SCORES = ("previous", "first", "itself", "induction")
 
 
 def attention_maps(model: GPTModel, ids: Tensor, layers: Sequence[int] | None = None) -> dict[int, Tensor]:
-    """Where each head looks: the attention weights (B, H, T, T) by layer, of the layers that report some.
+    """The attention weights (B, H, T, T) of each head by layer, for the layers that report weights.
 
-    Weights without a softmax may be negative and sum to any number. Of those these are the absolute values, as shares
+    Weights without a softmax may be negative and sum to any number; they are returned as absolute values, as fractions
     of their row. Short convolutions have a kernel for each channel and no heads: H is 1, the mean over channels.
 
     Args:

@@ -32,7 +32,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 @dataclass
 class Reading:
-    """Everything that a page shows about a model and a text.
+    """The tensors and measures that a page shows about a model and a text.
 
     ids: (T,); losses: (T - 1,) of each token after the first; lens: by layer, ids and probabilities (T, TOP)
     layers: the blocks whose heads are shown; maps: their attention weights (1, H, T, T); seen: the recorded tensors
@@ -280,7 +280,7 @@ def _data(
     texts: list[str],
     routes: dict[int, Tensor],
 ) -> dict[str, object]:
-    """What the script shows, as plain JSON values."""
+    """The data of the page's script, as plain JSON values."""
     losses = [None, *(round(loss, 4) for loss in reading.losses.tolist())]
     lens = [
         [

@@ -1,4 +1,4 @@
-"""Two-way mappings between published models and GPTModel: of the keys of a config.json, and of tensors."""
+"""Mappings between published models and GPTModel, in both directions: keys of a config.json, and tensors."""
 
 from modular_gpt.mapping.hf_config import ANY, HFConfig, harmless
 from modular_gpt.mapping.layer_map import Flags, Pattern, by_names, by_number, layers

@@ -1,4 +1,4 @@
-"""A GPTConfig from our settings, or from those of other code bases (core/aliases.py)."""
+"""Read a GPTConfig from settings of this package or of other code bases (core/aliases.py)."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, encode, entries, with_setting
 from modular_gpt.model.config import SLOTS, GPTConfig
 
-# The tables by their names of before: foreign setting -> ours, and foreign name of a component -> ours.
+# The tables by their former names: foreign setting -> ours, and foreign name of a component -> ours.
 WORDS = {name: alias.targets[0] for name, alias in MODEL_SETTINGS.items() if not alias.note}
 NAMES = {slot: {name: our_names[0] for name, our_names in COMPONENTS[slot].items()} for slot in SLOTS}
 
@@ -35,7 +35,10 @@ def read_config(config: Description = None, **keywords: object) -> GPTConfig:
 
 
 def read_description(config: Description = None, **keywords: object) -> tuple[GPTConfig, str]:
-    """``read_config``, and a line about a default that came from the vocabulary; empty if there is none."""
+    """``read_config``, and a line about a default that was taken from the convention of the settings' names, or "".
+
+    The conventions are those of docs/vocabularies.md.
+    """
     if isinstance(config, GPTConfig):
         if keywords:
             raise ConfigError(f"give either a GPTConfig or keywords, not both ({', '.join(keywords)})")
@@ -45,16 +48,17 @@ def read_description(config: Description = None, **keywords: object) -> tuple[GP
     if not isinstance(config, (Mapping, type(None))):
         raise ConfigError(f"a model is described by a GPTConfig, a dict, a SimpleNamespace or keywords, not {config!r}")
     settings = {**(config or {}), **keywords}
-    values, left_open = translate(settings), ""
-    whole = vocabulary(settings)
-    if whole is not None and "pos" not in values:
-        values["pos"] = whole.pos
-        left_open = f"pos: {whole.pos}, as in models described by {' '.join(whole.settings)} ({whole.origin})"
-    return GPTConfig.from_dict(values), left_open
+    values, assumed = translate(settings), ""
+    convention = vocabulary(settings)
+    if convention is not None and "pos" not in values:
+        values["pos"] = convention.pos
+        names = " ".join(convention.settings)
+        assumed = f"pos: {convention.pos}, as in models described by {names} ({convention.origin})"
+    return GPTConfig.from_dict(values), assumed
 
 
 def translate(settings: PlainMapping) -> PlainDict:
-    """Our settings for foreign ones; our own pass unchanged.
+    """Translate foreign settings to ours; ours pass unchanged.
 
     Raises:
         ConfigError: a setting is unknown or has no exact counterpart, or two of them contradict each other.
@@ -83,7 +87,7 @@ def translate(settings: PlainMapping) -> PlainDict:
 
 
 class _Component:
-    """The component that settings select for one slot: its possible names, and its settings."""
+    """The component of one slot, as settings describe it one by one: its possible names, and its settings."""
 
     def __init__(self, slot: str) -> None:
         self.slot = slot
@@ -94,7 +98,7 @@ class _Component:
         self.origin: dict[str, str] = {}
 
     def add(self, setting: str, value: object, name: str) -> None:
-        """One setting of the component, or with ``setting`` empty the component itself. name: as the user wrote it."""
+        """Add a setting of the component, or with an empty ``setting`` the component itself; name: the user's name."""
         if setting == "name":
             self.choose(value, name)
         elif setting:
@@ -112,10 +116,10 @@ class _Component:
         names = component_names(self.slot, value, known) if isinstance(value, str) else ()
         if not names:
             decode(self.slot, value if isinstance(value, str) else {"name": value})  # raises the error
-        both = tuple(candidate for candidate in self.names if candidate in names)
-        if self.names and not both:
+        common = tuple(candidate for candidate in self.names if candidate in names)
+        if self.names and not common:
             raise ConfigError(f"{name}={value!r} contradicts {self.chosen_by}: both choose the {self.slot}; give one")
-        self.names, self.chosen_by = both or names, f"{name}={value!r}"
+        self.names, self.chosen_by = common or names, f"{name}={value!r}"
 
     def decoded(self) -> ComponentConfig:
         default = str(GPTConfig.__dataclass_fields__[self.slot].default)
@@ -124,12 +128,14 @@ class _Component:
         return decode(self.slot, {**self.values, "name": name})
 
     def _check_foreign(self, name: str) -> None:
-        """Raise a ConfigError for a foreign setting that the component of that name has not, by the user's name."""
+        """Raise a ConfigError, with the user's name of the setting, for a foreign one that the component lacks."""
         for setting, given in self.origin.items():
-            able = with_setting(self.slot, setting)
-            if given != f"{self.slot}.{setting}" and able and name not in able:
-                ours = "" if given.rpartition(".")[2] == setting else f" ({setting})"
-                raise ConfigError(f"{self.slot}={name} has no setting {given}{ours}; use it with {' or '.join(able)}")
+            supporting = with_setting(self.slot, setting)
+            if given != f"{self.slot}.{setting}" and supporting and name not in supporting:
+                translated = "" if given.rpartition(".")[2] == setting else f" ({setting})"
+                raise ConfigError(
+                    f"{self.slot}={name} has no setting {given}{translated}; use it with {' or '.join(supporting)}"
+                )
 
 
 def _unknown(name: str, our_names: list[str]) -> str:

@@ -44,7 +44,7 @@ class TransformerBlock(nn.Module):
 
     def attend(self, x: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D), after dropout"""
-        if isinstance(self.attention, Attention):  # not a module that was put in its place
+        if isinstance(self.attention, Attention):  # it may have been replaced by any module
             x, cache = self.attention.convolve(x, pos, cache)
         out: Tensor = self.dropout(report("attention.out", self.attention(x, pos, cache)))
         return out
@@ -53,7 +53,7 @@ class TransformerBlock(nn.Module):
         """(B, T, D) -> (B, T, D) after dropout, and auxiliary losses"""
         if isinstance(self.ffn, FeedForward):
             out, losses = self.ffn(x, pos.valid()) if self.ffn.takes_mask else self.ffn(x)
-        else:  # a module that was put in its place
+        else:  # any module that replaced it
             out, losses = self.ffn(x), {}
         return self.dropout(report("ffn.out", out)), losses
 

@@ -29,8 +29,8 @@ from modular_gpt.model.topologies import TOPOLOGIES
 CONFIG_FORMAT = 1  # of the dict that to_dict writes
 SLOTS = ("attention", "ffn", "norm", "pos")
 BASE = "base"  # the pattern's name for a layer without overrides
-BLOCK = "block"  # beside the slots, what a variant may set: the fields of _Block
-# No published model comes near these; what a typo or a damaged file asks for does, and would never be built.
+BLOCK = "block"  # key of a variant, beside the slots, that sets the fields of _Block
+# Larger than any published model: a size above these comes from a typo or a damaged file.
 LARGEST = {"vocab_size": 2**31, "d_model": 2**24, "n_heads": 2**20, "n_layers": 2**14, "context_length": 2**31}
 
 Choice = str | PlainMapping | ComponentConfig
@@ -106,11 +106,11 @@ class BlockConfig(NamedTuple):
         return Norm.of(self.norm)
 
     def rotary_width(self, dims: Dims) -> int:
-        """The width of the vectors that the attention passes to ``Position.rotate``."""
+        """The width of the vectors that the attention passes to ``Position.rotate``; 0 if it rotates nothing."""
         return self.attention_class.rotary_width(self.attention, dims, self.position_class)
 
     def uses_positions(self, dims: Dims) -> bool:
-        """Whether the choice of ``pos`` matters: False in an attention that rotates nothing, such as a recurrence."""
+        """Whether ``pos`` has an effect; a rotation has none in an attention without one, such as a recurrence."""
         return self.position_class.embeds or self.position_class.biases or self.rotary_width(dims) > 0
 
     def cache_spec(self, dims: Dims) -> CacheSpec:
@@ -118,7 +118,10 @@ class BlockConfig(NamedTuple):
         return self.attention.convolved(spec, dims) if isinstance(self.attention, AttentionConfig) else spec
 
     def score_flops(self, dims: Dims, context: int, causal: bool) -> float:
-        """FLOPs of the scores and weighted sums of a query in a full context; ``causal``: the average query."""
+        """FLOPs of the scores and weighted sums of one query in a full context.
+
+        causal: count the keys up to the query, on average over queries; otherwise all keys of the context or window
+        """
         keys = self.attention_class.keys_seen(self.attention, dims, self.position_class, context)[causal]
         return keys * self.attention_class.score_flops(self.attention, dims, self.position_class)
 
@@ -163,7 +166,7 @@ class _Block:
         self.residual_weights = [float(weight) for weight in weights] if any(one != 1 for one in weights) else None
 
 
-LayerConfig = BlockConfig  # the name of before
+LayerConfig = BlockConfig  # the former name
 
 
 class _Layer(NamedTuple):
@@ -258,7 +261,7 @@ class GPTConfig:
         one_of(self.init_residual, ("scaled", "plain", "zero"), "init_residual")
         one_of(self.init_head, ("matrix", "zero"), "init_head")
         if self.init_head == "zero" and self.tie_embeddings:
-            raise ConfigError("init_head=zero is for a head of its own, not the embeddings; set tie_embeddings=false")
+            raise ConfigError("init_head=zero needs a head that is not the embedding matrix; set tie_embeddings=false")
         for slot in SLOTS:
             setattr(self, slot, decode(slot, getattr(self, slot)))
         if isinstance(self.layers, Mapping):
@@ -293,7 +296,7 @@ class GPTConfig:
 
     @property
     def given_layers(self) -> list[BlockConfig]:
-        """The layers as the settings give them, nulls included."""
+        """The components and the block of each layer as the settings give them, nulls included."""
         return [layer.given for layer in self._layers]
 
     @cached_property
@@ -320,10 +323,10 @@ class GPTConfig:
         block = overrides.get(BLOCK, {})
         block = {"topology": block} if isinstance(block, str) else block
         if not isinstance(block, Mapping):
-            raise ConfigError(f"what differs in the block of a layer must be a topology or a mapping, got {block!r}")
+            raise ConfigError(f"the block of a variant must be a topology or a mapping of settings, got {block!r}")
         model_block = {field.name: getattr(self, field.name) for field in fields(_Block)}
-        made = from_mapping(_Block, {**model_block, **block}, BLOCK)
-        return BlockConfig(attention, ffn, norm, pos, **asdict(made))
+        settings = from_mapping(_Block, {**model_block, **block}, BLOCK)
+        return BlockConfig(attention, ffn, norm, pos, **asdict(settings))
 
     @cached_property
     def resolved_norm(self) -> ComponentConfig:
@@ -333,12 +336,12 @@ class GPTConfig:
 
     @cached_property
     def resolved_pos(self) -> ComponentConfig:
-        """The model's own position, which may be added to the embeddings, with its nulls resolved."""
+        """The position of the model itself, which may be added to the embeddings, with its nulls resolved."""
         used = [layer.resolved.pos for layer in self._layers if layer.given.pos == self.pos]
         return used[0] if used else Position.of(self.pos).resolved(self.pos, self.dims, 0)
 
     def _check_layers(self) -> None:
-        """Raise a ConfigError for settings of a layer that a component does not support."""
+        """Raise a ConfigError for a setting of a layer that a component does not support."""
         for given, resolved in {id(layer): layer for layer in self._layers}.values():  # each variant once
             resolved.check(self.dims)
             if resolved.position_class.embeds and given.pos != self.pos:
@@ -350,7 +353,7 @@ class GPTConfig:
             embedded.check(self.resolved_pos, self.dims, 0)
 
     def cache_bytes(self, batch: int, tokens: int, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of the cache of ``batch`` texts of ``tokens`` tokens, all layers; exactly what is allocated."""
+        """Bytes of the cache of ``batch`` rows of ``tokens`` tokens over all layers, equal to the allocated bytes."""
         return sum(layer.cache_spec(self.dims).nbytes(batch, tokens, dtype) for layer in self.layer_configs)
 
     def to_dict(self) -> PlainDict:

@@ -8,17 +8,19 @@ from typing import Any
 from modular_gpt.core.registry import encode
 from modular_gpt.model.config import SLOTS, BlockConfig, GPTConfig
 
+_BLOCK = ("topology", "residual_multiplier", "residual_weights")  # settings of each layer's block
 # Settings that change no logits of a trained model (initialisation, training, kernels), and those that are compared
-# component by component.
-_NOT_COMPUTED = {"init", "init_std", "init_residual", "init_head", "dropout", "bias", "layers", "final_norm", *SLOTS}
-_BLOCK = ("topology", "residual_multiplier", "residual_weights")  # of each layer
-_NOT_COMPUTED |= {*_BLOCK}
-_NOT_COMPUTED |= {"init_by_name"}
-_NOT_COMPUTED_IN_COMPONENTS = {"name", "dropout", "backend", "balance", "balance_weight", "z_weight", "bias_step"}
+# layer by layer.
+_NOT_COMPARED = {"init", "init_std", "init_residual", "init_head", "init_by_name", "dropout", "bias", "layers"}
+_NOT_COMPARED |= {"final_norm", *_BLOCK, *SLOTS}
+_NOT_COMPARED_IN_COMPONENTS = {"name", "dropout", "backend", "balance", "balance_weight", "z_weight", "bias_step"}
 
 
 def other_components(config: GPTConfig, known: Sequence[Sequence[BlockConfig]]) -> list[str]:
-    """The components of each layer that are in none of the ``known`` layers of this index, as ``slot=name``."""
+    """The components, as ``slot=name``, that none of the ``known`` layers of the same index has.
+
+    known: alternatives for each layer; repeated if the model has more layers
+    """
     found = []
     for slot in SLOTS:
         for index, layer in enumerate(config.layer_configs):
@@ -36,7 +38,7 @@ def differences(config: GPTConfig, other: GPTConfig) -> Iterator[str]:
         yield f"final_norm={config.has_final_norm}"
     for setting in fields(config):
         value = getattr(config, setting.name)
-        if setting.name not in _NOT_COMPUTED and not _equal(value, getattr(other, setting.name)):
+        if setting.name not in _NOT_COMPARED and not _equal(value, getattr(other, setting.name)):
             yield f"{setting.name}={value}"
     named = set()
     for layer, counterpart in zip(config.layer_configs, other.layer_configs, strict=True):
@@ -57,7 +59,7 @@ def _layer_differences(config: GPTConfig, layer: BlockConfig, other: BlockConfig
         values, others = encode(getattr(layer, slot)), encode(getattr(other, slot))
         only_speed = layer.attention_class.only_speed if slot == "attention" else ()
         for name, value in values.items():
-            if name not in {*_NOT_COMPUTED_IN_COMPONENTS, *only_speed} and not _equal(value, others[name]):
+            if name not in {*_NOT_COMPARED_IN_COMPONENTS, *only_speed} and not _equal(value, others[name]):
                 yield f"{slot}.{name}={value}"
 
 

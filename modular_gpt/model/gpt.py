@@ -1,4 +1,4 @@
-"""The decoder: embeddings, a stack of blocks, a head. Shapes by the letters of core/contracts.py."""
+"""The decoder: embeddings, a stack of blocks, a head. Letters of shapes are those of core/contracts.py."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -42,7 +42,10 @@ else:
 
 
 class ParameterCount(NamedTuple):
-    """total; non_embedding: without token and position tables; active: those that one token uses (MoE)."""
+    """Numbers of parameters.
+
+    total: all; non_embedding: without token and position tables; active: those that one token uses (MoE)
+    """
 
     total: int
     non_embedding: int
@@ -63,8 +66,8 @@ class GPTModel(GeneratesText, nn.Module):
         with size_errors("the model"):
             self._build(config)
             initialise(self, config)
-        self._own_cache: ModelCache | None = None
-        self.vocabulary: VocabularyShard | None = None  # None: this process has all token ids
+        self._kv_cache: ModelCache | None = None
+        self.vocabulary: VocabularyShard | None = None  # None: the vocabulary is not sharded
 
     def _build(self, config: GPTConfig) -> None:
         width = config.embed_width or config.d_model
@@ -85,7 +88,7 @@ class GPTModel(GeneratesText, nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
 
     def _build_positions(self, config: GPTConfig) -> dict[str, Position]:
-        """One module for each distinct position, by its settings; the model's own, which may embed, is first."""
+        """One module for each distinct position, by its settings; the model's position, which may embed, is first."""
         modules: dict[str, Position] = {}
         model_position = (config.resolved_pos, config.pos)
         layers = zip(config.layer_configs, config.given_layers, strict=True)
@@ -137,20 +140,20 @@ class GPTModel(GeneratesText, nn.Module):
         ids: (B, T) token ids; targets: (B, T) the next token at each position; -100 is ignored
         cache: the cache of the preceding tokens, which is extended in place; no gradients are recorded
         padding: (B,) number of leading padding tokens of each row
-        documents: (B, T) number of the document that each token belongs to, several of which are packed into a row:
-            tokens see their own document alone, and positions count from its beginning; None: each row is one text
+        documents: (B, T) document id of each token in rows of packed documents: a token attends to its document
+            alone, and positions count from the document's beginning; None: each row is one document
         last_only: return only the logits of the last position, (B, 1, V)
         use_cache: keep a cache on the model between calls, until ``reset_kv_cache``
         loss: the terms that are added to the cross-entropy
-        Returns (B, T, V), or a LossOutput.
+        Returns logits (B, T, V), or a LossOutput.
 
         Raises:
-            ConfigError: tokens past a learned position table or past a full cache; documents with a cache, padding or
-                an attention that cannot separate them.
+            ConfigError: an id or target is outside the vocabulary, tokens lie past a learned position table or a full
+                cache, or documents come with a cache, with padding or with an attention that cannot separate them.
         """
         ids = checked_ids(ids, self.embedding.weight.device)
         if use_cache:
-            cache = self._kept_cache(ids.shape[0])
+            cache = self._session_cache(ids.shape[0])
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             x, losses = self.hidden_states(ids, cache, padding, documents)
             if targets is None:
@@ -172,7 +175,7 @@ class GPTModel(GeneratesText, nn.Module):
             raise ConfigError(outside("targets", counted, self.config.vocab_size)) from None
 
     def _logits_after(self, x: Tensor) -> Tensor:
-        """The logits of hidden states, also outside the autocast region that these were computed in."""
+        """The logits of hidden states, also outside the autocast region in which these were computed."""
         weight = self.embedding.weight
         return self.logits(x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype))
 
@@ -215,7 +218,7 @@ class GPTModel(GeneratesText, nn.Module):
         return logits if self.vocabulary is None else self.vocabulary.gathered(logits)
 
     def _local_logits(self, x: Tensor) -> Tensor:
-        """(..., D) -> the logits of the token ids that this process has, which are all unless they are divided."""
+        """(..., D) -> (..., V): logits; of a sharded vocabulary, those of this process's token ids."""
         x = _apply(self.embedding_out, x)
         if self.vocabulary is not None:
             logits = self.vocabulary.logits(x, self.embedding.weight if self.head is None else self.head.weight)
@@ -229,7 +232,7 @@ class GPTModel(GeneratesText, nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def shard_vocabulary(self, shards: ShardGroup) -> dict[str, ParallelStyle]:
-        """Divide embeddings, head and loss by token ids; returns the parallel style of each parameter by name.
+        """Shard embeddings, head and loss by token ids. Returns the parallel style of each parameter by name.
 
         Raises:
             ConfigError: some process would have no token id.
@@ -248,11 +251,12 @@ class GPTModel(GeneratesText, nn.Module):
     ) -> ModelCache:
         """An empty cache for ``batch`` rows of up to ``max_length`` tokens; without a length it grows by doubling.
 
-        window: no token sees more than the last ``window`` ones, its own included, in any layer; a layer with a
-            score matrix keeps no more than that, one with a constant state is not limited
+        dtype: of keys and values; None: that of the weights
+        window: limit the attention of every layer to the last ``window`` tokens, the query's included; caches of keys
+            and values then hold no more tokens; constant states, as of recurrences, are not limited
 
         Raises:
-            ConfigError: there is no row, or a length or window is not a whole number that can be.
+            ConfigError: ``batch``, ``max_length`` or ``window`` is no whole number or too small.
         """
         check_cache_size(batch, max_length, window)
         weight = self.embedding.weight
@@ -263,22 +267,22 @@ class GPTModel(GeneratesText, nn.Module):
     @property
     def slides(self) -> bool:
         """Whether a text may exceed context_length while each token attends to the last context_length tokens."""
-        attentions = all(block.attention.slides for block in self.blocks)
-        return attentions and all(position.slides for position in self.positions)
+        attentions_slide = all(block.attention.slides for block in self.blocks)
+        return attentions_slide and all(position.slides for position in self.positions)
 
     @property
     def switch_length(self) -> int | None:
-        """Number of tokens beyond which all keys of a text change, so that it has to be read again; None: never."""
+        """Length in tokens beyond which all keys of a text change, so that the cache has to be rebuilt; None: never."""
         return next((position.switch_length for position in self.positions if position.switch_length), None)
 
-    def _kept_cache(self, batch: int) -> ModelCache:
-        if self._own_cache is None:
-            self._own_cache = self.new_cache(batch)
-        return self._own_cache
+    def _session_cache(self, batch: int) -> ModelCache:
+        if self._kv_cache is None:
+            self._kv_cache = self.new_cache(batch)
+        return self._kv_cache
 
     def reset_kv_cache(self) -> None:
         """Discard the cache that ``forward(..., use_cache=True)`` keeps on the model."""
-        self._own_cache = None
+        self._kv_cache = None
 
     @classmethod
     def from_pretrained(
@@ -310,12 +314,12 @@ class GPTModel(GeneratesText, nn.Module):
         path: a folder, created if missing; other files in it stay
         format: family: a published family, which transformers loads by itself | modular_gpt: any model, which
             transformers loads after ``import modular_gpt.hf`` | auto: family if one computes the same, else modular_gpt
-        eos_token_id: the id or ids that end a text, for the generation of transformers
+        eos_token_id: the id or ids that end a text, for generation with transformers
         model_type: the published family to write, such as granite; None: the first one that computes the same
 
         Raises:
-            CheckpointError: format=family, and no published family computes the same; model_type, and models of this
-                type cannot; or the folder cannot be written.
+            CheckpointError: no published family, or not the one of ``model_type``, computes the same; or the folder
+                cannot be written.
             ConfigError: the format or the model_type is unknown.
         """
         from modular_gpt.checkpoint.hf_folder import save_model
@@ -328,7 +332,7 @@ class GPTModel(GeneratesText, nn.Module):
             block.recomputes = every > 0 and index % every == 0
 
     def after_optimizer_step(self) -> None:
-        """Update state that has no gradient, such as balancing biases; call it after each optimizer step."""
+        """Update state that has no gradient, such as the balancing biases of experts; call it after each update."""
         for ffn in self._feed_forwards():
             ffn.after_optimizer_step()
 
@@ -338,7 +342,7 @@ class GPTModel(GeneratesText, nn.Module):
             ffn.after_skipped_step()
 
     def _feed_forwards(self) -> list[FeedForward]:
-        """The feed-forward networks, without modules that were put in place of one."""
+        """The feed-forward networks of the blocks, without other modules that replaced one."""
         return [block.ffn for block in self.blocks if isinstance(block.ffn, FeedForward)]
 
     def num_parameters(self) -> ParameterCount:
@@ -357,9 +361,9 @@ class GPTModel(GeneratesText, nn.Module):
         return self.num_parameters().total - non_embedding * sum(table.numel() for table in tables)
 
     def summary(self) -> str:
-        """A table of the modules: type, parameters, share of all, bytes cached per token and row.
+        """A table of the modules: type, parameters, share of all, bytes cached per token and row (float32).
 
-        A line below the table names a default that came from the vocabulary of the settings (docs/vocabularies.md).
+        A line below the table names a default that was assumed from the names of the settings (docs/vocabularies.md).
         """
         table = summary_table(self, self.config)
         return f"{table}\n{self.assumed}" if self.assumed else table

@@ -18,22 +18,22 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.nn.matrices import is_matrix
 from modular_gpt.nn.residual import is_residual
 
-Whole = Callable[[nn.Module, Sequence[str]], AbstractContextManager[None]]
+FullParameters = Callable[[nn.Module, Sequence[str]], AbstractContextManager[None]]
 
 
-def as_they_are(module: nn.Module, names: Sequence[str]) -> AbstractContextManager[None]:
-    """A context in which the parameters ``names`` of a module, which are whole, stay what they are."""
+def not_sharded(module: nn.Module, names: Sequence[str]) -> AbstractContextManager[None]:
+    """Do nothing: the ``FullParameters`` of a model that is not sharded."""
     return nullcontext()
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, config: GPTConfig, whole: Whole = as_they_are) -> None:
+def initialise(model: nn.Module, config: GPTConfig, full_parameters: FullParameters = not_sharded) -> None:
     """Set every parameter and buffer of ``model``, drawing from PyTorch's global generator.
 
     With ``init_by_name``, the generator is seeded before each draw by its initial seed and the parameter's name. A
     model on the meta device has no values to set.
 
-    whole: a context in which the given parameters of a module are whole tensors, for a model that is sharded
+    full_parameters: context manager in which the given parameters of a sharded module are full tensors
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return
@@ -44,7 +44,7 @@ def initialise(model: nn.Module, config: GPTConfig, whole: Whole = as_they_are) 
         if callable(reset) and not isinstance(module, (nn.Linear, nn.Embedding)):
             if config.init_by_name:
                 torch.manual_seed(seed_of(seed, path))
-            with whole(module, [name for name in names if not is_matrix(module, name)]):
+            with full_parameters(module, [name for name in names if not is_matrix(module, name)]):
                 reset()
         for name in names:
             if config.init_by_name:
@@ -52,7 +52,7 @@ def initialise(model: nn.Module, config: GPTConfig, whole: Whole = as_they_are) 
             if name.endswith("bias"):
                 module.get_parameter(name).zero_()
             elif isinstance(module, nn.Embedding) or is_matrix(module, name):
-                with whole(module, [name]):
+                with full_parameters(module, [name]):
                     _draw(module.get_parameter(name), config, isinstance(module, nn.Embedding))
                     if is_residual(module, name):
                         module.get_parameter(name).mul_(_residual_factor(config))
@@ -60,16 +60,16 @@ def initialise(model: nn.Module, config: GPTConfig, whole: Whole = as_they_are) 
     if config.init_head == "zero" and isinstance(head, nn.Linear):
         head.weight.zero_()
     if config.init_by_name:
-        torch.manual_seed(seed)  # what is drawn after the model does not depend on its last parameter's name
+        torch.manual_seed(seed)  # draws after the model do not depend on its last parameter's name
 
 
 def seed_of(seed: int, name: str) -> int:
-    """The seed (63 bits) of what bears this name in a run of this seed."""
+    """The seed (63 bits) of the generator for ``name`` in a run with ``seed``."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little") >> 1
 
 
 def _draw(weight: Tensor, config: GPTConfig, embedding: bool) -> None:
-    """weight: (..., out, in); leading dimensions are experts."""
+    """Draw a matrix, or stacked ones of experts, (..., out, in), or an embedding table."""
     if config.init == "normal" or embedding:  # a row of an embedding has no fan-in
         nn.init.normal_(weight, std=config.init_std)
     elif config.init == "fan_in":

@@ -1,4 +1,4 @@
-"""Settings of layers, given one by one, as those of the most frequent layer with ``layers`` for the others."""
+"""Fold the settings of single layers into those of the most frequent layer, and ``layers`` for the other layers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,14 +30,14 @@ def fold_layers(layers: Sequence[PlainDict], name: str) -> PlainDict:
 
 
 def _changed(settings: PlainMapping, base: PlainMapping) -> PlainDict:
-    """The settings that differ; all of them where the component is another one."""
+    """The settings that differ from ``base``; all of them if the component is another one."""
     if settings.get("name") != base.get("name"):
         return dict(settings)
     return {name: value for name, value in settings.items() if value != base[name]}
 
 
 def _variant_name(changed: Mapping[str, PlainDict], taken: PlainMapping) -> str:
-    """A name that tells what differs: another component, a window, or any."""
+    """A new name for a variant: the name of another component, full or sliding for a window, or else variant."""
     named = [settings["name"] for settings in changed.values() if "name" in settings]
     window = changed.get("attention", {}).get("window", 0)
     name = named[0] if named else "full" if window is None else "sliding" if window else "variant"
@@ -45,7 +45,7 @@ def _variant_name(changed: Mapping[str, PlainDict], taken: PlainMapping) -> str:
 
 
 def fold_names(names: Sequence[str]) -> dict[str, list[str]]:
-    """The shortest ``prefix`` and ``cycle`` of variants that spell ``names``."""
+    """The shortest ``prefix`` and ``cycle`` of variants whose pattern is ``names``."""
     best: tuple[list[str], list[str]] = ([], list(names))
     for length in range(len(names)):
         if length >= len(best[0]) + len(best[1]):

@@ -21,9 +21,10 @@ _CHUNK = 2**24  # logits held at once while training; 64 MiB in float32
 class LossOutput:
     """The loss of a batch; ``logits, loss = output`` unpacks it.
 
-    loss: the scalar to minimise; losses: its summands by name, ``cross_entropy`` and auxiliary losses
-    head: computes the logits; None where the forward pass was compiled
-    accuracy: share of the targets that are the most likely token; None: it was not asked for, see ``LossConfig``
+    loss: the scalar to minimise, in nats per token
+    losses: its summands by name, ``cross_entropy`` and auxiliary losses
+    head: computes the logits; None if the forward pass was compiled
+    accuracy: fraction of the targets that are the most likely token; None without ``LossConfig.accuracy``
     """
 
     loss: Tensor
@@ -41,7 +42,7 @@ class LossOutput:
         """(B, T, V), computed at the first use: the loss itself is computed in chunks and never holds all of them.
 
         Raises:
-            ConfigError: the forward pass was compiled or exported, which computes the loss alone.
+            ConfigError: the forward pass was compiled or exported, and computed the loss alone.
         """
         if self.head is None:
             raise ConfigError("a compiled forward pass with targets gives the loss alone; for logits call model(ids)")
@@ -58,11 +59,12 @@ class LossOutput:
 class LossConfig:
     """Terms that are added to the cross-entropy in training.
 
-    label_smoothing: share of each target that is spread evenly over the vocabulary (https://arxiv.org/abs/1512.00567)
+    label_smoothing: fraction of each target that is spread evenly over the vocabulary
+        (https://arxiv.org/abs/1512.00567)
     z_loss: weight of the squared logarithm of the softmax's denominator, which keeps logits from drifting
         (https://arxiv.org/abs/2204.02311, there 0.0001)
     chunk: number of logits held at once while training (null: 2^24); it changes the memory, not the loss
-    accuracy: count the targets that are the most likely token, too
+    accuracy: also compute the fraction of the targets that are the most likely token
 
     Raises:
         ConfigError: label_smoothing is not in [0, 1), or z_loss is below 0.
@@ -90,12 +92,15 @@ def token_losses(
     settings: LossConfig,
     vocabulary: VocabularyShard | None = None,
 ) -> dict[str, Tensor]:
-    """Summands of the loss by name, each a mean over the targets that count, and ``accuracy`` where it is asked for.
+    """Summands of the loss by name, each a mean over the targets that are not ``IGNORED``, and ``accuracy`` if set.
 
-    x: (B, T, D) inputs of the head; targets: (B, T), may be ``IGNORED``; logits: the head, (M, D) -> (M, V)
-    vocabulary: the token ids whose logits the head of this process gives; None: all
-    ``cross_entropy`` is the plain one whatever the settings; ``label_smoothing`` is what smoothing changes of it.
-    The logits of long batches are made and dropped chunk by chunk, in the backward pass too.
+    ``cross_entropy`` is that without smoothing; ``label_smoothing`` is the change of it by smoothing. The logits of
+    long batches are computed and freed chunk by chunk, in the backward pass as well.
+
+    x: (B, T, D) inputs of the head
+    targets: (B, T) token ids or ``IGNORED``
+    logits: the head, (M, D) -> (M, V)
+    vocabulary: the shard of the token ids whose logits the head computes; None: all ids
     """
     x, targets = x.flatten(0, 1), targets.flatten()
     rows = max(1, (settings.chunk or _CHUNK) // vocab_size)
@@ -120,11 +125,11 @@ def token_losses(
 def _sums(
     logits: Tensor, targets: Tensor, settings: LossConfig, vocabulary: VocabularyShard | None = None
 ) -> list[Tensor]:
-    """Cross-entropy, and what else is asked for, summed over the rows of logits (M, V) that count.
+    """Cross-entropy and other summands of ``settings``, summed over the rows (M, V) whose target is not ``IGNORED``.
 
-    vocabulary: the token ids that the logits of this process are of; None: all
+    vocabulary: the shard of the token ids of the logits; None: all ids
     """
-    hits = [(_best(logits, vocabulary) == targets).sum()] if settings.accuracy else []  # no id is ``IGNORED``
+    hits = [(_most_likely(logits, vocabulary) == targets).sum()] if settings.accuracy else []  # no id is ``IGNORED``
     if vocabulary is None and not settings.label_smoothing and not settings.z_loss:
         return [F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"), *hits]
     counts = targets != IGNORED
@@ -132,28 +137,28 @@ def _sums(
     sums = [losses.sum()]
     if settings.label_smoothing:
         mean = logits.mean(-1) if vocabulary is None else vocabulary.mean(logits)
-        even = log_sum - mean.where(counts, 0.0)  # the cross-entropy of targets that are spread evenly
-        sums.append(settings.label_smoothing * (even.sum() - sums[0]))
+        uniform = log_sum - mean.where(counts, 0.0)  # the cross-entropy with uniform targets
+        sums.append(settings.label_smoothing * (uniform.sum() - sums[0]))
     if settings.z_loss:
         sums.append(settings.z_loss * log_sum.square().sum())
     return [*sums, *hits]
 
 
-def _best(logits: Tensor, vocabulary: VocabularyShard | None) -> Tensor:
-    """(M,): the most likely id of each row."""
+def _most_likely(logits: Tensor, vocabulary: VocabularyShard | None) -> Tensor:
+    """The most likely id of each row, (M, V) -> (M,)."""
     return logits.argmax(-1) if vocabulary is None else vocabulary.argmax(logits)
 
 
 def _row_losses(
     logits: Tensor, targets: Tensor, counts: Tensor, vocabulary: VocabularyShard | None
 ) -> tuple[Tensor, Tensor]:
-    """The cross-entropy (M,), and the logarithm of the sum of exp(logits); both are 0 in rows that do not count.
+    """The cross-entropy and the log-sum-exp of the logits, both (M,) and 0 in rows whose target is ``IGNORED``.
 
-    Neither makes another tensor of the size of the logits.
+    Neither allocates another tensor of the size of the logits.
     """
-    existing = targets.where(counts, 0)
+    valid_targets = targets.where(counts, 0)
     if vocabulary is None:
         losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
-        return losses, (losses + logits.gather(1, existing[:, None])[:, 0]).where(counts, 0.0)
+        return losses, (losses + logits.gather(1, valid_targets[:, None])[:, 0]).where(counts, 0.0)
     log_sum = vocabulary.logsumexp(logits)
-    return (log_sum - vocabulary.chosen(logits, existing)).where(counts, 0.0), log_sum.where(counts, 0.0)
+    return (log_sum - vocabulary.chosen(logits, valid_targets)).where(counts, 0.0), log_sum.where(counts, 0.0)

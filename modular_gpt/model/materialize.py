@@ -17,7 +17,7 @@ def meta_model(config: GPTConfig) -> GPTModel:
     """The model that a config describes, on the meta device: shapes and names without storage.
 
     Raises:
-        ConfigError: a size is beyond what any tensor can have.
+        ConfigError: a size is larger than any tensor can have.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return GPTModel(config)
@@ -26,8 +26,8 @@ def meta_model(config: GPTConfig) -> GPTModel:
 def deferred_model(config: GPTConfig) -> GPTModel:
     """A model on the meta device, to be sharded and then initialised to the values that ``GPTModel(config)`` has.
 
-    PyTorch's generator is left as the constructors of modules leave it, which draw one tensor at a time. A plugin whose
-    constructor computes tensors gets a model with storage, as ``GPTModel(config)``.
+    PyTorch's generator advances as in the constructors of a model with storage, with one tensor in memory at a time. If
+    a plugin's constructor computes tensors, the model has storage, as ``GPTModel(config)``.
     """
     before = torch.get_rng_state()
     with torch.device("meta"), DrawnWithStorage():
@@ -39,7 +39,7 @@ def deferred_model(config: GPTConfig) -> GPTModel:
 
 
 class DrawnWithStorage(TorchDispatchMode):
-    """Random numbers for a tensor on the meta device advance the CPU's generator as those for one with storage do."""
+    """Dispatch mode: drawing a tensor on the meta device advances the CPU's generator as for a tensor with storage."""
 
     def __torch_dispatch__(
         self,
@@ -55,7 +55,7 @@ class DrawnWithStorage(TorchDispatchMode):
 
 
 def _with_storage(values: Iterable[object]) -> list[object]:
-    """The same with empty tensors on the CPU for those on the meta device, and the CPU for that device."""
+    """Replace tensors on the meta device by empty ones on the CPU, and the meta device by the CPU."""
     return [
         torch.empty_like(value, device="cpu")
         if isinstance(value, Tensor) and value.is_meta
@@ -67,7 +67,7 @@ def _with_storage(values: Iterable[object]) -> list[object]:
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that a checkpoint holds, by name, a shared one once: parameters and persistent buffers."""
+    """The tensors that a checkpoint holds, by name: parameters and persistent buffers, each shared tensor once."""
     saved = model.state_dict(keep_vars=True)
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return {**dict(model.named_parameters()), **buffers}
@@ -80,11 +80,12 @@ def materialize(
     dtypes: Mapping[str, torch.dtype] | None = None,
     device: DEVICE = "cpu",
 ) -> GPTModel:
-    """Give storage to a model on the meta device and let ``fill`` write its tensors; draws no random numbers.
+    """Allocate the tensors of a model on the meta device and let ``fill`` write them; draws no random numbers.
 
     fill: receives the tensors of ``saved_tensors`` and copies the weights into them
     dtypes: by name; tensors without an entry keep their dtype
     device: of the storage
+
     Returns the model in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
@@ -102,9 +103,10 @@ def model_from_tensors(
     dtype: torch.dtype | None = None,
     device: DEVICE = "cpu",
 ) -> GPTModel:
-    """The model of a config, or of one on the meta device, with these weights (names of ``state_dict``).
+    """A model with the weights ``tensors``, by the names of its ``state_dict``.
 
-    dtype: of the parameters; null: each tensor has the dtype that it is given in
+    config: the model's config, or the model on the meta device
+    dtype: of the parameters; None: that of each given tensor
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape.
@@ -124,7 +126,11 @@ def model_from_tensors(
 def dtypes_of(
     model: GPTModel, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, torch.dtype]:
-    """The dtype of each tensor: as it was saved, or ``dtype`` for the parameters."""
+    """The dtype of each tensor: ``dtype`` for the parameters if it is given, else that in which it is stored.
+
+    Raises:
+        CheckpointError: a parameter is not stored as floating point.
+    """
     parameters = {name for name, _ in model.named_parameters()}
     for name in parameters & set(tensors):
         if not tensors[name].is_floating_point():
@@ -139,8 +145,8 @@ def check_shapes(expected: Mapping[str, torch.Size], found: Mapping[str, torch.S
     """Raise a CheckpointError that names the first tensor that is missing, unknown or of another shape."""
     for name in [*expected, *found]:
         if expected.get(name) != found.get(name):
-            want, have = (tuple(shapes[name]) if name in shapes else "nothing" for shapes in (expected, found))
-            raise CheckpointError(f"{holder} has {have} for {printable(name)} where {config} asks for {want}")
+            needed, present = (tuple(shapes[name]) if name in shapes else "nothing" for shapes in (expected, found))
+            raise CheckpointError(f"{holder} has {present} for {printable(name)} where {config} asks for {needed}")
 
 
 def _can_allocate(model: GPTModel) -> bool:
@@ -177,7 +183,7 @@ def _allocate(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype],
         return
     computed = [pair for pair in buffers if pair[0] in module._non_persistent_buffers_set]
     if any(not buffer.is_meta for _, buffer in computed):
-        for name, buffer in computed:  # built with storage: what the constructor computed stays
+        for name, buffer in computed:  # in a model with storage, which keeps the values that its constructor computed
             setattr(module, name, buffer.to(device))
         buffers = [pair for pair in buffers if pair not in computed]
     for name, buffer in buffers:
@@ -188,11 +194,11 @@ def _allocate(module: nn.Module, prefix: str, dtypes: Mapping[str, torch.dtype],
 
 
 def _mark(old: Tensor, new: Tensor) -> None:
-    """Keep the marks that components put on their parameters, such as those that initialisation reads."""
+    """Copy the attributes that components set on their parameters, such as those that initialisation reads."""
     for name, value in vars(old).items():
         setattr(new, name, value)
 
 
 def layers_in(names: Iterable[str], prefix: str = "blocks.") -> int:
-    """How many layers tensor names speak of: the different numbers after a prefix."""
+    """The number of layers in tensor names: of distinct numbers after ``prefix``."""
     return len({name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)})

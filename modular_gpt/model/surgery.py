@@ -29,6 +29,7 @@ _ONLY_TRAINING = {"name", "dropout", "backend"}
 class Row(NamedTuple):
     """One tensor of the new model, or, if it is skipped, of the old model.
 
+    status: ``LOADED``, ``CONVERTED``, ``NEW`` or ``SKIPPED``
     how: its derivation; numbers: its number of elements; partly_new: some of its rows are newly initialised
     """
 
@@ -77,7 +78,7 @@ def _grouped(rows: list[Row]) -> Iterator[tuple[str, str, str]]:
 
 
 def with_components(config: GPTConfig, changes: PlainMapping) -> GPTConfig:
-    """A config with some settings changed: ``{"attention": "gqa", "ffn": {"hidden": 512}}``.
+    """A copy of a config with some settings changed, such as ``{"attention": "gqa", "ffn": {"hidden": 512}}``.
 
     Settings of a component are merged with its present ones; another component starts from its defaults.
 
@@ -93,7 +94,7 @@ with_parts = with_components  # the former name
 
 @torch.no_grad()
 def transplant(source: GPTModel, config: GPTConfig) -> tuple[GPTModel, Transplant]:
-    """Build a model of this config from the weights of another model; returns it and a report on every tensor.
+    """Build a model of this config from the weights of another model. Returns it and a report on every tensor.
 
     The new model has the dtype, device and mode of ``source``, which is not modified. Blocks are matched by their
     index; new weights are initialised by the config's ``init``.
@@ -106,8 +107,8 @@ def transplant(source: GPTModel, config: GPTConfig) -> tuple[GPTModel, Transplan
         names, used_names = _transfer(old, new, same)
         derived |= {f"{where}.{name}": how for name, how in names.items()}
         used |= {f"{where}.{name}" for name in used_names}
-        kept = (name for name, tensor in drawn.items() if _has_rows_of(saved_tensors(new)[name], tensor))
-        partly_new |= {f"{where}.{name}" for name in kept}
+        unchanged = (name for name, tensor in drawn.items() if _has_rows_of(saved_tensors(new)[name], tensor))
+        partly_new |= {f"{where}.{name}" for name in unchanged}
     report = Transplant()
     for name, tensor in saved_tensors(target).items():
         status = NEW if name not in derived else CONVERTED if derived[name] else LOADED
@@ -203,5 +204,5 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> torch.Size | None:
 
 
 def _role(name: str) -> str:
-    """The name of a parameter that is the same for ``up.weight`` of a layer and ``up`` of stacked experts."""
+    """A parameter's name by its role: the same for ``up.weight`` of a layer and ``up`` of stacked experts."""
     return name.removesuffix(".weight").replace(".", "_")

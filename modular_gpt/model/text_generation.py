@@ -1,4 +1,4 @@
-"""``generate`` of a model: token ids by any strategy, and text where there is a tokenizer."""
+"""The ``generate`` method of models, for token ids and, with a tokenizer, for text."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class GeneratesText:
-    """The methods of a model that generate.
+    """Mixin with the ``generate`` method of a model.
 
-    tokenizer: encodes prompts that are text, and decodes their continuations; models from a run or a folder have it.
-        It is no setting of the model: neither the config nor the ``state_dict`` holds it.
+    tokenizer: encodes prompts and decodes their continuations; models that were loaded from a run or a folder have it.
+        Neither the config nor the ``state_dict`` contains it.
     """
 
     tokenizer: "TextTokenizer | None" = None
@@ -31,11 +31,11 @@ class GeneratesText:
     def generate(self, ids: Sequence[str], max_new_tokens: int | None = None, **settings: Any) -> list[str]: ...
 
     def generate(self, ids: Any, max_new_tokens: int | None = None, **settings: Any) -> Tensor | str | list[str]:
-        """Continue token ids (B, T) by sampling -> (B, T + new); settings as in ``modular_gpt.generation.generate``.
+        """Continue token ids (B, T) -> (B, T + new), or a text or a list of texts, which are returned continued.
 
-        ids: or a text, which is returned with its continuation (with ``num_return_sequences`` a list of them), or a
-            list of texts; the tokenizer's end tokens end a text
-        settings: for texts also ``tokenizer``, if it is not the model's
+        ids: token ids, a text, or a list of texts; with ``num_return_sequences`` a text gives a list; the tokenizer's
+            end tokens end a text
+        settings: those of ``modular_gpt.generation.generate``; for texts also ``tokenizer``, by default the model's
 
         Raises:
             ConfigError: as ``modular_gpt.generation.generate``; or text without a tokenizer.

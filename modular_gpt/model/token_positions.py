@@ -1,4 +1,4 @@
-"""The positions of the tokens that a model is given: after those of a cache, behind left padding, or in documents."""
+"""The positions of a model's input tokens: after a cache, after left padding, or within packed documents."""
 
 from torch import Tensor
 
@@ -11,11 +11,11 @@ from modular_gpt.model.inputs import checked_documents, checked_padding
 
 
 def token_positions(config: GPTConfig, ids: Tensor, cache: ModelCache | None, padding: Tensor | None) -> Positions:
-    """Positions of ids (B, T) that follow the tokens of ``cache``; padding (B,) is recorded in it.
+    """Positions of ids (B, T) that follow the tokens of ``cache``, in which padding (B,) is recorded.
 
     Raises:
-        ConfigError: tokens past a table of positions or past a full cache, other rows than the cache's, or padding
-            after the first tokens of a cache.
+        ConfigError: tokens lie past a table of positions or a full cache, the number of rows is not that of the cache,
+            or padding comes after the first tokens of a cache.
     """
     start = 0 if cache is None else cache.length
     padding = None if padding is None else checked_padding(padding, ids, cache is not None)
@@ -36,13 +36,13 @@ def token_positions(config: GPTConfig, ids: Tensor, cache: ModelCache | None, pa
 
 
 def packed_positions(config: GPTConfig, ids: Tensor, documents: object, alone: bool) -> Positions:
-    """Positions of ids (B, T) in rows that hold several documents, numbered by ``documents`` (B, T).
+    """Positions of ids (B, T) in rows of packed documents, whose ids are ``documents`` (B, T).
 
-    alone: neither a cache nor padding is given
+    alone: whether the model was called with neither a cache nor padding
 
     Raises:
-        ConfigError: there is a cache or padding, an attention cannot separate documents, or tokens stand past a table
-            of positions.
+        ConfigError: there is a cache or padding, an attention cannot separate documents, or tokens lie past a table of
+            positions.
     """
     if not alone:
         raise ConfigError("documents are packed for training: give them without a cache and without padding")

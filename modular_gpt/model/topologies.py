@@ -1,4 +1,4 @@
-"""Where the norms of a block stand: one function for each topology. Adding one is one entry of the table below."""
+"""Topologies: the placement of the norms in a block, one function and one row of ``TOPOLOGIES`` each."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -95,10 +95,11 @@ def parallel_two_norms(block: Block, x: Tensor, pos: Positions, cache: LayerCach
 
 
 class Topology(NamedTuple):
-    """Where the norms of a block stand.
+    """The placement of the norms in a block.
 
-    norms: those of ``NORMS`` that a block has; forward: (block, x, positions, cache) -> (x, auxiliary losses)
-    weighted: it adds to the residual stream twice, by ``add_attention`` and ``add_ffn``, which weigh both terms
+    norms: those of ``NORMS`` that a block has
+    forward: (block, x, positions, cache) -> (x, auxiliary losses)
+    weighted: whether it adds to the residual stream by ``add_attention`` and ``add_ffn``, which weigh both terms
     """
 
     norms: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The vocabulary divided over processes: embeddings, head and loss of tensor parallelism.
+"""A vocabulary sharded over processes: embeddings, head and loss of tensor parallelism.
 
 Each process has the rows of the embedding table, and the logits, of some token ids. The loss is computed from sums over
 the processes; logits are gathered only where a caller asks for them (https://arxiv.org/abs/1909.08053).
@@ -16,7 +16,7 @@ from modular_gpt.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class VocabularyShard:
-    """The token ids from ``start`` to ``stop``, exclusive, of ``size`` ids, which this process of ``shards`` has."""
+    """The token ids of this process of ``shards``: ``start`` to ``stop``, exclusive, of ``size`` ids."""
 
     shards: ShardGroup
     start: int
@@ -25,7 +25,7 @@ class VocabularyShard:
 
     @classmethod
     def of(cls, shards: ShardGroup, vocab_size: int) -> "VocabularyShard":
-        """The share of this process.
+        """The shard of this process.
 
         Raises:
             ConfigError: some process would have no id.
@@ -76,7 +76,7 @@ class VocabularyShard:
         return self.shards.smallest(best)
 
     def _local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """For each id the index in this process's share, 0 for others, and whether this process has it."""
+        """The index of each id in this process's shard, 0 for other ids, and whether this process has the id."""
         checked = ids.device.type == "cpu" and not torch.compiler.is_compiling()
         if checked and bool(((ids < 0) | (ids >= self.size)).any()):
             raise IndexError("index out of range")

@@ -1,4 +1,4 @@
-"""Neural network components, one file each; importing this package imports its folders and registers them all."""
+"""Neural network components, one file each. Importing this package registers all of them."""
 
 from modular_gpt.core.registry import import_folder
 

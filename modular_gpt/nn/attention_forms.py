@@ -1,4 +1,4 @@
-"""Algorithms that compute attention without a mask of T x S elements, by equivalent smaller attentions.
+"""Algorithms that compute attention by equivalent smaller attentions, without a mask of T x S elements.
 
 ``by_window``: a sliding window in blocks (see ``block_sparse``).
 ``by_pattern``: any other pattern in blocks; ``by_packed_pattern``: in each of several packed documents.
@@ -68,10 +68,10 @@ class ScoreBias:
     heads: slice | None = None
 
     def __call__(self, pos: Positions, key_columns: Tensor) -> Tensor | None:
-        """(1 or B, H, T, S), for key_columns (B, S) (B, H, T, S); None where the position adds no bias."""
-        if key_columns.ndim == 2:  # the memo of positions does not tell keys of different columns apart
-            found = [self(pos.without_memo(), columns) for columns in key_columns]
-            rows = [row if row.shape[0] == 1 else row[i : i + 1] for i, row in enumerate(found) if row is not None]
+        """The bias (1 or B, H, T, S), or (B, H, T, S) for key_columns (B, S); None if the position adds none."""
+        if key_columns.ndim == 2:  # without the memo, whose keys do not contain the columns
+            biases = [self(pos.without_memo(), columns) for columns in key_columns]
+            rows = [row if row.shape[0] == 1 else row[i : i + 1] for i, row in enumerate(biases) if row is not None]
             return torch.cat(rows) if rows else None
         bias = self.position.bias(pos, key_columns, self.n_heads)
         return bias if bias is None or self.heads is None else bias[:, self.heads]
@@ -82,12 +82,12 @@ Masked = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]  # q,
 
 
 def visible(pos: Positions, key_columns: Tensor, window: int | None) -> Tensor:
-    """(B or 1, 1, T, S) True where a query sees a key. Every query sees itself, also in padding columns."""
+    """The mask (B or 1, 1, T, S), True where a query sees a key. Every query sees itself, also in padding columns."""
     return _visible(pos, pos.columns[None], key_columns[None], window)[:, None]
 
 
 def _visible(pos: Positions, columns: Tensor, key_columns: Tensor, window: int | None) -> Tensor:
-    """Masks of R pairs of columns (R, T) and key_columns (R, S): (R, T, S); with padding or documents, (B * R, T, S)"""
+    """Masks for columns (R, T) and key_columns (R, S): (R, T, S), with padding or documents (B * R, T, S)."""
     distance = columns[:, :, None] - key_columns[:, None, :]
     seen = (distance >= 0) & (key_columns >= 0)[:, None]
     if window is not None:
@@ -103,10 +103,11 @@ def _visible(pos: Positions, columns: Tensor, key_columns: Tensor, window: int |
 
 
 def visible_in_pattern(pos: Positions, key_columns: Tensor, pattern: SparsePattern, window: int | None) -> Tensor:
-    """(B or 1, 1, T, S) True where a query sees a key of a pattern, for key_columns (S,) or (B or 1, S).
+    """The mask (B or 1, 1, T, S), True where a query sees a key by a pattern, for key_columns (S,) or (B or 1, S).
+
+    Padding sees all keys, because a softmax over no keys is NaN; its outputs are never read.
 
     window: largest number of keys that a query sees beside the anchors; None: only the pattern limits it
-    Padding sees all keys, because a softmax over no keys is NaN; nothing reads its outputs.
     """
     query = pos.index[:, None, :, None]
     key = (key_columns if key_columns.ndim == 2 else key_columns[None])[:, None, None]
@@ -121,7 +122,7 @@ def visible_in_pattern(pos: Positions, key_columns: Tensor, pattern: SparsePatte
 
 
 def seen_keys(inputs: AttentionInputs, pattern: SparsePattern | None) -> Tensor:
-    """(B or 1, 1, T, S) True where a query sees a key; computed once per forward pass for all layers."""
+    """The mask (B or 1, 1, T, S), True where a query sees a key; computed once per forward pass for all layers."""
     pos, columns, window = inputs.pos, inputs.key_columns, inputs.window
     if pattern is None:
         return pos.memo(("visible", window, inputs.n_keys), lambda: visible(pos, columns, window))
@@ -163,7 +164,7 @@ def by_window(inputs: AttentionInputs, band: Band, dense: Dense, masked: Masked,
 
 
 def _band_bias(inputs: AttentionInputs, band: Band, bias: ScoreBias) -> Tensor | None:
-    """(1, H, b, L) where the bias depends on distances alone, so that blocks share it; else (B * blocks, H, b, L)."""
+    """The bias of blocks: (1, H, b, L), shared by all, if it depends on distances alone; else (B * blocks, H, b, L)."""
 
     def block(index: int) -> Tensor | None:
         first = band.first_key + index * band.block
@@ -172,15 +173,15 @@ def _band_bias(inputs: AttentionInputs, band: Band, bias: ScoreBias) -> Tensor |
 
     if bias.position.slides:
         return block(0)
-    blocks = [found for index in range(band.blocks) if (found := block(index)) is not None]
-    rows = [found.expand(inputs.q.shape[0], -1, -1, -1) for found in blocks]
+    blocks = [bias_of_block for index in range(band.blocks) if (bias_of_block := block(index)) is not None]
+    rows = [bias_of_block.expand(inputs.q.shape[0], -1, -1, -1) for bias_of_block in blocks]
     return torch.stack(rows, dim=1).flatten(0, 1) if blocks else None
 
 
 def fits_blocks(inputs: AttentionInputs, pattern: SparsePattern, beyond: int) -> bool:
     """Whether a pattern can be computed in blocks that read at least ``beyond`` fewer keys than a mask covers.
 
-    That takes keys of one text a row, from its first column on, and no padding.
+    This needs rows of one text each, with all keys from the first column on, and no padding.
     """
     pos, n_keys = inputs.pos, inputs.n_keys
     if pos.padding is not None or pos.document_starts is not None or (inputs.window or n_keys) < n_keys:
@@ -226,9 +227,9 @@ def by_packed_pattern(
 
 
 def _plan_bias(inputs: AttentionInputs, plan: BlockPlan, bias: ScoreBias) -> Tensor | None:
-    """(B * blocks, H, b, L) the bias on the scores of gathered keys."""
+    """The bias (B * blocks, H, b, L) on the scores of gathered keys; None if the position adds none."""
     last = inputs.n_keys - 1
-    if bias.position.slides:  # it depends on distances alone, which all occur in the row of the last query
+    if bias.position.slides:  # the bias depends on distances alone, and the row of the last query has all of them
         row = bias(inputs.pos.narrow(inputs.n_queries - 1, 1), inputs.key_columns)
         if row is None:
             return None
@@ -237,17 +238,17 @@ def _plan_bias(inputs: AttentionInputs, plan: BlockPlan, bias: ScoreBias) -> Ten
     block, device, blocks = plan.block, inputs.q.device, []
     for index, keys in enumerate(plan.key[0, :, 0]):
         start = inputs.n_keys - inputs.n_queries - plan.shift + index * block
-        found = bias(Positions(start, block, None, device, inputs.pos.window), keys.clamp(0, last))
-        blocks += [] if found is None else [found]
+        bias_of_block = bias(Positions(start, block, None, device, inputs.pos.window), keys.clamp(0, last))
+        blocks += [] if bias_of_block is None else [bias_of_block]
     return torch.cat(blocks).repeat(inputs.q.shape[0], 1, 1, 1) if blocks else None
 
 
 def by_rows(inputs: AttentionInputs, rows: int, dense: Dense, recompute: bool = False) -> Tensor:
     """Attention of chunks of ``rows`` queries, each over the keys from its first query's window to its last query.
 
-    A mask is freed after its chunk. Keys after a chunk, half of the T x S pairs of a long prompt, are not computed.
+    A mask is freed after its chunk. Scores with keys after a chunk, half of all in a long prompt, are not computed.
 
-    recompute: keep queries, keys and values alone for the backward pass, which computes each chunk again
+    recompute: save only queries, keys and values for the backward pass, which computes each chunk again
     """
     before, window = inputs.n_keys - inputs.n_queries, inputs.window
     outs = []
@@ -261,14 +262,14 @@ def by_rows(inputs: AttentionInputs, rows: int, dense: Dense, recompute: bool = 
 
 
 def _chunk(inputs: AttentionInputs, dense: Dense, q: Tensor) -> Tensor:
-    """Attention of the queries ``q``, with a memo of its own, so that its masks are freed with it."""
+    """Attention of the queries ``q`` with an empty memo, so that the masks of this chunk are freed after it."""
     return dense(replace(inputs, q=q, pos=inputs.pos.without_memo()))
 
 
 def text_first(inputs: AttentionInputs, attend: Dense) -> Tensor:
-    """Attention of a left-padded batch without cached keys: rows are rotated until their text comes first, and back.
+    """Attention of a left-padded batch without cached keys, with each row rotated so that its text comes first.
 
-    The outputs of padding columns differ from those under a mask; nothing reads them.
+    The outputs of padding columns differ from those with a mask; they are never read.
     """
     pos, count = inputs.pos, inputs.n_queries
     padding = pos.padding
@@ -282,6 +283,6 @@ def text_first(inputs: AttentionInputs, attend: Dense) -> Tensor:
 def _reorder(x: Tensor, order: Tensor) -> Tensor:
     """(B, heads, T, N) -> (B, heads, T', N): the tokens of each row at the indices ``order`` (B, T')."""
     rows = torch.arange(len(order), device=order.device)[:, None] * x.shape[2] + order
-    found = x.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
-    out: Tensor = found.unflatten(0, order.shape).transpose(1, 2)
+    gathered = x.transpose(1, 2).flatten(0, 1).index_select(0, rows.flatten())
+    out: Tensor = gathered.unflatten(0, order.shape).transpose(1, 2)
     return out

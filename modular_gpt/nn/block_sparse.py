@@ -1,4 +1,4 @@
-"""Block-sparse attention: each block of queries reads its own list of key blocks; other blocks are not computed.
+"""Block-sparse attention: each block of queries reads a list of key blocks; other blocks are not computed.
 
 Keys and values are gathered per block of queries, which turns T queries over S keys, (B, H, T, N), into T / b small
 problems, (B * T / b, H, b, N), for any attention kernel; no tensor has T x S elements. Two forms:
@@ -8,7 +8,7 @@ problems, (B * T / b, H, b, N), for any attention kernel; no tensor has T x S el
 https://arxiv.org/abs/2007.14062, strides https://arxiv.org/abs/1904.10509, packed documents): a table of the block
 numbers to gather, and a predicate on single queries and keys for the mask inside the blocks.
 
-Queries and keys have the same numbers: the T queries are the last T of the S keys.
+Queries and keys are numbered alike: the T queries are the last T of the S tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SMALLEST, _LARGEST = 32, 256  # limits between which half a window was the fastest block, measured for 16 to 1,024
+_SMALLEST, _LARGEST = 32, 256  # limits of a block, which was fastest at half a window, measured for 16 to 1,024
 
 
 @dataclass(frozen=True)
 class Band:
-    """A sliding window in blocks: each block of queries reads its own block of keys and ``reach`` blocks before it.
+    """A sliding window in blocks: each block of queries reads the block of its keys and ``reach`` blocks before it.
 
-    head: number of queries before the first block: those with too few keys before them, and the remainder of T / b
-    blocks: number of blocks after them; block: queries per block; first_key: index of the first key of the first block
+    head: number of queries before the first block, which have too few keys before them or are the remainder of T / b
+    blocks: number of blocks; block: queries per block; first_key: index of the first key that the first block reads
     """
 
     head: int
@@ -38,7 +38,7 @@ class Band:
 
     @classmethod
     def of(cls, n_queries: int, n_keys: int, window: int, block: int) -> "Band":
-        """The blocks for queries that see ``window`` keys, their own included."""
+        """The blocks of queries that see ``window`` keys, their own tokens included."""
         before = n_keys - n_queries
         reach = -(-(window - 1) // block)
         head = max(0, reach * block - before)
@@ -72,6 +72,7 @@ def band_attention(
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
     kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M) -> (B * blocks, H, b, M); it masks the
         keys outside the window
+
     Returns (B, H, T - head, M).
     """
     queries = q[:, :, band.head :].unflatten(2, (band.blocks, band.block)).transpose(1, 2)
@@ -99,14 +100,14 @@ def _joined(out: Tensor, batch: int) -> Tensor:
 class BlockRule(ABC):
     """A sparsity pattern: the key blocks that each block of queries gathers, and the mask inside the blocks.
 
-    R is B where the rows of a batch have different patterns, otherwise 1. Every query must see itself.
+    R is B if the rows of a batch have different patterns, otherwise 1. Every query must see itself.
     """
 
     block: int
 
     @abstractmethod
     def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
-        """(R, blocks, n) numbers of the key blocks that each of ``blocks`` blocks of queries reads; -1: none.
+        """The indices (R, blocks, n) of the key blocks that each of ``blocks`` blocks of queries reads; -1: none.
 
         first: index of the first query among the keys, a multiple of ``block``. Key block i starts at key i * block and
             occurs at most once in a list.
@@ -140,7 +141,7 @@ class SlidingWindow(BlockRule):
 
 @dataclass(frozen=True, eq=False)
 class Documents(BlockRule):
-    """Each query sees itself and the earlier keys of its document, of which several stand in one row.
+    """Each query sees itself and the earlier keys of its document, in rows of several packed documents.
 
     starts: (B, S) index of the first key of the document of each key
     longest: largest number of key blocks in a list; see ``longest_list``
@@ -152,7 +153,7 @@ class Documents(BlockRule):
 
     @staticmethod
     def longest_list(starts: Tensor, block: int) -> int:
-        """The largest number of key blocks that a block of queries reads. It waits for the device."""
+        """The largest number of key blocks that a block of queries reads. Synchronises with the device."""
         first = starts[:, ::block] // block
         return int((torch.arange(first.shape[1], device=starts.device) - first).amax()) + 1
 
@@ -170,11 +171,11 @@ class Documents(BlockRule):
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """The key blocks that each block of queries gathers, and the mask inside them, for given numbers of both.
+    """The key blocks that each block of queries gathers and the mask inside them, for a number of queries and keys.
 
-    table: (R, blocks, n) numbers of key blocks; -1: none
-    query: (1, blocks, b, 1) and key: (R, blocks, 1, L), the indices of queries and gathered keys; seen: (R, blocks, b,
-        L) True where a query sees a key
+    table: (R, blocks, n) indices of key blocks; -1: none
+    query: (1, blocks, b, 1) indices of queries; key: (R, blocks, 1, L) indices of gathered keys
+    seen: (R, blocks, b, L) True where a query sees a key
     shift: number of queries that pad the first block, so that blocks of queries begin where blocks of keys do
     """
 
@@ -195,7 +196,7 @@ class BlockPlan:
         within = torch.arange(block, device=device)
         query = (first + block * torch.arange(blocks, device=device)[:, None] + within)[None, :, :, None]
         key = (table[..., None] * block + within).flatten(2)[:, :, None]  # negative where no block is listed
-        # queries that pad the last block are dropped; they see all keys, because a softmax over no keys is NaN
+        # queries that pad the last block see all keys, because a softmax over no keys is NaN; they are dropped later
         seen = (rule.visible(query, key) & (key >= 0) & (key < n_keys)) | (query >= n_keys)
         return cls(block, table, query, key, seen, shift)
 
@@ -213,6 +214,7 @@ def block_sparse_attention(
     rule: the pattern, or its plan for T queries and S keys, which layers can share
     kernel: (B * blocks, H, b, N), (B * blocks, K, L, N), (B * blocks, K, L, M), mask (B * blocks, 1, b, L)
         -> (B * blocks, H, b, M)
+
     Returns (B, H, T, M).
     """
     batch, _, count, _ = q.shape
@@ -230,6 +232,6 @@ def _gathered(x: Tensor, table: Tensor, block: int) -> Tensor:
     x = F.pad(x, (0, 0, 0, -n_keys % block)).unflatten(2, (-1, block)).transpose(1, 2)  # (B, S / b, K, b, N)
     table = table.clamp(0, x.shape[1] - 1)  # the mask hides blocks that are not listed
     rows = torch.arange(batch, device=x.device)[:, None] * x.shape[1] + table.flatten(1)
-    found = x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, *table.shape[1:]))
-    out: Tensor = found.transpose(2, 3).flatten(3, 4).flatten(0, 1)
+    blocks = x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, *table.shape[1:]))
+    out: Tensor = blocks.transpose(2, 3).flatten(3, 4).flatten(0, 1)
     return out

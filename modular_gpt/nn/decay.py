@@ -1,4 +1,4 @@
-"""Decays of recurrent memories, by chunks of tokens: the factors between any two tokens, and between chunks.
+"""Decays of recurrent memories in chunks of tokens: the factors between any two tokens, and between chunks.
 
 A memory S_t = a_t S_{t-1} + ... with 0 < a_t <= 1 is computed in chunks: by matrix products within a chunk, and through
 the memory between chunks. All factors are exponentials of differences that are never positive: they do not overflow,
@@ -11,20 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FEW = 2  # tokens at which a chunk is halved no further: fastest of 2 to 16 on a CPU
+_SMALLEST_CHUNK = 2  # tokens, below which a chunk is not halved: the fastest of 2 to 16 on a CPU
 
 
 @dataclass(frozen=True)
 class ChunkDecays:
-    """Factors by which memories decay in chunks of C tokens, after ``chunked``; N is 1 where a head decays as a whole.
+    """Factors by which memories decay in chunks of C tokens, see ``chunked``; N is 1 if all channels decay alike.
+
+    A factor is 0 if a document ends between the two points that it connects.
 
     total: (B or 1, H, chunks, C, N) logarithm of the decay over the chunk up to each token
-    same: (B, 1, chunks, C, C) whether two tokens belong to one document; None: there is one document a row
+    same: (B, 1, chunks, C, C) whether two tokens belong to one document; None: each row is one document
     since: (B or 1, H, chunks, C, N) from the end of the chunk before to each token, that token's decay included
     until: (B or 1, H, chunks, C, N) from each token to the end of its chunk
     whole: (B or 1, H, chunks, N) over a chunk
-    logs: (B or 1, H, chunks, N) logarithm of ``whole``, in which documents are left out
-    Where a document ends between the two ends of a factor, the factor is 0.
+    logs: (B or 1, H, chunks, N) logarithm of ``whole`` without regard to documents
     """
 
     total: Tensor
@@ -36,7 +37,11 @@ class ChunkDecays:
 
     @classmethod
     def of(cls, log_decay: Tensor, chunk: int, starts: Tensor | None) -> "ChunkDecays":
-        """log_decay: (B or 1, H, T, N) logarithm of each token's decay; starts: (B, T) first token of its document."""
+        """The factors of chunks of ``chunk`` tokens.
+
+        log_decay: (B or 1, H, T, N) logarithm of each token's decay
+        starts: (B, T) index of the first token of each token's document; None: each row is one document
+        """
         total = chunked(log_decay, chunk).cumsum(-2)  # over the chunk up to each token
         last = total[..., -1:, :]
         same = None
@@ -51,7 +56,7 @@ class ChunkDecays:
         return cls(total, same, since, until, whole, last[..., 0, :])
 
     def products(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, H, chunks, C, N) twice -> (B, H, chunks, C, C): a_i . b_j times the decay from j to i; 0 where j > i."""
+        """a, b (B, H, chunks, C, N) -> (B, H, chunks, C, C): a_i . b_j times the decay from j to i; 0 where j > i."""
         if self.total.shape[-1] == 1:
             factors = _between(self.total[..., 0][..., :, None], self.total[..., 0][..., None, :])
             products = (a @ b.transpose(-1, -2)) * factors
@@ -68,14 +73,14 @@ def _between(later: Tensor, earlier: Tensor) -> Tensor:
 
 
 def _products_by_channel(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
-    """(..., C, N) three times -> (..., C, C): sum over channels of a_i b_j exp(total_i - total_j); 0 where j > i.
+    """a, b, total (..., C, N) -> (..., C, C): sum over channels of a_i b_j exp(total_i - total_j); 0 where j > i.
 
-    A chunk is halved until few tokens are left. Between two halves the decay is split at their border into two factors,
-    neither of them above 1, and the sum becomes a product of matrices. Only the last blocks need a factor for each
-    pair of tokens and channel.
+    A chunk is halved recursively. Between two halves the decay is split at their border into two factors, neither of
+    them above 1, and the sum becomes a product of matrices. Only the smallest chunks need a factor for each pair of
+    tokens and channel.
     """
     count = a.shape[-2]
-    if torch.compiler.is_exporting() or count <= _FEW or count % 2:
+    if torch.compiler.is_exporting() or count <= _SMALLEST_CHUNK or count % 2:
         channels = total.transpose(-1, -2)  # (..., N, C)
         factors = _between(channels[..., :, None], channels[..., None, :])
         return torch.einsum("...in,...jn,...nij->...ij", a, b, factors)
@@ -100,19 +105,22 @@ def decayed_products(
 ) -> tuple[Tensor, Tensor]:
     """S_t = a_t S_{t-1} + k_t v_t^T and o_t = S_t^T q_t, in chunks whose memories come from one matrix product.
 
-    q, k: (B, H, T, N); v: (B, H, T, M); log_decay: (B or 1, H, T, 1) logarithm of a_t; memory: (B, H, N, M) before
-    starts: (B, T) index of the first token of each token's document; None: each row is one text
+    q, k: (B, H, T, N); v: (B, H, T, M); log_decay: (B or 1, H, T, 1) logarithm of a_t
+    memory: (B, H, N, M) before the first token; None: zeros
+    chunk: number of tokens per chunk
+    starts: (B, T) index of the first token of each token's document; None: each row is one document
+
     Returns o (B, H, T, M), and the memory after the last token.
     """
     count = q.shape[2]
     chunk = min(chunk, count)
     decays = ChunkDecays.of(log_decay, chunk, starts)
     q, k, v = (chunked(x, chunk) for x in (q, k, v))
-    written = (k * decays.until).transpose(-1, -2) @ v  # (B, H, chunks, N, M) by each chunk
+    written = (k * decays.until).transpose(-1, -2) @ v  # (B, H, chunks, N, M): the sum that each chunk adds
     total = decays.logs.cumsum(2)[..., 0]  # (B or 1, H, chunks)
     between = _between(total[..., :, None], total[..., None, :])
     first = total.exp()
-    if starts is not None:  # the document that is open after a chunk is the same after another, or as before all
+    if starts is not None:  # a memory carries over chunks, or from the initial memory, within one document only
         open_after = F.pad(starts, (0, -count % chunk), mode="replicate")[:, None, chunk - 1 :: chunk]
         between = between * (open_after[..., :, None] == open_after[..., None, :])
         first = first * (open_after == -1)

@@ -1,4 +1,4 @@
-"""The base of feed-forward networks that are one hidden layer of linear maps."""
+"""The base class of feed-forward networks with one hidden layer."""
 
 import torch
 from torch import nn
@@ -12,7 +12,10 @@ from modular_gpt.nn.weight_transfer import fill
 
 
 class DenseFeedForward(FeedForward[C]):
-    """Linear layers into a hidden layer, named ``inputs``, an activation, and the linear layer ``down`` out of it."""
+    """A hidden layer: linear layers ``inputs`` into it, an activation, and the linear layer ``down`` out of it.
+
+    inputs: the names of the linear layers into the hidden layer
+    """
 
     inputs: tuple[str, ...]
     activation: str

@@ -1,8 +1,7 @@
 """Attention weights of mixers without a softmax, for observers.
 
-The output of such a mixer is linear in its values, so that it equals weights @ values with some weights (B, H, T, T).
-Linear attention has them as scaled products; recurrences and convolutions imply them. They are computed only for
-observers.
+The output of such a mixer is linear in its values, so that it equals weights @ values for some weights (B, H, T, T):
+scaled products in linear attention, implicit ones in recurrences and convolutions. Only observers need them.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from modular_gpt.core.observer import is_edited, is_wanted, report
 
-WEIGHTS, SCORES_TOO = ("attention.weights",), ("attention.scores", "attention.weights")
+WEIGHTS = ("attention.weights",)
+SCORES_AND_WEIGHTS = ("attention.scores", "attention.weights")
 
 
 def report_mix(
@@ -22,13 +22,14 @@ def report_mix(
     earlier: Callable[[], Tensor],
     names: tuple[str, ...] = WEIGHTS,
 ) -> Tensor:
-    """Report the weights of the new tokens and the mix of their values in each head.
+    """Report the weights of the new tokens and the weighted sums of their values in each head.
 
     mixed: (B, H, T, M) the output of the mixer; v: (B, H, T, M) values
-    weights: computes (B, H, T, T), and reports the scores before if ``names`` has them; called only for observers
-    earlier: computes (B, H, T, M), what the cache of earlier tokens adds; called only where an observer edits weights
-    names: of the tensors that are reported here
-    Returns ``mixed``, unless an observer edits it, the scores or the weights.
+    weights: computes (B, H, T, T), after reporting the scores if ``names`` contains them; called only for observers
+    earlier: computes the term (B, H, T, M) of earlier, cached tokens; called only if an observer edits the weights
+    names: the tensors that are reported here before ``attention.heads``
+
+    Returns ``mixed``, or the edited output if an observer edits it, the scores or the weights.
     """
     if is_wanted(*names):
         reported = report("attention.weights", weights())
@@ -38,9 +39,9 @@ def report_mix(
 
 
 def causal_products(q: Tensor, k: Tensor, starts: Tensor | None) -> Tensor:
-    """(B, H, T, N) twice -> (B, H, T, T): q_t . k_s where s <= t belongs to the same document, elsewhere 0.
+    """q, k (B, H, T, N) -> (B, H, T, T): q_t . k_s where s <= t belongs to the same document, elsewhere 0.
 
-    starts: (B, T) index of the first token of each token's document; None: each row is one text
+    starts: (B, T) index of the first token of each token's document; None: each row is one document
     """
     products = (q @ k.transpose(-1, -2)).tril()
     return products if starts is None else products.masked_fill(starts[:, None, :, None] != starts[:, None, None], 0.0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 _BLOCK = 128  # queries and keys per block of the kernel
-_GRAPHS = 256  # largest number of shapes that the kernel is compiled for in one process
+_GRAPHS = 256  # largest number of shapes for which the kernel is compiled in one process
 
 
 @cache
@@ -28,7 +28,7 @@ def _compiled() -> Callable[..., Tensor]:
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
-        # beyond PyTorch's limit of 8 shapes it would run unfused
+        # beyond PyTorch's default limit of 8 shapes the kernel would run without fusion
         with torch._dynamo.config.patch(recompile_limit=_GRAPHS, accumulated_recompile_limit=_GRAPHS):
             return compiled(q, k, v, **options)
 
@@ -66,7 +66,7 @@ def flex(
 
 
 def _block_mask(inputs: AttentionInputs, extra: bool) -> "BlockMask":
-    """The mask of FlexAttention in blocks of 128; ``extra``: all queries also see one key after the last."""
+    """The mask of FlexAttention in blocks of ``_BLOCK``; extra: all queries also see one key after the last."""
     from torch.nn.attention.flex_attention import BlockMask
 
     n_queries, n_keys, device = inputs.n_queries, inputs.n_keys, inputs.q.device

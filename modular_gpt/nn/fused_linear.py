@@ -1,4 +1,4 @@
-"""Linear layers on the same input, computed by one matrix product where that is faster."""
+"""Several linear layers on the same input, computed by one matrix product where that is faster."""
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,9 @@ def has_hooks(layer: nn.Module) -> bool:
 def fused_linear(x: Tensor, layers: tuple[nn.Linear, ...], training: bool) -> tuple[Tensor, ...]:
     """The outputs of several linear layers on the same input x (..., D), as a tuple.
 
-    Compiled training on a CPU multiplies once by the concatenated weights: fewer and larger products in both passes,
-    and the compiler fuses the concatenation with the cast. Layers are called one by one in all other cases, and where
-    one of them is wrapped, has hooks or is a distributed tensor.
+    In compiled training on a CPU, x is multiplied once by the concatenated weights: products are fewer and larger in
+    both passes, and the compiler fuses the concatenation with the cast. In all other cases, and if a layer is wrapped,
+    has hooks or is a distributed tensor, the layers are called one by one.
     """
     plain = all(
         type(layer) is nn.Linear and (layer.bias is None) == (layers[0].bias is None) and not has_hooks(layer)

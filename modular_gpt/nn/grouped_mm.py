@@ -1,13 +1,13 @@
-"""Grouped matrix product: rows sorted by group, each group multiplied by its own matrix, in one operator.
+"""Grouped matrix product: rows sorted by group, each group multiplied by another matrix, in one operator.
 
-Group sizes are data, so plain indexing would break a compiled graph; a custom operator does not.
+The sizes of groups are data. Indexing by them would break a compiled graph, and a custom operator does not.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROUNDED = 32  # the least multiple that numbers of rows in bfloat16 are rounded up to
+ROUNDED = 32  # the smallest multiple to which numbers of rows in bfloat16 are rounded up
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -24,8 +24,8 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def _rows(x: Tensor, count: int) -> int:
     """The number of rows to multiply for a group of ``count``.
 
-    oneDNN compiles a kernel for each new shape of a bfloat16 product, which takes about a millisecond on a CPU, and the
-    sizes of groups differ in every step: they are rounded up by a sixteenth at most, so that shapes recur.
+    oneDNN compiles a kernel for each new shape of a bfloat16 product, which takes about a millisecond on a CPU. Group
+    sizes differ in every step, so they are rounded up, by a sixteenth at most beyond ``ROUNDED``, to make shapes recur.
     """
     if x.is_cuda or x.dtype != torch.bfloat16 or count <= ROUNDED:
         return count
@@ -34,10 +34,10 @@ def _rows(x: Tensor, count: int) -> int:
 
 
 def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, copies: int = 1) -> Tensor:
-    """x[order // copies]: (M, D) -> (M * copies, D), each row that many times.
+    """x[order // copies]: (M, D) -> (M * copies, D), each row ``copies`` times.
 
-    order: (M * copies,) a permutation; inverse: that one's inverse. The gradient is gathered by it, which is faster
-    than to add rows up at their places.
+    order: (M * copies,) a permutation
+    inverse: its inverse, by which the gradient is gathered; this is faster than scattering with addition
     """
     if torch.is_grad_enabled() and x.requires_grad:
         out: Tensor = _GatherRows.apply(x, order, inverse, copies)
@@ -71,7 +71,7 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         last = start + _rows(x, end - start)
         if last > len(x):
             out[start:end] = torch.mm(_padded(x[start:end], last - start), weight[group])[: end - start]
-        elif start < end:  # rows of later groups are written again by them
+        elif start < end:  # rows beyond the group are overwritten by later groups
             torch.mm(x[start:last], weight[group], out=out[start:last])
         start = end
     return out
@@ -84,7 +84,7 @@ def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 @torch.library.custom_op("modular_gpt::grouped_outer", mutates_args=())
 def _grouped_outer(x: Tensor, y: Tensor, ends: Tensor) -> Tensor:
-    """x: (M, A), y: (M, C) -> (G, A, C): the sum of the outer products of x[i] and y[i] over the rows of each group."""
+    """x (M, A), y (M, C) -> (G, A, C): the sum of the outer products of x[i] and y[i] over the rows of each group."""
     out = x.new_empty(ends.shape[0], x.shape[1], y.shape[1])
     start = 0
     for group, end in enumerate(ends.tolist()):

@@ -1,4 +1,4 @@
-"""Tensor operations around the kernels of attention: sinks, widths, and the softmax and sum without a kernel."""
+"""Inputs of attention kernels (sinks, equal widths), and the softmax and weighted sum of attention without a kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,10 @@ def pad_to_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Append a zero key and a zero value, and a mask column with the sinks: the score of that key is the sink."""
+    """Append a zero key and value, and a mask column with the sinks (H,), so that the key's score is the sink.
+
+    Returns keys (B, K, S + 1, N), values (B, K, S + 1, M) and the mask (1 or B, H, T, S + 1).
+    """
     rows = q.shape[0] if mask is None else mask.shape[0]
     heads, count, n_keys = q.shape[1], q.shape[2], k.shape[2]
     if mask is None:
@@ -26,7 +29,7 @@ def with_sink(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sinks: Tenso
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax in at least float32, with the sinks (H,) as scores of a further key whose weight is left out."""
+    """Softmax of scores (B, H, T, S) in at least float32; sinks (H,): scores of one more key, which is dropped."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if sinks is None:
         return scores.softmax(-1, dtype=dtype)
@@ -35,6 +38,6 @@ def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 
 def weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
-    """(B, H, T, S), (B, K, S, M) -> (B, H, T, M): the mix of values of each head."""
+    """Weights (B, H, T, S), values (B, K, S, M) -> (B, H, T, M): the weighted sums of the values."""
     batch, heads, count, n_keys = weights.shape
     return (weights.reshape(batch, v.shape[1], -1, n_keys) @ v).reshape(batch, heads, count, -1)

@@ -1,4 +1,4 @@
-"""Distinguishes matrices, which are drawn at random, decayed and updated by Muon, from other parameters.
+"""Distinguish matrices, which are drawn at random, decayed and updated by Muon, from other parameters.
 
 A parameter of two or more dimensions counts as a matrix, or as a stack of matrices, unless its module marks it: for
 example the kernel of a depthwise convolution (channels, 1, width), or the weight of a norm per head (H, N).

@@ -1,7 +1,7 @@
-"""A pattern of block-sparse attention in each of several documents that are packed into one row.
+"""Block-sparse patterns in each of several documents that are packed into one row.
 
-The documents are laid out with gaps, so that each begins at a multiple of the block: then the key blocks that its
-queries read are those of the document alone, moved by the number of the block in which it begins.
+The documents are laid out with gaps, so that each begins at a multiple of the block. Its queries then read the key
+blocks of a single document, shifted by the index of the block in which it begins.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class PackedLayout:
     """Slots of the tokens of packed documents, with gaps up to the next multiple of ``block`` after each document.
 
     slot: (B, T) slot of each column; column: (B, A) column of each of the A slots, 0 in gaps
-    origin: (B, A / block) number of the block in which the document of each block begins
+    origin: (B, A / block) index of the block in which the document of each block begins
     longest: number of blocks of the longest document
     """
 
@@ -30,15 +30,18 @@ class PackedLayout:
 
     @classmethod
     def of(cls, starts: Tensor, block: int) -> "PackedLayout":
-        """starts: (B, T) column at which the document of each column begins. It waits for the device."""
+        """The layout of packed documents. Synchronises with the device.
+
+        starts: (B, T) column at which the document of each column begins
+        """
         columns = torch.arange(starts.shape[1], device=starts.device)
         within = (columns - starts) % block
-        number = (within == 0).cumsum(dim=1) - 1  # of the block of each column
-        slot = number * block + within
-        first = number.gather(1, starts)
-        blocks, longest = torch.stack([number.amax(), (number - first).amax()]).tolist()
+        block_index = (within == 0).cumsum(dim=1) - 1  # of each column
+        slot = block_index * block + within
+        first = block_index.gather(1, starts)
+        blocks, longest = torch.stack([block_index.amax(), (block_index - first).amax()]).tolist()
         origin = torch.arange(blocks + 1, device=starts.device).repeat(len(starts), 1)
-        origin.scatter_(1, number, first)
+        origin.scatter_(1, block_index, first)
         column = torch.zeros(len(starts), (blocks + 1) * block, dtype=torch.long, device=starts.device)
         column.scatter_(1, slot, columns.expand_as(slot))
         return cls(block, slot, column, origin, longest + 1)

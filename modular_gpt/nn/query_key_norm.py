@@ -16,7 +16,7 @@ SCOPES = ("head", "per_head", "full")
 
 
 class PerHeadNorm(nn.Module):
-    """A norm of each head with weights of its own (Cohere, StableLM)."""
+    """A norm of each head, with separate weights for each (Cohere, StableLM)."""
 
     def __init__(self, norm: Any, heads: int, width: int) -> None:
         super().__init__()
@@ -35,7 +35,9 @@ class PerHeadNorm(nn.Module):
 
 
 def resolved_norm(norm: Any, eps: float) -> PlainDict | None:
-    """All settings of a norm given by name or as a mapping; ``eps`` where it has none of its own.
+    """All settings of a norm given by name or as a mapping; None for None.
+
+    eps: the eps of a mapping without one
 
     Raises:
         ConfigError: the name or a setting is unknown.
@@ -51,7 +53,7 @@ def resolved_norm(norm: Any, eps: float) -> PlainDict | None:
 
 
 def build_norm(norm: PlainDict | None, scope: str, heads: int, width: int) -> nn.Module | None:
-    """The norm of queries or keys with ``heads`` of ``width``; None: they are not normalised.
+    """Build the norm of queries or keys (B, heads, T, width); None if ``norm`` is None.
 
     Raises:
         ConfigError: ``scope`` is per_head, and the norm has no weights or a bias.

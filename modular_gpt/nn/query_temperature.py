@@ -1,4 +1,4 @@
-"""Temperature of queries by position: scores grow slowly in texts longer than a given length (Llama 4, Ministral 3)."""
+"""Query temperature by position, with which scores grow slowly in texts beyond a length (Llama 4, Ministral 3)."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from modular_gpt.core.validation import from_mapping, not_negative, positive
 class QueryTemperature:
     """Multiply queries by 1 + beta * ln(1 + floor((position + shift) / length)).
 
-    beta: Growth per logarithm of the number of lengths.
-    length: Positions before the first growth.
+    beta: Growth of the factor per unit of the logarithm.
+    length: Number of positions before the factor first grows.
     shift: Number added to positions.
     """
 
@@ -43,6 +43,6 @@ class QueryTemperature:
         return q * factor.to(q.dtype)
 
     def _factor(self, pos: Positions) -> Tensor:
-        """(B or 1, 1, T, 1)"""
+        """The factor on each query, (B or 1, 1, T, 1)."""
         steps = torch.floor((pos.index.clamp(min=0).float() + self.shift) / self.length)
         return (1 + self.beta * torch.log1p(steps))[:, None, :, None]

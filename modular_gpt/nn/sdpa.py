@@ -45,12 +45,12 @@ from modular_gpt.nn.sparse_patterns import SparsePattern
 BACKENDS = ("auto", "flash", "math", "flex")
 _BLOCKS_FROM = 256  # keys beyond a window from which blocks beat one mask, measured on a CPU for windows of 16 to 1,024
 _LONG = 256  # queries from which left-padded rows are rotated instead of masked
-_ROWS = 2**20  # elements of a mask above which a prompt is read in chunks of queries, without gradients
-_RECOMPUTED = 2**20  # with gradients: elements from which chunks, computed twice, are no slower than one mask,
-_TRAINED_ROWS = 128  # and queries in such a chunk, the fastest of 32 to 512 on a CPU
+_ROWS = 2**20  # mask elements above which a prompt is read in chunks of queries, without gradients
+_RECOMPUTED = 2**20  # mask elements from which chunks, computed twice, are no slower than one mask, with gradients
+_TRAINED_ROWS = 128  # queries in a chunk with gradients, the fastest of 32 to 512 on a CPU
 _DOCUMENT_BLOCK = 256  # queries per block of packed documents, the fastest of 64, 128 and 256 on a CPU
-_DOCUMENTS_FROM = 1024  # keys from which blocks of packed documents beat one mask,
-_DOCUMENT_LISTS = 0.5  # if no block reads more than this share of them
+_DOCUMENTS_FROM = 1024  # keys from which blocks of packed documents beat one mask
+_DOCUMENT_LISTS = 0.5  # largest fraction of the keys that a block of packed documents may read to beat one mask
 _SHORT = 512  # keys up to which compiled training on a CPU computes attention weights without a fused kernel
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -73,7 +73,7 @@ class AttentionScoreConfig:
     softcap: c in c * tanh(scores / c); None: no softcap; dropout: probability, applied to the weights in training
     backend: auto, flash (fused kernels or an error), math (unfused) or flex (FlexAttention, for more than one query at
         a time)
-    pattern: which of the keys in the window a query sees; None: all
+    pattern: selects the keys in the window that a query sees; None: all
     """
 
     scale: float
@@ -134,7 +134,8 @@ def sdpa(
     q: (B, H, T, N); k: (B, K, S, N) and v: (B, K, S, M) with K dividing H
     pos: positions of the queries; key_columns: (S,) column of each key, consecutive where T > 1; with a pattern also
         (B or 1, S) in any order
-    equivalent: computes the same result from other tensors; q, k and v are then those that observers see
+    equivalent: computes the same result from other tensors; q, k and v are then used for observers alone
+
     Returns (B, H, T, M).
 
     Raises:
@@ -180,7 +181,7 @@ def _attend(inputs: AttentionInputs, weights: Weighting) -> Tensor:
 
 
 def _band(inputs: AttentionInputs, scoring: AttentionScoreConfig) -> Band | None:
-    """The blocks of a sliding window; None where one mask is as fast."""
+    """The blocks of a sliding window; None if one mask is as fast."""
     window = inputs.window
     if window is None or scoring.pattern is not None or scoring.backend == "flex":
         return None
@@ -191,9 +192,9 @@ def _band(inputs: AttentionInputs, scoring: AttentionScoreConfig) -> Band | None
 
 
 def _documents(inputs: AttentionInputs, weights: Weighting) -> Documents | None:
-    """The key blocks of packed documents; None where one mask is as fast.
+    """The key blocks of packed documents; None if one mask is as fast.
 
-    The number of blocks depends on the longest document, which a compiled graph does not know.
+    None in a compiled graph as well, since the number of blocks depends on the longest document.
     """
     pos, starts = inputs.pos, inputs.pos.document_starts
     if starts is None or inputs.window is not None or weights.bias is not None:
@@ -209,7 +210,7 @@ def _documents(inputs: AttentionInputs, weights: Weighting) -> Documents | None:
 
 
 def _rows(inputs: AttentionInputs, weights: Weighting) -> tuple[int, bool]:
-    """Queries in a chunk of ``by_rows``, and whether the backward pass computes the chunks again."""
+    """The number of queries in a chunk of ``by_rows``, and whether the backward pass recomputes the chunks."""
     tensors = (inputs.q, inputs.k, inputs.v, weights.sinks)
     if not torch.is_grad_enabled() or not any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return max(_ROWS // inputs.n_keys, 16), False
@@ -217,8 +218,8 @@ def _rows(inputs: AttentionInputs, weights: Weighting) -> tuple[int, bool]:
 
 
 def _masks(inputs: AttentionInputs, weights: Weighting) -> bool:
-    """Whether chunks of queries save memory or work: where a mask or all scores are computed."""
-    # a graph would hold every chunk; on the meta device operations are counted, which recomputation would add to
+    """Whether chunks of queries save memory or work, which they do if a mask or all scores are computed."""
+    # a compiled graph would contain every chunk; on the meta device recomputation would add to counts of operations
     if torch.compiler.is_compiling() or weights.scoring.backend == "flex" or inputs.q.is_meta:
         return False
     biased = weights.bias is not None or weights.sinks is not None
@@ -232,7 +233,7 @@ def _dense(inputs: AttentionInputs, weights: Weighting) -> Tensor:
     """Attention of every query to every key, with a mask where one is needed."""
     pos, n_keys, pattern = inputs.pos, inputs.n_keys, weights.scoring.pattern
     bias = None if weights.bias is None else weights.bias(pos, inputs.key_columns)
-    if weights.scoring.backend == "flex" and pos.count > 1:  # it compiles one kernel per length: not for single steps
+    if weights.scoring.backend == "flex" and pos.count > 1:  # single steps would compile one kernel per length
         return _flex(inputs, bias, weights)
     seen: Tensor | None = None
     if pattern is not None or needs_mask(pos, n_keys, inputs.window):
@@ -254,7 +255,7 @@ def _flex(inputs: AttentionInputs, bias: Tensor | None, weights: Weighting) -> T
 def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor | None, weights: Weighting) -> Tensor:
     """Attention with a mask ``seen`` (B or 1, 1, T, S), None: all keys, and a bias (B or 1, H, T, S) or None."""
     scoring, count = weights.scoring, q.shape[2]
-    # for one query the fused path would copy all keys and values: to add the sink, or where their widths differ
+    # for one query the fused path would copy all keys and values to append the sink or to pad them to one width
     copies = count == 1 and (weights.sinks is not None or k.shape[-1] != v.shape[-1])
     if _use_eager(q, k.shape[2], weights) or (copies and scoring.backend == "auto"):
         return _eager(q, k, v, seen, bias, weights)
@@ -262,9 +263,9 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, bias: Tensor |
 
 
 def _use_eager(q: Tensor, n_keys: int, weights: Weighting) -> bool:
-    """Whether attention is computed without a fused kernel: where none supports it, and where that is faster.
+    """Whether attention is computed without a fused kernel, because none supports it or because that is faster.
 
-    The backward pass of flash kernels is slow on a CPU: with few keys, compiled training is faster without them.
+    The backward pass of flash kernels is slow on a CPU, so that compiled training with few keys is faster without them.
     """
     scoring = weights.scoring
     if scoring.backend == "math" or scoring.softcap is not None:
@@ -281,7 +282,7 @@ def _fused(
     weights: Weighting,
     causal: bool = False,
 ) -> Tensor:
-    """Attention by PyTorch's fused kernels, with inputs in the form in which they are fastest."""
+    """Attention by PyTorch's fused kernels, with inputs reshaped or padded to the shapes that are fastest."""
     mask = seen
     if bias is not None:
         mask = bias.to(q.dtype) if seen is None else bias.to(q.dtype).masked_fill(~seen, -torch.inf)
@@ -365,9 +366,9 @@ def _observed(inputs: AttentionInputs, weights: Weighting, attend: Dense) -> Ten
 
 
 def shard_heads(rank: int, world_size: int, **counts: int) -> slice:
-    """The heads that process ``rank`` of ``world_size`` computes, of the heads that the first of ``counts`` numbers.
+    """The slice of heads that process ``rank`` of ``world_size`` computes.
 
-    counts: numbers of heads by the names of their settings
+    counts: numbers of heads, by the names of their settings; the first one is divided, all are checked
 
     Raises:
         ConfigError: a number of heads does not divide by ``world_size``.

@@ -1,4 +1,4 @@
-"""Short causal convolutions: each channel sees its own last few tokens, one kernel per channel (depthwise).
+"""Short causal depthwise convolutions: each channel is convolved with a separate kernel over the last few tokens.
 
 Primer (https://arxiv.org/abs/2109.08668) has them after the projections of attention, as most linear attentions do.
 """
@@ -14,8 +14,8 @@ from modular_gpt.nn.matrices import mark_no_matrix
 class ShortConv(nn.Module):
     """A causal depthwise convolution over the last ``kernel`` tokens, the token itself included.
 
-    weight: (C, kernel), the token itself last; bias: (C,) or None
-    With tensor parallelism, x has the channels ``local_channels`` only.
+    weight: (C, kernel), the tap of the token itself last; bias: (C,) or None
+    local_channels: slice of the channels that this process computes in tensor parallelism
     """
 
     def __init__(self, channels: int, kernel: int, bias: bool = False) -> None:
@@ -27,15 +27,15 @@ class ShortConv(nn.Module):
         self.reset_parameters()
 
     def forward(self, x: Tensor, pos: Positions, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, C) -> (B, T, C), and the state (B, C, kernel - 1) for the tokens after these.
+        """(B, T, C) -> (B, T, C), and the state (B, C, kernel - 1) for later tokens.
 
-        state: inputs of the tokens before these, oldest first; None: these are the first
+        state: (B, C, kernel - 1) inputs of the tokens before these, oldest first; None: zeros
         """
         y, state = causal_conv(x, self.weight[self.local_channels], pos, state)
-        return self.shifted(y), state
+        return self.add_bias(y), state
 
-    def shifted(self, y: Tensor) -> Tensor:
-        """y (B, T, C) with the bias, where there is one."""
+    def add_bias(self, y: Tensor) -> Tensor:
+        """y (B, T, C) plus the bias, if there is one."""
         return y if self.bias is None else y + self.bias[self.local_channels]
 
     def reset_parameters(self) -> None:

@@ -1,4 +1,4 @@
-"""Patterns of block-sparse attention: which earlier tokens a query sees, by their positions in the text.
+"""Patterns of block-sparse attention, which select the earlier tokens that a query sees by positions in the text.
 
 A pattern is a frozen dataclass whose fields are its settings, so that layers with equal settings share tables and
 masks. ``PATTERNS`` names them.
@@ -33,7 +33,7 @@ class SparsePattern(BlockRule):
 
     @property
     def reach(self) -> int | None:
-        """Number of last tokens, the query included, among which lie all keys it sees but the anchors; None: all."""
+        """Number of last tokens, the query's included, that contain all keys it sees but the anchors; None: all."""
         return None
 
     @abstractmethod
@@ -42,10 +42,11 @@ class SparsePattern(BlockRule):
 
     @abstractmethod
     def key_blocks(self, block_index: Tensor, last: int) -> list[Tensor]:
-        """Lists (blocks, n) of the numbers of key blocks that hold all keys seen by each block of queries.
+        """Lists (blocks, n) of the indices of key blocks that contain all keys seen by each block of queries.
 
-        block_index: (blocks, 1) numbers of the blocks of queries; last: the largest of them
-        The numbers of key blocks may repeat, be negative, or be larger than that of the queries.
+        Indices may repeat, be negative, or be larger than those of the queries.
+
+        block_index: (blocks, 1) indices of the blocks of queries; last: the largest of them
         """
 
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class SparsePattern(BlockRule):
         return self.listed(block_index, first // self.block + blocks - 1)[None]
 
     def listed(self, block_index: Tensor, last: int) -> Tensor:
-        """(blocks, n) numbers of the key blocks that each block of queries reads, each once; -1: none.
+        """The indices (blocks, n) of the key blocks that each block of queries reads, without repetition; -1: none.
 
         block_index, last: as for ``key_blocks``
         """
@@ -67,14 +68,14 @@ class SparsePattern(BlockRule):
 
     @abstractmethod
     def n_blocks(self, last: int) -> int:
-        """The sum of the n of ``key_blocks``."""
+        """The number of key blocks per block of queries, repeated ones included: the sum of n over ``key_blocks``."""
 
     def _blocks_back(self, block_index: Tensor, tokens: int) -> Tensor:
-        """The block of the queries and those before it that hold the ``tokens`` keys before each query."""
+        """The block of the queries and the blocks before it that contain the ``tokens`` keys before each query."""
         return block_index - torch.arange(self._n_back(tokens), device=block_index.device)
 
     def _first_blocks(self, block_index: Tensor, tokens: int) -> Tensor:
-        """The blocks that hold the first ``tokens`` keys."""
+        """The blocks that contain the first ``tokens`` keys."""
         return torch.arange(-(-tokens // self.block), device=block_index.device).expand(len(block_index), -1)
 
     def _n_back(self, tokens: int) -> int:
@@ -139,8 +140,8 @@ class Longformer(SparsePattern):
 class BigBird(SparsePattern):
     """The last ``window`` tokens, the first ``global_tokens``, and ``random_blocks`` blocks drawn from those between.
 
-    A block of queries draws from ``seed`` and its number alone, so that a text of any length, read in any chunks, has
-    the same pattern.
+    A block of queries draws from ``seed`` and its index alone, so that the pattern depends neither on the length of the
+    text nor on the chunks in which it is read.
     """
 
     window: int = 64
@@ -167,7 +168,7 @@ class BigBird(SparsePattern):
         return self._n_back(self.window - 1) - (-self.global_tokens // self.block) + self.random_blocks
 
     def _drawn(self, block_index: Tensor) -> list[Tensor]:
-        """One block from each of ``random_blocks`` equal ranges between global tokens and window; -2: empty range."""
+        """A random block from each of ``random_blocks`` equal ranges between global tokens and window; -2: none."""
         lowest = -(-self.global_tokens // self.block)
         free = (block_index + (1 - self.window) // self.block - lowest).clamp(min=0)
         draws = []
@@ -200,7 +201,7 @@ class Strided(SparsePattern):
 
 @dataclass(frozen=True)
 class Chunked(SparsePattern):
-    """The tokens of the query's own chunk of ``chunk`` tokens."""
+    """The earlier tokens of the query's chunk, in a text divided into chunks of ``chunk`` tokens."""
 
     chunk: int = 64
 
@@ -229,7 +230,7 @@ PATTERNS: dict[str, type[SparsePattern]] = {
 
 
 def _hashed(number: Tensor, seed: int) -> Tensor:
-    """A pseudo-random number below 2**32 for each number and seed, by mixing bits in 64-bit integers."""
+    """A pseudo-random number below 2**32 for each integer and seed, by mixing bits in 64-bit integers."""
     x = (number + (0x9E3779B9 * (seed + 1) & _HASH_BITS)) & _HASH_BITS
     for _ in range(2):
         x = ((x ^ (x >> 16)) * 0x45D9F3B) & _HASH_BITS

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 
-CONSTANT = 8192.0  # much larger than projected activations, so that it determines the norm of a vector that contains it
+CONSTANT = 8192.0  # much larger than projected activations, so that it dominates the norm of a vector with it
 
 CARRIED = "a constant that makes the norm the identity"
 
@@ -32,8 +32,10 @@ class HeadProjections(Protocol):
 def fill(module: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how: str = "") -> TransferReport:
     """Copy a weight (out, in) and a bias (out,) into the linear layer ``name`` of ``module``.
 
-    how: derivation to report; a missing bias becomes zero, and a bias that the layer lacks is left out
-    Returns the derivation of the weight and the bias, by name.
+    A missing bias becomes zero, and a bias is left out if the layer has none. Returns the derivation of the weight and
+    the bias, by name.
+
+    how: the derivation to report
     """
     linear = getattr(module, name)
     linear.weight.copy_(weight)
@@ -47,7 +49,7 @@ def fill(module: nn.Module, name: str, weight: Tensor, bias: Tensor | None, how:
 def head_weights(attention: HeadProjections, width: int, value_width: int, scale: float) -> AttentionWeights:
     """Canonical weights of an attention.
 
-    width, value_width: of a head's queries and keys, and of its values
+    width: width of a head's queries and keys; value_width: width of its values; scale: factor on the scores
     """
 
     def heads(tensor: Tensor) -> Tensor:
@@ -74,8 +76,9 @@ def head_weights(attention: HeadProjections, width: int, value_width: int, scale
 def init_heads(attention: nn.Module, source: AttentionWeights, present: AttentionWeights) -> TransferReport:
     """Initialise the linear layers query, key, value and out of ``attention`` from ``source``.
 
-    present: the canonical weights that ``attention`` has now, for its shapes and scale
-    Returns the derivation of each parameter, by name; {} where widths differ or key heads cannot be regrouped.
+    Returns the derivation of each parameter, by name; {} if widths differ or key heads cannot be regrouped.
+
+    present: the canonical weights of ``attention`` before, for its shapes and scale
     """
     count = len(present.key)
     fits = source.query.shape == present.query.shape and source.out.shape == present.out.shape
@@ -126,7 +129,7 @@ def _regrouping(before: int, after: int) -> str:
 
 
 def fill_out(attention: nn.Module, source: AttentionWeights, moved: bool) -> TransferReport:
-    """Initialise the linear layer ``out`` of ``attention``.
+    """Initialise the linear layer ``out`` of ``attention``. Returns the derivation of its parameters, by name.
 
     moved: fold the bias of the values into the bias of ``out``; this is exact, because attention weights sum to 1
     """
@@ -145,10 +148,11 @@ def low_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def carry_past(norm: nn.Module, down: nn.Linear, width: int) -> int:
-    """Make a norm over the first ``width`` outputs of ``down`` approximately the identity, where that is possible.
+    """Make a norm over the first ``width`` outputs of ``down`` approximately the identity, if possible.
 
-    A norm divides by the size of its input. The last of these outputs becomes a large constant, through its bias, so
-    that the size hardly depends on the other outputs, and the weight of the norm is set to undo the division.
+    A norm divides by the magnitude of its input. The bias makes the last of these outputs a large constant, so that the
+    magnitude hardly depends on the other outputs, and the weight of the norm is scaled to undo the division.
+
     Returns the number of outputs that remain free: ``width``, or ``width - 1`` with the constant.
     """
     probe = down.weight.new_zeros(2, width)

@@ -1,4 +1,4 @@
-"""Work of a save that may go on in a thread while training continues, one save at a time."""
+"""Checkpoint saves that a background thread finishes while training continues, one at a time."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,16 +16,20 @@ Work = Callable[[], None]
 
 
 class Saved(NamedTuple, Generic[T]):
-    """How a save ended: what it was of, and the problem of the first process; empty for none."""
+    """The outcome of a save.
+
+    subject: identifies the save, as given to ``start``
+    problem: the error message of the first process; empty if the save succeeded
+    """
 
     subject: T
     problem: str
 
 
 class BackgroundSaves(Generic[T]):
-    """Runs the work of one save after the other: in a thread, or at once where ``enabled`` is false.
+    """Runs one save after the other: in a thread, or in the call of ``start`` where ``enabled`` is false.
 
-    Every process of a run has one, and all call the same methods in the same order.
+    Every process of a run has an instance, and all processes call the same methods in the same order.
     """
 
     def __init__(self, processes: ProcessGroup, enabled: bool) -> None:
@@ -34,14 +38,14 @@ class BackgroundSaves(Generic[T]):
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     def staged(self, tensors: Tensors) -> Tensors:
-        """Copies in the CPU's memory, which later updates do not change; the tensors themselves if not ``enabled``."""
+        """Copies of tensors in CPU memory, which later updates do not change; if not ``enabled``, the tensors."""
         if not self.enabled:
             return tensors
         copies: Tensors = BlockingAsyncStager().stage(dict(tensors))
         return copies
 
     def start(self, subject: T, work: Work) -> None:
-        """Begin a save. The one before has to be finished."""
+        """Begin a save, which calls ``work``. The save before must have been finished by ``poll`` or ``finish``."""
         assert self._pending is None
         if self.enabled:
             self._pending = subject, self._executor.submit(work)
@@ -55,15 +59,16 @@ class BackgroundSaves(Generic[T]):
         self._pending = subject, future
 
     def poll(self) -> Saved[T] | None:
-        """How the save ended, once all processes have done their work; None before. Collective."""
+        """The outcome of the pending save if all processes have finished it, else None. Collective."""
         if self._pending is None or self.processes.all_reduce_max(int(not self._pending[1].done())):
             return None
         return self.finish()
 
     def finish(self) -> Saved[T] | None:
-        """Wait for the work to end; None if there was none. Collective; waits without a timeout.
+        """Wait for the pending save, without a timeout, and return its outcome; None if no save is pending. Collective.
 
-        Errors other than a CheckpointError are raised.
+        Raises:
+            Exception: any error of the save that is not a CheckpointError; that one is returned as the problem.
         """
         if self._pending is None:
             return None
@@ -76,7 +81,7 @@ class BackgroundSaves(Generic[T]):
         return Saved(subject, self.processes.run_on_main(lambda: problem))
 
     def close(self) -> None:
-        """Let the work of this process end, after an error elsewhere, and forget how it ended."""
+        """After an error elsewhere: wait for the pending save of this process and discard its outcome."""
         if self._pending is not None:
             with suppress(Exception):
                 self._pending[1].result()

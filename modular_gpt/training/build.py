@@ -1,4 +1,4 @@
-"""From settings to a trainer: the model, its optimizer and its schedule, new or as a checkpoint left them."""
+"""Build a trainer from settings: the model, its optimizer and its schedule, new or restored from a checkpoint."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from modular_gpt.training.lora import Adapters, check_lora, new_weights_of, rest
 from modular_gpt.training.objectives import Reference
 from modular_gpt.training.trainer import Trainer
 
-SEAM = 0.1  # share by which the learning rate may change at a resume before a line says so
+RATE_TOLERANCE = 0.1  # relative change of the learning rate at a resume that is not reported
 
 log = logging.getLogger(__name__)
 
@@ -44,32 +44,32 @@ def build_trainer(
     source: Opened | None = None,
     say: Callable[[str], None] = print,
 ) -> Trainer:
-    """The model and everything that trains it: new, as a verified checkpoint left it, or with the weights of a source.
+    """Build the model and all that trains it: new, restored from a verified checkpoint, or with weights of a source.
 
-    source: the opened ``init_from``; say: called with lines to print
+    source: the opened ``init_from``; say: called with each line to print
 
     Raises:
-        ConfigError, DataError, CheckpointError: settings do not go together, with the text or with the checkpoint.
+        ConfigError, DataError, CheckpointError: settings contradict each other, the data or the checkpoint.
     """
     parallel = placement.parallel
     parallel.check_whole(config.optim, config.lora.rank is not None)
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
-    described = config.model_config(tokenizer)
-    check_data(data, described)
-    config = with_steps(config, data, described.context_length)
-    placement = decided(placement, config, described, checkpoint)
+    model_config = config.model_config(tokenizer)
+    check_data(data, model_config)
+    config = with_steps(config, data, model_config.context_length)
+    placement = resolve_precision(placement, config, model_config, checkpoint)
     torch.manual_seed(config.seed)
     if checkpoint is not None:
-        model, new_weights = model_of(checkpoint, config, described, parallel), new_weights_of(checkpoint)
+        model, new_weights = checkpoint_model(checkpoint, config, model_config, parallel), new_weights_of(checkpoint)
     elif config.init_from is not None:
         opened = source or open_source(config.init_from)
-        model, new_weights = init_from_source(config.init_from, opened, described, data, tokenizer, say)
+        model, new_weights = init_from_source(config.init_from, opened, model_config, data, tokenizer, say)
     else:
-        model, new_weights = new_model(described, config.seed, parallel), []
-    reference = reference_of(config, model, checkpoint, data, tokenizer, new_weights)
+        model, new_weights = new_model(model_config, config.seed, parallel), []
+    reference = reference_model(config, model, checkpoint, data, tokenizer, new_weights)
     adapters = select_trained(model, config.lora, config.trainer.frozen, new_weights)
-    begin_adapters(adapters, checkpoint, say)
-    model = placed(model, placement, checkpoint)
+    start_adapters(adapters, checkpoint, say)
+    model = place_model(model, placement, checkpoint)
     trainer = Trainer(model, build_optimizer(config.optim, model), data, tokenizer, config, placement, adapters)
     trainer.objective.use_reference(reference)
     if checkpoint is not None:
@@ -77,14 +77,14 @@ def build_trainer(
     return trainer
 
 
-def check_data(data: PreparedData, described: GPTConfig) -> None:
-    """Raise a ConfigError or DataError if a model cannot read the batches of some data."""
-    data.check_vocabulary(described.vocab_size)
+def check_data(data: PreparedData, model_config: GPTConfig) -> None:
+    """Raise a ConfigError or DataError if a model with these settings cannot read the batches of ``data``."""
+    data.check_vocabulary(model_config.vocab_size)
     if data.separates_documents:
-        check_separates(described, data.unpacked_by)
+        check_separates(model_config, data.unpacked_by)
 
 
-def reference_of(
+def reference_model(
     config: RunConfig,
     model: GPTModel,
     checkpoint: CheckpointReader | None,
@@ -92,13 +92,14 @@ def reference_of(
     tokenizer: Tokenizer,
     new_weights: Sequence[str],
 ) -> Reference | None:
-    """The frozen model that an objective compares with: the one that the run starts from, read again at a resume.
+    """The frozen reference model of an objective such as DPO: the model of ``init_from``, read again at a resume.
 
-    model: at the beginning of this session
-    None for objectives that compare with none, and with adapters, which are switched off for it.
+    model: the model to train, before any step of this session
+
+    Returns None for objectives without a reference, and with adapters: the reference is then the model without them.
 
     Raises:
-        ConfigError: the run starts from no model, or from one that lacks weights.
+        ConfigError: the run has no ``init_from``, or some of its weights do not fit this model.
     """
     if config.trainer.objective == "cross_entropy" or (config.lora.rank is not None and not new_weights):
         return None
@@ -115,8 +116,8 @@ def reference_of(
     return Reference.frozen(before)
 
 
-def begin_adapters(adapters: Adapters | None, checkpoint: CheckpointReader | None, say: Callable[[str], None]) -> None:
-    """Give adapters the values of a checkpoint; new ones stay, and a line names the weights trained beside them."""
+def start_adapters(adapters: Adapters | None, checkpoint: CheckpointReader | None, say: Callable[[str], None]) -> None:
+    """Restore adapters from a checkpoint. Without one, print the weights that are trained whole beside them."""
     if adapters is None:
         return
     if checkpoint is not None:
@@ -125,56 +126,58 @@ def begin_adapters(adapters: Adapters | None, checkpoint: CheckpointReader | Non
         say(f"Trained   whole beside the adapters, as new: {', '.join(adapters.new_weights)}")
 
 
-def decided(
-    placement: Placement, config: RunConfig, described: GPTConfig, checkpoint: CheckpointReader | None
+def resolve_precision(
+    placement: Placement, config: RunConfig, model_config: GPTConfig, checkpoint: CheckpointReader | None
 ) -> Placement:
-    """The placement with the precision that ``auto`` decides, or decided when the run began."""
+    """Replace ``auto`` by the precision that it stands for; a resumed run keeps the one that it began with."""
     before = "auto" if checkpoint is None else checkpoint.meta.get("precision", "auto")
     if placement.precision == "auto" and before in PRECISIONS[1:]:
         return replace(placement, precision=before, reason="the run began with it")
-    width = described.d_model if checkpoint is None else BF16_WIDTH  # before 0.3 the width did not count
-    compiled, _ = compiles(config.trainer, described, placement.device, placement.parallel.processes.world)
+    width = model_config.d_model if checkpoint is None else BF16_WIDTH  # before 0.3 the width did not count
+    compiled, _ = compiles(config.trainer, model_config, placement.device, placement.parallel.processes.world)
     precision, reason = choose_precision(placement.precision, placement.device, width, compiled)
     return replace(placement, precision=precision, reason=reason)
 
 
-def new_model(described: GPTConfig, seed: int, parallel: Parallel) -> GPTModel:
-    """A freshly initialised model, or where a process holds shards of it one without storage, for ``fill``.
+def new_model(model_config: GPTConfig, seed: int, parallel: Parallel) -> GPTModel:
+    """A freshly initialised model; if processes hold shards of it, one without storage, which ``load_shards`` fills.
 
     Raises:
         ConfigError: its weights, or the shards of a process, do not fit into memory.
     """
-    check_weights(described, parallel.state_shards)
+    check_weights(model_config, parallel.state_shards)
     torch.manual_seed(seed)
-    return deferred_model(described) if parallel.shards_weights else GPTModel(described)
+    return deferred_model(model_config) if parallel.shards_weights else GPTModel(model_config)
 
 
-def placed(model: GPTModel, placement: Placement, checkpoint: CheckpointReader | None) -> GPTModel:
-    """A model on its device, or this process's shards of it, with weights; checkpoint: see ``fill``."""
+def place_model(model: GPTModel, placement: Placement, checkpoint: CheckpointReader | None) -> GPTModel:
+    """Move a model to its device, or shard it; a model without storage gets its weights by ``load_shards``."""
     deferred = is_deferred(model)
     model = placement.parallel.shard_model(model, placement.device, placement.precision)
     if deferred:
-        fill(model, placement.parallel, checkpoint)
+        load_shards(model, placement.parallel, checkpoint)
     return model
 
 
-def fill(model: GPTModel, parallel: Parallel, checkpoint: CheckpointReader | None) -> None:
-    """Give the shards of a model the weights of a checkpoint, or those of a new model, one tensor at a time."""
+def load_shards(model: GPTModel, parallel: Parallel, checkpoint: CheckpointReader | None) -> None:
+    """Load the shards of a model from a checkpoint, or initialise them without one, one tensor at a time."""
     if checkpoint is None:
         initialise_shards(model)
     else:
         parallel.load(model, checkpoint.weights(checkpoint.meta_model()))
 
 
-def model_of(checkpoint: CheckpointReader, config: RunConfig, described: GPTConfig, parallel: Parallel) -> GPTModel:
-    """The model of a checkpoint, or where a process holds shards of it one without storage, for ``fill``.
+def checkpoint_model(
+    checkpoint: CheckpointReader, config: RunConfig, model_config: GPTConfig, parallel: Parallel
+) -> GPTModel:
+    """The model of a checkpoint; if processes hold shards of it, one without storage, which ``load_shards`` fills.
 
     Raises:
-        CheckpointError: it is not the model that the settings describe.
+        CheckpointError: its settings of the model or of LoRA are not those of the run.
     """
     check_lora(config.lora, checkpoint)
-    now = described.to_dict()
-    changed = [name for name, value in checkpoint.config.to_dict().items() if now.get(name) != value]
+    current = model_config.to_dict()
+    changed = [name for name, value in checkpoint.config.to_dict().items() if current.get(name) != value]
     if changed:
         raise CheckpointError(
             f"the model in '{checkpoint.directory}' has other settings ({', '.join(changed)}):"
@@ -185,10 +188,11 @@ def model_of(checkpoint: CheckpointReader, config: RunConfig, described: GPTConf
 
 
 def resume(trainer: Trainer, config: RunConfig, checkpoint: CheckpointReader, say: Callable[[str], None]) -> None:
-    """Continue a training from a verified checkpoint.
+    """Restore the state of a training from a verified checkpoint.
 
     Raises:
-        ConfigError: it has done all the steps already.
+        ConfigError: the checkpoint has reached ``max_steps`` or ``max_time`` already.
+        CheckpointError, DataError: as ``restore``.
     """
     restore(trainer, checkpoint)
     done, steps = trainer.progress, config.trainer.max_steps
@@ -202,34 +206,34 @@ def resume(trainer: Trainer, config: RunConfig, checkpoint: CheckpointReader, sa
             f"'{checkpoint.directory}' has trained for {done.seconds:.0f} s already: to resume it, give more than"
             f" that as trainer.max_time (it is {config.trainer.max_time})"
         )
-    if line := seam(trainer, config, checkpoint.meta.get("run")):
+    if line := learning_rate_change(trainer, config, checkpoint.meta.get("run")):
         say(line)
 
 
-def seam(trainer: Trainer, config: RunConfig, before: PlainMapping | None) -> str:
-    """A line about the learning rate of the first step after a resume, if it is another than before the resume.
+def learning_rate_change(trainer: Trainer, config: RunConfig, before: PlainMapping | None) -> str:
+    """A line that compares the learning rate of the first step after a resume with that of the earlier settings.
 
-    before: settings of the run as the checkpoint notes them
-    Empty where the rate is the one that the earlier settings would have given, or within a tenth of it.
+    before: settings of the run as the checkpoint records them
+
+    Empty if the two rates differ by ``RATE_TOLERANCE`` or less.
     """
     step = trainer.progress.step
     if before is None:
         return ""
     try:
         optim = with_former_rate(before["optim"], trainer.model.config.d_model)
-        then = RunConfig.from_dict({**before, "optim": optim})
-        old = build_schedule(then.schedule, then.trainer.max_steps)
-    except (ConfigError, KeyError, TypeError, AttributeError):  # notes of another version
+        former = RunConfig.from_dict({**before, "optim": optim})
+        former_schedule = build_schedule(former.schedule, former.trainer.max_steps)
+    except (ConfigError, KeyError, TypeError, AttributeError):  # recorded by another version
         return ""
-    rate_before = peak_learning_rate(then.optim, trainer.model.config.d_model) * old.factor(
-        min(step, then.trainer.max_steps - 1)
-    )
+    former_factor = former_schedule.factor(min(step, former.trainer.max_steps - 1))
+    rate_before = peak_learning_rate(former.optim, trainer.model.config.d_model) * former_factor
     rate = trainer.optimizer.learning_rate * trainer.schedule.factor(step)
-    if abs(rate - rate_before) <= SEAM * rate_before:
+    if abs(rate - rate_before) <= RATE_TOLERANCE * rate_before:
         return ""
-    if config.schedule != then.schedule:
+    if config.schedule != former.schedule:
         reason = f"the schedule is now {config.schedule.name}"
-    elif config.trainer.max_steps != then.trainer.max_steps:
+    elif config.trainer.max_steps != former.trainer.max_steps:
         reason = f"the schedule is now over {config.trainer.max_steps:,} steps"
     else:
         reason = f"optim.learning_rate is now {trainer.optimizer.learning_rate:.1e}"

@@ -9,29 +9,29 @@ import torch
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.training.config import TrainerConfig
 
-# FLOP/s that training reaches without compiling, roughly: of one CPU thread, and of a GPU.
-CPU_SPEED, GPU_SPEED = 5e10, 5e13
-SAVED = 0.4  # fraction of the time that compiled code saves
-SECONDS, SECONDS_PER_LAYER = 10.0, 4.0  # of compiling
+# Rough FLOP/s of training without compiling, of one CPU thread and of a GPU.
+CPU_FLOPS, GPU_FLOPS = 5e10, 5e13
+SAVED_FRACTION = 0.4  # of the training time, by compiled code
+COMPILE_SECONDS, COMPILE_SECONDS_PER_LAYER = 10.0, 4.0
 
 
 def compiles(config: TrainerConfig, model: GPTConfig, device: torch.device, processes: int) -> tuple[bool, str]:
-    """Whether a training compiles its model, and why ``auto`` decided so; "" where it did not decide.
+    """Whether a training compiles its model, and the reason if ``trainer.compile`` is ``auto``, else "".
 
-    ``auto`` compiles in one process, if that saves more time than it takes. The time is computed from the size of the
-    run, not measured, so that a run decides in the same way at each start; it is that of a dense model of these sizes,
-    so that variants of one model decide alike.
+    ``auto`` compiles in a run of one process if that saves more time than it takes. Both times are computed from the
+    size of the run, not measured, so that every start of a run decides alike. The model is taken as dense, so that
+    variants of one model decide alike.
     """
     if config.compile != "auto":
         return bool(config.compile), ""
-    speed = {"cpu": CPU_SPEED * torch.get_num_threads(), "cuda": GPU_SPEED}.get(device.type)
+    speed = {"cpu": CPU_FLOPS * torch.get_num_threads(), "cuda": GPU_FLOPS}.get(device.type)
     if processes > 1:
         return False, "there are several processes"
     if speed is None:
         return False, f"{device.type} is not compiled for"
     tokens = config.max_steps * config.batch_size * model.context_length
-    costs = SECONDS + SECONDS_PER_LAYER * model.n_layers
-    saves = SAVED * tokens * dense_flops(model) / speed
+    costs = COMPILE_SECONDS + COMPILE_SECONDS_PER_LAYER * model.n_layers
+    saves = SAVED_FRACTION * tokens * dense_flops(model) / speed
     estimate = f"compiling takes about {costs:.0f} s and saves about {saves:,.0f}"
     if saves < costs:
         return False, estimate
@@ -39,7 +39,7 @@ def compiles(config: TrainerConfig, model: GPTConfig, device: torch.device, proc
 
 
 def dense_flops(model: GPTConfig) -> float:
-    """Operations per trained token of a model of these sizes with full attention and a plain feed-forward network."""
+    """FLOPs per trained token of a model of these sizes with full attention and dense feed-forward networks."""
     weights = model.n_layers * 12 * model.d_model**2 + model.vocab_size * model.d_model
     return 6.0 * weights + 12.0 * model.n_layers * model.d_model * model.context_length
 
@@ -64,7 +64,7 @@ def from_compiler(error: BaseException) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
-def reason(error: BaseException) -> str:
+def compiler_message(error: BaseException) -> str:
     """The compiler's message in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[1] if lines[0].endswith("raised:") and len(lines) > 1 else lines[0]
@@ -72,7 +72,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def ordered_sums(compiled: bool) -> Iterator[None]:
-    """Context manager: compiled code sums gradients of an embedding's row in one order, so that runs repeat bitwise."""
+    """Context manager: compiled code adds the gradients of an embedding row in a fixed order, so that runs repeat."""
     if not compiled:
         yield
         return

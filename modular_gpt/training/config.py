@@ -1,7 +1,7 @@
 """The settings of a training run: one plain dataclass that a command line, a notebook or a file can fill.
 
-``data``, ``tokenizer``, ``optim``, ``schedule``, ``parallel`` and ``logger`` are slots of the registry like the parts
-of a model, so ``entries("optim")`` lists the optimizers with their Config classes and their one-line summaries.
+``data``, ``tokenizer``, ``optim``, ``schedule``, ``parallel`` and ``logger`` are slots of the registry like the
+components of a model, so ``entries("optim")`` lists the optimizers with their Config classes and one-line summaries.
 """
 
 import math
@@ -55,7 +55,7 @@ class TrainerConfig:
     max_tokens: Number of tokens to train on, padding included, instead of max_steps and in the same way.
     max_time: End training after this time, evaluation included, with an evaluation and a checkpoint: seconds, or a text
         such as 90m or 1h30m. All sessions of a run count together. The learning rate still follows the number of steps,
-        so that a run which the time ends may not reach its last rate.
+        so a run that ends by time may not reach its last rate.
     batch_size: Number of windows per optimizer step, over all micro-batches and processes.
     gradient_accumulation: Number of micro-batches per optimizer step. More need less memory; the result is the same.
     activation_checkpointing: Recompute every n-th block in the backward pass (1: all, 0: off), which takes less memory
@@ -73,8 +73,8 @@ class TrainerConfig:
     order: Order of training windows: random starts them anywhere; epoch takes adjacent windows, each once per epoch.
         Rows of records come once per epoch with either.
     eval_interval: Number of steps between evaluations.
-    eval_batches: Size of an evaluation, as a number of batches of 8 fixed windows, whatever batch_size is; 0 evaluates
-        the whole validation text.
+    eval_batches: Size of an evaluation, as a number of batches of 8 fixed windows, which does not depend on batch_size;
+        0 evaluates the whole validation text.
     patience: Stop after this many evaluations without a better loss. By default (null) training runs to the last step.
     sample_prompt: Prompt of the sample that is generated at each evaluation. By default (null) the beginning of the
         validation text.
@@ -157,7 +157,7 @@ class TrainerConfig:
             )
 
     def _check_length(self) -> None:
-        """Raise a ConfigError if several settings say how many steps there are, or the time is none."""
+        """Raise a ConfigError if several settings set the number of steps, or ``max_time`` is no time."""
         steps = None if self.max_steps == TrainerConfig.max_steps else self.max_steps
         lengths = {"max_steps": steps, "epochs": self.epochs, "max_tokens": self.max_tokens}
         given = [f"trainer.{name}={value}" for name, value in lengths.items() if value is not None]
@@ -178,7 +178,7 @@ class TrainerConfig:
 
     @property
     def loss(self) -> LossConfig:
-        """The terms that are added to the cross-entropy."""
+        """The terms that are added to the cross-entropy, as a LossConfig."""
         return LossConfig(self.label_smoothing, self.z_loss)
 
 
@@ -193,7 +193,7 @@ class RunConfig:
     trainer: Settings of the training loop, as a TrainerConfig or a mapping.
     seed: Seed of the initial weights, the order of the data and dropout.
     name: Name of the run, which is the last part of its directory's name in runs.
-    runs: Directory in which each run gets a directory of its own.
+    runs: Directory that contains the directories of runs.
     resume: Resume this run, or one of its checkpoints, in the same directory. The settings are those given here;
         ``load_config`` reads the old ones.
     rewind: Resume from an older checkpoint of a run and delete its later ones.
@@ -277,7 +277,7 @@ class RunConfig:
         }
 
     def record(self) -> PlainDict:
-        """``to_dict`` as a run records it: with the learning rate that null stands for in this version."""
+        """``to_dict`` with the learning rate that null stands for in this version, as a run records its settings."""
         values = self.to_dict()
         values["optim"]["learning_rate"] = peak_learning_rate(self.optim, self.model.d_model)
         return values
@@ -293,7 +293,7 @@ class RunConfig:
 
 
 def _without_paths(value: Any) -> Any:
-    """The same with every Path in it as text."""
+    """The same value with every Path in it as a str."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A figure of matplotlib that a notebook displays, also where pyplot is not in use."""
+"""A matplotlib figure that a notebook displays without pyplot."""
 
 import io
 from typing import Any
@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 
 class DisplayedFigure(Figure):
-    """A figure with a canvas for pixels, and a picture of itself for notebooks."""
+    """A figure with an Agg canvas and a PNG representation for notebooks."""
 
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         FigureCanvasAgg(self)
 
     def _repr_png_(self) -> bytes:

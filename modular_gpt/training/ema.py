@@ -12,7 +12,7 @@ from modular_gpt.distributed.dtensor import local_tensor
 class WeightAverage:
     """Exponential moving average, in float32, of the trained weights; buffers and frozen weights are not averaged.
 
-    held: the average by parameter name; inside ``shown``, the trained weights, which are swapped with it
+    held: the average by parameter name; inside ``shown``, the trained weights
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,10 +22,10 @@ class WeightAverage:
         self.held: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in trained.items()}
 
     def update(self, step: int) -> None:
-        """Add the weights after the update of ``step`` (from 0) to the average.
+        """Update the average with the weights after step ``step``, counted from 0.
 
-        The decay of early steps is (1 + step) / (10 + step) where that is less than the setting, so that the average
-        does not retain the initial weights for long.
+        The decay is min(decay, (1 + step) / (10 + step)), so that the average does not retain the initial weights for
+        long.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         held = [local_tensor(average) for average in self.held.values()]

@@ -1,4 +1,4 @@
-"""Estimates of a training, computed on tensors without storage: arithmetic, and memory by use."""
+"""Estimates of the FLOPs and the memory of a training, computed on tensors without storage."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -21,20 +21,22 @@ from modular_gpt.optim import build_optimizer
 from modular_gpt.training.config import TrainerConfig
 from modular_gpt.training.lora import LoraConfig, select_trained
 
-WHOLE = LoraConfig()  # no adapters
-MANY_LOGITS, CHUNKS = 2**28, 4  # from so many logits of a micro-batch on, the loss is estimated in so many chunks
+NO_ADAPTERS = LoraConfig()
+MAX_LOGITS = 2**28  # of a micro-batch whose loss is estimated in the chunks that training uses
+CHUNKS = 4  # in which the loss of more logits is estimated
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Arithmetic and memory that a training takes.
+    """FLOPs and memory of a training.
 
-    flops_per_token: floating-point operations of the forward and backward pass of one token, each query meeting
+    flops_per_token: floating-point operations of the forward and backward pass of one token; each query attends to
         min(window, context) keys; recomputation by activation checkpointing is not counted
     causal_flops_per_token: the same without the keys after each query
-    weights, gradients, optimizer: bytes in float32; average: bytes of averaged weights, 0 if there are none
+    weights, gradients, optimizer: bytes in float32
+    average: bytes of the moving average of the weights; 0 without one
     activations: bytes that one micro-batch keeps for its backward pass, with those of one recomputed block
-    cache: bytes of the cache that generates a full context
+    cache: bytes of the cache for one row of a full context
     """
 
     flops_per_token: float
@@ -48,7 +50,7 @@ class Estimate:
 
     @property
     def training_bytes(self) -> int:
-        """Bytes that training holds at once."""
+        """Peak of the bytes that training holds."""
         return sum(self.memory().values())
 
     def memory(self) -> dict[str, int]:
@@ -57,26 +59,28 @@ class Estimate:
         return {name: getattr(self, name) for name in names}
 
     def sharded(self, processes: int) -> "Estimate":
-        """The estimate of each process if all but activations is sharded among them."""
+        """The estimate for each of ``processes`` processes that shard everything but activations."""
         names = ("weights", "gradients", "optimizer", "average")
         return replace(self, **{name: getattr(self, name) // processes for name in names})
 
     def summary(self) -> str:
-        """The memory in a phrase: the sum, and each use."""
-        listed = ", ".join(f"{name} {size(count)}" for name, count in self.memory().items())
-        return f"{size(self.training_bytes)} ({listed})"
+        """The memory in a phrase: the sum and its terms."""
+        listed = ", ".join(f"{name} {format_bytes(count)}" for name, count in self.memory().items())
+        return f"{format_bytes(self.training_bytes)} ({listed})"
 
     def table(self) -> str:
         """The estimate as a table of two columns."""
-        rows = [(name, size(count)) for name, count in {**self.memory(), "together": self.training_bytes}.items()]
-        rows += [("cache, generating", size(self.cache)), ("FLOPs per token", f"{self.flops_per_token:,.0f}")]
+        rows = [
+            (name, format_bytes(count)) for name, count in {**self.memory(), "together": self.training_bytes}.items()
+        ]
+        rows += [("cache, generating", format_bytes(self.cache)), ("FLOPs per token", f"{self.flops_per_token:,.0f}")]
         rows += [("causal FLOPs", f"{self.causal_flops_per_token:,.0f}")]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value:>12}" for name, value in rows)
 
 
-def size(count: float) -> str:
-    """Bytes in a suitable unit."""
+def format_bytes(count: float) -> str:
+    """Format a number of bytes with a binary unit, such as 1.5 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -84,11 +88,16 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def estimate(config: GPTConfig, optim: ComponentLike, trainer: TrainerConfig, lora: LoraConfig = WHOLE) -> Estimate:
-    """The estimate of a training, without its arithmetic and its memory.
+size = format_bytes  # the former name
+
+
+def estimate(
+    config: GPTConfig, optim: ComponentLike, trainer: TrainerConfig, lora: LoraConfig = NO_ADAPTERS
+) -> Estimate:
+    """Estimate the FLOPs and the memory of a training, without computing or allocating any tensor.
 
     Raises:
-        ConfigError: sizes are beyond what any tensor can have.
+        ConfigError: a format_bytes is larger than any tensor can have.
     """
     with size_errors("a training of these sizes"):
         with FakeTensorMode():
@@ -109,11 +118,11 @@ def estimate(config: GPTConfig, optim: ComponentLike, trainer: TrainerConfig, lo
 
 
 def fake_model(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> GPTModel:
-    """The model as it is trained, of fake tensors on the CPU; to be called in a FakeTensorMode."""
+    """The model to train, with fake tensors on the CPU; to be called in a FakeTensorMode."""
     with torch.device("meta"):
         model = GPTModel(config)
         select_trained(model, lora, trainer.frozen)
-    for module in model.modules():  # the CPU's kernels keep other tensors for the backward pass than those of meta
+    for module in model.modules():  # kernels of the CPU save other tensors for the backward pass than those of meta
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(parameter.shape), parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
@@ -121,46 +130,47 @@ def fake_model(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> G
     return model
 
 
-def activation_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig = WHOLE) -> int:
+def activation_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig = NO_ADAPTERS) -> int:
     """Bytes of activations that one micro-batch holds at its peak."""
-    whole = kept_bytes(config, replace(trainer, activation_checkpointing=0), lora)
-    every = trainer.activation_checkpointing
-    if not every:
-        return whole
-    kept = kept_bytes(config, trainer, lora)
-    recomputed = -(-config.n_layers // every)  # number of blocks that are recomputed, one after the other
-    return kept + (whole - kept) // recomputed
+    all_saved = saved_bytes(config, replace(trainer, activation_checkpointing=0), lora)
+    interval = trainer.activation_checkpointing
+    if not interval:
+        return all_saved
+    saved = saved_bytes(config, trainer, lora)
+    recomputed_blocks = -(-config.n_layers // interval)  # of which one at a time holds its activations
+    return saved + (all_saved - saved) // recomputed_blocks
 
 
-def kept_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> int:
-    """Bytes that the forward pass of one micro-batch keeps for the backward pass."""
+def saved_bytes(config: GPTConfig, trainer: TrainerConfig, lora: LoraConfig) -> int:
+    """Bytes that the forward pass of one micro-batch saves for the backward pass."""
     with FakeTensorMode():
         model = fake_model(config, trainer, lora)
         model.checkpoint_activations(trainer.activation_checkpointing)
         rows = trainer.batch_size // trainer.gradient_accumulation
         ids = torch.zeros(rows, config.context_length, dtype=torch.long)
         logits = ids.numel() * config.vocab_size
-        # of chunks that are recomputed only the inputs are kept, so a few large ones keep as much as thousands
-        loss = replace(trainer.loss, chunk=logits // CHUNKS) if logits > MANY_LOGITS else trainer.loss
-        with saved_tensors() as kept:
+        # chunks are recomputed and save their inputs alone, so that a few large ones save as much as thousands
+        loss = replace(trainer.loss, chunk=logits // CHUNKS) if logits > MAX_LOGITS else trainer.loss
+        with saved_tensors() as saved:
             model(ids, ids, loss=loss)
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in saved}
     return sum(count for storage, count in storages.items() if storage not in weights)
 
 
-def flops_per_token(config: GPTConfig, frozen: Sequence[str] = (), lora: LoraConfig = WHOLE) -> float:
+def flops_per_token(config: GPTConfig, frozen: Sequence[str] = (), lora: LoraConfig = NO_ADAPTERS) -> float:
     """Floating-point operations of the forward and backward pass of one token in a full context.
 
-    A query meets min(window, context) keys.
+    Each query attends to min(window, context) keys.
+
     frozen: patterns of the parameters that have no gradient; lora: the adapters
     """
     return count_flops(config, frozen, lora)[0]
 
 
 def count_flops(config: GPTConfig, frozen: Sequence[str], lora: LoraConfig) -> tuple[float, float]:
-    """``flops_per_token``, and the same with the keys alone that are not after the query."""
-    with torch.device("meta"):  # on which attention takes PyTorch's plain path, and the counter sees every product
+    """``flops_per_token``, and the same without the keys after each query."""
+    with torch.device("meta"):  # on this device attention is written out, so that the counter sees every product
         model = GPTModel(config)
         select_trained(model, lora, frozen)
         ids = torch.zeros(1, config.context_length, dtype=torch.long)
@@ -174,7 +184,7 @@ def count_flops(config: GPTConfig, frozen: Sequence[str], lora: LoraConfig) -> t
         operations = float(counter.get_total_flops())
         for index, layer in enumerate(layers):
             exact = context * layer.score_flops(config.dims, context, causal)
-            if forward[index] and exact:  # whole blocks of keys were counted, with those that are hidden
+            if forward[index] and exact:  # the counter sees full blocks of keys, masked ones included
                 operations += _score_flops(counter, index) * (exact / forward[index] - 1)
         return operations / context
 
@@ -195,7 +205,7 @@ def _triangular_flops(matrix: Sequence[int], sides: Sequence[int], *args: object
 
 @register_flop_formula([torch.ops.modular_gpt.grouped_matmul, torch.ops.modular_gpt.grouped_outer])
 def _grouped_flops(x: Sequence[int], y: Sequence[int], *args: object, **kwargs: object) -> int:
-    """Shapes of x (M, A) and of y, whose last dimension is C -> 2 M A C, however the rows are grouped."""
+    """Shapes of x (M, A) and of y, whose last dimension is C -> 2 M A C for any grouping of the rows."""
     return 2 * x[0] * x[1] * y[-1]
 
 
@@ -204,18 +214,21 @@ def suggest_smaller(
     trainer: TrainerConfig,
     needs: Estimate | None = None,
     available: int = 0,
-    lora: LoraConfig = WHOLE,
+    lora: LoraConfig = NO_ADAPTERS,
 ) -> str:
-    """Settings that need less memory, ready to be typed; with an estimate, settings that fit into ``available``."""
+    """Settings that need less memory, as on a command line.
+
+    needs, available: an estimate and the available bytes, into which the settings fit; None: any smaller settings
+    """
     count = trainer.gradient_accumulation
     rows = trainer.batch_size // count
     for divisor in (d for d in range(2, rows + 1) if rows % d == 0):
         if needs is None or needs.training_bytes - needs.activations * (1 - 1 / divisor) <= available:
             return f"trainer.gradient_accumulation={count * divisor}"
     others = 0 if needs is None else needs.training_bytes - needs.activations
-    least = replace(trainer, gradient_accumulation=trainer.batch_size, activation_checkpointing=1)
+    smallest = replace(trainer, gradient_accumulation=trainer.batch_size, activation_checkpointing=1)
     if trainer.activation_checkpointing != 1 and (
-        needs is None or others + activation_bytes(config, least, lora) <= available
+        needs is None or others + activation_bytes(config, smallest, lora) <= available
     ):
         split = f"trainer.gradient_accumulation={trainer.batch_size} " if rows > 1 else ""
         return f"{split}trainer.activation_checkpointing=1"
@@ -225,37 +238,37 @@ def suggest_smaller(
 
 
 def check_memory(
-    needs: Estimate, config: GPTConfig, trainer: TrainerConfig, device: torch.device, lora: LoraConfig = WHOLE
+    needs: Estimate, config: GPTConfig, trainer: TrainerConfig, device: torch.device, lora: LoraConfig = NO_ADAPTERS
 ) -> None:
-    """Raise a ConfigError, which says what to change, for a training that cannot fit."""
+    """Raise a ConfigError with a remedy for a training that needs more memory than is available."""
     available = available_bytes(device)
     if available is not None and needs.training_bytes > available:
         change = suggest_smaller(config, trainer, needs, available, lora)
-        raise ConfigError(f"this needs {needs.summary()}, and {size(available)} are available: try {change}")
+        raise ConfigError(f"this needs {needs.summary()}, and {format_bytes(available)} are available: try {change}")
 
 
 def check_weights(config: GPTConfig, shards: int = 1) -> None:
-    """Raise a ConfigError for a model whose weights alone are more than this machine has room for.
+    """Raise a ConfigError for a model whose weights alone need more memory than is available.
 
-    shards: the number of processes that they are divided among
+    shards: the number of processes that hold shards of them
     """
     weights = sum(parameter.nbytes for parameter in meta_model(config).parameters()) // shards
     available = available_bytes(torch.device("cpu"))
     if available is not None and weights > available:
         raise ConfigError(
-            f"the weights alone take {size(weights)}, and {size(available)} are available: take a smaller model_size;"
-            " dry_run=true says what a training needs"
+            f"the weights alone take {format_bytes(weights)}, and {format_bytes(available)} are available: take a"
+            " smaller model_size; dry_run=true prints the memory that a training needs"
         )
 
 
 @contextmanager
 def saved_tensors() -> Iterator[list[Tensor]]:
-    """Context manager: collects every tensor that autograd keeps for the backward pass."""
-    kept: list[Tensor] = []
+    """Context manager: collects every tensor that autograd saves for the backward pass."""
+    saved: list[Tensor] = []
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield kept
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved

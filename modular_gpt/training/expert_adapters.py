@@ -1,4 +1,4 @@
-"""Low-rank adapters of stacked matrices, such as the experts of a mixture, which peft does not reach as layers."""
+"""Low-rank adapters of stacked matrices, such as the experts of a mixture, which are no linear layers for peft."""
 
 import math
 
@@ -30,7 +30,7 @@ class StackAdapter(nn.Module):
 
 
 def adapt_stack(module: nn.Module, name: str, rank: int, alpha: float) -> StackAdapter:
-    """Give the parameter ``name`` (E, out, in) of ``module`` an adapter, which is trained instead of it."""
+    """Add an adapter to the parameter ``name`` (E, out, in) of ``module``, and freeze the parameter."""
     weight = module.get_parameter(name)
     weight.requires_grad_(False)
     adapter = StackAdapter(weight.detach(), rank, alpha)

@@ -1,4 +1,4 @@
-"""A run that starts from the weights of another model, some of whose parts it may change."""
+"""Fine-tuning: a run that starts from the weights of another model, whose components it may replace."""
 
 from collections.abc import Callable
 
@@ -16,24 +16,23 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.model.surgery import transplant
 from modular_gpt.training.config import RunConfig
 
-WINDOWS = 8  # of the validation text, from its beginning, on which a loss before any training is measured
+WINDOWS = 8  # from the beginning of the validation text, on which the loss before training is measured
 
 
 def open_source(name: str) -> Opened:
-    """The model to start from, on the CPU, with the weights that training keeps: float32."""
+    """Open the model to start from, on the CPU and in float32, the dtype of weights in training."""
     return open_model(name, torch.device("cpu"), torch.float32)
 
 
 def tokenizer_of(
     config: RunConfig, corpus: Corpus, source: Opened | None, checkpoint: CheckpointReader | None
 ) -> Tokenizer:
-    """The tokenizer of a run.
+    """The tokenizer of a run: that of the model it starts from if the settings are equal, else a new one.
 
-    One that learned from a text is taken from the model that the run starts from, where the settings are the same:
-    the new text would teach it other tokens than those which the model knows.
+    A tokenizer that learns its vocabulary would learn other tokens from the new text than those that the model knows.
 
     Raises:
-        ConfigError: the run to be resumed started from something else.
+        ConfigError: a run is resumed with another ``init_from`` than it began with.
     """
     if config.init_from is not None and checkpoint is not None:
         meta, before = checkpoint.meta, checkpoint.tokenizer
@@ -59,9 +58,9 @@ def init_from_source(
     tokenizer: Tokenizer,
     say: Callable[[str], None],
 ) -> tuple[GPTModel, list[str]]:
-    """A model of this config with the weights of ``source`` where they fit, and the names of those that are new.
+    """A model of this config with the weights of ``source`` where they fit, and the names of newly initialised ones.
 
-    Reports what became of each tensor, and the loss on the beginning of the validation text before any training.
+    say: called with a report on each tensor, and with the loss of both models before training
     """
     model, report = transplant(source.model, config)
     say(f"Weights   from {name}\n{report}")
@@ -79,16 +78,16 @@ def init_from_source(
 
 
 def _same_ids(source: Opened, tokenizer: Tokenizer, ids: list[int]) -> bool:
-    """Whether a text, of which these are ids, is the same ids for the model to start from."""
+    """Whether the tokenizer of ``source`` encodes the text of ``ids`` to the same ids as ``tokenizer``."""
     original = source.tokenizer
-    if original is None:  # nothing is known but how many ids there are
+    if original is None:  # only the number of its ids is known
         return source.model.config.vocab_size == tokenizer.vocab_size
     if original.fingerprint == tokenizer.fingerprint:
         return True
     text = tokenizer.decode(ids, errors="ignore")
     try:
         return list(original.encode(text)) == list(tokenizer.encode(text))
-    except DataError:  # characters that theirs does not know
+    except DataError:  # the text has characters that the original tokenizer does not know
         return False
 
 

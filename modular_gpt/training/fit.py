@@ -1,4 +1,4 @@
-"""``fit``: the training loop of ``mgpt-train`` on a model and on data that a program or a notebook holds."""
+"""``fit``: the training loop of ``mgpt-train`` for a model and data that are objects of a program or a notebook."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import check_precision, choose_device, float32_products, prepare_device
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import orderly
-from modular_gpt.training.build import check_data, decided
+from modular_gpt.training.build import check_data, resolve_precision
 from modular_gpt.training.checkpointing import Checkpoints
 from modular_gpt.training.compile import ordered_sums
 from modular_gpt.training.config import RunConfig
@@ -35,12 +35,12 @@ from modular_gpt.training.fit_settings import run_config
 from modular_gpt.training.forward import Placement
 from modular_gpt.training.history import History
 from modular_gpt.training.notebook import NotebookRecorder
-from modular_gpt.training.run import explained
+from modular_gpt.training.run import actionable_errors
 from modular_gpt.training.run_directory import RunFiles
 from modular_gpt.training.trainer import STEP_SAVED, Save, Trainer, nothing
 
 STEP_KEPT = "this step is finished, and the model keeps it"
-LOOP = """a module of your own is trained by PyTorch's loop:
+LOOP = """train other modules by PyTorch's loop:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     for x, y in loader:
         loss = model(x, y)[1]; loss.backward(); optimizer.step(); optimizer.zero_grad()"""
@@ -56,17 +56,18 @@ def fit(
     checkpoint: str | Path | None = None,
     **settings: object,
 ) -> History:
-    """Train a model that you hold, in place; it is left in evaluation mode, and keeps the tokenizer if there is one.
+    """Train a model in place, and return the history of its metrics.
 
     The loop is that of ``mgpt-train``: the same text and settings give bitwise the same weights. Ctrl-C ends it early;
-    the model keeps what it has learned, and the history is returned.
+    the model keeps the weights of the last step, and the history is returned. Afterwards the model is in evaluation
+    mode, and ``model.tokenizer`` is the tokenizer of the data, if there is one.
 
     Args:
-        model: a GPTModel, also one whose modules were changed by hand; its weights are float32
+        model: a GPTModel with float32 weights; its modules may have been replaced
         data: a text, a Path of one, a list of texts, token ids (a list, an array, a tensor), a list of records, a torch
             Dataset or a DataLoader; a row is (ids, targets), a dict with input_ids and labels, or ids
         tokenizer: a Tokenizer, or its name or settings; text needs one, unless the model has one
-        validation: data likewise, or the fraction of ``data`` that is held out; None: nothing is evaluated
+        validation: data likewise, or the fraction of ``data`` that is model_tokenizer out; None: nothing is evaluated
         epochs: passes over the data, one by default; ``max_steps`` counts updates instead
         checkpoint: a directory; the same call resumes the training in it bitwise, and ``load_model`` opens it
         settings: those of TrainerConfig, of the optimizer and of the schedule by their names, such as ``max_steps``,
@@ -80,21 +81,21 @@ def fit(
     check_model(model)
     given = settings.get("gradient_accumulation")
     micro_batches = given if isinstance(given, int) else 1
-    owned = model.tokenizer if isinstance(model.tokenizer, Tokenizer) else None
-    read = read_data(data, validation, tokenizer, owned, micro_batches)
+    model_tokenizer = model.tokenizer if isinstance(model.tokenizer, Tokenizer) else None
+    read = read_data(data, validation, tokenizer, model_tokenizer, micro_batches)
     quiet = bool(settings.pop("quiet", False))
     config = run_config(model.config, read.data, epochs, checkpoint is not None, settings)
     return _train(model, read, config, checkpoint, quiet)
 
 
 def _train(model: GPTModel, read: FitData, config: RunConfig, checkpoint: str | Path | None, quiet: bool) -> History:
-    """``fit`` once its arguments are read."""
+    """Train with the arguments of ``fit`` after they were read."""
     check_data(read.data, model.config)
     keep_memory()
-    with ExitStack() as held:
-        files = held.enter_context(open_directory(checkpoint))
-        held.enter_context(_left_as_found(model))
-        device = held.enter_context(_device(config))
+    with ExitStack() as contexts:
+        files = contexts.enter_context(open_directory(checkpoint))
+        contexts.enter_context(_restored_mode(model))
+        device = contexts.enter_context(_prepared_device(config))
         session = _Session(model, read.data, read.tokenizer, config, device, files)
         history = session.run(quiet)
     if read.tokenizer is not None:
@@ -105,7 +106,7 @@ def _train(model: GPTModel, read: FitData, config: RunConfig, checkpoint: str | 
 
 
 def check_model(model: object) -> None:
-    """Raise a ConfigError for what ``fit`` cannot train."""
+    """Raise a ConfigError for an object that ``fit`` cannot train."""
     if isinstance(model, GPTModel):
         wrong = next((p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
         if wrong is not None:
@@ -124,8 +125,8 @@ def check_model(model: object) -> None:
 
 
 @contextmanager
-def _left_as_found(model: GPTModel) -> Iterator[None]:
-    """Context manager: the model ends in evaluation mode, and parameters that were frozen inside are not any more."""
+def _restored_mode(model: GPTModel) -> Iterator[None]:
+    """Context manager: afterwards the model is in evaluation mode, and parameters frozen inside are trainable again."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         yield
@@ -136,8 +137,8 @@ def _left_as_found(model: GPTModel) -> Iterator[None]:
 
 
 @contextmanager
-def _device(config: RunConfig) -> Iterator[torch.device]:
-    """Context manager: the device of a training, prepared; PyTorch's random numbers are afterwards as before."""
+def _prepared_device(config: RunConfig) -> Iterator[torch.device]:
+    """Context manager: yields the prepared device of a training; restores the state of PyTorch's generators."""
     if ProcessGroup.launched().world > 1:
         raise ConfigError(
             "fit trains in one process, and torchrun started several: use mgpt-train, or train(RunConfig)"
@@ -159,7 +160,7 @@ NO_CHECKPOINTS: tuple[Save, Callable[[], None], Callable[[], None]] = (no_save, 
 
 
 class _Session:
-    """One call of ``fit``: the trainer, new or as a checkpoint left it, and the directory that it writes to."""
+    """One call of ``fit``: the trainer, new or restored from a checkpoint, and the directory that it writes to."""
 
     def __init__(
         self,
@@ -174,7 +175,7 @@ class _Session:
         parallel = build_parallel("none", ProcessGroup())
         self.checkpoint = latest(files)
         placement = Placement(device, str(config.trainer.precision), parallel)
-        placement = decided(placement, config, model.config, self.checkpoint)
+        placement = resolve_precision(placement, config, model.config, self.checkpoint)
         torch.manual_seed(config.seed)
         if self.checkpoint is not None:
             load_weights(model, data, self.checkpoint)
@@ -185,7 +186,7 @@ class _Session:
             resume(self.trainer, self.checkpoint)
 
     def run(self, quiet: bool) -> History:
-        """Train to the last step, or until a signal."""
+        """Train to the last step or until a signal, and return the history."""
         trainer, files, history, log = self.trainer, self.files, History(), None
         save, poll, close = NO_CHECKPOINTS
         if files is not None:
@@ -199,7 +200,7 @@ class _Session:
         for line in self.opening():
             recorder.say(line)
         try:
-            with explained(self.config, trainer), ordered_sums(trainer.forward.compiled):
+            with actionable_errors(self.config, trainer), ordered_sums(trainer.forward.compiled):
                 finished = trainer.fit(recorder, save, STEP_KEPT if files is None else STEP_SAVED, poll)
         finally:
             close()
@@ -211,7 +212,7 @@ class _Session:
         return history
 
     def opening(self) -> list[str]:
-        """Lines before the first step: where a training is resumed, and what its checkpoints cannot hold."""
+        """Lines before the first step: the step of a resumed training, and modules that its checkpoints cannot hold."""
         step = self.trainer.progress.step
         lines = [f"Resumed from step {step:,} of {self.files.directory}"] if self.files is not None and step else []
         changed = [] if self.files is None else changed_modules(self.trainer.model)
@@ -223,7 +224,7 @@ class _Session:
         return lines
 
     def keep_average(self) -> None:
-        """With averaged weights, give them to the model, as they are what is evaluated and saved."""
+        """Copy the moving average of the weights, which is evaluated and saved, into the model, if there is one."""
         trainer = self.trainer
         if trainer.ema is not None:
             with trainer.ema.shown():

@@ -1,4 +1,4 @@
-"""The directory of a training that ``fit`` can resume: checkpoints, metrics and a lock, as in a run's directory."""
+"""Checkpoint directories of ``fit``: checkpoints, metrics and a lock, as in a run's directory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from modular_gpt.training.trainer import Trainer
 
 @contextmanager
 def open_directory(checkpoint: str | Path | None) -> Iterator[RunFiles | None]:
-    """Context manager: the directory of a training, made if it is missing, in which no other process may train.
+    """Context manager: create and lock the directory of a training, in which no other process may train.
 
     Raises:
-        ConfigError: another process trains in it, or it cannot be written.
-        CheckpointError: it is a single checkpoint.
+        ConfigError: another process trains in the directory, or it cannot be written.
+        CheckpointError: the directory is a single checkpoint.
     """
     if checkpoint is None:
         yield None
@@ -43,21 +43,21 @@ def open_directory(checkpoint: str | Path | None) -> Iterator[RunFiles | None]:
 
 
 def latest(files: RunFiles | None) -> CheckpointReader | None:
-    """The newest intact checkpoint in a directory, verified; None if there is none."""
+    """The newest intact checkpoint in a directory, verified; None without a checkpoint."""
     if files is None or not steps_in(files.directory / FOLDER):
         return None
     return open_checkpoint(files.directory, prefer=LATEST)
 
 
 def load_weights(model: GPTModel, data: PreparedData, reader: CheckpointReader) -> None:
-    """Load the weights of a verified checkpoint into a model; nothing is changed if it is of another model or data.
+    """Load the weights of a verified checkpoint into a model. After an error the model is unchanged.
 
     Raises:
-        CheckpointError: it is of another model.
-        DataError: it is of other data, or another tokenizer.
+        CheckpointError: the checkpoint is of another model.
+        DataError: the checkpoint was trained on other data or with another tokenizer.
     """
-    now, before = model.config.to_dict(), reader.config.to_dict()
-    changed = [f"{name}={value}" for name, value in before.items() if now.get(name) != value]
+    current, before = model.config.to_dict(), reader.config.to_dict()
+    changed = [f"{name}={value}" for name, value in before.items() if current.get(name) != value]
     if changed:
         raise CheckpointError(
             f"'{reader.directory}' is of a model with {', '.join(changed)}: give that model, or another directory"
@@ -72,11 +72,11 @@ def load_weights(model: GPTModel, data: PreparedData, reader: CheckpointReader) 
 
 
 def resume(trainer: Trainer, reader: CheckpointReader) -> None:
-    """Continue a training from a checkpoint whose weights the model has.
+    """Restore the state of a training from a checkpoint whose weights the model has already.
 
     Raises:
-        ConfigError: it has done more steps than this training is to have.
-        CheckpointError: it has other settings that cannot change.
+        ConfigError: the checkpoint has done more steps than this training has.
+        CheckpointError: a setting that cannot change within a training differs.
     """
     restore(trainer, reader)
     done, steps = trainer.progress.step, trainer.config.max_steps
@@ -87,29 +87,35 @@ def resume(trainer: Trainer, reader: CheckpointReader) -> None:
 
 
 def earlier_entries(files: RunFiles, trainer: Trainer) -> tuple[MetricsLog, list[Entry]]:
-    """The log of metrics, continued after the present step, and the entries that it has."""
+    """The metrics log, to be continued after the trainer's step, and its entries so far."""
     progress = trainer.progress
     return MetricsLog(files, progress.step, progress.evaluated), read_metrics(files.directory)
 
 
 def recorded_settings(config: RunConfig, tokenizer: Tokenizer | None) -> PlainDict:
-    """The settings that a checkpoint holds: those of a run, except for the data, which was in memory."""
+    """The settings that a checkpoint records: those of a run, with ``IN_MEMORY`` for the data.
+
+    The tokenizer is recorded if its name alone builds it, else it is None.
+    """
     settings = {**config.record(), "data": {"name": IN_MEMORY}}
     del settings["tokenizer"]
     try:
         settings["tokenizer"] = None if tokenizer is None else encode(decode("tokenizer", tokenizer.name))
-    except (ConfigError, TypeError):  # it takes settings that the tokenizer does not tell
+    except (ConfigError, TypeError):  # the name needs settings, which a Tokenizer does not keep
         settings["tokenizer"] = None
     return settings
 
 
 def changed_modules(model: GPTModel) -> list[str]:
-    """Modules of a model that its config does not describe, so that no checkpoint can build them; a name of each."""
+    """Names of modules and tensors that the model's config does not describe, so that no checkpoint can rebuild them.
+
+    Of a replaced module only its own name is listed, not those inside it.
+    """
     built = meta_model(model.config)
     expected = {name: type(module) for name, module in built.named_modules()}
     found = {name: type(module) for name, module in model.named_modules()}
     changed = [name for name in {**expected, **found} if name and expected.get(name) is not found.get(name)]
     shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
-    other = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    changed += [name for name in {**shapes, **other} if shapes.get(name) != other.get(name)]
-    return [name for name in dict.fromkeys(changed) if not name.startswith(tuple(f"{one}." for one in changed))]
+    found_shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    changed += [name for name in {**shapes, **found_shapes} if shapes.get(name) != found_shapes.get(name)]
+    return [name for name in dict.fromkeys(changed) if not name.startswith(tuple(f"{outer}." for outer in changed))]

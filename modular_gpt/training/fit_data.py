@@ -1,4 +1,4 @@
-"""What ``fit`` trains on: texts, token ids, records, or the rows of a Dataset or DataLoader, as data of a training."""
+"""The data arguments of ``fit`` (texts, ids, records, a Dataset or a DataLoader), converted to prepared data."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,39 +31,42 @@ class FitData(NamedTuple):
 
 
 def read_data(
-    data: object, validation: object, tokenizer: object, held: Tokenizer | None, micro_batches: int = 1
+    data: object, validation: object, tokenizer: object, model_tokenizer: Tokenizer | None, micro_batches: int = 1
 ) -> FitData:
-    """Data in any of the ``FORMS``, and validation data likewise, or a fraction of the data, or None.
+    """Prepare data given in any of the ``FORMS``.
 
-    tokenizer: a Tokenizer, or its name or settings; None: ``held``, that of the model
-    micro_batches: into which each batch of a DataLoader is to divide
+    validation: data in any of the ``FORMS``, a fraction of ``data``, or None
+    tokenizer: a Tokenizer, or its name or settings; None: ``model_tokenizer``, that of the model
+    micro_batches: number of micro-batches into which each batch of a DataLoader is divided
 
     Raises:
         ConfigError: an argument is of another type, or text has no tokenizer.
         DataError: there is too little data, or it is damaged.
     """
     if isinstance(data, PreparedData | Corpus):
-        return _prepared(data, validation, tokenizer, held)
+        return _prepared(data, validation, tokenizer, model_tokenizer)
     if is_records(data):
-        return _record_data(data, validation, lambda corpus: _chosen(tokenizer, corpus, held))
+        return _record_data(data, validation, lambda corpus: _chosen(tokenizer, corpus, model_tokenizer))
     texts = _texts(data)
     if texts is not None:
-        return _text_data(texts, validation, tokenizer, held)
-    chosen = _tokenizer(tokenizer, None) or held
+        return _text_data(texts, validation, tokenizer, model_tokenizer)
+    chosen = _tokenizer(tokenizer, None) or model_tokenizer
     fraction = _fraction(validation)
     if fraction is None:
-        rest = None if validation is None else _split(validation, "validation", chosen, micro_batches)
-        return FitData(InMemoryData(_split(data, "train", chosen, micro_batches), rest, chosen), chosen)
-    train, rest = _divided(data, fraction, chosen, micro_batches)
-    return FitData(InMemoryData(train, rest, chosen), chosen)
+        held_out = None if validation is None else _split(validation, "validation", chosen, micro_batches)
+        return FitData(InMemoryData(_split(data, "train", chosen, micro_batches), held_out, chosen), chosen)
+    train, held_out = _hold_out(data, fraction, chosen, micro_batches)
+    return FitData(InMemoryData(train, held_out, chosen), chosen)
 
 
-def _prepared(data: PreparedData | Corpus, validation: object, tokenizer: object, held: Tokenizer | None) -> FitData:
+def _prepared(
+    data: PreparedData | Corpus, validation: object, tokenizer: object, model_tokenizer: Tokenizer | None
+) -> FitData:
     if validation is not None:
         raise ConfigError(f"a {type(data).__name__} has validation data of its own: leave out validation")
     if isinstance(data, PreparedData):
-        return FitData(data, _tokenizer(tokenizer, None) or held)
-    chosen = _chosen(tokenizer, data, held)
+        return FitData(data, _tokenizer(tokenizer, None) or model_tokenizer)
+    chosen = _chosen(tokenizer, data, model_tokenizer)
     return FitData(data.prepare(chosen), chosen)
 
 
@@ -87,26 +90,26 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _text_data(texts: list[str], validation: object, tokenizer: object, held: Tokenizer | None) -> FitData:
-    fraction, rest = _fraction(validation), None
-    if fraction is None and validation is not None and (rest := _texts(validation)) is None:
-        chosen = _chosen(tokenizer, TextInMemory({"train": texts, "validation": []}), held)
+def _text_data(texts: list[str], validation: object, tokenizer: object, model_tokenizer: Tokenizer | None) -> FitData:
+    fraction, held_out = _fraction(validation), None
+    if fraction is None and validation is not None and (held_out := _texts(validation)) is None:
+        chosen = _chosen(tokenizer, TextInMemory({"train": texts, "validation": []}), model_tokenizer)
         corpus = TextInMemory({"train": texts})
         evaluated = _split(validation, "validation", chosen, 1)
         return FitData(InMemoryData(corpus.tokens("train", chosen), evaluated, chosen), chosen)
     if fraction is not None:
-        texts, rest = divide_texts(texts, fraction)
-    corpus = TextInMemory({"train": texts} if rest is None else {"train": texts, "validation": rest})
-    chosen = _chosen(tokenizer, corpus, held)
+        texts, held_out = divide_texts(texts, fraction)
+    corpus = TextInMemory({"train": texts} if held_out is None else {"train": texts, "validation": held_out})
+    chosen = _chosen(tokenizer, corpus, model_tokenizer)
     splits = [corpus.tokens(split, chosen) for split in corpus.texts]
-    return FitData(InMemoryData(splits[0], splits[1] if rest is not None else None, chosen), chosen)
+    return FitData(InMemoryData(splits[0], splits[1] if held_out is not None else None, chosen), chosen)
 
 
 def _fraction(validation: object) -> float | None:
-    """A fraction to hold out; None if ``validation`` is no number.
+    """The fraction of the data to hold out; None if ``validation`` is no number.
 
     Raises:
-        ConfigError: it is a number that is no fraction.
+        ConfigError: ``validation`` is a bool, or a number outside (0, 1).
     """
     if isinstance(validation, bool) or not isinstance(validation, int | float):
         if isinstance(validation, bool):
@@ -118,24 +121,24 @@ def _fraction(validation: object) -> float | None:
 
 
 def is_records(data: object) -> TypeGuard[list[PlainMapping]]:
-    """Whether data is a list of records, which are mappings without ids."""
+    """Whether data is a list of records: mappings without ``input_ids``."""
     return isinstance(data, list) and bool(data) and isinstance(data[0], Mapping) and "input_ids" not in data[0]
 
 
 def _record_data(data: list[PlainMapping], validation: object, tokenizer_for: Callable[[Corpus], Tokenizer]) -> FitData:
-    held_out = _fraction(validation)
-    if held_out is None and validation is not None and not is_records(validation):
+    fraction = _fraction(validation)
+    if fraction is None and validation is not None and not is_records(validation):
         raise ConfigError(f"validation of records must be records or a fraction, got a {type(validation).__name__}")
-    rest = validation if is_records(validation) else held_out
-    return FitData(*encode_records(data, rest, tokenizer_for))
+    held_out = validation if is_records(validation) else fraction
+    return FitData(*encode_records(data, held_out, tokenizer_for))
 
 
-def _chosen(tokenizer: object, corpus: Corpus, held: Tokenizer | None) -> Tokenizer:
-    """The tokenizer of a text: the one given, which may learn from it, or that of the model."""
-    return _needed(_tokenizer(tokenizer, corpus) or held)
+def _chosen(tokenizer: object, corpus: Corpus, model_tokenizer: Tokenizer | None) -> Tokenizer:
+    """The tokenizer for a corpus: the one given, which may learn from the corpus, or that of the model."""
+    return _required(_tokenizer(tokenizer, corpus) or model_tokenizer)
 
 
-def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
+def _required(tokenizer: Tokenizer | None) -> Tokenizer:
     if tokenizer is None:
         raise ConfigError(
             "a text needs a tokenizer: give tokenizer='byte', 'char', 'gpt2' or another name, or a Tokenizer, with as"
@@ -145,7 +148,7 @@ def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
 
 
 def _tokenizer(tokenizer: object, corpus: Corpus | None) -> Tokenizer | None:
-    """A tokenizer from itself, or from its name or settings, which may learn from a text; None for None."""
+    """A Tokenizer unchanged, or one built from its name or settings, which may learn from ``corpus``; None for None."""
     if tokenizer is None or isinstance(tokenizer, Tokenizer):
         return tokenizer
     if isinstance(tokenizer, str | dict | ComponentConfig):
@@ -158,7 +161,7 @@ def _tokenizer(tokenizer: object, corpus: Corpus | None) -> Tokenizer | None:
 
 def _split(data: object, name: str, tokenizer: Tokenizer | None, micro_batches: int) -> Split:
     if (texts := _texts(data)) is not None:
-        return TextInMemory({name: texts}).tokens(name, _needed(tokenizer))
+        return TextInMemory({name: texts}).tokens(name, _required(tokenizer))
     if isinstance(data, DataLoader):
         return LoaderRows(data, micro_batches)
     if isinstance(data, IterableDataset):
@@ -167,25 +170,25 @@ def _split(data: object, name: str, tokenizer: Tokenizer | None, micro_batches: 
         return TokensInMemory(data, name)  # type: ignore[arg-type]
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         return DatasetRows(data)  # type: ignore[arg-type]
-    what = "data" if name == "train" else name
-    raise ConfigError(f"{what} must be {FORMS}, got a {type(data).__name__}")
+    argument = "data" if name == "train" else name
+    raise ConfigError(f"{argument} must be {FORMS}, got a {type(data).__name__}")
 
 
 def _is_ids(data: object) -> bool:
-    """Whether data is one row of token ids, or wants to be."""
+    """Whether data is one row of token ids; an empty sequence counts as one."""
     if isinstance(data, Tensor | np.ndarray | TokenSplit | range):
         return getattr(data, "ndim", 1) == 1
     return isinstance(data, list | tuple) and (not data or isinstance(data[0], int | np.integer))
 
 
-def _divided(data: object, fraction: float, tokenizer: Tokenizer | None, micro_batches: int) -> tuple[Split, Split]:
-    """The data to train on, and the last ``fraction`` of it to validate on."""
+def _hold_out(data: object, fraction: float, tokenizer: Tokenizer | None, micro_batches: int) -> tuple[Split, Split]:
+    """Split data into training data and its last ``fraction``, the validation data."""
     if isinstance(data, DataLoader):
         raise ConfigError("a DataLoader cannot be divided: give a second one as validation")
-    whole = _split(data, "train", tokenizer, micro_batches)
-    if isinstance(whole, TokensInMemory):
-        border = int(len(whole.array) * (1 - fraction))
-        return TokensInMemory(whole.array[:border]), TokensInMemory(whole.array[border:], "validation")
-    assert isinstance(whole, DatasetRows)
-    train, rest = divide(whole.dataset, fraction)
-    return DatasetRows(train), DatasetRows(rest)
+    split = _split(data, "train", tokenizer, micro_batches)
+    if isinstance(split, TokensInMemory):
+        border = int(len(split.array) * (1 - fraction))
+        return TokensInMemory(split.array[:border]), TokensInMemory(split.array[border:], "validation")
+    assert isinstance(split, DatasetRows)
+    train, held_out = divide(split.dataset, fraction)
+    return DatasetRows(train), DatasetRows(held_out)

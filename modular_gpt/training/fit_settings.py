@@ -1,4 +1,4 @@
-"""The settings of ``fit``: keywords by the names of a run's settings, or those of other programs."""
+"""The keyword settings of ``fit``, by the names of a run's settings or by those of other programs."""
 
 import math
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from modular_gpt.model.config import GPTConfig
 from modular_gpt.training.config import RunConfig, TrainerConfig
 from modular_gpt.training.length import with_steps
 
-WHOLE = ("optim", "schedule", "seed")  # settings of a run that are given by their names
-SLOTS = ("optim", "schedule")  # whose settings are given without the slot's name too
+RUN_SETTINGS = ("optim", "schedule", "seed")  # settings of a RunConfig that ``fit`` takes by their names
+SLOTS = ("optim", "schedule")  # whose settings ``fit`` takes without the slot's name, too
 LENGTHS = ("max_steps", "max_tokens")
-WITHOUT_EFFECT = ("final_evaluation", "epochs")  # of which the second is an argument
+NO_KEYWORDS = ("final_evaluation", "epochs")  # trainer settings without effect in ``fit``, or with an argument
 NEEDS = {  # settings that do nothing unless another argument is given
     "checkpoint": ("save_interval", "keep", "keep_every", "async_save"),
     "validation": ("eval_interval", "eval_batches", "patience", "sample_prompt", "sample_tokens", "sample_temperature"),
 }
-EVALUATIONS, ENTRIES = 10, 50  # of a short training, at least
+EVALUATIONS, ENTRIES = 10, 50  # least number of evaluations, and of entries of the history, of a short training
 
 
 def read_settings(settings: PlainMapping) -> PlainDict:
-    """The settings of a RunConfig from keywords: ``trainer`` as a mapping, ``optim`` and ``schedule`` likewise.
+    """The settings of a RunConfig from keywords, with ``trainer``, ``optim`` and ``schedule`` as mappings.
 
     Raises:
         ConfigError: a setting is unknown, has no exact counterpart, or contradicts another one.
@@ -50,10 +50,10 @@ def read_settings(settings: PlainMapping) -> PlainDict:
 
 def _path(name: str, run: PlainMapping) -> str:
     """The dotted place of a setting in a RunConfig, such as ``trainer.max_steps``."""
-    trainer = [field for field in TrainerConfig.__dataclass_fields__ if field not in WITHOUT_EFFECT]
+    trainer = [field for field in TrainerConfig.__dataclass_fields__ if field not in NO_KEYWORDS]
     if name in trainer:
         return f"trainer.{name}"
-    if name in WHOLE:
+    if name in RUN_SETTINGS:
         return name
     for slot in SLOTS:
         if name != "name" and name in run[slot]:
@@ -63,7 +63,7 @@ def _path(name: str, run: PlainMapping) -> str:
         if alias.note:
             raise ConfigError(no_counterpart(name))
         return alias.targets[0]
-    known = ["epochs", "validation", "checkpoint", "quiet", *WHOLE, *trainer]
+    known = ["epochs", "validation", "checkpoint", "quiet", *RUN_SETTINGS, *trainer]
     known += [setting for slot in SLOTS for setting in run[slot] if setting != "name"]
     raise ConfigError(f"fit: {unknown('setting', name, known)}")
 
@@ -71,9 +71,9 @@ def _path(name: str, run: PlainMapping) -> str:
 def run_config(
     model: GPTConfig, data: PreparedData, epochs: float | None, checkpoint: bool, settings: PlainMapping
 ) -> RunConfig:
-    """The settings of a training of a model of this config on some data.
+    """The settings of a training of a model with the config ``model`` on ``data``.
 
-    epochs: passes over the data; None: as many as ``max_steps`` or ``max_tokens`` make, or one
+    epochs: passes over the data; None: ``max_steps`` or ``max_tokens`` sets the length, or else one pass
     checkpoint: whether the training writes checkpoints
 
     Raises:
@@ -82,9 +82,9 @@ def run_config(
     run = read_settings(settings)
     trainer = run["trainer"]
     _check_effects(trainer, {"checkpoint": checkpoint, "validation": data.validates})
-    own = data.train.batch_size if isinstance(data, InMemoryData) else None
-    if own is not None and trainer.setdefault("batch_size", own) != own:
-        raise ConfigError(f"batch_size={trainer['batch_size']}: the DataLoader makes batches of {own}; leave it out")
+    size = data.train.batch_size if isinstance(data, InMemoryData) else None
+    if size is not None and trainer.setdefault("batch_size", size) != size:
+        raise ConfigError(f"batch_size={trainer['batch_size']}: the DataLoader makes batches of {size}; leave it out")
     given = [f"{name}={trainer[name]}" for name in LENGTHS if trainer.get(name) is not None]
     if given and epochs is not None:
         raise ConfigError(f"epochs={epochs} and {given[0]} both say when to end: give one")
@@ -100,7 +100,7 @@ def run_config(
 
 
 def _intervals(steps: int, given: PlainMapping) -> PlainDict:
-    """Intervals that suit a number of steps, and no sample, where they are not given."""
+    """Defaults of ``fit`` for a number of steps, without the given settings: shorter intervals, and no sample."""
     defaults = {
         "eval_interval": max(1, min(TrainerConfig.eval_interval, math.ceil(steps / EVALUATIONS))),
         "log_interval": max(1, min(TrainerConfig.log_interval, steps // ENTRIES)),

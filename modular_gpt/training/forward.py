@@ -14,7 +14,7 @@ from modular_gpt.model import GPTModel
 from modular_gpt.model.loss import PLAIN, LossConfig, LossOutput
 from modular_gpt.runtime.compile_cache import CompileCache
 from modular_gpt.runtime.device import autocast
-from modular_gpt.training.compile import from_compiler, reason
+from modular_gpt.training.compile import compiler_message, from_compiler
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,15 @@ class Placement:
 
 
 class Forward:
-    """``forward(ids, targets)`` computes the loss; ids, targets and numbers of documents are (B, T), on any device."""
+    """Computes the loss of a batch: ``forward(ids, targets)``, both (B, T) and on any device, as are document ids."""
 
     def __init__(
         self, model: GPTModel, precision: str, compile: bool, parallel: Parallel, optional: bool = False
     ) -> None:
-        """precision: one of ``PRECISIONS`` except ``auto``; compile: let torch.compile generate code
-
-        parallel: sums gradients over processes
+        """
+        precision: one of ``PRECISIONS`` except ``auto``
+        compile: whether to run the model through torch.compile
+        parallel: the strategy that sums gradients over processes
         optional: continue without the compiler if it fails
         """
         self.model, self.precision, self.parallel, self.optional = model, precision, parallel, optional
@@ -50,7 +51,7 @@ class Forward:
         self.prepare(compile)
 
     def prepare(self, compile: bool) -> None:
-        """Run compiled code from now on, or the modules as they are."""
+        """Switch to compiled code, or back to the modules."""
         self.compiled = compile
         if compile:
             torch.compiler.reset()  # its limit of recompilations counts those for earlier models
@@ -72,14 +73,15 @@ class Forward:
             if not again and not self.optional:
                 raise
             if not again:
-                log.warning("torch.compile does not work here (%s), so training continues without it", reason(error))
+                problem = compiler_message(error)
+                log.warning("torch.compile does not work here (%s), so training continues without it", problem)
         self.prepare(compile=again)
         return self(ids, targets, loss, documents)
 
     def _clear_cache(self) -> bool:
-        """Once in a training: empty the compiler's directory, in which a killed process may have left half a file.
+        """Empty the compiler's cache once in a training, since a killed process may have left a damaged file in it.
 
-        Returns whether it is emptied, so that compiling is worth another try.
+        Returns whether it was emptied, so that compiling is worth another attempt.
         """
         cache, self.cache = self.cache, None
         if cache is None or not cache.clear():
@@ -132,7 +134,7 @@ class RoundedModel(nn.Module):
     def forward(
         self, ids: Tensor, targets: Tensor, loss: LossConfig = PLAIN, documents: Tensor | None = None
     ) -> LossOutput:
-        """ids (B, T), targets (B, T), numbers of documents (B, T) or None -> the loss"""
+        """ids (B, T), targets (B, T), document ids (B, T) or None -> the loss"""
         rounded = {name: weight.to(torch.bfloat16) for name, weight in self.model.named_parameters()}
         settings = {"loss": loss, "documents": documents}
         output: LossOutput = functional_call(self.model, rounded, (ids, targets), settings)

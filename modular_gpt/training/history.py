@@ -1,4 +1,4 @@
-"""The metrics of a training, step by step, as a program or a notebook reads and draws them."""
+"""The metrics of a training by step, as lists, a plot and plain values."""
 
 import html
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS = 10  # of the table in a notebook
-SIZE = (7.0, 4.2)  # inches of a picture in a notebook
+SIZE = (7.0, 4.2)  # width and height of a figure in a notebook, in inches
 
 
 class History:

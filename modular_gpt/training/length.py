@@ -1,4 +1,4 @@
-"""The length of a training: passes over the data or a number of tokens become a number of steps when a run starts."""
+"""The length of a training in steps, computed from a number of epochs or tokens when a run starts."""
 
 import math
 from dataclasses import replace
@@ -9,9 +9,9 @@ from modular_gpt.training.config import RunConfig, TrainerConfig
 
 
 def with_steps(config: RunConfig, data: PreparedData, block: int) -> RunConfig:
-    """The same run with ``max_steps`` in place of ``epochs`` or ``max_tokens``; block: tokens of a row.
+    """The same settings with ``max_steps`` in place of ``epochs`` or ``max_tokens``.
 
-    The schedule and every resume read that number.
+    block: number of tokens of a row
 
     Raises:
         ConfigError: the data has no epochs, ``max_tokens`` are too few for a step, or the schedule does not fit.
@@ -24,7 +24,7 @@ def with_steps(config: RunConfig, data: PreparedData, block: int) -> RunConfig:
 
 
 def steps_of_epochs(trainer: TrainerConfig, data: PreparedData, block: int) -> int:
-    """The number of steps that ``trainer.epochs`` take; the last one may begin another pass."""
+    """The number of steps of ``trainer.epochs`` passes, rounded up: the last one may read rows of another pass."""
     rows = data.rows_per_epoch(block)
     if rows is None:
         raise ConfigError(

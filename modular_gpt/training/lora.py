@@ -1,8 +1,8 @@
 """Low-rank adaptation (https://arxiv.org/abs/2106.09685), of linear layers by the peft library.
 
-Two narrow matrices beside each chosen layer are trained instead of its weights; what the model has newly initialised is
-trained whole. For evaluation and checkpoints the adapters are merged into the weights, so that a checkpoint holds a
-plain model; training continues from the weights without them.
+Two narrow matrices beside each chosen layer are trained instead of its weights; newly initialised weights are trained
+whole. For evaluation and checkpoints the adapters are merged into the weights, so that a checkpoint holds a plain
+model; training continues from the weights without them.
 """
 
 import re
@@ -22,9 +22,9 @@ from modular_gpt.core.validation import fraction, positive
 from modular_gpt.optim.parameter_patterns import first_match, freeze
 from modular_gpt.training.expert_adapters import adapt_stack
 
-ADAPTERS = "adapters"  # a checkpoint's set of tensors that the merged weights do not tell
-NEW_WEIGHTS = "trained_whole"  # in a checkpoint's notes: parameters that are trained beside the adapters
-ROUTER = ".router"  # a linear layer that chooses experts: a small change of its output is none of its choice
+ADAPTERS = "adapters"  # a checkpoint's set of tensors: the adapters, and the weights without them
+NEW_WEIGHTS = "trained_whole"  # in a checkpoint's metadata: parameters that are trained beside the adapters
+ROUTER = ".router"  # a linear layer that chooses experts; a small change of its logits leaves most choices unchanged
 ADAPTER = ".lora_"  # in the names of adapters' parameters
 ADAPTED = re.compile(r"\.base_layer(?=\.)|parametrizations\.(?=\w+\.original$)|\.original$")  # not in a plain model
 
@@ -54,7 +54,11 @@ LoraSettings = LoraConfig  # the name of before
 
 
 class Adapted(NamedTuple):
-    """A weight with an adapter: the module and name of the weight without it, its update, and a switch for it."""
+    """A weight with an adapter.
+
+    module, name: the module and the parameter's name of the weight without the adapter
+    delta: computes the adapter's update of the weight; enable: switches the adapter on or off
+    """
 
     module: nn.Module
     name: str
@@ -71,9 +75,9 @@ class Adapters:
     """The adapters of a model."""
 
     def __init__(self, model: nn.Module, settings: LoraConfig, new_weights: Sequence[str] = ()) -> None:
-        """Add adapters, which do not change the output until they are trained, and freeze the other parameters.
+        """Add adapters, whose update is zero until they are trained, and freeze the other parameters.
 
-        new_weights: names of parameters that are newly initialised, to be trained whole
+        new_weights: names of newly initialised parameters, which are trained whole
 
         Raises:
             ConfigError: peft is not installed, or a pattern fits no layer.
@@ -82,7 +86,7 @@ class Adapters:
         self.model = model
         self.new_weights = list(new_weights)
         self.base_weights: dict[str, Tensor] = {}  # of adapted layers, while adapters are merged
-        names = targets(model, settings.targets)
+        names = adapted_names(model, settings.targets)
         stacks = [name for name in names if name in dict(model.named_parameters())]
         model.requires_grad_(False)
         self.adapted = _adapt_linear(model, settings, [name for name in names if name not in stacks])
@@ -142,7 +146,10 @@ class Adapters:
         return {n: tensor if ADAPTER in n else weights[plain_name(n)] for n, tensor in self._items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Inside ``merged``: the tensors that merged weights lack: adapters, and the weights without them."""
+        """Inside ``merged``: the tensors that a checkpoint needs beside the merged weights, by name.
+
+        These are the adapters, and the weights without them.
+        """
         return {**self.base_weights, **{name: tensor for name, tensor in self._items() if ADAPTER in name}}
 
     def _items(self) -> Iterable[tuple[str, Tensor]]:
@@ -150,7 +157,7 @@ class Adapters:
 
 
 def peft_package() -> ModuleType:
-    """The peft library; a ConfigError where it is not installed."""
+    """The peft library. Raises a ConfigError if it is not installed."""
     try:
         import peft
     except ImportError as error:
@@ -184,8 +191,8 @@ def _adapt_linear(model: nn.Module, settings: LoraConfig, names: list[str]) -> d
     }
 
 
-def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the linear layers and stacks (E, out, in) that match; without patterns all in blocks, no routers."""
+def adapted_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the linear layers and stacked weights (E, out, in) that match; no pattern: all in blocks but routers."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     names += [name for name, parameter in model.named_parameters() if parameter.ndim == 3]
     full = [p if p in names or "." in p or "*" in p else f"*.{p}" for p in patterns]
@@ -196,7 +203,7 @@ def targets(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 def select_trained(
     model: nn.Module, lora: LoraConfig, frozen: Sequence[str], new_weights: Sequence[str] = ()
 ) -> Adapters | None:
-    """Add adapters to a model where ``lora`` asks for them, and freeze what ``frozen`` matches."""
+    """Add adapters to a model if ``lora`` has a rank, and freeze the parameters that match a pattern of ``frozen``."""
     adapters = None if lora.rank is None else Adapters(model, lora, new_weights)
     freeze(model, frozen)
     return adapters

@@ -1,4 +1,4 @@
-"""The numbers of a run: metrics.jsonl, the same as a table in metrics.csv, and the points of its curves."""
+"""The metrics of a run: metrics.jsonl, the same entries as a table in metrics.csv, and the points of its curves."""
 
 import csv
 import io
@@ -21,8 +21,7 @@ Points = list[tuple[float, float]]
 class MetricsLog:
     """Appends entries to metrics.jsonl and metrics.csv.
 
-    Neither file is read again while the run continues, except that the table is written anew for an entry that has
-    a column which no entry had before.
+    The table is written anew, from metrics.jsonl, for an entry with a column that no entry had before.
     """
 
     def __init__(self, files: RunFiles, step: int = 0, evaluated: int = 0) -> None:
@@ -43,7 +42,7 @@ class MetricsLog:
 
     def _write_table(self) -> None:
         """Rewrite metrics.csv with a column for each name in any entry."""
-        entries = [*read_metrics(self.files.directory), *parsed(self.files.unwritten(METRICS).splitlines())]
+        entries = [*read_metrics(self.files.directory), *parse_entries(self.files.unwritten(METRICS).splitlines())]
         self.columns = list(dict.fromkeys(name for entry in entries for name in entry))
         self.files.replace(TABLE, _rows(self.columns, [dict(zip(self.columns, self.columns, strict=True)), *entries]))
 
@@ -55,13 +54,15 @@ def _rows(columns: list[str], entries: Iterable[dict[str, float] | dict[str, str
 
 
 def read_metrics(directory: Path) -> list[Entry]:
-    """The entries of metrics.jsonl; a line that a crash cut off, or that is damaged, is left out."""
+    """The entries of metrics.jsonl; lines that a crash cut off, or that are damaged, are left out."""
     path = directory / METRICS
-    return list(parsed(path.read_text(encoding="utf-8", errors="replace").splitlines())) if path.is_file() else []
+    return (
+        list(parse_entries(path.read_text(encoding="utf-8", errors="replace").splitlines())) if path.is_file() else []
+    )
 
 
-def parsed(lines: Iterable[str]) -> Iterator[Entry]:
-    """The entries of lines of metrics.jsonl, without those that are not whole."""
+def parse_entries(lines: Iterable[str]) -> Iterator[Entry]:
+    """The entries of lines of metrics.jsonl; incomplete and damaged lines are left out."""
     for line in lines:
         try:
             entry = parse_json(line)
@@ -72,7 +73,7 @@ def parsed(lines: Iterable[str]) -> Iterator[Entry]:
 
 
 def drop_after(directory: Path, step: int, evaluated: int) -> None:
-    """Drop the entries that an interrupted run wrote past the point from which it resumes: they are computed again."""
+    """Drop entries past ``step``, and evaluations past ``evaluated``, which a resumed run computes again."""
     if not (directory / METRICS).is_file():
         return
     entries = [
@@ -97,7 +98,7 @@ class Curves:
             self.add(entry)
 
     def add(self, entry: Entry) -> None:
-        """Take one entry of metrics.jsonl."""
+        """Add one entry of metrics.jsonl."""
         self.tokens = max(self.tokens, entry.get("tokens", 0.0))
         if "validation_loss" in entry:
             self.validation += _point(entry, "validation_loss")

@@ -1,7 +1,7 @@
-"""How much of a device a training uses: model FLOPs utilisation (MFU), and memory.
+"""The utilisation of a device by training: model FLOPs utilisation (MFU), and memory.
 
-MFU (https://arxiv.org/abs/2204.02311, appendix B) is the arithmetic that the model's forward and backward passes need,
-divided by the device's peak in the same time. Operations that are recomputed count once.
+MFU (https://arxiv.org/abs/2204.02311, appendix B) is the number of FLOPs that the model's forward and backward passes
+need per second, as a fraction of the device's peak. Operations that are recomputed count once.
 """
 
 import os
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 TERA = 1e12
-# Dense matrix products by the makers' data sheets, in 10^12 FLOP/s: bf16, fp16, float32 (TF32 where it exists). None:
-# the device has no such unit. A name that begins another one stands after it.
+# Peak of dense matrix products by the vendors' data sheets, in 10^12 FLOP/s: bf16, fp16, float32 (TF32 where it
+# exists). None: the device has no such unit. A name that is a prefix of another one comes after it.
 PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
     "B200": (2250, 2250, 1125),
     "GH200": (989.5, 989.5, 494.5),
@@ -43,19 +43,20 @@ PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
     "T4": (None, 65, 8.1),
     "MI300X": (1307.4, 1307.4, None),
 }
-OTHER = re.compile(r"\b(MIG|Laptop|Max-Q|D)\b")  # in a device's name: it is slower than the name before it says
+OTHER = re.compile(r"\b(MIG|Laptop|Max-Q|D)\b")  # in a device's name: slower than the device of the plain name
 COLUMN = {"bf16": 0, "fp16": 1, "float32": 2, "bf16_products": 2}
 MEASURE = 0.2  # seconds of measuring a CPU
-WORTH = 10.0  # seconds, the shortest run whose peak is measured
+WORTH = 10.0  # seconds; MFU is left out of shorter runs
 CPU = 1e11  # FLOP/s assumed of a CPU before it is measured
 
 
 @dataclass
 class ThroughputMonitor:
-    """Measures how much of a device a training uses.
+    """Computes the MFU of a training and the memory in use.
 
-    flops: of training on one token; peak: of all devices together, FLOP/s; both None if they are not known
-    source: of the peak, ``published`` or ``measured``
+    device: a device of the training
+    flops: FLOPs of training on one token; peak: FLOP/s of all devices together; both None if they are unknown
+    source: origin of the peak, ``published`` or ``measured``
     """
 
     device: torch.device
@@ -78,9 +79,10 @@ def build_monitor(
 ) -> ThroughputMonitor:
     """The monitor of a training on ``devices`` devices like ``device``.
 
-    MFU is left out of a run of seconds, in which measuring the peak would take a noticeable time, and if no peak is
+    MFU is left out of runs of seconds, in which measuring the peak would take a noticeable time, and if no peak is
     known.
-    work: FLOPs of the whole training, at least; flops: computes those of one token
+
+    work: lower bound of the FLOPs of the whole training; flops: computes those of one token
     """
     peak = published_peak(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
     if work < WORTH * devices * (peak or CPU) or not (peak or device.type == "cpu"):
@@ -102,7 +104,7 @@ def published_peak(name: str, precision: str) -> float | None:
 
 @torch.no_grad()
 def measured_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of some matrix products on the CPU, with the present threads and settings."""
+    """FLOP/s of the fastest of several matrix products on the CPU, with the present threads and settings."""
     matrix = torch.full((1024, 1024), 0.5, dtype=dtype)
     best, end = float("inf"), time.perf_counter() + MEASURE
     while best == float("inf") or time.perf_counter() < end:

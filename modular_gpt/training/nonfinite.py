@@ -1,4 +1,4 @@
-"""Where a training broke down: the first module that made a number which is not finite."""
+"""The cause of a loss or gradient that is not finite: the first module that produced one."""
 
 from collections.abc import Callable, Iterable
 

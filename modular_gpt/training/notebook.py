@@ -9,20 +9,20 @@ from tqdm import TqdmWarning
 
 from modular_gpt.training.history import History
 from modular_gpt.training.metrics import Entry, MetricsLog
-from modular_gpt.training.recorder import BAR, PAUSE, QUIET, Silent, duration, harmless, shown
+from modular_gpt.training.recorder import BAR, PAUSE, QUIET, NullRecorder, duration, format_entry, printable_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def in_notebook() -> bool:
-    """Whether this is the kernel of a notebook, which displays figures; IPython in a terminal displays none."""
+    """Whether this process is a notebook's kernel, which displays figures; IPython in a terminal displays none."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return getattr(shell, "kernel", None) is not None
 
 
 def bar_class() -> type:
-    """The progress bar of this environment: a widget in a notebook that has them, else text."""
+    """The class of progress bars for this environment: widgets in a notebook that has ipywidgets, else text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmWarning)  # that ipywidgets are missing
         from tqdm.auto import tqdm
@@ -31,15 +31,15 @@ def bar_class() -> type:
 
 
 class LiveCurve:
-    """The losses of a training in the output of a notebook's cell, redrawn in a small fraction of its time."""
+    """The losses of a training in the output of a notebook's cell, redrawn at most once in ``PAUSE`` drawing times."""
 
     def __init__(self, history: History) -> None:
         self.history = history
         self.handle: Any = None  # of IPython's display
-        self.drawn, self.drawing = 0.0, 0.0  # when the last picture was drawn, and how long that took
+        self.drawn, self.drawing = 0.0, 0.0  # the time of the last drawing, and its duration, in seconds
 
     def update(self, last: bool = False) -> None:
-        """Draw the picture, unless that was done only just before; the last one is always drawn."""
+        """Redraw the figure if the pause since the last drawing is over; with ``last``, in any case."""
         begun = time.perf_counter()
         if not last and begun - self.drawn < PAUSE * self.drawing:
             return
@@ -56,7 +56,7 @@ class LiveCurve:
             self.handle.update(figure)
 
 
-class NotebookRecorder(Silent):
+class NotebookRecorder(NullRecorder):
     """Records metrics in a History and shows them while training runs: the counterpart of ``Recorder`` in a program."""
 
     def __init__(
@@ -66,7 +66,7 @@ class NotebookRecorder(Silent):
         super().__init__()
         self.history, self.max_steps, self.quiet, self.log = history, max_steps, quiet, log
         self.curve = LiveCurve(history) if in_notebook() and not quiet else None
-        has_bar = not quiet and (in_notebook() or sys.stderr.isatty())  # else a line from time to time
+        has_bar = not quiet and (in_notebook() or sys.stderr.isatty())  # otherwise lines are printed at intervals
         self.bar = bar_class()(total=max_steps, initial=start, disable=not has_bar, leave=False, bar_format=BAR)
         self.last_line = time.perf_counter()
 
@@ -82,11 +82,11 @@ class NotebookRecorder(Silent):
     def training(self, entry: Entry) -> None:
         """Record the metrics of the steps since the last entry."""
         self._record(entry)
-        self.bar.set_postfix_str(shown(entry), refresh=False)
+        self.bar.set_postfix_str(format_entry(entry), refresh=False)
         if self.bar.disable and time.perf_counter() - self.last_line > QUIET:
             self.last_line = time.perf_counter()
             left = (self.max_steps - entry["step"]) * entry["seconds"] / entry["step"]
-            self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {duration(left)} left  {shown(entry)}")
+            self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {duration(left)} left  {format_entry(entry)}")
 
     def evaluation(self, entry: Entry, text: str | None, best: bool) -> None:
         """Record the metrics of an evaluation, and print the sample that was generated at it."""
@@ -97,7 +97,7 @@ class NotebookRecorder(Silent):
         else:
             self.curve.update()
         if text is not None:
-            self.say("\n".join(f"    | {harmless(line)}" for line in text.split("\n")))
+            self.say("\n".join(f"    | {printable_text(line)}" for line in text.split("\n")))
 
     def _record(self, entry: Entry) -> None:
         self.history.add(entry)

@@ -1,4 +1,4 @@
-"""What a training minimises: a row of ``OBJECTIVES`` for each, with the data that it needs."""
+"""Training objectives, such as cross-entropy and DPO: one row of ``OBJECTIVES`` each."""
 
 import hashlib
 from collections.abc import Callable
@@ -23,10 +23,11 @@ from modular_gpt.training.lora import Adapters
 
 @dataclass(frozen=True)
 class Reference:
-    """The model that DPO compares with.
+    """The reference model of DPO.
 
-    model: a frozen one of its own; None: the trained model itself, inside ``switched_off``
-    fingerprint: of its weights; empty where they are those of the trained model
+    model: a frozen copy; None: the trained model, inside ``switched_off``
+    switched_off: context manager in which the trained model computes without its adapters
+    fingerprint: hash of the frozen copy's weights; empty without a copy
     """
 
     model: GPTModel | None
@@ -35,7 +36,7 @@ class Reference:
 
     @classmethod
     def frozen(cls, model: GPTModel) -> "Reference":
-        """A copy of a model, which is never trained."""
+        """A frozen copy of ``model``, in evaluation mode."""
         copied = deepcopy(model).requires_grad_(False).eval()
         digest = hashlib.sha256()
         for tensor in copied.state_dict().values():
@@ -60,7 +61,7 @@ class Reference:
 class ObjectiveConfig:
     """The settings of an objective.
 
-    loss: terms added to the cross-entropy; beta: of DPO; reference: the model that DPO compares with
+    loss: terms added to the cross-entropy; beta: the beta of DPO; reference: the reference model of DPO
     """
 
     loss: LossConfig
@@ -70,11 +71,12 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training minimises.
+    """An objective of training.
 
-    data: the class of data that it needs, None: any other; needs: the setting that gives such data
-    count: how many units of some targets its losses are means over
-    compute: the loss of a batch, as a mean over these units; with ``accuracy`` for evaluations
+    data: the class of data that it needs; None: any data that no other objective needs
+    needs: the setting that gives such data, for messages
+    count: the number of targets, or for DPO of pairs, that the loss is a mean over
+    compute: the mean loss of a batch; with ``accuracy`` for evaluations
     compiles: whether its forward pass may be compiled
     """
 
@@ -86,12 +88,12 @@ class Objective:
 
 
 def count_targets(targets: Tensor) -> int:
-    """The number of targets that count."""
+    """The number of targets that are not ``IGNORED``."""
     return int((targets != IGNORED).sum())
 
 
 def count_pairs(targets: Tensor) -> int:
-    """The number of pairs (B, 2, T) that have targets."""
+    """The number of pairs in targets (B, 2, T) that have a target which is not ``IGNORED``."""
     return int((targets != IGNORED).flatten(1).any(1).sum())
 
 
@@ -118,18 +120,19 @@ def dpo_losses(policy: Tensor, reference: Tensor, beta: float) -> tuple[Tensor, 
 
 
 def dpo(forward: Forward, batch: Batch, config: ObjectiveConfig) -> LossOutput:
-    """The mean DPO loss of pairs (B, 2, T); its accuracy is the share of pairs whose chosen answer has more reward."""
+    """The mean DPO loss of pairs (B, 2, T); its accuracy is the fraction whose chosen answer has the higher reward."""
     assert config.reference is not None
     ids, targets = (tensor.to(forward.device) for tensor in batch)
-    rows, wanted = ids.flatten(0, 1), targets.flatten(0, 1)
-    reference = config.reference.logprobs(forward, rows, wanted)
-    policy = row_logprobs(forward.logits(rows), wanted)
+    rows, row_targets = ids.flatten(0, 1), targets.flatten(0, 1)
+    reference = config.reference.logprobs(forward, rows, row_targets)
+    policy = row_logprobs(forward.logits(rows), row_targets)
     losses, margins = dpo_losses(policy.view(-1, 2), reference.view(-1, 2), config.beta)
-    real = (targets != IGNORED).flatten(1).any(1)
-    counted = real.sum().clamp(min=1)
-    loss = (losses * real).sum() / counted
-    accuracy = ((margins > 0) & real).sum() / counted
-    return LossOutput(loss, {"dpo": loss, "reward_margin": (margins * real).sum().detach() / counted}, None, accuracy)
+    has_targets = (targets != IGNORED).flatten(1).any(1)
+    count = has_targets.sum().clamp(min=1)
+    loss = (losses * has_targets).sum() / count
+    accuracy = ((margins > 0) & has_targets).sum() / count
+    margin = (margins * has_targets).sum().detach() / count
+    return LossOutput(loss, {"dpo": loss, "reward_margin": margin}, None, accuracy)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -139,7 +142,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def check_objective(name: str, data: PreparedData) -> Objective:
-    """The objective of that name; ConfigError if it cannot be trained on this data."""
+    """The objective of that name. Raises a ConfigError if it cannot be trained on this data."""
     for other, objective in OBJECTIVES.items():
         if objective.data is not None and isinstance(data, objective.data) and other != name:
             raise ConfigError(f"{objective.needs} is for trainer.objective={other}, not {name}: set one of the two")
@@ -150,19 +153,19 @@ def check_objective(name: str, data: PreparedData) -> Objective:
 
 
 class Loss:
-    """An objective with its settings, as the loop and the evaluation use it."""
+    """An objective with its settings and the forward pass that it calls, for training and evaluation."""
 
     def __init__(
         self, objective: Objective, config: TrainerConfig, forward: Forward, adapters: Adapters | None
     ) -> None:
-        """adapters: of the model, without which it is the reference"""
+        """adapters: those of the model, which without them is the reference of DPO"""
         self.objective, self.forward = objective, forward
         reference = None if adapters is None else Reference(None, adapters.switched_off)
         self.config = ObjectiveConfig(config.loss, config.beta, reference)
         self.name = next(name for name, known in OBJECTIVES.items() if known is objective)
 
     def use_reference(self, reference: Reference | None) -> None:
-        """Compare with this model, which is moved to the device of the trained one; None changes nothing."""
+        """Set the reference model and move it to the device of the trained one; None changes nothing."""
         if reference is not None and reference.model is not None:
             reference.model.to(self.forward.device)
             self.config = replace(self.config, reference=reference)
@@ -177,7 +180,7 @@ class Loss:
         return {"trainer.objective": self.name, "trainer.beta": self.config.beta, **known}
 
     def count(self, targets: Tensor) -> int:
-        """How many units of some targets a loss is a mean over."""
+        """The number of targets, or for DPO of pairs, that a loss is a mean over."""
         return self.objective.count(targets)
 
     def train(self, batch: Batch) -> LossOutput:
@@ -185,7 +188,7 @@ class Loss:
         return self.objective.compute(self.forward, batch, self.config)
 
     def evaluate(self, batch: Batch, accuracy: bool) -> tuple[Tensor, Tensor | None]:
-        """The plain loss of a batch and, where it is asked for or is part of the objective, its accuracy."""
+        """The loss of a batch without added terms, and its accuracy if ``accuracy`` or the objective asks for it."""
         config = replace(self.config, loss=LossConfig(accuracy=accuracy))
         output = self.objective.compute(self.forward, batch, config)
         return next(iter(output.losses.values())).float(), output.accuracy

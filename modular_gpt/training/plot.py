@@ -1,4 +1,4 @@
-"""The training and validation losses of a training, and the learning rate below them; of a run as loss.png."""
+"""Plots of a training: the training and validation losses above the learning rate; loss.png of a run."""
 
 import warnings
 from pathlib import Path
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOT = "loss.png"
-SMOOTH = 40  # one in so many points is averaged over in the smooth curve
-BEGINNING = 0.05  # share of the steps whose losses may leave the picture, or the rest would be flat
+SMOOTHING_WINDOWS = 40  # the smooth curve averages windows of this fraction of all points
+BEGINNING = 0.05  # fraction of the steps whose high losses may leave the picture, so that later ones are visible
 
 
 def plot_losses(directory: Path, curves: Curves | None = None) -> Path:
@@ -26,7 +26,7 @@ def plot_losses(directory: Path, curves: Curves | None = None) -> Path:
 
 
 def loss_figure(curves: Curves, heading: str, size: tuple[float, float] = (8, 5.5)) -> "Figure":
-    """The picture of some curves under a heading; size: width and height in inches."""
+    """The figure of some curves under a heading; size: width and height in inches."""
     from modular_gpt.training.displayed_figure import DisplayedFigure
 
     figure = DisplayedFigure(figsize=size, dpi=120, layout="constrained")
@@ -69,7 +69,7 @@ def draw_losses(axes: "Axes", training: Points, validation: Points) -> None:
 
 def smoothed(values: Points) -> Points:
     """Means over a moving window, each at its middle; empty where there are too few points."""
-    width = len(values) // SMOOTH
+    width = len(values) // SMOOTHING_WINDOWS
     if width < 2:
         return []
     windows = (values[start : start + width] for start in range(len(values) - width + 1))
@@ -77,7 +77,7 @@ def smoothed(values: Points) -> Points:
 
 
 def title(directory: Path, curves: Curves) -> str:
-    """The run and its best result; a $ in the name is no formula."""
+    """The heading of a run's plot: its name, with a $ escaped for matplotlib, and its best result."""
     name = directory.resolve().name.replace("$", r"\$")
     return name if curves.best is None else f"{name}\n{best_result(curves)}"
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from modular_gpt.core.atomic_files import write_text
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.training.estimate import size
+from modular_gpt.training.estimate import format_bytes
 from modular_gpt.training.loggers import Loggers
 from modular_gpt.training.metrics import Curves, Entry, MetricsLog, read_metrics
 from modular_gpt.training.mfu import ThroughputMonitor
@@ -22,36 +22,36 @@ from modular_gpt.training.run_directory import RunFiles
 SAMPLES = "samples.txt"
 HEADING = "=== step "  # in samples.txt; lines of samples are indented
 QUIET = 10.0  # seconds between lines where there is no terminal for a bar
-PAUSE = 20.0  # between two drawings of the plot, as a multiple of the time that one takes
-FIRST_DRAWING = 0.25  # seconds that the first one takes, about
+PAUSE = 20.0  # between two drawings of the plot, as a multiple of the time that a drawing takes
+FIRST_DRAWING = 0.25  # seconds that the first drawing takes, roughly
 
 BAR = "{n_fmt}/{total_fmt} |{bar}| {elapsed}, {remaining} left{postfix}"
 
 
 class Averages:
-    """Means of named scalars since they were last read, kept on the device so that adding one waits for nothing."""
+    """Means of named scalars since they were last read, kept on the device so that ``add`` never waits for it."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Take one step's values, scalars on the device."""
+        """Add one step's values, scalar tensors on the device."""
         for name, value in values.items():
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1
 
     def read(self) -> Entry:
-        """The mean per step of each name; the sums start again at zero."""
+        """The mean per step of each name; resets the sums."""
         names, steps = list(self.sums), max(1, self.steps)
         values = torch.stack([self.sums[name] for name in names]).tolist() if names else []
         self.sums, self.steps = {}, 0
         return {name: value / steps for name, value in zip(names, values, strict=True)}
 
 
-class Silent:
-    """The Recorder of processes that record nothing."""
+class NullRecorder:
+    """A Recorder that records nothing, for the processes other than the first."""
 
     def __init__(self) -> None:
         self.outcome: PlainDict = {}
@@ -76,14 +76,14 @@ class Recorder:
         self,
         files: RunFiles,
         max_steps: int,
-        meter: ThroughputMonitor,
+        monitor: ThroughputMonitor,
         loggers: Loggers,
         start: int = 0,
         evaluated: int = 0,
         quiet: bool = False,
     ) -> None:
         """Continue after step ``start``, whose last evaluation was at ``evaluated``; later entries are dropped."""
-        self.files, self.meter, self.loggers = files, meter, loggers
+        self.files, self.monitor, self.loggers = files, monitor, loggers
         self.outcome: PlainDict = {}  # numbers of the report, for the loggers
         self.quiet = quiet
         self.metrics = MetricsLog(files, start, evaluated)
@@ -107,24 +107,24 @@ class Recorder:
 
     def training(self, entry: Entry) -> None:
         """Record the metrics of the steps since the last entry; those of the device are added."""
-        entry = {**entry, **self.meter.read(entry["tokens_per_second"])}
+        entry = {**entry, **self.monitor.read(entry["tokens_per_second"])}
         self._record(entry)
-        self.bar.set_postfix_str(shown(entry), refresh=False)
+        self.bar.set_postfix_str(format_entry(entry), refresh=False)
         if self._line_due():
             left = self.remaining(entry)
-            self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {left} left  {shown(entry)}")
+            self.say(f"step {entry['step']:>6.0f}/{self.max_steps}  {left} left  {format_entry(entry)}")
 
     def evaluation(self, entry: Entry, text: str | None, best: bool) -> None:
         """Record the metrics of an evaluation, and the sample that was generated at it."""
         self._record(entry)
-        beside = [f"{entry['bits_per_byte']:.3f} bits per byte"] if "bits_per_byte" in entry else []
-        beside += [f"accuracy {entry['validation_accuracy']:.2%}"] if "validation_accuracy" in entry else []
-        beside += [f"exact match {entry['exact_match']:.2%}"] if "exact_match" in entry else []
-        ends = [f"({', '.join(beside)})"] * bool(beside) + ["best so far"] * best
+        details = [f"{entry['bits_per_byte']:.3f} bits per byte"] if "bits_per_byte" in entry else []
+        details += [f"accuracy {entry['validation_accuracy']:.2%}"] if "validation_accuracy" in entry else []
+        details += [f"exact match {entry['exact_match']:.2%}"] if "exact_match" in entry else []
+        ends = [f"({', '.join(details)})"] * bool(details) + ["best so far"] * best
         loss = f"validation loss {entry['validation_loss']:.4f}"
         self.say("  ".join([f"step {entry['step']:>6.0f}/{self.max_steps}", loss, *ends]))
         if text is not None:
-            quoted = "\n".join(f"    | {harmless(line)}" for line in text.split("\n"))
+            quoted = "\n".join(f"    | {printable_text(line)}" for line in text.split("\n"))
             self.files.append(SAMPLES, f"{HEADING}{entry['step']}\n{quoted}\n\n")
             self.say(quoted)
             self.loggers.text(int(entry["step"]), text)
@@ -138,7 +138,7 @@ class Recorder:
             self.say(f"final evaluation: {done} of {total} batches")
 
     def _line_due(self) -> bool:
-        """Whether to print a line now, where there is no bar."""
+        """Whether to print a progress line now in place of the bar; if so, the interval begins again."""
         now = time.perf_counter()
         due = bool(self.bar.disable) and now - self.last_line > QUIET
         if due:
@@ -172,17 +172,16 @@ class Recorder:
         self.loggers.finish(self.outcome)
 
 
-def shown(entry: Entry) -> str:
-    """Format the metrics of a training entry as a line of text."""
-    nothing = math.nan  # where every update since the last entry was skipped
+def format_entry(entry: Entry) -> str:
+    """Format the metrics of a training entry as a line of text; nan where all its updates were skipped."""
     numbers = [
-        f"loss {entry.get('loss', nothing):.3f}",
+        f"loss {entry.get('loss', math.nan):.3f}",
         f"lr {entry['learning_rate']:.1e}",
-        f"grad {entry.get('gradient_norm', nothing):.2f}",
+        f"grad {entry.get('gradient_norm', math.nan):.2f}",
         f"{entry['tokens_per_second']:,.0f} tok/s",
     ]
     numbers += [f"mfu {entry['mfu']:.0%}"] if "mfu" in entry else []
-    numbers += [size(entry["memory_bytes"])] if "memory_bytes" in entry else []
+    numbers += [format_bytes(entry["memory_bytes"])] if "memory_bytes" in entry else []
     return "  ".join(numbers)
 
 
@@ -194,7 +193,7 @@ def has_terminal() -> bool:
         return False
 
 
-def harmless(text: str) -> str:
+def printable_text(text: str) -> str:
     """Replace control characters by U+FFFD: untrained models generate them, and terminals execute them."""
     return "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text)
 
@@ -217,6 +216,6 @@ def duration(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss."""
     if not math.isfinite(seconds):
         return "?"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"

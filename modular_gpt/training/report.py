@@ -1,4 +1,4 @@
-"""The report at the end of a run: a table, and the command to type next."""
+"""The report at the end of a run: a table of its results, and a command to continue with."""
 
 import math
 from dataclasses import dataclass
@@ -12,16 +12,17 @@ from modular_gpt.training.recorder import duration
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers of a finished run.
+    """The results of a finished run.
 
-    parameters: all; active_parameters: those that one token uses
-    tokens: trained on; epochs: passes over the training data that these make, None: all data was new
-    seconds: of training, evaluation and saving
-    loss: of the best weights on the validation data, in nats per token; best_step: of these weights, 0 if no
-        evaluation gave a finite loss
-    whole: the loss is of all validation data, else of fixed windows of it
-    bits_per_byte: the same for a byte of text, None: the data is no text
-    accuracy: share of the targets of the same windows that are the most likely token, None: it is not measured
+    parameters: number of all parameters; active_parameters: of those that one token uses
+    tokens: number of tokens trained on
+    epochs: passes over the training data that these make; None: all data was new
+    seconds: time of training, evaluation and saving
+    loss: of the best weights on the validation data, in nats per token
+    best_step: step of the best weights; 0 if no evaluation gave a finite loss
+    whole: whether the loss is that of all validation data; otherwise of fixed windows of it
+    bits_per_byte: the loss in bits per byte of text; None: the data is no text
+    accuracy: fraction of the targets of the same windows that are the most likely token; None: not measured
     """
 
     parameters: int
@@ -38,12 +39,12 @@ class Outcome:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss): a model is as unsure as between this many equally likely tokens; inf where that overflows."""
+        """exp(loss), the number of equally likely tokens with the same uncertainty; inf where that overflows."""
         return math.exp(self.loss) if not self.loss >= 700.0 else math.inf
 
 
 def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
-    """The numbers, one a line, and the next command if there is a model to use."""
+    """The results as a table, and the command that generates from the model if its loss is finite."""
     active = f" ({outcome.active_parameters:,} active)" if outcome.active_parameters != outcome.parameters else ""
     zlib = data.zlib_bits_per_byte
     text = data.everything if outcome.whole else "fixed windows"
@@ -71,12 +72,12 @@ def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:
 
 
 def bits_per_byte(value: float, zlib: float | None) -> str:
-    """Bits per byte, beside those of a general compressor."""
+    """Format bits per byte, with those of zlib for comparison."""
     return f"{value:.3f}" + (f" (zlib -9: {zlib:.3f})" if zlib else "")
 
 
 def check_outcome(outcome: Outcome) -> None:
-    """Raise a NonFiniteError if the model that a run ends with has no finite loss: nothing can be done with it."""
+    """Raise a NonFiniteError if the loss of the final model is not finite."""
     if not math.isfinite(outcome.loss):
         raise NonFiniteError(
             f"training broke down: the model's losses are not finite (validation loss {outcome.loss} after"
@@ -85,7 +86,7 @@ def check_outcome(outcome: Outcome) -> None:
 
 
 def files_of(directory: Path) -> list[str]:
-    """The files of a run that people look at, those that are there."""
+    """The existing files of a run to name in its report; of the checkpoints the best, or else the latest."""
     names = ("metrics.jsonl", "metrics.csv", PLOT, "samples.txt", "checkpoints/best", "checkpoints/latest")
-    there = [name for name in names if (directory / name).exists()]
-    return [name for name in there if name != "checkpoints/latest" or "checkpoints/best" not in there]
+    existing = [name for name in names if (directory / name).exists()]
+    return [name for name in existing if name != "checkpoints/latest" or "checkpoints/best" not in existing]

@@ -1,4 +1,4 @@
-"""The result of a training run: its numbers, and its model, tokenizer and metrics as the run's directory has them."""
+"""The result of a training run: its report, and its model, tokenizer and metrics, read from the run's directory."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
-    directory: of the run; of all runs after a dry run
-    signal: number of the signal that ended it early, so that it can be resumed, or None
-    outcome: the numbers of its report; None for a run that ended early, and for a dry run
+    directory: the run's directory; after a dry run, the directory of all runs
+    signal: number of the signal that ended the run early, so that it can be resumed; None: it was not ended early
+    outcome: the results in its report; None for a run that ended early, and for a dry run
     table: the report as text; None for a run that ended early; the estimate for a dry run
     """
 
@@ -34,7 +34,7 @@ class RunResult:
 
     @property
     def model(self) -> GPTModel:
-        """The model of the best checkpoint, in evaluation mode, read at the first use; it takes text.
+        """The model of the best checkpoint, in evaluation mode and with its tokenizer, read at the first use.
 
         Raises:
             ConfigError: it was a dry run.

@@ -21,8 +21,8 @@ from modular_gpt.runtime.device import check_precision, choose_device, float32_p
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import orderly
 from modular_gpt.training.build import build_trainer
-from modular_gpt.training.checkpointing import IN_MEMORY, Checkpoints, check_rewind, run_of
-from modular_gpt.training.compile import from_compiler, ordered_sums, reason
+from modular_gpt.training.checkpointing import IN_MEMORY, Checkpoints, check_rewind, run_directory_of
+from modular_gpt.training.compile import compiler_message, from_compiler, ordered_sums
 from modular_gpt.training.config import RunConfig, TrainerConfig
 from modular_gpt.training.estimate import Estimate, check_memory, estimate, suggest_smaller
 from modular_gpt.training.finetune import open_source, tokenizer_of
@@ -30,26 +30,26 @@ from modular_gpt.training.forward import Placement
 from modular_gpt.training.length import with_steps
 from modular_gpt.training.loggers import Loggers, build_loggers
 from modular_gpt.training.lora import peft_package
-from modular_gpt.training.recorder import Recorder, Silent
+from modular_gpt.training.recorder import NullRecorder, Recorder
 from modular_gpt.training.report import Outcome, check_outcome, report_table
 from modular_gpt.training.result import RunResult
 from modular_gpt.training.run_directory import RunFiles, lock_run, new_run_directory
-from modular_gpt.training.run_info import meter_of, opening, save_run_info
+from modular_gpt.training.run_info import monitor_of, opening, save_run_info
 from modular_gpt.training.trainer import Trainer
 
 
 def train(config: RunConfig, quiet: bool = False, checkpoint: CheckpointReader | None = None) -> RunResult:
-    """Train as ``config`` says, or resume the run that it names. Ctrl-C and SIGTERM end it early with a checkpoint.
+    """Train a model from settings, or resume the run that they name. Ctrl-C and SIGTERM end it early with a checkpoint.
 
-    The result has the numbers of the report, and the ``model``, ``tokenizer`` and ``history`` of the run.
+    Returns the numbers of the report, and the ``model``, ``tokenizer`` and ``history`` of the run.
 
     quiet: print nothing
     checkpoint: the checkpoint that ``open_run`` opened, so that its files are not read and verified again
 
     Raises:
-        ConfigError: a setting does not go with the others or with this machine.
-        DataError: the text is missing, too short or no text.
-        CheckpointError: the checkpoint to resume is missing, damaged or of other settings; or the disk is full.
+        ConfigError: a setting contradicts another one or cannot work on this machine.
+        DataError: the data is missing, too short or unreadable.
+        CheckpointError: the checkpoint to resume is missing, damaged or has other settings, or the disk is full.
         NonFiniteError: the training broke down; its metrics and checkpoints are kept.
     """
     config = read_run_config(config)
@@ -69,7 +69,7 @@ def train(config: RunConfig, quiet: bool = False, checkpoint: CheckpointReader |
 
 
 def read_run_config(config: object) -> RunConfig:
-    """A RunConfig as it is, or from a mapping; ConfigError for anything else."""
+    """A RunConfig unchanged, or one from a mapping. Raises a ConfigError for anything else."""
     if isinstance(config, Mapping):
         return RunConfig.from_dict(config)
     if isinstance(config, RunConfig):
@@ -87,11 +87,11 @@ def train_together(
     if config.lora.rank is not None:
         if config.init_from is None and config.resume is None:
             raise ConfigError(f"lora.rank={config.lora.rank} adapts a model that was trained: give one by init_from=")
-        peft_package()  # it is better missed now than after a large model was loaded
+        peft_package()  # a missing package is reported before a large model is loaded
     with ExitStack() as held:
         directory = checkpoint = source = None
         if (resume := config.resume) is not None:
-            directory = run_of(Path(resume).expanduser())
+            directory = run_directory_of(Path(resume).expanduser())
             held.enter_context(lock_run(directory if processes.is_main else None))
             checkpoint = checkpoint_to_resume(config, resume, processes, opened)
         elif (init_from := config.init_from) is not None:
@@ -107,7 +107,7 @@ def train_together(
         config = with_steps(config, data, config.model_config(tokenizer).context_length)
         say: Callable[[str], None] = (lambda text: None) if quiet else print
         trainer = build_trainer(config, data, tokenizer, placement, checkpoint, source, say)
-        source = None  # gives its memory back
+        source = None  # frees its memory
         if directory is None:
             runs = Path(config.runs).expanduser()
             directory = Path(processes.run_on_main(lambda: str(new_run_directory(runs, config.name))))
@@ -119,12 +119,13 @@ def train_together(
 def checkpoint_to_resume(
     config: RunConfig, resume: str, processes: ProcessGroup, opened: CheckpointReader | None
 ) -> CheckpointReader:
-    """The checkpoint that ``resume`` names, which the first process verifies.
+    """The checkpoint that ``resume`` names, which the first process verifies. Collective.
 
-    opened: a reader of a checkpoint, which is taken if that one is to be resumed
+    opened: a reader that is used again if it reads that checkpoint
 
     Raises:
-        ConfigError: later checkpoints of its run would be deleted.
+        ConfigError: resuming would delete later checkpoints of the run.
+        CheckpointError: the checkpoint is missing or damaged.
     """
 
     def verified() -> str:
@@ -139,63 +140,63 @@ def checkpoint_to_resume(
 
 
 def dry_run(config: RunConfig, tokenizer: Tokenizer, placement: Placement, quiet: bool) -> RunResult:
-    """Print the memory that each process needs; ConfigError if that is more than is available."""
-    described, parallel = config.model_config(tokenizer), placement.parallel
+    """Print the memory that each process needs. Raises a ConfigError if more is needed than available."""
+    model_config, parallel = config.model_config(tokenizer), placement.parallel
     parallel.check_rows(config.trainer.batch_size, config.trainer.gradient_accumulation)
-    settings, needed = needed_by(config, described, parallel)
+    settings, needed = process_estimate(config, model_config, parallel)
     with torch.device("meta"):
-        count = GPTModel(described).num_parameters()
+        count = GPTModel(model_config).num_parameters()
     table = f"parameters: {count.total:,} ({count.active:,} active)\n{needed.table()}"
     if not quiet:
         print(table)
-    check_memory(needed, described, settings, placement.device, config.lora)
+    check_memory(needed, model_config, settings, placement.device, config.lora)
     return RunResult(Path(config.runs), None, None, table)
 
 
-def needed_by(config: RunConfig, described: GPTConfig, parallel: Parallel) -> tuple[TrainerConfig, Estimate]:
-    """The trainer's settings in one process, and the memory that it needs."""
+def process_estimate(config: RunConfig, model_config: GPTConfig, parallel: Parallel) -> tuple[TrainerConfig, Estimate]:
+    """The trainer's settings in one process, with its share of the batch, and the estimate of what it needs."""
     settings = replace(config.trainer, batch_size=config.trainer.batch_size // parallel.data_world)
-    return settings, estimate(described, config.optim, settings, config.lora).sharded(parallel.state_shards)
+    return settings, estimate(model_config, config.optim, settings, config.lora).sharded(parallel.state_shards)
 
 
 @contextmanager
-def explained(config: RunConfig, trainer: Trainer) -> Iterator[None]:
-    """Context manager: running out of memory, or a failing compiler, becomes a sentence that says what to change."""
+def actionable_errors(config: RunConfig, trainer: Trainer) -> Iterator[None]:
+    """Context manager: running out of memory, or a failure of torch.compile, becomes a ConfigError with a remedy."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if trainer.forward.compiled and from_compiler(error):
             raise ConfigError(
-                f"torch.compile does not work here ({reason(error)}); use trainer.compile=false"
+                f"torch.compile does not work here ({compiler_message(error)}); use trainer.compile=false"
             ) from error
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # and with them the activations, or no memory is left to say so
+        traceback.clear_frames(error.__traceback__)  # frees the activations, so that memory is left for the message
         trainer.optimizer.zero_grad()
-        described, settings = trainer.model.config, config.trainer
+        model_config, settings = trainer.model.config, config.trainer
         needed = ""
-        with suppress(Exception):  # so little may be left that even this fails
-            needed = f": a step takes about {needed_by(config, described, trainer.parallel)[1].summary()}"
+        with suppress(Exception):  # the estimate needs memory, too
+            needed = f": a step takes about {process_estimate(config, model_config, trainer.parallel)[1].summary()}"
         raise ConfigError(
-            f"out of memory after step {trainer.progress.step}{needed}; try {suggest_smaller(described, settings)}"
+            f"out of memory after step {trainer.progress.step}{needed}; try {suggest_smaller(model_config, settings)}"
         ) from error
 
 
 def run(trainer: Trainer, files: RunFiles, config: RunConfig, loggers: Loggers, quiet: bool) -> RunResult:
-    """Train in a directory and report; NonFiniteError if the loss that is reported is not finite."""
+    """Train in a run directory and report. Raises a NonFiniteError if the reported loss is not finite."""
     progress, directory = trainer.progress, files.directory
     checkpoints = Checkpoints(files, trainer, config.record())
-    recorder: Recorder | Silent = Silent()
+    recorder: Recorder | NullRecorder = NullRecorder()
     if trainer.parallel.processes.is_main:
-        meter = meter_of(trainer, config.lora)
-        save_run_info(files, config, trainer, meter)
+        monitor = monitor_of(trainer, config.lora)
+        save_run_info(files, config, trainer, monitor)
         loggers.start(config.record(), directory.resolve(), progress.step or None)
         steps = config.trainer.max_steps
-        recorder = Recorder(files, steps, meter, loggers, progress.step, progress.evaluated, quiet)
+        recorder = Recorder(files, steps, monitor, loggers, progress.step, progress.evaluated, quiet)
     recorder.say(opening(trainer, directory))
     try:
-        # the final evaluation is inside too, or torch.compile would generate its code again
-        with explained(config, trainer), ordered_sums(trainer.forward.compiled):
+        # the final evaluation is in the block too: without ``ordered_sums`` torch.compile would compile it again
+        with actionable_errors(config, trainer), ordered_sums(trainer.forward.compiled):
             if not trainer.fit(recorder, checkpoints.save, poll=checkpoints.poll):
                 saved = f"Stopped after step {progress.step}, which is saved"
                 recorder.say(f"{saved}. To resume: mgpt-train resume={directory}")
@@ -219,7 +220,7 @@ def load_config(path: str | Path) -> RunConfig:
     """The settings of a run, read from its directory or one of its checkpoints, with ``resume`` set to it.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it holds no run.
+        CheckpointError: there is no checkpoint, or it holds no run, or one whose settings this version cannot use.
     """
     return open_run(path)[0]
 
@@ -228,6 +229,9 @@ def open_run(path: str | Path) -> tuple[RunConfig, CheckpointReader]:
     """The settings of a run as ``load_config`` returns them, and the checkpoint that they were read from.
 
     ``train(config, checkpoint=checkpoint)`` resumes from it and verifies the rest of its files.
+
+    Raises:
+        CheckpointError: as ``load_config``.
     """
     reader = open_checkpoint(path, prefer=LATEST, verified=(META,))  # training checks the other files
     checkpoint, settings = reader.directory, reader.meta.get("run")
@@ -245,14 +249,14 @@ def open_run(path: str | Path) -> tuple[RunConfig, CheckpointReader]:
     try:
         config = RunConfig.from_dict({**settings, "resume": str(path)})
         if not supports(config.parallel, ProcessGroup.launched()):
-            config.parallel = RunConfig().parallel  # how many processes there are may change within a run
+            config.parallel = RunConfig().parallel  # the number of processes may change within a run
         return config, reader
     except ConfigError as error:
         raise CheckpointError(f"the settings in '{checkpoint}' cannot be used here: {error}") from error
 
 
-def measure(trainer: Trainer, directory: Path, recorder: Recorder | Silent) -> Outcome:
-    """The numbers of the report: of the best weights, on the whole validation text if that was asked for."""
+def measure(trainer: Trainer, directory: Path, recorder: Recorder | NullRecorder) -> Outcome:
+    """The numbers of the report, for the best weights; with ``final_evaluation``, their loss on all validation data."""
     progress, config = trainer.progress, trainer.config
     loss, accuracy, whole = progress.best_loss, progress.best_accuracy, config.eval_batches == 0
     if config.final_evaluation and not whole:

@@ -1,4 +1,4 @@
-"""Run directories: each run has its own, one process at a time trains in it, and its files may fail without harm."""
+"""Run directories: their creation, their lock, and files whose failure to be written does not end the training."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from modular_gpt.checkpoint import LATEST
 from modular_gpt.core.atomic_files import file_lock, link, write_text
 from modular_gpt.core.errors import ConfigError, first_line
 
-LOCK = "lock"  # a file that is held while a process trains in the directory
+LOCK = "lock"  # a file that is locked while a process trains in the directory
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +34,24 @@ class RunFiles:
             self._log(name, error)
 
     def flush(self) -> None:
-        """Try once more to write what could not be appended."""
+        """Try again to write the text that could not be appended."""
         for name in list(self._unwritten):
             self.append(name, "")
 
     def unwritten(self, name: str) -> str:
-        """What could not be appended to a file yet."""
+        """The text that could not be appended to a file yet."""
         return self._unwritten.get(name, "")
 
     def replace(self, name: str, text: str) -> None:
-        """Write a whole file in place of an earlier one."""
+        """Write a file, in place of an earlier one."""
         self.attempt(name, lambda: write_text(self.directory / name, text))
         self._unwritten.pop(name, None)
 
     def attempt(self, name: str, write: Callable[[], object]) -> None:
-        """Call ``write``, which makes a file or another output of the run; an exception of it is logged once."""
+        """Call ``write``, which writes an output of the run; the first exception for each name is logged."""
         try:
             write()
-        except Exception as error:  # whatever a drawing library or a file system raises
+        except Exception as error:  # of any type, such as from the plotting library or the file system
             self._log(name, error)
 
     def warn_if_deleted(self) -> None:
@@ -76,7 +76,7 @@ class RunFiles:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a file: all of the text, or nothing and an OSError."""
+    """Append to a file. Raises an OSError if not all of the text can be written; the file is then unchanged."""
     with path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         left = memoryview(text.encode())
@@ -91,7 +91,7 @@ def append_text(path: Path, text: str) -> None:
 
 @contextmanager
 def lock_run(directory: Path | None) -> Iterator[None]:
-    """Keep other processes from training in a run directory while the block runs; None: there is none yet.
+    """Context manager: no other process may train in a run directory; None: the run has none yet.
 
     Raises:
         ConfigError: another process trains there.
@@ -115,7 +115,7 @@ def lock_run(directory: Path | None) -> Iterator[None]:
 
 
 def new_run_directory(runs: Path, name: str) -> Path:
-    """A new directory that no other run has, ``<runs>/<date>-<time>-<name>``; ``<runs>/latest`` then leads to it.
+    """Create the directory of a new run, ``<runs>/<date>-<time>-<name>``, and point ``<runs>/latest`` to it.
 
     Raises:
         ConfigError: ``runs`` is a file or cannot be written.

@@ -18,8 +18,8 @@ from modular_gpt.training.trainer import Trainer
 RUN_CONFIG, INFO = "config.yaml", "run.json"
 
 
-def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
-    """The monitor of how much of the device this training uses."""
+def monitor_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
+    """The monitor of the throughput of this training, in relation to the peak of its devices."""
     active = trainer.model.num_parameters().active
     tokens = (trainer.config.max_steps - trainer.progress.step) * trainer.config.batch_size * trainer.block
     return build_monitor(
@@ -31,8 +31,8 @@ def meter_of(trainer: Trainer, lora: LoraConfig) -> ThroughputMonitor:
     )
 
 
-def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: ThroughputMonitor) -> None:
-    """Write config.yaml and run.json, which has everything that the run depends on besides its settings."""
+def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, monitor: ThroughputMonitor) -> None:
+    """Write config.yaml, and run.json with the seed, device, data, environment and settings of the run."""
     info = {
         "seed": config.seed,
         "device": describe(trainer.device),
@@ -41,9 +41,9 @@ def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: T
         "parallel": trainer.parallel.config.name,
         "processes": trainer.parallel.processes.world,
         "parameters": trainer.model.num_parameters()._asdict(),
-        "flops_per_token": meter.flops,
-        "peak_flops": meter.peak,
-        "peak_source": meter.source,
+        "flops_per_token": monitor.flops,
+        "peak_flops": monitor.peak,
+        "peak_source": monitor.source,
         "data": trainer.data.manifest,
         "environment": environment(),
         "config": config.record(),
@@ -53,14 +53,14 @@ def save_run_info(files: RunFiles, config: RunConfig, trainer: Trainer, meter: T
 
 
 def opening(trainer: Trainer, directory: Path) -> str:
-    """The lines before the first step."""
+    """The lines that a run prints before its first step: directory, model, decisions, data and length."""
     epoch = trainer.data.tokens_per_epoch(trainer.block)
     config, step, processes = trainer.config, trainer.progress.step, trainer.parallel.processes
     per_step = config.batch_size * trainer.block
     return "\n".join(
         [
             f"Run       {directory}" + (f", from step {step}" if step else ""),
-            f"Model     {parameters_in_words(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
+            f"Model     {describe_parameters(trainer.model)} on {describe(trainer.device)}, {trainer.precision}"
             + (", compiled in the first step" if trainer.forward.compiled else ""),
             *decisions(trainer),
             f"Text      {trainer.data.sizes()}" if trainer.data.epoch_tokens else f"Data      {trainer.data.sizes()}",
@@ -80,7 +80,7 @@ def decisions(trainer: Trainer) -> list[str]:
     return [f"Auto      {'; '.join(lines)}"] if lines else []
 
 
-def parameters_in_words(model: GPTModel) -> str:
+def describe_parameters(model: GPTModel) -> str:
     """The number of parameters, and if some are frozen, the number of those that are trained."""
     total = model.num_parameters().total
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -32,13 +32,13 @@ from modular_gpt.training.lora import Adapters
 from modular_gpt.training.metrics import Entry
 from modular_gpt.training.nonfinite import find_first_nonfinite
 from modular_gpt.training.objectives import Loss, check_objective
-from modular_gpt.training.recorder import Averages, Recorder, Silent
+from modular_gpt.training.recorder import Averages, NullRecorder, Recorder
 from modular_gpt.training.validation import Validation
 
 STEP_SAVED = "this step is finished and saved"
-MAX_SKIPPED = 10  # updates skipped one after the other before the training gives up
+MAX_SKIPPED = 10  # updates skipped in a row before training ends with an error
 
-Save = Callable[[bool], None]  # takes whether the checkpoint is required: then a failure ends the training
+Save = Callable[[bool], None]  # the argument: whether a failure to write the checkpoint ends the training
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,12 @@ def nothing() -> None:
 class Progress:
     """The progress of training, which resuming needs besides weights and optimizer state.
 
-    step: updates done; evaluated: the step of the last evaluation; seconds: spent so far, in all sessions together
-    best_loss, best_step, best_accuracy: of the best evaluation; no accuracy where the data measures none
-    skipped: updates skipped one after the other up to this one, because the gradient was not finite;
-        skipped_in_all: ever
+    step: number of updates done
+    evaluated: step of the last evaluation
+    best_loss, best_step, best_accuracy: of the best evaluation; the accuracy is None where the data measures none
+    seconds: time spent in all sessions together
+    skipped: number of updates skipped in a row up to this step because the gradient was not finite
+    skipped_in_all: number of all updates skipped
     """
 
     step: int = 0
@@ -82,8 +84,8 @@ class Trainer:
     ) -> None:
         """
         model: on its device, as ``placement.parallel`` shards it
-        tokenizer: None for data that has none, of which no sample is generated
-        adapters: of the model, which are trained instead of its weights
+        tokenizer: None for data without one, for which no sample is generated
+        adapters: low-rank adapters of the model, which are trained instead of its weights
         """
         config, parallel = run.trainer, placement.parallel
         self.model, self.optimizer, self.adapters = model, optimizer, adapters
@@ -106,14 +108,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.progress = Progress()
         self.averages = Averages()
-        self.cause, self.explained = "", False  # of the last skipped updates; whether those since the last good one are
+        self.cause, self.cause_logged = "", False  # of the last skipped updates; whether it was logged since a good one
         self.stop = GracefulShutdown(parallel.processes.all_reduce_max, parallel.processes.is_main)
         self.ema = None if config.ema_decay is None else WeightAverage(model, config.ema_decay)
         self.validation = Validation(self.objective, data, tokenizer, config, run.seed, self.stop, parallel)
 
     @property
     def order(self) -> PlainDict:
-        """The settings that the order of samples depends on, which cannot change within a run."""
+        """The settings that decide the order of samples and the objective, which cannot change within a run."""
         config = self.config
         return {
             "seed": self.seed,
@@ -124,17 +126,21 @@ class Trainer:
         }
 
     def fit(
-        self, recorder: Recorder | Silent, save: Save, promise: str = STEP_SAVED, poll: Callable[[], None] = nothing
+        self,
+        recorder: Recorder | NullRecorder,
+        save: Save,
+        promise: str = STEP_SAVED,
+        poll: Callable[[], None] = nothing,
     ) -> bool:
-        """Train to the last step or until patience or time runs out. Returns False if a signal stopped it early.
+        """Train to the last step, or until patience or time runs out. Returns False if a signal stopped it early.
 
-        promise: a clause about what happens after a signal; poll: called after each step
-        Either way ``save`` has been called at the end.
+        save: called with whether the checkpoint is required, also at the end and after a signal; poll: after each step
+        promise: a clause about the state after a signal, which is printed at the signal
         """
         config, progress = self.config, self.progress
         self.model.train()
         self.since, self.logged, self.out_of_time = time.perf_counter(), progress.step, False
-        # the first step waits for the compiler, and a signal that ends it then loses nothing
+        # the first step waits for the compiler; a signal may end that wait at once, since nothing is lost
         self.compiling = self.stop.nothing_to_save = self.forward.compiled
         with self.stop.catch(promise):
             while not self.stop.requested():
@@ -160,7 +166,7 @@ class Trainer:
         return False
 
     def step(self) -> None:
-        """Run one step. A step that waits for the compiler counts in the time, but not in the speed."""
+        """Run one step. The time of a step that compiles counts as spent, but not in the speed."""
         if self.compiling:
             with self.off_the_clock():
                 self.update()
@@ -207,10 +213,9 @@ class Trainer:
         self.apply_gradients(self.parallel.sum(losses))
 
     def micro_batches(self) -> Iterator[tuple[Batch, float]]:
-        """Each micro-batch of this step, and its share of the batch's units, over which losses are means.
+        """Each micro-batch (the rows of this process), and the fraction of the batch's targets, or pairs, in it.
 
-        B: rows of this process. Before each one the generator of dropout is seeded by the run's seed, the step, the
-        micro-batch and the process.
+        Before each one the generators of dropout are seeded by the run's seed, the step, the micro-batch and the rank.
         """
         batch = self.batches.batch(self.progress.step)
         count, parallel = self.config.gradient_accumulation, self.parallel
@@ -235,7 +240,7 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.progress.step)
             self.averages.add({**losses, "gradient_norm": norm})
-            self.progress.skipped, self.explained = 0, False
+            self.progress.skipped, self.cause_logged = 0, False
         else:
             self.skip_update()
             self.model.after_skipped_step()
@@ -261,12 +266,13 @@ class Trainer:
         self.parallel.load(self.model, weights if self.adapters is None else self.adapters.complete(weights))
 
     def skip_update(self) -> None:
-        """Skip the update and log the reason; raise an error after too many in a row.
+        """Count a skipped update and log its cause, once for updates skipped in a row.
 
-        In fp16 that is how the scaler looks for a loss scale, which it halves each time; it is lost below 1.
+        In fp16 skipped updates are usual, since the scaler halves its loss scale at each; they are logged and lead to
+        an error only once the scale is below 1.
 
         Raises:
-            UserError: the training broke down.
+            UserError: ``MAX_SKIPPED`` updates in a row were skipped.
         """
         progress = self.progress
         progress.skipped += 1
@@ -274,8 +280,8 @@ class Trainer:
         searching = self.scaler.is_enabled() and self.scaler.get_scale() >= 1
         if self.parallel.processes.all_reduce_max(int(searching)):
             return
-        if not self.explained:
-            self.explained = True
+        if not self.cause_logged:
+            self.cause_logged = True
             self.cause = find_first_nonfinite(self.model, self.repeat_forward, self.parallel)
             log.warning("step %s: %s, so this update is skipped", progress.step, self.cause)
         if progress.skipped >= MAX_SKIPPED:
@@ -309,10 +315,10 @@ class Trainer:
             **means,
         }
 
-    def evaluate_and_report(self, recorder: Recorder | Silent) -> None:
-        """Compute the validation loss, generate a sample, and record whether this is the best model so far.
+    def evaluate_and_report(self, recorder: Recorder | NullRecorder) -> None:
+        """Compute the validation loss, generate a sample, and record whether this is the best model so far. Collective.
 
-        The other processes wait for the first one, however long it samples and records.
+        The other processes wait, without a timeout, until the first one has sampled and recorded.
         """
         progress = self.progress
         with self.eval_weights():

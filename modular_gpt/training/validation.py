@@ -17,7 +17,7 @@ from modular_gpt.runtime.signals import GracefulShutdown
 from modular_gpt.training.config import EVAL_WINDOWS, TrainerConfig
 from modular_gpt.training.objectives import Loss
 
-PROMPT = 16  # tokens of the validation text that samples continue where no prompt was given
+PROMPT_TOKENS = 16  # of the validation text, as the prompt of samples where none is given
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ class Validation:
         parallel: Parallel,
     ) -> None:
         """
-        seed: of the samples
-        stop: a signal that it has noted ends an evaluation
-        parallel: how processes share the batches
+        seed: seed of the samples
+        stop: its signal ends an evaluation early
+        parallel: the strategy that divides batches among processes
         """
         self.objective, self.forward = objective, objective.forward
         self.data, self.tokenizer, self.config = data, tokenizer, config
@@ -57,12 +57,12 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, batches: int, progress: Progress | None = None) -> float | None:
-        """The mean loss (nats per token, or per pair) on fixed rows of the validation data, and ``accuracy`` of these.
+        """The mean loss (nats per token, or per pair) on fixed rows of the validation data; None after a signal.
 
-        batches: how many times ``EVAL_WINDOWS`` windows; 0: all validation data
-        progress: called with the batches done, and how many there are
+        Sets ``accuracy`` to that of the same rows.
 
-        Returns None if a signal ended it.
+        batches: number of batches of ``EVAL_WINDOWS`` windows; 0: all validation data
+        progress: called with the number of batches done and the number of all batches
         """
         losses, hits, counts = [], [], []
         with self._evaluating():
@@ -74,7 +74,7 @@ class Validation:
                 hits += [] if accuracy is None else [accuracy.float()]
                 counts.append(self.objective.count(batch[1]))
                 if progress is not None:
-                    progress(len(losses), self.count(batches))
+                    progress(len(losses), self.num_batches(batches))
         self.accuracy = self._mean(hits, counts) if hits else None
         return self._mean(losses, counts)
 
@@ -83,23 +83,23 @@ class Validation:
         total = math.fsum(mean * n for mean, n in zip(torch.stack(means).tolist(), counts, strict=True) if n)
         return self.parallel.mean(total, sum(counts))
 
-    def count(self, batches: int) -> int:
-        """How many batches of ``rows`` windows ``batches`` yields."""
+    def num_batches(self, batches: int) -> int:
+        """The number of batches, of ``rows`` windows each, that ``self.batches(batches)`` yields."""
         windows = batches * EVAL_WINDOWS or self.data.evaluation_windows(self.block)
         return math.ceil(windows / self.rows)
 
     def batches(self, batches: int) -> Iterator[Batch]:
         """Inputs and targets, each (rows of this process, context_length): fixed windows, or all validation data.
 
-        How many windows there are depends on ``batches`` alone, so that the loss does not depend on the batch size.
+        The number of windows depends on ``batches`` alone, so that the loss does not depend on the batch size.
         """
         rank, world = self.parallel.data_rank, self.parallel.data_world
         return self.data.evaluation(self.block, self.rows, batches * EVAL_WINDOWS, rank, world)
 
     def sample(self) -> str | None:
-        """A text that the model generates, from the same random numbers at each call; None where another process does.
+        """A text that the model generates, with the same seed at each call; None in processes that generate none.
 
-        A sample never ends a training: one that fails is a line that says why.
+        A failure never ends the training: it is logged once, and the sample is a line with the error.
         """
         tokenizer = self._tokenizer()
         model = self.parallel.model_to_generate(self.forward.model)  # all processes take part
@@ -124,10 +124,10 @@ class Validation:
             return f"(no sample: {first_line(error)})"
 
     def answers(self) -> dict[str, float]:
-        """Metrics of greedy answers to ``questions``, each at most as long as the longest that is expected.
+        """Metrics of greedy answers to ``questions``, of at most as many tokens as the longest expected answer.
 
-        Empty where there are none or another process generates. Answers never end a training: where they fail, a line
-        says why.
+        Empty without questions and in processes that generate nothing. A failure never ends the training: it is logged
+        once.
         """
         if not self.questions:
             return {}
@@ -144,20 +144,20 @@ class Validation:
             return {}
 
     def _warn(self, failed: str, error: Exception) -> None:
-        """Log once that something could not be generated; training itself tells of logits that are not finite."""
+        """Log once that something could not be generated, unless the logits were not finite: training reports that."""
         if not (self.sample_failed or isinstance(error, NonFiniteError)):
             log.warning("%s (%s); the training continues", failed, first_line(error))
         self.sample_failed = True
 
     def _until_end(self, text: str, prompt: str) -> str:
-        """A sample up to the text that ends its answer, in data that has such a text."""
+        """Cut a sample at the text that ends an answer, if the data has such a text."""
         end = self.data.answer_end
         if not end or self.config.sample_prompt or not text.startswith(prompt):
             return text
         return prompt + text[len(prompt) :].partition(end)[0]
 
     def prompt(self) -> list[int]:
-        """Ids of the text that samples continue, no longer than the context; ``bos_id``, if there is one, is the first.
+        """Ids of the prompt of samples, no longer than the context, with ``bos_id`` first if the tokenizer has one.
 
         Raises:
             DataError: ``sample_prompt`` has characters that the tokenizer does not know.
@@ -165,7 +165,7 @@ class Validation:
         if self.config.sample_prompt:
             ids = self._tokenizer().encode(self.config.sample_prompt)
         else:
-            ids = self.data.prompt(self.block if self.data.has_prompts else PROMPT)
+            ids = self.data.prompt(self.block if self.data.has_prompts else PROMPT_TOKENS)
         bos = self._tokenizer().with_bos([])
         return [*bos, *ids[-max(1, self.block - len(bos)) :]]
 

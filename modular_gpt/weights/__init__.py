@@ -1,4 +1,4 @@
-"""Files of models in the format of Hugging Face: found in a folder, the cache or the hub; their tensors one by one."""
+"""Model files in the Hugging Face format: found in a folder, the cache or the hub, and read tensor by tensor."""
 
 from modular_gpt.core.checkpoint_paths import SHORT_NAMES
 from modular_gpt.weights.hub import CONFIG_FILE, TOKENIZER, Source, Unreachable, locate, tokenizer_file

@@ -128,7 +128,7 @@ def test_nothing_else_of_a_prompt_stays_alive(attention: str) -> None:
     model(ids, cache=cache)
     assert live_bytes() - before == config.cache_bytes(len(ids), ids.shape[1])
     model(ids[:, :1], use_cache=True)  # the convenience keeps a growing cache and nothing else
-    kept = model._own_cache
+    kept = model._kv_cache
     assert kept is not None
     assert live_bytes() - before == cache.nbytes() + kept.nbytes()
 

@@ -33,7 +33,7 @@ TABLE = [
     (dict(init="kaiming"), "init: no choice 'kaiming'; there are: fan_in, normal, orthogonal, xavier"),
     (dict(init_residual="none"), "init_residual: no choice 'none'; there are: plain, scaled, zero"),
     (dict(init_head="none", tie_embeddings=False), "init_head: no choice 'none'; there are: matrix, zero"),
-    (dict(init_head="zero"), "init_head=zero is for a head of its own, not the embeddings; set tie_embeddings=false"),
+    (dict(init_head="zero"), "init_head=zero needs a head that is not the embedding matrix; set tie_embeddings=false"),
     (dict(layers="uniform"), "layers must be a mapping with variants, prefix, cycle and suffix, got 'uniform'"),
     # names
     (dict(attention="mhaa"), "no attention 'mhaa'; did you mean 'mha'? there are: "),

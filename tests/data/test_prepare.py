@@ -264,7 +264,7 @@ class TestProcesses:
     def test_all_build_the_same_at_once(self, damaged: bool, play: Corpus, cache: Path, tmp_path: Path) -> None:
         if damaged:
             os.truncate(prepare(play, build_tokenizer("byte")).train.path, 7)
-        replace, count = files._put, 6
+        replace, count = files._replace_directory, 6
 
         def work(number: int) -> None:
             def together(target: Path, new: Path, valid: Callable[[Path], bool]) -> None:
@@ -273,7 +273,7 @@ class TestProcesses:
                     time.sleep(0.001)
                 replace(target, new, valid)
 
-            files._put = together
+            files._replace_directory = together
             sys.modules["modular_gpt.data.token_cache"].one_at_a_time = lambda _: nullcontext()  # as without locks
             data = prepare(play, build_tokenizer("byte"))
             assert bytes(data.train.array) == text_of(play, "train").encode()

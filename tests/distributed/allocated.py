@@ -17,7 +17,7 @@ from modular_gpt.distributed import build_parallel
 from modular_gpt.distributed.dtensor import full_tensor, local_tensor
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training import RunConfig
-from modular_gpt.training.build import model_of, new_model, placed
+from modular_gpt.training.build import checkpoint_model, new_model, place_model
 from modular_gpt.training.forward import Placement
 
 SIZE = {"d_model": 16, "n_heads": 4, "n_layers": 3, "context_length": 16, "vocab_size": 65}
@@ -67,10 +67,10 @@ def start(name: str, way: dict[str, Any], saved: str | None) -> tuple[list[str],
     allocated = Allocated()
     with allocated:
         if saved is None:
-            model = placed(new_model(config, 3, parallel), placement, None)
+            model = place_model(new_model(config, 3, parallel), placement, None)
         else:
             reader = CheckpointReader(Path(saved))
-            model = placed(model_of(reader, run, config, parallel), placement, reader)
+            model = place_model(checkpoint_model(reader, run, config, parallel), placement, reader)
     drawn_next = torch.rand(3)
     torch.manual_seed(3)
     whole = GPTModel(config)

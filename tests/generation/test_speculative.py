@@ -157,7 +157,7 @@ def redraw(
     return torch.where(kept > fewest, drafts[:, fewest], fresh) if fewest < drafts.shape[1] else fresh
 
 
-@pytest.mark.parametrize(("method", "wrong"), [("_keep", always_keep), ("_last_token", redraw)])
+@pytest.mark.parametrize(("method", "wrong"), [("_accepted", always_keep), ("_last_token", redraw)])
 def test_the_statistics_would_tell(
     small: tuple[GPTModel, GPTModel, Tensor, Tensor],
     monkeypatch: pytest.MonkeyPatch,

@@ -8,7 +8,7 @@ import torch
 from modular_gpt import ConfigError
 from modular_gpt.checkpoint import load_checkpoint, read_tensors
 from modular_gpt.training import TrainerConfig, load_config
-from modular_gpt.training.recorder import harmless
+from modular_gpt.training.recorder import printable_text
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import one_layer as config
 from tests.training.small import run, stop_after, trainer_of
@@ -86,7 +86,9 @@ def test_what_is_saved_is_what_was_measured(folder: Path) -> None:
         assert measured == pytest.approx(reported, abs=1e-6)
         if not whole:
             shown = (result.directory / "samples.txt").read_text().rpartition("=== step 12\n")[2].strip("\n")
-            assert shown == "\n".join(f"    | {harmless(line)}" for line in trainer.validation.sample().split("\n"))
+            assert shown == "\n".join(
+                f"    | {printable_text(line)}" for line in trainer.validation.sample().split("\n")
+            )
 
 
 @pytest.mark.usefixtures("fast")

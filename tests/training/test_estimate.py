@@ -20,14 +20,14 @@ from modular_gpt.nn.delta_rule import delta_rule
 from modular_gpt.optim import build_optimizer
 from modular_gpt.training import TrainerConfig, train
 from modular_gpt.training.estimate import (
-    WHOLE,
+    NO_ADAPTERS,
     Estimate,
     activation_bytes,
     count_flops,
     estimate,
     flops_per_token,
+    format_bytes,
     saved_tensors,
-    size,
     suggest_smaller,
 )
 from modular_gpt.training.trainer import Trainer
@@ -88,7 +88,7 @@ def test_operations_of_windows_and_causality(attention: str, context: int) -> No
     layer = full.layer_configs[0]
     each = 3 * layer.attention_class.score_flops(layer.attention, full.dims, layer.position_class)
     seen = {"full": (context + 1) / 2, "windowed": sum(min(t + 1, 8) for t in range(context)) / context}
-    (of_full, causal), (of_windowed, windowed_causal) = (count_flops(c, (), WHOLE) for c in (full, windowed))
+    (of_full, causal), (of_windowed, windowed_causal) = (count_flops(c, (), NO_ADAPTERS) for c in (full, windowed))
     assert of_full - of_windowed == pytest.approx(each * (context - 8), abs=0.01)
     assert of_full - causal == pytest.approx(each * (context - seen["full"]))
     assert of_windowed - windowed_causal == pytest.approx(each * (8 - seen["windowed"]))
@@ -114,7 +114,7 @@ def test_operations_of_patterns_are_those_of_the_keys_that_queries_see(chosen: d
     where = torch.arange(context)
     seen = pattern_of(layer.attention).visible(where[:, None], where).sum(1).double()
     each = 3 * layer.attention_class.score_flops(layer.attention, sparse.dims, layer.position_class)
-    (of_full, causal), (of_sparse, of_seen) = (count_flops(c, (), WHOLE) for c in (full, sparse))
+    (of_full, causal), (of_sparse, of_seen) = (count_flops(c, (), NO_ADAPTERS) for c in (full, sparse))
     assert of_full - of_sparse == pytest.approx(each * (context - seen.max().item()), abs=0.01)
     assert causal - of_seen == pytest.approx(each * ((context + 1) / 2 - seen.mean().item()), abs=0.01)
 
@@ -250,7 +250,7 @@ def test_sizes_beyond_any_tensor_are_one_sentence(model: dict[str, Any], batch: 
     ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**30, "3.0 GiB"), (2**50, "1024.0 TiB")]
 )
 def test_sizes(count: int, words: str) -> None:
-    assert size(count) == words
+    assert format_bytes(count) == words
 
 
 def test_a_dry_run_says_what_is_needed_and_makes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -367,7 +367,7 @@ def test_accumulation_of_a_loader_whose_last_batch_is_short() -> None:
 
 
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"model": nn.Linear(2, 2)}, ConfigError, r"got a Linear; a module of your own is trained by PyTorch's loop"),
+    ({"model": nn.Linear(2, 2)}, ConfigError, r"got a Linear; train other modules by PyTorch's loop"),
     ({"model": SimpleNamespace(model=model_of())}, ConfigError, "give the GPTModel in it, .model"),
     ({"model": "gpt2"}, ConfigError, r"got a str: GPTModel\(...\) or load_model"),
     ({"model": model_of().bfloat16()}, ConfigError, r"torch.bfloat16, and training keeps them in float32: model.float"),

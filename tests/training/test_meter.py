@@ -11,7 +11,7 @@ import torch
 from modular_gpt.training import mfu as meter
 from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.mfu import ThroughputMonitor, build_monitor, measured_peak, published_peak, used_memory_bytes
-from modular_gpt.training.recorder import shown
+from modular_gpt.training.recorder import format_entry
 from tests.training.small import config, run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -100,4 +100,4 @@ def test_a_run_records_both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         used = facts["flops_per_token"] * entry["tokens_per_second"]
         assert entry["mfu"] == pytest.approx(used / facts["peak_flops"])
         assert entry["memory_bytes"] > 2**20
-    assert "tok/s  mfu " in shown(entries[0]) and shown(entries[0]).endswith("iB")
+    assert "tok/s  mfu " in format_entry(entries[0]) and format_entry(entries[0]).endswith("iB")

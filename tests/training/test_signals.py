@@ -15,7 +15,7 @@ from modular_gpt.cli.app import CommandLine, answer
 from modular_gpt.core.errors import UserError
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.runtime.signals import GracefulShutdown, orderly
-from modular_gpt.training.recorder import Silent
+from modular_gpt.training.recorder import NullRecorder
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import config, trainer_of
 
@@ -35,7 +35,7 @@ def fit(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, at: int, number: int,
         return forward(*arguments)
 
     monkeypatch.setattr(trainer.forward, "_run", interrupted)
-    trainer.fit(Silent(), lambda required: saved.append(trainer.progress.step))
+    trainer.fit(NullRecorder(), lambda required: saved.append(trainer.progress.step))
     return saved
 
 

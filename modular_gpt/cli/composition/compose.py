@@ -68,7 +68,7 @@ def _with_yaml(command: Command, where: list[Path]) -> dict[str, list[str]]:
 
 
 def _sources(command: Command, where: list[Path]) -> tuple[object, ...]:
-    """Everything that a composition depends on besides choices and the content of yaml files."""
+    """The values on which a composition depends besides choices and the content of yaml files."""
     families = [(path, path.stat().st_mtime_ns) for path in family_files(where).values()] if command.slots else []
     return command.name, list(where), _with_yaml(command, where), command.components(), families
 
@@ -107,7 +107,7 @@ def _store(group: str | None, name: str, node: Any) -> None:
 
 @contextmanager
 def _separate_hydra(conf: Path) -> Iterator[None]:
-    """Hydra on the package's yaml files; whatever a notebook had initialised before is there again afterwards."""
+    """Context manager: initialise Hydra on the package's yaml files, and restore a notebook's Hydra afterwards."""
     before, base = GlobalHydra.instance().hydra, version.getbase()
     GlobalHydra.instance().clear()
     try:
@@ -188,7 +188,7 @@ def _is_foreign_group(command: Command, key: str, where: list[Path]) -> bool:
 
 
 def _refuse_code(config: DictConfig) -> None:
-    """Raise a ConfigError where a yaml names code; Hydra's own launchers and sweepers are named so."""
+    """Raise a ConfigError if a yaml file names code, which only Hydra's launchers and sweepers may."""
     for path, target in _targets(OmegaConf.to_container(config), ""):
         if not (path.startswith("hydra.") and str(target).startswith(PLUGINS)):
             raise ConfigError(f"{path}={target} in a yaml file: no setting names code to run; take it out")
@@ -204,7 +204,7 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def plain(config: DictConfig) -> PlainDict:
-    """Nested dicts and lists, with everything filled in."""
+    """A config as nested dicts and lists, with interpolations resolved."""
     return cast(PlainDict, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 

@@ -1,4 +1,4 @@
-"""Where the yaml files of the command line are, however the package is installed."""
+"""The folder with the yaml files of the command line, for any way of installing the package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf raise, as one sentence that a user can act on."""
+"""Errors of Hydra and OmegaConf as ConfigErrors of one sentence with a remedy."""
 
 import re
 import typing
@@ -27,7 +27,7 @@ PLUGIN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")
 
 @contextmanager
 def explained(command: Command, where: list[Path], arguments: Sequence[str] = ()) -> Iterator[None]:
-    """Turn what composing a config raises into a ConfigError; ``arguments``: of the command line, as typed.
+    """Context manager: errors of composing a config become a ConfigError; arguments: the command line, as typed.
 
     Raises:
         ConfigError: names the setting and what would be right.
@@ -64,7 +64,7 @@ def _sentence(command: Command, where: list[Path], arguments: Sequence[str], err
 
 
 def _missing_plugin(plugin_type: str, name: str) -> str:
-    """The sentence for one of Hydra's launchers or sweepers that is not there."""
+    """The message for a launcher or sweeper of Hydra that is not installed."""
     package = f"hydra-{name.removesuffix('_local').removesuffix('_slurm')}-{plugin_type}"
     return f"no {plugin_type} {name!r} of Hydra's is installed here; if there is one, install it: pip install {package}"
 
@@ -102,7 +102,7 @@ def _mapping_of(command: Command, arguments: Sequence[str], error: Exception, ca
 
 
 def _in_file(error: Exception) -> str:
-    """'In 'attention/mine': ' where a yaml file, not the command line, is to blame."""
+    """The beginning of a message about an error in a yaml file, such as "In 'attention/mine': "; else ""."""
     first = _first_line(error)
     return first[: first.index("': ") + 3] if first.startswith("In '") and "': " in first else ""
 

@@ -1,4 +1,4 @@
-"""Commands without groups: from arguments to the one dataclass that holds all settings."""
+"""Commands without groups: arguments are read into a single dataclass of all settings."""
 
 from collections.abc import Sequence
 from pathlib import Path

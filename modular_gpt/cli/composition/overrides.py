@@ -152,7 +152,7 @@ def our_settings(command: Command, key: str) -> list[str]:
 
 
 def _path(command: Command, target: str) -> str | None:
-    """Where the command line has a setting of the table of aliases."""
+    """The path on the command line of a setting in the table of aliases; None if the command has no such setting."""
     if target.removesuffix(".name") in command.choices():
         return target.removesuffix(".name")
     everything = list(command.settings())
@@ -183,7 +183,7 @@ def _check_key(command: Command, argument: str, override: Override) -> None:
 
 
 def _unset(command: Command, override: Override) -> bool:
-    """Whether an override takes back an option of a group that starts with none, as ``experiment=null`` does."""
+    """Whether an override resets a group that starts without an option, as ``experiment=null`` does."""
     choice = command.choices().get(override.key)
     return choice is not None and (choice.default, override.value) == (NONE, NONE)
 
@@ -281,7 +281,7 @@ def _parses(key: str, value: str) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Text as a quoted string of Hydra's language, which means exactly this text.
+    """Text as a quoted string of Hydra's language, which Hydra reads back unchanged.
 
     Raises:
         ConfigError: it is the one text that OmegaConf reads as a missing value, however it is quoted.
@@ -297,7 +297,7 @@ def without_interpolation(text: str) -> str:
 
 
 def unknown_setting(command: Command, key: str, siblings: Sequence[str], arguments: Sequence[str] = ()) -> str:
-    """The sentence for a key that does not exist, with the closest that does.
+    """The error message for a key that does not exist, with the closest existing one.
 
     siblings: settings that exist beside it; arguments: of the command line, in which it may have a foreign name
     """

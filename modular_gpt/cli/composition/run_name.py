@@ -5,13 +5,13 @@ from collections.abc import Container, Sequence
 
 from modular_gpt.cli.composition.overrides import Override
 
-LONGEST = 60  # characters; a path has other parts too
+LONGEST = 60  # characters of a name, so that paths do not become too long
 # they say little of what is trained
 SILENT = ("name", "runs", "resume", "init_from", "experiment", "trainer", "parallel", "logger", "data.path")
 
 
 def about_the_model(key: str) -> bool:
-    """Whether a setting is worth mentioning in the name of a run."""
+    """Whether a setting is part of the name of a run."""
     return not any(key == silent or key.startswith(f"{silent}.") for silent in SILENT)
 
 

@@ -1,4 +1,4 @@
-"""From the command line, or strings in a notebook, to the RunConfig that training takes."""
+"""Compose the RunConfig of a training from the command line, or from strings in a notebook."""
 
 import copy
 import dataclasses
@@ -64,7 +64,7 @@ def run_config(config: DictConfig) -> RunConfig:
     """A composed config as the plain dataclasses of training.
 
     Raises:
-        ConfigError: anything in it that cannot work.
+        ConfigError: a setting cannot work.
     """
     return RunConfig.from_dict(run_settings(plain(config)))
 
@@ -177,7 +177,7 @@ def started_from(source: str, typed: Sequence[Override], hydra_overrides: list[s
 def resumed_from(
     resume: str, typed: Sequence[Override], hydra_overrides: list[str], where: list[Path]
 ) -> tuple[DictConfig, CheckpointReader]:
-    """The config of a run that is resumed: its own settings, then the overrides; and its checkpoint.
+    """The config of a resumed run, its recorded settings with the overrides, and its checkpoint.
 
     Raises:
         CheckpointError: there is no such run.

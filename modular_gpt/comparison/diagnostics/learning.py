@@ -1,4 +1,4 @@
-"""Trains a small model on a synthetic task in seconds, by the same Trainer as a run, without a directory."""
+"""Train a small model on a synthetic task in seconds, with the Trainer of a run and without a directory."""
 
 import time
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ ROWS = 32  # batches of 8 rows per measurement
 
 @dataclass(frozen=True)
 class Learned:
-    """The accuracy on a task, and the steps and seconds of processor time that training took."""
+    """The accuracy on a task, and the steps and the CPU seconds of the training."""
 
     accuracy: float
     loss: float
@@ -32,7 +32,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task is trained.
+    """Settings of the training on a task.
 
     enough: accuracy at which training ends before the last step
     """

@@ -1,7 +1,7 @@
 """Probes: properties of a model that follow from its config, checked without training in milliseconds.
 
-Each takes a model and returns an ``Answer``, or None where the property does not apply. Weights may be random; they are
-not changed. They accept any model, so they probe your own attention as they do the built-in ones.
+Each takes a model and returns an ``Answer``, or None if the property does not apply. Weights may be random, and are not
+changed. Probes work with any model, including one with an attention from outside this package.
 """
 
 import math
@@ -34,7 +34,7 @@ class Answer:
 
 
 def ids_of(model: GPTModel, rows: int = 1, tokens: int = TOKENS) -> Tensor:
-    """(rows, tokens) random ids, always the same."""
+    """Random ids (rows, tokens), the same at each call."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(model.config.vocab_size, (rows, tokens), generator=generator)
 
@@ -84,9 +84,9 @@ def _field(seen: Tensor, farthest: int) -> str:
 
 
 def reach(config: GPTConfig) -> int | None:
-    """How many tokens back a token sees through all layers: the sum of window - 1, and of conv - 1, over them.
+    """The number of tokens back that a token sees through all layers: the sum of window - 1, and of conv - 1.
 
-    None where a layer does not see all tokens of its window.
+    None if a layer does not see all tokens of its window.
     """
     total = 0
     for layer in config.layer_configs:
@@ -99,9 +99,9 @@ def reach(config: GPTConfig) -> int | None:
 
 
 def dependencies(model: GPTModel, tokens: int = TOKENS) -> Tensor:
-    """(T, T) whether the logits of each token depend on each token of the text.
+    """Whether the logits of each token depend on each token of the text, (T, T), by one backward pass.
 
-    In row t of a batch of T equal rows, gradients come from the logits of token t alone: one backward pass for all.
+    In row t of a batch of T equal rows, gradients come from the logits of token t alone.
     """
     weights = {name: value.double() for name, value in model.state_dict().items() if value.is_floating_point()}
     inputs: list[Tensor] = []
@@ -122,7 +122,7 @@ def dependencies(model: GPTModel, tokens: int = TOKENS) -> Tensor:
 
 @torch.no_grad()
 def same_scores_later(model: GPTModel) -> Answer | None:
-    """The scores of a text are the same when it stands later in the row, where positions count distances alone."""
+    """The scores of a text do not depend on its place in the row, for positions that count distances alone."""
     if not model.slides:
         return None
     ids, skipped = ids_of(model), _history(model.config)
@@ -138,7 +138,7 @@ def same_scores_later(model: GPTModel) -> Answer | None:
 
 
 def _history(config: GPTConfig) -> int:
-    """Tokens before a token of the first layer that its scores depend on, besides itself."""
+    """The number of earlier tokens on which a token's scores in the first layer depend."""
     history = config.layer_configs[0].cache_spec(config.dims).history
     return 0 if history is None else history[1]
 
@@ -287,7 +287,7 @@ def head_is_tied(model: GPTModel) -> Answer | None:
 
 @torch.no_grad()
 def norms_of_projections(model: GPTModel) -> Answer | None:
-    """Where a norm stands after a projection inside the attention, its output does not depend on the size of its input.
+    """The output of a norm after a projection inside the attention does not depend on the scale of the projection.
 
     For ``latent_norm`` and ``qk_norm``.
     """
@@ -307,7 +307,7 @@ def norms_of_projections(model: GPTModel) -> Answer | None:
 
 
 def _normed_rows(attention: nn.Module, settings: ComponentConfig) -> list[Tensor]:
-    """The weights and biases whose outputs are normalised, without those that are not."""
+    """The rows of weights and biases whose outputs are normalised."""
     names = ["query", "key"] if getattr(settings, "qk_norm", None) is not None else ["latent"]
     rank = getattr(settings, "kv_lora_rank", None)
     found = []
@@ -322,7 +322,7 @@ def _normed_rows(attention: nn.Module, settings: ComponentConfig) -> list[Tensor
 
 @contextmanager
 def scaled(tensors: list[Tensor], factor: float) -> Iterator[None]:
-    """Context manager: tensors times a factor that is a power of two, so that they come back exactly."""
+    """Context manager: tensors are multiplied by a power of two, so that they are restored exactly."""
     for tensor in tensors:
         tensor.mul_(factor)
     try:
@@ -334,7 +334,7 @@ def scaled(tensors: list[Tensor], factor: float) -> Iterator[None]:
 
 @contextmanager
 def strengthened(model: GPTModel) -> Iterator[None]:
-    """Context manager: the linear layers of all attentions times 4, so that their scores are far from zero."""
+    """Context manager: linear layers of all attentions are multiplied by 4, so that scores are far from zero."""
     attentions = [module for block in model.blocks for module in block.attention.modules()]
     layers = [module.weight for module in attentions if isinstance(module, nn.Linear)]
     with scaled(layers, 4.0):
@@ -342,7 +342,7 @@ def strengthened(model: GPTModel) -> Iterator[None]:
 
 
 def recorded(model: GPTModel, ids: Tensor, name: str) -> Tensor | None:
-    """A tensor of the first attention by its name in ``capture``; None where the attention does not report it."""
+    """A tensor of the first attention by its name in ``capture``; None if the attention does not report it."""
     try:
         with capture(model, f"blocks.0.attention.{name}") as seen:
             model(ids)

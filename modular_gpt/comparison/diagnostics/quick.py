@@ -1,4 +1,4 @@
-"""Runs probes and tasks on variants, for ``mgpt-compare --quick`` and for reports with ``diagnostics=learned``."""
+"""Run probes and tasks on variants, for ``mgpt-compare --quick`` and for reports with ``diagnostics=learned``."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from modular_gpt.core.registry import ComponentLike
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 
-TOKENS = 1024  # of the cache whose bytes are listed
+TOKENS = 1024  # tokens of the cache whose bytes are listed
 
 Variant = GPTConfig | ComponentLike
 Say = Callable[[str], None]
@@ -56,7 +56,7 @@ def run(variants: Mapping[str, Variant] | Sequence[str], say: Say = lambda line:
 
 
 def config_of(variant: Variant) -> GPTConfig:
-    """The config of a variant; an attention stands in an otherwise default model."""
+    """The config of a variant; for an attention, that of a default model with this attention."""
     return variant if isinstance(variant, GPTConfig) else GPTConfig(attention=variant)
 
 
@@ -76,7 +76,7 @@ def probed(name: str, config: GPTConfig) -> Iterator[Check]:
 
 
 def cache_bytes(name: str, config: GPTConfig) -> Check:
-    """The bytes that the config predicts, and that a cache has."""
+    """Compare the bytes of a cache with those that the config predicts."""
     begun = time.process_time()
     predicted = config.cache_bytes(1, TOKENS)
     allocated = GPTModel(config).new_cache(1, TOKENS).nbytes()
@@ -120,7 +120,7 @@ def checked(name: str, task: Task) -> Check:
 
 
 def longer_rows(name: str, attention: ComponentLike, pos: ComponentLike) -> Check | None:
-    """D5: the rise of the loss in rows beyond the trained length; None where positions do not reach that far."""
+    """D5: the rise of the loss in rows beyond the trained length; None if positions do not reach that far."""
     flat = flat_beyond(attention, pos=pos)
     if flat is None:
         return None

@@ -10,9 +10,9 @@ from modular_gpt.core.plain_types import PlainDict
 class Check:
     """One probe or diagnostic of one variant.
 
-    found: what was measured; expected: what follows from the config, empty where nothing does
-    passed: whether they agree; None where nothing is expected, or where the check does not apply
-    seconds: of processor time; trained: small models learned a task for it
+    found: the measured result; expected: the result that follows from the config, or ""
+    passed: whether they agree; None if nothing is expected, or the check does not apply
+    seconds: CPU time; trained: whether small models learned a task for it
     """
 
     variant: str
@@ -30,7 +30,7 @@ class Check:
 
     @property
     def result(self) -> str:
-        """pass or fail, or a dash where nothing is expected."""
+        """pass, fail, or a dash if nothing is expected."""
         return "-" if self.passed is None else "pass" if self.passed else "fail"
 
 
@@ -42,12 +42,12 @@ class QuickResult:
 
     @property
     def passed(self) -> bool:
-        """Whether no check contradicts what follows from its config."""
+        """Whether no check contradicts its expected result."""
         return not self.failures
 
     @property
     def failures(self) -> list[Check]:
-        """The checks that contradict what follows from their config."""
+        """The checks that contradict their expected result."""
         return [check for check in self.checks if check.passed is False]
 
     @property

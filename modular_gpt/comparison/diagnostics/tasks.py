@@ -1,8 +1,8 @@
 """Diagnostics D1 to D5: small models learn tasks whose result follows from their architecture.
 
 D1 staircase: the lag that L layers of windows w reach is L (w - 1). D2 recall: one layer with a short convolution finds
-the values of keys if its attention can address them. D3 latents: what the norm of a latent does. D4 capacity: how many
-pairs a state of constant size holds. D5 length: the loss beyond the trained length.
+the values of keys if its attention can address them. D3 latents: the effect of the norm of a latent. D4 capacity: the
+number of pairs that a state of constant size holds. D5 length: the loss beyond the trained length.
 """
 
 import time
@@ -37,9 +37,9 @@ RECALL, QUICK_RECALL = Recipe(steps=700), Recipe(steps=300, learning_rate=5e-3)
 
 @dataclass(frozen=True)
 class Task:
-    """A model and what it learns.
+    """A model and the task that it learns.
 
-    lowest, highest: between which its accuracy has to lie; None: nothing is known
+    lowest, highest: limits of the expected accuracy; None: no limit is known
     """
 
     name: str
@@ -75,9 +75,9 @@ def small(attention: ComponentLike, vocab_size: int, **settings: object) -> GPTC
 
 
 def staircase(attention: ComponentLike, layers: int = 1, **settings: object) -> Task:
-    """D1: the token LAG places before the target is LAG - 1 places back, which the layers reach or not.
+    """D1: recall of the token LAG - 1 places back, which the layers reach or not.
 
-    Where they do not, the ids are even and independent, so that the accuracy is that of guessing.
+    If they do not, the accuracy is that of guessing, since ids are uniform and independent.
     """
     model = small(attention, LAG_IDS, n_layers=layers, **settings)
     farthest = reach(model)
@@ -93,7 +93,7 @@ def staircase(attention: ComponentLike, layers: int = 1, **settings: object) -> 
 
 
 def with_conv(attention: ComponentLike) -> ComponentLike | None:
-    """The same attention with a convolution; None where it has no such setting."""
+    """The same attention with a convolution; None if it has no such setting."""
     config = decode("attention", attention)
     return replace(config, conv=CONV) if isinstance(config, AttentionConfig) else None
 
@@ -102,7 +102,8 @@ def recall(attention: ComponentLike, pairs: int = PAIRS, quick: bool = False, **
     """D2: multi-query associative recall in one layer with a convolution; None for an attention without ``conv``.
 
     A softmax over all tokens solves it. With a window, the pairs that are out of reach can only be guessed.
-    quick: rows of half the length with half the pairs and ids, which are learned in a third of the time
+
+    quick: use rows of half the length with half the pairs and ids, which are learned in a third of the time
     """
     chosen = with_conv(attention)
     if chosen is None:
@@ -122,7 +123,7 @@ def recall(attention: ComponentLike, pairs: int = PAIRS, quick: bool = False, **
 
 
 def capacity(attention: ComponentLike, **settings: object) -> Task | None:
-    """D4: recall of twice as many pairs, which a softmax keeps apart and a state of constant size may not."""
+    """D4: recall of twice as many pairs, which a softmax distinguishes and a state of constant size may not."""
     task = recall(attention, 2 * PAIRS, quick=False, **settings)
     return None if task is None else replace(task, name=f"D4 recall of {2 * PAIRS} pairs")
 
@@ -130,16 +131,16 @@ def capacity(attention: ComponentLike, **settings: object) -> Task | None:
 def has_full_heads(model: GPTConfig) -> bool:
     """Whether the first layer has softmax attention with keys and values of full width over all tokens of its window.
 
-    Then a solvable task is solved. Latents and states hold less, and how much they solve is measured.
+    Then a solvable task is solved. Latents and states hold less, so that their accuracy is only measured.
     """
     attention = model.layer_configs[0].attention_class
     return issubclass(attention, MultiHeadAttention) and attention.sees_whole_window
 
 
 def visible_pairs(window: int, pairs: int, context: int = CONTEXT) -> float:
-    """Share of the questions of mqar whose value is at most ``window`` tokens back, counted.
+    """The fraction of the questions of mqar whose value is at most ``window`` tokens back, by counting.
 
-    The value of pair i stands at 2 i + 1; the questions, at 2 pairs + 2 s, are spread evenly.
+    The value of pair i is at place 2 i + 1; the questions, at places 2 pairs + 2 s, are spread evenly.
     """
     slots = (context - 2 * pairs) // 2
     reached = [2 * pairs + 2 * slot - (2 * pair + 1) <= window for slot in range(slots) for pair in range(pairs)]
@@ -163,15 +164,15 @@ class Lengths:
 
     @property
     def rise(self) -> float:
-        """How much larger the loss is at the longest length than at the trained one."""
+        """The rise of the loss from the trained length to the longest one, in nats per target."""
         values = list(self.losses.values())
         return values[-1] - values[0]
 
 
 def flat_beyond(attention: ComponentLike, **settings: object) -> bool | None:
-    """Whether a longer row shows a token nothing new: all that it sees is nearer than the trained length.
+    """Whether tokens of longer rows see no distance beyond the trained length.
 
-    None where the position or the attention depends on more than distances, so that longer rows may be out of reach.
+    None if the position or the attention depends on more than distances, so that longer rows may be out of reach.
     """
     model = small(attention, BYTES, **settings)
     if not GPTModel(model).slides:
@@ -184,8 +185,8 @@ def beyond_the_trained_length(attention: ComponentLike, lengths: Sequence[int], 
     """D5: train on text in rows of 64 tokens, and measure the loss after more tokens.
 
     The loss is that of the same last tokens of a text, after ``lengths`` tokens in all. Windows shorter than a trained
-    row see nothing new in a longer one, and ALiBi hides what is far away; a full attention with rotary positions meets
-    distances that it was never trained on.
+    row see no new distance in a longer one, and ALiBi suppresses distant tokens; full attention with rotary positions
+    meets distances that it was never trained on.
     """
     begun = time.process_time()
     with torch.random.fork_rng(devices=[]):

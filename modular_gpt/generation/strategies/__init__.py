@@ -1,4 +1,4 @@
-"""Ways to choose the next tokens, one file each."""
+"""Strategies that choose the next tokens, one file each."""
 
 from modular_gpt.generation.strategies.base import Sampling, Strategy
 

@@ -1,4 +1,4 @@
-"""The interface of strategies, and the basic one: choose a token, read it, choose the next."""
+"""The interface of strategies, and sampling, which chooses one token after the other."""
 
 from abc import ABC, abstractmethod
 
@@ -14,7 +14,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def advance(self, max_tokens: int, stopped: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the next n tokens (B, n), 1 <= n <= max_tokens, and the model's own logits for each, (B, n, V).
+        """Return the next n tokens (B, n), 1 <= n <= max_tokens, and the model's unfiltered logits, (B, n, V).
 
         stopped: (B,) rows that are complete, whose tokens are ignored
         """

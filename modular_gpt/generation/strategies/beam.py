@@ -1,4 +1,4 @@
-"""Beam search: the most likely texts, keeping ``num_beams`` at a time. https://arxiv.org/abs/1609.08144, section 7
+"""Beam search for the most likely texts, with ``num_beams`` candidates: https://arxiv.org/abs/1609.08144, section 7
 
 The score of a text is the sum of its log-probabilities divided by its number of new tokens (a stop token counts) to the
 power of length_penalty: above 0 favours long texts, below 0 short ones. The search ends when no incomplete text can
@@ -20,7 +20,7 @@ _STEPS_BETWEEN_CHECKS = 16
 
 @dataclass
 class Pool:
-    """The ``num_beams`` best complete texts of each prompt, best first; a score of -inf marks a free place.
+    """The ``num_beams`` best complete texts of each prompt, best first; a score of -inf marks an empty entry.
 
     scores: (B, beams); lengths: (B, beams) new tokens; ids, logprobs: (B, beams, max_new_tokens)
     """
@@ -43,8 +43,7 @@ class Pool:
         """Add texts of ``length`` new tokens: scores (B, n), ids and log-probabilities (B, n, length)."""
         beams, max_tokens = self.ids.shape[1:]
         missing = (0, max_tokens - length)
-        everything = torch.cat([self.scores, scores], dim=1)
-        self.scores, order = everything.topk(beams, dim=1)
+        self.scores, order = torch.cat([self.scores, scores], dim=1).topk(beams, dim=1)
         self.lengths = torch.cat([self.lengths, torch.full_like(scores, length, dtype=torch.long)], 1).gather(1, order)
         wide = order[..., None].expand(-1, -1, max_tokens)
         pad = torch.nn.functional.pad
@@ -53,20 +52,20 @@ class Pool:
 
     def texts(self, prompt: int) -> list[tuple[list[int], float, list[float]]]:
         """The texts of a prompt, best first, as (ids, score, log-probability of each token)."""
-        found = []
-        for place, score in enumerate(self.scores[prompt].tolist()):
+        texts = []
+        for index, score in enumerate(self.scores[prompt].tolist()):
             if score > -torch.inf:
-                length = int(self.lengths[prompt, place])
-                ids = self.ids[prompt, place, :length].tolist()
-                found.append((ids, score, self.logprobs[prompt, place, :length].tolist()))
-        return found
+                length = int(self.lengths[prompt, index])
+                ids = self.ids[prompt, index, :length].tolist()
+                texts.append((ids, score, self.logprobs[prompt, index, :length].tolist()))
+        return texts
 
 
 class BeamSearch:
-    """Grows ``beams`` rows per prompt by their likeliest continuations."""
+    """Extends the beams of each prompt by their most likely tokens."""
 
     def __init__(self, runner: ModelRunner, sampler: Sampler, settings: GenerationConfig) -> None:
-        """runner: of the prompts, one row each"""
+        """runner: reads the prompts, one row each"""
         self._runner = runner
         self._sampler = sampler
         self._settings = settings
@@ -79,12 +78,12 @@ class BeamSearch:
         max_tokens = settings.max_new_tokens
         pool = Pool.empty(prompts, beams, max_tokens, device)
         if max_tokens == 0:
-            pool.scores[:, 0] = 0.0  # the only text, without tokens
+            pool.scores[:, 0] = 0.0  # the only text is empty
             return pool
         runner.prefill()
         runner.expand(beams)
         totals = torch.full((prompts, beams), -torch.inf, device=device)
-        totals[:, 0] = 0.0  # all beams are equal: use one of them
+        totals[:, 0] = 0.0  # all beams are equal at first, so that only one of them counts
         scores = torch.zeros(prompts, beams, max_tokens, device=device)  # log probability of each token
         every = 1 if device.type == "cpu" else _STEPS_BETWEEN_CHECKS
         for length in range(1, max_tokens + 1):
@@ -95,7 +94,7 @@ class BeamSearch:
         return pool
 
     def _step(self, length: int, totals: Tensor, scores: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
-        """Extend each beam by each token; the best complete texts go to the pool, the best others become the beams."""
+        """Extend each beam by each token: the best complete texts join the pool, the best others become the beams."""
         prompts, beams = totals.shape
         runner = self._runner
         logits = self._sampler.adjust(runner.logits()[:, 0], runner.text)
@@ -108,7 +107,7 @@ class BeamSearch:
         ends = torch.isin(token, self._stops)
 
         def continued(which: Tensor) -> tuple[Tensor, Tensor]:
-            """ids and token scores, (B, n, length), of the candidates ``which`` (B, n)."""
+            """Ids and log-probabilities of tokens, both (B, n, length), of the candidates ``which`` (B, n)."""
             parents = parent.gather(1, which)[..., None].expand(-1, -1, length - 1)
             ids = torch.cat([self._new(prompts).gather(1, parents), token.gather(1, which)[..., None]], dim=-1)
             old = scores[..., : length - 1].gather(1, parents)
@@ -128,12 +127,12 @@ class BeamSearch:
         return totals, scores
 
     def _new(self, prompts: int) -> Tensor:
-        """(B, beams, new tokens so far)"""
+        """The new tokens so far, (B, beams, length)."""
         new: Tensor = self._runner.text.generated.unflatten(0, (prompts, -1))
         return new
 
     def _settled(self, length: int, totals: Tensor, pool: Pool) -> bool:
-        """Whether no beam can beat the worst complete text: totals only fall, and the divisor is the best possible."""
+        """Whether no beam can beat the worst complete text, since totals only fall; divisor: the most favourable."""
         penalty = self._settings.length_penalty
         divisor = max(math.pow(length, penalty), math.pow(self._settings.max_new_tokens, penalty))
         return bool((totals[:, 0] / divisor <= pool.scores[:, -1]).all())

@@ -1,11 +1,11 @@
 """Speculative decoding: https://arxiv.org/abs/2211.17192, and prompt lookup: https://arxiv.org/abs/2304.04487
 
-A cheap drafter drafts several tokens, the model reads all of them in one pass, and each is kept with probability
+A fast drafter drafts several tokens, the model reads all of them in one pass, and each is accepted with probability
 min(1, p / q), where p is its probability under the model and q under the drafter. The first rejected token is replaced
-by one drawn from max(p - q, 0), so the text has exactly the distribution that it has without drafts.
+by one drawn from max(p - q, 0), so that the text has the same distribution as without drafts.
 
-Rows advance together: all keep as many tokens as the row that kept the fewest. A row's tokens do not depend on later
-ones, so this does not change the distribution.
+All rows keep as many tokens as the row that accepted the fewest. A row's tokens do not depend on later ones, so this
+does not change the distribution.
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from modular_gpt.generation.strategies.base import Strategy
 
 
 class Drafter(Protocol):
-    """Drafts tokens of the text that it was made for."""
+    """Drafts the next tokens of a text."""
 
     def draft(self, max_tokens: int) -> list[Tensor | None]:
         """Append at most ``max_tokens`` tokens to the text.
 
-        Returns, for each, the distribution (B, V) it was drawn from, or None where it was certain.
+        Returns for each token the distribution (B, V) from which it was drawn, or None if nothing was drawn.
         """
 
     def rollback(self) -> None:
-        """Called after the text was truncated: remove the other tokens from the cache."""
+        """Called after the text was truncated: remove the rejected tokens from the cache."""
 
 
 class ModelDrafter:
@@ -43,7 +43,7 @@ class ModelDrafter:
 
     def draft(self, max_tokens: int) -> list[Tensor | None]:
         runner, text = self._runner, self._runner.text
-        if runner.remaining < max_tokens:  # a draft may see less of the text than the model does
+        if runner.remaining < max_tokens:  # drafts remain valid if the drafter sees less of the text than the model
             runner.reset_window()
         max_tokens = min(max_tokens, max(runner.remaining, 0))
         runner.begin_draft(max_tokens)
@@ -77,7 +77,7 @@ class LookupDrafter:
         return [None] * max_tokens
 
     def _last_match(self) -> Tensor:
-        """(B,) column after the last earlier occurrence of the longest suffix that has one; 0 if there is none."""
+        """The column (B,) after the last earlier occurrence of the longest suffix that has one; 0: there is none."""
         ids, length = self._text.ids, self._text.length
         column = torch.arange(length, device=ids.device)
         text = torch.ones_like(ids, dtype=torch.bool)
@@ -97,7 +97,10 @@ class LookupDrafter:
 
 @dataclass
 class DraftCounts:
-    """Per row: rounds: passes of the model; drafted: tokens drafted; kept: drafted tokens that were kept."""
+    """Numbers per row.
+
+    rounds: passes of the model; drafted: drafted tokens; kept: drafted tokens that were kept
+    """
 
     rounds: int = 0
     drafted: int = 0
@@ -131,10 +134,10 @@ class SpeculativeDecoding(Strategy):
         drawn_from = self._drafter.draft(allowed)
         drafts = text.ids[:, start:].clone()  # (B, n)
         logits = runner.logits(len(drawn_from) + 1)
-        wanted = [self._sampler.distribution(logits[:, i], text.until(start + i)) for i in range(logits.shape[1])]
-        kept = self._keep(drafts, drawn_from, wanted)  # (B,)
-        fewest = int(torch.where(stopped, drafts.shape[1], kept).min())
-        last = self._last_token(fewest, kept, drafts, drawn_from, wanted)
+        targets = [self._sampler.distribution(logits[:, i], text.until(start + i)) for i in range(logits.shape[1])]
+        accepted = self._accepted(drafts, drawn_from, targets)  # (B,)
+        fewest = int(torch.where(stopped, drafts.shape[1], accepted).min())
+        last = self._last_token(fewest, accepted, drafts, drawn_from, targets)
         text.truncate(start + fewest)
         runner.rollback()
         self._drafter.rollback()
@@ -144,31 +147,31 @@ class SpeculativeDecoding(Strategy):
         self._counts.kept += fewest
         return torch.cat([drafts[:, :fewest], last[:, None]], dim=1), logits[:, : fewest + 1]
 
-    def _keep(self, drafts: Tensor, drawn_from: list[Tensor | None], wanted: list[Tensor]) -> Tensor:
-        """(B,) number of the drafts (B, n) that each row keeps."""
-        keeping = torch.ones_like(drafts, dtype=torch.bool)
+    def _accepted(self, drafts: Tensor, drawn_from: list[Tensor | None], targets: list[Tensor]) -> Tensor:
+        """The number (B,) of the drafts (B, n) that each row accepts; targets: the model's distributions (B, V)."""
+        accepts = torch.ones_like(drafts, dtype=torch.bool)
         for i, q in enumerate(drawn_from):
             token = drafts[:, i : i + 1]
-            p = wanted[i].gather(1, token)[:, 0]
+            p = targets[i].gather(1, token)[:, 0]
             chance = p if q is None else p / q.gather(1, token)[:, 0]
-            keeping[:, i] = chance >= 1 if self._sampler.settings.greedy else self._generators.uniform() < chance
-        return keeping.long().cumprod(dim=1).sum(dim=1)
+            accepts[:, i] = chance >= 1 if self._sampler.settings.greedy else self._generators.uniform() < chance
+        return accepts.long().cumprod(dim=1).sum(dim=1)
 
     def _last_token(
         self,
         fewest: int,
-        kept: Tensor,
+        accepted: Tensor,
         drafts: Tensor,
         drawn_from: list[Tensor | None],
-        wanted: list[Tensor],
+        targets: list[Tensor],
     ) -> Tensor:
-        """(B,) token after ``fewest`` drafts: the next draft where it was kept, else one drawn from the remainder."""
-        p = wanted[fewest]
+        """The token (B,) after ``fewest`` drafts: the next draft if it was accepted, else drawn from max(p - q, 0)."""
+        p = targets[fewest]
         if fewest == drafts.shape[1]:
             return self._sampler.draw(p, self._generators)
         token, q = drafts[:, fewest], drawn_from[fewest]
         if q is None:
             q = torch.zeros_like(p).scatter_(1, token[:, None], 1.0)
-        rest = (p - q).clamp(min=0)
-        rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, p)
-        return torch.where(kept > fewest, token, self._sampler.draw(rest, self._generators))
+        residual = (p - q).clamp(min=0)
+        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, p)
+        return torch.where(accepted > fewest, token, self._sampler.draw(residual, self._generators))

@@ -1,7 +1,8 @@
 """Gated DeltaNet (https://arxiv.org/abs/2412.06464) and Kimi Delta Attention (https://arxiv.org/abs/2510.26692).
 
-Each value head keeps one matrix that maps keys to values. A token lets it decay, replaces the value stored under its
-key, and reads the value under its query (``nn/delta_rule.py``). Kimi's variant decays each channel of a key by itself.
+Each value head keeps one matrix that maps keys to values. At each token the matrix decays, the value stored under the
+token's key is replaced, and the value under its query is read (``nn/delta_rule.py``). In Kimi's variant the channels of
+a key decay separately.
 """
 
 import math
@@ -38,7 +39,7 @@ from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.short_conv import ShortConv
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
 
-_L2_EPS = 1e-6  # of the published models, whatever their configs say of other norms
+_L2_EPS = 1e-6  # in all published models; the eps of their configs is that of other norms
 _OUTPUT_GATES = {"silu": ACTIVATIONS["silu"], "sigmoid": torch.sigmoid}
 _TIME_STEPS = (1e-3, 1e-1)  # range of softplus(decay_offset) at the start, as in Mamba, arXiv 2312.00752
 
@@ -48,7 +49,7 @@ class GatedDeltaNet(
     name="gated_delta",
     presets={
         "kda": Preset(
-            "Kimi delta attention: a gated delta rule in which each channel of a key decays by itself.",
+            "Kimi delta attention: a gated delta rule in which the channels of a key decay separately.",
             {"per_channel": True, "gate_activation": "sigmoid"},
         ),
     },
@@ -69,9 +70,9 @@ class GatedDeltaNet(
         key_dim: Width of a query or key head. By default (null) d_model / n_heads.
         value_dim: Width of a value head. By default (null) d_model / n_heads.
         kernel: Number of tokens that the convolution of queries, keys and values sees.
-        per_channel: Decay each channel of a key by itself (Kimi) instead of each head as a whole.
+        per_channel: Compute a decay for each channel of a key (Kimi) instead of one for each head.
         rank: Rank of the projections to the decays and to the output gate. By default (null) they have full rank.
-        negative: Let tokens reverse what is stored under their key: rates up to 2 instead of 1.
+        negative: Allow rates up to 2 instead of 1, with which a token reverses the value stored under its key.
         gate_activation: Activation of the output gate: silu or sigmoid.
         chunk: Number of tokens computed at once. It changes speed, not results.
         eps: The eps of the norm of each head before the output gate.
@@ -208,14 +209,14 @@ class GatedDeltaNet(
         return {**columns, **shared, "out": ROWS}
 
     def canonical_weights(self) -> AttentionWeights | None:
-        """The projections, where there are as many key heads as value heads."""
+        """The projections; None if the numbers of key and value heads differ."""
         if self.key_heads != self.value_heads:
             return None
         return head_weights(self, self.key_dim, self.value_dim, scale=1.0)
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """Copy the projections, which a recurrence uses otherwise than softmax attention: only training corrects it."""
+        """Copy the projections; the outputs still differ from softmax attention until the model is trained."""
         present = self.canonical_weights()
         return {} if present is None else init_heads(self, replace(source, scale=1.0), present)
 
@@ -226,6 +227,6 @@ class GatedDeltaNet(
         self.log_decay.copy_(torch.linspace(1.0, 16.0, self.value_heads, device=device).log())
         low, high = (math.log(step) for step in _TIME_STEPS)
         steps = torch.linspace(low, high, len(self.decay_offset), device=device).exp()
-        if self.config.per_channel:  # each head has the whole range
+        if self.config.per_channel:  # every head gets the full range
             steps = steps.view(-1, self.value_heads).t().flatten()
         self.decay_offset.copy_(steps + torch.log(-torch.expm1(-steps)))  # the inverse of softplus

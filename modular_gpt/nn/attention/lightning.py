@@ -1,7 +1,7 @@
 """Lightning attention: https://arxiv.org/abs/2401.04658, as in MiniMax-01, https://arxiv.org/abs/2501.08313
 
-Linear attention whose memory decays by a fixed factor per head. Nothing normalises the sum over keys; a norm over all
-heads and a gate follow. With heads divided over processes, the mean square of that norm is summed over them.
+Linear attention whose memory decays by a fixed factor per head. The sum over keys is not normalised; a norm over all
+heads and a gate follow. With heads sharded over processes, the squares of that norm are summed over them.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import one_of, positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
 from modular_gpt.nn.decay import decayed_products
-from modular_gpt.nn.effective_weights import SCORES_TOO, causal_products, report_mix, unit_values
+from modular_gpt.nn.effective_weights import SCORES_AND_WEIGHTS, causal_products, report_mix, unit_values
 from modular_gpt.nn.fused_linear import fused_linear
 from modular_gpt.nn.norm.rmsnorm import RMSNorm
 from modular_gpt.nn.pos.alibi import slopes
@@ -125,7 +125,7 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
                     * decayed_products(ones, ones, unit_values(q), log_decay, None, chunk, starts)[0]
                 ),
                 lambda: decayed_products(q, k, torch.zeros_like(v), log_decay, memory, chunk, starts)[0],
-                SCORES_TOO,
+                SCORES_AND_WEIGHTS,
             )
         if cache is not None:
             cache.tensors[0].copy_(after)
@@ -143,7 +143,7 @@ class LightningAttention(Attention["LightningAttention.Config"], name="lightning
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """Copy the projections, which a recurrence uses otherwise than softmax attention: only training corrects it."""
+        """Copy the projections; the outputs still differ from softmax attention until the model is trained."""
         return init_heads(self, replace(source, scale=1.0), self.canonical_weights())
 
     def _split(self, x: Tensor) -> Tensor:

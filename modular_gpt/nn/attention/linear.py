@@ -25,7 +25,7 @@ from modular_gpt.core.observer import is_observed, report
 from modular_gpt.core.registry import filled, plain
 from modular_gpt.core.validation import positive
 from modular_gpt.core.weight_transfer import AttentionWeights, TransferReport
-from modular_gpt.nn.effective_weights import SCORES_TOO, causal_products, report_mix
+from modular_gpt.nn.effective_weights import SCORES_AND_WEIGHTS, causal_products, report_mix
 from modular_gpt.nn.residual import residual_linear
 from modular_gpt.nn.sdpa import shard_heads
 from modular_gpt.nn.weight_transfer import head_weights, init_heads
@@ -117,7 +117,7 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
                 v,
                 lambda: report("attention.scores", causal_products(rotated_q, rotated_k, starts)) / normaliser,
                 lambda: torch.zeros_like(v) if state[0] is None else rotated_q @ state[0].to(dtype) / normaliser,
-                SCORES_TOO,
+                SCORES_AND_WEIGHTS,
             )
         if cache is not None:
             memory, sums = cache.tensors
@@ -135,7 +135,7 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """Copy the projections; the outputs still differ from softmax attention, which only training corrects."""
+        """Copy the projections; the outputs still differ from softmax attention until the model is trained."""
         return init_heads(self, replace(source, scale=1.0), self.canonical_weights())
 
     def _split(self, x: Tensor) -> Tensor:
@@ -147,11 +147,13 @@ class LinearAttention(Attention["LinearAttention.Config"], name="linear"):
 def _causal_products(
     q: Tensor, k: Tensor, v: Tensor, memory: Tensor | None, chunk: int, starts: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t times ``memory`` (B, H, N, M) of earlier tokens.
+    """For each t the sum over s <= t of (q_t . k_s) v_s, plus q_t times ``memory`` of earlier tokens.
 
-    q, k: (B, H, T, N); v: (B, H, T, M). Within a chunk by a masked matrix product, between chunks by the running sum of
-    k v^T.
-    starts: (B, T) the first s that t sees; None: 0. It goes with no memory.
+    It is computed by a masked matrix product within a chunk, and by the running sum of k v^T between chunks.
+
+    q, k: (B, H, T, N); v: (B, H, T, M); memory: (B, H, N, M), or None
+    starts: (B, T) the first s that t sees; None: 0; with it, memory is None
+
     Returns the sums (B, H, T, M) and the memory after the last token.
     """
     count = q.shape[2]
@@ -176,6 +178,7 @@ def _document_memories(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> tuple
     """The sum of k v^T over the document that is open after each chunk, and queries that read it in the next chunk.
 
     q, k: (B, H, chunks, chunk, N); v: (B, H, chunks, chunk, M); starts: (B, 1, chunks, chunk)
+
     Returns (B, H, chunks, N, M), and q with zeros where a token belongs to a document that began in its chunk.
     """
     last = starts[..., -1]  # (B, 1, chunks): the document that is open after each chunk

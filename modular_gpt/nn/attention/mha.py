@@ -76,9 +76,9 @@ class MultiHeadAttention(
             for none.
         qk_norm: A norm for queries and keys, by name or as a mapping with a name and settings. By default (null) they
             are not normalised.
-        qk_norm_scope: Normalise each head separately (head), with weights of its own (per_head), or the full width of
+        qk_norm_scope: Normalise each head with common weights (head) or separate ones (per_head), or the full width of
             all heads together (full).
-        qk_norm_eps: The eps of qk_norm, unless it has one of its own.
+        qk_norm_eps: The eps of qk_norm, unless its mapping has one.
         qk_norm_after_rope: Normalise queries and keys after they are rotated instead of before.
         clip_qkv: Clip queries, keys and values to [-c, c]. By default (null) they are not clipped.
         dropout: Dropout probability of attention weights. By default (null) the model's dropout applies.
@@ -185,7 +185,7 @@ class MultiHeadAttention(
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
         q, k, v = fused_linear(x, (self.query, self.key, self.value), self.training)  # (B, T, heads * N)
-        q, k = self._place(q, self.query_norm, pos), self._place(k, self.key_norm, pos)
+        q, k = self._rotated_heads(q, self.query_norm, pos), self._rotated_heads(k, self.key_norm, pos)
         v = self._split(self._clip(v), self.value_dim)
         q = q if self.temperature is None else self.temperature(q, pos)
         v = v if self.config.value_scale == 1.0 else v * self.config.value_scale
@@ -197,7 +197,7 @@ class MultiHeadAttention(
         return out
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
-        """Attend to the new tokens and those of the cache, to which it appends: (B, H, T, N), ... -> (B, H, T, M)."""
+        """Append the new tokens to the cache and attend to all: q (B, H, T, N), k, v -> (B, H, T, M)."""
         columns = pos.columns
         if cache is not None:
             assert isinstance(cache, TokenCache)
@@ -233,7 +233,7 @@ class MultiHeadAttention(
         out: Tensor = x.unflatten(-1, (-1, width)).transpose(1, 2)
         return out
 
-    def _place(self, x: Tensor, norm: nn.Module | None, pos: Positions) -> Tensor:
+    def _rotated_heads(self, x: Tensor, norm: nn.Module | None, pos: Positions) -> Tensor:
         """Split queries or keys into heads, normalise and rotate them: (B, T, heads * N) -> (B, heads, T, N)."""
         if norm is not None and self.config.qk_norm_scope == "full":
             x = norm.over_shards(x, self.shards) if isinstance(norm, RMSNorm) and self.shards.size > 1 else norm(x)
@@ -256,7 +256,7 @@ class MultiHeadAttention(
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """Key and value heads that more query heads come to share are the means of those these had."""
+        """Copy the projections; if there are fewer key and value heads than before, they are means of those before."""
         report = init_heads(self, source, self.canonical_weights())
         if report and self.config.value_scale != 1.0:
             for parameter in self.value.parameters():

@@ -48,7 +48,7 @@ class Widths(NamedTuple):
 
 
 class ReadLinear(nn.Linear):
-    """A linear layer whose weight is also read directly while decoding, so it must not be packed."""
+    """A linear layer whose weight is also read directly while decoding, so that it must not be packed."""
 
 
 class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], name="mla"):
@@ -178,7 +178,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
 
     @torch.no_grad()
     def init_from(self, source: AttentionWeights) -> TransferReport:
-        """Initialise from another attention whose heads have the same widths; {} where they differ.
+        """Initialise from another attention with heads of the same widths; returns {} if they differ.
 
         The latent is the best approximation of its rank to keys and values together, by SVD. The bias of the keys adds
         the same number to all scores of a query and is left out; the bias of the values is folded into the output bias.
@@ -248,7 +248,7 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
         return out
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
-        """Heads are divided; the latents, from which each process computes its heads, are computed by all."""
+        """Shard the heads; every process computes the latents, which its heads need."""
         self.local_heads = shard_heads(rank, world_size, n_heads=self.n_heads)
         return {"query": COLUMNS, "key": COLUMNS, "value": COLUMNS, "out": ROWS}
 
@@ -268,14 +268,14 @@ class MultiHeadLatentAttention(Attention["MultiHeadLatentAttention.Config"], nam
     ) -> Tensor:
         """Expand the latents to keys and values of every head, for training and long prompts: (B, H, T, value).
 
-        over_latents: computes the result instead, where keys and values are expanded only for observers
+        over_latents: computes the result instead if keys and values are expanded for observers alone
         """
         latent, nope, rope, value = self.widths
         kept_latent = kept[:, 0, :, :latent]
         k = self.key(kept_latent).unflatten(-1, (-1, nope)).transpose(1, 2)
         v = self.value(kept_latent).unflatten(-1, (-1, value)).transpose(1, 2)
         if rope:
-            rotated = self.shards.copied(kept[..., latent:])  # each process adds the gradient of its own heads
+            rotated = self.shards.copied(kept[..., latent:])  # each process adds the gradient of its heads
             k = torch.cat([k, rotated.expand(-1, k.shape[1], -1, -1)], dim=-1)
         return self._attend(q, k, v, pos, columns, over_latents)
 

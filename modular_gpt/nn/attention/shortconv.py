@@ -1,6 +1,6 @@
 """Gated short convolutions in place of attention: LFM2, https://arxiv.org/abs/2511.23404
 
-A token sees the last few tokens alone; other layers have to carry information further. The cheapest mixer there is.
+A token sees the last few tokens alone; other layers have to carry information further.
 """
 
 from dataclasses import dataclass
@@ -77,15 +77,12 @@ class GatedShortConvolution(Attention["GatedShortConvolution.Config"], name="sho
 
     def forward(self, x: Tensor, pos: Positions, cache: LayerCache | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
-        before, after, value = fused_linear(x, (self.input_gate, self.output_gate, self.value), self.training)
-        value, before_these = before * value, None if cache is None else cache.tensors[0]
-        if is_observed():
-            mixed, state = self._observed(value, pos, before_these)
-        else:
-            mixed, state = self.conv(value, pos, before_these)
+        input_gate, output_gate, value = fused_linear(x, (self.input_gate, self.output_gate, self.value), self.training)
+        value, state = input_gate * value, None if cache is None else cache.tensors[0]
+        mixed, state = self._observed(value, pos, state) if is_observed() else self.conv(value, pos, state)
         if cache is not None:
             cache.tensors[0].copy_(state)
-        out: Tensor = self.out(after * mixed)
+        out: Tensor = self.out(output_gate * mixed)
         return out
 
     def _observed(self, value: Tensor, pos: Positions, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -100,7 +97,7 @@ class GatedShortConvolution(Attention["GatedShortConvolution.Config"], name="sho
             lambda: _tap_weights(taps, pos).expand(len(value), -1, -1, -1),
             lambda: _heads_of_channels(causal_conv(torch.zeros_like(value), taps, pos, state)[0]),
         )
-        return self.conv.shifted(mixed[..., 0].transpose(1, 2)), after
+        return self.conv.add_bias(mixed[..., 0].transpose(1, 2)), after
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
         self.conv.local_channels = shard_heads(rank, world_size, d_model=self.out.in_features)
@@ -113,7 +110,7 @@ def _heads_of_channels(x: Tensor) -> Tensor:
 
 
 def _tap_weights(taps: Tensor, pos: Positions) -> Tensor:
-    """(C, kernel) -> (1 or B, C, T, T): the tap that meets each token, 0 beyond the kernel or the text of a token."""
+    """taps (C, kernel) -> (1 or B, C, T, T): the tap that weighs each token, 0 beyond the kernel or the document."""
     tokens = torch.arange(pos.count, device=taps.device)
     distance = tokens[:, None] - tokens
     width = taps.shape[1]

@@ -18,12 +18,12 @@ from modular_gpt.nn.attention.mha import MultiHeadAttention
 from modular_gpt.nn.block_sparse import BlockPlan, block_size
 from modular_gpt.nn.sparse_patterns import PATTERNS, SparsePattern
 
-_SEGMENT = 128  # smallest number of tokens read at once after the first ones, where the cache is a ring buffer
+_SEGMENT = 128  # smallest number of tokens that a segment of a later chunk has if the cache is a ring buffer
 _LARGEST_SEED = 2**31
 
 
 class SparseAttention(MultiHeadAttention, name="sparse"):
-    """Block-sparse attention: time and memory grow with the keys that a pattern shows to each query."""
+    """Block-sparse attention: time and memory grow with the number of keys that a pattern selects for each query."""
 
     sees_whole_window = False
 
@@ -33,7 +33,7 @@ class SparseAttention(MultiHeadAttention, name="sparse"):
 
         pattern: Keys that a query sees: bigbird (window, first tokens, random blocks), longformer (dilated window,
             first tokens), strided (window, every n-th block), streaming (window, first tokens as sinks) or chunked
-            (the query's own chunk).
+            (the query's chunk).
         window: Number of nearest keys that a query sees, its own included. By default (null) 64; chunked has none.
         block: Tokens per block of queries and keys. In bigbird and strided it is the unit of random blocks and of
             the stride; elsewhere it changes speed, not results. By default (null) 32, or up to half the window.
@@ -108,9 +108,12 @@ class SparseAttention(MultiHeadAttention, name="sparse"):
         return float(counts.max()), float(counts.double().mean())
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, pos: Positions, cache: LayerCache | None) -> Tensor:
-        """A long text after cached tokens is read in segments: memory grows with the cache and a segment alone."""
-        count, whole = pos.count, cache is None or pos.is_prefill or isinstance(pos.start, Tensor)
-        if whole or not isinstance(cache, TokenCache) or cache.window is None:
+        """Attend as multi-head attention, in segments if the tokens come after cached ones.
+
+        Memory then grows with the cache and a segment, not with the number of tokens.
+        """
+        count, at_once = pos.count, cache is None or pos.is_prefill or isinstance(pos.start, Tensor)
+        if at_once or not isinstance(cache, TokenCache) or cache.window is None:
             return super()._mix(q, k, v, pos, cache)
         segment = max(cache.window, _SEGMENT)
         outs = []

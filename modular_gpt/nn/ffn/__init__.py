@@ -1,1 +1,1 @@
-"""Feed-forward components, which transform each token by itself. One file per component."""
+"""Feed-forward components, which transform each token independently of the others. One file per component."""

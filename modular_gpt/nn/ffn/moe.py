@@ -56,8 +56,8 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         groups: Number of groups that experts are divided into; a token uses experts of its best top_groups groups.
         top_groups: Number of groups per token.
         group_score: Score of a group: that of its best expert (max), or the sum of its best two (top2).
-        balance: Load balancing: loss adds balance_weight times the load-balancing loss, bias moves a bias that only the
-            choice of experts sees, none does nothing.
+        balance: Load balancing: loss adds balance_weight times the load-balancing loss, bias adjusts a
+            bias that affects only the choice of experts, none does nothing.
         balance_weight: Weight of the load-balancing loss, which is 1 where the load is even.
         bias_step: Change of the balancing bias after each update, with balance=bias.
         z_weight: Weight of the router z-loss.
@@ -228,7 +228,7 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         return self.shards.summed(result)
 
     def shard(self, rank: int, world_size: int) -> dict[str, ParallelStyle]:
-        """Experts are divided, and the hidden units of the shared one; all processes compute the router."""
+        """Shard the experts, and the hidden units of the shared expert; every process computes the router."""
         config = self.config
         for name, count in (("n_experts", config.n_experts), ("shared_hidden", plain(config.shared_hidden))):
             if count % world_size:
@@ -239,22 +239,23 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         stacks = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
         return {**{name: STACK for name in stacks if getattr(self, name) is not None}, **shared}
 
-    def replace_products(self, made: Callable[[Tensor], GroupedProduct]) -> None:
-        """Compute the products of the experts by ``made(weight)``, for a weight (E, out, in); the weights are freed.
+    def replace_products(self, make: Callable[[Tensor], GroupedProduct]) -> None:
+        """Replace the matrix products of the experts, and free the weights, whose shapes remain on the meta device.
 
-        Of the parameters the shapes remain, on the meta device.
+        make: returns the product with a weight (E, out, in)
         """
         for name in ("gate", "up", "down"):
             weight = getattr(self, name)
-            if weight is not None and not weight.is_meta:  # it is meta where it was replaced before
-                self._products[name] = made(weight)
+            if weight is not None and not weight.is_meta:  # a meta tensor was replaced before
+                self._products[name] = make(weight)
                 setattr(self, name, nn.Parameter(weight.detach().to("meta"), requires_grad=False))
 
     def _losses(self, logits: Tensor, scores: Tensor, fractions: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         losses = {}
         if self.config.balance == "loss" and self.config.balance_weight > 0:
-            shares = _mean(scores / scores.sum(-1, keepdim=True), mask)
-            losses["load_balancing"] = self.config.balance_weight * self.config.n_experts * (fractions * shares).sum()
+            mean_scores = _mean(scores / scores.sum(-1, keepdim=True), mask)
+            balance = self.config.n_experts * (fractions * mean_scores).sum()
+            losses["load_balancing"] = self.config.balance_weight * balance
         if self.config.z_weight > 0:
             losses["router_z"] = self.config.z_weight * _mean(logits.logsumexp(-1).square(), mask)
         return losses
@@ -284,7 +285,7 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
 
     @torch.no_grad()
     def init_from(self, source: FeedForwardWeights) -> TransferReport:
-        """Copy a dense network into every expert (sparse upcycling); the router stays new: arxiv.org/abs/2212.05055."""
+        """Copy a dense network into every expert (sparse upcycling, arxiv.org/abs/2212.05055); the router stays new."""
         if source.up.shape != self.up.shape[1:] or (source.gate is None) != (self.gate is None):
             return {}
         report: TransferReport = {}

@@ -48,7 +48,7 @@ class RMSNorm(Norm["RMSNorm.Config"], name="rmsnorm"):
         return F.rms_norm(x, self.width, self.weight, self.eps)
 
     def over_shards(self, x: Tensor, shards: ShardGroup) -> Tensor:
-        """(..., width / n) -> the same shape: the shard of a vector, normalised by the mean square of the whole one.
+        """(..., width / n) -> the same shape: a shard of vectors, normalised by the mean squares of the full vectors.
 
         The weight, which all processes hold, has the parallel style ``SHARED``.
         """

@@ -39,7 +39,7 @@ class ScaleNorm(Norm["ScaleNorm.Config"], name="scalenorm"):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)"""
-        wide = torch.promote_types(x.dtype, torch.float32)  # squares overflow in half precision; float64 stays
+        wide = torch.promote_types(x.dtype, torch.float32)  # squares overflow in half precision
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).clamp(min=self.eps)
         scale = self.initial_scale if self.weight is None else self.weight
         out: Tensor = x * (scale / length).to(x.dtype)

@@ -41,7 +41,7 @@ class ALiBi(Position["ALiBi.Config"], name="alibi"):
         positive("pos", max_bias=config.max_bias, scale=config.scale)
 
     def bias(self, pos: Positions, key_columns: Tensor, n_heads: int) -> Tensor:
-        """(1, H, T, S) in float32; rounded, (1 or B, H, T, S). Computed once per forward pass for all layers."""
+        """The bias in float32, (1, H, T, S), or rounded (1 or B, H, T, S); computed once per forward pass."""
         config = self.config
 
         def make() -> Tensor:

@@ -21,7 +21,7 @@ from modular_gpt.core.validation import from_mapping, one_of, positive
 
 @dataclass
 class Scaling:
-    """How rotary frequencies are scaled to extend the context.
+    """Settings that scale rotary frequencies to extend the context.
 
     kind: The method: linear, dynamic, llama3, yarn or longrope.
     factor: Ratio of the extended context to the original one.
@@ -60,7 +60,7 @@ class Scaling:
 
 
 class RoPE(Position["RoPE.Config"], name="rope"):
-    """Turn queries and keys by angles that grow with position, so that scores depend on distance (Llama)."""
+    """Rotate queries and keys by angles that grow with position; scores depend on distance (Llama)."""
 
     rotates = True
 
@@ -123,14 +123,14 @@ class RoPE(Position["RoPE.Config"], name="rope"):
         dim = plain(self.config.rotary_dim)
         key = ("rope", self.settings, self.original_length, dim, x.dtype)
         cos, sin = pos.memo(key, lambda: self._angles(pos, dim, x.dtype))
-        first, rest = x[..., :dim], x[..., dim:]
+        rotary, unrotated = x[..., :dim], x[..., dim:]
         if self.config.layout == "half":
-            rotated = first * cos + torch.cat([-first[..., dim // 2 :], first[..., : dim // 2]], dim=-1) * sin
+            rotated = rotary * cos + torch.cat([-rotary[..., dim // 2 :], rotary[..., : dim // 2]], dim=-1) * sin
         else:
-            even, odd = first[..., ::2], first[..., 1::2]
+            even, odd = rotary[..., ::2], rotary[..., 1::2]
             cos, sin = cos[..., : dim // 2], sin[..., : dim // 2]
             rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
-        return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
+        return torch.cat([rotated, unrotated], dim=-1) if unrotated.shape[-1] else rotated
 
     def _angles(self, pos: Positions, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin of position times frequency, each (B or 1, 1, T, dim)."""
@@ -169,9 +169,9 @@ class RoPE(Position["RoPE.Config"], name="rope"):
         return 1.0 / (self.config.theta * growth ** (dim / (dim - 2))) ** exponent
 
     def _longrope(self, scaling: Scaling, pos: Positions, unscaled: Tensor) -> tuple[Tensor, float]:
-        """(B or 1, 1 or T, dim / 2): which factors apply depends on the current length of each text.
+        """(B or 1, 1 or T, dim / 2): the current length of each text selects the short or the long factors.
 
-        Cached keys keep the angles of the length at which they were computed; generation reads a text again where it
+        Cached keys keep the angles of the length at which they were computed; generation reads a text again when it
         grows beyond ``switch_length``.
         """
         length = pos.text_lengths()[..., None]

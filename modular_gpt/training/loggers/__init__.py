@@ -1,4 +1,4 @@
-"""Loggers write the metrics of a run elsewhere than to its own files. Importing this package registers them."""
+"""Loggers send the metrics of a run to other places than its directory. Importing this package registers them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -65,10 +65,10 @@ class Loggers:
 
 
 def build_loggers(config: str | PlainMapping | ComponentConfig) -> Loggers:
-    """Build the chosen logger and the further ones that it names.
+    """Build a logger and the further ones that its setting ``also`` names.
 
     Raises:
-        ConfigError: an unknown name or setting, or a package or an account that is missing.
+        ConfigError: a name or setting is unknown, or a package or an account is missing.
     """
     chosen = decode("logger", config)
     also = chosen.also if isinstance(chosen, LoggerConfig) else []

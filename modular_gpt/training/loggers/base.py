@@ -1,4 +1,4 @@
-"""The interface of loggers, which write a run's metrics elsewhere than to metrics.jsonl and metrics.csv."""
+"""The interface of loggers, which send a run's metrics to other places than metrics.jsonl and metrics.csv."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,7 +50,7 @@ class Logger(Component, Generic[C], slot="logger"):
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Context manager: if the import inside fails, raise a ConfigError with the extra to install."""
+    """Context manager: a failing import becomes a ConfigError that names the extra to install."""
     try:
         yield
     except ImportError as error:

@@ -10,14 +10,14 @@ from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 
 URI, ALLOW_FOLDER = "MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"  # environment variables of MLflow
-AT_ONCE, LONGEST = 100, 500  # parameters that MLflow takes in one call, and characters of one
+BATCH, MAX_LENGTH = 100, 500  # MLflow's limits: parameters in one call, and characters of a value
 
 
 class MLflow(Logger["MLflow.Config"], name="mlflow"):
     """MLflow, on a tracking server or in the folder `mlruns`.
 
     A run is identified by the name of its directory, so that a resumed run continues the same one. Metrics of steps
-    that are computed again stand beside those of the first time.
+    that are computed again are added to those of the first time.
     """
 
     @dataclass
@@ -54,9 +54,9 @@ class MLflow(Logger["MLflow.Config"], name="mlflow"):
             self.client.update_run(self.run, status="RUNNING")
             return
         self.run = self.client.create_run(number, run_name=name).info.run_id
-        parameters = [self.entities.Param(key, value[:LONGEST]) for key, value in flat(settings)]
-        for first in range(0, len(parameters), AT_ONCE):
-            self.client.log_batch(self.run, params=parameters[first : first + AT_ONCE])
+        parameters = [self.entities.Param(key, value[:MAX_LENGTH]) for key, value in flat(settings)]
+        for first in range(0, len(parameters), BATCH):
+            self.client.log_batch(self.run, params=parameters[first : first + BATCH])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)

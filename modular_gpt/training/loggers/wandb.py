@@ -66,7 +66,7 @@ class WeightsAndBiases(Logger["WeightsAndBiases.Config"], name="wandb"):
             allow_val_change=True,
             mode=mode,
         )
-        # a step of our own: one that is computed again after an interruption is drawn, not refused as past
+        # wandb's step cannot go back; this metric can, for steps that are computed again after an interruption
         self.run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
