@@ -109,7 +109,7 @@ SECTIONS = {
     "prefill-4096": partial(prefill, context=4096),
     "prefill-16384": partial(prefill, context=16384),
     "mla-decoding-16384": partial(decoding, context=16384, latent=True),
-    "mla-prefill-16384": partial(prefill, context=16384, latent=True),
+    "mla-prefill-4096": partial(prefill, context=4096, latent=True),
 }
 
 
