@@ -1,11 +1,11 @@
-"""The comparisons of docs/comparison.md by mgpt-compare, on one CPU thread: about 45 minutes of processor time.
+"""Run the comparisons of docs/comparison.md with mgpt-compare on one CPU thread (about 45 minutes of CPU time).
 
     python benchmarks/comparisons.py --folder compares/docs [--only attention ffn] [--write docs/comparison.md]
 
-Each comparison has a folder by its name. Run again after an interruption, the script resumes: finished trainings are
-not repeated. Losses do not depend on what else the machine does; the columns of seconds do.
+Each comparison has a folder of its name. After an interruption the script resumes and does not repeat finished
+trainings. Other load on the machine changes the columns of seconds, but not the losses.
 
-A trial of the script takes seconds: --seeds 1 --settings trainer.max_steps=10 trainer.eval_batches=1 lr=4e-3
+A smoke test takes seconds: --seeds 1 --settings trainer.max_steps=10 trainer.eval_batches=1 lr=4e-3
 """
 
 import argparse
@@ -19,7 +19,8 @@ from comparison_results import write_sections
 from modular_gpt.cli import compare
 from modular_gpt.comparison.plan import PLAN
 
-ADAMW = ["trainer.max_steps=300", "optim=adamw", "schedule=cosine"]  # of the pair whose order depends on the rate
+# for the pair whose order depends on the learning rate
+ADAMW = ["trainer.max_steps=300", "optim=adamw", "schedule=cosine"]
 COMPARISONS: dict[str, list[str]] = {
     "attention": ["attention=mha,gqa,mqa,mla,swa,linear", "budget=params"],
     "mixers": ["attention=mha,sparse,lightning,gated_delta,kda,shortconv", "budget=params"],
@@ -33,24 +34,24 @@ COMPARISONS: dict[str, list[str]] = {
     "aa": ["attention=mha,mha,mha,mha,mha", "budget=tokens", "lr=4e-3"],
     "handicap": ["model.dropout=0,0.3", "budget=tokens", "lr=4e-3"],
 }
-COMMON = ["trainer.threads=1", "decoding=false", "pages=false"]  # these change no loss
+COMMON = ["trainer.threads=1", "decoding=false", "pages=false"]  # no effect on the losses
 
 
 def run(name: str, folder: Path, seeds: int, settings: list[str]) -> Path:
     """Run a comparison, or resume the one in ``folder / name``; returns its directory.
 
     Raises:
-        SystemExit: the command failed, or was stopped.
+        SystemExit: the command failed or was stopped.
     """
     latest = folder / name / "latest"
     if (latest / PLAN).is_file():
-        words = [f"resume={latest}", f"seeds={seeds}"]
+        arguments = [f"resume={latest}", f"seeds={seeds}"]
     else:
         given = {setting.partition("=")[0] for setting in settings}
-        kept = [word for word in [*COMPARISONS[name], *COMMON] if word.partition("=")[0] not in given]
-        words = [*kept, *settings, f"seeds={seeds}", f"compares={folder / name}"]
-    print(f"{name}: mgpt-compare {' '.join(words)}", flush=True)
-    code = compare.main(words)
+        kept = [setting for setting in [*COMPARISONS[name], *COMMON] if setting.partition("=")[0] not in given]
+        arguments = [*kept, *settings, f"seeds={seeds}", f"compares={folder / name}"]
+    print(f"{name}: mgpt-compare {' '.join(arguments)}", flush=True)
+    code = compare.main(arguments)
     if code:
         raise SystemExit(code)
     return latest.resolve()
@@ -58,10 +59,12 @@ def run(name: str, folder: Path, seeds: int, settings: list[str]) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("compares/docs"), help="a folder for all comparisons")
+    parser.add_argument("--folder", type=Path, default=Path("compares/docs"), help="folder of all comparisons")
     parser.add_argument("--only", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--settings", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of all")
+    parser.add_argument(
+        "--settings", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of all comparisons"
+    )
     parser.add_argument("--write", type=Path, help="page whose sections are replaced, or added before the last one")
     options = parser.parse_args()
     found = {name: run(name, options.folder, options.seeds, options.settings) for name in options.only}

@@ -1,9 +1,9 @@
-"""The compiled decoding step against the eager one, as they are and packed, on one thread and on two.
+"""Compare the compiled decoding step with the eager one, unpacked and packed, on one thread and on two.
 
     python benchmarks/compiled.py [--rounds 7] [--quick] [--partial FOLDER] [--write docs/benchmarks.md]
 
-Tokens are decoded into caches of one size; that of the compiled step is read whole, under a mask. The first step, which
-compiles, is not timed; its seconds stand below the table.
+All variants decode into caches of the same size; the compiled step reads its whole cache under a mask. The first step,
+which compiles, is not timed; the compilation time is reported below the table.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SHAPES = {
 
 
 class Steps:
-    """Single steps of a model, compiled or not, from the middle of a cache."""
+    """Decode single tokens with a model, compiled or eager, from the middle of a cache."""
 
     def __init__(self, model: GPTModel, batch: int, compiled: bool) -> None:
         self.model = model
@@ -49,7 +49,7 @@ class Steps:
 
 @torch.inference_mode()
 def decoding(options: argparse.Namespace, shape: str, batch: int) -> str:
-    """Seconds of a number of steps, for each number of threads."""
+    """Table of decoding times for each dtype and number of threads."""
     config = GPTConfig(**SHAPES["default" if options.quick else shape], context_length=CAPACITY)
     tables, new = [], 2 if options.quick else options.new
     before = torch.get_num_threads()
@@ -81,7 +81,7 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, 7, SECTIONS)
-    parser.add_argument("--new", type=int, default=32, help="tokens decoded in a round")
+    parser.add_argument("--new", type=int, default=32, help="tokens decoded per round")
     run_sections("compiled", SECTIONS, parser.parse_args())
 
 

@@ -1,6 +1,6 @@
-"""What benchmarks/train.py compares: the training step of each, as its users would write it.
+"""Training steps of the libraries that benchmarks/train.py compares, each as its users would write it.
 
-All take the same batches of the same size and do the same work in a step: loss, gradients, clipping to norm 1, AdamW.
+All read batches of the same size and do the same work in a step: loss, gradients, clipping to norm 1, AdamW.
 """
 
 import math
@@ -25,7 +25,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of the model and of a batch; ``steps`` are timed at once."""
+    """Shape of the model and of a batch; ``steps`` is the number of steps timed together."""
 
     name: str
     layers: int
@@ -38,12 +38,12 @@ class Size:
 
     @property
     def tokens(self) -> int:
-        """Of one step."""
+        """Tokens per step."""
         return self.batch * self.context
 
     @property
     def title(self) -> str:
-        """For a heading."""
+        """Heading of the table."""
         return (
             f"{self.name}: {self.layers} layers, {self.width} wide, context {self.context}, batch {self.batch}, "
             f"{self.vocabulary:,} ids"
@@ -78,24 +78,24 @@ class Contestant:
 
     @property
     def peer(self) -> bool:
-        """Whether it is somebody else's."""
+        """Whether it is another library."""
         return self.library != "modular_gpt"
 
     @property
     def name(self) -> str:
-        """For its row."""
+        """Label of the row."""
         settings = [self.label] if self.label else [f"{key}={value}" for key, value in self.model.items()]
         compiled = {"auto": "compile=auto", True: "compiled", False: ""}[self.compile]
         precision = "precision=auto" if self.precision == "auto" else self.precision
         return ", ".join([" ".join([self.library, *settings]), *filter(None, [precision, compiled])])
 
     def build(self, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
-        """The step, ready to be called again and again."""
+        """Build the training step, a function that can be called repeatedly."""
         return LIBRARIES[self.library](self, size, tokens, device)
 
 
-def described(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
-    """Our model's settings at a size: GPT-2 as published, but for the changes."""
+def model_settings(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
+    """Model settings of this package at a size: GPT-2 as published, with the changes applied."""
     plain = {"n_layers": size.layers, "d_model": size.width, "n_heads": size.heads, "context_length": size.context}
     plain |= {"vocab_size": size.vocabulary, "attention": "mha", "ffn": "mlp", "norm": "layernorm", "pos": "learned"}
     if changes.get("attention") == "mla":
@@ -104,7 +104,7 @@ def described(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
-    """``Trainer.update`` of a run with these settings: everything that one of its steps does."""
+    """``Trainer.update`` of a run with these settings: a complete step of this package."""
     from modular_gpt.distributed import build_parallel
     from modular_gpt.runtime.cpu_allocator import keep_memory
     from modular_gpt.runtime.device import float32_products
@@ -117,7 +117,7 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
     keep_memory()
 
     config = RunConfig(
-        model=described(size, contestant.model),
+        model=model_settings(size, contestant.model),
         optim={"name": "adamw", "learning_rate": LEARNING_RATE},
         schedule="constant",
         trainer=TrainerConfig(
@@ -139,16 +139,16 @@ def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.d
 
 
 def peer(loss: Loss, model: nn.Module, contestant: Contestant, size: Size, tokens: TokenSplit, device: Any) -> Step:
-    """The usual loop around a peer's loss of ids and targets (B, T), with PyTorch's fused AdamW."""
+    """A standard training loop around a peer's loss of ids and targets (B, T), with PyTorch's fused AdamW."""
     model.to(device).train()
     run = torch.compile(loss, dynamic=False) if contestant.compile else loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
-    batches = endless(size, tokens)
+    batches = cycled_batches(size, tokens)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
     def step() -> None:
-        ids, targets = (each.to(device) for each in next(batches))
+        ids, targets = (tensor.to(device) for tensor in next(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=contestant.precision == "bf16"):
             value = run(ids, targets)
         value.backward()
@@ -159,8 +159,8 @@ def peer(loss: Loss, model: nn.Module, contestant: Contestant, size: Size, token
     return step
 
 
-def endless(size: Size, tokens: TokenSplit) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches that our trainer reads, drawn beforehand."""
+def cycled_batches(size: Size, tokens: TokenSplit) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cycle over batches drawn in advance from the trainer's data source."""
     source = BatchSource(tokens, size.context, size.batch, seed=0)
     drawn = [source.batch(number) for number in range(16)]
     while True:
@@ -181,7 +181,7 @@ def transformers_gpt2(contestant: Contestant, size: Size, tokens: TokenSplit, de
 
 
 def llama_settings(size: Size) -> dict[str, Any]:
-    """Our settings of Llama at a size, with a third of the heads for keys and values."""
+    """Model settings of Llama at a size, with a third of the heads for keys and values."""
     attention = {"name": "gqa", "n_kv_heads": max(size.heads // 3, 1)}
     ffn = {"name": "swiglu", "hidden": 8 * size.width // 3}
     plain = {"norm": "rmsnorm", "pos": "rope", "bias": False, "tie_embeddings": False}
@@ -189,7 +189,7 @@ def llama_settings(size: Size) -> dict[str, Any]:
 
 
 def mixtral_settings(size: Size) -> dict[str, Any]:
-    """The same with two of eight experts, each half as wide, and the load-balancing loss alone."""
+    """Llama's settings with top-2 of eight experts, each half as wide, and only the load-balancing loss."""
     experts = {"name": "moe", "n_experts": 8, "top_k": 2, "hidden": 4 * size.width // 3, "z_weight": 0.0}
     return {**llama_settings(size), "ffn": experts}
 
@@ -218,7 +218,7 @@ def transformers_mixtral(contestant: Contestant, size: Size, tokens: TokenSplit,
 
 
 def litgpt(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
-    """litgpt's GPT with biases, LayerNorm and a GELU MLP, as in GPT-2, but rotary and with a head of its own."""
+    """litgpt's GPT with biases, LayerNorm and a GELU MLP, as in GPT-2, but with rotary positions and an untied head."""
     from litgpt import GPT, Config
     from litgpt.utils import chunked_cross_entropy
 
@@ -262,20 +262,18 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
-        q, k, v = (
-            each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.qkv(self.norms[0](x)).chunk(3, -1)
-        )
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in self.qkv(self.norms[0](x)).chunk(3, -1))
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norms[1](x)), approximate="tanh"))
 
 
 class PlainGPT(nn.Module):
-    """GPT-2 in as few lines as it takes."""
+    """Minimal GPT-2."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.tokens = nn.Embedding(size.vocabulary, size.width)
-        self.places = nn.Embedding(size.context, size.width)
+        self.positions = nn.Embedding(size.context, size.width)
         self.blocks = nn.Sequential(*(PlainBlock(size.width, size.heads) for _ in range(size.layers)))
         self.norm = nn.LayerNorm(size.width)
         for parameter in self.parameters():
@@ -284,12 +282,12 @@ class PlainGPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, V)"""
-        x = self.tokens(ids) + self.places.weight
+        x = self.tokens(ids) + self.positions.weight
         return F.linear(self.norm(self.blocks(x)), self.tokens.weight)
 
 
 def plain(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
-    """A plain GPT in a plain loop."""
+    """Minimal GPT-2 in a plain training loop."""
     model = PlainGPT(size)
     return peer(
         lambda ids, targets: F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()),
@@ -309,7 +307,7 @@ LIBRARIES: dict[str, Callable[[Contestant, Size, TokenSplit, torch.device], Step
 
 
 def write_tokens(path: Any, size: Size, count: int = 2**18) -> TokenSplit:
-    """A file of random ids."""
+    """Write a file of random ids."""
     ids = np.random.default_rng(0).integers(size.vocabulary, size=count).astype(np.uint16)
     ids.tofile(path)
     return TokenSplit("random", path, ids.dtype, count, bytes=count, fingerprint="", zlib_bits_per_byte=None)

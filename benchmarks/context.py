@@ -1,11 +1,11 @@
-"""Time and memory of one attention layer against the length of the text, for every registered attention.
+"""Time and memory of one attention layer by sequence length, for every registered attention.
 
     python benchmarks/context.py [--lengths 512 1024 2048 4096 8192 16384 32768] [--window 256] [--rounds 5]
         [--write docs/attention.md] [--figure docs/images/context.png]
 
-The layer is 128 wide with 4 heads and rotary positions; one row, float32. A step is forward and backward, with
-gradients of all weights and of the input. Times are interleaved: every attention once a round, at each length. Memory
-is the most that a process of its own held during a step, beyond what it held before.
+The layer has width 128, 4 heads and rotary positions; batch 1, float32. A step is a forward and a backward pass with
+gradients of all weights and of the input. Timings are interleaved: at each length every attention runs once per round.
+Memory is the peak of a separate process during a step, minus its memory before the step.
 """
 
 import argparse
@@ -33,7 +33,7 @@ LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 @dataclass
 class Curve:
-    """One attention's seconds forward and per step, and bytes of a step, by length."""
+    """Seconds of the forward pass and of a step, and peak bytes of a step, of one attention by length."""
 
     name: str
     forward: dict[int, float] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Curve:
 
 
 def layer(name: str, window: int, device: torch.device) -> torch.nn.Module:
-    """One attention layer; an attention that has a window by default gets this one."""
+    """Build one attention layer; ``window`` replaces the default window of windowed attentions."""
     settings: dict[str, Any] = {"name": name}
     if getattr(entries("attention")[name].default(), "window", None) is not None:
         settings["window"] = window
@@ -54,7 +54,7 @@ def layer(name: str, window: int, device: torch.device) -> torch.nn.Module:
 
 
 def work(attention: torch.nn.Module, length: int, device: torch.device) -> tuple[Callable[[], Tensor], Callable]:
-    """(forward alone, forward and backward) of a layer on one row of random numbers."""
+    """Functions that run (forward, forward and backward) of a layer on a random input of batch 1."""
     x = torch.randn(1, length, WIDTH, device=device, requires_grad=True)
     gradient = torch.randn_like(x)
 
@@ -71,7 +71,7 @@ def work(attention: torch.nn.Module, length: int, device: torch.device) -> tuple
 
 
 def time_lengths(curves: list[Curve], options: argparse.Namespace) -> None:
-    """Seconds of every attention at every length, all in this process."""
+    """Time every attention at every length in this process."""
     device = torch.device(options.device)
     layers = {curve.name: layer(curve.name, options.window, device) for curve in curves}
     for length in options.lengths:
@@ -86,11 +86,11 @@ def time_lengths(curves: list[Curve], options: argparse.Namespace) -> None:
 
 
 def send_memory(name: str, length: int, options: argparse.Namespace, pipe: Connection) -> None:
-    """The bytes that a step needs at most, measured in a process of its own."""
+    """Send the peak memory of a step in bytes; runs in a separate process."""
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     attention = layer(name, options.window, device)
-    work(attention, 64, device)[1]()  # libraries load and make what they keep
+    work(attention, 64, device)[1]()  # warm up: libraries load and allocate their buffers
     _, step = work(attention, length, device)
     before = held_memory()
     forget_peak()
@@ -99,21 +99,21 @@ def send_memory(name: str, length: int, options: argparse.Namespace, pipe: Conne
 
 
 def measure_memory(curves: list[Curve], options: argparse.Namespace) -> None:
-    """Bytes of every attention's step at every length, each in a process of its own."""
+    """Measure the peak memory of a step of every attention at every length, each in a separate process."""
     context = multiprocessing.get_context("spawn")
     for curve in curves:
         for length in options.lengths:
-            mine, theirs = context.Pipe()
-            process = context.Process(target=send_memory, args=(curve.name, length, options, theirs))
+            receiver, sender = context.Pipe()
+            process = context.Process(target=send_memory, args=(curve.name, length, options, sender))
             process.start()
-            theirs.close()
-            curve.memory[length] = mine.recv()
+            sender.close()
+            curve.memory[length] = receiver.recv()
             process.join()
         print(f"{curve.name}: memory measured", flush=True)
 
 
 def draw(curves: list[Curve], path: Path) -> None:
-    """Three panels on logarithmic scales: forward, step, memory."""
+    """Draw three panels on logarithmic scales: forward, step, memory."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -144,7 +144,7 @@ def draw(curves: list[Curve], path: Path) -> None:
 
 
 def report(curves: list[Curve], options: argparse.Namespace) -> str:
-    """The conditions, and a table with a line per attention and measure."""
+    """The conditions, and a table with a row per attention and metric."""
     lengths = options.lengths
     rows = []
     for curve in curves:

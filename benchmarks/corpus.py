@@ -1,10 +1,10 @@
-"""Seconds and peak memory of preparing a corpus, by its size and the tokenizer, and of the tokenizers library alone.
+"""Time and peak memory of preparing a corpus, by size and tokenizer, compared with the tokenizers library alone.
 
     python benchmarks/corpus.py --folder FOLDER [--sizes 50,200,1000] [--rows byte,char,gpt2,bpe] [--write docs/PAGE.md]
 
-The text is made of words with Zipf's frequencies, a million different ones, in sentences and lines. Each row is a
-process of its own, whose peak memory is the resident set of ``getrusage``. Results and texts stay in the folder, so
-that a later call measures only what is not there yet.
+The text has a vocabulary of a million words with Zipf-distributed frequencies, in sentences and lines. Each row runs in
+a separate process; its peak memory is the resident set size of ``getrusage``. Results and texts are kept in the folder,
+and a later call measures only missing rows.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NAMES = {LIBRARY: "bpe by the tokenizers library alone"}
 
 
 def word(rank: int) -> str:
-    """The word with this frequency rank: short for frequent ones."""
+    """The word of a frequency rank; frequent words are short."""
     syllables: list[str] = []
     rank += 1
     while rank:
@@ -42,7 +42,7 @@ def word(rank: int) -> str:
 
 
 def write_text(path: Path, size: int) -> None:
-    """A text of about ``size`` bytes, always the same."""
+    """Write a deterministic text of about ``size`` bytes."""
     random = np.random.default_rng(0)
     words = [word(rank) for rank in range(TYPES)]
     first, last = OFFSET ** (1 - EXPONENT), (TYPES + OFFSET) ** (1 - EXPONENT)
@@ -63,13 +63,13 @@ def write_text(path: Path, size: int) -> None:
 
 
 def measure(row: str, text: Path) -> dict[str, float]:
-    """The seconds of learning and of encoding, the CPU seconds of this process, and its peak memory in MiB.
+    """Seconds of training the tokenizer and of encoding, CPU seconds of this process, and its peak memory in MiB.
 
-    Learning includes the first reading of the text.
+    Training the tokenizer includes the first reading of the text.
     """
     cache = Path(tempfile.mkdtemp(dir=text.parent))
     try:
-        begun, learned, tokens = alone(text) if row == LIBRARY else prepared(row, text, cache)
+        begun, learned, tokens = tokenizers_library(text) if row == LIBRARY else prepared(row, text, cache)
         ended = time.perf_counter()
     finally:
         shutil.rmtree(cache)
@@ -84,7 +84,7 @@ def measure(row: str, text: Path) -> dict[str, float]:
 
 
 def prepared(row: str, text: Path, cache: Path) -> tuple[float, float, int]:
-    """When this package began, when its tokenizer had learned, and the number of tokens."""
+    """Prepare with this package: times of the start and of the trained tokenizer, and the number of tokens."""
     from modular_gpt.data import build_corpus, build_tokenizer, prepare
 
     begun = time.perf_counter()
@@ -96,8 +96,8 @@ def prepared(row: str, text: Path, cache: Path) -> tuple[float, float, int]:
     return begun, learned, data.train.count + data.validation.count
 
 
-def alone(text: Path) -> tuple[float, float, int]:
-    """The same of the tokenizers library: a BPE of the whole file, then its lines in batches."""
+def tokenizers_library(text: Path) -> tuple[float, float, int]:
+    """The same for the tokenizers library: train a BPE on the whole file, then encode its lines in batches."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     begun = time.perf_counter()
@@ -112,8 +112,8 @@ def alone(text: Path) -> tuple[float, float, int]:
 
 
 def report(results: dict[str, dict[str, float]]) -> str:
-    """The table of all results, with the machine's name."""
-    import torch  # the rows' processes do without
+    """Table of all results, with the name of the machine."""
+    import torch  # not needed in the processes of the rows
     from measure import machine, table
 
     lines = []
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--sizes", default="50,200,1000", help="megabytes")
     parser.add_argument("--rows", default=f"byte,char,gpt2,bpe,{LIBRARY}")
-    parser.add_argument("--write", type=Path, help="the page with the section 'measured corpus'")
+    parser.add_argument("--write", type=Path, help="page whose section 'measured corpus' is replaced")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:

@@ -1,4 +1,4 @@
-"""The diagnostics D1 to D5 and the probes, with their expected answers and seconds of processor time.
+"""Run the diagnostics D1 to D5 and the probes; report expected and measured values and CPU seconds.
 
     python benchmarks/diagnostics.py [--only D1 D5] [--write docs/diagnostics.md]
 
@@ -26,7 +26,7 @@ Row = list[str]
 
 
 def learned(label: str, task: Task | None, expected: str = "") -> Row:
-    """A row about a model that learns a task."""
+    """Train a model on a task and return its row."""
     assert task is not None
     found = task.learn()
     row = [label, expected or task.expected, f"{found.accuracy:.3f}", str(found.steps), f"{found.seconds:.1f}"]
@@ -38,7 +38,7 @@ HEAD = ["model", "expected accuracy", "accuracy", "steps", "seconds"]
 
 
 def d1() -> str:
-    """Fixed lag 8."""
+    """D1: copying with a fixed lag of 8."""
     rows = [
         learned(f"{layers} layer{'s' * (layers > 1)}, window {window}, reach {layers * (window - 1)}",
                 staircase({"name": "swa", "window": window}, layers))
@@ -48,21 +48,21 @@ def d1() -> str:
 
 
 def d2() -> str:
-    """Recall of 8 pairs in one layer with conv=3."""
+    """D2: recall of 8 pairs in one layer with conv=3."""
     rows = [learned(name, recall(attention)) for name, attention in SOFTMAX.items()]
     rows += [learned("swa, window 32", recall(WINDOW)), learned("linear", recall("linear"), "at most 0.700")]
     return table(HEAD, rows)
 
 
 def d3() -> str:
-    """Recall by latents."""
+    """D3: recall by number of latents."""
     settings = ((32, "rmsnorm"), (32, None), (8, "rmsnorm"), (4, "rmsnorm"))
     rows = [learned(f"mla, latent {rank}, norm {norm or 'none'}", latent(rank, norm), "-") for rank, norm in settings]
     return table(HEAD, rows)
 
 
 def d4() -> str:
-    """Recall by number of pairs."""
+    """D4: recall by number of pairs."""
     rows = [
         learned(f"{name}, {pairs} pairs", recall(name, pairs), "-")
         for name in ("mha", "linear")
@@ -72,7 +72,7 @@ def d4() -> str:
 
 
 def d5() -> str:
-    """Loss beyond the trained length."""
+    """D5: loss beyond the training length."""
     models: dict[str, dict[str, Any]] = {
         "mha, rope": {"attention": "mha", "pos": "rope"},
         "mha, alibi": {"attention": "mha", "pos": "alibi"},
@@ -92,7 +92,7 @@ def probes() -> str:
     torch.manual_seed(0)
     model, rows = GPTModel(config), []
     for name, probe in PROBES.items():
-        probe(model)  # once before, as the first call of a kernel takes longer
+        probe(model)  # warm-up: the first call of a kernel takes longer
         begun = time.process_time()
         answer = probe(model)
         seconds = time.process_time() - begun

@@ -1,8 +1,8 @@
-"""Mixtures of experts and gated units against transformers' Mixtral and Llama with the same weights.
+"""Compare mixtures of experts and gated units with transformers' Mixtral and Llama of the same weights.
 
     python benchmarks/experts.py [--layers 4] [--rounds 5] [--quick] [--partial FOLDER] [--write docs/benchmarks.md]
 
-Decoding after a prompt of 32 tokens, and prefill of 512. Training steps are in ``benchmarks/train.py --table``.
+Measures decoding after a prompt of 32 tokens and prefill of 512. ``benchmarks/train.py --table`` measures training.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def models(options: argparse.Namespace, name: str, context: int) -> Iterator[tup
 
 @torch.inference_mode()
 def decoding(options: argparse.Namespace, name: str, batch: int) -> str:
-    """Seconds of the same number of tokens in every round."""
+    """Time decoding of a fixed number of tokens per round."""
     new = 2 if options.quick else options.new
     capacity = PROMPT + (options.rounds + 1) * new + 1
     ids = torch.randint(97, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
@@ -55,7 +55,7 @@ def decoding(options: argparse.Namespace, name: str, batch: int) -> str:
 
 @torch.inference_mode()
 def prefill(options: argparse.Namespace, name: str) -> str:
-    """Seconds until the logits after a prompt, with a cache."""
+    """Time prefill of a prompt into a cache."""
     ids = torch.randint(97, (1, PREFILL), generator=torch.Generator().manual_seed(1))
     variants = []
     for label, model, peer in models(options, name, PREFILL + 1):

@@ -1,10 +1,10 @@
-"""Decoding and prefill at the shape of GPT-2 124M against transformers, and litgpt where it is installed.
+"""Compare decoding and prefill at the shape of GPT-2 124M with transformers, and with litgpt where it is installed.
 
     python benchmarks/generate.py [--dtype bfloat16] [--batch 1 8] [--rounds 5] [--quick] [--partial FOLDER]
         [--write docs/benchmarks.md]
 
-Random weights, the same ones in every GPT-2; greedy; all variants interleaved in one run. ``bound`` is the fraction of
-the bandwidth bound: bytes of weights that a step reads, times steps per second, over the measured copy bandwidth.
+Every GPT-2 has the same random weights; decoding is greedy; all variants are interleaved in one run. ``bound`` is the
+fraction of the bandwidth bound: bytes of weights read per step, times steps per second, over the copy bandwidth.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from torch import Tensor
 from modular_gpt import GPTConfig, GPTModel
 from modular_gpt.deploy.cpu_packing import can_pack
 
-Peers = dict[str, Callable[[Tensor, int], Tensor]]  # from ids and a number of new tokens to all ids
+Peers = dict[str, Callable[[Tensor, int], Tensor]]  # (ids, number of new tokens) -> all ids
 ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
 
 
 def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, Peers]:
-    """Our GPT-2, and transformers' generate with the same weights."""
+    """GPT-2 of this package, and transformers' ``generate`` with the same weights."""
     theirs, ours = build_pair(gpt2(12, 768, 12, 1024, 50257), dtype)
     theirs, ours = theirs.to(device), ours.to(device)
     theirs.generation_config.pad_token_id = 0
@@ -49,7 +49,7 @@ def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, Peers]:
 
 
 def litgpt_peer(dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, int], Tensor] | None:
-    """litgpt's model of the same shape with its cache, in a plain greedy loop; None where it is not installed."""
+    """litgpt's model of the same shape in a plain greedy loop with its cache; None where it is not installed."""
     try:
         from litgpt import GPT, Config
     except ImportError:
@@ -75,7 +75,7 @@ def litgpt_peer(dtype: torch.dtype, device: torch.device) -> Callable[[Tensor, i
 
 
 def our_models(base: GPTModel, dtype: torch.dtype, quick: bool) -> dict[str, GPTModel]:
-    """GPT-2 as it is and packed, and one packed model of each other attention kind."""
+    """GPT-2 unpacked and packed, and one packed model of every other attention."""
     models = {"modular_gpt mha, not packed": base}
     if can_pack(base):
         models["modular_gpt mha"] = packed(base)
@@ -88,7 +88,7 @@ def our_models(base: GPTModel, dtype: torch.dtype, quick: bool) -> dict[str, GPT
 
 
 def weight_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
-    """Bytes of weights that one decoding step reads: all but the tables of which it reads single rows."""
+    """Bytes of weights read by one decoding step: all but embedding tables, of which it reads single rows."""
     with torch.device("meta"):
         count = GPTModel(config).num_parameters()
     head = config.vocab_size * config.d_model if config.tie_embeddings else 0
@@ -102,11 +102,13 @@ def main() -> None:
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt that is only read; 0 for none")
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prefill prompt; 0: no prefill table")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="GPT-2 only, no other attention kinds")
-    parser.add_argument("--partial", type=Path, metavar="FOLDER", help="keep finished tables here, and skip them later")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their sections of a page")
+    parser.add_argument("--quick", action="store_true", help="measure GPT-2 only, no other attentions")
+    parser.add_argument(
+        "--partial", type=Path, metavar="FOLDER", help="keep finished tables here and skip them in later calls"
+    )
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page whose sections are replaced by the tables")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     bandwidth = copy_bandwidth(torch.device(options.device))
@@ -116,7 +118,7 @@ def main() -> None:
 
 
 def tables(dtype: torch.dtype, options: Any, bandwidth: float) -> Iterator[tuple[str, Callable[[], str]]]:
-    """A name and the measurement of each table of one dtype."""
+    """Name and measurement of each table of one dtype."""
     device = torch.device(options.device)
     base, others = peers(dtype, device)
     litgpt = litgpt_peer(dtype, device)
@@ -132,7 +134,7 @@ def tables(dtype: torch.dtype, options: Any, bandwidth: float) -> Iterator[tuple
 def decoding(
     models: dict[str, GPTModel], others: Peers, dtype: torch.dtype, batch: int, bandwidth: float, options: Any
 ) -> str:
-    """The table of new tokens after a short prompt."""
+    """Table of decoding after a short prompt."""
     ids = torch.randint(50257, (batch, options.prompt), generator=torch.Generator().manual_seed(1)).to(options.device)
     variants = compare(models, others, ids, options.new)
     interleave(variants, options.rounds)
@@ -146,7 +148,7 @@ def decoding(
 
 
 def prefill(models: dict[str, GPTModel], others: Peers, dtype: torch.dtype, bandwidth: float, options: Any) -> str:
-    """The table of a prompt that is only read."""
+    """Table of prefill without decoding."""
     ids = torch.randint(50257, (1, options.prefill)).to(options.device)
     variants = compare(models, others, ids, 1)
     interleave(variants, options.rounds)
@@ -160,13 +162,13 @@ def short(dtype: torch.dtype) -> str:
 
 
 def where(bandwidth: float, options: Any) -> str:
-    """The machine, its bandwidth and the day."""
+    """The machine, its bandwidth and the date."""
     device = torch.device(options.device)
     return f"{machine(device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s, {time.strftime('%Y-%m-%d')}"
 
 
 def compare(models: dict[str, GPTModel], others: Peers, ids: Tensor, new: int) -> list[Variant]:
-    """One variant for each model: ``new`` tokens after ``ids``; the work of a single one is the prompt."""
+    """One variant per model that generates ``new`` tokens after ``ids``; with one new token the prompt is timed."""
     work = ids.numel() if new == 1 else ids.shape[0] * new
     ours = [
         Variant(name, lambda model=model: model.generate(ids, new, greedy=True), work) for name, model in models.items()

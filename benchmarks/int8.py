@@ -1,10 +1,10 @@
-"""int8 weights on a CPU: the change of perplexity, the bytes, and the speed of decoding against bfloat16 and float32.
+"""int8 weights on a CPU: change of perplexity, size, and decoding speed compared with bfloat16 and float32.
 
     python benchmarks/int8.py [--steps 400] [--rounds 7] [--write docs/benchmarks.md]
 
-Perplexity: a small model, trained here on the standard library of Python, on part of its validation text. Speed: the
-shape of GPT-2 124M with random weights, batch 1, greedy, on one thread; the packings are timed in turn in one process,
-by the time that the CPU spent on it, which other programs on the machine disturb less than the time that passed.
+Perplexity is measured on validation text with a small model that the script trains on the standard library of Python.
+Speed is measured at the shape of GPT-2 124M with random weights, batch 1, greedy, on one thread. The packings take
+turns in one process and are timed in CPU seconds, which other load on the machine disturbs less than wall time.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FORMS = {
 
 
 def trained(steps: int, size: str) -> tuple[GPTModel, Tokenizer, str]:
-    """A model after some steps of the default recipe with AdamW, its tokenizer, and the text to validate on."""
+    """Train with AdamW and the default recipe; returns the model, its tokenizer and the validation text."""
     validation = build_corpus(compose().data).documents("validation")
     text = "".join(chunk.text for chunk in islice(validation, 200))[:VALIDATION]
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +44,7 @@ def trained(steps: int, size: str) -> tuple[GPTModel, Tokenizer, str]:
 
 
 def weight_bytes(model: GPTModel) -> int:
-    """Bytes of the weights of linear layers and of the head, which every step of decoding reads."""
+    """Bytes of the weights of linear layers and of the head, all of which a decoding step reads."""
     total = 0
     for module in model.modules():
         if isinstance(module, Int8Linear):
@@ -55,7 +55,7 @@ def weight_bytes(model: GPTModel) -> int:
 
 
 def perplexities(steps: int, size: str) -> str:
-    """The perplexity of each form of a trained model's weights."""
+    """Perplexity of a trained model by format of its weights."""
     model, tokenizer, text = trained(steps, size)
     rows, losses = [], []
     for name, form in {"float32": copy.deepcopy, **FORMS}.items():
@@ -78,7 +78,7 @@ def speeds(rounds: int, new: int) -> str:
         for name, model in models.items():
             start = time.process_time()
             model.generate(ids, max_new_tokens=new, greedy=True)
-            if turn:  # the first is for warming up
+            if turn:  # the first turn is the warm-up
                 times[name].append(new / (time.process_time() - start))
     reference = times["bf16, onednn"]
     rows = []
@@ -94,11 +94,11 @@ def speeds(rounds: int, new: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="of training")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--size", default="nano", help="model_size of the trained model")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--new", type=int, default=24, help="tokens decoded in a round")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their section of a page")
+    parser.add_argument("--new", type=int, default=24, help="tokens decoded per round")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page whose section is replaced by the tables")
     options = parser.parse_args()
     text = f"{machine(torch.device('cpu'))}\n\n{perplexities(options.steps, options.size)}\n\n"
     text += speeds(options.rounds, options.new)

@@ -1,7 +1,7 @@
-"""GGUF files run by llama.cpp: equal tokens, and equal greedy text, for each architecture and tokenizer.
+"""Run GGUF files in llama.cpp and compare tokens and greedy text, for each architecture and tokenizer.
 
-Small models with random weights are written by ``save_gguf`` and read by a build of llama.cpp, here that of the npm
-package node-llama-cpp; their greedy continuation of a prompt is compared with ours, id by id. From the checkout:
+``save_gguf`` writes small models with random weights, and a build of llama.cpp reads them, here that of the npm package
+node-llama-cpp. Its greedy continuation of a prompt is compared with that of this package id by id. From the checkout:
 
     npm install --prefix /tmp/llama node-llama-cpp
     python benchmarks/llama_cpp.py /tmp/llama
@@ -44,7 +44,7 @@ SIZES = {
     **{"sliding_window": 16, "n_inner": 96},
 }
 CHANGES: dict[str, dict[str, Any]] = {"mixtral": {"sliding_window": None}, "gemma3_text": {"num_hidden_layers": 7}}
-# scaled rotary positions, of which the first half of the texts is within the length before scaling
+# scaled rotary positions; the first half of each text is within the length before scaling
 LENGTH = {"rope_theta": 10000.0, "original_max_position_embeddings": 64}
 SCALED: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
@@ -80,7 +80,7 @@ fs.writeFileSync(process.argv[3], JSON.stringify(found));
 
 
 def tokenizer_named(name: str, folder: Path) -> Tokenizer:
-    """A tokenizer; one that learns does so from sources of this package."""
+    """Build a tokenizer; one that needs training is trained on the sources of this package."""
     sources = Path(__file__).resolve().parents[1] / "modular_gpt" / "core"
     corpus = folder / "corpus.txt"
     corpus.write_text("".join(path.read_text() for path in sorted(sources.glob("*.py"))))
@@ -89,7 +89,7 @@ def tokenizer_named(name: str, folder: Path) -> Tokenizer:
 
 
 def random_model(model_type: str, changes: dict[str, Any], vocab_size: int, std: float) -> GPTModel:
-    """A model of a published type with its default settings, small, and weights that give changing text."""
+    """A small model of a published type with its default settings, and random weights that give varied text."""
     family = FAMILIES[model_type]
     sizes = {key: value for key, value in SIZES.items() if key in family.defaults}
     config = family.config({**sizes, **CHANGES.get(model_type, {}), **changes, "vocab_size": vocab_size})
@@ -105,12 +105,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where node-llama-cpp was installed")
     parser.add_argument("--tokens", type=int, default=60, help="tokens of each continuation")
     parser.add_argument("--std", type=float, default=0.15, help="standard deviation of the weights")
-    parser.add_argument("--only", default="", help="of the cases those whose label contains this text")
+    parser.add_argument("--only", default="", help="run only cases whose label contains this text")
     arguments = parser.parse_args()
     variants: list[tuple[str, str, str, dict[str, Any]]] = [
-        *((kind, "bpe", "", {}) for kind in ARCHITECTURES),
-        *((kind, "bpe", name, {"rope_parameters": rope}) for kind in ("llama", "qwen3") for name, rope in SCALED.items()
-          if kind == "llama" or name != "llama3"),
+        *((model_type, "bpe", "", {}) for model_type in ARCHITECTURES),
+        *((model_type, "bpe", name, {"rope_parameters": rope}) for model_type in ("llama", "qwen3")
+          for name, rope in SCALED.items() if model_type == "llama" or name != "llama3"),
         ("gemma3_text", "bpe", "linear", {"rope_parameters": BY_TYPE}),
         ("llama", "byte", "", {}),
         ("llama", "sentencepiece", "", {}),
@@ -118,12 +118,12 @@ def main() -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         folder, cases, ours = Path(temporary), {}, {}
-        for kind, name, variant, changes in variants:
-            model_label = " ".join(filter(None, (kind, variant, name)))
+        for model_type, name, variant, changes in variants:
+            model_label = " ".join(filter(None, (model_type, variant, name)))
             if arguments.only not in model_label:
                 continue
             tokenizer = tokenizer_named(name, folder)
-            model = random_model(kind, changes, tokenizer.vocab_size, arguments.std)
+            model = random_model(model_type, changes, tokenizer.vocab_size, arguments.std)
             for dtype in (torch.float32, torch.bfloat16):
                 label = f"{model_label} {str(dtype).removeprefix('torch.')}"
                 file = folder / f"{label.replace(' ', '-')}.gguf"
@@ -132,7 +132,7 @@ def main() -> None:
                 out = model.float().generate(torch.tensor([prompt]), max_new_tokens=arguments.tokens, greedy=True)
                 cases[label] = {"file": str(file), "texts": TEXTS, "prompt": prompt, "count": arguments.tokens}
                 greedy = out[0, len(prompt) :].tolist()
-                if tokenizer.eos_id in greedy:  # llama.cpp ends there
+                if tokenizer.eos_id in greedy:  # llama.cpp stops there
                     greedy = greedy[: greedy.index(tokenizer.eos_id) + 1]
                 texts = list(map(tokenizer.encode, TEXTS))
                 ours[label] = {"tokens": texts, "greedy": greedy, "margins": margins(model, out, len(prompt))}
@@ -142,7 +142,7 @@ def main() -> None:
 
 @torch.no_grad()
 def margins(model: GPTModel, ids: torch.Tensor, start: int) -> list[float]:
-    """By how many standard deviations of all logits the chosen token leads before the second, for each new token."""
+    """Margin of the chosen token over the second one, in standard deviations of all logits, for each new token."""
     logits = model(ids)[0, start - 1 : -1]
     best = logits.topk(2).values
     out: list[float] = ((best[:, 0] - best[:, 1]) / logits.std()).tolist()
@@ -150,7 +150,7 @@ def margins(model: GPTModel, ids: torch.Tensor, start: int) -> list[float]:
 
 
 def run_node(node_folder: Path, cases: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What llama.cpp makes of each case."""
+    """Run the cases in llama.cpp and return its results by label."""
     script, given, written = node_folder / "gguf_parity.mjs", folder / "cases.json", folder / "found.json"
     script.write_text(JAVASCRIPT)
     given.write_text(json.dumps(cases))
@@ -160,7 +160,7 @@ def run_node(node_folder: Path, cases: dict[str, Any], folder: Path) -> dict[str
 
 
 def report(name: str, ours: dict[str, Any], found: dict[str, Any]) -> None:
-    """A line about one file: whether tokens are equal, and for how many tokens the greedy text is."""
+    """Print a line about one file: whether tokens are equal, and the number of equal greedy ids."""
     same = [a == b for a, b in zip(ours["greedy"], found["greedy"], strict=False)]
     equal = same.index(False) if False in same else len(same)
     tokens = "equal" if ours["tokens"] == found["tokens"] else "different"

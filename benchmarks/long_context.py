@@ -1,11 +1,11 @@
-"""Decoding and prefill after 4,096 and 16,384 tokens, against models of transformers with the same weights.
+"""Compare decoding and prefill of 4,096 and 16,384 tokens with models of transformers with the same weights.
 
     python benchmarks/long_context.py [--layers 4] [--rounds 5] [--quick] [--partial FOLDER]
         [--write docs/benchmarks.md]
 
-Layers have the shape of GPT-2 124M. A prompt is read once; then every variant decodes a few tokens in each round, so
-that its cache holds the prompt and the tokens of earlier rounds. MLA is compared with DeepSeek's model in transformers,
-which reads prompts in chunks of 1,024 tokens here: in one pass, 16,384 tokens would take it some 30 GB for scores.
+Layers have the shape of GPT-2 124M. A prompt is read once; then every variant decodes a few tokens per round, so that
+its cache holds the prompt and the tokens of earlier rounds. MLA is compared with DeepSeek's model in transformers,
+which reads prompts in chunks of 1,024 tokens here: its scores of 16,384 tokens in one pass would take some 30 GB.
 """
 
 import argparse
@@ -41,7 +41,7 @@ FAMILIES = {
 
 
 def models(options: argparse.Namespace, context: int, latent: bool) -> Iterator[tuple[str, Any, bool]]:
-    """(name, model, whether it is a peer); latent: MLA alone."""
+    """(name, model, whether it is a peer); latent: MLA only."""
     sizes = (2, 48, 3, context, 97) if options.quick else (options.layers, 768, 12, context, 50257)
     for name, (config, attention) in FAMILIES.items():
         if latent == (attention == "mla"):
@@ -61,7 +61,7 @@ def models(options: argparse.Namespace, context: int, latent: bool) -> Iterator[
 
 @torch.inference_mode()
 def decoding(options: argparse.Namespace, context: int, latent: bool = False) -> str:
-    """Seconds of a few tokens after ``context`` ones, in every round."""
+    """Time decoding of a few tokens per round after ``context`` tokens."""
     context, new = (64, 2) if options.quick else (context, options.new)
     capacity = context + (options.rounds + 1) * new + 1
     ids = torch.randint(97, (1, context), generator=torch.Generator().manual_seed(1))
@@ -84,7 +84,7 @@ def decoding(options: argparse.Namespace, context: int, latent: bool = False) ->
 
 @torch.inference_mode()
 def prefill(options: argparse.Namespace, context: int, latent: bool = False) -> str:
-    """Seconds until the logits after a prompt of ``context`` tokens, with a cache."""
+    """Time prefill of ``context`` tokens into a cache."""
     context = 64 if options.quick else context
     ids = torch.randint(97, (1, context), generator=torch.Generator().manual_seed(1))
     variants = []
@@ -99,7 +99,7 @@ def prefill(options: argparse.Namespace, context: int, latent: bool = False) -> 
 
 
 def layers(options: argparse.Namespace) -> str:
-    """The shape, for a title."""
+    """The shape of the layers for a title."""
     return "2 layers of 48" if options.quick else f"{options.layers} layers of 768 with 12 heads"
 
 

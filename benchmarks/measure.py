@@ -1,4 +1,4 @@
-"""What the scripts here share: the measurements of ``modular_gpt.benchmark``, and sections of pages."""
+"""Shared helpers of the scripts: measurements of ``modular_gpt.benchmark``, tables, and sections of pages."""
 
 import argparse
 import re
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def write_section(page: Path, name: str, text: str) -> None:
-    """Replace what stands in a page between ``<!-- measured NAME -->`` and ``<!-- end measured NAME -->``.
+    """Replace the text of a page between ``<!-- measured NAME -->`` and ``<!-- end measured NAME -->``.
 
     Raises:
         SystemExit: the page has no such section.
@@ -58,22 +58,24 @@ def write_section(page: Path, name: str, text: str) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, rounds: int, sections: Collection[str]) -> None:
-    """The options that scripts of several tables share."""
+    """Add the options shared by scripts of several tables."""
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--only", nargs="+", choices=sections, default=list(sections), help="tables to measure")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a check of the script, not a measurement")
-    parser.add_argument("--partial", type=Path, metavar="FOLDER", help="keep finished tables here, and skip them later")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their sections of a page")
+    parser.add_argument(
+        "--partial", type=Path, metavar="FOLDER", help="keep finished tables here and skip them in later calls"
+    )
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page whose sections are replaced by the tables")
 
 
 def run_sections(prefix: str, sections: dict[str, Callable[[Namespace], str]], options: Namespace) -> None:
-    """Measure the tables that ``options.only`` names, one after the other."""
+    """Measure the tables named in ``options.only``."""
     for name in options.only:
         run_section(f"{prefix}-{name}", partial(sections[name], options), options)
 
 
 def run_section(name: str, measure: Callable[[], str], options: Namespace) -> None:
-    """Measure a table, unless ``options.partial`` has it; print it, and write it into its section of a page."""
+    """Measure a table unless ``options.partial`` has it, print it, and write it into its section of the page."""
     kept = options.partial and options.partial / f"{name}{'-quick' if options.quick else ''}.md"
     if kept and kept.exists():
         text = kept.read_text()
@@ -88,12 +90,12 @@ def run_section(name: str, measure: Callable[[], str], options: Namespace) -> No
 
 
 def where() -> str:
-    """The machine and the day."""
+    """The machine and the date."""
     return f"{machine(torch.device('cpu'))}, {time.strftime('%Y-%m-%d')}"
 
 
 def speeds(variants: list[Variant], versus: str = "best peer") -> str:
-    """A table of interleaved times; ratios are those within rounds, to the peer with the shortest median."""
+    """Table of interleaved timings; ratios are within rounds, to the peer with the lowest median."""
     best = min((variant for variant in variants if variant.peer), key=lambda variant: variant.median)
     rows = []
     for variant in variants:

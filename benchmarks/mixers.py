@@ -1,15 +1,14 @@
-"""Attentions beside one another: speed of chunked recurrences, and bits per byte after equal small trainings.
+"""Compare attentions: speed of chunked recurrences, and bits per byte after small trainings of equal settings.
 
     python benchmarks/mixers.py speed [--tokens 2048] [--rounds 7] [--write docs/attention.md]
     python benchmarks/mixers.py train --runs DIRECTORY [--steps 200] [--attention mha kda] [--write docs/attention.md]
 
-``speed`` times one layer, 128 wide with 4 heads, on one row in float32, and the delta rule and decayed products inside
-it against their recurrences, token by token. A step is forward and backward. Times are interleaved: each variant once
-a round.
+``speed`` times one layer of width 128 with 4 heads at batch 1 in float32, and compares the chunked delta rule and
+decayed products with their recurrences token by token. A step is a forward and a backward pass. Timings are
+interleaved: each variant runs once per round.
 
-``train`` trains a nano model of each attention on the standard library of Python, all with the same settings, seed and
-tokens, and reads its loss on the same windows of the validation text. A run that stands in the directory is not
-repeated.
+``train`` trains a nano model of each attention on the standard library of Python with the same settings, seed and
+tokens, and evaluates it on the same windows of the validation text. Runs found in the directory are not repeated.
 """
 
 import argparse
@@ -36,7 +35,7 @@ Rule = Callable[[list[Tensor]], Results]
 
 
 def steps(name: str, forward: Callable[[], Tensor], tokens: int) -> list[Variant]:
-    """The forward pass alone without gradients, and a step with them."""
+    """Variants of the forward pass without gradients, and of a step with gradients."""
 
     @torch.no_grad()
     def alone() -> Tensor:
@@ -58,7 +57,7 @@ def layer(name: str, tokens: int) -> list[Variant]:
 
 
 def rules() -> dict[str, tuple[int, Rule, Rule]]:
-    """Chunk, chunked form and recurrence of each rule, on q, k, v, log_decay and rate."""
+    """Chunk size, chunked form and recurrence of each rule on q, k, v, log_decay and rate."""
 
     def delta(chunk: int) -> Rule:
         return lambda x: delta_rule(x[0], x[1], x[2], (x[3], x[4]), None, chunk)
@@ -68,7 +67,7 @@ def rules() -> dict[str, tuple[int, Rule, Rule]]:
 
     def delta_by_token(x: list[Tensor]) -> Results:
         memory, outs = None, []
-        for q, k, v, decay, rate in zip(*(each.split(1, dim=2) for each in x), strict=True):
+        for q, k, v, decay, rate in zip(*(tensor.split(1, dim=2) for tensor in x), strict=True):
             out, memory = delta_rule(q, k, v, (decay, rate), memory, 1)
             outs.append(out)
         assert memory is not None
@@ -76,7 +75,7 @@ def rules() -> dict[str, tuple[int, Rule, Rule]]:
 
     def products_by_token(x: list[Tensor]) -> Results:
         memory, outs = x[0].new_zeros(1, HEADS, WIDTH // HEADS, WIDTH // HEADS), []
-        for q, k, v, decay in zip(*(each.split(1, dim=2) for each in x[:4]), strict=True):
+        for q, k, v, decay in zip(*(tensor.split(1, dim=2) for tensor in x[:4]), strict=True):
             memory = decay.exp().transpose(-1, -2) * memory + k.transpose(-1, -2) @ v
             outs.append(q @ memory)
         return torch.cat(outs, dim=2), memory
@@ -106,7 +105,7 @@ def speed(options: argparse.Namespace) -> str:
         variants += steps(f"{name}: recurrence", lambda f=by_token, x=tensors: f(x)[0], tokens)
     interleave(variants, options.rounds)
     rows = [
-        [forward.name.removesuffix(", forward"), *(cell for each in (forward, step) for cell in timed(each))]
+        [forward.name.removesuffix(", forward"), *(cell for variant in (forward, step) for cell in timed(variant))]
         for forward, step in zip(variants[::2], variants[1::2], strict=True)
     ]
     header = [f"{tokens:,} tokens", "forward, ms", "spread", "step, ms", "spread"]
@@ -122,7 +121,7 @@ def timed(variant: Variant) -> list[str]:
 
 
 def trained(name: str, options: argparse.Namespace) -> list[str]:
-    """Parameters, validation loss and bits per byte after the last step of a run, which is made where it is missing."""
+    """Parameters, validation loss and bits per byte after the last step of a run; trains where there is no run."""
     where = options.runs / name
     if evaluation(where, options.steps) is None:
         settings = [f"attention={name}", "model_size=nano", "model_size.context_length=128", "trainer.batch_size=8"]
@@ -137,7 +136,7 @@ def trained(name: str, options: argparse.Namespace) -> list[str]:
 
 
 def evaluation(where: Path, step: int) -> dict[str, float] | None:
-    """The evaluation after a step of the last run in a directory; None: there is none."""
+    """The evaluation after a step of the last run in a directory; None where there is none."""
     path = where / "latest" / "metrics.jsonl"
     entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     found = [entry for entry in entries if entry["step"] == step and "bits_per_byte" in entry]

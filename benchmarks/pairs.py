@@ -1,4 +1,4 @@
-"""Models of transformers and of this package with equal weights, and their decoding loops, for the scripts here."""
+"""Pairs of models with equal weights, of transformers and of this package, and their decoding loops."""
 
 import argparse
 import copy
@@ -17,18 +17,18 @@ from modular_gpt.pretrained import load_pretrained
 transformers.utils.logging.disable_progress_bar()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Decode = Callable[[int], None]  # reads that many single tokens after those read before
+Decode = Callable[[int], None]  # decodes this number of tokens, one at a time, after all earlier ones
 
 
 def add_pair_options(parser: argparse.ArgumentParser, new: int) -> None:
-    """The options of scripts that decode with such a pair; new: the default number of tokens."""
+    """Add the options of scripts that decode with a pair; new: default number of tokens."""
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--new", type=int, default=new, help="tokens decoded in a round")
+    parser.add_argument("--new", type=int, default=new, help="tokens decoded per round")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
 
 
 def build_pair(config: Any, dtype: torch.dtype) -> tuple[Any, GPTModel]:
-    """transformers' model of a config with random weights, and ours with the same ones."""
+    """Model of transformers with random weights, and the same model of this package."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +38,7 @@ def build_pair(config: Any, dtype: torch.dtype) -> tuple[Any, GPTModel]:
 
 
 def packed(model: GPTModel) -> GPTModel:
-    """A copy packed for the CPU, where it can be."""
+    """A copy packed for the CPU where that is supported."""
     return pack(copy.deepcopy(model)) if can_pack(model) else model
 
 
@@ -51,7 +51,7 @@ def gpt2(layers: int, width: int, heads: int, context: int, vocabulary: int) -> 
 
 
 def llama(layers: int, width: int, heads: int, context: int, vocabulary: int, **changes: Any) -> Any:
-    """Llama: rotary positions, RMSNorm, gated units; a third of the heads for keys and values."""
+    """Llama: rotary positions, RMSNorm, gated units, and a third of the heads for keys and values."""
     return transformers.LlamaConfig(
         **_sizes(layers, width, heads, context, vocabulary), num_key_value_heads=max(heads // 3, 1), **changes
     )
@@ -97,9 +97,9 @@ def _sizes(layers: int, width: int, heads: int, context: int, vocabulary: int) -
 
 
 def their_decoding(model: Any, ids: Tensor, capacity: int, static: bool, chunk: int | None = None) -> Decode:
-    """Read ``ids`` (B, T) into a cache of transformers, growing or of fixed ``capacity``; then single greedy tokens.
+    """Read ``ids`` (B, T) into a cache of transformers, growing or of fixed ``capacity``; then decode greedily.
 
-    chunk: read so many ids at once; None: all
+    chunk: number of ids read at once; None: all
     """
     config, count = model.config, ids.shape[1]
     cache = (
@@ -108,9 +108,9 @@ def their_decoding(model: Any, ids: Tensor, capacity: int, static: bool, chunk: 
         else transformers.DynamicCache(config=config)
     )
     for first in range(0, count, chunk or count):
-        part = ids[:, first : first + (chunk or count)]
-        where = torch.arange(first, first + part.shape[1])[None].expand(len(ids), -1)
-        out = model(part, past_key_values=cache, use_cache=True, position_ids=where, logits_to_keep=1)
+        block = ids[:, first : first + (chunk or count)]
+        where = torch.arange(first, first + block.shape[1])[None].expand(len(ids), -1)
+        out = model(block, past_key_values=cache, use_cache=True, position_ids=where, logits_to_keep=1)
     token, position = out.logits.argmax(-1), torch.tensor([count])
 
     def decode(count: int) -> None:
@@ -123,7 +123,7 @@ def their_decoding(model: Any, ids: Tensor, capacity: int, static: bool, chunk: 
 
 
 def our_decoding(model: GPTModel, ids: Tensor, capacity: int) -> Decode:
-    """Read ``ids`` (B, T) into a cache of ``capacity`` tokens; then single greedy tokens."""
+    """Read ``ids`` (B, T) into a cache of ``capacity`` tokens; then decode greedily."""
     cache = model.new_cache(len(ids), capacity)
     token = model(ids, cache=cache, last_only=True).argmax(-1)
 

@@ -1,9 +1,9 @@
-"""Training steps in float32 and bf16, compiled and not, by the width of the model: what ``precision=auto`` goes by.
+"""Training steps in float32 and bf16, compiled and eager, by model width: the basis of ``precision=auto``.
 
     python benchmarks/precision.py [--widths 64 128 256 384 768] [--rounds 9] [--write docs/training_loop.md]
 
-All variants of a width take part in every round, one after the other; a step is of the model's forward and backward
-pass and of the optimizer, as the trainer runs them.
+All variants of a width run in every round, one after the other. A step is the forward pass, the backward pass and the
+optimizer's update, as the trainer runs them.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def step_of(width: int, precision: str, compiled: bool) -> Callable[[], None]:
-    """A training step of a new model."""
+    """Build the training step of a new model."""
     torch.manual_seed(0)
     config = GPTConfig(d_model=width, n_heads=width // HEAD, n_layers=LAYERS, context_length=CONTEXT, vocab_size=256)
     model = GPTModel(config).train()
@@ -46,7 +46,7 @@ def step_of(width: int, precision: str, compiled: bool) -> Callable[[], None]:
 
 
 def measured(width: int, rounds: int, ways: list[bool]) -> list[str]:
-    """One row: milliseconds of each variant, and the ratio of bf16 to float32 within the rounds."""
+    """Row of a width: milliseconds of each variant, and the ratio of bf16 to float32 within rounds."""
     row = [str(width)]
     for compiled in ways:
         names = ("float32", "bf16")
@@ -61,7 +61,7 @@ def measured(width: int, rounds: int, ways: list[bool]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print the table, and write it into a page."""
+    """Measure, print the table and write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 384, 768])
     parser.add_argument("--rounds", type=int, default=9)

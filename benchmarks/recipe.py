@@ -1,10 +1,10 @@
-"""Bits per byte of the default run of ``mgpt-train`` over several seeds, and with other settings of its recipe.
+"""Bits per byte of the default run of ``mgpt-train``, and of variants of its recipe, over several seeds.
 
     python benchmarks/recipe.py --folder recipe [--only default] [--seeds 0 1 2 3 4] [--write docs/training_loop.md]
 
-Each training is a process of ``mgpt-train`` on one thread in its own directory; its result is kept in the folder, so
-that further calls, also at the same time for other recipes, train only what is missing. The table has all recipes that
-were trained.
+Each training is a process of ``mgpt-train`` on one thread in a separate directory. Results are kept in the folder, so
+that further calls, also concurrent ones for other recipes, train only missing runs. The table lists all trained
+recipes.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FIXED = ("trainer.threads=1", "trainer.device=cpu", "trainer.sample_tokens=0")
 
 
 def trained(name: str, seed: int, folder: Path) -> float:
-    """Bits per byte on the whole validation text; trains where the folder has no result."""
+    """Bits per byte on the whole validation text; trains if the folder has no result."""
     result = folder / f"{name.replace(' ', ',')}-{seed}.json"
     if not result.exists():
         runs = folder / result.stem
@@ -71,10 +71,10 @@ def report(folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where results and runs are kept")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of results and runs")
     parser.add_argument("--only", nargs="*", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into its section of this page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page whose section is replaced by the table")
     options = parser.parse_args()
     prepare_device(1)
     options.folder.mkdir(parents=True, exist_ok=True)

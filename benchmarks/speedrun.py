@@ -1,15 +1,15 @@
-"""Tokens and seconds that ``experiment=speedrun`` needs to reach the loss of a well-known baseline.
+"""Tokens and seconds of ``experiment=speedrun`` to reach the loss of a well-known baseline.
 
     python benchmarks/speedrun.py --data tinyshakespeare.txt [--seeds 0 1 2] [--write docs/benchmarks.md]
 
 Three recipes for a model of 4 layers, width 128 and context 64 with batches of 12 windows, all trained by
-``Trainer.update`` on Tiny Shakespeare with a character tokenizer. Losses are those of the whole validation text, which
-is its last tenth.
+``Trainer.update`` on Tiny Shakespeare with a character tokenizer. Losses are measured on the whole validation text, the
+last tenth of the file.
 
     speedrun  experiment=speedrun
-    baseline  the settings that nanoGPT recommends for CPUs, https://github.com/karpathy/nanoGPT: 2000 steps
+    baseline  nanoGPT's recommended settings for CPUs, https://github.com/karpathy/nanoGPT: 2000 steps
     plain     the baseline with the best of several learning rates and the smallest number of steps tried that reaches
-              the loss: each number of steps is a separate training with a full schedule
+              the loss; each number of steps is a separate training with a full schedule
 """
 
 import argparse
@@ -35,21 +35,21 @@ PLAIN = (
 BASELINE = (*PLAIN, "optim.learning_rate=1e-3", "trainer.max_steps=2000")
 EAGER = ("trainer.precision=float32", "trainer.compile=false")
 QUICK = ("trainer.precision=auto", "trainer.compile=true")
-LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # tried for the plain recipe, whose own is 1e-3
-FACTORS = (3, 6, 7, 8, 10)  # its steps, in those of the speedrun
-ROUNDS = 40  # in which trainings that are timed take turns
+LEARNING_RATES = (2e-3, 4e-3, 8e-3)  # candidates of the plain recipe; its default is 1e-3
+FACTORS = (3, 6, 7, 8, 10)  # candidate numbers of steps, as multiples of the speedrun's
+ROUNDS = 40  # rounds in which timed trainings take turns
 
 
 class Race:
     """One training of a recipe.
 
-    seconds: of each step
+    seconds: time of each step
     """
 
-    def __init__(self, name: str, words: Sequence[str], seed: int, data: str) -> None:
-        """words: overrides as on the command line"""
+    def __init__(self, name: str, overrides: Sequence[str], seed: int, data: str) -> None:
+        """overrides: as on the command line"""
         self.name, self.seconds = name, list[float]()
-        config = compose(*words, f"data.path={data}", f"seed={seed}")
+        config = compose(*overrides, f"data.path={data}", f"seed={seed}")
         self.steps = config.trainer.max_steps
         self.device = choose_device(config.trainer.device)
         width = config.model.d_model
@@ -63,17 +63,17 @@ class Race:
         self.tokens = self.steps * config.trainer.batch_size * config.model.context_length
 
     def advance(self, share: float = 1.0) -> None:
-        """Train until ``share`` of all steps is done."""
+        """Train until the fraction ``share`` of all steps is done."""
         with float32_products(self.precision, self.device):
             while len(self.seconds) < round(share * self.steps):
                 begun = time.perf_counter()
                 self.trainer.update()
                 self.trainer.progress.step += 1
-                self.trainer.averages.read()  # waits for the device
+                self.trainer.averages.read()  # synchronises the device
                 self.seconds.append(time.perf_counter() - begun)
 
     def loss(self) -> float:
-        """On the whole validation text, in nats per character."""
+        """Loss on the whole validation text, in nats per character."""
         with float32_products(self.precision, self.device):
             loss = self.trainer.validation.loss(0)
         assert loss is not None
@@ -81,7 +81,7 @@ class Race:
 
     @property
     def compiled(self) -> float:
-        """Seconds of all steps without compilation: the first two steps count as the mean of the others."""
+        """Seconds of all steps without compilation; the first two steps count as the mean of the others."""
         return self.steps * statistics.fmean(self.seconds[2:])
 
     @property
@@ -95,15 +95,15 @@ RACES = {
     "baseline, float32": (*BASELINE, *EAGER),
     "baseline, arithmetic of the speedrun": (*BASELINE, *QUICK),
 }
-TIMED_ONLY = 0.1  # share of its steps that the last race takes, which is only timed
+TIMED_ONLY = 0.1  # fraction of its steps run by the last race, which is only timed
 
 
 def timed(seed: int, data: str) -> tuple[list[Race], list[float]]:
-    """The races of one seed, and the losses of the first two.
+    """Run the races of one seed; returns them and the losses of the first two.
 
-    They take turns, so that other load on the machine affects all of them alike.
+    The races take turns, so that other load on the machine affects all of them alike.
     """
-    races = [Race(name, words, seed, data) for name, words in RACES.items()]
+    races = [Race(name, overrides, seed, data) for name, overrides in RACES.items()]
     for turn in range(1, ROUNDS + 1):
         for race, share in zip(races, (1.0, 1.0, TIMED_ONLY), strict=True):
             race.advance(share * turn / ROUNDS)
@@ -118,8 +118,8 @@ def plain_losses(steps: int, learning_rate: float, seeds: Sequence[int], data: s
     """Losses of the plain recipe after ``steps`` steps, by seed."""
     losses = []
     for seed in seeds:
-        words = (*PLAIN, *QUICK, f"trainer.max_steps={steps}", f"optim.learning_rate={learning_rate}")
-        race = Race("plain", words, seed, data)
+        overrides = (*PLAIN, *QUICK, f"trainer.max_steps={steps}", f"optim.learning_rate={learning_rate}")
+        race = Race("plain", overrides, seed, data)
         race.advance()
         losses.append(race.loss())
         print(f"  seed {seed}, plain, {steps} steps at {learning_rate:g}: {losses[-1]:.4f}", flush=True)
@@ -127,10 +127,10 @@ def plain_losses(steps: int, learning_rate: float, seeds: Sequence[int], data: s
 
 
 def plain_until(goal: float, steps: int, seeds: Sequence[int], data: str) -> tuple[list[list[str]], str]:
-    """Rows of the plain recipe for growing multiples of ``steps`` until it reaches ``goal``, and how it was tuned.
+    """Rows of the plain recipe for growing multiples of ``steps`` until it reaches ``goal``, and a note on tuning.
 
-    The learning rate is the best of several after the fewest steps with the first seed. The number of steps is found
-    with the first seed too, and then trained with the others.
+    The learning rate is the best of several after the fewest steps with the first seed. The number of steps is also
+    found with the first seed, and then trained with the others.
     """
     few = FACTORS[0] * steps
     tried = {rate: plain_losses(few, rate, seeds[:1], data) for rate in LEARNING_RATES}
@@ -151,14 +151,14 @@ def plain_until(goal: float, steps: int, seeds: Sequence[int], data: str) -> tup
 
 
 def row(name: str, steps: int, losses: Sequence[float], *seconds: float) -> list[str]:
-    """A row of the table: the mean and range of the losses of all seeds, empty without losses, and seconds."""
-    figures = [f"{statistics.fmean(losses):.3f}", f"{min(losses):.3f} to {max(losses):.3f}"] if losses else ["", ""]
+    """Row of the table: mean and range of the losses of all seeds (empty without losses), and seconds."""
+    cells = [f"{statistics.fmean(losses):.3f}", f"{min(losses):.3f} to {max(losses):.3f}"] if losses else ["", ""]
     clock = [f"{value:.1f}" for value in seconds] or ["", ""]
-    return [name, f"{steps:,}", f"{steps * 12 * 64:,}", *figures, *clock]
+    return [name, f"{steps:,}", f"{steps * 12 * 64:,}", *cells, *clock]
 
 
 def measured(seeds: Sequence[int], data: str) -> str:
-    """The section of the page: the table and how it was measured."""
+    """Section of the page: the table and how it was measured."""
     results = [timed(seed, data) for seed in seeds]
     every = [[races[index] for races, _ in results] for index in range(len(RACES))]
     losses = [[of_seed[index] for _, of_seed in results] for index in range(2)] + [[]]
@@ -180,9 +180,9 @@ def measured(seeds: Sequence[int], data: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="the file of Tiny Shakespeare")
+    parser.add_argument("--data", required=True, help="text file of Tiny Shakespeare")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into its section of this page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page whose section is replaced by the table")
     options = parser.parse_args()
     prepare_device(None)
     text = measured(options.seeds, options.data)

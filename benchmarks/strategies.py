@@ -1,10 +1,11 @@
-"""The five strategies of generation at batch 64, beside transformers' generate where it has them for a batch.
+"""The five generation strategies at batch 64, compared with transformers' ``generate`` where it supports a batch.
 
     python benchmarks/strategies.py [--batch 64] [--new 64] [--rounds 5] [--quick] [--partial FOLDER]
         [--write docs/benchmarks.md]
 
-A small GPT-2 with random weights, the same in both, and the vocabulary of GPT-2. The draft of ``speculative`` is the
-model's first layer. transformers 5 drafts for one text at a time only, and has no contrastive search of its own.
+Both libraries run a small GPT-2 with the same random weights and GPT-2's vocabulary. The draft of ``speculative`` is
+the model's first layer. transformers 5 supports assisted decoding for batch 1 only, and has no built-in contrastive
+search.
 """
 
 import argparse
@@ -32,7 +33,7 @@ PEER: dict[str, dict[str, Any]] = {
 
 
 def draft_of(model: GPTModel) -> GPTModel:
-    """A model of the first layer of ``model``, with its embeddings and final norm."""
+    """Draft model: the first layer of ``model`` with its embeddings and final norm."""
     draft = GPTModel(GPTConfig.from_dict({**model.config.to_dict(), "n_layers": 1})).to(model.embedding.weight)
     weights = model.state_dict()
     draft.load_state_dict({name: weights[name] for name in draft.state_dict()})
@@ -41,7 +42,7 @@ def draft_of(model: GPTModel) -> GPTModel:
 
 @torch.inference_mode()
 def batch(options: argparse.Namespace) -> str:
-    """Every strategy on the same prompts, to the same number of new tokens."""
+    """Time every strategy on the same prompts and number of new tokens."""
     rows, new = (4, 6) if options.quick else (options.batch, options.new)
     sizes = (2, 64, 4, 128, 97) if options.quick else (options.layers, 256, 4, 256, 50257)
     theirs, ours = build_pair(gpt2(*sizes), DTYPES[options.dtype])

@@ -1,10 +1,10 @@
-"""Exact match on the four sets of docs/tasks.md: by the command, in two processes, resumed, from a notebook, with LoRA.
+"""Exact match on the four sets of docs/tasks.md: command, two processes, resumed, notebook, LoRA.
 
     python benchmarks/tasks.py [--steps 300] [--lora-steps 1200] [--only dates sentiment] [--write docs/tasks.md]
 
 Every process has one thread. A resumed run was stopped by Ctrl-C after the first evaluation; its weights are compared
 bitwise with those of the run that was not stopped. LoRA starts from a model of the same size that was trained on the
-source code of Python's standard library, whose weights stay.
+source code of Python's standard library; the weights of that model stay frozen.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def variants(root: Path, name: str, options: argparse.Namespace) -> list[str]:
-    """The exact match of each way to train on a set."""
+    """Exact match on a set by way of training."""
     train(root, name, options.steps, "two", processes=2)
     resumed = resumed_run(root, name, options.steps)
     from_python(root, name, options.steps)
@@ -75,9 +75,9 @@ def variants(root: Path, name: str, options: argparse.Namespace) -> list[str]:
 
 
 def text_model(root: Path, steps: int) -> None:
-    """Train a model on the default text, in the directory ``text``."""
+    """Train a model on the default text in the directory ``text``."""
     size = ["model_size=nano", *(f"model_size.{key}={value}" for key, value in SIZES.items())]
-    words = [
+    arguments = [
         *size,
         "optim=muon",
         "optim.learning_rate=0.02",
@@ -86,12 +86,12 @@ def text_model(root: Path, steps: int) -> None:
         f"runs={root}/text",
     ]
     subprocess.run(
-        [sys.executable, "-m", "modular_gpt.cli.train", *words], check=True, env=ONE_THREAD, capture_output=True
+        [sys.executable, "-m", "modular_gpt.cli.train", *arguments], check=True, env=ONE_THREAD, capture_output=True
     )
 
 
 def command(root: Path, name: str, steps: int, way: str, settings: list[str], sizes: bool = True) -> list[str]:
-    """The words of mgpt-train for a set."""
+    """Command line of mgpt-train for a set."""
     size = ["model_size=nano", *(f"model_size.{key}={value}" for key, value in SIZES.items())] if sizes else []
     data = ["data=records", f"data.path={root / name}/train.jsonl", f"data.validation={root / name}/test.jsonl"]
     recipe = settings or ["optim=muon", "optim.learning_rate=0.02"]
@@ -108,22 +108,24 @@ def train(
     sizes: bool = True,
     settings: list[str] | None = None,
 ) -> None:
-    """Train on a set by mgpt-train."""
-    words = command(root, name, steps, way, settings or [], sizes)
+    """Train on a set with mgpt-train."""
+    arguments = command(root, name, steps, way, settings or [], sizes)
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
-    subprocess.run([sys.executable, *launcher, "-m", *words], check=True, env=ONE_THREAD, capture_output=True)
+    subprocess.run([sys.executable, *launcher, "-m", *arguments], check=True, env=ONE_THREAD, capture_output=True)
 
 
 def resumed_run(root: Path, name: str, steps: int) -> bool:
-    """Train, stop half way and resume; returns whether the weights are those of the run that was not stopped."""
-    words = command(root, name, steps, "stopped", [])
-    with subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True, env=ONE_THREAD) as process:
+    """Train, stop half way and resume; returns whether the weights equal those of the run that was not stopped."""
+    arguments = command(root, name, steps, "stopped", [])
+    with subprocess.Popen(
+        [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, text=True, env=ONE_THREAD
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("step") and "validation loss" in line:  # the first evaluation, after 100 steps
                 process.send_signal(signal.SIGINT)
-    words = ["modular_gpt.cli.train", f"resume={root / name}-stopped/latest"]
-    subprocess.run([sys.executable, "-m", *words], check=True, env=ONE_THREAD, capture_output=True)
+    arguments = ["modular_gpt.cli.train", f"resume={root / name}-stopped/latest"]
+    subprocess.run([sys.executable, "-m", *arguments], check=True, env=ONE_THREAD, capture_output=True)
     one, other = (
         load_file(root / f"{name}-{way}" / "latest" / "checkpoints" / "latest" / "model.safetensors")
         for way in ("alone", "stopped")
@@ -132,7 +134,7 @@ def resumed_run(root: Path, name: str, steps: int) -> bool:
 
 
 def from_python(root: Path, name: str, steps: int) -> None:
-    """Train on a set by ``fit``, as a notebook does."""
+    """Train on a set with ``fit``, as a notebook does."""
     records = [json.loads(line) for line in (root / name / "train.jsonl").read_text().splitlines()]
     tokenizer = build_tokenizer("byte")
     model = GPTModel(**SIZES, pos="rope", vocab_size=tokenizer.vocab_size)
@@ -141,11 +143,11 @@ def from_python(root: Path, name: str, steps: int) -> None:
 
 
 def exact_match(root: Path, name: str, way: str) -> str:
-    """The share of exact answers on the test records, by mgpt-eval."""
+    """Fraction of exact answers on the test records, by mgpt-eval."""
     checkpoint = root / f"{name}-{way}" if way == "fit" else root / f"{name}-{way}" / "latest"
-    words = [f"checkpoint={checkpoint}", f"records={root / name}/test.jsonl", "json=true", "predictions=null"]
+    arguments = [f"checkpoint={checkpoint}", f"records={root / name}/test.jsonl", "json=true", "predictions=null"]
     done = subprocess.run(
-        [sys.executable, "-m", "modular_gpt.cli.evaluate", *words], check=True, env=ONE_THREAD, capture_output=True
+        [sys.executable, "-m", "modular_gpt.cli.evaluate", *arguments], check=True, env=ONE_THREAD, capture_output=True
     )
     return f"{100 * json.loads(done.stdout)['records']['exact_match']:.0f}"
 

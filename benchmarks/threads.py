@@ -1,9 +1,9 @@
-"""Steps of training with OpenMP's threads spinning or sleeping while they wait, on an idle and on a loaded machine.
+"""Training steps with OpenMP threads that spin or sleep while they wait, on an idle and on a loaded machine.
 
     python benchmarks/threads.py [--rounds 9] [--steps 10] [--threads N] [--write docs/training_loop.md]
 
-Each policy is a process of its own, since it counts only if it is set before torch is loaded. Both take part in every
-round, one after the other, once without other work and once beside a busy loop on each core.
+Each policy runs in a separate process, since it has no effect after torch is loaded. Both run in every round, one after
+the other, first without other load and then beside a busy loop on each core.
 """
 
 import argparse
@@ -29,7 +29,7 @@ POLICIES = {"spinning (the default of OpenMP)": {}, "sleeping (the policy of mgp
 
 
 class Worker:
-    """A process with a policy, which trains the default model and does as many steps as it is asked for."""
+    """A process with a policy that trains the default model on request."""
 
     def __init__(self, policy: dict[str, str], threads: int) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in CHOSEN_BY_USER}
@@ -39,7 +39,7 @@ class Worker:
         )  # fmt: skip
 
     def steps(self, count: int) -> None:
-        """Wait until the worker has done ``count`` steps."""
+        """Run ``count`` steps in the worker and wait for them."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(count, file=self.process.stdin, flush=True)
         if self.process.stdout.readline().strip() != "done":
@@ -52,7 +52,7 @@ class Worker:
 
 
 def work(threads: int) -> None:
-    """The life of a worker: numbers of steps come on stdin, one a line, and each is answered."""
+    """Main loop of a worker: read numbers of steps from stdin, one per line, run and acknowledge each."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = GPTModel(GPTConfig())
@@ -74,7 +74,7 @@ def busy() -> None:
 
 @contextmanager
 def load(processes: int) -> Iterator[None]:
-    """Context manager: that many processes compute without end."""
+    """Context manager: ``processes`` busy loops run in the background."""
     loops = [multiprocessing.Process(target=busy, daemon=True) for _ in range(processes)]
     for loop in loops:
         loop.start()
@@ -88,7 +88,7 @@ def load(processes: int) -> Iterator[None]:
 
 
 def measured(threads: int, rounds: int, steps: int) -> dict[str, list[Variant]]:
-    """Variants of both policies, timed: on an idle machine, and on a loaded one."""
+    """Timed variants of both policies on an idle and on a loaded machine."""
     workers = {name: Worker(policy, threads) for name, policy in POLICIES.items()}
     cores = os.cpu_count() or 1
     try:
@@ -105,7 +105,7 @@ def measured(threads: int, rounds: int, steps: int) -> dict[str, list[Variant]]:
 
 
 def report(results: dict[str, list[Variant]], threads: int) -> str:
-    """The table, with the machine and the day."""
+    """The table, with the machine and the date."""
     rows = []
     for state, variants in results.items():
         base = variants[0].median
@@ -120,7 +120,7 @@ def report(results: dict[str, list[Variant]], threads: int) -> str:
 
 
 def main() -> None:
-    """Measure, print the table, and write it into a page."""
+    """Measure, print the table and write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10)

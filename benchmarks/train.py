@@ -1,12 +1,12 @@
-"""A training step of ours against transformers, litgpt, x-transformers (where installed) and a plain loop.
+"""Compare training steps with transformers, litgpt, x-transformers (where installed) and a plain loop.
 
     python benchmarks/train.py [--table gpt2 moe gated] [--size small medium 124M] [--quick] [--rounds 9]
         [--partial FOLDER] [--write docs/benchmarks.md]
 
-Each contestant is a process of its own, so that the settings of one (allocator, precision of products, compiled code)
-do not touch the others. They run in heats, one after the other in every round, and each heat has the same reference in
-it, our default: speeds are compared within a round, so that whatever else the machine does hits all alike. The tables
-``moe`` and ``gated`` compare with transformers' Mixtral and Llama.
+Each contestant runs in a separate process, so that its settings (allocator, matmul precision, compiled code) do not
+affect the others. Contestants run in heats: they take turns in every round, and each heat includes the same reference,
+the default of this package. Speeds are compared within a round, so that other load on the machine affects all alike.
+The tables ``moe`` and ``gated`` compare with transformers' Mixtral and Llama.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import SIZES, Contestant, Size, described, llama_settings, mixtral_settings, write_tokens
+from contestants import SIZES, Contestant, Size, llama_settings, mixtral_settings, model_settings, write_tokens
 from measure import MIB, forget_peak, machine, peak_memory, run_section, synchronise
 from measure import table as written_table
 
@@ -39,14 +39,14 @@ PEERS = ("transformers", "litgpt", "x-transformers", "plain loop")
 TABLES = {"gpt2": SIZES, "moe": ("small", "medium"), "gated": ("small", "medium")}
 WAYS = (("float32", False), ("float32", True), ("bf16", False), ("bf16", True))
 REFERENCE = Contestant("modular_gpt", "auto", "auto")
-MATRIX = 2048  # rows of the products that show what the machine can do
+MATRIX = 2048  # size of the matrix products that measure the peak of the machine
 
 
 @dataclass
 class Runner:
-    """A contestant's process, and what it measured.
+    """A contestant's process and its measurements.
 
-    seconds: of a step, in each round; relative: the reference's seconds in the same round over these
+    seconds: time of a step by round; relative: time of the reference in the same round, divided by ``seconds``
     """
 
     contestant: Contestant
@@ -58,13 +58,13 @@ class Runner:
     relative: list[float] = field(default_factory=list)
 
     def ask(self, steps: int) -> float:
-        """Let it do so many steps, and return the seconds of one."""
+        """Run ``steps`` training steps in the process and return the seconds per step."""
         self.pipe.send(steps)
         return self.pipe.recv() / steps
 
 
 def work(contestant: Contestant, size: Size, tokens: TokenSplit, options: Any, threads: int, pipe: Connection) -> None:
-    """What a contestant's process does: get ready, then steps whenever asked, until asked for none."""
+    """Main loop of a contestant's process: warm up, then run the requested numbers of steps until it receives 0."""
     try:
         clock = time.process_time if options.cpu_time else time.perf_counter
         torch.set_num_threads(threads)
@@ -82,23 +82,23 @@ def work(contestant: Contestant, size: Size, tokens: TokenSplit, options: Any, t
                 step()
             synchronise()
             pipe.send(clock() - begun)
-    except Exception as error:  # of whatever kind: the others go on without it
+    except Exception as error:  # any error: the other contestants continue
         pipe.send(f"{type(error).__name__}: {error}".strip().splitlines()[0])
 
 
 @contextmanager
 def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, options: Any) -> Iterator[list[Runner]]:
-    """Processes of the contestants, made ready one after the other."""
+    """Start the processes of the contestants, one after the other."""
     context = multiprocessing.get_context("spawn")
     runners = []
     try:
         for contestant in contestants:
-            pipe, theirs = context.Pipe()
+            pipe, worker_end = context.Pipe()
             process = context.Process(
-                target=work, args=(contestant, size, tokens, options, torch.get_num_threads(), theirs), daemon=True
+                target=work, args=(contestant, size, tokens, options, torch.get_num_threads(), worker_end), daemon=True
             )
             process.start()
-            theirs.close()
+            worker_end.close()
             runner = Runner(contestant, process, pipe)
             try:
                 answer = pipe.recv()
@@ -116,7 +116,7 @@ def started(contestants: list[Contestant], size: Size, tokens: TokenSplit, optio
 
 
 def heat(contestants: list[Contestant], size: Size, tokens: TokenSplit, options: Any, peaks: "Peaks") -> list[Runner]:
-    """Some contestants, the first of which is the reference, in rounds."""
+    """Run contestants in rounds; the first one is the reference."""
     with started(contestants, size, tokens, options) as runners:
         going = [runner for runner in runners if not runner.failure]
         if runners[0] not in going:
@@ -133,7 +133,7 @@ def heat(contestants: list[Contestant], size: Size, tokens: TokenSplit, options:
 
 
 class Peaks:
-    """Operations per second of large matrix products, by the type of their elements: the best seen."""
+    """Highest measured FLOP/s of large matrix products by dtype."""
 
     def __init__(self, device: str) -> None:
         self.best = {"float32": 0.0, "bf16": 0.0}
@@ -141,7 +141,7 @@ class Peaks:
         self.matrices = {name: torch.randn(MATRIX, MATRIX, device=device).to(dtype) for name, dtype in types.items()}
 
     def measure(self) -> None:
-        """Look once more."""
+        """Time one product per dtype and keep the maximum."""
         for name, matrix in self.matrices.items():
             for _ in range(2):
                 synchronise()
@@ -155,14 +155,14 @@ class Peaks:
 
 
 def reference(table: str, size: Size) -> Contestant:
-    """Ours by default, with the architecture of a table."""
+    """Default training of this package with the architecture of a table."""
     settings = {"moe": mixtral_settings, "gated": llama_settings}
     ours = REFERENCE if table == "gpt2" else replace(REFERENCE, model=settings[table](size), label=table)
     return replace(ours, compile=False) if size.name == "tiny" else ours
 
 
 def contestants(table: str, size: Size, quick: bool) -> list[Contestant]:
-    """Everything to be measured besides the reference: peers first, then ours."""
+    """All contestants besides the reference: peers first, then this package."""
     if table != "gpt2":
         ours = reference(table, size)
         library = {"moe": "transformers Mixtral", "gated": "transformers Llama"}[table]
@@ -180,12 +180,12 @@ def contestants(table: str, size: Size, quick: bool) -> list[Contestant]:
 
 
 def compare(table: str, size: Size, options: Any) -> str:
-    """All contestants of a table at one size, as text for the page."""
+    """Measure all contestants of a table at one size; returns the text for the page."""
     peaks, runners, ours = Peaks(options.device), [], reference(table, size)
     listed = contestants(table, size, options.quick)
-    waiting = [each for each in listed if options.only in each.name or each.peer]
-    if size.name == "tiny":  # a check of this script
-        waiting = [each for each in waiting if not each.compile]
+    waiting = [entry for entry in listed if options.only in entry.name or entry.peer]
+    if size.name == "tiny":  # smoke test of this script
+        waiting = [entry for entry in waiting if not entry.compile]
     with tempfile.TemporaryDirectory() as folder:
         tokens = write_tokens(Path(folder) / "tokens.bin", size)
         print(size.title, flush=True)
@@ -200,7 +200,7 @@ def compare(table: str, size: Size, options: Any) -> str:
 
 
 def report(size: Size, runners: list[Runner], peaks: Peaks, options: Any) -> str:
-    """The table, the quickest first."""
+    """The table, fastest contestant first."""
     going = [runner for runner in runners if not runner.failure]
     speed = {id(runner): statistics.median(runner.relative) for runner in going}
     best = max(speed[id(runner)] for runner in going if runner.contestant.peer)
@@ -209,7 +209,7 @@ def report(size: Size, runners: list[Runner], peaks: Peaks, options: Any) -> str
         seconds = statistics.median(runner.seconds)
         quarters = statistics.quantiles(runner.seconds, n=4) if len(runner.seconds) > 1 else [seconds] * 3
         model = runner.contestant.model or runners[0].contestant.model
-        config = GPTConfig.from_dict(described(size, model))
+        config = GPTConfig.from_dict(model_settings(size, model))
         work = flops_per_token(config) * size.tokens / seconds
         rows.append(
             [
@@ -236,17 +236,17 @@ def main() -> None:
     parser.add_argument("--table", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["small", "medium", "124M"])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--heat", type=int, default=4, help="contestants beside the reference at a time: memory")
-    parser.add_argument("--only", default="", help="of ours, those whose name holds this")
+    parser.add_argument("--heat", type=int, default=4, help="contestants per heat besides the reference; bounds memory")
+    parser.add_argument("--only", default="", help="of this package, measure only contestants whose name contains this")
+    parser.add_argument("--quick", action="store_true", help="fewer contestants; a smoke test with --size tiny")
     parser.add_argument(
-        "--quick", action="store_true", help="fewer contestants; a check of the script with --size tiny"
+        "--partial", type=Path, metavar="FOLDER", help="keep finished tables here and skip them in later calls"
     )
-    parser.add_argument("--partial", type=Path, metavar="FOLDER", help="keep finished tables here, and skip them later")
-    parser.add_argument("--wait", action="store_true", help="ask before the clock starts, so that others can be quiet")
+    parser.add_argument("--wait", action="store_true", help="wait for Enter before timing starts")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="one thread, by its own clock: for a machine that is never quiet"
+        "--cpu-time", action="store_true", help="one thread, timed in CPU seconds: for a loaded machine"
     )
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into their sections of a page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="page whose sections are replaced by the tables")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.cpu_time:

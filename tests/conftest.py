@@ -1,4 +1,4 @@
-"""What every test starts from: one torch thread, the same seeds, no network, and the development files."""
+"""Common set-up of all tests: one torch thread, fixed seeds, no network, and the development files."""
 
 import gc
 import os
@@ -9,19 +9,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Sockets are made among the temporary files, and the path of one has at most 100 characters or so.
+# Sockets are created in the temporary directory, and the path of a socket is limited to about 100 characters.
 if len(tempfile.gettempdir()) > 50 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
-# What torch.compile makes is shared by the workers and new in each session: a test that was killed may have left half a
-# library in the directory that all programs share.
+# The workers share a compile cache that is new in each session: a killed test may have left an incomplete library in
+# the default directory.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="modular-gpt-compiled-")
 
-# Read when the libraries are imported, so set before any of them is.
+# Set before the libraries are imported, which read these variables.
 os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg", TOKENIZERS_PARALLELISM="false")
-# What the processor says of its vector instructions is believed: the compiler tries each one in a process otherwise,
-# which takes fourteen seconds.
+# Trust the vector instructions reported by the processor; otherwise the compiler tests each one in a process, in
+# fourteen seconds.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import hypothesis
@@ -36,21 +36,21 @@ GPT2_CACHE_FILES = (
     "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",  # and encoder.json
 )
 
-# On a machine that is busy, drawing an example may be slow; nothing is kept from one run for the next.
+# Generating examples may be slow on a loaded machine; no examples are stored between runs.
 slow = [hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile(
     "repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=slow
 )
 hypothesis.settings.load_profile("repeatable")
-gc.set_threshold(100_000, 20, 50)  # each collection looks at all that the libraries have made
-torch.set_num_threads(1)  # the workers share the cores, and one order of summation repeats
+gc.set_threshold(100_000, 20, 50)  # each collection visits all objects of the libraries
+torch.set_num_threads(1)  # the workers share the cores, and sums are reproducible
 if not torch.accelerator.is_available():
-    # torch.manual_seed formats the stack for each of these, should it ever appear, which takes half a millisecond.
+    # torch.manual_seed records the stack for each absent accelerator, which takes half a millisecond.
     for absent in (torch.cuda, torch.xpu, torch.mtia):
         absent.manual_seed_all = lambda seed: None  # type: ignore[assignment]
 
 
-# What `make check` runs, in under a minute on two cores: rooms whose tests are quick and catch most mistakes.
+# The tests of `make check`, under a minute on two cores: fast ones that catch most mistakes.
 QUICK = (
     *("tests/architecture", "tests/config", "tests/model", "tests/components/test_laws.py"),
     *("tests/components/test_coverage.py", "tests/components/test_twins.py", "tests/generation/test_sampling.py"),
@@ -58,7 +58,7 @@ QUICK = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="only tests that are quick and telling, as `make check` does")
+    parser.addoption("--quick", action="store_true", help="run only the fast tests of `make check`")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,9 +72,9 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--quick``, each component obeys the laws with its default settings alone; else slow tests come first.
+    """With ``--quick``, run the laws only with the default settings of components; otherwise run slow tests first.
 
-    A slow test at the end would leave the other workers without work.
+    A slow test at the end would leave the other workers idle.
     """
     if not config.getoption("--quick"):
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -85,9 +85,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Let collections of garbage, which torch.compile asks for at each reset, pass over the modules and the tests.
+    """Exclude modules and tests from garbage collections, which torch.compile triggers at each reset.
 
-    And let Hydra read its store of schemas instead of a copy of all of it, which is a seventh of each composition.
+    Hydra also reads its store of schemas without copying it, which would take a seventh of each composition.
     """
     hydra_store = sys.modules.get("hydra.core.config_store")
     if hydra_store is not None:
@@ -107,7 +107,7 @@ def _is_quick(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True)
 def seeds() -> None:
-    """Each test draws the same numbers whether it runs alone or after others."""
+    """Seed the random generators before each test, so that its numbers do not depend on other tests."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -115,7 +115,7 @@ def seeds() -> None:
 
 @pytest.fixture(scope="session")
 def compiler() -> None:
-    """For tests that run a C++ compiler by torch.compile."""
+    """Skip tests of torch.compile if there is no C++ compiler."""
     from modular_gpt.training.compile import has_compiler
 
     if not has_compiler(torch.device("cpu")):
@@ -124,12 +124,12 @@ def compiler() -> None:
 
 @pytest.fixture
 def pictures() -> None:
-    """Asked for by tests that look at loss.png; the others draw none, which takes longer than a small training."""
+    """Requested by tests of loss.png; all others skip the plot, which takes longer than a small training."""
 
 
 @pytest.fixture(autouse=True)
-def quick_trainings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small trainings draw no picture, and the operations of a model, half of their time, are counted once."""
+def fast_trainings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the plots of small trainings, and cache the FLOPs of a model, which take half of their time."""
     recorder = sys.modules.get("modular_gpt.training.recorder")
     if recorder is None:  # not imported yet
         return
@@ -156,7 +156,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shakespeare_path() -> Path:
-    """tiny Shakespeare, about 1.1 MB of text."""
+    """Path of Tiny Shakespeare, about 1.1 MB of text."""
     path = SHARED / "data" / "tinyshakespeare.txt"
     if not path.is_file():
         pytest.skip(f"tiny Shakespeare is not at {path}")
@@ -165,7 +165,7 @@ def shakespeare_path() -> Path:
 
 @pytest.fixture
 def tiktoken_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with GPT-2's tiktoken files, and TIKTOKEN_CACHE_DIR set to it."""
+    """A folder with GPT-2's tiktoken files; TIKTOKEN_CACHE_DIR is set to it."""
     folders = [Path(os.environ.get("TIKTOKEN_CACHE_DIR", SHARED / "tiktoken")), SHARED / "tiktoken"]
     for folder in folders:
         if all((folder / name).is_file() for name in GPT2_CACHE_FILES):

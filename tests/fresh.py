@@ -1,8 +1,8 @@
-"""Fresh Python processes in a tenth of a second: forked from one that has imported torch, and nothing of this package.
+"""Fresh Python processes in 0.1 s, forked from one that has imported torch but not this package.
 
-``python("-m", "modular_gpt.cli.train", ...)`` is what ``subprocess.run`` of this Python would give, without the two
-seconds that the libraries take. Run as a program with the path of a socket and further arguments, this file is that
-Python for a shell (``command``).
+``python("-m", "modular_gpt.cli.train", ...)`` replaces ``subprocess.run`` of this Python and saves the two seconds of
+importing the libraries. Run as a program with the path of a socket and further arguments, this file is that Python for
+a shell (``command``).
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-# What every command imports, and nothing that a test says is not imported (test_help.py).
+# Imports of every command, except modules that a test requires not to be imported (test_help.py).
 LIBRARIES = (
     *("torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.flop_counter"),
     *("numpy", "safetensors.torch", "tqdm", "statistics", "yaml", "omegaconf", "hydra", "hydra.compose"),
     *("hydra._internal.hydra", "hydra.core.override_parser.overrides_parser", "hydra.core.plugins"),
 )
-PIDS = "FRESH_PIDS"  # a variable with a folder, where each process leaves its id in a file named by its rank
+PIDS = "FRESH_PIDS"  # names a folder, where each process writes its id into a file named after its rank
 TRAINING = (
     *("modular_gpt.training", "modular_gpt.generation", "tests.training.small", "tests.distributed.cases"),
     *("torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"),
@@ -37,33 +37,33 @@ TRAINING = (
 def python(
     *arguments: str, cwd: Path | str | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with some arguments (``-c CODE ...`` or ``-m MODULE ...``), and return what it answers."""
+    """Run Python with arguments (``-c CODE ...`` or ``-m MODULE ...``) and return the completed process."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull) as nothing:
         files = [nothing.fileno(), out.fileno(), err.fileno()]
         request = [arguments, str(cwd or os.getcwd()), dict(os.environ if env is None else env)]
         code = _ask(_server(), request, files)
-        said = []
+        streams = []
         for file in (out, err):
             file.seek(0)
-            said.append(file.read().decode())
-    return subprocess.CompletedProcess(list(arguments), code, *said)
+            streams.append(file.read().decode())
+    return subprocess.CompletedProcess(list(arguments), code, *streams)
 
 
 def processes() -> ForkServerContext:
-    """Starts processes with functions of modules, from one that has imported this package and what it trains with."""
+    """Multiprocessing context that forks from a process that has imported this package and the training libraries."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(TRAINING))
     return context
 
 
 def command() -> list[str]:
-    """The command line of a program that is this Python, to be followed by its arguments."""
+    """Command line of a program that acts as this Python; its arguments are appended."""
     return [sys.executable, "-I", "-S", __file__, _server()]
 
 
 @cache
 def _server() -> str:
-    """Start the process that others are forked from; returns the path of its socket. It ends when this process does."""
+    """Start the process that others are forked from; returns the path of its socket. It ends with this process."""
     path = os.path.join(tempfile.mkdtemp(prefix="fresh-"), "socket")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.Popen([sys.executable, __file__, path], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -73,11 +73,11 @@ def _server() -> str:
     return path
 
 
-_started: list[Any] = []  # its standard input stays open as long as this process lives
+_started: list[Any] = []  # its standard input stays open until this process ends
 
 
 def _ask(path: str, request: list[Any], files: list[int], forward: bool = False) -> int:
-    """The code that the process ends with; ``forward``: signals to this process go to that one."""
+    """Run a process and return its exit code; ``forward``: forward signals of this process to it."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         line = json.dumps(request).encode() + b"\n"
@@ -122,7 +122,7 @@ def _reaped() -> bool:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Start the process that was asked for, and send the code that it ends with."""
+    """Start the requested process and send its exit code."""
     request, files, _, _ = socket.recv_fds(connection, 2**16, 3)
     while not request.endswith(b"\n"):
         request += connection.recv(2**16)
@@ -141,14 +141,14 @@ def _answer(connection: socket.socket) -> None:
 
 
 def _end_with(connection: socket.socket, process: int) -> None:
-    """Kill a process as soon as the one that asked for it is gone."""
+    """Kill a process as soon as the requesting one has ended."""
     connection.recv(1)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
 
 
 def _become(files: list[int], arguments: list[str], cwd: str, env: dict[str, str]) -> None:
-    """Do what Python does with its arguments, in this process, and end it."""
+    """Act as Python with the given arguments in this process, and exit."""
     import atexit
     import runpy
     import traceback
@@ -196,7 +196,7 @@ if __name__ == "__main__":
         _serve(sys.argv[1])
     else:
         ended = _ask(sys.argv[1], [sys.argv[2:], os.getcwd(), dict(os.environ)], [0, 1, 2], forward=True)
-        if ended < 0:  # by a signal, so that this process ends by it too
+        if ended < 0:  # ended by a signal: end by the same signal
             if -ended != signal.SIGKILL:
                 signal.signal(-ended, signal.SIG_DFL)
             os.kill(os.getpid(), -ended)

@@ -26,7 +26,7 @@ WITHIN: Mapping[str, int | Mapping[str, int]] = {
     "test_killed_at_every_call_that_writes": SAVE_CALLS,
     "test_stopped_after_any_step": STEPS - 1,
     # missing, a directory, and each damage, of which one leaves a manifest as it is
-    "test_every_damage_is_noticed": {name: len(DAMAGE) + 2 - (name == MANIFEST) for name in FILES},
+    "test_every_damage_is_detected": {name: len(DAMAGE) + 2 - (name == MANIFEST) for name in FILES},
     **COUNTS,
 }
 

@@ -1,15 +1,15 @@
-"""No logic stands twice: what two places need is a function, a base class or a table row."""
+"""No duplicated logic: code needed in two places is a function, a base class or a table row."""
 
 import ast
 from collections import defaultdict
 
 from tests.architecture.source import FOLDER, modules
 
-LINES = 6  # equal lines of code, one after the other, from which two places count as one logic written twice
+LINES = 6  # number of consecutive equal lines of code that counts as duplicated logic
 
 
 def declarations(tree: ast.Module) -> set[int]:
-    """Numbers of the lines that are no logic: imports, docstrings, signatures, and the fields of classes."""
+    """Numbers of the lines without logic: imports, docstrings, signatures, and the fields of classes."""
     found: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -49,11 +49,11 @@ def repeated(sources: dict[str, str]) -> list[list[str]]:
     return [found for found in places.values() if len(found) > 1]
 
 
-def test_no_logic_stands_twice() -> None:
+def test_no_logic_is_duplicated() -> None:
     assert repeated({path: (FOLDER / path).read_text() for path in modules()}) == []
 
 
-def test_repeated_logic_is_found_whatever_its_indentation_and_comments() -> None:
+def test_duplicates_are_found_despite_indentation_and_comments() -> None:
     body = [f"x{index} = f({index})" for index in range(LINES)]
     first = "def a():\n" + "\n".join(f"    {line}" for line in body)
     second = "class B:\n    def b(self):\n" + "\n".join(f"        {line}  # why" for line in body)
@@ -61,7 +61,7 @@ def test_repeated_logic_is_found_whatever_its_indentation_and_comments() -> None
     assert repeated({"one.py": first, "two.py": second.replace("f(0)", "g(0)")}) == []
 
 
-def test_declarations_are_no_logic() -> None:
+def test_declarations_are_not_logic() -> None:
     fields = "class A:\n" + "\n".join(f"    field{index}: int = {index}" for index in range(LINES))
     signature = "def f(\n" + "\n".join(f"    x{index}: int," for index in range(LINES)) + "\n) -> None: ..."
     assert repeated({"one.py": f"{fields}\n{signature}", "two.py": f"{fields}\n{signature}"}) == []

@@ -1,4 +1,4 @@
-"""Imports go strictly down the floors of the house; rooms of one floor ignore each other."""
+"""Imports go strictly down the floors; rooms of one floor do not import each other."""
 
 import ast
 import sys
@@ -21,7 +21,7 @@ FLOORS = (
     {"__init__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Methods of a class whose work is done on a higher floor, which they import when they are called.
+# Methods implemented on a higher floor, which they import when they are called.
 DOORS_UP = {("model", "checkpoint")}
 HYDRA_ROOM, HYDRA = "cli", {"hydra", "omegaconf"}
 CORE_LIBRARIES = {"torch"}
@@ -32,7 +32,7 @@ def room(path: str) -> str:
 
 
 def wrong_imports(path: str, tree: ast.Module) -> list[str]:
-    """One sentence for each import that breaks a rule of the house."""
+    """One sentence for each import that breaks a rule."""
     here, wrong = room(path), []
     for line, name in imports(path, tree):
         library, _, rest = name.partition(".")
@@ -75,7 +75,7 @@ def test_imports_go_down() -> None:
         ("data/corpus.py", "from omegaconf import OmegaConf"),
     ],
 )
-def test_an_import_upwards_or_sideways_is_seen(path: str, code: str) -> None:
+def test_an_import_upwards_or_sideways_is_reported(path: str, code: str) -> None:
     assert wrong_imports(path, ast.parse(code))
 
 
@@ -88,5 +88,5 @@ def test_an_import_upwards_or_sideways_is_seen(path: str, code: str) -> None:
         ("__init__.py", "from .model import GPTModel\nfrom modular_gpt.cli import _compose"),
     ],
 )
-def test_an_import_downwards_is_fine(path: str, code: str) -> None:
+def test_an_import_downwards_is_accepted(path: str, code: str) -> None:
     assert not wrong_imports(path, ast.parse(code))

@@ -13,11 +13,11 @@ UNSAFE_IMPORTS = {
     "torch.load",
     "builtins.eval",
     "builtins.exec",
-}  # under another name, calls would not be seen
+}  # an alias would hide the calls
 HYDRA_CALLS = {"instantiate", "get_class", "get_method", "get_object"}  # from a string to an object
 UNSAFE_CALLS = HYDRA_CALLS | {"unsafe_load", "full_load", "UnsafeLoader"}
 IMPORT_BY_NAME = "importlib.import_module"
-# Of the user's own plugins, and of the package's own files: never a name that a config or a checkpoint gives.
+# Imports of user plugins and of files of the package; the name never comes from a config or a checkpoint.
 IMPORTERS_BY_NAME = {"core/registry.py", "core/former_modules.py", "__init__.py"}
 
 
@@ -28,7 +28,7 @@ def constant(call: ast.Call, keyword: str) -> object:
 
 
 def unsafe_call(path: str, call: ast.Call) -> str | None:
-    """Why a call may run foreign code, or None."""
+    """The reason why a call may run foreign code, or None."""
     name = ast.unparse(call.func)
     last = name.rpartition(".")[2]
     if name in UNSAFE_BUILTINS or last in UNSAFE_CALLS:
@@ -45,7 +45,7 @@ def unsafe_call(path: str, call: ast.Call) -> str | None:
 
 
 def unsafe(path: str, tree: ast.Module) -> list[str]:
-    """One sentence for each way in which a file could run foreign code."""
+    """One sentence for each place where a file could run foreign code."""
     found = []
     for line, name in imports(path, tree):
         parts = set(name.split("."))
@@ -91,7 +91,7 @@ def test_no_config_names_code(root: Path) -> None:
         "from importlib import import_module",
     ],
 )
-def test_foreign_code_is_seen(code: str) -> None:
+def test_foreign_code_is_reported(code: str) -> None:
     assert unsafe("data/corpus.py", ast.parse(code))
 
 
@@ -107,5 +107,5 @@ def test_foreign_code_is_seen(code: str) -> None:
         "json.load(stream)",
     ],
 )
-def test_ordinary_code_is_fine(code: str) -> None:
+def test_ordinary_code_is_accepted(code: str) -> None:
     assert not unsafe("data/corpus.py", ast.parse(code))

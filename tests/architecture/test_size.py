@@ -1,4 +1,4 @@
-"""Files and functions stay short enough to be read in one go, and signatures short enough to be remembered."""
+"""Limits on the length of files and functions and on the number of parameters."""
 
 import ast
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ def test_functions_have_few_parameters() -> None:
     assert {name for name, size in sizes.items() if size > PARAMETERS} == set(MANY_PARAMETERS)
 
 
-def test_lines_and_parameters_are_counted_whole() -> None:
+def test_counts_of_lines_and_parameters() -> None:
     code = """
 class A:
     def outer(self, a, /, b, *rest, c=1, **kwargs):

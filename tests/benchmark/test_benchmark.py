@@ -1,4 +1,4 @@
-"""What a benchmark measures is what it says: operations, bytes, ratios within a round; and its reading of them."""
+"""Benchmark measurements (operations, bytes, ratios within a round) and their interpretation."""
 
 import csv
 import io
@@ -39,7 +39,7 @@ def small(**settings: Any) -> GPTModel:
 
 
 def measurement(variant: str, cell: Cell, seconds: list[float], **known: Any) -> Measurement:
-    """One whose ratios are to a first variant that takes a second a run."""
+    """A measurement whose ratios refer to a first variant that takes one second per run."""
     found = Measurement(variant, cell, **{"tokens": 100, **known})
     found.seconds, found.ratios = seconds, [1 / value for value in seconds]
     return found
@@ -87,7 +87,7 @@ def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick_processes")
-def test_variants_are_measured_in_processes_of_their_own() -> None:
+def test_variants_are_measured_in_separate_processes() -> None:
     models = {"mha": GPTConfig(**SMALL), "short": GPTConfig(**{**SMALL, "pos": "learned"}), "missing": "no-such-run"}
     lines: list[str] = []
     found = run_benchmark(models, replace(QUICK, measure=["train", "decode"]), "cpu", lines.append)
@@ -106,12 +106,12 @@ def test_variants_are_measured_in_processes_of_their_own() -> None:
 
 
 @pytest.mark.usefixtures("quick_processes")
-def test_nothing_that_can_be_measured_is_an_error() -> None:
+def test_a_benchmark_without_any_measurement_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"nothing could be measured: .*no-such-run"):
         run_benchmark({"missing": "no-such-run"}, replace(QUICK, measure=["train"]), "cpu")
 
 
-def test_the_reading_compares_with_the_first_variant() -> None:
+def test_the_interpretation_compares_with_the_first_variant() -> None:
     short, long = Cell("decode", 1024, 1), Cell("decode", 4096, 1)
     lines = reading(
         results(
@@ -129,7 +129,7 @@ def test_the_reading_compares_with_the_first_variant() -> None:
     ]
 
 
-def test_shares_are_of_arithmetic_and_in_decoding_of_bandwidth() -> None:
+def test_training_is_compared_with_peak_flops_and_decoding_with_bandwidth() -> None:
     train = measurement("mha", Cell("train", 16, 1), [0.5], flops=2.5e8)
     decode = measurement("mha", Cell("decode", 16, 1), [2.0], bytes_read=5e5)
     found = results(train, decode)
@@ -137,7 +137,7 @@ def test_shares_are_of_arithmetic_and_in_decoding_of_bandwidth() -> None:
     assert found.share_of_peak(decode) == pytest.approx(0.25)
 
 
-def test_every_measurement_is_a_line_of_the_csv(tmp_path: Path) -> None:
+def test_every_measurement_is_a_row_of_the_csv(tmp_path: Path) -> None:
     cell = Cell("decode", 16, 1)
     found = results(
         measurement("mha", cell, [1.0, 2.0, 3.0], cache_allocated=8, cache_predicted=8),

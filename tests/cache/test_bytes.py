@@ -1,4 +1,4 @@
-"""What a cache costs: predicted from the config, allocated, and the figures that theory gives."""
+"""Size of a cache: predicted from the config, allocated, and computed from the definitions."""
 
 import gc
 
@@ -11,12 +11,12 @@ from modular_gpt.core.registry import entries
 from tests.components.cases import MODEL
 from tests.components.laws import allocated, feed, text
 
-# 8 heads of 16, 2 layers, 128 tokens, latent 16, window 16, float32: the figures published for other libraries
+# 8 heads of 16, 2 layers, 128 tokens, latent 16, window 16, float32, beside the sizes published for other libraries
 PUBLISHED = dict(vocab_size=50, d_model=128, n_heads=8, n_layers=2, context_length=128)
 FIGURES = [
-    ({"name": "mla", "kv_lora_rank": 16}, "learned", 16_384),  # theirs: 16,384 / 327,680 / 24,768
+    ({"name": "mla", "kv_lora_rank": 16}, "learned", 16_384),  # published: 16,384 / 327,680 / 24,768
     ({"name": "mla", "kv_lora_rank": 16, "qk_rope_head_dim": 8}, "rope", 24_576),
-    ({"name": "swa", "window": 16}, "learned", 32_768),  # theirs: 262,144 / 32,768 / 32,768
+    ({"name": "swa", "window": 16}, "learned", 32_768),  # published: 262,144 / 32,768 / 32,768
     ("mha", "learned", 262_144),
     ({"name": "gqa", "n_kv_heads": 2}, "rope", 65_536),
     ("mqa", "alibi", 32_768),
@@ -32,21 +32,21 @@ PATTERNS = {
 
 
 @pytest.mark.parametrize(("attention", "pos", "expected"), FIGURES, ids=str)
-def test_figures(attention: object, pos: str, expected: int) -> None:
+def test_published_sizes(attention: object, pos: str, expected: int) -> None:
     config = GPTConfig(**PUBLISHED, attention=attention, pos=pos)
     assert config.cache_bytes(1, 128) == expected
     assert config.cache_bytes(3, 128) == 3 * expected
     model = GPTModel(config)
     cache = model.new_cache(1, 128)
-    for pieces in ([128], [1] * 128, [100, 28]):
+    for counts in ([128], [1] * 128, [100, 28]):
         cache.reset()
-        feed(model, text(config, 1, 128), cache, pieces)
+        feed(model, text(config, 1, 128), cache, counts)
         assert cache.nbytes() == allocated(cache) == expected
 
 
 @pytest.mark.parametrize("layers", PATTERNS.values(), ids=PATTERNS)
 @pytest.mark.parametrize("attention", entries("attention"))
-def test_every_kind_in_every_pattern(attention: str, layers: dict) -> None:
+def test_predicted_bytes_are_allocated_in_every_layer_pattern(attention: str, layers: dict) -> None:
     if "window" in str(layers) and "window" not in vars(entries("attention")[attention].default()):
         layers = PATTERNS["last_two"]  # linear attention has no window to override
     config = GPTConfig(**{**MODEL, "n_layers": 5, "attention": attention, "layers": layers})
@@ -61,8 +61,8 @@ def test_every_kind_in_every_pattern(attention: str, layers: dict) -> None:
 
 @pytest.mark.parametrize("window", [3, 8, 300])
 @pytest.mark.parametrize("attention", entries("attention"))
-def test_a_window_over_the_whole_model(attention: str, window: int) -> None:
-    """No layer with rows keeps more than the window and its first tokens, and each its own smaller one still."""
+def test_bytes_with_a_window_for_the_whole_model(attention: str, window: int) -> None:
+    """The window of the model limits every layer with rows; a smaller window of a layer still applies."""
     config = GPTConfig(**{**MODEL, "attention": attention})
     model = GPTModel(config)
     cache = model.new_cache(1, 24, window=window)
@@ -71,27 +71,27 @@ def test_a_window_over_the_whole_model(attention: str, window: int) -> None:
 
 
 def by_hand(config: GPTConfig, tokens: int) -> int:
-    """Bytes of one float32 text from the definitions, without the package's own arithmetic."""
+    """Bytes of one float32 sequence by the definitions, independent of the formulas of the package."""
     total = 0
     for layer in config.layer_configs:
-        part = layer.attention
+        attention = layer.attention
         head = config.d_model // config.n_heads
-        kept = min(tokens, getattr(part, "window", None) or tokens)
-        if part.name == "sparse":  # bigbird: any earlier block may be drawn
+        kept = min(tokens, getattr(attention, "window", None) or tokens)
+        if attention.name == "sparse":  # bigbird: any earlier block may be drawn
             kept = tokens
-        if part.name == "mla":
-            rope = (part.qk_rope_head_dim or max(2, head // 4 * 2)) if layer.pos.name == "rope" else 0
-            total += kept * ((part.kv_lora_rank or config.d_model // 8) + rope) * 4
-        elif part.name == "shortconv":
+        if attention.name == "mla":
+            rope = (attention.qk_rope_head_dim or max(2, head // 4 * 2)) if layer.pos.name == "rope" else 0
+            total += kept * ((attention.kv_lora_rank or config.d_model // 8) + rope) * 4
+        elif attention.name == "shortconv":
             total += config.d_model * 2 * 4
-        elif part.name == "lightning":
+        elif attention.name == "lightning":
             total += config.n_heads * head * head * 4
-        elif part.name in ("gated_delta", "kda"):
+        elif attention.name in ("gated_delta", "kda"):
             total += (config.n_heads * head * head + 3 * config.d_model * 3) * 4
-        elif part.name == "linear":
+        elif attention.name == "linear":
             total += config.n_heads * (head * head + head) * 4
         else:
-            total += kept * 2 * (part.n_kv_heads or config.n_heads) * (part.head_dim or head) * 4
+            total += kept * 2 * (attention.n_kv_heads or config.n_heads) * (attention.head_dim or head) * 4
     return total
 
 
@@ -116,8 +116,8 @@ def live_bytes() -> int:
 
 @pytest.mark.parametrize("attention", entries("attention"))
 @torch.no_grad()
-def test_nothing_else_of_a_prompt_stays_alive(attention: str) -> None:
-    """After a prompt longer than the window only the cache is left in memory: no view holds on to the prompt."""
+def test_only_the_cache_of_a_prompt_stays_alive(attention: str) -> None:
+    """After a prompt longer than the window only the cache stays in memory; no view keeps the prompt alive."""
     settings = {"name": attention}
     if "window" in entries("attention")[attention].settings:
         settings["window"] = 5
@@ -127,7 +127,7 @@ def test_nothing_else_of_a_prompt_stays_alive(attention: str) -> None:
     cache = model.new_cache(len(ids), ids.shape[1])
     model(ids, cache=cache)
     assert live_bytes() - before == config.cache_bytes(len(ids), ids.shape[1])
-    model(ids[:, :1], use_cache=True)  # the convenience keeps a growing cache and nothing else
+    model(ids[:, :1], use_cache=True)  # use_cache keeps only a growing cache
     kept = model._kv_cache
     assert kept is not None
     assert live_bytes() - before == cache.nbytes() + kept.nbytes()
@@ -136,10 +136,10 @@ def test_nothing_else_of_a_prompt_stays_alive(attention: str) -> None:
 @pytest.mark.parametrize("attention", entries("attention"))
 @torch.no_grad()
 def test_decoding_allocates_nothing_that_grows(attention: str) -> None:
-    """The largest tensor that one step makes does not depend on how much is cached, scores and mask aside."""
+    """The largest tensor of a decoding step is independent of the cached length, except for scores and mask."""
     from tests.model.test_loss import Largest
 
-    most = []
+    sizes = []
     for tokens in (40, 400):
         config = GPTConfig(**{**MODEL, "attention": attention, "pos": "none", "context_length": 512})
         model = GPTModel(config)
@@ -148,12 +148,12 @@ def test_decoding_allocates_nothing_that_grows(attention: str) -> None:
         model(text(config, 1, 1), cache=cache)
         with Largest(ignored_views(cache)) as largest:
             model(text(config, 1, 1), cache=cache)
-        most.append(largest.most)
-    assert most[1] <= most[0] + config.n_heads * 400
+        sizes.append(largest.most)
+    assert sizes[1] <= sizes[0] + config.n_heads * 400
 
 
 def ignored_views(cache: object) -> set[torch.Size]:
-    """Shapes that a view of the whole cache, or of its used part, has."""
+    """Shapes of views of the whole cache or of its used positions."""
     shapes = set()
     for layer in cache.layers:  # type: ignore[attr-defined]
         for tensor in layer.tensors:

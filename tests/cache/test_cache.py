@@ -1,4 +1,4 @@
-"""A cache's own doings: growing, filling up, moving rows, going back."""
+"""Cache operations: growth, a full cache, reordered rows, rollback."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from modular_gpt.core.registry import entries
 from tests.components.cases import MODEL
 from tests.components.laws import build, close, feed, text
 
-KINDS = {
+VARIANTS = {
     **{name: {"name": name} for name in entries("attention")},
     "swa": {"name": "swa", "window": 5},
     "mla in a window": {"name": "mla", "window": 5},
@@ -22,14 +22,14 @@ MIXED = {
 }
 
 
-def config(kind: str = "mha", **changes: object) -> GPTConfig:
-    return GPTConfig(**{**MODEL, "context_length": 256, "attention": KINDS[kind], **changes})
+def config(variant: str = "mha", **changes: object) -> GPTConfig:
+    return GPTConfig(**{**MODEL, "context_length": 256, "attention": VARIANTS[variant], **changes})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_growing_keeps_what_it_has(kind: str) -> None:
-    model = build(config(kind), std=0.2)
+def test_growing_keeps_the_content(variant: str) -> None:
+    model = build(config(variant), std=0.2)
     ids = text(model.config, 2, 200)
     expected = model(ids)
     for counts in ([1, 62, 1, 1, 1, 63], [60, 100], [130, 1, 1]):
@@ -54,7 +54,7 @@ def test_storage_moves_only_when_it_doubles() -> None:
 
 @torch.no_grad()
 def test_a_window_larger_than_the_first_storage() -> None:
-    """A growing ring reaches its window by doubling, also in the middle of a chunk."""
+    """A growing ring buffer reaches its window by doubling, also in the middle of a chunk."""
     model = build(config(attention={"name": "swa", "window": 100}), std=0.2)
     ids = text(model.config, 1, 230)
     for counts in ([1] * 230, [63, 2, 50, 1, 1], [99, 1, 1], [150, 1]):
@@ -63,9 +63,9 @@ def test_a_window_larger_than_the_first_storage() -> None:
         assert cache.nbytes() == model.config.cache_bytes(1, 230)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_full_cache_says_so_and_stays_as_it_was(kind: str) -> None:
-    model = build(config(kind))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_full_cache_raises_and_stays_unchanged(variant: str) -> None:
+    model = build(config(variant))
     ids = text(model.config, 2, 12)
     cache = model.new_cache(2, 11)
     feed(model, ids[:, :10], cache, [])
@@ -75,7 +75,7 @@ def test_a_full_cache_says_so_and_stays_as_it_was(kind: str) -> None:
     close(model(ids[:, 10:11], cache=cache), model(ids)[:, 10:11])
 
 
-def test_a_learned_table_ends() -> None:
+def test_positions_past_a_learned_table_are_refused() -> None:
     model = build(config(pos="learned", context_length=8))
     ids = text(model.config, 1, 9)
     sentence = "9 tokens do not fit pos=learned, which has 8 positions"
@@ -89,7 +89,7 @@ def test_a_learned_table_ends() -> None:
     assert cache.length == 8
 
 
-def test_other_misuse_is_named() -> None:
+def test_other_misuse_is_refused() -> None:
     model = build(config())
     ids = text(model.config, 2, 6)
     with pytest.raises(ConfigError, match="the cache was made for 3 rows, got 2"):
@@ -101,11 +101,11 @@ def test_other_misuse_is_named() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_a_cache_of_another_type_than_the_model(kind: str, dtype: torch.dtype) -> None:
-    """Whole, in pieces and after the ring went round: logits of the model's type, near those without a cache."""
-    model = build(config(kind), std=0.15)
+def test_a_cache_of_another_dtype_than_the_model(variant: str, dtype: torch.dtype) -> None:
+    """Logits have the model's dtype and are near those without a cache: whole, in chunks, after the ring wraps."""
+    model = build(config(variant), std=0.15)
     ids = text(model.config)
     expected = model(ids)
     for counts in ([], [1] * 20, [7, 1, 6]):
@@ -114,10 +114,10 @@ def test_a_cache_of_another_type_than_the_model(kind: str, dtype: torch.dtype) -
         assert (got - expected).abs().mean() < 0.05 * expected.std()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_a_shared_prompt_is_computed_once(kind: str) -> None:
-    model = build(config(kind))
+def test_a_shared_prompt_is_computed_once(variant: str) -> None:
+    model = build(config(variant))
     prompt, tails = text(model.config, 2, 9), text(model.config, 6, 7, seed=4)
     cache = model.new_cache(2, 16)
     model(prompt, cache=cache)
@@ -127,10 +127,10 @@ def test_a_shared_prompt_is_computed_once(kind: str) -> None:
     close(feed(model, tails, cache, [1, 1]), model(whole)[:, 9:])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_ragged_rows_move_with_their_padding(kind: str) -> None:
-    model = build(config(kind))
+def test_ragged_rows_move_with_their_padding(variant: str) -> None:
+    model = build(config(variant))
     ids, padding = text(model.config), torch.tensor([0, 4, 9])
     cache = model.new_cache(3, 20)
     model(ids[:, :12], cache=cache, padding=padding)
@@ -142,10 +142,10 @@ def test_ragged_rows_move_with_their_padding(kind: str) -> None:
         close(got[row : row + 1], model(ids[origin : origin + 1, pad:])[:, 12 - pad :])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_reset_forgets_everything_but_the_memory(kind: str) -> None:
-    model = build(config(kind))
+def test_reset_clears_the_content_and_keeps_the_storage(variant: str) -> None:
+    model = build(config(variant))
     ids = text(model.config)
     cache = model.new_cache(3, 20)
     model(ids, cache=cache, padding=torch.tensor([0, 4, 9]))
@@ -157,10 +157,10 @@ def test_reset_forgets_everything_but_the_memory(kind: str) -> None:
 
 
 @pytest.mark.parametrize("layers", [{}, MIXED], ids=["uniform", "mixed"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_going_back(kind: str, layers: dict) -> None:
-    """Tokens that were saved before can be taken back, all or some; then the text goes on otherwise."""
-    model = build(config(kind, layers=layers, n_layers=3), std=0.2)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_truncation_to_a_saved_state(variant: str, layers: dict) -> None:
+    """After ``save`` all or some of the new tokens can be truncated and replaced by others."""
+    model = build(config(variant, layers=layers, n_layers=3), std=0.2)
     ids, other = text(model.config, 2, 30), text(model.config, 2, 30, seed=7)
 
     @settings(max_examples=25)
@@ -182,7 +182,7 @@ def test_going_back(kind: str, layers: dict) -> None:
 
 
 @torch.no_grad()
-def test_going_back_before_a_growing_window_was_full() -> None:
+def test_truncation_before_a_growing_window_is_full() -> None:
     model = build(config(attention={"name": "swa", "window": 100}), std=0.2)
     ids = text(model.config, 1, 200)
     cache = model.new_cache(1)
@@ -194,9 +194,9 @@ def test_going_back_before_a_growing_window_was_full() -> None:
     close(feed(model, ids[:, begin:], cache, [1]), model(ids)[:, begin:])
 
 
-def test_going_back_without_a_copy() -> None:
-    for kind in KINDS:
-        model = build(config(kind))
+def test_truncation_without_a_saved_state() -> None:
+    for variant in VARIANTS:
+        model = build(config(variant))
         cache = model.new_cache(1, 20)
         feed(model, text(model.config, 1, 12), cache, [])
         if any(layer.forgets(12) for layer in cache.layers):
@@ -209,11 +209,11 @@ def test_going_back_without_a_copy() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if config(kind).layer_configs[0].cache_spec(config().dims).rows]
+    "variant", [variant for variant in VARIANTS if config(variant).layer_configs[0].cache_spec(config().dims).rows]
 )
 @torch.no_grad()
-def test_a_window_over_the_model_is_a_window_in_every_layer(kind: str) -> None:
-    model = build(config(kind))
+def test_a_window_for_the_model_equals_a_window_in_every_layer(variant: str) -> None:
+    model = build(config(variant))
     ids = text(model.config)
     narrow = {**vars(model.config.attention), "window": min(7, model.config.attention.window or 7)}
     twin = build(config(attention=narrow))

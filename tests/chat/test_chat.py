@@ -1,4 +1,4 @@
-"""Conversations: each turn reads what is new, and what the model reads is what a fresh start would read."""
+"""Conversations: each turn reads only new tokens, and the token ids equal those of a fresh start."""
 
 import json
 from collections.abc import Callable
@@ -34,18 +34,18 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return request.param, build_tokenizer({"name": "hf", "path": str(folder)})
 
 
-def only(tokenizer: Tokenizer, *allowed: int) -> list[int]:
-    """All tokens but these."""
+def all_ids_except(tokenizer: Tokenizer, *allowed: int) -> list[int]:
+    """All token ids except ``allowed``."""
     return [id for id in range(tokenizer.vocab_size) if id not in allowed]
 
 
 def letter_and_end(tokenizer: Tokenizer, end: str) -> list[int]:
-    """All tokens but the letter c and the end of a turn, of which answers have one encoding alone."""
-    return only(tokenizer, tokenizer.encode("ac")[-1], tokenizer.special_tokens[end])
+    """All token ids except the letter c and the end of a turn; an answer of these has only one encoding."""
+    return all_ids_except(tokenizer, tokenizer.encode("ac")[-1], tokenizer.special_tokens[end])
 
 
 def check_logprobs(model: GPTModel, prompt: list[int], ids: list[int], logprobs: list[float] | None) -> None:
-    """What the kept cache gave is what a fresh pass over all tokens gives."""
+    """The log-probabilities computed with the kept cache equal those of one pass over all tokens."""
     with torch.no_grad():
         fresh = model(torch.tensor([[*prompt, *ids]])).log_softmax(-1)[0, len(prompt) - 1 : -1]
     expected = fresh.gather(1, torch.tensor(ids)[:, None])[:, 0]
@@ -53,7 +53,7 @@ def check_logprobs(model: GPTModel, prompt: list[int], ids: list[int], logprobs:
 
 
 @pytest.mark.parametrize("attention", ["mha", "swa", "mla", "linear"])
-def test_a_conversation_equals_a_fresh_read(published: tuple[str, Tokenizer], attention: str) -> None:
+def test_a_conversation_equals_a_pass_over_all_tokens(published: tuple[str, Tokenizer], attention: str) -> None:
     shape, tokenizer = published
     model = model_for(tokenizer, attention)
     chat = Chat(model, tokenizer, system=None if shape == "gemma" else "be c", seed=0, logprobs=True, max_new_tokens=9)
@@ -65,8 +65,10 @@ def test_a_conversation_equals_a_fresh_read(published: tuple[str, Tokenizer], at
         with tokens_read(model) as counts:
             answer = turn.run.finish()[0][0]
         assert turn.prompt.ids == fresh
-        regular = not chat.messages or all(message["content"] for message in chat.messages)  # Qwen's empty ones differ
-        if regular and (shape != "mistral" or not read):  # whose answers begin with a space, never written here
+        regular = not chat.messages or all(
+            message["content"] for message in chat.messages
+        )  # Qwen's empty answers differ
+        if regular and (shape != "mistral" or not read):  # its answers begin with a space, which is suppressed here
             assert sum(counts) == len(fresh) + len(answer.ids) - 1 - read
         check_logprobs(model, turn.prompt.ids, answer.ids, answer.logprobs)
         read = len(fresh) + len(answer.ids) - 1
@@ -75,12 +77,19 @@ def test_a_conversation_equals_a_fresh_read(published: tuple[str, Tokenizer], at
     assert {message["role"] for message in chat.messages} <= {"system", "user", "assistant"}
 
 
-def test_answers_that_no_text_encodes_to_are_kept_as_they_are(published: tuple[str, Tokenizer]) -> None:
-    """Tokens a and b in a row, which the tokenizer would merge: only new tokens are read all the same."""
+def test_answers_that_no_text_encodes_to_keep_their_ids(published: tuple[str, Tokenizer]) -> None:
+    """The answer has adjacent tokens a and b, which the tokenizer would merge; still only new tokens are read."""
     shape, tokenizer = published
     model = model_for(tokenizer)
     letters = [tokenizer.encode(f"c{letter}")[-1] for letter in "ab"]
-    chat = Chat(model, tokenizer, seed=1, max_new_tokens=24, temperature=9.0, suppress_tokens=only(tokenizer, *letters))
+    chat = Chat(
+        model,
+        tokenizer,
+        seed=1,
+        max_new_tokens=24,
+        temperature=9.0,
+        suppress_tokens=all_ids_except(tokenizer, *letters),
+    )
     chat.say("c")
     turn = chat.begin("c")
     with tokens_read(model) as counts:
@@ -102,8 +111,8 @@ def char_chat(template: str | ChatTemplate, **settings: Any) -> Chat:
 
 
 @pytest.mark.parametrize("template", ["plain", "chatml", "alpaca"])
-def test_stops_that_are_text(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without special tokens an answer ends at the text of the marker, wherever the model writes it."""
+def test_answers_stop_at_the_text_of_a_marker(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without special tokens an answer ends where the model generates the text of the marker."""
     chat = char_chat(template, max_new_tokens=60)
     end = chat.format.template.end_of_turn
     script = scripted(chat, f" hello{end}", f"good{end}x", "bad\nUser: x" if template == "plain" else f"bad{end}")
@@ -117,7 +126,7 @@ def test_stops_that_are_text(template: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def scripted(chat: Chat, *answers: str) -> list[str]:
-    """Make a model of characters write these answers, one a turn; returns those to come."""
+    """Make a character-level model generate these answers, one per turn; returns the remaining ones."""
     to_come, tokenizer = list(answers), chat.format.tokenizer
     begin = chat.begin
     head = chat.model.logits
@@ -138,11 +147,11 @@ def scripted(chat: Chat, *answers: str) -> list[str]:
     return to_come
 
 
-def test_another_end_of_text_is_no_part_of_an_answer(tmp_path: Path) -> None:
+def test_another_end_of_text_is_not_included_in_an_answer(tmp_path: Path) -> None:
     SHAPES["chatml"](tmp_path)
     tokenizer = build_tokenizer({"name": "hf", "path": str(tmp_path), "eos": "<|endoftext|>"})
     other = tokenizer.special_tokens["<|endoftext|>"]
-    chat = Chat(model_for(tokenizer), tokenizer, seed=0, suppress_tokens=only(tokenizer, other))
+    chat = Chat(model_for(tokenizer), tokenizer, seed=0, suppress_tokens=all_ids_except(tokenizer, other))
     assert chat.say("abc") == ""
     assert chat.begin("c").prompt.ids == chat.format.ids([*chat.messages, {"role": "user", "content": "c"}])
 
@@ -162,16 +171,16 @@ def test_strategies(strategy: str) -> None:
     assert turn.prompt.text == chat.format.template.render([*chat.messages, turn.message], open_turn=True)
 
 
-def test_a_loop_that_is_left_keeps_what_it_has_seen() -> None:
+def test_leaving_a_stream_early_keeps_the_text_streamed_so_far() -> None:
     chat = char_chat("chatml", max_new_tokens=30)
-    pieces = []
+    chunks = []
     stream = chat.stream("hi")
-    for piece in stream:
-        pieces.append(piece)
-        if len(pieces) == 4:
+    for chunk in stream:
+        chunks.append(chunk)
+        if len(chunks) == 4:
             break
     stream.close()  # type: ignore[attr-defined]  # a generator
-    assert chat.messages[-1]["content"].startswith("".join(pieces)) and len(chat.messages) == 2
+    assert chat.messages[-1]["content"].startswith("".join(chunks)) and len(chat.messages) == 2
     turn = chat.begin("so")
     with tokens_read(chat.model) as counts:
         turn.run.finish()
@@ -227,7 +236,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
         ('[{"role": "tool", "content": "x"}, {"role": "assistant", "content": "x"}]', "has the role 'tool'"),
     ],
 )
-def test_files_that_hold_no_conversation(content: str | None, message: str, tmp_path: Path) -> None:
+def test_files_without_a_conversation_are_refused(content: str | None, message: str, tmp_path: Path) -> None:
     chat = char_chat("chatml")
     chat.say("hi")
     before = list(chat.messages)
@@ -241,7 +250,7 @@ def test_files_that_hold_no_conversation(content: str | None, message: str, tmp_
 
 
 class TestPastTheContext:
-    def test_the_oldest_turns_are_left_out(self) -> None:
+    def test_the_oldest_turns_are_dropped(self) -> None:
         chat = char_chat("plain", context_length=64, pos="learned", max_new_tokens=10, system="kind")
         notices = []
         for number in range(12):
@@ -250,11 +259,11 @@ class TestPastTheContext:
             assert turn.prompt.messages[0]["role"] == "system" and turn.prompt.messages[-1] == turn.message
             notices.append(turn.prompt.notice)
             chat.end(turn, turn.run.finish()[0][0])
-        said = [notice for notice in notices if notice]
-        assert 2 <= len(said) < 12 and "the model's context of 64 tokens is full: the oldest 2 messages" in said[0]
+        shown = [notice for notice in notices if notice]
+        assert 2 <= len(shown) < 12 and "the model's context of 64 tokens is full: the oldest 2 messages" in shown[0]
         assert len(chat.messages) == 25
 
-    def test_an_answer_gets_the_room_that_is_left(self) -> None:
+    def test_an_answer_is_limited_to_the_remaining_context(self) -> None:
         chat = char_chat("plain", context_length=64, pos="learned", max_new_tokens=500)
         turn = chat.begin("x" * 40)
         assert turn.prompt.max_new_tokens == 64 - len(turn.prompt.ids)
@@ -262,7 +271,7 @@ class TestPastTheContext:
             chat.begin("x" * 71)
 
     @pytest.mark.parametrize("attention", ["mha", "linear"])
-    def test_a_model_that_slides_reads_on(self, attention: str) -> None:
+    def test_a_model_with_a_sliding_context_continues(self, attention: str) -> None:
         tokenizer = CharTokenizer(LETTERS)
         model = model_for(tokenizer, attention, context_length=32)
         chat = Chat(model, tokenizer, "chatml", max_new_tokens=10, seed=0)
@@ -310,7 +319,7 @@ def test_a_template_that_rewrites_earlier_answers_is_read_again() -> None:
     assert chat.begin("x").prompt.ids == chat.format.tokenizer.encode("u:hi;a:-;u:so;a:-;u:ok;a:-;u:x;a:")
 
 
-def test_what_cannot_be_a_conversation(published: tuple[str, Tokenizer]) -> None:
+def test_invalid_conversations_are_refused(published: tuple[str, Tokenizer]) -> None:
     tokenizer = CharTokenizer(LETTERS)
     model = model_for(tokenizer)
     make: list[tuple[Callable[[], Chat], str]] = [

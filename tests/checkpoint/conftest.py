@@ -20,14 +20,14 @@ def model() -> GPTModel:
 
 @pytest.fixture
 def saved(tmp_path: Path, model: GPTModel) -> Path:
-    """A checkpoint with everything that one can have."""
+    """A checkpoint with every optional file."""
     tensors = {"optimizer": {"weight/exp_avg": torch.randn(64, 64)}}
     return save_checkpoint(tmp_path / "saved", model, build_tokenizer("byte"), meta={"step": 7}, tensors=tensors)
 
 
 @pytest.fixture
 def run(tmp_path: Path, model: GPTModel) -> Path:
-    """A run's directory with checkpoints of steps 1, 2 and 3, of which 2 is the best."""
+    """A run directory with checkpoints of steps 1, 2 and 3; step 2 is the best."""
     folder = tmp_path / "runs" / "one" / FOLDER
     for step in (1, 2, 3):
         save_checkpoint(folder / f"step_{step:08}", model, build_tokenizer("byte"), meta={"step": step})

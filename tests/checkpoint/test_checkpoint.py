@@ -1,4 +1,4 @@
-"""What is saved comes back the same; what is not one of our checkpoints is refused in one sentence."""
+"""Round trips of checkpoints; a path without a checkpoint of this package is refused in one sentence."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ MODELS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", MODELS, ids=str)
-def test_a_model_comes_back_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_round_trips(settings: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = GPTModel({**SMALL, **settings}).eval()
     for buffer in model.buffers():
@@ -47,27 +47,27 @@ def test_a_model_comes_back_the_same(settings: dict[str, Any], tmp_path: Path) -
     assert torch.equal(loaded(ids), model(ids))
 
 
-def test_a_bf16_model_comes_back_as_bf16(tmp_path: Path) -> None:
+def test_a_bf16_model_is_loaded_in_bf16(tmp_path: Path) -> None:
     model = GPTModel(SMALL).to(torch.bfloat16)
     loaded = load_checkpoint(save_checkpoint(tmp_path / "model", model)).model
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-def test_a_tokenizer_travels_with_the_model(tmp_path: Path, model: GPTModel) -> None:
+def test_a_tokenizer_is_saved_with_the_model(tmp_path: Path, model: GPTModel) -> None:
     tokenizer = CharTokenizer.build_vocab("hé!")
     loaded = load_checkpoint(save_checkpoint(tmp_path / "model", model, tokenizer)).tokenizer
     assert loaded is not None
     assert loaded.fingerprint == tokenizer.fingerprint
 
 
-def test_further_tensors_come_back(saved: Path) -> None:
+def test_further_tensors_round_trip(saved: Path) -> None:
     (tensor,) = read_tensors(saved, "optimizer").values()
     torch.manual_seed(0)
     assert tensor.shape == (64, 64)
 
 
-def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path, model: GPTModel) -> None:
+def test_saving_again_replaces_the_checkpoint_and_leaves_no_temporary_files(saved: Path, model: GPTModel) -> None:
     with torch.no_grad():
         model.embedding.weight.add_(1)
     save_checkpoint(saved, model)
@@ -89,31 +89,33 @@ def test_saving_again_replaces_and_leaves_nothing_behind(saved: Path, model: GPT
         ("one/checkpoints/step_00000001", "best", 1),
     ],
 )
-def test_what_a_path_stands_for(run: Path, path: str, prefer: str, step: int) -> None:
+def test_the_checkpoint_that_a_path_resolves_to(run: Path, path: str, prefer: str, step: int) -> None:
     assert find_checkpoint(run.parent / path, prefer).resolve().name == f"step_{step:08}"
 
 
-def test_a_damaged_one_of_a_run_is_left_for_the_newest_whole_one(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_of_a_run_falls_back_to_the_newest_valid_one(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (run / FOLDER / "step_00000002" / "config.json").unlink()
     assert load_checkpoint(run).meta["step"] == 3
     assert "config.json" in caplog.text
     assert "step_00000003' instead" in caplog.text
 
 
-def test_the_pointers_may_be_lost(run: Path) -> None:
+def test_a_run_without_its_links_loads_the_newest_checkpoint(run: Path) -> None:
     (run / FOLDER / "best").unlink()
     (run / FOLDER / "latest").unlink()
     assert load_checkpoint(run).meta["step"] == 3
 
 
-def test_no_checkpoint_of_a_run_is_whole(run: Path) -> None:
+def test_no_checkpoint_of_a_run_is_valid(run: Path) -> None:
     for step in (1, 2, 3):
         (run / FOLDER / f"step_{step:08}" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"step_00000002.*model\.safetensors"):
         load_checkpoint(run)
 
 
-def test_one_that_is_named_itself_is_not_replaced_by_another(run: Path) -> None:
+def test_a_checkpoint_named_by_its_path_has_no_fallback(run: Path) -> None:
     (run / FOLDER / "step_00000002" / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_checkpoint(run / FOLDER / "step_00000002")
@@ -122,7 +124,7 @@ def test_one_that_is_named_itself_is_not_replaced_by_another(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("runs/two", "there is no checkpoint at .*two.*there are: .*one"),
         ("nowhere/at/all", "train a model first"),
@@ -132,12 +134,12 @@ def test_one_that_is_named_itself_is_not_replaced_by_another(run: Path) -> None:
         ("started", "is not a checkpoint"),
     ],
 )
-def test_what_is_no_checkpoint(run: Path, tmp_path: Path, name: str, words: str) -> None:
+def test_a_path_without_a_checkpoint_is_refused(run: Path, tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "weights.pt").write_bytes(b"\x80\x02}q\x00.")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
     (tmp_path / "started" / FOLDER).mkdir(parents=True)
-    with pytest.raises(CheckpointError, match=words) as caught:
+    with pytest.raises(CheckpointError, match=message) as caught:
         load_checkpoint(tmp_path / name)
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""No damaged byte is loaded in silence, and no file in a checkpoint makes anything run."""
+"""Damaged files are never loaded silently, and no file of a checkpoint can run code."""
 
 import json
 import struct
@@ -45,17 +45,17 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_damage_is_noticed(name: str, saved: Path) -> None:
+def test_every_damage_is_detected(name: str, saved: Path) -> None:
     path = saved / name
     whole = path.read_bytes()
-    for kind, damage in DAMAGE.items():
+    for damage_name, damage in DAMAGE.items():
         path.write_bytes(damaged := damage(whole))
         if name == MANIFEST and parsed(damaged) == parsed(whole):
             continue  # white space
         with pytest.raises(CheckpointError) as caught:
             load_checkpoint(saved)
-        assert name in str(caught.value), kind
-        assert "\n" not in str(caught.value), kind
+        assert name in str(caught.value), damage_name
+        assert "\n" not in str(caught.value), damage_name
     path.unlink()
     with pytest.raises(CheckpointError, match=name):
         load_checkpoint(saved)
@@ -75,7 +75,7 @@ def parsed(data: bytes) -> Any:
 
 
 def forged(saved: Path, name: str, content: bytes) -> None:
-    """A file that someone made up, with a manifest that fits it."""
+    """A forged file, with a manifest that matches it."""
     (saved / name).write_bytes(content)
     (saved / MANIFEST).unlink()
     write_manifest(saved)
@@ -86,8 +86,8 @@ def edited(saved: Path, **changes: Any) -> bytes:
     for key, value in changes.items():
         *path, last = key.split("__")
         place = config
-        for part in path:
-            place = place[part]
+        for key in path:
+            place = place[key]
         place[last] = value
     return json.dumps(config).encode()
 
@@ -129,7 +129,7 @@ TARGET = {"_target_": "os.system", "command": "touch ran"}
     ],
     ids=str,
 )
-def test_a_hostile_config_runs_nothing(
+def test_a_hostile_config_runs_no_code(
     changes: dict[str, Any], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -158,7 +158,7 @@ def header(size: int, content: bytes = b"") -> bytes:
     ],
     ids=repr,
 )
-def test_hostile_weights_run_nothing_and_fill_no_memory(
+def test_hostile_weights_run_no_code_and_fill_no_memory(
     content: bytes, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -184,7 +184,7 @@ def test_a_manifest_reaches_no_other_directory(name: str, saved: Path) -> None:
     [None, [], "x", {"config.json": None}, {"config.json": {}}, {"config.json": {"size": "1", "sha256": 5}}, {}],
     ids=repr,
 )
-def test_a_manifest_of_another_shape(files: Any, saved: Path) -> None:
+def test_a_manifest_of_another_structure(files: Any, saved: Path) -> None:
     content = {"format": 1, "files": files, "sha256": seal(files)}
     (saved / MANIFEST).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
@@ -201,7 +201,7 @@ def test_a_manifest_of_another_shape(files: Any, saved: Path) -> None:
     ],
     ids=repr,
 )
-def test_a_hostile_tokenizer_runs_nothing(content: bytes, saved: Path) -> None:
+def test_a_hostile_tokenizer_runs_no_code(content: bytes, saved: Path) -> None:
     forged(saved, "tokenizer.json", content)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         load_checkpoint(saved)

@@ -1,4 +1,4 @@
-"""A disk that is full, at any byte: the checkpoint that was there stays, and one sentence says what is needed."""
+"""A disk that is full at any byte: the previous checkpoint stays, and one sentence names the required space."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ resource = pytest.importorskip("resource", reason="this system has no limits on 
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """The system itself refuses to write a file beyond so many bytes, to whatever library does it."""
+    """Context manager: the operating system refuses to write files larger than ``size`` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -39,14 +39,14 @@ def changed(model: GPTModel) -> GPTModel:
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 100, 1000, 4096, 10_000, 16_384, 20_000, 30_000])
-def test_the_system_refuses_after_so_many_bytes(size: int, saved: Path, model: GPTModel) -> None:
+def test_the_system_refuses_writes_beyond_a_size(size: int, saved: Path, model: GPTModel) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     assert max(map(len, before.values())) > 30_000, "every limit is to be hit"
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     with largest_file(size), pytest.raises(CheckpointError, match="make room") as caught:
         save_checkpoint(saved, changed(model))
-    said = re.search(r"it takes ([\d,]+) bytes", str(caught.value))
-    assert said and int(said[1].replace(",", "")) >= needed
+    message = re.search(r"it takes ([\d,]+) bytes", str(caught.value))
+    assert message and int(message[1].replace(",", "")) >= needed
     assert "\n" not in str(caught.value)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["saved"], "the temporary is removed"
@@ -55,7 +55,7 @@ def test_the_system_refuses_after_so_many_bytes(size: int, saved: Path, model: G
     assert torch.equal(load_checkpoint(saved).model.embedding.weight, model.embedding.weight)
 
 
-def test_too_little_room_is_seen_before_a_byte_is_written(
+def test_too_little_space_is_detected_before_writing(
     saved: Path, model: GPTModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -71,7 +71,7 @@ def test_too_little_room_is_seen_before_a_byte_is_written(
 def test_a_call_that_fails(
     name: str, call: int, error: int, saved: Path, model: GPTModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The k-th fsync, rename or making of a directory; one whole checkpoint is always there."""
+    """The k-th fsync, rename or creation of a directory fails; one valid checkpoint always remains."""
     module, _, function = name.partition(".")
     original, calls = getattr(os, function), 0
 
@@ -106,7 +106,7 @@ def test_a_call_that_fails(
 def test_a_removal_that_fails(
     name: str, call: int, saved: Path, model: GPTModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be removed stays; the new checkpoint is whole beside it, and so is the next."""
+    """A file that cannot be removed stays; the new checkpoint beside it and the next one are valid."""
     original, calls = getattr(os, name.removeprefix("os.")), 0
 
     def failing(*args: Any, **keywords: Any) -> Any:
@@ -124,7 +124,7 @@ def test_a_removal_that_fails(
     assert torch.equal(load_checkpoint(saved).model.embedding.weight, model.embedding.weight)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, model: GPTModel) -> None:
+def test_a_path_that_cannot_be_written(tmp_path: Path, model: GPTModel) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot save"):
         save_checkpoint(tmp_path / "file" / "model", model)

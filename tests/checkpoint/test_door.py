@@ -1,4 +1,4 @@
-"""One door: from_pretrained and load_model open every name, save_pretrained writes every model; they are inverses."""
+"""from_pretrained and load_model open every name, save_pretrained writes every model, and both are inverses."""
 
 import json
 import os
@@ -46,8 +46,8 @@ def made(settings: dict[str, Any], dtype: torch.dtype = torch.float32) -> GPTMod
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 @torch.no_grad()
-def test_opening_is_the_inverse_of_saving(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Config, weights and logits are bitwise those that were saved, in each format that holds the model."""
+def test_loading_is_the_inverse_of_saving(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Config, weights and logits are bitwise equal after saving and loading, in each format that supports the model."""
     model, ids = made(settings), torch.randint(256, (2, 9))
     model.save_pretrained(tmp_path / "auto")
     model.save_pretrained(tmp_path / "own", format="modular_gpt")
@@ -59,7 +59,7 @@ def test_opening_is_the_inverse_of_saving(settings: dict[str, Any], tmp_path: Pa
         assert not loaded.training
         found = loaded.state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items()), folder
-        if folder != "auto":  # a published family leaves out what does not change the logits, such as the backend
+        if folder != "auto":  # a published format omits settings that do not change the logits, such as the backend
             assert loaded.config == model.config
     assert torch.equal(torch.get_rng_state(), state), "loading must not change what a program draws next"
 
@@ -116,7 +116,7 @@ def test_a_run_is_not_overwritten_by_a_folder(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+def test_integer_tensors_are_refused_as_weights(tmp_path: Path) -> None:
     made({}).save_pretrained(tmp_path, format="modular_gpt")
     tensors = load_file(tmp_path / "model.safetensors")
     name = next(name for name in tensors if name.endswith("embedding.weight"))
@@ -139,11 +139,11 @@ def test_the_former_format_still_works(tmp_path: Path) -> None:
         made({}).save_pretrained(tmp_path, format="onnx")
 
 
-# --- our own kind of folder is read by its config and its safetensors files alone
+# --- a folder of this package is read only by its config and its safetensors files
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     made({"attention": "linear"}).save_pretrained(tmp_path / "own")
     return tmp_path / "own"
 
@@ -155,14 +155,14 @@ def changed(folder: Path, name: str = "config.json", **values: Any) -> None:
 
 @pytest.mark.parametrize("outside", ["../elsewhere.safetensors", "{tmp}/elsewhere.safetensors", "sub/x.safetensors"])
 @pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
-def test_an_index_reaches_no_other_folder(outside: str, index: str, own: Path, tmp_path: Path) -> None:
-    weights = own / "model.safetensors"
+def test_an_index_reaches_no_other_folder(outside: str, index: str, folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
     names = list(made({"attention": "linear"}).state_dict())
     os.rename(weights, tmp_path / "elsewhere.safetensors")
     where = {f"model.{name}": outside.format(tmp=tmp_path) for name in names}
-    changed(own, index, metadata={}, weight_map=where)  # without the first, transformers fails before it reads
+    changed(folder, index, metadata={}, weight_map=where)  # without metadata, transformers fails before it reads
     with pytest.raises(CheckpointError, match="has no file"):
-        load_model(own)
+        load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -179,30 +179,30 @@ def test_an_index_reaches_no_other_folder(outside: str, index: str, own: Path, t
     ],
     ids=str,
 )
-def test_other_settings_have_no_effect(values: dict[str, Any], own: Path) -> None:
-    expected = load_model(own).model.state_dict()
-    changed(own, **values)
-    found = load_model(own).model.state_dict()
+def test_other_settings_have_no_effect(values: dict[str, Any], folder: Path) -> None:
+    expected = load_model(folder).model.state_dict()
+    changed(folder, **values)
+    found = load_model(folder).model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_adapter_files_change_nothing(own: Path) -> None:
-    """A whole adapter: one for each layer, with other numbers than a norm's output, whose mean is 0, cancels."""
-    expected = load_model(own).model
+def test_adapter_files_change_nothing(folder: Path) -> None:
+    """A complete adapter for each layer, whose effect does not cancel against the zero mean of a norm's output."""
+    expected = load_model(folder).model
     adapters = {
         f"base_model.model.model.blocks.{block}.attention.query.lora_{side}.weight": torch.randn(shape)
         for block in range(SIZES["n_layers"])
         for side, shape in (("A", (2, 16)), ("B", (16, 2)))
     }
-    save_file(adapters, own / "adapter_model.safetensors")
-    changed(own, "adapter_config.json", peft_type="LORA", r=2, target_modules=["query"], base_model_name_or_path="x")
-    found = load_model(own).model
+    save_file(adapters, folder / "adapter_model.safetensors")
+    changed(folder, "adapter_config.json", peft_type="LORA", r=2, target_modules=["query"], base_model_name_or_path="x")
+    found = load_model(folder).model
     assert type(found.blocks[0].attention.query) is torch.nn.Linear  # type: ignore[union-attr]
     assert torch.equal(found(torch.arange(9)[None]), expected(torch.arange(9)[None]))
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"gpt": {"n_layers": 10**9}}, "more than the weights"),
         ({"gpt": {"n_layers": 1e300}}, "more than the weights"),
@@ -217,21 +217,23 @@ def test_adapter_files_change_nothing(own: Path) -> None:
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_one_sentence(values: dict[str, Any], words: str, own: Path) -> None:
-    gpt = json.loads((own / "config.json").read_text())["gpt"]
+def test_settings_that_do_not_match_the_weights_get_one_sentence(
+    values: dict[str, Any], message: str, folder: Path
+) -> None:
+    gpt = json.loads((folder / "config.json").read_text())["gpt"]
     if isinstance(values.get("gpt"), dict):
         values = {"gpt": {**gpt, **values["gpt"]}}
-    changed(own, **values)
-    with pytest.raises(CheckpointError, match=words) as caught:
-        load_model(own)
+    changed(folder, **values)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_a_pickle_of_ours_runs_nothing(own: Path, tmp_path: Path) -> None:
-    (own / "model.safetensors").unlink()
-    (own / "pytorch_model.bin").write_bytes(
+def test_a_pickle_of_this_package_runs_no_code(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(
         b"\x80\x04\x95\x1e\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x09touch ran"
     )
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
-        load_model(own)
+        load_model(folder)
     assert not (tmp_path / "ran").exists()

@@ -1,4 +1,4 @@
-"""Files and directories appear whole or not at all."""
+"""Atomic writes: files and directories appear complete or not at all."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def test_an_error_leaves_the_old_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def test_one_that_is_to_be_kept_stays(tmp_path: Path) -> None:
+def test_an_existing_directory_stays_on_request(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_text("theirs")
     with new_directory(tmp_path / "a", keep=lambda path: (path / "file").exists()) as new:
@@ -56,7 +56,7 @@ def test_one_that_is_to_be_kept_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def test_others_may_read_it(tmp_path: Path) -> None:
+def test_permissions_allow_others_to_read(tmp_path: Path) -> None:
     with new_directory(tmp_path / "a"):
         pass
     (tmp_path / "usual").mkdir()
@@ -64,7 +64,7 @@ def test_others_may_read_it(tmp_path: Path) -> None:
 
 
 def test_threads_that_replace_each_other(tmp_path: Path) -> None:
-    """Whoever looks sees a whole directory, of one writer."""
+    """A reader always sees the complete directory of one writer."""
     errors: list[Exception] = []
 
     def write(number: int) -> None:
@@ -86,7 +86,7 @@ def test_threads_that_replace_each_other(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def test_what_was_left_behind_long_ago_is_removed(tmp_path: Path) -> None:
+def test_old_temporaries_are_removed(tmp_path: Path) -> None:
     old, young = tmp_path / f"a{MARK}1", tmp_path / f"b{MARK}2"
     (old / "deep").mkdir(parents=True)
     young.write_text("")
@@ -98,8 +98,8 @@ def test_what_was_left_behind_long_ago_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["kept"]
 
 
-def test_a_directory_that_was_moved_aside_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed between the two renames of a replacement, of which nothing can clean up."""
+def test_a_directory_that_was_moved_aside_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is killed between the two renames of a replacement, and no cleanup runs."""
     with new_directory(tmp_path / "a") as new:
         (new / "file").write_text("old")
     rename, calls = os.rename, []
@@ -122,9 +122,7 @@ def test_a_directory_that_was_moved_aside_comes_back(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_pointer_leads_to_what_it_was_set_to_last(
-    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_resolves_to_its_last_target(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **keywords: Any) -> None:
         raise OSError
 
@@ -138,20 +136,20 @@ def test_a_pointer_leads_to_what_it_was_set_to_last(
     assert (tmp_path / "latest").is_symlink() == links
 
 
-def test_a_pointer_of_text_leads_nowhere_else(tmp_path: Path) -> None:
+def test_a_link_in_a_text_file_stays_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "inside").mkdir()
     for content in ("../", "..", "/etc", "inside/../..", "", "missing"):
         (tmp_path / "inside" / "latest").write_text(content)
         assert resolve_link(tmp_path / "inside" / "latest") == tmp_path / "inside" / "latest"
 
 
-def test_other_paths_are_followed_to_themselves(tmp_path: Path) -> None:
+def test_paths_that_are_not_links_resolve_to_themselves(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(range(256)))
     for path in (tmp_path, tmp_path / "weights", tmp_path / "missing"):
         assert resolve_link(path) == path
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "a", "old é")
     assert (tmp_path / "a").read_text(encoding="utf-8") == "old é"
 
@@ -171,7 +169,7 @@ def test_sha256(tmp_path: Path) -> None:
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever may write to a shared folder cannot make a temporary lead to a file elsewhere."""
+    """A planted link in a shared folder cannot redirect a temporary to another file."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     folder = tmp_path / "shared"
@@ -200,7 +198,7 @@ def test_the_old_guessable_names_are_not_used(name: str, tmp_path: Path) -> None
     assert victim.read_text() == "precious" and (tmp_path / "a").read_text() == "new"
 
 
-def test_what_is_still_being_written_is_not_stale(tmp_path: Path) -> None:
+def test_a_directory_being_written_is_not_stale(tmp_path: Path) -> None:
     with new_directory(tmp_path / "a") as new:
         (new / "file").write_text("long work")
         os.utime(new, (time.time() - 10**6, time.time() - 10**6))
@@ -210,7 +208,7 @@ def test_what_is_still_being_written_is_not_stale(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_comes_and_goes_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process's directory stands there when this one renames, and is gone when it looks."""
+    """The directory of another process blocks the rename and is gone when it is inspected."""
     rename, calls = os.rename, 0
 
     def contested(source: Any, target: Any) -> None:

@@ -1,4 +1,4 @@
-"""Models are opened with a data type and a device by name, and a name that cannot be is one sentence."""
+"""Models are loaded with a dtype and a device by name; an invalid name gets one sentence."""
 
 from pathlib import Path
 
@@ -40,6 +40,6 @@ def test_devices_by_name(models: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("name", [None, 3, "", "a\0b", "x/" + "a" * 5000])
-def test_a_name_that_no_model_can_have(name: object) -> None:
+def test_an_invalid_name_of_a_model_is_refused(name: object) -> None:
     with pytest.raises(ConfigError, match=r"opened by its path or name|name of a model must be a path"):
         load_model(name)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Checkpoints that were copied, repacked or tampered with: links may be folders now, only listed files are read."""
+"""Checkpoints that were copied, repacked or modified: links may have become folders, only listed files are read."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from modular_gpt.model.config import GPTConfig
 
 
 @pytest.mark.parametrize(("prefer", "step"), [("best", 2), ("latest", 3)])
-def test_a_copy_with_links_followed_means_the_same(prefer: str, step: int, run: Path) -> None:
+def test_a_copy_with_links_followed_loads_the_same_checkpoints(prefer: str, step: int, run: Path) -> None:
     copy = run.with_name("copy")
     shutil.copytree(run, copy, symlinks=False)
     assert (copy / FOLDER / prefer).is_dir() and not (copy / FOLDER / prefer).is_symlink()
@@ -39,7 +39,7 @@ def test_a_copy_with_links_followed_means_the_same(prefer: str, step: int, run: 
     assert open_checkpoint(copy, prefer).meta["step"] == step
 
 
-def test_a_link_takes_the_place_of_a_folder_that_stays(run: Path) -> None:
+def test_a_link_replaces_a_folder_only_on_request(run: Path) -> None:
     copy = run.with_name("copy")
     shutil.copytree(run, copy, symlinks=False)
     folder = copy / FOLDER
@@ -52,7 +52,7 @@ def test_a_link_takes_the_place_of_a_folder_that_stays(run: Path) -> None:
     assert load_checkpoint(folder / "latest-copied").meta["step"] == 3
     assert (folder / "latest-copied1").is_dir()
     (folder / "latest").mkdir()
-    with pytest.raises(OSError):  # without being asked to, a folder is left alone
+    with pytest.raises(OSError):  # by default a folder is not replaced
         link(folder / "latest", "step_00000001")
     assert not list(folder.glob("*.tmp-*"))
 
@@ -76,7 +76,7 @@ def test_only_listed_files_are_read(saved: Path) -> None:
     assert load_checkpoint(saved).tokenizer is None
 
 
-def test_a_set_that_is_needed_is_demanded(saved: Path) -> None:
+def test_a_missing_required_set_is_refused(saved: Path) -> None:
     reader = open_checkpoint(saved)
     assert reader.required_tensors("optimizer")
     with pytest.raises(CheckpointError, match=r"has no trained\.safetensors"):
@@ -110,11 +110,11 @@ def test_each_file_is_read_once_to_verify_it_and_the_config_once(saved: Path, mo
     assert CheckpointReader(saved).config == reader.config and len(hashed) == len(reader.files)
 
 
-# --- files that are no files
+# --- pipes and devices in place of files
 
 
 def within(seconds: float, action: Callable[[], Any]) -> None:
-    """The action ends in time; it runs in a thread, since reading a pipe could not be interrupted."""
+    """Assert that the action ends in time; it runs in a thread, since reading a pipe cannot be interrupted."""
     errors: list[BaseException] = []
 
     def act() -> None:
@@ -172,7 +172,7 @@ def test_strange_names_of_tensors(saved: Path) -> None:
         assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
-def test_a_run_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_gets_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "runs" / "one" / FOLDER).mkdir(parents=True)
     with pytest.raises(CheckpointError, match="saved none"):
         load_checkpoint(tmp_path / "runs" / "one")

@@ -11,14 +11,14 @@ from modular_gpt.training import load_config, train
 from modular_gpt.training.recorder import read_metrics
 
 HERE = Path(__file__).parent / "written_by_0_1_0"
-# What that version itself wrote after resuming from step 8: gqa, moe, rmsnorm, dropout, averaged weights.
+# Losses that version computed after resuming from step 8: gqa, moe, rmsnorm, dropout, averaged weights.
 LOSSES = [2.5019357204437256, 2.5017619132995605, 2.484931230545044, 2.462419271469116]
 LOADED = 2.4959006309509277  # loss of its weights on the text below
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run beside its text, in the present directory."""
+    """A copy of the run beside its text in the working directory."""
     shutil.copytree(HERE, tmp_path / "old")
     for name in ("best", "latest"):  # links, which a source archive would not keep
         (tmp_path / "old" / "run" / "checkpoints" / name).symlink_to("step_00000008")

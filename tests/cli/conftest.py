@@ -1,4 +1,4 @@
-"""Commands are called in this process, in an empty folder, and their output is caught."""
+"""Fixtures that run commands in this process, in an empty folder, and capture their output."""
 
 import builtins
 import shutil
@@ -26,7 +26,7 @@ TINY = (
 
 @dataclass
 class Answer:
-    """What a command said: its exit code, stdout and stderr."""
+    """Result of a command: its exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -38,7 +38,7 @@ Run = Callable[..., Answer]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, in which the test stands."""
+    """An empty folder, which is the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MODULAR_GPT_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -46,27 +46,27 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def corpus(folder: Path) -> str:
-    """The words that choose a small text of one's own."""
+    """Command line arguments that select a small text file."""
     (folder / "text.txt").write_text("the cat sat on the mat. " * 60)
     return "data=text data.path=text.txt tokenizer=char"
 
 
 @pytest.fixture
 def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Call a command with words: run("train", "attention=gqa")."""
+    """Call a command with arguments: run("train", "attention=gqa")."""
 
-    def call(command: str, *words: str) -> Answer:
+    def call(command: str, *arguments: str) -> Answer:
         capsys.readouterr()
-        code = MAINS[command](words)
-        said = capsys.readouterr()
-        return Answer(code, said.out, said.err)
+        code = MAINS[command](arguments)
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
 
     yield call
 
 
 @pytest.fixture(scope="session")
 def trainings() -> dict[tuple[str, ...], tuple[Path, Answer]]:
-    """Settings -> the folder after a training with them, and what the command said."""
+    """Settings -> the folder after a training with them, and the result of the command."""
     return {}
 
 
@@ -78,29 +78,29 @@ def train_once(
     trainings: dict[tuple[str, ...], tuple[Path, Answer]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Answer]:
-    """Train on the small text; what another test has trained with the same settings is copied."""
+    """Train on the small text; a run that another test has trained with the same settings is copied."""
 
-    def call(*words: str) -> Answer:
-        if words in trainings:
-            shutil.copytree(trainings[words][0], folder, symlinks=True, dirs_exist_ok=True)
+    def call(*arguments: str) -> Answer:
+        if arguments in trainings:
+            shutil.copytree(trainings[arguments][0], folder, symlinks=True, dirs_exist_ok=True)
         else:
-            answer = run("train", *corpus.split(), *words)
+            answer = run("train", *corpus.split(), *arguments)
             assert answer.code == 0, answer.err
             kept = tmp_path_factory.mktemp("trained") / "folder"
-            trainings[words] = shutil.copytree(folder, kept, symlinks=True), answer
-        return trainings[words][1]
+            trainings[arguments] = shutil.copytree(folder, kept, symlinks=True), answer
+        return trainings[arguments][1]
 
     return call
 
 
 @pytest.fixture
 def trained(train_once: Callable[..., Answer]) -> Answer:
-    """A run of two steps in ``runs``, of a model whose positions end with its context of 16."""
+    """A run of two steps in ``runs``; its learned positions end with the context of 16."""
     return train_once(*TINY, "pos=learned")
 
 
 def type_lines(monkeypatch: pytest.MonkeyPatch, lines: Sequence[str | BaseException]) -> None:
-    """Let ``input`` return these lines and then the end; an exception stands for a key such as Ctrl-C."""
+    """Make ``input`` return these lines and then raise EOFError; an exception stands for a key such as Ctrl-C."""
     waiting = iter(lines)
 
     def read(prompt: str) -> str:

@@ -1,4 +1,4 @@
-"""A text that is continued begins once with the token that the model's texts begin with; any of its ends stops it."""
+"""Prompts begin with exactly one beginning-of-text token; any end-of-text token stops generation."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ BOS = 1
 
 
 class Published(ByteTokenizer):
-    """Bytes, a beginning, and three ends, as the tokenizers of published models have them."""
+    """Bytes, one beginning-of-text and three end-of-text tokens, as in tokenizers of published models."""
 
     bos_id, eos_id, _end_ids = BOS, 2, (3, 4)
 
 
 class Recorded(Generation):
-    """Notes the prompts and the settings of every run."""
+    """Records the prompts and the settings of every run."""
 
     runs: list[tuple[list[int], GenerationConfig]]
 
@@ -59,7 +59,7 @@ def test_a_conversation(writer: Writer, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_ids_without_text_do_not_end_a_text(writer: Writer) -> None:
-    """The model's vocabulary is wider than the tokenizer's; only ids with a text are drawn."""
+    """The model's vocabulary is larger than the tokenizer's; only ids with a text are sampled."""
     found = writer.write(writer.encode("ab"), GenerationConfig(max_new_tokens=30, seed=0), lambda _: None)
     assert isinstance(found.text, str) and found.reason in ("length", "token")
     assert max(found.ids) < 256

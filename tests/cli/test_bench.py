@@ -1,4 +1,4 @@
-"""mgpt-bench: what its words choose, and its answers to mistakes. tests/benchmark holds the measurements."""
+"""mgpt-bench: its arguments and error messages. tests/benchmark tests the measurements."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["attention=mha,nope"], "no attention 'nope'"),
         (["context=0"], "benchmark.context must be above 0, got 0"),
@@ -16,13 +16,13 @@ from tests.cli.conftest import Run
         (["rounds=many"], "rounds"),
     ],
 )
-def test_mistakes(words: list[str], message: str, run: Run) -> None:
-    result = run("bench", *words)
+def test_mistakes(arguments: list[str], message: str, run: Run) -> None:
+    result = run("bench", *arguments)
     assert result.code == 2
     assert message in result.err
 
 
-def test_words_with_commas_are_variants_contexts_and_batches(run: Run) -> None:
+def test_values_with_commas_are_variants_contexts_and_batches(run: Run) -> None:
     result = run("bench", "attention=mha,gqa", "context=64,128", "batch=1,8", "--cfg", "job")
     assert result.code == 0
     assert "context:\n- 64\n- 128\n" in result.out

@@ -25,7 +25,7 @@ Write = Callable[..., Answer]
 
 @pytest.fixture
 def model(folder: Path) -> Path:
-    """A checkpoint of a small model of characters, with ChatML as its template."""
+    """A checkpoint of a small character-level model with the ChatML template."""
     torch.manual_seed(1)
     tokenizer = CharTokenizer(LETTERS)
     sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "context_length": 160, "pos": "learned", "init_std": 0.4}
@@ -35,16 +35,16 @@ def model(folder: Path) -> Path:
 
 @pytest.fixture
 def write(run: Run, model: Path) -> Write:
-    return lambda *words: run("generate", f"checkpoint={model}", *SETTINGS, *words)
+    return lambda *arguments: run("generate", f"checkpoint={model}", *SETTINGS, *arguments)
 
 
 @pytest.fixture
 def talk(write: Write, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """What a conversation prints: its lines, and settings of the command."""
+    """Hold a conversation with typed lines and arguments of the command; returns its output."""
 
-    def say(*lines: str | BaseException, words: tuple[str, ...] = ()) -> Answer:
+    def say(*lines: str | BaseException, arguments: tuple[str, ...] = ()) -> Answer:
         type_lines(monkeypatch, lines)
-        return write("interactive=true", *words)
+        return write("interactive=true", *arguments)
 
     return say
 
@@ -82,13 +82,13 @@ def test_a_prompt_is_one_message(write: Write, model: Path, template: str) -> No
     assert f"--- 'Hello'\n{first}" in both.replace("\n ", "\n") and second in both
 
 
-def test_a_template_is_not_used_unasked(write: Write) -> None:
+def test_a_template_is_used_only_on_request(write: Write) -> None:
     assert write("prompt=Hello").out.startswith("Hello")
     assert not write("prompt=Hello", "chat=auto").out.startswith("Hello")
 
 
 def test_a_conversation(talk: Write, chats: list[Chat], model: Path) -> None:
-    answer = talk("Hello", "", "//reset", "/quit", "never read", words=("system=Be kind.",))
+    answer = talk("Hello", "", "//reset", "/quit", "never read", arguments=("system=Be kind.",))
     assert answer.code == 0, answer.err
     messages = [message["content"] for message in chats[0].messages]
     assert messages[0] == "Be kind." and messages[1::2] == ["Hello", "/reset"] and len(messages) == 5
@@ -99,12 +99,12 @@ def test_a_conversation(talk: Write, chats: list[Chat], model: Path) -> None:
 
 def test_commands(talk: Write, chats: list[Chat], folder: Path) -> None:
     commands = ("/save talk.json", "/reset", "So", "/load talk.json", "/set max_new_tokens=2", "Well", "/settings")
-    answer = talk("Hello", *commands, "/help", "/reset", words=("system=Be kind.",))
+    answer = talk("Hello", *commands, "/help", "/reset", arguments=("system=Be kind.",))
     assert answer.code == 0, answer.err
     saved = json.loads((folder / "talk.json").read_text())["messages"]
     assert [message["role"] for message in saved] == ["system", "user", "assistant"]
-    for said in ("(3 messages in talk.json)", "(3 messages from talk.json)", "(a new conversation)"):
-        assert said in answer.out
+    for notice in ("(3 messages in talk.json)", "(3 messages from talk.json)", "(a new conversation)"):
+        assert notice in answer.out
     assert "max_new_tokens=2" in answer.out and answer.out.count("/save FILE") == 2
     assert chats[0].messages == [{"role": "system", "content": "Be kind."}]
 
@@ -123,16 +123,14 @@ MISTAKES = {
 
 @pytest.mark.parametrize("line", MISTAKES, ids=lambda line: line[:12])
 def test_a_mistake_changes_nothing(talk: Write, chats: list[Chat], line: str) -> None:
-    words = ("greedy=false", "seed=0") if "top_k" in line else ()
-    answer = talk("Hello", line, "So", words=words)
+    arguments = ("greedy=false", "seed=0") if "top_k" in line else ()
+    answer = talk("Hello", line, "So", arguments=arguments)
     assert answer.code == 0
     assert answer.out.count("error: ") == 1 and MISTAKES[line] in answer.out
     assert [message["content"] for message in chats[0].messages[::2]] == ["Hello", "So"]
 
 
-def test_ctrl_c_keeps_the_answer_as_far_as_it_has_come(
-    talk: Write, chats: list[Chat], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_keeps_the_partial_answer(talk: Write, chats: list[Chat], monkeypatch: pytest.MonkeyPatch) -> None:
     original = text_writer.Generation.__iter__
 
     def interrupted(self: text_writer.Generation) -> Iterator[Step]:
@@ -155,7 +153,7 @@ def test_ctrl_c_keeps_the_answer_as_far_as_it_has_come(
     assert turn.prompt.ids == chat.format.ids(turn.prompt.messages)
 
 
-def test_a_full_context_is_said_once(talk: Write) -> None:
+def test_a_full_context_is_reported_once(talk: Write) -> None:
     answer = talk(*[f"This is message {number}" for number in range(6)])
     assert answer.code == 0 and "error" not in answer.out
     assert 1 <= answer.out.count("(the model's context of 160 tokens is full: the oldest") < 6
@@ -167,16 +165,16 @@ def test_without_a_template_texts_are_continued(run: Run, folder: Path, monkeypa
     model = GPTModel(vocab_size=tokenizer.vocab_size, d_model=16, n_heads=2, n_layers=1, context_length=64)
     save_checkpoint(folder / "base", model, tokenizer)
     monkeypatch.setattr(builtins, "input", lambda prompt: "quit")
-    for words in ((), ("chat=none",), ("chat=auto",)):
-        answer = run("generate", "checkpoint=base", "interactive=true", *SETTINGS, *words)
+    for arguments in ((), ("chat=none",), ("chat=auto",)):
+        answer = run("generate", "checkpoint=base", "interactive=true", *SETTINGS, *arguments)
         assert answer.code == 0 and answer.out.startswith("Write a text and the model continues it")
-        assert ("has no chat template" in answer.err) == (words == ("chat=auto",))
+        assert ("has no chat template" in answer.err) == (arguments == ("chat=auto",))
     answer = run("generate", "checkpoint=base", "interactive=true", "chat=plain", *SETTINGS)
     assert answer.code == 0 and answer.out.startswith("Write a message and the model answers")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         ("prompt=x system=y", "system= begins a conversation: add chat="),
         ("interactive=true system=y checkpoint=base", "system= needs a chat template, and this model has none"),
@@ -186,16 +184,16 @@ def test_without_a_template_texts_are_continued(run: Run, folder: Path, monkeypa
     ],
 )
 def test_mistakes_in_settings(
-    write: Write, folder: Path, words: str, message: str, monkeypatch: pytest.MonkeyPatch
+    write: Write, folder: Path, arguments: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = CharTokenizer(LETTERS)
     small = GPTModel(vocab_size=tokenizer.vocab_size, d_model=16, n_heads=2, n_layers=1, context_length=64)
     save_checkpoint(folder / "base", small, tokenizer)
     lines = iter(["Hello"])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(lines, "quit"))
-    answer = write(*words.split())
+    answer = write(*arguments.split())
     assert message in answer.err + answer.out
-    assert answer.code == 2 or "strategy=beam" in words
+    assert answer.code == 2 or "strategy=beam" in arguments
 
 
 def test_special_tokens_on_request(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,9 +210,9 @@ def test_special_tokens_on_request(run: Run, folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(text_writer.Writer, "write", write)
     end = tokenizer.special_tokens["<|im_end|>"]
-    for words, count in (((), 0), (("special=true",), 1), (("chat=auto",), 1), (("chat=auto", "special=true"), 2)):
-        answer = run("generate", "checkpoint=model", *SETTINGS, "prompt=a<|im_end|>", *words)
-        assert answer.code == 0 and given[-1].count(end) == count, (words, answer.err)
+    for arguments, count in (((), 0), (("special=true",), 1), (("chat=auto",), 1), (("chat=auto", "special=true"), 2)):
+        answer = run("generate", "checkpoint=model", *SETTINGS, "prompt=a<|im_end|>", *arguments)
+        assert answer.code == 0 and given[-1].count(end) == count, (arguments, answer.err)
     lines = iter(["a<|im_end|>", "b<|im_end|>", "quit"])
     monkeypatch.setattr(builtins, "input", lambda prompt: next(lines))
     run("generate", "checkpoint=model", *SETTINGS, "interactive=true", "chat=none", "special=true")

@@ -1,4 +1,4 @@
-"""mgpt-compare: its words, refusals, exit codes, signals, overlays, and Hydra's launchers."""
+"""mgpt-compare: arguments, refusals, exit codes, signals, overlays, and Hydra's launchers."""
 
 import json
 import os
@@ -26,18 +26,18 @@ TINY = (
 
 
 @pytest.fixture
-def words(corpus: str) -> list[str]:
+def overrides(corpus: str) -> list[str]:
     return [*corpus.split(), *TINY]
 
 
 def directory(folder: Path) -> Path:
-    """The only comparison."""
+    """The directory of the only comparison."""
     (found,) = [path for path in (folder / "compares").iterdir() if not path.is_symlink()]
     return found
 
 
-def test_a_comparison_and_more_seeds(run: Run, words: list[str], folder: Path) -> None:
-    answer = run("compare", "attention=mha,mqa", "budget=params", "seeds=1", "lr=shared", *words)
+def test_a_comparison_and_more_seeds(run: Run, overrides: list[str], folder: Path) -> None:
+    answer = run("compare", "attention=mha,mqa", "budget=params", "seeds=1", "lr=shared", *overrides)
     assert answer.code == 0, answer.err
     assert "trial 2/2" in answer.out and "no verdict (n < 3)" in answer.out
     assert "UNTUNED" in answer.out and f"Report: {Path('compares') / directory(folder).name}" in answer.out
@@ -76,9 +76,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+@pytest.mark.parametrize(("arguments", "sentence"), REFUSED, ids=[" ".join(given) for given, _ in REFUSED])
 def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str, run: Run, folder: Path) -> None:
-    data = [] if any(word.startswith(("data=", "resume=")) or "=" not in word for word in arguments) else ["data=text"]
+    data = [] if any(a.startswith(("data=", "resume=")) or "=" not in a for a in arguments) else ["data=text"]
     (folder / "text.txt").write_text("the cat sat on the mat. " * 60)
     path = ["data.path=text.txt"] if data else []
     answer = run("compare", *arguments, *data, *path)
@@ -87,19 +87,19 @@ def test_a_mistake_is_one_sentence(arguments: list[str], sentence: str, run: Run
     assert not (folder / "compares").exists()
 
 
-def test_combinations_and_copies_have_names(run: Run, words: list[str]) -> None:
-    answer = run("compare", "attention=mha,mha,gqa", "pos=rope,alibi", "budget=tokens", *words, "--cfg", "job")
+def test_combinations_and_copies_have_names(run: Run, overrides: list[str]) -> None:
+    answer = run("compare", "attention=mha,mha,gqa", "pos=rope,alibi", "budget=tokens", *overrides, "--cfg", "job")
     assert answer.code == 0, answer.err
     names = [line.removeprefix("# variant ") for line in answer.out.splitlines() if line.startswith("# variant ")]
     assert names == ["mha-rope", "mha-alibi", "mha-rope-2", "mha-alibi-2", "gqa-rope", "gqa-alibi"]
     assert "budget: tokens" in answer.out
 
 
-def test_whole_configurations_from_files(run: Run, words: list[str], folder: Path) -> None:
+def test_whole_configurations_from_files(run: Run, overrides: list[str], folder: Path) -> None:
     (folder / "a.yaml").write_text("attention: gqa\nmodel_size: {n_layers: 2}\n")
     (folder / "b.yaml").write_text("model: {attention: {name: swa, window: 4}}\ntrainer: {batch_size: 4}\n")
     answer = run(
-        "compare", "a.yaml,b.yaml", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", "pages=false", *words
+        "compare", "a.yaml,b.yaml", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", "pages=false", *overrides
     )
     assert answer.code == 0, answer.err
     plan = json.loads((directory(folder) / "plan.json").read_text())["variants"]
@@ -107,8 +107,8 @@ def test_whole_configurations_from_files(run: Run, words: list[str], folder: Pat
     assert plan["b"]["model"]["attention"]["window"] == 4 and plan["b"]["trainer"]["max_steps"] == 4
 
 
-def test_variants_of_a_trained_model(run: Run, words: list[str], folder: Path) -> None:
-    assert run("train", *words, "model_size.n_heads=4").code == 0
+def test_variants_of_a_trained_model(run: Run, overrides: list[str], folder: Path) -> None:
+    assert run("train", *overrides, "model_size.n_heads=4").code == 0
     source = ["init_from=runs/latest", "data=text", "data.path=text.txt", *TINY[4:]]
     answer = run(
         "compare", "attention=mha,gqa", "budget=tokens", "seeds=1", "lr=0.01", "decoding=false", "pages=false", *source
@@ -119,7 +119,7 @@ def test_variants_of_a_trained_model(run: Run, words: list[str], folder: Path) -
     assert {variant["model"]["d_model"] for variant in plan.values()} == {16}
 
 
-def test_runs_that_exist_are_laid_over_each_other(run: Run, corpus: str, folder: Path) -> None:
+def test_existing_runs_are_overlaid(run: Run, corpus: str, folder: Path) -> None:
     for attention in ("mha", "linear"):
         assert run("train", f"attention={attention}", *corpus.split(), *TINY, "trainer.eval_interval=4").code == 0
     runs = sorted(str(path) for path in (folder / "runs").iterdir() if not path.is_symlink())
@@ -135,9 +135,9 @@ def test_runs_that_exist_are_laid_over_each_other(run: Run, corpus: str, folder:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_signal_ends_within_seconds_and_the_comparison_resumes(
-    jobs: int, run: Run, words: list[str], folder: Path
+    jobs: int, run: Run, overrides: list[str], folder: Path
 ) -> None:
-    endless = [*words, "trainer.max_steps=1000000", "attention=mha,mqa", "budget=tokens", "lr=0.01", "seeds=1"]
+    endless = [*overrides, "trainer.max_steps=1000000", "attention=mha,mqa", "budget=tokens", "lr=0.01", "seeds=1"]
     line = [*command(), "-m", "modular_gpt.cli.compare", *endless, f"jobs={jobs}"]
     with subprocess.Popen(line, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         while not (folder / "compares" / "latest" / "plan.json").exists() and process.poll() is None:
@@ -149,12 +149,12 @@ def test_a_signal_ends_within_seconds_and_the_comparison_resumes(
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
-def test_launchers_of_hydras(launcher: str, run: Run, words: list[str], folder: Path, root: Path) -> None:
+def test_hydra_launchers(launcher: str, run: Run, overrides: list[str], folder: Path, root: Path) -> None:
     plugin = launcher.removesuffix("_local")
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"needs hydra-{plugin}-launcher")
     settings = ["attention=mha,mqa", "budget=tokens", "seeds=1", "lr=shared", f"hydra/launcher={launcher}"]
     answer = subprocess.run(
-        [sys.executable, "-m", "modular_gpt.cli.compare", *settings, *words],
+        [sys.executable, "-m", "modular_gpt.cli.compare", *settings, *overrides],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
@@ -163,14 +163,14 @@ def test_launchers_of_hydras(launcher: str, run: Run, words: list[str], folder: 
     launched = json.loads((directory(folder) / "report.json").read_text())
     (directory(folder)).rename(folder / "launched")
     (folder / "compares" / "latest").unlink()
-    assert run("compare", *settings[:-1], *words, "decoding=false", "pages=false").code == 0
+    assert run("compare", *settings[:-1], *overrides, "decoding=false", "pages=false").code == 0
     here = json.loads((directory(folder) / "report.json").read_text())
     assert {name: variant["values"] for name, variant in launched["variants"].items()} == {
         name: variant["values"] for name, variant in here["variants"].items()
     }
 
 
-def test_a_launcher_that_is_not_installed_is_named(run: Run, words: list[str], folder: Path) -> None:
-    answer = run("compare", "attention=mha,mqa", "budget=tokens", *words, "hydra/launcher=nowhere")
+def test_a_launcher_that_is_not_installed_is_named(run: Run, overrides: list[str], folder: Path) -> None:
+    answer = run("compare", "attention=mha,mqa", "budget=tokens", *overrides, "hydra/launcher=nowhere")
     assert answer.code == 2 and "pip install hydra-nowhere-launcher" in answer.err
     assert not (folder / "compares").exists()

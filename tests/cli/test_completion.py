@@ -27,19 +27,19 @@ def offers(monkeypatch: pytest.MonkeyPatch, line: str, shell: str = "bash", poin
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_offers_are_those_of_hydra(
+def test_offers_equal_those_of_hydra(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without Hydra's own settings, and the names of options, which are chosen by group=option."""
+    """Compared without Hydra's settings and without names of components, which are chosen by group=option."""
     found = offers(monkeypatch, line)
     hydra_itself(TRAIN, CommandLine(["query=bash"], shell_completion=True), folders())
-    theirs = {offer for offer in capsys.readouterr().out.split() if not offer.startswith("hydra")}
-    theirs = {offer for offer in theirs if offer.count(".") == 0 or not offer.endswith(".name=")}
+    reference = {offer for offer in capsys.readouterr().out.split() if not offer.startswith("hydra")}
+    reference = {offer for offer in reference if offer.count(".") == 0 or not offer.endswith(".name=")}
     assert found is not None
-    assert {offer.rstrip("=.") for offer in found} == {offer.rstrip("=.") for offer in theirs}
+    assert {offer.rstrip("=.") for offer in found} == {offer.rstrip("=.") for offer in reference}
 
 
-def test_several_values_paths_and_the_place_of_the_cursor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_values_paths_and_the_cursor_position(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert offers(monkeypatch, "attention=gqa,m") == ["attention=gqa,mha", "attention=gqa,mla", "attention=gqa,mqa"]
     for name in ("one.txt", "other.txt", "two.txt"):
         (tmp_path / name).touch()
@@ -52,7 +52,7 @@ def test_several_values_paths_and_the_place_of_the_cursor(monkeypatch: pytest.Mo
     assert offers(monkeypatch, "attention=mqa pos=rope", point=str(len("mgpt-train attention=mq"))) == ["attention=mqa"]
 
 
-def test_what_only_hydra_can_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_is_left_to_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
     for word in ("hydra.", "+data.", "~atten"):
         assert offers(monkeypatch, word) is None
     assert completed(COMMAND, ["install=bash"], folders()) is None

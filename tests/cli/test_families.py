@@ -1,4 +1,4 @@
-"""``family=``: components and settings of a well-known architecture, below everything that is chosen besides."""
+"""``family=``: components and settings of a well-known architecture, which every other setting overrides."""
 
 import os
 from pathlib import Path
@@ -19,8 +19,8 @@ FAMILIES = list(family_files([conf_dir()]))
 TINY = ("model_size.d_model=32", "model_size.n_heads=4", "model_size.n_layers=3", "model_size.context_length=32")
 
 
-def model(*words: str, **more: Any) -> GPTConfig:
-    return compose(*words, **more).model
+def model(*arguments: str, **more: Any) -> GPTConfig:
+    return compose(*arguments, **more).model
 
 
 def test_a_setting_on_top_of_a_family() -> None:
@@ -30,7 +30,7 @@ def test_a_setting_on_top_of_a_family() -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_another_component_has_its_own_settings(order: int) -> None:
+def test_another_component_brings_its_default_settings(order: int) -> None:
     config = model(*["family=deepseek_v3", "attention=gqa", "ffn=mlp", "layers=uniform"][::order])
     assert config.attention == entries("attention")["gqa"].default() and config.ffn == entries("ffn")["mlp"].default()
     assert config.norm.eps == 1e-6 and not config.bias and not config.layers.variants
@@ -41,9 +41,9 @@ def test_each_group_of_a_family_is_merged() -> None:
     assert all(f"settings_schema/{group}@{group}: ${{family}}_" in lines for group in GROUPS)
 
 
-def test_an_experiment_is_above_a_family() -> None:
-    words = ("family=gpt2", "experiment=speedrun")
-    for config in (model(*words), model(*reversed(words))):
+def test_an_experiment_overrides_a_family() -> None:
+    arguments = ("family=gpt2", "experiment=speedrun")
+    for config in (model(*arguments), model(*reversed(arguments))):
         assert (config.norm.name, config.ffn.name, config.pos.name) == ("rmsnorm", "swiglu", "learned")
 
 
@@ -75,7 +75,7 @@ ONE_STEP = [(family, attention) for family in FAMILIES for attention in entries(
 def test_a_family_trains_with_every_attention(family: str, attention: str) -> None:
     """One step on two windows lowers the loss on them, or one sentence refuses the combination."""
     config = model(f"family={family}", *TINY).to_dict()
-    try:  # as composed, see above, and quicker
+    try:  # equal to the composed config (see above), and faster
         net = GPTModel({**config, "vocab_size": 17, "attention": attention})
     except ConfigError as error:
         assert "\n" not in str(error) and len(str(error)) < 250
@@ -103,16 +103,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["family=qwen33"], "did you mean 'qwen3'"),
         (["family=qwen3", "attention=mla", "attention.n_kv_heads=2"], "no setting 'n_kv_heads'"),
         (["family=gpt2", "norm.weight_of=1"], "no setting 'weight_of' of norm"),
     ],
 )
-def test_mistakes(words: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        compose(*words)
+def test_mistakes(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose(*arguments)
 
 
 MINE = """# @package _global_
@@ -126,8 +126,8 @@ family:
 """
 
 
-def test_a_family_of_the_users(tmp_path: Path) -> None:
-    """It is read again where it was edited, and gives settings to default options, too."""
+def test_a_family_of_the_user(tmp_path: Path) -> None:
+    """It is read again after an edit, and also sets settings of default options."""
     path = tmp_path / "family" / "mine.yaml"
     path.parent.mkdir()
     path.write_text(MINE)
@@ -141,7 +141,7 @@ def test_a_family_of_the_users(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (("n_kv_heads:", "n_kv_head:"), "n_kv_head"),
         (("  ffn: {", "  optim: {"), "family.optim has to be"),
@@ -151,11 +151,11 @@ def test_a_family_of_the_users(tmp_path: Path) -> None:
         (("d_model,2}", "d_model,much}"), "much"),
     ],
 )
-def test_mistakes_in_a_family_of_the_users(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+def test_mistakes_in_a_family_of_the_user(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     path = tmp_path / "family" / "mine.yaml"
     path.parent.mkdir()
     path.write_text(MINE.replace(*change))
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         compose("family=mine", config_dir=str(tmp_path))
     assert "\n" not in str(caught.value)
 

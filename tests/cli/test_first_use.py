@@ -1,4 +1,4 @@
-"""What people type and write when they use the package for the first time: it works, or one sentence helps."""
+"""Typical first attempts of users: they work, or one sentence helps."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ NUL_AND_LONG = [("a\0b", "cannot hold a NUL character"), ("a" * 5000, "at most 4
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["logprobs=true"], "logprobs are printed with json=true only"),
         (["logit_bias={x: 100}"], "logit_bias={x: 100}: its keys must be whole numbers, its values numbers"),
@@ -41,26 +41,26 @@ NUL_AND_LONG = [("a\0b", "cannot hold a NUL character"), ("a" * 5000, "at most 4
     ],
 )
 @pytest.mark.usefixtures("model")
-def test_mistakes_of_a_generation(run: Run, words: list[str], sentence: str) -> None:
-    if words == ["device=gpu"] and torch.cuda.is_available():
+def test_mistakes_of_a_generation(run: Run, arguments: list[str], sentence: str) -> None:
+    if arguments == ["device=gpu"] and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    answer = run("generate", "checkpoint=model", "prompt=ab", "max_new_tokens=2", *words)
+    answer = run("generate", "checkpoint=model", "prompt=ab", "max_new_tokens=2", *arguments)
     assert answer.code == 2 and sentence in answer.err and answer.err.count("\n") == 1
 
 
 @pytest.mark.usefixtures("model")
-def test_names_of_other_programs_for_a_data_type(run: Run) -> None:
+def test_dtype_names_of_other_programs(run: Run) -> None:
     assert run("generate", "checkpoint=model", "prompt=ab", "max_new_tokens=2", "dtype=bfloat16").code == 0
 
 
-def test_a_folder_of_runs_is_answered_with_its_runs(run: Run, folder: Path) -> None:
+def test_a_folder_of_runs_is_refused_with_a_list_of_its_runs(run: Run, folder: Path) -> None:
     (folder / "runs" / "20260101-mha" / "checkpoints").mkdir(parents=True)
     (folder / "runs" / "latest").symlink_to("20260101-mha")
     answer = run("generate", "checkpoint=runs", "prompt=ab")
     assert answer.code == 2 and "such as 'runs/latest' or 'runs/20260101-mha'" in answer.err
 
 
-def test_a_sweep_resumes_nothing(run: Run, folder: Path) -> None:
+def test_a_sweep_refuses_resume(run: Run, folder: Path) -> None:
     answer = run("train", "--multirun", "resume=runs/latest", "seed=1,2")
     assert answer.code == 2 and "resume continues one run" in answer.err
     assert not list(folder.iterdir())
@@ -97,14 +97,14 @@ def test_settings_in_a_list() -> None:
             compose(strange)  # type: ignore[arg-type]
 
 
-def test_the_name_of_a_run_ends_with_a_whole_setting() -> None:
+def test_the_name_of_a_run_is_cut_between_settings() -> None:
     settings = ["attention=gqa", "attention.n_kv_heads=2", "ffn=swiglu", "norm=rmsnorm", "optim=muon", "seed=3"]
     long = compose(*settings, "ffn.hidden=77", "schedule=constant", "model.tie_embeddings=false").name
     assert long == "gqa-n_kv_heads=2-swiglu-rmsnorm-muon-seed=3-hidden=77"
 
 
 @pytest.mark.usefixtures("model")
-def test_the_files_of_a_corpus_are_called_path_by_mgpt_eval(run: Run) -> None:
+def test_messages_of_mgpt_eval_call_the_files_of_a_corpus_path(run: Run) -> None:
     assert "corpus=text needs path=<file or pattern>" in run("eval", "checkpoint=model", "corpus=text").err
     missing = run("eval", "checkpoint=model", "corpus=text", "path=nofile").err
     assert "there is no file 'nofile'" in missing and "correct path" in missing and "data.path" not in missing

@@ -1,4 +1,4 @@
-"""mgpt-generate: prompts in, texts and figures out, conversations, and models by every kind of name."""
+"""mgpt-generate: prompts, texts and statistics, conversations, and every way to name a model."""
 
 import builtins
 import json
@@ -21,13 +21,13 @@ from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from tests.cli.conftest import Answer, Run, type_lines
 
-FIGURES = re.compile(r"\[(\d+) tokens in [\d.]+ s: [\d,.]+ tokens/s, cache ([\d,]+) bytes\]")
+STATISTICS = re.compile(r"\[(\d+) tokens in [\d.]+ s: [\d,.]+ tokens/s, cache ([\d,]+) bytes\]")
 CPU = "device=cpu"
 
 
 @pytest.fixture
 def model(folder: Path) -> Path:
-    """A checkpoint of a small model of bytes whose positions slide."""
+    """A checkpoint of a small byte-level model that generates past its context."""
     torch.manual_seed(1)
     config = GPTConfig(vocab_size=256, d_model=16, n_heads=2, n_layers=2, context_length=24, pos="rope")
     return save_checkpoint(folder / "model", GPTModel(config), build_tokenizer("byte"))
@@ -36,16 +36,16 @@ def model(folder: Path) -> Path:
 @pytest.fixture
 def write(run: Run, model: Path) -> Callable[..., Answer]:
     """Generate with the small model."""
-    return lambda *words: run("generate", f"checkpoint={model}", CPU, *words)
+    return lambda *arguments: run("generate", f"checkpoint={model}", CPU, *arguments)
 
 
-def test_after_a_run_nothing_has_to_be_named(run: Run, trained: Answer) -> None:
+def test_the_default_checkpoint_is_the_latest_run(run: Run, trained: Answer) -> None:
     answer = run("generate", "prompt=the c", "max_new_tokens=8", CPU)
     assert answer.code == 0, answer.err
-    assert answer.out.startswith("the c") and FIGURES.search(answer.out)
+    assert answer.out.startswith("the c") and STATISTICS.search(answer.out)
 
 
-def test_the_text_is_what_the_library_generates(write: Callable[..., Answer], model: Path) -> None:
+def test_the_text_equals_that_of_the_library(write: Callable[..., Answer], model: Path) -> None:
     loaded = load_checkpoint(model)
     prompt = torch.tensor([list(b"def ")])
     settings = {"temperature": 0.7, "top_k": 20, "seed": 5}
@@ -54,28 +54,28 @@ def test_the_text_is_what_the_library_generates(write: Callable[..., Answer], mo
         "prompt=def ", "max_new_tokens=12", *(f"{key}={value}" for key, value in settings.items()), "pack=false"
     )
     assert answer.code == 0, answer.err
-    text, figures = answer.out.rsplit("\n[", 1)
+    text, statistics = answer.out.rsplit("\n[", 1)
     assert text == bytes(expected).decode(errors="replace")
-    tokens, cache = FIGURES.search(f"[{figures}").groups()  # type: ignore[union-attr]
+    tokens, cache = STATISTICS.search(f"[{statistics}").groups()  # type: ignore[union-attr]
     assert int(tokens) == 12
     assert int(cache.replace(",", "")) == loaded.model.config.cache_bytes(1, 15)
 
 
-def test_greedy_is_the_same_packed_and_plain(write: Callable[..., Answer]) -> None:
-    words = ("prompt=x", "greedy=true", "max_new_tokens=8")
-    plain = write(*words, "pack=false")
+def test_greedy_text_is_equal_packed_and_unpacked(write: Callable[..., Answer]) -> None:
+    arguments = ("prompt=x", "greedy=true", "max_new_tokens=8")
+    plain = write(*arguments, "pack=false")
     if torch.backends.mkldnn.is_available():
-        assert write(*words, "pack=true").out.rsplit("[", 1)[0] == plain.out.rsplit("[", 1)[0]
+        assert write(*arguments, "pack=true").out.rsplit("[", 1)[0] == plain.out.rsplit("[", 1)[0]
 
 
-def test_the_text_is_shown_as_it_grows(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_is_streamed(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(builtins, "print", lambda *parts, **how: shown.append("".join(map(str, parts))))
+    monkeypatch.setattr(builtins, "print", lambda *texts, **how: shown.append("".join(map(str, texts))))
     write("prompt=ab", "max_new_tokens=6", "seed=1")
-    assert shown[0] == "ab" and len(shown) == 1 + 6 + 2  # one piece a step, what ends the line, the figures
+    assert shown[0] == "ab" and len(shown) == 1 + 6 + 2  # one chunk per step, the end of the line, the statistics
 
 
-def test_escapes_in_stop_strings_mean_what_they_mean_in_yaml(
+def test_escapes_in_stop_strings_are_those_of_yaml(
     write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[list[str]] = []
@@ -100,7 +100,7 @@ def test_json_lines(write: Callable[..., Answer], folder: Path) -> None:
         (0, "def f(", 0), (0, "def f(", 1), (1, "import é", 0), (1, "import é", 1)
     ]  # fmt: skip
     assert all(line["tokens"] == 5 == len(line["logprobs"]) and line["end"] == "length" for line in lines)
-    assert FIGURES.search(answer.err)
+    assert STATISTICS.search(answer.err)
 
 
 def test_prompts_as_json_lines(write: Callable[..., Answer], folder: Path) -> None:
@@ -109,25 +109,25 @@ def test_prompts_as_json_lines(write: Callable[..., Answer], folder: Path) -> No
     assert [json.loads(line)["prompt"] for line in answer.out.splitlines()] == ["two\nlines", "x"]
 
 
-def test_several_texts_are_told_apart(write: Callable[..., Answer]) -> None:
+def test_several_texts_have_headings(write: Callable[..., Answer]) -> None:
     out = write("prompt=ab", "num_return_sequences=3", "max_new_tokens=2", "seed=3").out
     assert [line for line in out.splitlines() if line.startswith("---")] == [f"--- 'ab', {n} of 3" for n in (1, 2, 3)]
 
 
-def test_without_a_prompt_there_are_a_few(write: Callable[..., Answer], run: Run, trained: Answer) -> None:
+def test_default_prompts(write: Callable[..., Answer], run: Run, trained: Answer) -> None:
     assert write("max_new_tokens=2").out.count("---") == 5
     answer = run("generate", CPU, "max_new_tokens=2")  # its characters are those of "the cat sat on the mat. "
     assert answer.code == 2 and "none of the prompts" in answer.err
 
 
-def test_former_names_of_settings_are_still_read(write: Callable[..., Answer], folder: Path, run: Run) -> None:
-    words = ["prompt=ab", "strategy=beam", "max_new_tokens=3", "json=true"]
-    before = write(*words, "beams=3", "num_samples=2", "log_probabilities=true").out
-    assert before == write(*words, "num_beams=3", "num_return_sequences=2", "logprobs=true").out
+def test_former_names_of_settings_are_accepted(write: Callable[..., Answer], folder: Path, run: Run) -> None:
+    arguments = ["prompt=ab", "strategy=beam", "max_new_tokens=3", "json=true"]
+    before = write(*arguments, "beams=3", "num_samples=2", "log_probabilities=true").out
+    assert before == write(*arguments, "num_beams=3", "num_return_sequences=2", "logprobs=true").out
     lines = [json.loads(line) for line in before.splitlines()]
     assert [len(line["logprobs"]) for line in lines] == [3, 3] and lines[0]["log_probabilities"] == lines[0]["logprobs"]
-    words = ["prompt=ab", "strategy=lookup", "seed=1", "max_new_tokens=3"]
-    assert write(*words, "lookup_ngram=2").code == write(*words, "prompt_lookup_ngram=2").code == 0
+    arguments = ["prompt=ab", "strategy=lookup", "seed=1", "max_new_tokens=3"]
+    assert write(*arguments, "lookup_ngram=2").code == write(*arguments, "prompt_lookup_ngram=2").code == 0
     listed = write("--cfg", "job", "beams=3").out
     assert "num_beams: 3" in listed and "\nbeams" not in listed
 
@@ -135,10 +135,10 @@ def test_former_names_of_settings_are_still_read(write: Callable[..., Answer], f
 def test_former_names_in_a_yaml_file(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
     conf = schema.conf_dir()
     yaml = "defaults: [generate_schema, _self_]\nlookup_ngram: 5\nlog_probabilities: true\n"
-    own = Path("own_conf").absolute()
-    shutil.copytree(conf, own)
-    (own / "generate.yaml").write_text(yaml)
-    monkeypatch.setattr(schema, "conf_dir", lambda: own)
+    copy = Path("own_conf").absolute()
+    shutil.copytree(conf, copy)
+    (copy / "generate.yaml").write_text(yaml)
+    monkeypatch.setattr(schema, "conf_dir", lambda: copy)
     listed = write("--cfg", "job", "json=true").out
     assert "prompt_lookup_ngram: 5" in listed and "logprobs: true" in listed and "\nlookup_ngram" not in listed
 
@@ -208,9 +208,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "parts"), MISTAKES, ids=[words for words, _ in MISTAKES])
+@pytest.mark.parametrize(("arguments", "excerpts"), MISTAKES, ids=[given for given, _ in MISTAKES])
 def test_a_mistake_gets_one_sentence(
-    write: Callable[..., Answer], trained: Answer, folder: Path, model: Path, words: str, parts: list[str]
+    write: Callable[..., Answer], trained: Answer, folder: Path, model: Path, arguments: str, excerpts: list[str]
 ) -> None:
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     (folder / "empty.txt").write_text("\n\n")
@@ -218,17 +218,17 @@ def test_a_mistake_gets_one_sentence(
     save_checkpoint(folder / "no_tokenizer", load_checkpoint(model).model)
     save_checkpoint(folder / "broken", load_checkpoint(model).model)
     (folder / "broken" / "model.safetensors").write_bytes(b"x" * 100)
-    answer = write("prompt=ab", "max_new_tokens=2", *([words] if "{" in words else words.split()))
-    if "prompts=" in words or "interactive" in words:
-        answer = write(*words.split())
+    answer = write("prompt=ab", "max_new_tokens=2", *([arguments] if "{" in arguments else arguments.split()))
+    if "prompts=" in arguments or "interactive" in arguments:
+        answer = write(*arguments.split())
     assert answer.code == 2
     assert answer.err.startswith("error: ") and answer.err.count("\n") == 1, answer.err
-    for part in parts:
-        assert part in answer.err
+    for excerpt in excerpts:
+        assert excerpt in answer.err
     assert answer.out == ""
 
 
-def test_a_published_model_in_its_own_format(run: Run, folder: Path) -> None:
+def test_a_published_model_in_its_original_format(run: Run, folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -236,40 +236,40 @@ def test_a_published_model_in_its_own_format(run: Run, folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(letters, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
-    theirs.save_pretrained(folder / "theirs")
-    tokenizer.save(str(folder / "theirs" / "tokenizer.json"))
-    answer = run("generate", "checkpoint=theirs", "prompt=ab c", "greedy=true", "max_new_tokens=6", CPU)
+    reference = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
+    reference.save_pretrained(folder / "reference")
+    tokenizer.save(str(folder / "reference" / "tokenizer.json"))
+    answer = run("generate", "checkpoint=reference", "prompt=ab c", "greedy=true", "max_new_tokens=6", CPU)
     assert answer.code == 0, answer.err
     ids = torch.tensor([tokenizer.encode("ab c").ids])
-    expected = theirs.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    expected = reference.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert answer.out.rsplit("\n[", 1)[0] == tokenizer.decode(expected[0].tolist())
-    (folder / "theirs" / "tokenizer.json").unlink()
-    answer = run("generate", "checkpoint=theirs", "prompt=x", CPU)
+    (folder / "reference" / "tokenizer.json").unlink()
+    answer = run("generate", "checkpoint=reference", "prompt=x", CPU)
     assert answer.code == 2 and "no tokenizer.json" in answer.err
 
 
 def test_weights_in_bf16(write: Callable[..., Answer]) -> None:
-    whole = FIGURES.search(write("prompt=ab", "max_new_tokens=4").out).group(2)  # type: ignore[union-attr]
-    half = FIGURES.search(write("prompt=ab", "max_new_tokens=4", "dtype=bf16").out).group(2)  # type: ignore[union-attr]
+    whole = STATISTICS.search(write("prompt=ab", "max_new_tokens=4").out).group(2)  # type: ignore[union-attr]
+    half = STATISTICS.search(write("prompt=ab", "max_new_tokens=4", "dtype=bf16").out).group(2)  # type: ignore[union-attr]
     assert int(whole.replace(",", "")) == 2 * int(half.replace(",", ""))
 
 
-# Conversations: what is typed, line by line; an exception stands for a key such as Ctrl-C.
+# Conversations by typed lines; an exception stands for a key such as Ctrl-C.
 
 
 @pytest.fixture
 def talk(write: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
-    def say(*lines: str | BaseException, words: tuple[str, ...] = ()) -> Answer:
+    def say(*lines: str | BaseException, arguments: tuple[str, ...] = ()) -> Answer:
         type_lines(monkeypatch, lines)
-        return write("interactive=true", "max_new_tokens=4", "greedy=true", *words)
+        return write("interactive=true", "max_new_tokens=4", "greedy=true", *arguments)
 
     return say
 
 
 @pytest.fixture
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the model was given to continue, each time."""
+    """The prompts given to the model, in order."""
     given: list[bytes] = []
     original = _writer.Writer.write
 
@@ -281,7 +281,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return given
 
 
-def test_a_conversation_goes_on_from_what_was_written(talk: Callable[..., Answer], prompts: list[bytes]) -> None:
+def test_a_conversation_continues_the_previous_text(talk: Callable[..., Answer], prompts: list[bytes]) -> None:
     answer = talk("ab", "cd", "clear", "ef", "quit", "never read")
     assert answer.code == 0
     assert prompts[0] == b"ab" and prompts[2] == b"ef" and len(prompts) == 3
@@ -297,13 +297,15 @@ def test_a_conversation_ends_with_its_input(talk: Callable[..., Answer]) -> None
 def test_settings_change_in_a_conversation(talk: Callable[..., Answer]) -> None:
     answer = talk("max_new_tokens=2", "ab", "settings", "temperature=0", "top_q=3", "ab", "top_k=x", "help")
     assert answer.code == 0
-    assert "[4 tokens" not in answer.out and "[6 tokens" in answer.out  # "top_q=3" is a text, and so written on
+    assert (
+        "[4 tokens" not in answer.out and "[6 tokens" in answer.out
+    )  # "top_q=3" is no setting, and so is continued as text
     assert "max_new_tokens=2" in answer.out and "greedy=true" in answer.out
     assert "error: temperature must be above 0" in answer.out
     assert "error: top_k must be a whole number" in answer.out
 
 
-def test_ctrl_c_and_bytes_that_are_no_text_lose_nothing(talk: Callable[..., Answer], prompts: list[bytes]) -> None:
+def test_ctrl_c_and_undecodable_input_keep_the_conversation(talk: Callable[..., Answer], prompts: list[bytes]) -> None:
     answer = talk("ab", KeyboardInterrupt(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), "", "quit")
     assert answer.code == 0 and "not UTF-8" in answer.out
     assert len(prompts) == 2 and prompts[1].startswith(b"ab")
@@ -333,17 +335,15 @@ def test_ctrl_c_stops_a_text_and_not_the_conversation(
 def test_a_long_conversation_stays_within_learned_positions(
     run: Run, trained: Answer, talk: Callable[..., Answer]
 ) -> None:
-    answer = talk(*["the cat"] * 4, "quit", words=("checkpoint=runs/latest",))
+    answer = talk(*["the cat"] * 4, "quit", arguments=("checkpoint=runs/latest",))
     assert answer.code == 0 and "error" not in answer.out and "[16 tokens" in answer.out
 
 
-def test_what_the_tokenizer_does_not_know_is_said_in_a_conversation(
-    trained: Answer, talk: Callable[..., Answer]
-) -> None:
-    answer = talk("the é", "the cat", words=("checkpoint=runs/latest",))
+def test_unknown_characters_are_reported_in_a_conversation(trained: Answer, talk: Callable[..., Answer]) -> None:
+    answer = talk("the é", "the cat", arguments=("checkpoint=runs/latest",))
     assert "error: character 'é'" in answer.out and "[4 tokens" in answer.out
 
 
-def test_nothing_is_written_to_the_folder(write: Callable[..., Answer], folder: Path) -> None:
+def test_generation_writes_no_files(write: Callable[..., Answer], folder: Path) -> None:
     write("prompt=ab", "max_new_tokens=1")
     assert {path.name for path in folder.iterdir()} == {"model"}

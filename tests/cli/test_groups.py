@@ -1,4 +1,4 @@
-"""Yaml files: all compose, each registered part has one, and none says what its dataclass says already."""
+"""Yaml files: all compose, each registered component has one, and none repeats a default of its dataclass."""
 
 from itertools import zip_longest
 from pathlib import Path
@@ -19,12 +19,12 @@ from modular_gpt.training.config import RunConfig
 YAMLS = sorted(path.relative_to(conf_dir()) for path in conf_dir().glob("*/**/*.yaml"))
 
 
-def words(path: Path) -> list[str]:
-    """How the option of a yaml is chosen."""
+def overrides(path: Path) -> list[str]:
+    """The command line override that selects the option of a yaml."""
     return [f"{path.parts[0]}={Path(*path.parts[1:]).with_suffix('').as_posix()}"]
 
 
-# Options of these are read with settings of their own, and none reads those of another: some are composed at once.
+# Options of these groups do not read each other's settings, so several are composed at once.
 TOGETHER = [
     {"data", "layers", "logger", "model_size", "norm", "optim", "parallel", "schedule", "tokenizer", "trainer"},
     {"ffn", "pos"},
@@ -32,27 +32,27 @@ TOGETHER = [
 
 
 def composed_at_once() -> list[list[Path]]:
-    """Every yaml, with one of each group that may stand beside it."""
+    """Rows of yamls that are composed together; every yaml is in one row."""
     by_group = {group: [path for path in YAMLS if path.parts[0] == group] for group in TRAIN.choices()}
     alone = [{group} for group in by_group if not any(group in groups for groups in TOGETHER)]
     columns = [[by_group[group] for group in sorted(groups)] for groups in (*TOGETHER, *alone)]
-    return [[path for path in row if path] for each in columns for row in zip_longest(*each)]
+    return [[path for path in row if path] for column in columns for row in zip_longest(*column)]
 
 
 @pytest.mark.parametrize("paths", composed_at_once(), ids=lambda paths: " ".join(map(str, paths)))
 def test_every_yaml_composes(paths: list[Path]) -> None:
-    config = compose(*(word for path in paths for word in words(path)))
+    config = compose(*(override for path in paths for override in overrides(path)))
     assert isinstance(config, RunConfig)
 
 
-def test_no_yaml_is_left_out() -> None:
+def test_every_yaml_is_in_a_row() -> None:
     assert sorted(path for paths in composed_at_once() for path in paths) == YAMLS
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)
 def test_every_yaml_is_an_option_of_a_group_with_a_line_about_it(path: Path) -> None:
     listed = options(TRAIN, path.parts[0], [conf_dir()])
-    assert listed[words(path)[0].partition("=")[2]]
+    assert listed[overrides(path)[0].partition("=")[2]]
 
 
 def test_every_group_has_a_folder_and_every_folder_is_a_group() -> None:
@@ -60,7 +60,7 @@ def test_every_group_has_a_folder_and_every_folder_is_a_group() -> None:
 
 
 @pytest.mark.parametrize("slot", slots())
-def test_every_registered_part_has_a_yaml(slot: str) -> None:
+def test_every_registered_component_has_a_yaml(slot: str) -> None:
     assert {path.stem for path in YAMLS if path.parts[0] == slot} >= set(entries(slot))
 
 
@@ -78,8 +78,8 @@ def test_every_yaml_has_one_line_of_comment_about_the_option(path: Path) -> None
 
 
 @pytest.mark.parametrize("slot", slots())
-def test_the_yaml_of_a_component_says_what_the_code_says(slot: str) -> None:
-    """The comment is the component's summary; the values are those that a preset sets, and no default stands twice."""
+def test_the_yaml_of_a_component_agrees_with_the_code(slot: str) -> None:
+    """The comment is the component's summary; the values are those of a preset, without repeated defaults."""
     for name, entry in entries(slot).items():
         if not entry.component.__module__.startswith("modular_gpt."):
             continue
@@ -90,7 +90,7 @@ def test_the_yaml_of_a_component_says_what_the_code_says(slot: str) -> None:
         assert values == entry.settings
 
 
-# A named size stays what it is when the default changes.
+# A named size does not change with the defaults.
 @pytest.mark.parametrize("group", ["layers", "trainer"])
 def test_no_yaml_of_a_table_repeats_a_default(group: str) -> None:
     for path in (conf_dir() / group).glob("*.yaml"):
@@ -155,8 +155,8 @@ def test_the_speedrun_keeps_size_and_batches_of_the_baseline() -> None:
     assert quick.trainer.eval_interval >= quick.trainer.max_steps and quick.trainer.eval_batches == 0
 
 
-def test_what_is_composed_once_is_kept_as_it_was(tmp_path: Path) -> None:
-    """Settings are applied to a copy; a yaml file that was edited is read again."""
+def test_composed_settings_are_cached_unchanged(tmp_path: Path) -> None:
+    """Settings are applied to a copy of the cached composition; an edited yaml file is read again."""
     mine = tmp_path / "attention" / "mine.yaml"
     mine.parent.mkdir()
     mine.write_text("defaults: [mha_schema]\nn_kv_heads: 2\n")

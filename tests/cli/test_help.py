@@ -1,4 +1,4 @@
-"""--help is the map of the program: everything that can be chosen, with a line about it."""
+"""--help lists every group, option and setting, with a line about each."""
 
 import os
 import platform
@@ -35,7 +35,7 @@ def test_help_lists_every_option_with_a_line_about_it(run: Run, monkeypatch: pyt
             assert len(listed[group][name]) > 10, f"{group}={name}"
 
 
-def test_help_marks_what_is_taken_otherwise(run: Run) -> None:
+def test_help_marks_the_defaults(run: Run) -> None:
     out = run("train", "--help").out
     for group, choice in TRAIN.choices().items():
         if choice.default != "null":
@@ -60,22 +60,22 @@ def test_help_on_a_group_lists_its_settings(run: Run, group: str) -> None:
         assert f"  {key}=" in answer.out
 
 
-def test_help_on_a_group_says_what_options_start_from(run: Run) -> None:
+def test_help_on_a_group_names_the_base_of_its_options(run: Run) -> None:
     assert "swa starts from window=64" in run("train", "--help", "attention").out
     assert "d_model=1600" in run("train", "--help", "model_size").out
     assert "override /tokenizer: char" in run("train", "--help", "experiment").out
 
 
-def test_the_examples_of_the_help_are_right(run: Run) -> None:
+def test_the_examples_of_the_help_are_valid(run: Run) -> None:
     lines = run("train", "--help").out.splitlines()
     examples = [line.split("  ")[1] for line in lines if line.startswith("  mgpt-train")]
     tried = 0
     for example in examples:
-        words = [word.strip("'") for word in example.split()[1:]]
-        if not words or words[0].startswith("-") or words[0].startswith(("resume=", "init_from=")):
+        arguments = [argument.strip("'") for argument in example.split()[1:]]
+        if not arguments or arguments[0].startswith("-") or arguments[0].startswith(("resume=", "init_from=")):
             continue
         tried += 1
-        assert run("train", *words, "--cfg", "job").code == 0, example
+        assert run("train", *arguments, "--cfg", "job").code == 0, example
     assert tried >= 4
 
 
@@ -98,17 +98,17 @@ def process(root: Path, code: str) -> subprocess.CompletedProcess[str]:
     return python("-c", code, env={**os.environ, "PYTHONPATH": str(root)})
 
 
-def test_hydras_own_flags_still_work(root: Path) -> None:
+def test_flags_of_hydra_work(root: Path) -> None:
     lines = [["--hydra-help"], ["--cfg", "hydra"], ["--info", "defaults"], ["--shell-completion", "install=bash"]]
     code = f"from modular_gpt.cli.train import main\nfor line in {lines}: print('exit', main(line))"
-    result = process(root, code)  # Hydra leaves its logging behind
+    result = process(root, code)  # Hydra changes the logging of the process
     assert result.stdout.count("exit 0") == 4, result.stderr
-    for part in ("hydra/launcher: basic", "job_logging", "attention/mha", "COMPREPLY"):
-        assert part in result.stdout
+    for excerpt in ("hydra/launcher: basic", "job_logging", "attention/mha", "COMPREPLY"):
+        assert excerpt in result.stdout
 
 
 @pytest.mark.parametrize("command", ["train", "generate"])
-def test_help_is_fast_and_brings_no_heavy_library(root: Path, command: str) -> None:
+def test_help_is_fast_and_imports_no_heavy_library(root: Path, command: str) -> None:
     code = (
         f"import sys; from modular_gpt.cli.{command} import main; main(['--help'])\n"
         "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"

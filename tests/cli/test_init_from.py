@@ -1,4 +1,4 @@
-"""mgpt-train init_from=...: the model is the other one's, but for what was typed."""
+"""mgpt-train init_from=...: the config is that of the source model, with the given settings changed."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ def latest(folder: Path) -> dict:
     return yaml.safe_load((folder / "runs" / "latest" / "config.yaml").read_text())
 
 
-def test_only_what_was_typed_changes(run: Run, trained: Answer, folder: Path) -> None:
-    words = ("init_from=runs/latest", "attention=gqa", "attention.n_kv_heads=1", "data=text", "data.path=text.txt")
+def test_only_given_settings_change(run: Run, trained: Answer, folder: Path) -> None:
+    arguments = ("init_from=runs/latest", "attention=gqa", "attention.n_kv_heads=1", "data=text", "data.path=text.txt")
     before, first = latest(folder), str(resolve_link(folder / "runs" / "latest").relative_to(folder))
-    answer = run("train", *words, *QUICK, "model.dropout=0.1")
+    answer = run("train", *arguments, *QUICK, "model.dropout=0.1")
     assert answer.code == 0, answer.err
     assert "means of 2 heads" in answer.out and "with the original parts" in answer.out
     after = latest(folder)
@@ -34,7 +34,7 @@ def test_only_what_was_typed_changes(run: Run, trained: Answer, folder: Path) ->
     assert latest(folder)["init_from"] == first  # runs/latest is this run by now
 
 
-def test_settings_of_a_part_that_the_other_model_has(run: Run, corpus: str, folder: Path) -> None:
+def test_settings_of_a_component_of_the_source_model(run: Run, corpus: str, folder: Path) -> None:
     assert run("train", *corpus.split(), *TINY, "attention=swa", "attention.window=8", "ffn=swiglu").code == 0
     shown = run("train", "init_from=runs/latest", "attention.window=4", "model_size.n_layers=2", "--cfg", "job")
     assert shown.code == 0, shown.err
@@ -45,10 +45,17 @@ def test_settings_of_a_part_that_the_other_model_has(run: Run, corpus: str, fold
 
 
 def test_the_components_of_a_family(run: Run, trained: Answer, folder: Path) -> None:
-    """The sizes and the tokenizer stay; every component and setting is the family's, in those sizes."""
+    """Sizes and tokenizer stay; every component and setting is that of the family, scaled to those sizes."""
     before = latest(folder)
-    words = ("init_from=runs/latest", "family=llama", "model.dropout=0.1", "data=text", "data.path=text.txt", *QUICK)
-    answer = run("train", *words)
+    arguments = (
+        "init_from=runs/latest",
+        "family=llama",
+        "model.dropout=0.1",
+        "data=text",
+        "data.path=text.txt",
+        *QUICK,
+    )
+    answer = run("train", *arguments)
     assert answer.code == 0, answer.err
     assert "with the original parts" in answer.out and "skipped" in answer.out
     after = latest(folder)
@@ -63,21 +70,26 @@ def test_the_components_of_a_family(run: Run, trained: Answer, folder: Path) -> 
 
 def test_from_a_folder_of_transformers(run: Run, corpus: str, folder: Path) -> None:
     vocabulary = gpt2_folder(folder / "gpt2", folder / "text.txt")
-    words = ("init_from=gpt2", "attention=gqa", "data=text", "data.path=text.txt")  # a folder of that name goes first
-    answer = run("train", *words, *QUICK)
+    arguments = (
+        "init_from=gpt2",
+        "attention=gqa",
+        "data=text",
+        "data.path=text.txt",
+    )  # a folder of that name takes precedence
+    answer = run("train", *arguments, *QUICK)
     assert answer.code == 0, answer.err
     assert "means of 2 heads" in answer.out and "with the original parts" in answer.out
     config = latest(folder)
     assert config["tokenizer"] == {"name": "hf", "path": "gpt2/tokenizer.json", "eos": None}
     assert config["model"]["vocab_size"] == vocabulary and config["model"]["pos"]["name"] == "learned"
-    other = run("train", *words, *QUICK, "tokenizer=byte")
+    other = run("train", *arguments, *QUICK, "tokenizer=byte")
     assert other.code == 0, other.err
-    assert "vocab_size" not in latest(folder)["model"]  # as many as the tokenizer has
+    assert "vocab_size" not in latest(folder)["model"]  # derived from the tokenizer
     assert "the first 256 rows" in other.out and "is not compared before training" in other.out
-    small = run("train", *words, *QUICK, "model.vocab_size=100")
+    small = run("train", *arguments, *QUICK, "model.vocab_size=100")
     assert small.code == 2 and f"the tokenizer has {vocabulary} ids but the model only 100" in small.err
     (folder / "gpt2" / "tokenizer.json").unlink()
-    unknown = run("train", *words, *QUICK)
+    unknown = run("train", *arguments, *QUICK)
     assert unknown.code == 2 and "which tokenizer it was trained with" in unknown.err
 
 
@@ -93,15 +105,15 @@ def test_without_a_network(run: Run, folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_several_runs_from_one(run: Run, trained: Answer, folder: Path) -> None:
     source = str((folder / "runs" / "latest").resolve())
-    words = (f"init_from={source}", "data=text", "data.path=text.txt", "attention=mqa,mla", "name=try")
-    answer = run("train", "--multirun", *words, *QUICK)
+    arguments = (f"init_from={source}", "data=text", "data.path=text.txt", "attention=mqa,mla", "name=try")
+    answer = run("train", "--multirun", *arguments, *QUICK)
     assert answer.code == 0, answer.err
     assert answer.out.count("with the original parts") == 2 and "try-mqa" in answer.out and "try-mla" in answer.out
     assert latest(folder)["model"]["d_model"] == 16 and latest(folder)["init_from"] == source
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (("init_from=runs/latest", "resume=runs/latest"), "leave one of them out"),
         (("init_from=runs/latest", "experiment=shakespeare_char"), "one by one"),
@@ -110,7 +122,7 @@ def test_several_runs_from_one(run: Run, trained: Answer, folder: Path) -> None:
         (("init_from=runs/latest", "attention=gqa", "attention.n_kv_heads=3"), "n_kv_heads"),
     ],
 )
-def test_refused(words: tuple[str, ...], sentence: str, run: Run, trained: Answer, folder: Path) -> None:
-    answer = run("train", *words)
+def test_refused(arguments: tuple[str, ...], sentence: str, run: Run, trained: Answer, folder: Path) -> None:
+    answer = run("train", *arguments)
     assert answer.code == 2 and sentence in answer.err and answer.err.count("\n") == 1
     assert len(list((folder / "runs").iterdir())) == 2  # the first run, and the pointer to it

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command still imports its libraries: one word, exit code 130, no traceback."""
+"""Ctrl-C while a command still imports its libraries: a one-line message, exit code 130, no traceback."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ sys.exit(main(["--help"]))
 
 
 @pytest.mark.parametrize("command", ["train", "generate", "evaluate", "convert"])
-def test_ctrl_c_during_imports_is_no_traceback(root: Path, command: str) -> None:
+def test_ctrl_c_during_imports_prints_no_traceback(root: Path, command: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", WAITING.format(command=command)],
         env={**os.environ, "PYTHONPATH": str(root)},
@@ -35,7 +35,7 @@ def test_ctrl_c_during_imports_is_no_traceback(root: Path, command: str) -> None
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
-def test_the_handler_is_gone_after_the_imports() -> None:
+def test_the_handler_is_removed_after_the_imports() -> None:
     before = signal.getsignal(signal.SIGINT)
     with imports():
         pass

@@ -1,4 +1,4 @@
-"""What a user gets wrong is answered with one sentence that helps, exit code 2, and nothing on the disk."""
+"""Mistakes of users get one helpful sentence and exit code 2, and write nothing to the disk."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from modular_gpt.core.errors import ConfigError, closest
 from tests.cli.conftest import Run
 from tests.fresh import python
 
-# What is typed, and what the sentence must say.
+# The arguments, and excerpts of the sentence.
 MISTAKES = [
     ("attention=gqq", ["no attention 'gqq'", "did you mean 'gqa'?", "there are: "]),
     ("ffn=moee", ["no ffn 'moee'", "did you mean 'moe'?"]),
@@ -91,7 +91,7 @@ MISTAKES = [
     ("resume=short.txt", ["'short.txt'"]),
     ("resume=", ["is not a checkpoint"]),
     ("init_from=nothing_like_it", ["there is no checkpoint at 'nothing_like_it'", "gpt2-medium"]),
-    # a word behind a plus, or one of another program
+    # settings behind a plus, or of another program
     ("+trainer.lrr=1", ["no setting 'lrr' of trainer"]),
     ("+ffn.topk=2 ffn=moe", ["no setting 'topk' of ffn", "did you mean 'top_k'?"]),
     ("++foo.bar=1", ["no setting 'foo'"]),
@@ -102,7 +102,7 @@ MISTAKES = [
     ("gpus=2", ["torchrun"]),
     ("attention_dims=2", ["did you mean 'attention'?"]),
     ("trainer.max_steps=1e400", ["trainer.max_steps must be a whole number, got inf"]),
-    # what has no effect
+    # settings without effect
     ("hydra.run.dir=elsewhere", ["'hydra.run.dir=elsewhere' has no effect", "runs=<folder>"]),
     ("hydra.sweep.dir=elsewhere", ["add --multirun"]),
     ("hydra/launcher=joblib", ["add --multirun"]),
@@ -140,7 +140,7 @@ MISTAKES = [
     ("seed=99999999999999999999", ["at most 64 bits"]),
     ("model_size.n_heads=0", ["model.n_heads must be above 0"]),
     ("lora=8", ["lora must be a group of settings (rank, ", "got 8"]),
-    # what is not there
+    # missing files and runs
     ("trainer.device=meta", ["trainer.device=meta cannot be used here", "trainer.device=auto can"]),
     ("trainer.precision=fp8", ["no choice 'fp8'", "bf16_products"]),
     ("logger=tensorbord", ["no logger 'tensorbord'", "did you mean 'tensorboard'?"]),
@@ -156,7 +156,7 @@ MISTAKES = [
 ]
 
 
-# Settings, values and names of other programs that have an exact counterpart, and ours.
+# Settings, values and names of other programs, and their exact counterparts.
 UNDERSTOOD = [
     ("n_embd=64", "model_size.d_model=64"),
     ("num_attention_heads=8", "model_size.n_heads=8"),
@@ -174,9 +174,9 @@ UNDERSTOOD = [
 ]
 
 
-@pytest.mark.parametrize(("theirs", "ours"), UNDERSTOOD)
-def test_settings_of_other_programs_are_understood(theirs: str, ours: str) -> None:
-    assert compose(*theirs.split(), "name=x").to_dict() == compose(*ours.split(), "name=x").to_dict()
+@pytest.mark.parametrize(("foreign", "counterpart"), UNDERSTOOD)
+def test_settings_of_other_programs_are_understood(foreign: str, counterpart: str) -> None:
+    assert compose(*foreign.split(), "name=x").to_dict() == compose(*counterpart.split(), "name=x").to_dict()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_very_long_name_is_answered_at_once_and_shortened(run: Run) -> None:
     assert answer.code == 2 and len(answer.err) < 2000
 
 
-def test_a_component_that_nobody_knows_is_said_to_come_from_a_plugin() -> None:
+def test_the_message_about_an_unknown_component_mentions_plugins() -> None:
     with pytest.raises(ConfigError, match="MODULAR_GPT_PLUGINS"):
         GPTConfig.from_dict({"attention": {"name": "shared_qk"}})
     with pytest.raises(ConfigError, match="did you mean 'gqa'") as caught:
@@ -212,21 +212,21 @@ def test_a_component_that_nobody_knows_is_said_to_come_from_a_plugin() -> None:
 
 @pytest.fixture
 def texts(folder: Path) -> None:
-    """Files that are no good to train on."""
+    """Files that are invalid as training text."""
     (folder / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 40)
     (folder / "binary.txt").write_bytes(b"a\0b" * 40)
     (folder / "empty.txt").write_bytes(b"")
     (folder / "short.txt").write_text("short text " * 10)
 
 
-@pytest.mark.parametrize(("words", "parts"), MISTAKES, ids=[words for words, _ in MISTAKES])
-def test_a_mistake_gets_one_sentence(run: Run, folder: Path, texts: None, words: str, parts: list[str]) -> None:
-    answer = run("train", *words.split())
+@pytest.mark.parametrize(("arguments", "excerpts"), MISTAKES, ids=[given for given, _ in MISTAKES])
+def test_a_mistake_gets_one_sentence(run: Run, folder: Path, texts: None, arguments: str, excerpts: list[str]) -> None:
+    answer = run("train", *arguments.split())
     assert answer.code == 2
     assert answer.out == ""
     assert answer.err.startswith("error: ") and answer.err.count("\n") == 1, answer.err
-    for part in parts:
-        assert part in answer.err
+    for excerpt in excerpts:
+        assert excerpt in answer.err
     assert "Traceback" not in answer.err and "+" not in answer.err.partition("; did")[2]
     assert not (folder / "runs").exists() and not (folder / "outputs").exists()
 
@@ -235,7 +235,7 @@ def test_settings_of_hydra_are_not_offered(run: Run) -> None:
     assert "hydra" not in run("train", "seeed=1").err
 
 
-def test_a_mistake_in_a_yaml_of_ones_own_names_the_file(run: Run, folder: Path) -> None:
+def test_a_mistake_in_a_yaml_of_the_user_names_the_file(run: Run, folder: Path) -> None:
     mine = folder / "conf" / "attention" / "mine.yaml"
     mine.parent.mkdir(parents=True)
     mine.write_text("defaults: [gqa_schema]\nn_kv_headz: 3\n")
@@ -257,15 +257,15 @@ def test_a_yaml_cannot_name_code(run: Run, folder: Path) -> None:
     }.items():
         (folder / "conf" / group).mkdir(parents=True)
         (folder / "conf" / group / "evil.yaml").write_text(text)
-    for words in (["attention=evil"], ["experiment=evil"], ["--multirun", "experiment=evil", "seed=1,2"]):
-        answer = run("train", "--config-dir", "conf", "model_size=nano", "trainer.device=none", *words)
-        assert answer.code == 2, words
+    for arguments in (["attention=evil"], ["experiment=evil"], ["--multirun", "experiment=evil", "seed=1,2"]):
+        answer = run("train", "--config-dir", "conf", "model_size=nano", "trainer.device=none", *arguments)
+        assert answer.code == 2, arguments
         assert "_target_" in answer.err
         assert not (folder / "touched").exists()
 
 
-@pytest.mark.parametrize("words", ["attention=gqq", "trainer.max_steps=x", "data=text data.path=none.txt"])
-def test_a_mistake_in_a_real_process(root: Path, folder: Path, words: str) -> None:
-    result = python("-m", "modular_gpt.cli.train", *words.split(), env={**os.environ, "PYTHONPATH": str(root)})
+@pytest.mark.parametrize("arguments", ["attention=gqq", "trainer.max_steps=x", "data=text data.path=none.txt"])
+def test_a_mistake_in_a_real_process(root: Path, folder: Path, arguments: str) -> None:
+    result = python("-m", "modular_gpt.cli.train", *arguments.split(), env={**os.environ, "PYTHONPATH": str(root)})
     assert result.returncode == 2
     assert result.stdout == "" and result.stderr.count("\n") == 1, result.stderr

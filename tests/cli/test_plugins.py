@@ -1,4 +1,4 @@
-"""One .py and one .yaml of one's own are an option like any other, in a fresh process and with no other edit."""
+"""One .py and one .yaml file of the user add an option, in a fresh process and without other edits."""
 
 import os
 import subprocess
@@ -39,43 +39,43 @@ class Toy(FeedForward, name="toy"):
 
 @pytest.fixture
 def plugin(folder: Path, corpus: str) -> Path:
-    """A folder with a part of one's own."""
+    """A folder with a component of the user."""
     (folder / "my_parts.py").write_text(PART)
     return folder
 
 
-def train(root: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def train(root: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(root), "MODULAR_GPT_PLUGINS": "my_parts", "OMP_NUM_THREADS": "1"}
-    return python("-m", "modular_gpt.cli.train", *words, cwd=folder, env=env)
+    return python("-m", "modular_gpt.cli.train", *arguments, cwd=folder, env=env)
 
 
-def test_a_part_with_a_yaml(root: Path, plugin: Path, corpus: str) -> None:
+def test_a_component_with_a_yaml(root: Path, plugin: Path, corpus: str) -> None:
     (plugin / "conf" / "ffn").mkdir(parents=True)
     (plugin / "conf" / "ffn" / "toy_fast.yaml").write_text(
         "# A toy that turns faster\ndefaults: [toy_schema]\nfactor: 3.0\n"
     )
-    words = ["--config-dir", "conf"]
-    listed = train(root, plugin, *words, "--help").stdout
+    arguments = ["--config-dir", "conf"]
+    listed = train(root, plugin, *arguments, "--help").stdout
     assert "toy                  One matrix and a sine." in listed
     assert "toy_fast             A toy that turns faster" in listed
-    ran = train(root, plugin, *words, "ffn=toy_fast", *corpus.split(), *TINY)
+    ran = train(root, plugin, *arguments, "ffn=toy_fast", *corpus.split(), *TINY)
     assert ran.returncode == 0, ran.stderr
     saved = (plugin / "runs" / "latest" / "config.yaml").read_text()
     assert "name: toy" in saved and "factor: 3.0" in saved
 
 
-def test_a_part_without_a_yaml(root: Path, plugin: Path) -> None:
+def test_a_component_without_a_yaml(root: Path, plugin: Path) -> None:
     wrong = train(root, plugin, "ffn=toy", "ffn.factr=2")
     assert wrong.returncode == 2 and "did you mean 'factor'?" in wrong.stderr
 
 
-def test_a_plugin_that_is_not_there(root: Path, folder: Path) -> None:
+def test_a_missing_plugin_is_refused(root: Path, folder: Path) -> None:
     answer = train(root, folder, "--help")
     assert answer.returncode == 2 and "'my_parts', which cannot be imported" in answer.stderr
     assert answer.stderr.count("\n") == 1
 
 
-def test_another_packages_yaml_files(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_files_of_another_package(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (plugin / "their_package" / "conf" / "model_size").mkdir(parents=True)
     (plugin / "their_package" / "__init__.py").touch()
     file = plugin / "their_package" / "conf" / "model_size" / "theirs.yaml"

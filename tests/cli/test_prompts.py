@@ -1,4 +1,4 @@
-"""prompts=FILE: how a file is read, and that each text is written when it is complete."""
+"""prompts=FILE: reading of files, and output of each text as soon as it is complete."""
 
 import codecs
 import json
@@ -28,7 +28,7 @@ from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from tests.cli.conftest import Answer, Run
 
-SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # line ends to str.splitlines, but not in a file
+SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # line separators of str.splitlines, but not of a file
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def writer(model: GPTModel) -> Writer:
 @pytest.fixture
 def write(run: Run, model: GPTModel, folder: Path) -> Callable[..., Answer]:
     save_checkpoint(folder / "model", model, build_tokenizer("byte"))
-    return lambda *words: run("generate", "checkpoint=model", "device=cpu", *words)
+    return lambda *arguments: run("generate", "checkpoint=model", "device=cpu", *arguments)
 
 
 # ----- reading --------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def as_json(text: str) -> str:
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_line_is_a_prompt_whatever_characters_it_has(tmp_path: Path, suffix: str, mark: bytes, end: str) -> None:
+def test_only_newlines_separate_prompts(tmp_path: Path, suffix: str, mark: bytes, end: str) -> None:
     prompts = [f"one{SEPARATORS}line", "two é", " three "]
     lines = prompts if suffix == ".txt" else [as_json(prompt) for prompt in prompts]
     path = tmp_path / f"prompts{suffix}"
@@ -99,8 +99,8 @@ def found(writer: Writer, batch_size: int | None, **settings: Any) -> list[tuple
     config = GenerationConfig(max_new_tokens=12, **settings)
     ids = [list(prompt) for prompt in PROMPTS]
     return [
-        (each.prompt, each.sample, each.text.ids, each.text.reason)
-        for each in writer.write_all(ids, config, batch_size)
+        (result.prompt, result.sample, result.text.ids, result.text.reason)
+        for result in writer.write_all(ids, config, batch_size)
     ]
 
 
@@ -121,7 +121,7 @@ def test_a_text_does_not_depend_on_its_batch(writer: Writer, settings: dict[str,
         assert sorted(found(writer, batch_size, **settings)) == sorted(one_by_one)
 
 
-def test_each_text_comes_when_it_is_complete(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_text_is_written_when_it_is_complete(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = 0
     original = text_writer.Generation.__iter__
 
@@ -134,9 +134,9 @@ def test_each_text_comes_when_it_is_complete(writer: Writer, monkeypatch: pytest
     monkeypatch.setattr(text_writer.Generation, "__iter__", counted)
     config = GenerationConfig(max_new_tokens=40, seed=3, stop_tokens=list(range(0, 60)))
     seen = []
-    for each in writer.write_all([list(prompt) for prompt in PROMPTS], config, 3):
+    for result in writer.write_all([list(prompt) for prompt in PROMPTS], config, 3):
         seen.append(steps)
-        assert len(each.text.ids) <= steps
+        assert len(result.text.ids) <= steps
     assert len(set(seen)) > 3, "texts of a batch come at different steps"
     assert seen == sorted(seen)
 
@@ -210,41 +210,41 @@ def test_ctrl_c_loses_no_text(write: Callable[..., Answer], folder: Path, monkey
 
 
 @pytest.mark.parametrize("strategy", ["sample", "beam", "contrastive", "lookup"])
-def test_ids_without_text_are_never_drawn(run: Run, folder: Path, strategy: str) -> None:
-    """Three characters in a vocabulary of 64: most of an untrained model's tokens had no text."""
+def test_ids_without_text_are_never_sampled(run: Run, folder: Path, strategy: str) -> None:
+    """Three characters in a vocabulary of 64: most tokens of an untrained model have no text."""
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=64, d_model=16, n_heads=2, n_layers=1, context_length=32, pos="rope")
     save_checkpoint(folder / "padded", GPTModel(config), CharTokenizer("abc"))
     (folder / "prompts.txt").write_text("a\nab\nabc\n")
     hot = ["temperature=5"] if strategy in ("sample", "lookup") else []
-    words = ("checkpoint=padded", "device=cpu", f"strategy={strategy}", "max_new_tokens=25", *hot)
+    arguments = ("checkpoint=padded", "device=cpu", f"strategy={strategy}", "max_new_tokens=25", *hot)
     for asked in ("prompt=abc", "prompts=prompts.txt"):
-        answer = run("generate", *words, asked, "json=true")
+        answer = run("generate", *arguments, asked, "json=true")
         assert answer.code == 0, answer.err
         for line in answer.out.splitlines():
             text = json.loads(line)
             assert set(text["text"]) <= set("abc") and len(text["text"]) == text["tokens"] == 25
 
 
-def test_a_conversation_and_a_stream_never_draw_them_either() -> None:
+def test_ids_without_text_are_never_sampled_in_conversations_and_streams() -> None:
     torch.manual_seed(0)
     model = GPTModel(vocab_size=64, d_model=16, n_heads=2, n_layers=1, context_length=32)
-    writer, pieces = Writer(Loaded(model, CharTokenizer("abc"))), []
-    text = writer.write([0, 1], GenerationConfig(max_new_tokens=20, seed=0), pieces.append)
-    assert "".join(pieces) == text.text and len(text.text or "") == 20
+    writer, chunks = Writer(Loaded(model, CharTokenizer("abc"))), []
+    text = writer.write([0, 1], GenerationConfig(max_new_tokens=20, seed=0), chunks.append)
+    assert "".join(chunks) == text.text and len(text.text or "") == 20
 
 
-@pytest.mark.parametrize("words", ["prompt=ab", "prompt=ab strategy=beam", "prompts=prompts.txt json=true"])
-def test_a_broken_model_is_named_and_the_exit_code_says_so(
-    write: Callable[..., Answer], folder: Path, words: str
+@pytest.mark.parametrize("arguments", ["prompt=ab", "prompt=ab strategy=beam", "prompts=prompts.txt json=true"])
+def test_a_broken_model_is_named_and_exits_with_an_error(
+    write: Callable[..., Answer], folder: Path, arguments: str
 ) -> None:
     (folder / "prompts.txt").write_text("a\nab\n")
     assert write("prompt=ab", "max_new_tokens=1").code == 0
     model = load_checkpoint(folder / "model").model
     with torch.no_grad():
-        model.final_norm.weight.fill_(3e38)  # finite, and its products are not
+        model.final_norm.weight.fill_(3e38)  # finite, but its products overflow
     save_checkpoint(folder / "model", model, build_tokenizer("byte"))
-    answer = write(*words.split())
+    answer = write(*arguments.split())
     assert answer.code == 2 and answer.out in ("", "ab\n") and answer.err.count("\n") == 1
     assert "error: the model's logits after" in answer.err and "not finite" in answer.err
 

@@ -1,4 +1,4 @@
-"""Overrides of a resumed run are composed over the run's own components and settings."""
+"""Overrides of a resumed run are composed over the components and settings of the run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,8 +53,8 @@ CHANGES = [
 def test_one_setting_changes_one_setting(before: RunConfig) -> None:
     assert before.resume == "runs/latest"
     assert before.optim.learning_rate == 0.0007 and before.data.val_fraction == 0.3
-    for words, expected in CHANGES:
-        assert differences(before, compose("resume=runs/latest", *words)) == expected, words
+    for arguments, expected in CHANGES:
+        assert differences(before, compose("resume=runs/latest", *arguments)) == expected, arguments
     other = compose("resume=runs/latest", "optim=adamw")
     assert (other.optim.name, other.optim.learning_rate) == ("adamw", RunConfig().optim.learning_rate)
 
@@ -73,8 +73,8 @@ def test_cfg_shows_the_settings_of_the_resumed_run(run: Run, before: RunConfig) 
     assert "balance_weight: 0.05" in answer.out
 
 
-def test_notes_of_a_run_are_data(run: Run, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interpolation in the settings of a run is a text, not a question to the environment."""
+def test_saved_settings_of_a_run_are_data(run: Run, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpolation in the saved settings of a run is a text and does not read the environment."""
     monkeypatch.setenv("SECRET", "s3cr3t")
     prompt = r"the \${oc.env:SECRET} ${oc.env:SECRET}"
     base = [*corpus.split(), *TINY, "tokenizer=byte"]
@@ -83,10 +83,10 @@ def test_notes_of_a_run_are_data(run: Run, corpus: str, monkeypatch: pytest.Monk
     assert again.trainer.sample_prompt == prompt
 
 
-def test_notes_of_a_model_to_start_from_are_data(
+def test_saved_settings_of_a_source_model_are_data(
     run: Run, corpus: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a model's notes say of its tokenizer is read as data and checked."""
+    """The saved tokenizer settings of a model are read as data and validated."""
     from modular_gpt.checkpoint import load_checkpoint, save_checkpoint
 
     monkeypatch.setenv("SECRET", "s3cr3t")

@@ -45,7 +45,7 @@ def texts(defaults: Any) -> Iterator[tuple[str, str]]:
 
 
 def faults(text: str) -> list[str]:
-    """What keeps a text from being whole sentences."""
+    """The reasons why a text does not consist of whole sentences."""
     without_intervals = re.sub(r"\[0, 1\)|\(-c, c\)", "", text)
     last = text.rstrip(".").rpartition(" ")[2]
     checks = {
@@ -71,7 +71,7 @@ def test_every_setting_has_a_text_of_whole_sentences(name: str, defaults: Any) -
 @pytest.mark.parametrize(
     "text", ["", "always filtered by", "Recompute (1: all.", "What is ``odd`` here.", "is updated Stacks of it."]
 )
-def test_a_bad_text_is_seen(text: str) -> None:
+def test_a_bad_text_is_reported(text: str) -> None:
     assert faults(text)
 
 
@@ -107,7 +107,7 @@ def test_the_parser_reads_each_form_of_a_documented_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("topic", "parts"),
+    ("topic", "excerpts"),
     [
         ("gqa", ["attention=gqa - Grouped-query attention", "attention.n_kv_heads=2"]),
         ("attention=mla", ["attention=mla - ", "attention.kv_lora_rank=null"]),
@@ -122,16 +122,16 @@ def test_the_parser_reads_each_form_of_a_documented_field() -> None:
         ("none", ["parallel=none", "logger=none", "pos=none"]),
     ],
 )
-def test_help_explains_groups_options_and_settings(run: Run, topic: str, parts: list[str]) -> None:
+def test_help_explains_groups_options_and_settings(run: Run, topic: str, excerpts: list[str]) -> None:
     answer = run("train", "--help", topic)
     assert answer.code == 0, answer.err
     printed = " ".join(answer.out.split())
-    assert [part for part in parts if part not in printed] == []
+    assert [excerpt for excerpt in excerpts if excerpt not in printed] == []
     assert "Examples" not in answer.out
 
 
 @pytest.mark.parametrize(
-    ("command", "topic", "parts"),
+    ("command", "topic", "excerpts"),
     [
         ("train", "attenion", ["no group, option or setting 'attenion'", "did you mean 'attention'?"]),
         ("train", "foo", ["no group, option or setting 'foo'", "groups: model_size, attention"]),
@@ -140,10 +140,10 @@ def test_help_explains_groups_options_and_settings(run: Run, topic: str, parts: 
         ("generate", "gqa", ["no group, option or setting 'gqa'"]),
     ],
 )
-def test_help_on_something_unknown_is_a_mistake(run: Run, command: str, topic: str, parts: list[str]) -> None:
+def test_help_on_something_unknown_is_a_mistake(run: Run, command: str, topic: str, excerpts: list[str]) -> None:
     answer = run(command, "--help", topic)
     assert (answer.code, answer.out) == (2, "")
-    assert [part for part in parts if part not in answer.err] == []
+    assert [excerpt for excerpt in excerpts if excerpt not in answer.err] == []
 
 
 def test_help_of_another_command_explains_one_setting(run: Run) -> None:
@@ -157,7 +157,7 @@ def test_sizes_are_listed_from_small_to_large() -> None:
     ]
 
 
-def test_no_line_about_an_option_has_marks_of_a_docstring_or_is_cut() -> None:
+def test_summaries_of_options_are_complete_and_without_markup() -> None:
     for group in TRAIN.choices():
         for name, line in options(TRAIN, group, [conf_dir()]).items():
             assert "``" not in line and line.count("(") == line.count(")"), f"{group}={name}"

@@ -1,4 +1,4 @@
-"""Several runs from one command line: where they go, what is saved of them, and what the table says."""
+"""Several runs from one command line: their directories, saved results and table."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def test_repeated_seeds_are_averaged() -> None:
     assert "one run with one seed" in remarks(results[2:3])
 
 
-def test_seeds_alone_are_one_row() -> None:
+def test_a_sweep_over_seeds_is_one_row() -> None:
     lines = table([result(0, "seed=1", 1, [], 1.0), result(1, "seed=2", 2, [], 2.0)]).splitlines()
     assert len(lines) == 3 and lines[2].startswith("default (2 seeds)")
 
@@ -81,13 +81,13 @@ def test_an_exception_in_a_job_is_a_row_of_the_table(
     run: Run, corpus: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(config: object) -> None:
-        raise ZeroDivisionError("a fault of ours")
+        raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(training_run, "train", fail)
     with pytest.raises(ZeroDivisionError):
         run("train", "-m", *corpus.split(), *TINY, "seed=1,2")
     printed = capsys.readouterr().out
-    assert "seed=1" in printed and "failed: ZeroDivisionError: a fault of ours" in printed
+    assert "seed=1" in printed and "failed: ZeroDivisionError: a bug" in printed
 
 
 @pytest.mark.parametrize("separator", [" ", "\n"])  # of bash, and of other shells
@@ -96,7 +96,7 @@ def test_tab_completion_offers_no_schema(
 ) -> None:
     offered = separator.join(["attention=gqa", "attention=gqa_schema", "attention=mha", "attention=mha_schema"])
 
-    def completed(command: object, words: list[str], where: object, job: object) -> None:
+    def completed(command: object, arguments: list[str], where: object, job: object) -> None:
         print(offered)
 
     monkeypatch.setattr(hydra_answers, "hydra_main", completed)

@@ -1,4 +1,4 @@
-"""What is typed after the equals sign of a text is that text, whatever Hydra's language makes of its characters."""
+"""Text settings are taken literally, even if they contain special characters of Hydra's grammar."""
 
 import os
 from pathlib import Path
@@ -28,19 +28,19 @@ texts = st.text(st.one_of(st.sampled_from(NASTY), st.characters(exclude_categori
 @example("'quoted'")
 @example('"quoted"')
 @example("\\")
-def test_a_prompt_is_what_was_typed(text: str) -> None:
+def test_a_prompt_is_taken_literally(text: str) -> None:
     if text not in ("null", "???"):
         assert read_task([f"prompt={text}"], [conf_dir()])[0].prompt == text
 
 
 @settings(max_examples=10)
 @given(texts)
-def test_a_path_is_what_was_typed(text: str) -> None:
+def test_a_path_is_taken_literally(text: str) -> None:
     if text not in ("null", "???") and not (text.startswith("[") and text.endswith("]")):
         assert compose("data=text", f"data.path={text}").data.path == text
 
 
-def test_the_one_text_that_cannot_be_given_is_refused(run: Run) -> None:
+def test_the_marker_of_missing_values_is_refused(run: Run) -> None:
     answer = run("generate", "prompt=???")
     assert answer.code == 2 and "'???' cannot be given" in answer.err
 
@@ -57,18 +57,18 @@ def test_null_and_lists_of_texts() -> None:
 
 
 @pytest.mark.parametrize("name", ["größe", "a=b", "a,b", "it's", "a b", "100%", "{x}", "$x", "#1"])
-def test_a_run_may_be_called_so(run: Run, corpus: str, folder: Path, name: str) -> None:
+def test_special_characters_in_the_name_of_a_run(run: Run, corpus: str, folder: Path, name: str) -> None:
     answer = run("train", *corpus.split(), *TINY, "trainer.max_steps=1", f"name={name}")
     assert answer.code == 0, answer.err
     assert [path.name.endswith(f"-{name}") for path in (folder / "runs").iterdir() if not path.is_symlink()] == [True]
 
 
-def test_globs_are_found_by_the_program_and_not_only_by_the_shell(root: Path, folder: Path) -> None:
+def test_globs_are_expanded_by_the_program(root: Path, folder: Path) -> None:
     for name, text in (("corpus/a.txt", "words that repeat, "), ("corpus/deep/er/b, c.txt", "other words again, ")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text * 50)
-    words = ["data=text", "data.path=corpus/**/*.txt", "tokenizer=char", *TINY, "trainer.max_steps=1"]
+    arguments = ["data=text", "data.path=corpus/**/*.txt", "tokenizer=char", *TINY, "trainer.max_steps=1"]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    result = python("-m", "modular_gpt.cli.train", *words, env=environment)
+    result = python("-m", "modular_gpt.cli.train", *arguments, env=environment)
     assert result.returncode == 0, result.stderr
     assert f"{2 * 19 * 50 * 9 // 10:,} tokens to train on" in result.stdout

@@ -1,4 +1,4 @@
-"""mgpt-train: what a run leaves, names, resuming, several runs, and how it ends."""
+"""mgpt-train: files and names of runs, resuming, several runs, and exit codes."""
 
 import functools
 import math
@@ -38,7 +38,7 @@ def test_a_run_makes_its_directory_and_nothing_else(trained: Answer, folder: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "name"),
+    ("arguments", "name"),
     [
         ((), "gpt"),
         (("attention=gqa", "ffn=moe"), "gqa-moe"),
@@ -49,16 +49,16 @@ def test_a_run_makes_its_directory_and_nothing_else(trained: Answer, folder: Pat
         (("model.topology=post", "seed=3"), "topology=post-seed=3"),
     ],
 )
-def test_a_run_is_named_after_what_it_is(words: tuple[str, ...], name: str) -> None:
-    assert compose(*words).name == name
+def test_a_run_is_named_after_its_settings(arguments: tuple[str, ...], name: str) -> None:
+    assert compose(*arguments).name == name
 
 
-def test_a_long_name_stays_a_name() -> None:
+def test_a_long_name_is_a_valid_file_name() -> None:
     name = compose(*(f"model.init_std=0.{'1' * 30}", "model.embed_scale=0.333333333333333333333", "seed=77777")).name
     assert 40 < len(name) <= 60
 
 
-def test_resume_keeps_what_is_not_set(run: Run, corpus: str, folder: Path) -> None:
+def test_resume_keeps_settings_that_are_not_given(run: Run, corpus: str, folder: Path) -> None:
     first = run("train", *corpus.split(), *TINY, "attention=gqa", "attention.n_kv_heads=1", "optim=muon", "ffn=swiglu")
     assert first.code == 0, first.err
     more = run("train", "resume=runs/latest", "trainer.max_steps=4")
@@ -74,19 +74,19 @@ def test_resume_keeps_what_is_not_set(run: Run, corpus: str, folder: Path) -> No
     assert run("train", "resume=runs/latest", "experiment=shakespeare_char").code == 2
 
 
-def test_the_speedrun_begins_evenly_and_learns_quickly(run: Run, corpus: str, folder: Path) -> None:
-    words = ("experiment=speedrun", *corpus.split(), *TINY, "model_size.d_model=32", "trainer.max_steps=30")
-    answer = run("train", *words, "trainer.eval_interval=30", "trainer.log_interval=1", "trainer.compile=false")
+def test_the_speedrun_starts_at_the_uniform_loss_and_learns_quickly(run: Run, corpus: str, folder: Path) -> None:
+    arguments = ("experiment=speedrun", *corpus.split(), *TINY, "model_size.d_model=32", "trainer.max_steps=30")
+    answer = run("train", *arguments, "trainer.eval_interval=30", "trainer.log_interval=1", "trainer.compile=false")
     assert answer.code == 0, answer.err
-    figures = read_metrics(folder / "runs" / "latest")
-    first, last = figures[0]["loss"], [entry for entry in figures if "validation_loss" in entry][-1]
-    assert first == pytest.approx(math.log(11), abs=1e-4)  # the text has so many characters
+    metrics = read_metrics(folder / "runs" / "latest")
+    first, last = metrics[0]["loss"], [entry for entry in metrics if "validation_loss" in entry][-1]
+    assert first == pytest.approx(math.log(11), abs=1e-4)  # the text has 11 different characters
     assert last["step"] == 30 and last["validation_loss"] < 0.5
 
 
 def test_several_runs_and_their_table(run: Run, corpus: str, folder: Path) -> None:
     answer = run("train", "--multirun", *corpus.split(), *TINY, "attention=mha,linear", "pos=learned,alibi", "seed=1")
-    assert answer.code == 2  # one of the four cannot be
+    assert answer.code == 2  # one of the four combinations is invalid
     assert runs(folder) == ["multirun", "mha-learned", "mha-alibi", "linear-learned"]
     assert {path.name for path in folder.iterdir()} == {"runs", "cache", "text.txt"}
     table = answer.out[answer.out.rindex("\nrun ") :].splitlines()
@@ -103,7 +103,7 @@ def test_several_runs_and_their_table(run: Run, corpus: str, folder: Path) -> No
 def test_runs_in_other_processes_leave_their_rows(
     run: Run, corpus: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where a launcher of Hydra's gives them to a cluster: this process has none of their variables."""
+    """A Hydra launcher may run jobs on a cluster: this process does not share their variables."""
     monkeypatch.setattr(_multirun, "Sweep", functools.partial(_multirun.Sweep, process=-1))
     answer = run("train", "-m", *corpus.split(), *TINY, "attention=mha,linear", "pos=alibi")
     assert answer.code == 2
@@ -113,12 +113,12 @@ def test_runs_in_other_processes_leave_their_rows(
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_launchers_of_hydras(launcher: str, root: Path, corpus: str, folder: Path) -> None:
+def test_hydra_launchers(launcher: str, root: Path, corpus: str, folder: Path) -> None:
     plugin = launcher.removesuffix("_local")
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher", reason=f"needs hydra-{plugin}-launcher")
-    words = [*corpus.split(), *TINY, f"hydra/launcher={launcher}", "seed=1,2"]
+    arguments = [*corpus.split(), *TINY, f"hydra/launcher={launcher}", "seed=1,2"]
     answer = subprocess.run(
-        [sys.executable, "-m", "modular_gpt.cli.train", "-m", *words],
+        [sys.executable, "-m", "modular_gpt.cli.train", "-m", *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
@@ -137,8 +137,8 @@ def test_several_runs_with_a_name_for_all(run: Run, corpus: str, folder: Path) -
 
 def test_a_text_in_several_runs(run: Run, corpus: str, folder: Path) -> None:
     (folder / "text #2.txt").write_text((folder / "text.txt").read_text())
-    words = ["tokenizer=char", *TINY, "trainer.max_steps=1", "seed=1,2", "data=text", "data.path=text #2.txt"]
-    assert run("train", "-m", *words).code == 0
+    arguments = ["tokenizer=char", *TINY, "trainer.max_steps=1", "seed=1,2", "data=text", "data.path=text #2.txt"]
+    assert run("train", "-m", *arguments).code == 0
     assert len(runs(folder)) == 3
 
 
@@ -146,7 +146,7 @@ def result(ended_by: int | None) -> RunResult:
     return RunResult(Path("runs/x"), ended_by, None, None)
 
 
-def test_ctrl_c_that_training_has_dealt_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_handled_by_the_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "train", lambda config, **_: result(signal.SIGINT))
     assert run("train").code == 130
     monkeypatch.setattr(training, "train", lambda config, **_: result(signal.SIGTERM))
@@ -158,8 +158,8 @@ def test_ctrl_c_at_any_other_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "train", interrupted)
-    for words in ([], ["--multirun", "seed=1,2"]):
-        answer = run("train", *words)
+    for arguments in ([], ["--multirun", "seed=1,2"]):
+        answer = run("train", *arguments)
         assert answer.code == 130 and answer.err == "interrupted\n"
 
 
@@ -176,17 +176,17 @@ def test_ctrl_c_ends_the_runs_that_would_follow(run: Run, monkeypatch: pytest.Mo
     assert "seed=1  stopped; resume=runs/x" in answer.out and "Traceback" not in answer.err
 
 
-def test_our_own_mistakes_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_exceptions_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(config: Any, **_: Any) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(training, "train", broken)
-    for words in ([], ["--multirun", "seed=1,2"]):
+    for arguments in ([], ["--multirun", "seed=1,2"]):
         with pytest.raises(ZeroDivisionError):
-            run("train", *words)
+            run("train", *arguments)
 
 
-def test_compose_beside_a_hydra_of_ones_own(folder: Path) -> None:
+def test_compose_inside_an_initialised_hydra(folder: Path) -> None:
     (folder / "theirs").mkdir()
     (folder / "theirs" / "app.yaml").write_text("a: 1\n")
     older = "1.2" if hydra.__version__.startswith("1.3") else None
@@ -200,7 +200,7 @@ def test_compose_beside_a_hydra_of_ones_own(folder: Path) -> None:
     assert not HydraConfig.initialized()
 
 
-def test_compose_takes_a_folder_of_ones_own(folder: Path) -> None:
+def test_compose_accepts_a_config_folder(folder: Path) -> None:
     (folder / "mine" / "attention").mkdir(parents=True)
     (folder / "mine" / "attention" / "near.yaml").write_text("defaults: [swa_schema]\nwindow: 7\n")
     assert compose("attention=near", config_dir="mine").model.attention.window == 7

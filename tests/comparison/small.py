@@ -1,4 +1,4 @@
-"""Comparisons of trainings that take a fifth of a second."""
+"""Comparisons of small trainings (0.2 s each)."""
 
 import math
 import random
@@ -12,11 +12,11 @@ from modular_gpt.training.config import RunConfig
 
 MODEL = {"d_model": 16, "n_heads": 4, "n_layers": 1, "context_length": 16}
 TRAINER = {"max_steps": 8, "batch_size": 4, "eval_batches": 1, "device": "cpu", "precision": "float32", "threads": 1}
-RATE = 0.03  # about the best one
+RATE = 0.03  # close to the best learning rate
 
 
 def run(folder: Path, trainer: dict[str, Any] | None = None, **model: Any) -> RunConfig:
-    """A variant on a small text in ``folder``."""
+    """The run config of a variant on a small text in ``folder``."""
     text = folder / "text.txt"
     if not text.exists():
         numbers = random.Random(0)
@@ -28,13 +28,13 @@ def run(folder: Path, trainer: dict[str, Any] | None = None, **model: Any) -> Ru
 
 
 def comparison(folder: Path, variants: dict[str, RunConfig], **settings: Any) -> Comparison:
-    """A new comparison in ``folder``, which prints nothing."""
+    """A new comparison in ``folder`` without output."""
     config = CompareConfig(**{"budget": "tokens", "seeds": 3, "lr": "shared", "compares": str(folder), **settings})
     return Comparison.new(variants, config, ["attention=mha,gqa"], lambda text: None)
 
 
 def invented(folder: Path, losses: dict[str, list[float]], **settings: Any) -> CompareResult:
-    """The result of a comparison whose trials have these losses and were never trained."""
+    """The result of a comparison with the given losses, without training."""
     variants = {name: run(folder, attention="mha") for name in losses}
     seeds = len(next(iter(losses.values())))
     config = CompareConfig(**{"budget": "tokens", "seeds": seeds, "lr": "auto", "compares": str(folder), **settings})
@@ -55,7 +55,7 @@ def invented(folder: Path, losses: dict[str, list[float]], **settings: Any) -> C
 
 
 def invented_trial(plan: Plan, name: str, pair: int, seed: int, loss: float) -> dict[str, Any]:
-    """The result of a trial whose curves fall to a loss."""
+    """The result of a trial whose curves fall to ``loss``."""
     steps = plan.costs[name].steps
     finite = math.isfinite(loss)
     curve = [(step, round(loss + 2 * math.exp(-6 * step / 400), 4)) for step in range(10, 401, 10)] if finite else []

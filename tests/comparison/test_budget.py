@@ -1,4 +1,4 @@
-"""Budgets are equal to one percent or refused, and FLOPs are those that PyTorch counts."""
+"""Budgets are equal within one percent or refused, and FLOPs equal those of PyTorch's counter."""
 
 from pathlib import Path
 
@@ -21,15 +21,15 @@ def plan(folder: Path, budget: str, first: dict, second: dict, **settings: objec
 @pytest.mark.parametrize(
     ("attention", "ffn"), [("mla", "mlp"), ("linear", "swiglu"), *(("mqa", ffn) for ffn in entries("ffn"))]
 )
-def test_parameters_are_equal_to_one_percent(attention: str, ffn: str, tmp_path: Path) -> None:
-    size = {"d_model": 96}  # wide enough that an expert's width is fine enough
+def test_parameters_are_equal_within_one_percent(attention: str, ffn: str, tmp_path: Path) -> None:
+    size = {"d_model": 96}  # wide enough for one percent steps of an expert's width
     found = plan(tmp_path, "params", size, {**size, "attention": attention, "ffn": ffn})
     one, other = (found.costs[name].parameters for name in "ab")
     assert abs(other / one - 1) <= 0.01
     assert found.costs["a"].tokens == found.costs["b"].tokens
 
 
-def test_parameters_that_no_width_makes_equal_are_refused(tmp_path: Path) -> None:
+def test_parameters_that_cannot_be_made_equal_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no ffn.hidden gives b the [\d,]+ parameters of the baseline within 1%"):
         plan(tmp_path, "params", {}, {"n_layers": 12})
 
@@ -39,7 +39,7 @@ def test_variants_that_the_budget_makes_equal_are_refused(tmp_path: Path) -> Non
         plan(tmp_path, "params", {"ffn": {"name": "mlp", "hidden": 64}}, {"ffn": {"name": "mlp", "hidden": 32}})
 
 
-def test_flops_are_equal_by_the_number_of_steps(tmp_path: Path) -> None:
+def test_the_number_of_steps_equalises_flops(tmp_path: Path) -> None:
     trainer = {"max_steps": 400}
     variants = {"a": run(tmp_path, trainer), "b": run(tmp_path, trainer, n_layers=3)}
     found = comparison(tmp_path, variants, budget="flops").plan.costs
@@ -53,7 +53,7 @@ def test_too_few_steps_for_equal_flops_are_refused(tmp_path: Path) -> None:
         comparison(tmp_path, {"a": run(tmp_path, trainer), "b": run(tmp_path, trainer, n_layers=2)}, budget="flops")
 
 
-def test_tokens_are_equal_whatever_the_batch_size(tmp_path: Path) -> None:
+def test_tokens_are_equal_for_every_batch_size(tmp_path: Path) -> None:
     variants = {"a": run(tmp_path), "b": run(tmp_path, {"batch_size": 8})}
     found = comparison(tmp_path, variants).plan.costs
     assert found["a"].tokens == found["b"].tokens and found["b"].steps == found["a"].steps // 2
@@ -91,7 +91,7 @@ SIZE = {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2, "context_l
 
 
 def counted(config: GPTConfig) -> float:
-    """FLOPs of a training step by PyTorch's counter, for a token; every query meets every key."""
+    """FLOPs per token of a training step by PyTorch's counter, where every query attends to every key."""
     with torch.device("meta"):
         model, ids = GPTModel(config), torch.zeros(1, config.context_length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
@@ -100,7 +100,7 @@ def counted(config: GPTConfig) -> float:
 
 
 @pytest.mark.parametrize("attention", ["mha", "gqa", "mqa", "mla"])
-def test_flops_are_those_of_the_counter_less_the_keys_after_each_query(attention: str) -> None:
+def test_flops_equal_the_counter_minus_the_keys_after_each_query(attention: str) -> None:
     config = GPTConfig(**SIZE, attention=attention)
     (layer, _), context = config.layer_configs, config.context_length
     scores = layer.attention_class.score_flops(layer.attention, config.dims, layer.position_class)
@@ -109,7 +109,7 @@ def test_flops_are_those_of_the_counter_less_the_keys_after_each_query(attention
     assert training_flops(config) == pytest.approx(counted(config) - training * config.n_layers * unseen * scores)
 
 
-def test_flops_without_scores_are_those_of_the_counter() -> None:
+def test_flops_without_scores_equal_the_counter() -> None:
     config = GPTConfig(**SIZE, attention="linear")
     assert training_flops(config) == counted(config)
 
@@ -120,5 +120,5 @@ def test_a_window_lowers_the_flops() -> None:
     }
     layer = GPTConfig(**SIZE, attention="swa").layer_configs[0]
     scores = layer.attention_class.score_flops(layer.attention, GPTConfig(**SIZE).dims, layer.position_class)
-    keys = {4: (1 + 2 + 3 + 29 * 4) / 32, 32: 33 / 2}  # that a query meets, on average
+    keys = {4: (1 + 2 + 3 + 29 * 4) / 32, 32: 33 / 2}  # average number of keys per query
     assert flops[32] - flops[4] == pytest.approx(3 * 2 * scores * (keys[32] - keys[4]))

@@ -26,11 +26,11 @@ def losses(result: Any) -> dict[str, list[float]]:
 
 
 class Killed(BaseException):
-    """Stands for a kill: nothing that catches exceptions catches it."""
+    """Simulates a kill: a BaseException, which no handler of exceptions catches."""
 
 
 def killed_after(count: int) -> Any:
-    """Runs trials until ``count`` of them are done."""
+    """Executor that runs ``count`` trials and then raises Killed."""
 
     def execute(trials: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         nonlocal count
@@ -44,7 +44,7 @@ def killed_after(count: int) -> Any:
 
 
 def counting(done: list[str]) -> Any:
-    """Runs trials and notes their keys."""
+    """Executor that records the keys of its trials."""
 
     def execute(trials: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for result in in_this_process(trials):
@@ -56,7 +56,7 @@ def counting(done: list[str]) -> Any:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
-    """A whole comparison that tunes the rates of two variants."""
+    """A finished comparison that tunes the learning rates of two variants."""
     folder = tmp_path_factory.mktemp("tuned")
     return comparison(folder, variants(folder), lr="auto", seeds=1).run()
 
@@ -70,7 +70,7 @@ def test_a_killed_comparison_repeats_no_trial_and_ends_with_the_same_numbers(
     lines = killed.directory / "results.jsonl"
     finished = [json.loads(line)["key"] for line in lines.read_text().splitlines()]
     assert len(finished) == 5
-    lines.write_bytes(lines.read_bytes()[:-20])  # the kill came in the middle of the last line
+    lines.write_bytes(lines.read_bytes()[:-20])  # the kill interrupted the last line
     finished.pop()
     done: list[str] = []
     result = Comparison.resumed(str(killed.directory), say=lambda text: None).run(counting(done))
@@ -91,7 +91,7 @@ def test_more_seeds_keep_the_finished_trials(tmp_path: Path) -> None:
 
 
 def test_another_process_gives_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process that is forked from one which has the libraries, and so starts quickly."""
+    """The process is forked from one that has imported the libraries, and so starts quickly."""
     context = processes()
     monkeypatch.setattr("multiprocessing.get_context", lambda method: context)
     trial, *_ = next(comparison(tmp_path, variants(tmp_path)).search.rounds())
@@ -102,7 +102,7 @@ def test_another_process_gives_the_same_numbers(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_rate_at_an_edge_is_extended_at_most_twice(tuned: CompareResult) -> None:
-    assert [trial["pair"] for trial in tuned.variants["mha"].trials] == [1]  # the seed that tunes is not counted
+    assert [trial["pair"] for trial in tuned.variants["mha"].trials] == [1]  # the seed of tuning is not counted
     assert any("to tune learning rates" in remark for remark in tuned.remarks)
     for variant in tuned.variants.values():
         rates = list(variant.tried)
@@ -113,14 +113,14 @@ def test_a_rate_at_an_edge_is_extended_at_most_twice(tuned: CompareResult) -> No
         assert len(rates) == 5 or not variant.at_edge
 
 
-def test_a_shared_rate_is_stamped(tmp_path: Path) -> None:
+def test_a_shared_learning_rate_is_recorded(tmp_path: Path) -> None:
     result = comparison(tmp_path, variants(tmp_path), lr=0.003, seeds=1).run()
     assert "UNTUNED" in result.title and "UNTUNED" in result.table
     assert {variant.learning_rate for variant in result.variants.values()} == {0.003}
 
 
-def test_copies_of_a_variant_are_neither_better_nor_worse(tmp_path: Path) -> None:
-    """An A/A comparison through real training."""
+def test_copies_of_a_variant_get_no_verdict(tmp_path: Path) -> None:
+    """An A/A comparison with real trainings."""
     copies = {f"copy {number}": run(tmp_path, {"max_steps": 16}) for number in range(5)}
     result = comparison(tmp_path, copies, lr=0.02, seeds=3).run()
     values = [value for variant in result.variants.values() for value in variant.values]
@@ -128,7 +128,7 @@ def test_copies_of_a_variant_are_neither_better_nor_worse(tmp_path: Path) -> Non
     assert not {difference.verdict for difference in result.differences.values()} & {"better", "worse"}
 
 
-def test_a_planted_handicap_is_found(tmp_path: Path) -> None:
+def test_an_injected_handicap_is_detected(tmp_path: Path) -> None:
     trainer = {"max_steps": 40, "batch_size": 8}
     plain, copy = (run(tmp_path, trainer) for _ in range(2))
     handicapped = run(tmp_path, trainer, dropout=0.5)
@@ -177,18 +177,18 @@ def test_another_text_is_refused_when_resuming(tmp_path: Path) -> None:
         Comparison.resumed(str(first.directory))
 
 
-def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no comparison"):
         Comparison.resumed(str(tmp_path))
 
 
-def test_two_processes_do_not_run_one_comparison(tmp_path: Path) -> None:
+def test_two_processes_cannot_run_the_same_comparison(tmp_path: Path) -> None:
     first = comparison(tmp_path, variants(tmp_path))
     with first._locked(), pytest.raises(ConfigError, match="another process runs the comparison"):
         Comparison.resumed(str(first.directory)).run()
 
 
-def test_a_result_that_a_launcher_left_is_taken_over(tmp_path: Path) -> None:
+def test_a_result_written_by_a_launcher_is_reused(tmp_path: Path) -> None:
     from modular_gpt.comparison.journal import leave
 
     first = comparison(tmp_path, variants(tmp_path), seeds=1)

@@ -1,4 +1,4 @@
-"""Decoding speed of variants: what is timed, what is left out, and the bytes of the bound."""
+"""Decoding speed of variants: timed and skipped lengths, and the bytes of the bandwidth bound."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, GPTModel]:
 
 
 @pytest.mark.parametrize(("tokens", "timed"), [(20, ["rope", "learned"]), (21, ["rope"])])
-def test_models_are_timed_as_far_as_their_positions_reach(
+def test_models_are_timed_up_to_the_end_of_their_positions(
     models: dict[str, GPTModel], tokens: int, timed: list[str]
 ) -> None:
     times = decoding.step_times(models, tokens)
@@ -25,4 +25,4 @@ def test_models_are_timed_as_far_as_their_positions_reach(
 def test_a_step_reads_the_weights_and_the_cache(models: dict[str, GPTModel]) -> None:
     model = models["rope"]
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    assert decoding.bytes_read(model, 20) == weights + 4 * 2 * 20 * 16  # key and value, 20 tokens, 16 wide, float32
+    assert decoding.bytes_read(model, 20) == weights + 4 * 2 * 20 * 16  # key and value, 20 tokens, width 16, float32

@@ -1,4 +1,4 @@
-"""Tasks have the answers that follow from the architecture, and --quick shows them with the probes."""
+"""Task results follow from the architecture, and --quick reports them with the probes."""
 
 import json
 from dataclasses import replace
@@ -29,8 +29,8 @@ def one_thread() -> None:
 
 
 @pytest.mark.parametrize(("layers", "window"), [(1, 7), (1, 8), (2, 4), (2, 5)])
-def test_a_lag_is_learned_exactly_where_the_windows_reach_it(layers: int, window: int) -> None:
-    """Ids beyond the reach are independent of those within: 1 / 32 of them are guessed."""
+def test_a_lag_is_learned_exactly_within_the_receptive_field(layers: int, window: int) -> None:
+    """Ids beyond the receptive field are independent of those within it: 1 / 32 of them are guessed."""
     task = staircase({"name": "swa", "window": window}, layers)
     solvable = layers * (window - 1) >= 7
     assert (task.lowest, task.highest) == ((0.99, None) if solvable else (None, pytest.approx(1 / 32 + 0.03)))
@@ -64,8 +64,8 @@ def test_reach(settings: dict[str, Any], expected: int | None) -> None:
     assert reach(GPTConfig(**{**MODEL, **settings})) == expected
 
 
-def test_dependencies_are_those_of_a_change() -> None:
-    """The same matrix by changing one token at a time."""
+def test_dependencies_equal_those_of_single_changes() -> None:
+    """Changing one token at a time gives the same matrix."""
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(**{**MODEL, "attention": {"name": "swa", "window": 3}})).eval().double()
     seen, ids = dependencies(model, 9), torch.arange(9)[None]
@@ -76,7 +76,7 @@ def test_dependencies_are_those_of_a_change() -> None:
             assert torch.equal((model(other) - model(ids)).abs().amax(-1)[0] > 0, seen[:, place])
 
 
-def test_probing_leaves_the_model_as_it_was() -> None:
+def test_probes_leave_the_model_unchanged() -> None:
     model = GPTModel(GPTConfig(**{**MODEL, "ffn": {"name": "moe", "balance": "bias"}, "dropout": 0.2})).train()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -90,15 +90,15 @@ def test_probing_leaves_the_model_as_it_was() -> None:
 def test_the_table_names_contradictions() -> None:
     checks = [
         Check("mha", "receptive field", "all", "all", True, 0.1),
-        Check("mine", "receptive field", "5 tokens back", "4 tokens back", False, 0.2),
-        Check("mine", "D2 recall", "0.40", "", None, 3.0),
+        Check("toy", "receptive field", "5 tokens back", "4 tokens back", False, 0.2),
+        Check("toy", "D2 recall", "0.40", "", None, 3.0),
     ]
     result = QuickResult(checks)
     assert not result.passed and result.failures == [checks[1]]
     lines = result.table.splitlines()
-    assert lines[0].split() == ["mha", "mine"] and "WRONG: 5 tokens back" in lines[2]
+    assert lines[0].split() == ["mha", "toy"] and "WRONG: 5 tokens back" in lines[2]
     assert lines[3].split()[-2:] == ["-", "0.40"] and lines[4].split() == ["seconds", "0.1", "3.2"]
-    assert lines[-1] == "mine: receptive field: 5 tokens back, expected 4 tokens back"
+    assert lines[-1] == "toy: receptive field: 5 tokens back, expected 4 tokens back"
     assert json.loads(json.dumps(result.to_dict()))["checks"][1]["passed"] is False
 
 
@@ -126,7 +126,7 @@ def short_recipes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_tasks_of_a_report(short_recipes: None) -> None:
-    """After two steps: what can only be guessed is as expected, what should be learned is not."""
+    """After two steps only tasks at chance level match their expectation; learnable tasks do not."""
     checks = {check.name: check for check in diagnosed("w", GPTConfig(**{**MODEL, "attention": WINDOW}))}
     expected = {
         "D1 lag 8 in 1 layer": ("at most 0.061", True),
@@ -143,7 +143,9 @@ def test_the_tasks_of_a_report(short_recipes: None) -> None:
     ("attention", "settings", "flat"),
     [("mha", {}, False), (WINDOW, {}, True), (WINDOW, {"pos": "learned"}, None), ("gated_delta", {}, False)],
 )
-def test_longer_rows_show_nothing_new_to_windows(attention: Any, settings: dict[str, Any], flat: bool | None) -> None:
+def test_longer_rows_do_not_raise_the_loss_of_windowed_attention(
+    attention: Any, settings: dict[str, Any], flat: bool | None
+) -> None:
     assert flat_beyond(attention, **settings) is flat
 
 
@@ -159,7 +161,7 @@ def test_a_comparison_learns_tasks_once(tmp_path: Path, short_recipes: None, mon
     again = Comparison.resumed(str(first.directory), say=lambda text: None)
     assert again.plan.config.diagnostics == "learned"
     again.look_closer()
-    assert (first.directory / "diagnostics.json").read_text() == tasks  # with the same seconds
+    assert (first.directory / "diagnostics.json").read_text() == tasks  # with the same times
     with pytest.raises(ConfigError, match="diagnostics: no choice 'all'; there are: learned, probes"):
         comparison(tmp_path, variants, diagnostics="all")
 
@@ -174,7 +176,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         assert command.main(refused) == 2
         assert "has no effect with --quick" in capsys.readouterr().err
     assert command.main(["--quick", "attention=gqa,linear", "--cfg", "job"]) == 0
-    listed = yaml.safe_load(capsys.readouterr().out)  # and nothing was run
+    listed = yaml.safe_load(capsys.readouterr().out)  # and no task was run
     assert {name: model["attention"]["name"] for name, model in listed.items()} == {"gqa": "gqa", "linear": "linear"}
     for other in (train, evaluate):
         assert other.main(["--quick"]) == 2

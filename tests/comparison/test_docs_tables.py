@@ -1,4 +1,4 @@
-"""The scripts that measure and write the tables of docs/comparison.md."""
+"""Scripts that measure and write the tables of docs/comparison.md."""
 
 import sys
 from pathlib import Path
@@ -35,9 +35,9 @@ def test_a_section_is_replaced_or_added(scripts: tuple[ModuleType, ModuleType], 
 
 
 @pytest.mark.parametrize("name", ["attention", "activation", "handicap"])
-def test_the_settings_of_the_script_are_those_of_the_command(name: str, scripts: tuple[ModuleType, ModuleType]) -> None:
+def test_the_settings_of_the_script_are_valid(name: str, scripts: tuple[ModuleType, ModuleType]) -> None:
     comparisons, _ = scripts
-    words = [*comparisons.COMPARISONS[name], *comparisons.COMMON]
-    task = read_task(words, [conf_dir()])
-    swept = next(word for word in words if "," in word)
+    settings = [*comparisons.COMPARISONS[name], *comparisons.COMMON]
+    task = read_task(settings, [conf_dir()])
+    swept = next(setting for setting in settings if "," in setting)
     assert len(task.variants) == swept.count(",") + 1 and task.config.seeds == 5 and not task.config.decoding

@@ -1,4 +1,4 @@
-"""Twelve bugs are planted, each as it was or could be made; a probe finds each of them and nothing in whole models."""
+"""Each of twelve injected bugs is found by its probe, and no probe fails on a correct model."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -23,7 +23,7 @@ Plant = Callable[[GPTModel, pytest.MonkeyPatch], None]
 
 @dataclass(frozen=True)
 class Bug:
-    """plant: what is done to a model; found_by: the probe that has to notice it"""
+    """plant: injects the bug into a model; found_by: the probe that must fail"""
 
     config: dict[str, Any]
     plant: Plant
@@ -31,7 +31,7 @@ class Bug:
 
 
 def scoring(**changes: Any) -> Plant:
-    """Other settings of the scores than the config gives; numbers are added to the window, others replace."""
+    """Change settings of the attention scores; numbers are added to those of the config, others replace them."""
 
     def plant(model: GPTModel, patch: pytest.MonkeyPatch) -> None:
         for block in model.blocks:
@@ -120,13 +120,13 @@ BUGS = {
 
 
 def failed(model: GPTModel) -> set[str]:
-    """The names of the probes that do not find what they expect."""
+    """The names of the probes that fail."""
     answers = {name: probe(model) for name, probe in PROBES.items()}
     return {name for name, answer in answers.items() if answer is not None and not answer.passed}
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_probe_finds_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_finds_the_bug(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bug = BUGS[name]
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(**{**MODEL, **bug.config}))

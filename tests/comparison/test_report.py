@@ -1,4 +1,4 @@
-"""The report is one small page without scripts or addresses, and fits narrow and wide windows."""
+"""The report is one small page without scripts or links, and fits narrow and wide windows."""
 
 import html
 import json
@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
-    """Eight variants, ten seeds, one of which diverged."""
+    """Eight variants with ten seeds; one run diverged."""
     numbers = random.Random(0)
     losses = {
         f"variant-{index}-<of-8>": [2 + 0.05 * index + numbers.gauss(0, 0.02) for _ in range(10)] for index in range(8)
@@ -42,7 +42,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> CompareResult:
     return result
 
 
-def test_the_page_is_small_and_needs_nothing_else(large: CompareResult) -> None:
+def test_the_page_is_small_and_self_contained(large: CompareResult) -> None:
     page = large.save_report().read_text()
     assert len(page.encode()) <= 200_000
     assert "<script" not in page and "http" not in page and "@import" not in page and "url(" not in page
@@ -71,7 +71,7 @@ def test_learned_tasks_are_a_table_of_all_three_reports(large: CompareResult) ->
     assert f"| {' | '.join(row)} |" in page.with_suffix(".md").read_text()
     assert re.search(" +".join(map(re.escape, row)), large.table)
     assert '<td class="verdict fail">fail</td><td>2.5</td>' in page.read_text()
-    assert page.read_text().count("D1 lag 8") == 3  # a row for each variant, and the remark; no row of the probes
+    assert page.read_text().count("D1 lag 8") == 3  # one row per variant, and the note; no row of the probes
     values = json.loads(page.with_suffix(".json").read_text())["checks"]
     assert [check["passed"] for check in values if check["trained"]] == [True, False]
 
@@ -99,7 +99,7 @@ def test_reports_of_unusual_losses(edge: str, verdict: str, tmp_path: Path) -> N
     assert "NaN" not in (tmp_path / "report.json").read_text()
 
 
-def test_ranks_that_depend_on_the_budget_are_said(tmp_path: Path) -> None:
+def test_ranks_that_depend_on_the_budget_are_reported(tmp_path: Path) -> None:
     """A variant that is ahead only because it trains longer."""
     from modular_gpt.comparison.budget import Cost
     from modular_gpt.comparison.curves import flips
@@ -132,7 +132,7 @@ WINDOWS = [(width, scheme) for width in (1200, 400) for scheme in ("light", "dar
 
 @pytest.fixture(scope="module")
 def measured(large: CompareResult, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The page in frames of these widths and schemes, in one browser: a script of the test writes what it measures."""
+    """Sizes of the page in frames of all widths and color schemes, measured by a script in one browser."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed")
     folder, page = tmp_path_factory.mktemp("windows"), large.save_report().read_text()
@@ -144,10 +144,10 @@ def measured(large: CompareResult, tmp_path_factory: pytest.TempPathFactory) -> 
         for width, scheme in WINDOWS
     )
     (folder / "outer.html").write_text(OUTER.replace("FRAMES", "\n".join(frames)))
-    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
     profile = f"--user-data-dir={folder / 'profile'}"
     answer = subprocess.run(
-        [CHROMIUM, *words, profile, "--virtual-time-budget=5000", f"file://{folder / 'outer.html'}"],
+        [CHROMIUM, *flags, profile, "--virtual-time-budget=5000", f"file://{folder / 'outer.html'}"],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     found = re.search(r'<pre id="found">(\{.*?\})</pre>', answer.stdout)

@@ -1,4 +1,4 @@
-"""A trial is a function from plain values to plain values, and the conditions of all trials are equal."""
+"""A trial is a function from JSON values to JSON values, and all trials have equal conditions."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_trial_repeats_bitwise_from_json_to_json(tmp_path: Path) -> None:
     assert one["loss"] == one["validations"][-1][1] and one["steps"] == 8
 
 
-def test_a_trial_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_leaves_no_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_trial(trial(tmp_path).plain())
     assert not list(tmp_path.rglob("metrics.jsonl"))
@@ -42,7 +42,7 @@ def test_another_seed_is_another_training(tmp_path: Path) -> None:
     assert run_trial(one.plain())["loss"] != run_trial(two.plain())["loss"]
 
 
-def test_a_training_that_breaks_down_has_no_loss(tmp_path: Path) -> None:
+def test_a_diverged_training_has_no_loss(tmp_path: Path) -> None:
     found = run_trial(trial(tmp_path, rate=1e30, trainer={"gradient_clip": 0.0}).plain())
     assert found["loss"] is None and found["diverged"]
     json.dumps(found, allow_nan=False)
@@ -50,7 +50,7 @@ def test_a_training_that_breaks_down_has_no_loss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attention", entries("attention"))
 def test_common_parameters_start_equal(attention: str) -> None:
-    """Whatever the attention, a model that draws by name starts with the weights of the baseline elsewhere."""
+    """With initialisation by name all weights outside of attention equal those of the baseline."""
     torch.manual_seed(1)
     one = dict(GPTModel(GPTConfig(**SIZE, init_by_name=True)).named_parameters())
     torch.manual_seed(1)
@@ -62,7 +62,7 @@ def test_common_parameters_start_equal(attention: str) -> None:
     assert len({one[name].flatten()[0].item() for name in matrices}) == len(matrices)
 
 
-def test_another_seed_draws_other_weights_by_name() -> None:
+def test_another_seed_gives_other_weights_by_name() -> None:
     models = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -103,7 +103,7 @@ def test_trials_of_other_conditions_are_refused() -> None:
         check_trials([trials[0], {"variant": "b", "conditions": {**conditions, "precision": "bf16"}}])
 
 
-def test_precision_threads_and_compiling_are_decided_once(tmp_path: Path) -> None:
+def test_precision_threads_and_compilation_are_resolved_once(tmp_path: Path) -> None:
     trainer = {"precision": "auto", "compile": "auto", "threads": None}
     plan = comparison(tmp_path, {"a": run(tmp_path, trainer), "b": run(tmp_path, trainer, attention="mla")}).plan
     decided = {name: plan.variants["a"]["trainer"][name] for name in trainer}

@@ -1,4 +1,4 @@
-"""The usage examples of five published designs run with another import line, at sizes that a test can afford.
+"""The usage examples of five published designs run with another import line, at small sizes.
 
 docs/testing.md lists the features of each design with the test that has it.
 """
@@ -37,13 +37,13 @@ QUIET: dict[str, Any] = {"device": "cpu", "quiet": True}
 
 
 def described(**settings: Any) -> SimpleNamespace:
-    """A description in the words of the first two designs."""
+    """Settings in the vocabulary of the first two designs."""
     values = {"n_embd": 32, "num_heads": 4, "n_layers": 2, "vocab_size": 64, "block_size": 16, "dropout": 0.1}
     return SimpleNamespace(**{**values, "attention_type": "flash_attention", "ffn_type": "ff_swiglu", **settings})
 
 
 def small(**settings: Any) -> GPTModel:
-    """A model in the words of the third design."""
+    """A model in the vocabulary of the third design."""
     return GPTModel({**GPT_CONFIG_124M, "vocab_size": 90, "context_length": 16, "emb_dim": 32, "n_heads": 4,
                      "n_layers": 2, **settings})  # fmt: skip
 
@@ -189,15 +189,15 @@ def inference_py(folder: Path, lines: Iterator[str], say: Callable[[str], None])
         say("<clear>" if line == "clear" else answer(line))
 
 
-def test_a_walk_through_training_and_inference(tmp_path: Path) -> None:
+def test_training_and_inference_scripts(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(YAML)
     train_py(tmp_path)
-    said: list[str] = []
-    inference_py(tmp_path, iter(["a fox", "clear", "the dog", "quit", "never read"]), said.append)
-    assert said[0].startswith("Parameters: ")
+    output: list[str] = []
+    inference_py(tmp_path, iter(["a fox", "clear", "the dog", "quit", "never read"]), output.append)
+    assert output[0].startswith("Parameters: ")
     starts = ["The quick brown fox", "Once upon a time", "a fox", "<clear>", "the dog"]
-    assert [text[: len(start)] for text, start in zip(said[1:], starts, strict=True)] == starts
-    assert all(len(text) > 20 for text in said[1:] if text != "<clear>")
+    assert [text[: len(start)] for text, start in zip(output[1:], starts, strict=True)] == starts
+    assert all(len(text) > 20 for text in output[1:] if text != "<clear>")
 
 
 def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_a_kept_cache_gives_the_logits_of_the_whole_text(settings: dict[str, Any
     torch.testing.assert_close(output, model(input_ids), rtol=1e-4, atol=1e-5)
 
 
-def test_variants_keep_less() -> None:
+def test_variants_cache_less() -> None:
     plain, grouped, latent, window = (small(**settings).config.cache_bytes(1, 16) for settings in VARIANTS)
     assert grouped == plain // 2 and latent < plain and window < plain
 
@@ -272,11 +272,13 @@ def test_the_data_loader(tiktoken_cache: Path) -> None:
 def test_weights_of_hugging_face_are_loaded(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=90, n_embd=32, n_head=4, n_layer=2)).eval()
-    theirs.save_pretrained(tmp_path)
+    reference = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=90, n_embd=32, n_head=4, n_layer=2)
+    ).eval()
+    reference.save_pretrained(tmp_path)
     ids = torch.randint(0, 90, (1, 9))
     with torch.no_grad():
-        torch.testing.assert_close(GPTModel.from_pretrained(tmp_path)(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(GPTModel.from_pretrained(tmp_path)(ids), reference(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_models_in_data_parallel_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +313,7 @@ def test_the_example_of_training_and_generating() -> None:
 
 
 def test_the_placeholder_text_of_the_example_is_enough() -> None:
-    """A text that is shorter than a window, and a prompt with characters that it lacks."""
+    """A text that is shorter than a window, and a prompt with unknown characters."""
     tokenizer, model, trainer = examples_of_a_trainer("Short text of a few words")
     assert trainer.settings["batch_size"] == 9 and trainer.history.steps
     shortest = TextDataset(tokenizer.encode("Short", add_special_tokens=False), block_size=128)

@@ -1,7 +1,7 @@
-"""The cases that every law runs on, made from whatever is registered.
+"""The cases of the laws, generated from the registered components.
 
-A registered name brings its defaults; a component also brings each of its switches turned, each of its named
-choices, and the settings of EXTRAS. A component that is not in EXTRAS (a plugin's) is covered by the generic cases;
+Every registered name gives a case with its defaults; a component also gives a case for each inverted switch, for each
+named choice, and for the settings of EXTRAS. A component without EXTRAS (of a plugin) is covered by the generic cases;
 one inside modular_gpt must have an entry there, and every one of its settings must change in some case
 (``test_coverage.py``).
 """
@@ -19,12 +19,12 @@ from modular_gpt.model.config import SLOTS
 TOKENS = 20
 MODEL: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24, pos="rope")
 NO_CHOICE = "no-such-choice"
-KERNELS = ("flash", "flex")  # not for every device and width, or slow to compile: in EXTRAS and test_backends.py
+KERNELS = ("flash", "flex")  # device or width limits, or slow to compile: in EXTRAS and test_backends.py
 
 Settings = dict[str, Any]
 PLAIN: Settings = {}
 
-# (slot, name) -> settings of the component, and of the model around it, that the generic cases do not reach
+# (slot, name) -> settings of the component and of the model that the generic cases do not cover
 EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
     ("attention", "mha"): [
         ({"n_kv_heads": 2, "head_dim": 6, "qkv_bias": False, "out_bias": True}, {"bias": False}),
@@ -148,27 +148,27 @@ EXTRAS: dict[tuple[str, str], list[tuple[Settings, Settings]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One component with some settings, in a model that is otherwise plain."""
+    """One component with some settings, in a model of default components."""
 
     slot: str
     name: str
     settings: Settings = field(default_factory=dict)
     model: Settings = field(default_factory=dict)
-    generic: bool = False  # a single switch or choice: compiled laws leave it out
+    generic: bool = False  # a single switch or choice; skipped by laws that compile
 
     def config(self, **changes: Any) -> GPTConfig:
         return GPTConfig(**{**MODEL, **self.model, self.slot: {"name": self.name, **self.settings}, **changes})
 
     @property
     def id(self) -> str:
-        def said(settings: Settings) -> str:
+        def text(settings: Settings) -> str:
             return ",".join(f"{key}={value}" for key, value in settings.items()).replace(" ", "")
 
-        return "-".join(filter(None, [self.slot, self.name, said(self.settings), said(self.model)]))
+        return "-".join(filter(None, [self.slot, self.name, text(self.settings), text(self.model)]))
 
 
 def choices(entry: Entry, setting: str) -> list[str]:
-    """What a text setting may be, as the refusal of a wrong one says; empty where anything is accepted."""
+    """Choices of a text setting, parsed from the message about a wrong one; empty if any text is accepted."""
     try:
         Case(entry.component.slot, entry.name, {setting: NO_CHOICE}).config()
     except ConfigError as error:
@@ -181,7 +181,7 @@ def text_settings(component: type[Component]) -> list[str]:
 
 
 def accepted(case: Case) -> bool:
-    """False for a switch that needs another setting, which EXTRAS has to bring."""
+    """False for a switch that needs another setting, which EXTRAS must provide."""
     try:
         case.config()
     except ConfigError as error:
@@ -191,12 +191,12 @@ def accepted(case: Case) -> bool:
 
 
 def switched(entry: Entry) -> Iterator[Case]:
-    """Each switch turned and each other choice taken, one at a time."""
+    """One case for each inverted switch and each other choice."""
     default = entry.default()
-    for each in fields(entry.component.Config):
-        value = getattr(default, each.name)
+    for setting in fields(entry.component.Config):
+        value = getattr(default, setting.name)
         if isinstance(value, bool):
-            case = Case(entry.component.slot, entry.name, {each.name: not value}, generic=True)
+            case = Case(entry.component.slot, entry.name, {setting.name: not value}, generic=True)
             if accepted(case):
                 yield case
     for setting in text_settings(entry.component):
@@ -206,7 +206,7 @@ def switched(entry: Entry) -> Iterator[Case]:
 
 
 def cases(slot: str) -> list[Case]:
-    """All cases of a slot; presets share the switches of their component, which come once, with its own name."""
+    """All cases of a slot; the switches of a component are tested under its own name only, not for its presets."""
     found = []
     for name, entry in entries(slot).items():
         found.append(Case(slot, name))
@@ -218,7 +218,7 @@ def cases(slot: str) -> list[Case]:
 
 @dataclass(frozen=True)
 class Joined:
-    """Cases of different slots in one model, for laws that take long: a failure names each of them."""
+    """Cases of different slots in one model, for slow laws; a failure names all of them."""
 
     cases: tuple[Case, ...]
 
@@ -237,9 +237,9 @@ class Joined:
         return not any(case.settings or case.model for case in self.cases)
 
     def takes(self, case: Case) -> bool:
-        """Whether the case fits in: nothing is set twice, and the config is accepted."""
-        mine = {key for each in self.cases for key in (each.slot, *each.model)}
-        if self.default != Joined((case,)).default or mine & {case.slot, *case.model}:
+        """Whether the case can be added: no setting is set twice, and the config is accepted."""
+        taken = {key for other in self.cases for key in (other.slot, *other.model)}
+        if self.default != Joined((case,)).default or taken & {case.slot, *case.model}:
             return False
         try:
             Joined((*self.cases, case)).config()
@@ -249,10 +249,10 @@ class Joined:
 
 
 def joined(which: list[Case]) -> list[Joined]:
-    """Every case once, in as few models as there are of the most frequent slot, or few more; defaults with defaults."""
+    """Pack all cases into few models, about as many as cases of the largest slot; defaults go with defaults."""
     found: list[Joined] = []
     for case in which:
-        place = next((i for i, each in enumerate(found) if each.takes(case)), None)
+        place = next((i for i, group in enumerate(found) if group.takes(case)), None)
         if place is None:
             found.append(Joined((case,)))
         else:

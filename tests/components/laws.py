@@ -1,9 +1,9 @@
-"""What holds for every component, as functions of a config: call them on a part of your own.
+"""Laws of every component, as functions of a config that can be called on a new component.
 
     for law in LAWS:
         law(GPTConfig(**MODEL, attention="toy"))
 
-Each raises an AssertionError where the model breaks it. Weights are drawn wide, so that errors show.
+Each raises an AssertionError if the model violates it. Weights have a large deviation, so that errors show.
 """
 
 import copy
@@ -24,9 +24,9 @@ from modular_gpt.model.init import initialise
 from modular_gpt.nn.matrices import no_matrices
 
 STRONG = 0.4  # standard deviation of weights: scores and gates far from zero
-TOLERANCE = 1e-4  # of the standard deviation of the logits, float32
+TOLERANCE = 1e-4  # relative to the standard deviation of the logits, float32
 TOKENS = 20
-COVERED = ("every parameter gets a gradient", "the cache gives the same")  # by laws, with stronger weights
+COVERED = ("every parameter gets a gradient", "the cache gives the same")  # probes covered by laws, with larger weights
 
 
 def build(config: GPTConfig, std: float = STRONG, seed: int = 1) -> GPTModel:
@@ -47,7 +47,7 @@ _LAST: list[tuple[GPTConfig, GPTModel]] = []
 
 
 def shared(config: GPTConfig) -> GPTModel:
-    """``build(config)``, made once for consecutive laws of one config: they must leave the model as it is."""
+    """``build(config)``, cached for consecutive laws of one config, which must not change the model."""
     if not _LAST or _LAST[0][0] != config:
         _LAST[:] = [(config, build(config))]
     return _LAST[0][1]
@@ -67,19 +67,19 @@ def close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
 def feed(
     model: GPTModel, ids: Tensor, cache: ModelCache, counts: Iterable[int], padding: Tensor | None = None
 ) -> Tensor:
-    """The logits of ids given in pieces of so many tokens, the rest in one piece."""
-    parts, start = [torch.empty(len(ids), 0, model.config.vocab_size, dtype=model.embedding.weight.dtype)], 0
+    """Logits of ids fed in chunks of ``counts`` tokens; the rest is one chunk."""
+    logits, start = [torch.empty(len(ids), 0, model.config.vocab_size, dtype=model.embedding.weight.dtype)], 0
     for count in [*counts, ids.shape[1]]:
-        piece = ids[:, start : start + count]
-        if piece.shape[1]:
-            parts.append(model(piece, cache=cache, padding=padding if start == 0 else None))
+        chunk = ids[:, start : start + count]
+        if chunk.shape[1]:
+            logits.append(model(chunk, cache=cache, padding=padding if start == 0 else None))
         start += count
-    return torch.cat(parts, dim=1)
+    return torch.cat(logits, dim=1)
 
 
 @torch.no_grad()
 def causal(config: GPTConfig) -> None:
-    """A later token changes nothing before it, and something from it on."""
+    """Changing a token changes no earlier logits, and changes its own."""
     model, ids = shared(config), text(config)
     before = model(ids)
     for place in (1, TOKENS // 2, TOKENS - 1):
@@ -93,14 +93,14 @@ def causal(config: GPTConfig) -> None:
 @torch.no_grad()
 def rows_are_independent(config: GPTConfig) -> None:
     model, ids = shared(config), text(config)
-    fused_linear = model(ids)
+    batched = model(ids)
     for row in range(len(ids)):
-        close(model(ids[row : row + 1]), fused_linear[row : row + 1])
+        close(model(ids[row : row + 1]), batched[row : row + 1])
 
 
 @torch.no_grad()
 def token_by_token(config: GPTConfig) -> None:
-    """Every token alone; a cache without a length, which is as long as it likes, takes some of them together."""
+    """One token at a time; a cache without a maximum length also reads some tokens in one chunk."""
     model, ids = shared(config), text(config)
     expected = model(ids)
     for max_length, counts in ((TOKENS, [1] * TOKENS), (None, [1, 1, 7, 1, 1])):
@@ -109,7 +109,7 @@ def token_by_token(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def any_chunking(config: GPTConfig, splits: Iterable[list[int]] = ([3, 1, 7], [6, 6, 1, 1], [1, 13])) -> None:
-    """Also after the cache was reset, which keeps its memory: one cache serves all."""
+    """One cache serves all splits: reset keeps its storage."""
     model, ids = shared(config), text(config)
     expected = model(ids)
     cache = model.new_cache(len(ids), TOKENS)
@@ -120,9 +120,9 @@ def any_chunking(config: GPTConfig, splits: Iterable[list[int]] = ([3, 1, 7], [6
 
 @torch.no_grad()
 def ragged_rows(config: GPTConfig) -> None:
-    """Left-padded rows, whole, in pieces (some of them all padding) and token by token, match each row alone.
+    """Left-padded rows equal each row alone: whole, in chunks (some all padding) and token by token.
 
-    From the 13th token on, all rows have three tokens of their own at least: the rest is read together.
+    From the 13th token on, every row has at least three tokens that are not padding; the rest is read in one chunk.
     """
     model, ids = shared(config), text(config)
     pads = [0, 4, 9]
@@ -141,7 +141,7 @@ def ragged_rows(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def rows_move(config: GPTConfig) -> None:
-    """After reorder and expand the cache goes on as if its rows had always been so."""
+    """After reorder and expand the cache continues as if its rows had been computed in that order."""
     model, ids = shared(config), text(config)
     for cut in (3, 12):
         cache = model.new_cache(len(ids), TOKENS)
@@ -156,18 +156,18 @@ def rows_move(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def one_graph_for_all_steps(config: GPTConfig) -> None:
-    """The length may be a tensor, so that one compiled graph serves every decoding step."""
+    """The length may be a tensor, so that all decoding steps share one compiled graph."""
     model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
     start = feed(model, ids[:, :6], cache, [])
     cache.length = torch.tensor(cache.length)
-    steps = [model(ids[:, i : i + 1], cache=cache) for i in range(6, 15)]  # windows of 5 and 7 go round
+    steps = [model(ids[:, i : i + 1], cache=cache) for i in range(6, 15)]  # windows of 5 and 7 wrap
     close(torch.cat([start, *steps], dim=1), model(ids)[:, :15])
 
 
 @torch.no_grad()
 def packed_documents_are_separate(config: GPTConfig) -> None:
-    """Documents in one row: each has the logits that it has alone, or the attention says that it cannot."""
+    """Packed documents have the logits of separate ones, or the attention refuses packing."""
     model, ids = shared(config), text(config, rows=2)
     documents = torch.tensor([[3] * 5 + [4] + [3] * (TOKENS - 6), [0] * (TOKENS - 4) + [1] * 4])
     if not all(layer.attention.component.separates_documents for layer in config.layer_configs):
@@ -193,9 +193,9 @@ def every_parameter_learns(config: GPTConfig) -> None:
 
 
 def recomputing_changes_nothing(config: GPTConfig) -> None:
-    """Activation checkpointing: the same loss, gradients and counts to the last bit, dropout included.
+    """Activation checkpointing gives bitwise equal loss, gradients and counts, also with dropout.
 
-    Of every block; that of some of them is the model's (tests/model/test_checkpointing.py).
+    Here of every block; tests/model/test_checkpointing.py tests checkpointing of some blocks.
     """
     ids, found = text(config, rows=4), []
     for every in (0, 1):
@@ -217,7 +217,7 @@ def config_round_trips(config: GPTConfig) -> None:
     assert GPTConfig.from_dict(json.loads(json.dumps(written))) == config
     assert GPTModel(written).config == config
     changed = copy.deepcopy(written)
-    for slot in ("attention", "ffn", "norm", "pos"):  # nothing is left to a default that might change
+    for slot in ("attention", "ffn", "norm", "pos"):  # no setting depends on a default that might change
         assert set(changed[slot]) == set(vars(getattr(config, slot)))
 
 
@@ -232,7 +232,7 @@ def saving_is_exact(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def half_precision(config: GPTConfig) -> None:
-    """bfloat16 stays near float32 with the same (rounded) weights, also through the cache."""
+    """bfloat16 is close to float32 with the same (rounded) weights, also with a cache."""
     model = build(config, std=0.15).bfloat16()
     ids = text(config)
     expected = copy.deepcopy(model).float()(ids)
@@ -246,7 +246,7 @@ def half_precision(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def meta_then_initialised(config: GPTConfig) -> None:
-    """Built without memory, then allocated and initialised: nothing is left out, and the same numbers."""
+    """A model built on the meta device, then allocated and initialised, equals one that is built directly."""
     with torch.device("meta"):
         meta_model = GPTModel(config)
     assert all(tensor.is_meta for tensor in [*meta_model.parameters(), *meta_model.buffers()])
@@ -293,21 +293,21 @@ def allocated(cache: ModelCache) -> int:
 
 
 def written_in_place(config: GPTConfig) -> None:
-    """Within its capacity a cache never moves."""
+    """A cache is never reallocated within its capacity."""
     model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
     places = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
-    for piece in ids.split([4, 1, 1, 9, 1, 1, 1, 1, 1], dim=1):
-        model(piece, cache=cache)
+    for chunk in ids.split([4, 1, 1, 9, 1, 1, 1, 1, 1], dim=1):
+        model(chunk, cache=cache)
         assert [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors] == places
 
 
 def no_graph_is_kept(config: GPTConfig) -> None:
-    """Also where the caller forgot ``torch.no_grad``, or each step would hold on to all steps before it."""
+    """The cache keeps no autograd graph, even without ``torch.no_grad``."""
     model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
-    for piece in ids.split(7, dim=1):
-        model(piece, cache=cache)
+    for chunk in ids.split(7, dim=1):
+        model(chunk, cache=cache)
     for layer in cache.layers:
         assert not any(tensor.requires_grad for tensor in layer.tensors)
 
@@ -327,7 +327,7 @@ def growing_at_most_doubles(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def compiles_whole(config: GPTConfig, backend: str = "eager") -> None:
-    """torch.compile(fullgraph=True) says the same. Of few tokens: loops over chunks are traced once for each."""
+    """torch.compile(fullgraph=True) equals eager, on few tokens, since loops over chunks are unrolled."""
     model, ids = shared(config), text(config, tokens=10)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -336,7 +336,7 @@ def compiles_whole(config: GPTConfig, backend: str = "eager") -> None:
 
 
 def probes_find_what_follows_from_the_config(config: GPTConfig) -> None:
-    """Those that no other law covers."""
+    """Probes that no other law covers."""
     torch.manual_seed(0)
     model = GPTModel(config)
     for name, probe in PROBES.items():

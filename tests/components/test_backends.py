@@ -1,4 +1,4 @@
-"""The attention kernels agree; flex compiles its own, which takes seconds."""
+"""All attention backends agree; compiling a flex kernel takes seconds."""
 
 import warnings
 
@@ -21,10 +21,10 @@ def model_with(backend: str, **settings: object):
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @torch.no_grad()
-def test_flex_says_what_the_definition_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled where everything is in the kernel: window, softcap, sinks, bias, groups and padding.
+def test_flex_equals_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One compiled kernel has window, softcap, sinks, bias, groups and padding.
 
-    The other shapes give the same functions of mask and score to FlexAttention as it is, which runs them unfused.
+    Other shapes pass the same mask and score functions to eager FlexAttention.
     """
     flex, plain = model_with("flex", **SETTINGS), model_with("math", **SETTINGS)
     ids = text(plain.config)
@@ -42,8 +42,8 @@ def test_flex_says_what_the_definition_says(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @torch.no_grad()
-def test_flex_skips_blocks_that_nobody_sees() -> None:
-    """Three blocks of 128 and a window that reaches into one before; the sink's key stands in the last."""
+def test_flex_skips_masked_blocks() -> None:
+    """Three blocks of 128 and a window that reaches into one earlier block; the sink's key is in the last block."""
     settings = {"name": "mha", "window": 100, "sinks": True}
     flex, plain = model_with("flex", **settings), model_with("math", **settings)
     ids = text(plain.config, rows=1, tokens=300)
@@ -52,7 +52,7 @@ def test_flex_skips_blocks_that_nobody_sees() -> None:
         close(flex(ids), plain(ids))
 
 
-def test_flex_refuses_what_it_cannot_do() -> None:
+def test_flex_refuses_unsupported_settings() -> None:
     model = model_with("flex", **SETTINGS)
     with pytest.raises(ConfigError, match="backend=flex does not train on a CPU; use backend=auto"):
         model(text(model.config))
@@ -61,7 +61,7 @@ def test_flex_refuses_what_it_cannot_do() -> None:
         model(text(model.config))
 
 
-def test_flash_refuses_what_no_kernel_does() -> None:
+def test_flash_refuses_unsupported_settings() -> None:
     """On a CPU the flash kernel has no dropout."""
     settings = {"name": "mla", "v_head_dim": 6, "backend": "flash", "dropout": 0.1}
     model = build(GPTConfig(**{**MODEL, "attention": settings}))
@@ -73,14 +73,14 @@ def test_flash_refuses_what_no_kernel_does() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_inductor_says_the_same() -> None:
-    """The default backend of torch.compile, which makes its own kernels, on one block."""
+def test_inductor_equals_eager() -> None:
+    """The default backend of torch.compile, on one block."""
     attention = {"name": "swa", "window": 7, "n_kv_heads": 2, "qk_norm": "rmsnorm"}
     compiles_whole(GPTConfig(**{**MODEL, "n_layers": 1, "attention": attention, "ffn": "swiglu"}), backend="inductor")
 
 
 def test_flex_is_compiled_for_many_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch stops at 8 shapes by default and then runs FlexAttention unfused, with a warning alone."""
+    """By default PyTorch stops after 8 recompilations and runs FlexAttention unfused, with only a warning."""
     limits = []
     monkeypatch.setattr(
         torch, "compile", lambda function, **_: lambda *a, **k: limits.append(torch._dynamo.config.recompile_limit)

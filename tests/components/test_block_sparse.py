@@ -1,4 +1,4 @@
-"""Block-sparse attention says what a mask says, in values and gradients, and never makes a tensor of T x T."""
+"""Block-sparse attention equals a mask in values and gradients, and never allocates a T x T tensor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,14 +50,14 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GlobalAndRandom(BlockRule):
-    """BigBird, made causal: the first block, one block drawn from those before, and the query's own."""
+    """Causal BigBird: the first block, one random earlier block, and the block of the query."""
 
     block: int
 
     def table(self, first: int, blocks: int, device: torch.device) -> Tensor:
-        own = first // self.block + torch.arange(blocks)
-        drawn = own * 7 % 5 % own.clamp(min=1)
-        listed = torch.stack([torch.zeros_like(own), drawn, own, own + 1], dim=1)
+        diagonal = first // self.block + torch.arange(blocks)
+        drawn = diagonal * 7 % 5 % diagonal.clamp(min=1)
+        listed = torch.stack([torch.zeros_like(diagonal), drawn, diagonal, diagonal + 1], dim=1)
         twice = torch.stack([listed[:, i, None].eq(listed[:, :i]).any(1) for i in range(4)], dim=1)
         return listed.masked_fill(twice, -1)[None]
 
@@ -66,8 +66,8 @@ class GlobalAndRandom(BlockRule):
 
 
 def kernel(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """The definition: (B, H, T, N), (B, K, S, N), (B, K, S, M), (B or 1, 1, T, S) -> (B, H, T, M)."""
-    k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+    """Reference: (B, H, T, N), (B, K, S, N), (B, K, S, M), (B or 1, 1, T, S) -> (B, H, T, M)."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     return (q @ k.transpose(-1, -2)).masked_fill(~seen, -torch.inf).softmax(-1) @ v
 
 
@@ -79,7 +79,7 @@ def inputs(batch: int, heads: tuple[int, int], n_queries: int, n_keys: int, dtyp
 
 
 def assert_same(attend: Attend, expected: Attend, tensors: list[Tensor]) -> None:
-    """The same values and the same gradients of a sum in which every number has a weight of its own."""
+    """Equal values, and equal gradients of a weighted sum with a different weight for every element."""
     outs, gradients = [], []
     for function in (attend, expected):
         out = function(*tensors)
@@ -93,7 +93,7 @@ def assert_same(attend: Attend, expected: Attend, tensors: list[Tensor]) -> None
 
 
 def numbers(n_queries: int, n_keys: int) -> tuple[Tensor, Tensor]:
-    """(1, 1, T, 1), (1, 1, 1, S): which keys queries are, as a single block."""
+    """Positions of queries (1, 1, T, 1) and keys (1, 1, 1, S), as a single block."""
     return torch.arange(n_keys - n_queries, n_keys)[None, None, :, None], torch.arange(n_keys)[None, None, None]
 
 
@@ -190,7 +190,7 @@ BLOCK_LAWS: list[Law] = [causal, any_chunking, ragged_rows, every_parameter_lear
 
 
 def use_blocks(patch: pytest.MonkeyPatch) -> None:
-    """Blocks of two, and rows turned, also where a mask would be quicker."""
+    """Use blocks of two and rotated rows, even where a mask would be faster."""
     patch.setattr(sdpa_module, "block_size", lambda window: 2)
     patch.setattr(sdpa_module, "_BLOCKS_FROM", 0)
     patch.setattr(sdpa_module, "_LONG", 1)
@@ -234,7 +234,7 @@ COMBINED = {
 
 
 def logits_and_gradients(model: GPTModel, padding: Tensor | None) -> list[Tensor]:
-    """The logits of text, and gradients of a sum of those that are no padding, each with a weight of its own."""
+    """Logits of a text, and gradients of a weighted sum of those that are not padding."""
     ids = text(model.config)
     model.zero_grad()
     logits = model(ids, padding=padding)
@@ -248,7 +248,7 @@ def logits_and_gradients(model: GPTModel, padding: Tensor | None) -> list[Tensor
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @pytest.mark.parametrize("settings", COMBINED.values(), ids=COMBINED.keys())
 def test_blocks_equal_the_mask(settings: dict[str, object], pos: str, pads: list[int] | None) -> None:
-    """Windows shorter and longer than blocks and text, and none; values and gradients; both precisions."""
+    """Windows shorter and longer than blocks and text, and no window; values and gradients in both precisions."""
     padding = None if pads is None else torch.tensor(pads)
     for dtype, tolerance in EXACT.items():
         models = [
@@ -262,13 +262,13 @@ def test_blocks_equal_the_mask(settings: dict[str, object], pos: str, pads: list
             use_blocks(patch)
             by_blocks = [logits_and_gradients(model, padding) for model in models]
         for got, wanted in zip(by_blocks, by_mask, strict=True):
-            largest = max(float(each.abs().max()) for each in wanted)  # some gradients are sums that cancel out
+            largest = max(float(gradient.abs().max()) for gradient in wanted)  # some gradients are sums that cancel out
             for one, other in zip(got, wanted, strict=True):
                 assert (one - other).abs().max() <= tolerance * largest
 
 
 class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor has that any operator returns."""
+    """Records the number of elements of the largest tensor returned by any operator."""
 
     numbers = 0
 
@@ -276,7 +276,7 @@ class Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                stored = tensor.untyped_storage().nbytes() // tensor.element_size()  # an expanded one has few
+                stored = tensor.untyped_storage().nbytes() // tensor.element_size()  # an expanded tensor stores few
                 self.numbers = max(self.numbers, min(tensor.numel(), stored))
         return out
 
@@ -303,7 +303,7 @@ def long_model(attention: dict[str, object], pos: str, tokens: int = LONG) -> GP
 
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @pytest.mark.parametrize("attention", LINEAR.values(), ids=LINEAR.keys())
-def test_training_with_a_window_makes_no_square(attention: dict[str, object], pos: str) -> None:
+def test_training_with_a_window_allocates_no_square_tensor(attention: dict[str, object], pos: str) -> None:
     model = long_model(attention, pos).train()
     ids = text(model.config, rows=1, tokens=LONG)
     with Largest() as largest:
@@ -321,7 +321,7 @@ SQUARES = {
 
 
 @pytest.mark.parametrize(("attention", "pos"), SQUARES.values(), ids=SQUARES.keys())
-def test_training_of_full_attention_makes_no_square(attention: dict[str, object], pos: str) -> None:
+def test_training_of_full_attention_allocates_no_square_tensor(attention: dict[str, object], pos: str) -> None:
     model = long_model(attention, pos).train()
     ids = text(model.config, rows=1, tokens=LONG)
     with Largest() as largest:
@@ -330,8 +330,8 @@ def test_training_of_full_attention_makes_no_square(attention: dict[str, object]
 
 
 @pytest.mark.parametrize(("attention", "pos"), SQUARES.values(), ids=SQUARES.keys())
-def test_what_training_keeps_grows_with_the_text(attention: dict[str, object], pos: str) -> None:
-    """For the backward pass; a mask or weights of T x T would be kept four times for twice the tokens."""
+def test_saved_tensors_grow_linearly_with_the_text(attention: dict[str, object], pos: str) -> None:
+    """Saved tensors of the backward pass; a T x T mask or weights would grow fourfold for twice the tokens."""
     kept = [
         activation_bytes(long_model(attention, pos, tokens).config, TrainerConfig(batch_size=1, max_steps=1))
         for tokens in (LONG, 2 * LONG)
@@ -339,8 +339,8 @@ def test_what_training_keeps_grows_with_the_text(attention: dict[str, object], p
     assert kept[1] < 2.1 * kept[0]
 
 
-def test_dropout_in_chunks_is_the_same_when_they_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss is quadratic in the values, so that its gradient by them, times them, is twice the loss."""
+def test_dropout_in_chunks_is_equal_when_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is quadratic in the values v, so that the gradient by v times v is twice the loss."""
     monkeypatch.setattr(sdpa_module, "_RECOMPUTED", 0)
     monkeypatch.setattr(sdpa_module, "_TRAINED_ROWS", 4)
     generator = torch.Generator().manual_seed(0)
@@ -355,12 +355,12 @@ def test_dropout_in_chunks_is_the_same_when_they_are_computed_again(monkeypatch:
 @pytest.mark.parametrize("pads", [None, [300]], ids=["full", "padded"])
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @pytest.mark.parametrize("attention", LINEAR.values(), ids=LINEAR.keys())
-def test_a_prompt_past_the_ring_makes_no_square(
+def test_a_prompt_past_the_ring_allocates_no_square_tensor(
     monkeypatch: pytest.MonkeyPatch, attention: dict[str, object], pos: str, pads: list[int] | None
 ) -> None:
-    """In two chunks, the second of which begins with a full ring.
+    """Two chunks; the second one starts with a full ring buffer.
 
-    Padded patterns that keep all tokens have no ring: their second chunk has a mask for each chunk of rows.
+    Padded patterns that keep all tokens have no ring buffer: their second chunk has a mask for each chunk of rows.
     """
     monkeypatch.setattr(sdpa_module, "_ROWS", 32 * LONG)
     model = long_model(attention, pos)
@@ -371,15 +371,15 @@ def test_a_prompt_past_the_ring_makes_no_square(
     assert largest.numbers < LONG * LONG / 8  # a quarter is the mask of the second chunk
 
 
-def test_a_padded_prompt_of_full_attention_makes_no_square() -> None:
+def test_a_padded_prompt_of_full_attention_allocates_no_square_tensor() -> None:
     model = long_model({"name": "gqa"}, "rope")
     with Largest() as largest, torch.no_grad():
         model(text(model.config, rows=1, tokens=LONG), padding=torch.tensor([300]))
     assert largest.numbers < LONG * LONG / 8
 
 
-def test_a_mask_is_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The laws above can fail."""
+def test_a_mask_allocates_a_square_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests above can fail."""
     monkeypatch.setattr(sdpa_module, "_BLOCKS_FROM", LONG)
     monkeypatch.setattr(sdpa_module, "_RECOMPUTED", 2 * LONG * LONG)
     model = long_model({"name": "swa", "window": 16}, "rope")

@@ -1,4 +1,4 @@
-"""No registered component and no setting of one goes without a case."""
+"""Every registered component and every setting of one has a case."""
 
 from dataclasses import fields
 
@@ -17,16 +17,16 @@ KERNEL_CHOICE = "flex"  # test_backends.py
 def of_component(entry: Entry) -> list[Case]:
     """The cases of a component under all of its names."""
     slot = entry.component.slot
-    names = [name for name, each in entries(slot).items() if each.component is entry.component]
+    names = [name for name, other in entries(slot).items() if other.component is entry.component]
     return [case for case in ALL if case.slot == slot and case.name in names]
 
 
 @pytest.mark.parametrize("entry", OURS, ids=lambda entry: f"{entry.component.slot}-{entry.name}")
-def test_every_name_has_settings_of_its_own(entry: Entry) -> None:
+def test_every_name_has_extra_settings(entry: Entry) -> None:
     assert EXTRAS.get((entry.component.slot, entry.name)), "give it settings worth testing in cases.EXTRAS"
 
 
-def test_no_settings_are_left_of_a_name_that_is_gone() -> None:
+def test_extra_settings_belong_to_registered_names() -> None:
     assert set(EXTRAS) <= {(entry.component.slot, entry.name) for entry in OURS}
 
 
@@ -43,8 +43,8 @@ def test_every_setting_changes_in_some_case(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", OURS, ids=lambda entry: f"{entry.component.slot}-{entry.name}")
-def test_every_choice_is_taken_in_some_case(entry: Entry) -> None:
-    """Text settings name their choices when given a wrong one, and each of these is tried."""
+def test_every_choice_is_used_in_some_case(entry: Entry) -> None:
+    """The message about a wrong value of a text setting lists its choices; each of them has a case."""
     for setting in text_settings(entry.component):
         valid = choices(entry, setting)
         assert valid, f"{setting} takes anything"

@@ -1,4 +1,4 @@
-"""Several documents packed into one row: they compute what they compute one by one, in every algorithm."""
+"""Documents packed into one row give the results of separate documents, in every algorithm."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ from tests.components.cases import MODEL
 from tests.components.laws import Law, build, close, packed_documents_are_separate, text
 from tests.components.test_block_sparse import Largest, use_blocks
 
-LENGTHS = ([9, 1, 30, 24], [40, 3, 21])  # of the documents of two rows of 64 tokens
+LENGTHS = ([9, 1, 30, 24], [40, 3, 21])  # lengths of the documents of two rows of 64 tokens
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "mha": {"name": "mha"},
     "gqa with sinks": {"name": "gqa", "sinks": True},
@@ -56,7 +56,7 @@ def one_by_one(ids: Tensor) -> Iterator[tuple[int, slice]]:
 
 @pytest.fixture(params=["mask", "blocks"])
 def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small inputs take the algorithms of long ones."""
+    """Force the algorithms of long inputs on small ones."""
     if request.param == "blocks":
         use_blocks(monkeypatch)
         monkeypatch.setattr(sdpa_module, "_DOCUMENTS_FROM", 0)
@@ -67,7 +67,7 @@ def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("algorithm")
 @pytest.mark.parametrize("pos", ["rope", "alibi", "learned"])
 @pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS.keys())
-def test_loss_and_gradients_are_those_of_single_documents(attention: dict[str, Any], pos: str) -> None:
+def test_loss_and_gradients_equal_those_of_single_documents(attention: dict[str, Any], pos: str) -> None:
     if (attention["name"], pos) == ("linear", "alibi"):
         pos = "none"
     config = GPTConfig(**{**MODEL, "pos": pos, "context_length": 64, "attention": attention})
@@ -88,7 +88,7 @@ def test_loss_and_gradients_are_those_of_single_documents(attention: dict[str, A
         total.backward()
         losses.append(total.detach())
         gradients.append([parameter.grad for parameter in model.parameters()])
-    tolerance = 2e-4 if attention["name"] == "linear" else 2e-6  # the loss is float32, linear attention as a whole
+    tolerance = 2e-4 if attention["name"] == "linear" else 2e-6  # the loss is float32; so is all of linear attention
     torch.testing.assert_close(losses[0], losses[1], atol=0, rtol=tolerance)
     largest = max(gradient.abs().max() for gradient in gradients[1])  # some gradients are sums that cancel out
     for got, expected in zip(*gradients, strict=True):
@@ -104,7 +104,7 @@ def test_dynamic_angles_grow_with_the_document(attention: dict[str, Any], law: L
 
 
 @pytest.mark.parametrize("attention", ["mha", "swa", "linear"])
-def test_a_graph_takes_documents(attention: str) -> None:
+def test_a_compiled_graph_supports_documents(attention: str) -> None:
     config = GPTConfig(**{**MODEL, "n_layers": 1, "context_length": 64, "attention": attention})
     model, ids, documents = build(config), text(config, 2, 64), packed()
     torch._dynamo.reset()
@@ -112,7 +112,7 @@ def test_a_graph_takes_documents(attention: str) -> None:
     close(compiled(ids, documents=documents), model(ids, documents=documents))
 
 
-def test_long_rows_of_short_documents_make_no_square() -> None:
+def test_long_rows_of_short_documents_allocate_no_square_tensor() -> None:
     length = 2048
     model = build(GPTConfig(**{**MODEL, "n_layers": 1, "n_heads": 2, "d_model": 16, "context_length": length})).train()
     ids = text(model.config, 1, length)
@@ -132,8 +132,8 @@ SPARSE = {
 
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @pytest.mark.parametrize("settings", SPARSE.values(), ids=SPARSE.keys())
-def test_patterns_in_documents_make_no_square(settings: dict[str, Any], pos: str) -> None:
-    """Documents longer than the keys that a query sees."""
+def test_patterns_in_documents_allocate_no_square_tensor(settings: dict[str, Any], pos: str) -> None:
+    """Documents longer than the number of visible keys of a query."""
     length, sizes = 1024, {"n_layers": 1, "n_heads": 2, "d_model": 16, "pos": pos, "context_length": 1024}
     model = build(GPTConfig(**{**MODEL, **sizes, "attention": {"name": "sparse", **settings}})).train()
     ids = text(model.config, 1, length)
@@ -143,7 +143,7 @@ def test_patterns_in_documents_make_no_square(settings: dict[str, Any], pos: str
 
 
 def test_documents_begin_at_blocks() -> None:
-    """Of 3, 5 and 1 tokens in one row, and of 9 in the other, in blocks of 4."""
+    """Documents of 3, 5 and 1 tokens in one row, and of 9 in the other, with blocks of 4."""
     starts = torch.tensor([[0, 0, 0, 3, 3, 3, 3, 3, 8], [0] * 9])
     layout = PackedLayout.of(starts, 4)
     assert layout.slot.tolist() == [[0, 1, 2, 4, 5, 6, 7, 8, 12], list(range(9))]
@@ -181,7 +181,7 @@ def test_lists_are_as_long_as_the_furthest_document() -> None:
         ({"use_cache": True}, "without a cache and without padding"),
     ],
 )
-def test_documents_that_cannot_be_meant(wrong: dict[str, Any], message: str) -> None:
+def test_invalid_documents_are_refused(wrong: dict[str, Any], message: str) -> None:
     model = GPTModel(GPTConfig(**MODEL))
     documents = torch.zeros(2, 5, dtype=torch.long)
     with pytest.raises(ConfigError, match=message):

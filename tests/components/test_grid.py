@@ -1,7 +1,7 @@
-"""Every attention with every position and every feed-forward part: it works, or is refused when the config is read.
+"""Every attention with every position and feed-forward component works, or is refused when the config is read.
 
-All triples are read. Models are made of triples in which each pair of names stands: a part meets the others by shapes
-and by the positions of tokens, and no component asks for both of its neighbours.
+All triples of names are read as configs. Models are built for triples that cover all pairs of names: components depend
+on each other by shapes and positions only, and no component depends on two others at once.
 """
 
 import itertools
@@ -35,12 +35,12 @@ def refusal(attention: str, pos: str, ffn: str = "mlp") -> str | None:
     return None
 
 
-WORKING = [parts for parts in GRID if refusal(*parts) is None]
-REFUSED = [parts for parts in GRID if refusal(*parts) is not None]
+WORKING = [triple for triple in GRID if refusal(*triple) is None]
+REFUSED = [triple for triple in GRID if refusal(*triple) is not None]
 
 
 def covering(triples: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Triples that hold every pair of names that the given ones hold; each attention begins one name further."""
+    """Few triples that cover every pair of names of the given triples; each attention starts one name later."""
     places = [{name: i for i, name in enumerate(entries(slot))} for slot in ("attention", "pos", "ffn")]
 
     def later(triple: tuple[str, str, str]) -> bool:
@@ -65,14 +65,16 @@ def test_refused_in_one_sentence_with_a_way_out(attention: str, pos: str, ffn: s
     assert sentence and "\n" not in sentence and f"attention={attention}" in sentence and "use pos=" in sentence
 
 
-def test_only_a_bias_without_scores_is_refused() -> None:
+def test_only_a_score_bias_without_scores_is_refused() -> None:
     without_scores = {name for name, entry in entries("attention").items() if not entry.component.accepts_bias}
     biases = {name for name, entry in entries("pos").items() if entry.component.biases}
-    assert {parts[:2] for parts in REFUSED} == set(itertools.product(without_scores, biases))
+    assert {triple[:2] for triple in REFUSED} == set(itertools.product(without_scores, biases))
 
 
 def test_every_pair_of_names_is_tried() -> None:
-    pairs = [set(itertools.chain(*(itertools.combinations(each, 2) for each in some))) for some in (WORKING, COVERING)]
+    pairs = [
+        set(itertools.chain(*(itertools.combinations(triple, 2) for triple in some))) for some in (WORKING, COVERING)
+    ]
     assert pairs[0] == pairs[1] and len(COVERING) < len(WORKING)
 
 
@@ -95,7 +97,7 @@ def test_trains_and_generates(attention: str, pos: str, ffn: str) -> None:
     model.eval()
     with torch.no_grad():
         slow = ids[:, :5]
-        for _ in range(12):  # the whole text again for every token
+        for _ in range(12):  # without a cache, the whole text for every token
             slow = torch.cat([slow, model(slow)[:, -1:].argmax(-1)], dim=1)
         cache = model.new_cache(len(ids), 17)
         fast, step = ids[:, :5], ids[:, :5]
@@ -112,8 +114,8 @@ def test_law(attention: str, pos: str, law) -> None:  # type: ignore[no-untyped-
 
 
 @pytest.mark.parametrize(("attention", "pos"), WORKING_PAIRS)
-def test_long_after_the_window_went_round(attention: str, pos: str) -> None:
-    """A ring of 5 goes round 16 times; the constant state and the full cache drift no more than that."""
+def test_decoding_far_past_the_window_wraps_the_ring(attention: str, pos: str) -> None:
+    """A ring buffer of 5 wraps 16 times; constant states and full caches do not drift further either."""
     made = config(attention, pos, "mlp")
     made = GPTConfig.from_dict({**made.to_dict(), "context_length": 80})
     model, ids = build(made, std=0.2), text(made, tokens=80)

@@ -1,4 +1,4 @@
-"""Products of rows by group, where numbers of rows are rounded up, against one product for each group."""
+"""Grouped matrix products with row counts that are rounded up, compared with one product per group."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def test_products_and_gradients(dtype: torch.dtype, counts: list[int]) -> None:
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * other.float().std().item())
 
 
-def test_infinity_stays_in_its_group() -> None:
-    """Though the rows of the next group are multiplied too, where the number of rows is rounded up."""
+def test_infinity_does_not_leak_into_other_groups() -> None:
+    """Rounding up the number of rows also multiplies rows of the next group."""
     counts = [ROUNDED + 1, 2 * ROUNDED]
     x = torch.randn(sum(counts), 8).bfloat16()
     x[counts[0]] = torch.inf

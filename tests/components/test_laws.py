@@ -22,21 +22,21 @@ def test_law(case: Case, law: Law) -> None:
 @pytest.mark.parametrize("law", SLOW_LAWS, ids=lambda law: law.__name__)
 @parametrize(joined(CHOSEN))
 def test_slow_law(case: Joined, law: Law) -> None:
-    """Components with their defaults go through the ahead-of-time tracer too, which functionalises every operator.
+    """Components with default settings also run through the ahead-of-time tracer, which functionalises every operator.
 
-    One graph holds cases of different slots: a component that breaks it does so whatever stands beside it.
+    One model holds cases of different slots, since a component that breaks the graph does so in every combination.
     """
     tracer = {"backend": "aot_eager"} if law is compiles_whole and case.default else {}
     law(case.config(n_layers=1), **tracer)
 
 
 @parametrize([case for case in CHOSEN if case.slot in ("attention", "pos")])
-def test_any_chunks_and_any_padding(case: Case) -> None:
+def test_random_chunks_and_padding(case: Case) -> None:
     model, ids = build(case.config()), text(case.config())
     with torch.no_grad():
         whole = model(ids)
 
-    @seed(zlib.crc32(case.id.encode()))  # other examples for each case
+    @seed(zlib.crc32(case.id.encode()))  # different examples for each case
     @settings(max_examples=4)
     @given(counts=SPLITS, pads=st.lists(st.integers(0, TOKENS - 1), min_size=3, max_size=3))
     def check(counts: list[int], pads: list[int]) -> None:

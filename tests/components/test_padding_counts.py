@@ -1,4 +1,4 @@
-"""Padding counts nowhere: not in losses of the router, not in the load of experts; a row's text depends on it alone."""
+"""Padding is ignored: in router losses and expert load; a row does not depend on other rows."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_router_losses_and_load_ignore_padding(balance: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "llama3", "linear"])
-def test_scaled_rope_of_a_row_ignores_its_neighbours(kind: str) -> None:
+def test_scaled_rope_of_a_row_ignores_other_rows(kind: str) -> None:
     scaling = {"kind": kind, "factor": 4.0, "original_context_length": 8}
     model = build(GPTConfig(**{**MODEL, "context_length": 64, "pos": {"name": "rope", "scaling": scaling}}))
     long, short = text(model.config, rows=1, tokens=40), text(model.config, rows=1, tokens=6, seed=5)

@@ -1,4 +1,4 @@
-"""Chunked forms of recurrent mixers against their recurrences, token by token, in float64; gradients; strong decays."""
+"""Chunked forms of recurrent mixers equal their recurrences token by token: float64, gradients, strong decays."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ Results = tuple[Tensor, Tensor]
 def naive_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor, Tensor], memory: Tensor, starts: Tensor | None
 ) -> Results:
-    """The definition, one token, row and head at a time."""
+    """Reference: the recurrence for one token, row and head at a time."""
     decay, rate = gates[0].exp().expand(k.shape), gates[1]
     outs, memories = [], []
     for row in range(q.shape[0]):
@@ -66,16 +66,16 @@ def drawn(per_channel: bool, strength: float, negative: bool = False) -> list[Te
 
 
 def assert_equal(function: Callable[..., Results], twin: Callable[..., Results], tensors: list[Tensor]) -> None:
-    """Values, memories and gradients of a sum in which every number has a weight of its own."""
+    """Equal values, memories, and gradients of a weighted sum with a different weight for every element."""
     found = []
     for compute in (function, twin):
         q, k, v, decay, rate, memory = tensors
         out, state = compute(q, k, v, (decay, rate), memory)
-        weights = [torch.linspace(-1, 1, each.numel(), dtype=each.dtype).view(each.shape) for each in (out, state)]
+        weights = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape) for x in (out, state)]
         total = (out * weights[0]).sum() + (state * weights[1]).sum()
         found.append([out, state, *torch.autograd.grad(total, tensors, allow_unused=True)])
     for got, wanted in zip(*found, strict=True):
-        if wanted is None:  # the memory before packed documents, which no token sees
+        if wanted is None:  # the memory before packed documents, which no token reads
             assert got is None or not got.any()
             continue
         assert got.isfinite().all()
@@ -92,7 +92,7 @@ DOCUMENTS = torch.tensor([[0] * 4 + [1] * 2 + [2] * (TOKENS - 6), [0] * 11 + [1]
 def test_the_delta_rule_in_chunks_is_the_recurrence(
     chunk: int, per_channel: bool, strength: float, packed: bool
 ) -> None:
-    """To 1e-12 of float64, gradients too, and where a token forgets all that was before it."""
+    """Within 1e-12 in float64, with gradients, also where a decay clears the memory."""
     starts = document_starts(DOCUMENTS) if packed else None
     tensors = drawn(per_channel, strength, negative=chunk == 4)
     if packed:
@@ -120,7 +120,7 @@ def test_decayed_products_in_chunks_are_the_recurrence(chunk: int, strength: flo
 @pytest.mark.parametrize("strength", [1e-4, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("name", ["gated_delta", "kda", "lightning"])
 def test_gradients_of_long_texts_are_finite(name: str, strength: float) -> None:
-    """In float32, from nearly no decay to one that leaves nothing of the token before."""
+    """In float32, from almost no decay to one that clears the memory at every token."""
     settings = {"decay_scale": strength} if name == "lightning" else {}
     model = build(GPTConfig(**{**MODEL, "n_layers": 1, "context_length": 600, "attention": {"name": name, **settings}}))
     attention = model.blocks[0].attention
@@ -173,12 +173,14 @@ def test_documents_of_a_short_convolution_begin_with_zeros() -> None:
 )
 @torch.no_grad()
 def test_decays_of_lightning(decays: str, n_heads: int, expected_rates: list[float]) -> None:
-    """Against the sum over earlier tokens, written out."""
+    """Compared with an explicit sum over earlier tokens."""
     mixer = {"name": "lightning", "decay_scale": 0.7, "chunk": 5, "decay_rates": decays, "head_dim": 8}
     config = GPTConfig(**{**MODEL, "n_heads": n_heads, "attention": mixer})
     attention = build(config).double().blocks[0].attention
     x = torch.randn(2, TOKENS, MODEL["d_model"], dtype=torch.float64)
-    heads = [F.silu(each(x)).unflatten(-1, (n_heads, -1)).transpose(1, 2) for each in (attention.query, attention.key)]
+    heads = [
+        F.silu(layer(x)).unflatten(-1, (n_heads, -1)).transpose(1, 2) for layer in (attention.query, attention.key)
+    ]
     v = F.silu(attention.value(x)).unflatten(-1, (n_heads, -1)).transpose(1, 2)
     distance = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
     rates = 0.7 * torch.tensor(expected_rates, dtype=torch.float64)[:, None, None]
@@ -190,7 +192,7 @@ def test_decays_of_lightning(decays: str, n_heads: int, expected_rates: list[flo
 
 
 @torch.no_grad()
-def test_shortconv_written_out() -> None:
+def test_shortconv_equals_the_reference() -> None:
     attention = build(GPTConfig(**{**MODEL, "attention": "shortconv"})).double().blocks[0].attention
     x = torch.randn(2, 9, MODEL["d_model"], dtype=torch.float64)
     inputs = attention.input_gate(x) * attention.value(x)

@@ -1,4 +1,4 @@
-"""The convolution before an attention: PyTorch's own, a cache of its last inputs, and weights that move to it."""
+"""The short convolution before attention: equal to PyTorch's, its cache, and transfer of its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,15 @@ def config(attention: str = "mha", conv: int | None = WIDTH, **changes: Any) -> 
 
 
 @pytest.mark.parametrize("width", [2, 3, 7])
-def test_it_is_the_convolution_of_pytorch_and_a_residual(width: int) -> None:
-    ours, theirs = ShortConvolution(8, width), nn.Conv1d(8, 8, width, groups=8, padding=width - 1, bias=False)
-    theirs.load_state_dict({"weight": ours.weight[:, None]})
+def test_it_equals_the_convolution_of_pytorch_plus_a_residual(width: int) -> None:
+    convolution, reference = ShortConvolution(8, width), nn.Conv1d(8, 8, width, groups=8, padding=width - 1, bias=False)
+    reference.load_state_dict({"weight": convolution.weight[:, None]})
     x = torch.randn(2, 11, 8)
-    expected = x + theirs(x.mT)[..., :11].mT
-    torch.testing.assert_close(ours(x, Positions(0, 11, None, x.device)), expected)
+    expected = x + reference(x.mT)[..., :11].mT
+    torch.testing.assert_close(convolution(x, Positions(0, 11, None, x.device)), expected)
 
 
-def test_every_attention_has_it_and_no_default_has() -> None:
+def test_every_attention_supports_it_and_it_is_off_by_default() -> None:
     for entry in entries("attention").values():
         if entry.component.__module__.startswith("modular_gpt."):
             assert issubclass(entry.component.Config, AttentionConfig), entry.name
@@ -93,7 +93,7 @@ def test_drafts_are_undone(attention: str, strategy: str, monkeypatch: pytest.Mo
     assert not torch.equal(undone, expected)
 
 
-def test_going_back_without_a_copy_is_refused() -> None:
+def test_truncation_without_a_saved_state_is_refused() -> None:
     model = build(config())
     cache = model.new_cache(1, 8)
     model(text(config(), 1, 5), cache=cache)
@@ -112,18 +112,20 @@ def test_a_cache_of_another_dtype_and_a_reset_one() -> None:
 
 @pytest.mark.parametrize("attention", ["mha", "gqa", "mla", "linear"])
 @torch.no_grad()
-def test_added_to_a_trained_model_it_starts_as_nothing(attention: str) -> None:
+def test_added_to_a_trained_model_it_starts_as_the_identity(attention: str) -> None:
     source, ids = build(config("gqa", conv=None)), text(config())
     without, _ = transplant(source, with_components(source.config, {"attention": attention}))
     model, report = transplant(source, with_components(source.config, {"attention": {"name": attention, "conv": 3}}))
     for one, other in zip(without.blocks, model.blocks, strict=True):
-        other.attention.load_state_dict(one.attention.state_dict(), strict=False)  # a latent has random weights
+        other.attention.load_state_dict(
+            one.attention.state_dict(), strict=False
+        )  # a latent projection has random weights
     assert torch.equal(model(ids), without(ids))
     assert "zeros, as there was none" in str(report)
 
 
 @torch.no_grad()
-def test_its_taps_move_to_a_longer_one_and_to_another_attention() -> None:
+def test_its_weights_transfer_to_a_longer_kernel_and_to_another_attention() -> None:
     source, ids = build(config("gqa")), text(config())
     longer, report = transplant(source, with_components(source.config, {"attention": {"conv": 5}}))
     close(longer(ids), source(ids), 1e-6)
@@ -138,7 +140,7 @@ def test_its_taps_move_to_a_longer_one_and_to_another_attention() -> None:
     }
 
 
-def test_it_is_no_matrix() -> None:
+def test_its_weight_is_not_a_matrix() -> None:
     model = GPTModel(config())
     optimizer = build_optimizer({"name": "muon", "weight_decay": 0.3}, model)
     taps = [name for name, _ in model.named_parameters() if "conv" in name]
@@ -149,7 +151,7 @@ def test_it_is_no_matrix() -> None:
 
 
 @torch.no_grad()
-def test_saved_in_our_format_and_no_published_one(tmp_path: Path) -> None:
+def test_it_is_saved_in_the_package_format_only(tmp_path: Path) -> None:
     model, ids = build(GPTConfig(**{**MODEL, "ffn": "swiglu", "norm": "rmsnorm", "bias": False,
                                     "attention": {"name": "mha", "conv": 3}})), text(config())  # fmt: skip
     with pytest.raises(CheckpointError, match="conv"):

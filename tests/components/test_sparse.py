@@ -1,4 +1,4 @@
-"""The patterns of block-sparse attention: their definitions, their tables, their caches."""
+"""Patterns of block-sparse attention: definitions, block tables, caches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ PLACES = [
 def test_a_pattern_in_blocks_is_its_mask(
     pattern: SparsePattern, n_queries: int, before: int, heads: tuple[int, int]
 ) -> None:
-    """Values and gradients; nothing that a query sees is missing from its list of blocks."""
+    """Values and gradients; every visible key is in the list of blocks of its query."""
     n_keys = n_queries + before
     seen = pattern.visible(*numbers(n_queries, n_keys))
     assert_same(
@@ -53,7 +53,7 @@ def test_a_pattern_in_blocks_is_its_mask(
 
 
 @pytest.mark.parametrize("pattern", PLACES, ids=str)
-def test_lists_are_as_long_as_announced_and_name_no_block_twice(pattern: SparsePattern) -> None:
+def test_lists_have_the_declared_length_and_no_duplicates(pattern: SparsePattern) -> None:
     for blocks in (1, 2, 9):
         for first in (0, 5 * pattern.block):
             table = pattern.table(first, blocks, torch.device("cpu"))[0]
@@ -85,32 +85,34 @@ def attention_of(settings: dict[str, Any], pos: str = "none", **model: Any) -> t
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @torch.no_grad()
-def test_against_a_mask_written_out(pattern: str) -> None:
+def test_patterns_equal_an_explicit_mask(pattern: str) -> None:
     """Multi-head attention with the same weights and a mask from the definition of the pattern."""
     chosen, sees = FORMULAS[pattern]
     count, width = 20, MODEL["d_model"] // MODEL["n_heads"]
     _, module = attention_of({"pattern": pattern, "n_kv_heads": 2, **chosen})
     x = torch.randn(2, count, MODEL["d_model"], generator=torch.Generator().manual_seed(4))
-    q, k, v = (each(x).unflatten(-1, (-1, width)).transpose(1, 2) for each in (module.query, module.key, module.value))
+    q, k, v = (
+        layer(x).unflatten(-1, (-1, width)).transpose(1, 2) for layer in (module.query, module.key, module.value)
+    )
     mask = torch.tensor([[key <= query and sees(query, key) for key in range(count)] for query in range(count)])
     mixed = kernel(q * width**-0.5, k, v, mask).transpose(1, 2).flatten(2)
     close(module(x, Positions(0, count, None, x.device)), module.out(mixed), 1e-5)
 
 
 def test_random_blocks_are_random_fixed_and_whole() -> None:
-    """Beside window and first tokens a query sees ``random_blocks`` whole blocks, as many queries of its block do."""
+    """Besides window and first tokens, all queries of a block see the same ``random_blocks`` whole blocks."""
     pattern = BigBird(block=4, window=5, global_tokens=4, random_blocks=2, seed=1)
     other = BigBird(block=4, window=5, global_tokens=4, random_blocks=2, seed=2)
     n = 400
-    seen, differently = (each.visible(*numbers(n, n))[0, 0] for each in (pattern, other))
+    seen, differently = (p.visible(*numbers(n, n))[0, 0] for p in (pattern, other))
     drawn: list[set[int]] = []
     for query in range(n):
         keys = {key for key in range(query + 1) if seen[query, key]}
         assert set(range(min(4, query + 1))) | set(range(max(0, query - 4), query + 1)) <= keys
-        own = query // 4
-        blocks = {key // 4 for key in keys if key >= 4 and query - key >= 5} - {own, own - 1}
+        diagonal = query // 4
+        blocks = {key // 4 for key in keys if key >= 4 and query - key >= 5} - {diagonal, diagonal - 1}
         assert all(set(range(4 * block, 4 * block + 4)) <= keys for block in blocks)
-        assert len(blocks) == min(2, max(0, own - 2))
+        assert len(blocks) == min(2, max(0, diagonal - 2))
         if query % 4 == 3:
             drawn.append(blocks)
     assert seen.ne(differently).any()
@@ -133,7 +135,7 @@ STREAMING = {"pattern": "streaming", "window": 5, "global_tokens": 3}
     ],
     ids=lambda value: str(value),
 )
-def test_the_cache_keeps_what_the_pattern_can_still_see(chosen: dict[str, Any], kept: int | None) -> None:
+def test_the_cache_keeps_the_keys_still_visible_in_the_pattern(chosen: dict[str, Any], kept: int | None) -> None:
     model, _ = attention_of({**chosen, "n_kv_heads": 2})
     row = 2 * 2 * (MODEL["d_model"] // MODEL["n_heads"]) * 4
     for tokens in (4, 24):
@@ -144,8 +146,8 @@ def test_the_cache_keeps_what_the_pattern_can_still_see(chosen: dict[str, Any], 
 @pytest.mark.parametrize("pads", [None, [0, 3, 7]], ids=["full", "padded"])
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @torch.no_grad()
-def test_drafts_are_taken_back_from_a_streaming_cache(pos: str, pads: list[int] | None) -> None:
-    """Also after the ring went round, after rows moved, and with more drafted tokens than the ring has."""
+def test_drafts_are_rolled_back_in_a_streaming_cache(pos: str, pads: list[int] | None) -> None:
+    """Also after the ring wraps, after rows are reordered, and with more draft tokens than the ring holds."""
     model, _ = attention_of(STREAMING, pos)
     ids = text(model.config, 3, 24)
     padding = None if pads is None else torch.tensor(pads)
@@ -164,20 +166,22 @@ def test_drafts_are_taken_back_from_a_streaming_cache(pos: str, pads: list[int] 
                 assert cache.length in (cut, cut + kept)
                 rest = feed(model, ids[order, int(cache.length) :], cache, [1, 2])
                 whole = model(ids[order], padding=None if padding is None else padding[order])
-                count = min(rest.shape[1], 24 - 7)  # outputs of padding mean nothing
+                count = min(rest.shape[1], 24 - 7)  # outputs of padding are undefined
                 close(rest[:, -count:], whole[:, -count:])
 
 
 @torch.no_grad()
-def test_sinks_stay_when_a_text_slides_past_its_context() -> None:
-    """The first tokens of a text change the logits of every later one; those between are forgotten."""
+def test_sink_tokens_stay_when_a_text_exceeds_its_context() -> None:
+    """The first tokens of a text affect the logits of every later one; tokens between them and the window do not."""
     model, _ = attention_of(STREAMING, "none", n_layers=1)
     ids = text(model.config, 1, 60)
     for place, seen in ((0, True), (2, True), (3, False), (40, False), (57, True)):
         other = ids.clone()
         other[:, place] = (other[:, place] + 1) % model.config.vocab_size
         caches = [model.new_cache(1, 60, window=24) for _ in range(2)]
-        logits = [feed(model, each, cache, [1] * 60)[:, -1] for each, cache in zip((ids, other), caches, strict=True)]
+        logits = [
+            feed(model, tokens, cache, [1] * 60)[:, -1] for tokens, cache in zip((ids, other), caches, strict=True)
+        ]
         assert (not torch.equal(*logits)) == seen, place
 
 

@@ -1,4 +1,4 @@
-"""Each part against the definition, written out for one token at a time."""
+"""Each component equals a reference implementation for one token at a time."""
 
 import math
 
@@ -19,7 +19,7 @@ HEADS = MODEL["n_heads"]
 TOKENS = 12
 
 
-def part(slot: str, settings: dict, **model: object) -> nn.Module:
+def component(slot: str, settings: dict, **model: object) -> nn.Module:
     """The first block's attention or ffn with wide weights."""
     block = build(GPTConfig(**{**MODEL, slot: settings, **model})).blocks[0]
     return getattr(block, slot)
@@ -159,7 +159,7 @@ def test_alibi_bias() -> None:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: object) -> Tensor:
-    """q (T, N), k (T, N), v (T, M) of one head -> (T, M), by the definition and in loops."""
+    """q (T, N), k (T, N), v (T, M) of one head -> (T, M), by the definition, in loops."""
     out = []
     for t in range(TOKENS):
         first = max(0, t - options["window"] + 1) if options.get("window") else 0
@@ -205,11 +205,11 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: 
 @pytest.mark.parametrize("backend", ["auto", "math"])
 @torch.no_grad()
 def test_multi_head_attention(settings: dict, pos: str, backend: str) -> None:
-    module = part("attention", {"name": "mha", "backend": backend, **settings}, pos=pos)
+    module = component("attention", {"name": "mha", "backend": backend, **settings}, pos=pos)
     x, where = inputs(), positions()
     q, k, v = module.query(x), module.key(x), module.value(x)
     after, full = settings.get("qk_norm_after_rope"), settings.get("qk_norm_scope") == "full"
-    if full:  # OLMoE: the norm of the full width comes before clipping
+    if full:  # OLMoE: the norm of the full width is applied before clipping
         q, k = module.query_norm(q), module.key_norm(k)
     if clip := settings.get("clip_qkv"):
         q, k, v = (tensor.clip(-clip, clip) for tensor in (q, k, v))
@@ -267,7 +267,7 @@ def test_multi_head_attention(settings: dict, pos: str, backend: str) -> None:
 @torch.no_grad()
 def test_latent_attention(settings: dict, pos: str) -> None:
     """Keys and values expanded for every head; the rotated key is one for all heads."""
-    module = part("attention", {"name": "mla", **settings}, pos=pos)
+    module = component("attention", {"name": "mla", **settings}, pos=pos)
     x, where = inputs(), positions()
     latent, nope, rope, _ = module.widths
     assert latent == settings.get("kv_lora_rank", WIDTH // 8) and rope == (4 if pos == "rope" else 0)
@@ -303,7 +303,7 @@ def test_latent_attention(settings: dict, pos: str) -> None:
 @pytest.mark.parametrize("pos", ["none", "rope"])
 @torch.no_grad()
 def test_linear_attention(pos: str, chunk: int) -> None:
-    module = part("attention", {"name": "linear", "chunk": chunk}, pos=pos)
+    module = component("attention", {"name": "linear", "chunk": chunk}, pos=pos)
     x, where = inputs(), positions()
     q, k, v = (torch.stack(linear(x).chunk(HEADS, -1), 1) for linear in (module.query, module.key, module.value))
     q, k = F.elu(q) + 1, F.elu(k) + 1
@@ -329,7 +329,7 @@ ACTIVATIONS = {
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @torch.no_grad()
 def test_mlp(activation: str) -> None:
-    module, x = part("ffn", {"name": "mlp", "activation": activation}), inputs()
+    module, x = component("ffn", {"name": "mlp", "activation": activation}), inputs()
     assert module.up.out_features == 4 * WIDTH
     assert_same(module(x)[0], module.down(ACTIVATIONS[activation](module.up(x))))
 
@@ -337,7 +337,7 @@ def test_mlp(activation: str) -> None:
 @pytest.mark.parametrize("activation", [*ACTIVATIONS, "clamped_swish"])
 @torch.no_grad()
 def test_gated(activation: str) -> None:
-    module, x = part("ffn", {"name": "swiglu", "activation": activation, "hidden": 20}), inputs() * 4
+    module, x = component("ffn", {"name": "swiglu", "activation": activation, "hidden": 20}), inputs() * 4
     gate, up = module.gate(x), module.up(x)
     if activation == "clamped_swish":
         gate = gate.clamp(max=7)
@@ -348,7 +348,7 @@ def test_gated(activation: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "activation"), [("swiglu", "silu"), ("geglu", "gelu_tanh"), ("reglu", "relu")])
-def test_the_gates_of_the_names(name: str, activation: str) -> None:
+def test_the_activations_of_gated_units(name: str, activation: str) -> None:
     assert entries("ffn")[name].default().activation == activation
 
 
@@ -367,7 +367,7 @@ def test_the_gates_of_the_names(name: str, activation: str) -> None:
 @torch.no_grad()
 def test_mixture_of_experts(settings: dict) -> None:
     """Token by token, expert by expert."""
-    module, x = part("ffn", {"name": "moe", "hidden": 12, **settings}), inputs()
+    module, x = component("ffn", {"name": "moe", "hidden": 12, **settings}), inputs()
     config, select = module.config, torch.zeros(module.config.n_experts)
     if module.select_bias is not None:
         module.select_bias.copy_(select.normal_(std=0.3))
@@ -403,8 +403,8 @@ def test_mixture_of_experts(settings: dict) -> None:
     "settings", [{}, {"expert": "mlp", "activation": "relu"}, {"top_k": 3, "shared_experts": 1}], ids=str
 )
 def test_gradients_through_experts(settings: dict) -> None:
-    """Of the input and every parameter, against all experts computing all tokens."""
-    module = part("ffn", {"name": "moe", "hidden": 12, **settings}).double()
+    """Gradients of the input and of every parameter equal those of a reference that runs all experts on all tokens."""
+    module = component("ffn", {"name": "moe", "hidden": 12, **settings}).double()
     x = inputs().double().flatten(0, 1).requires_grad_()
 
     def everywhere(tokens: Tensor) -> Tensor:
@@ -421,14 +421,14 @@ def test_gradients_through_experts(settings: dict) -> None:
 
     direction = torch.randn_like(x)
     wanted = [x, *module.parameters()]
-    ours = torch.autograd.grad((module(x)[0] * direction).sum(), wanted)
-    theirs = torch.autograd.grad((everywhere(x) * direction).sum(), wanted)
-    for got, expected in zip(ours, theirs, strict=True):
+    gradients = torch.autograd.grad((module(x)[0] * direction).sum(), wanted)
+    references = torch.autograd.grad((everywhere(x) * direction).sum(), wanted)
+    for got, expected in zip(gradients, references, strict=True):
         assert_same(got, expected)
 
 
 def moe_losses(settings: dict) -> tuple[dict[str, Tensor], Tensor]:
-    module = part("ffn", {"name": "moe", **settings}).train()
+    module = component("ffn", {"name": "moe", **settings}).train()
     x = inputs()
     return module(x)[1], module.router(x.flatten(0, 1))
 
@@ -444,20 +444,20 @@ def test_moe_losses_by_hand() -> None:
 
 
 def test_moe_balance_is_one_when_even() -> None:
-    module = part("ffn", {"name": "moe", "balance_weight": 1.0, "n_experts": 4, "top_k": 4}).train()
+    module = component("ffn", {"name": "moe", "balance_weight": 1.0, "n_experts": 4, "top_k": 4}).train()
     nn.init.zeros_(module.router.weight)
     assert_same(module(inputs())[1]["load_balancing"], torch.tensor(1.0))
 
 
-def test_moe_losses_only_where_asked() -> None:
+def test_moe_losses_only_on_request() -> None:
     assert set(moe_losses({"balance": "bias"})[0]) == {"router_z"}
     assert moe_losses({"balance": "none", "z_weight": 0.0})[0] == {}
-    module = part("ffn", {"name": "moe"})
+    module = component("ffn", {"name": "moe"})
     assert module.eval()(inputs())[1] == {}
 
 
 def test_moe_bias_moves_against_the_load() -> None:
-    module = part("ffn", {"name": "moe", "balance": "bias", "bias_step": 0.1}).train()
+    module = component("ffn", {"name": "moe", "balance": "bias", "bias_step": 0.1}).train()
     module.select_bias.zero_()
     with torch.no_grad():
         chosen = module._route(module.router(inputs().flatten(0, 1)))[1]
@@ -466,5 +466,5 @@ def test_moe_bias_moves_against_the_load() -> None:
     module.after_optimizer_step()
     assert_same(module.select_bias, 0.1 * torch.sign(load.mean() - load))
     before = module.select_bias.clone()
-    module.after_optimizer_step()  # no token has passed since
+    module.after_optimizer_step()  # no new tokens since
     assert torch.equal(module.select_bias, before)

@@ -1,4 +1,4 @@
-"""Adapters around a linear layer and hooks on it run at every step: also while decoding with a cache, also compiled."""
+"""Adapters around a linear layer and hooks on it run at every step, also when decoding with a cache or compiled."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ ATTENTIONS = ["mha", "gqa", "mla", "linear"]
 
 
 class Doubled(nn.Module):
-    """A layer around another, with the attributes of the inner one, as an adapter of peft is."""
+    """A wrapper with the attributes of its inner layer, like an adapter of peft."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def model_with(attention: str) -> GPTModel:
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("layer", ["key", "value"])
-def test_a_wrapped_layer_decodes_as_it_reads(attention: str, layer: str) -> None:
+def test_a_wrapped_layer_gives_equal_results_with_a_cache(attention: str, layer: str) -> None:
     model = model_with(attention)
     for block in model.blocks:
         setattr(block.attention, layer, Doubled(getattr(block.attention, layer)))

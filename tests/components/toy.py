@@ -1,4 +1,4 @@
-"""An attention of one's own, in one file: the mean of all tokens so far. ``test_toy.py`` drops it into a copy."""
+"""A user-defined attention in one file: the mean of all tokens so far. ``test_toy.py`` copies it into the package."""
 
 from dataclasses import dataclass
 from typing import cast

@@ -1,4 +1,4 @@
-"""What cannot work is refused when the config is read, in one sentence that says what to do instead."""
+"""Invalid settings are refused when the config is read, in one sentence with the remedy."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.components.cases import MODEL
 MHA, MLA, MOE = {"name": "mha"}, {"name": "mla"}, {"name": "moe"}
 ROPE = {"name": "rope"}
 
-# (settings, the whole sentence or the words that matter in it)
+# (settings, the whole sentence or an excerpt of it)
 TABLE = [
     # dimensions
     (dict(vocab_size=0), "model.vocab_size must be above 0, got 0"),
@@ -135,11 +135,11 @@ TABLE = [
     (dict(norm={"name": "layernorm", "eps": "small"}), "norm.eps must be a number, got 'small'"),
 ]
 
-# the rows that are about one part alone
+# rows about a single component
 IN_PARTS = [
-    (settings, said)
-    for settings, said in TABLE
-    if len(settings) == 1 and any(isinstance(part, dict) and "name" in part for part in settings.values())
+    (settings, sentence)
+    for settings, sentence in TABLE
+    if len(settings) == 1 and any(isinstance(value, dict) and "name" in value for value in settings.values())
 ]
 
 
@@ -153,8 +153,8 @@ def test_refused_when_the_config_is_read(settings: dict, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(("settings", "sentence"), IN_PARTS, ids=[str(settings)[:70] for settings, _ in IN_PARTS])
-def test_the_same_in_a_layer_variant(settings: dict, sentence: str) -> None:
-    """Where the mistake is in a part, a variant with that part is refused too."""
+def test_also_refused_in_a_layer_variant(settings: dict, sentence: str) -> None:
+    """A layer variant with an invalid component is refused too."""
     with pytest.raises(ConfigError) as error:
         GPTConfig(**MODEL, layers={"variants": {"odd": settings}, "suffix": ["odd"]})
     assert sentence in str(error.value)
@@ -181,6 +181,6 @@ def test_a_text_longer_than_a_learned_table() -> None:
 
 
 @pytest.mark.parametrize("pos", ["rope", "alibi", "none", "sinusoidal"])
-def test_other_positions_go_past_the_context(pos: str) -> None:
+def test_other_positions_extend_past_the_context(pos: str) -> None:
     logits = GPTModel(**{**MODEL, "pos": pos})(torch.zeros(1, 60, dtype=torch.long))
     assert logits.isfinite().all()

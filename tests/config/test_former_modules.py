@@ -1,4 +1,4 @@
-"""Modules and names by their former paths, of version 0.1.0 and since."""
+"""Modules and names by their former paths, since version 0.1.0."""
 
 import importlib
 import sys
@@ -9,10 +9,10 @@ from modular_gpt.core.former_modules import FORMER, NAMES, FormerModules, instal
 
 
 @pytest.mark.parametrize("former", FORMER)
-def test_a_former_path_gives_the_module_of_today(former: str) -> None:
+def test_a_former_path_gives_the_current_module(former: str) -> None:
     module = importlib.import_module(f"modular_gpt.{former}")
     today = importlib.import_module(f"modular_gpt.{FORMER[former]}")
-    assert today.__name__ == f"modular_gpt.{FORMER[former]}" == today.__spec__.name  # which is left as it is
+    assert today.__name__ == f"modular_gpt.{FORMER[former]}" == today.__spec__.name  # the spec is unchanged
     if former not in NAMES:
         assert module is today
     for name, value in vars(today).items():
@@ -23,14 +23,14 @@ def test_a_former_path_gives_the_module_of_today(former: str) -> None:
 
 
 @pytest.mark.parametrize(("former", "name"), [(former, name) for former, names in NAMES.items() for name in names])
-def test_a_former_name_gives_what_is_meant_today(former: str, name: str) -> None:
+def test_a_former_name_gives_the_current_object(former: str, name: str) -> None:
     place = NAMES[former][name]
     elsewhere, _, present = place.rpartition(":")
     today = importlib.import_module(f"modular_gpt.{elsewhere or FORMER[former]}")
     assert getattr(importlib.import_module(f"modular_gpt.{former}"), name) is getattr(today, present)
 
 
-def test_what_became_a_package_is_the_package() -> None:
+def test_a_module_that_became_a_package_is_the_package() -> None:
     import modular_gpt.checkpoint
     import modular_gpt.generation.strategies
     import modular_gpt.model
@@ -44,7 +44,7 @@ def test_what_became_a_package_is_the_package() -> None:
     assert not {"model", "checkpoint", "generation.strategies"} & FORMER.keys()
 
 
-def test_no_table_entry_hides_a_module_of_today() -> None:
+def test_no_table_entry_hides_a_current_module() -> None:
     from importlib.machinery import PathFinder
 
     for former in FORMER:
@@ -62,7 +62,7 @@ def test_installing_again_changes_nothing() -> None:
         importlib.import_module("modular_gpt.never")
 
 
-def test_public_names_are_imported_at_first_use() -> None:
+def test_public_names_are_imported_lazily() -> None:
     import modular_gpt
 
     for name in modular_gpt.__all__:

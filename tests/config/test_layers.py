@@ -1,4 +1,4 @@
-"""Which layer is what."""
+"""Patterns of layer variants."""
 
 import pytest
 
@@ -18,21 +18,21 @@ def test_uniform_by_default() -> None:
     config = GPTConfig(**MODEL)
     given = (config.attention, config.ffn, config.norm, config.pos, "pre", 1.0, None)
     assert all(layer == given for layer in config.given_layers)
-    assert len(set(map(id, config.layer_configs))) == 1  # resolved once, whatever the number of layers
+    assert len(set(map(id, config.layer_configs))) == 1  # resolved once for all layers
 
 
 def test_a_cycle_repeats_and_is_cut() -> None:
     assert pattern(7, cycle=["local", "local", "base"]) == ["local", "local", "base"] * 2 + ["local"]
 
 
-def test_first_and_last_layers_frame_the_cycle() -> None:
+def test_prefix_and_suffix_surround_the_cycle() -> None:
     assert pattern(6, prefix=["dense", "dense"], cycle=["local", "base"], suffix=["dense"]) == [
         "dense", "dense", "local", "base", "local", "dense",
     ]  # fmt: skip
     assert pattern(2, prefix=["dense"], suffix=["local"]) == ["dense", "local"]
 
 
-def test_overrides_keep_the_rest_and_another_name_starts_afresh() -> None:
+def test_overrides_keep_other_settings_and_another_name_starts_from_defaults() -> None:
     config = GPTConfig(
         **{**MODEL, "n_layers": 3},
         attention={"name": "mha", "n_kv_heads": 2, "softcap": 9.0},
@@ -77,14 +77,14 @@ COMPILED_LATER = ("half_precision",)
 )
 @pytest.mark.parametrize("layers", MIXED.values(), ids=MIXED)
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
-def test_layers_of_many_kinds_keep_the_laws(layers: dict, law: Law, pos: str) -> None:
+def test_mixed_layers_satisfy_the_laws(layers: dict, law: Law, pos: str) -> None:
     if pos == "alibi":
         layers = {**layers, "variants": {name: without(slots) for name, slots in layers["variants"].items()}}
     law(GPTConfig(**{**MODEL, "n_layers": 5, "pos": pos, "layers": layers}))
 
 
 def without(slots: dict) -> dict:
-    """What does not go with alibi: linear attention, and settings of rope."""
+    """Remove settings that are incompatible with alibi: linear attention, and settings of rope."""
     kept = {slot: settings for slot, settings in slots.items() if slot != "pos" or settings == "none"}
     return {slot: settings for slot, settings in kept.items() if settings != "linear"}
 
@@ -97,20 +97,20 @@ def refused(**layers: object) -> str:
 
 
 def test_an_unknown_variant_is_named_with_the_closest() -> None:
-    said = refused(variants=LOCAL, cycle=["lokal", "base"])
-    assert said == "layers: no variant 'lokal'; did you mean 'local'? there are: base, dense, local"
+    message = refused(variants=LOCAL, cycle=["lokal", "base"])
+    assert message == "layers: no variant 'lokal'; did you mean 'local'? there are: base, dense, local"
     for place in ({"suffix": ["dnse"]}, {"prefix": ["dnse"]}, {"cycle": ["base", "dnse"]}):
         assert "no variant 'dnse'; did you mean 'dense'?" in refused(variants=LOCAL, **place)
 
 
-def test_more_named_layers_than_there_are() -> None:
-    said = refused(variants=LOCAL, prefix=["dense", "dense"], suffix=["local"])
-    assert said == "layers names 3 first and last layers, but the model has n_layers=2"
+def test_more_named_layers_than_layers() -> None:
+    message = refused(variants=LOCAL, prefix=["dense", "dense"], suffix=["local"])
+    assert message == "layers names 3 first and last layers, but the model has n_layers=2"
 
 
 def test_unknown_slots_settings_and_names_in_a_variant() -> None:
-    said = refused(variants={"a": {"atention": "mha"}}, cycle=["a"])
-    assert said.startswith("layers.variants.a: no slot 'atention'; did you mean 'attention'?")
+    message = refused(variants={"a": {"atention": "mha"}}, cycle=["a"])
+    assert message.startswith("layers.variants.a: no slot 'atention'; did you mean 'attention'?")
     assert "no setting 'windw'; did you mean 'window'?" in refused(variants={"a": {"attention": {"windw": 3}}})
     assert "no ffn 'swiglue'; did you mean 'swiglu'?" in refused(variants={"a": {"ffn": "swiglue"}})
     assert "must be a mapping of slots to settings, got 'mha'" in refused(variants={"a": "mha"})
@@ -120,7 +120,7 @@ def test_unknown_slots_settings_and_names_in_a_variant() -> None:
     assert "layers.cycle must be a list, got 'base'" in refused(cycle="base")
 
 
-def test_a_variant_that_cannot_work_is_refused_like_a_model() -> None:
+def test_an_invalid_variant_is_refused_like_a_model() -> None:
     assert "n_heads=4 does not divide into attention.n_kv_heads=3" in refused(
         variants={"a": {"attention": {"n_kv_heads": 3}}}, cycle=["a"]
     )

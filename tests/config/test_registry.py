@@ -1,4 +1,4 @@
-"""How a name becomes a part, and how parts of one's own join in."""
+"""The registry: components by name, and user-defined components."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ class Nothing(FeedForward, name="nothing"):
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """Restore the registry after each test."""
     before = {slot: dict(known) for slot, known in registry._entries.items()}
     yield
     registry._entries.clear()
@@ -39,10 +39,10 @@ def restored() -> Iterator[None]:
 
 
 def define(name: str = "toy", qualname: str = "Toy", **body: object) -> type[Norm]:
-    """A norm that does nothing, as a notebook cell would define it."""
+    """A norm without effect, defined as in a notebook cell."""
 
     class Toy(Norm, name=name):
-        """Leaves things as they are."""
+        """The identity."""
 
         __qualname__ = qualname
 
@@ -61,7 +61,7 @@ def test_the_four_slots() -> None:
 
 
 @pytest.mark.parametrize("slot", ["attention", "ffn", "norm", "pos"])
-def test_every_name_has_one_line_for_people_and_its_class_a_source(slot: str) -> None:
+def test_every_name_has_a_summary_and_its_class_a_source(slot: str) -> None:
     for name, entry in entries(slot).items():
         assert entry.name == name == entry.default().name
         assert entry.summary.endswith((".", ")")) and "\n" not in entry.summary and len(entry.summary) < 110
@@ -77,7 +77,7 @@ def test_a_preset_is_its_component_with_settings_changed() -> None:
     assert decode("attention", encode(mqa)) == mqa
 
 
-def test_a_name_taken_twice_is_refused_and_the_first_stays() -> None:
+def test_a_duplicate_name_is_refused_and_the_first_is_kept() -> None:
     first = define()
     with pytest.raises(ConfigError) as error:
         define(qualname="Other")
@@ -85,8 +85,8 @@ def test_a_name_taken_twice_is_refused_and_the_first_stays() -> None:
     assert "\n" not in str(error.value) and entries("norm")["toy"].component is first
 
 
-def test_a_class_of_the_same_name_elsewhere_does_not_slip_in() -> None:
-    ours = entries("norm")["rmsnorm"].component
+def test_a_class_of_the_same_name_in_another_module_is_refused() -> None:
+    registered = entries("norm")["rmsnorm"].component
     with pytest.raises(
         ConfigError, match=r"the norm name 'rmsnorm' is taken by modular_gpt\.nn\.norm\.rmsnorm\.RMSNorm"
     ):
@@ -97,19 +97,19 @@ def test_a_class_of_the_same_name_elsewhere_does_not_slip_in() -> None:
             def forward(self, x: Tensor) -> Tensor:
                 return x
 
-    assert entries("norm")["rmsnorm"].component is ours
+    assert entries("norm")["rmsnorm"].component is registered
 
 
-def test_a_preset_name_taken_twice_is_refused() -> None:
+def test_a_duplicate_preset_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="the norm name 'rmsnorm' is taken"):
 
-        class Mine(Norm, name="mine", presets={"rmsnorm": Preset("Not the same.", {})}):
+        class Duplicate(Norm, name="duplicate", presets={"rmsnorm": Preset("Not the same.", {})}):
             def forward(self, x: Tensor) -> Tensor:
                 return x
 
 
 def test_the_same_class_again_replaces_it() -> None:
-    """A notebook cell that is run twice."""
+    """As when a notebook cell is run twice."""
     first, second = define(), define()
     assert first is not second and entries("norm")["toy"].component is second
     model = GPTModel(GPTConfig(d_model=32, n_layers=1, norm="toy"))
@@ -126,14 +126,14 @@ def test_a_config_of_the_wrong_slot() -> None:
 
 
 def test_a_config_made_in_python_is_checked_like_one_that_is_read() -> None:
-    kind = type(decode("attention", "mha"))
+    config_type = type(decode("attention", "mha"))
     with pytest.raises(ConfigError, match=r"attention\.window must be a whole number or null, got '5'"):
-        GPTConfig(attention=kind(window="5"))
+        GPTConfig(attention=config_type(window="5"))
     with pytest.raises(ConfigError, match=r"attention\.window must be above 0, got 0"):
-        GPTConfig(attention=kind(window=0))
+        GPTConfig(attention=config_type(window=0))
 
 
-def test_a_part_of_ones_own_with_settings_of_many_types() -> None:
+def test_a_user_component_with_settings_of_many_types() -> None:
     class Scaled(FeedForward, name="scaled"):
         """Multiplies by a number."""
 
@@ -183,8 +183,8 @@ def test_a_plugin_that_is_missing_is_named(tmp_path: Path, root: Path) -> None:
         "from modular_gpt import ConfigError, GPTConfig\ntry: GPTConfig()\nexcept ConfigError as error: print(error)\n"
     )
     done = run(code, tmp_path, root, "no_such_parts")
-    said = "MODULAR_GPT_PLUGINS names 'no_such_parts', which cannot be imported: No module named 'no_such_parts'"
-    assert done.stdout.strip() == said, done.stderr
+    sentence = "MODULAR_GPT_PLUGINS names 'no_such_parts', which cannot be imported: No module named 'no_such_parts'"
+    assert done.stdout.strip() == sentence, done.stderr
 
 
 def test_without_the_environment_no_plugin_is_imported(tmp_path: Path, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""A config is written with everything spelled out and read back the same."""
+"""A config is written with all settings and read back equal."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from tests.components.cases import ALL, MODEL, Case, parametrize
 CHANGED = dict(
     vocab_size=31, d_model=48, n_heads=6, n_layers=5, context_length=24, dropout=0.1, bias=False, attention="gqa",
     ffn={"name": "moe", "top_k": 3}, norm="rmsnorm", pos={"name": "rope", "scaling": {"kind": "linear", "factor": 2.0}},
-    layers={"name": "mine", "variants": {"local": {"attention": {"window": 3}}}, "prefix": ["local"], "cycle": ["base"],
+    layers={"name": "mix", "variants": {"local": {"attention": {"window": 3}}}, "prefix": ["local"], "cycle": ["base"],
             "suffix": ["local"]},
     topology="sandwich", residual_multiplier=0.5, residual_weights=[2.0, 1.0, 0.5, 1.0], embed_scale=2.0,
     embed_norm=True,
@@ -33,11 +33,12 @@ def test_every_field_of_the_model() -> None:
 def test_every_field_of_every_component(case: Case) -> None:
     config = case.config()
     assert GPTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    part = getattr(config, case.slot)
-    assert all(getattr(part, name) == value for name, value in case.settings.items()) and part.name == case.name
+    component = getattr(config, case.slot)
+    assert component.name == case.name
+    assert all(getattr(component, name) == value for name, value in case.settings.items())
 
 
-def test_nothing_is_left_to_a_default() -> None:
+def test_every_default_is_written() -> None:
     written = GPTConfig().to_dict()
     assert written["format"] == 1
     assert set(written) == {"format", *(field.name for field in dataclasses.fields(GPTConfig))}
@@ -48,7 +49,7 @@ def test_nothing_is_left_to_a_default() -> None:
     assert set(written["layers"]) == {field.name for field in dataclasses.fields(LayersConfig)}
 
 
-def test_what_is_written_is_a_copy() -> None:
+def test_the_written_dict_is_a_copy() -> None:
     config = GPTConfig(**CHANGED)
     written = config.to_dict()
     written["layers"]["variants"]["local"]["attention"]["window"] = 99
@@ -56,19 +57,19 @@ def test_what_is_written_is_a_copy() -> None:
     assert config == GPTConfig(**CHANGED)
 
 
-def test_part_of_a_dict_takes_defaults() -> None:
+def test_a_partial_dict_is_completed_with_defaults() -> None:
     config = GPTConfig.from_dict({"d_model": 64, "attention": {"name": "mla"}})
     assert config == GPTConfig(d_model=64, attention="mla")
     assert GPTConfig.from_dict({}) == GPTConfig()
 
 
 @pytest.mark.parametrize("slot", ["attention", "ffn", "norm", "pos"])
-def test_a_part_by_name_mapping_or_config(slot: str) -> None:
+def test_a_component_by_name_mapping_or_config(slot: str) -> None:
     for name, entry in entries(slot).items():
         by_name = getattr(GPTConfig(**{**MODEL, slot: name}), slot)
         assert by_name == getattr(GPTConfig(**{**MODEL, slot: {"name": name}}), slot) == entry.default()
         assert by_name == getattr(GPTConfig(**{**MODEL, slot: entry.default()}), slot)
-        if not entry.settings:  # a Config without a name is that of the component's own name
+        if not entry.settings:  # a Config without a name means the component itself
             assert by_name == getattr(GPTConfig(**{**MODEL, slot: entry.component.Config()}), slot)
 
 
@@ -86,6 +87,6 @@ def test_another_format_is_refused() -> None:
         GPTConfig.from_dict({**GPTConfig().to_dict(), "format": 2})
 
 
-def test_whole_numbers_are_read_as_floats_where_floats_are_declared() -> None:
+def test_integers_are_read_as_floats_where_floats_are_declared() -> None:
     config = GPTConfig.from_dict({"logit_softcap": 30, "attention": {"name": "mha", "softcap": 50}})
     assert isinstance(config.logit_softcap, float) and isinstance(config.attention.softcap, float)

@@ -1,4 +1,4 @@
-"""Sizes that no machine can hold are refused with one sentence, at once, before anything is built."""
+"""Sizes beyond any machine are refused in one sentence, before the model is built."""
 
 import tracemalloc
 
@@ -62,13 +62,13 @@ FOR_NO_MACHINE = [
     [("meta", settings) for settings in OVERFLOWING] + [("cpu", settings) for settings in OVERFLOWING + FOR_NO_MACHINE],
     ids=str,
 )
-def test_what_fails_while_building_is_one_sentence(device: str, settings: dict) -> None:
+def test_failures_while_building_get_one_sentence(device: str, settings: dict) -> None:
     config = GPTConfig(**{**MODEL, **settings})
     with torch.device(device), pytest.raises(ConfigError, match="the model is beyond the memory of this machine"):
         GPTModel(config)
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_not_caught() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"), size_errors("the model"):
         torch.ones(2, 3) @ torch.ones(2, 3)
     with pytest.raises(ConfigError, match="the table is beyond the memory"), size_errors("the table"):

@@ -1,4 +1,4 @@
-"""The settings of other code bases, and the four ways to hand them over."""
+"""Settings in the vocabularies of other code bases, and the four ways to pass them."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ SAMPLES = {"dropout": 0.5, "attention.dropout": 0.5, "ffn.activation": "relu", "
 
 
 @pytest.mark.parametrize(
-    ("words", "pos"),
+    ("foreign", "pos"),
     [
         (dict(n_embd=32, n_head=4, n_layer=2, block_size=24, dropout=0.1), "learned"),
         (dict(emb_dim=32, n_heads=4, n_layers=2, context_length=24, drop_rate=0.1), "learned"),
@@ -50,43 +50,44 @@ SAMPLES = {"dropout": 0.5, "attention.dropout": 0.5, "ffn.activation": "relu", "
         ),
         (dict(n_embd=32, n_head=4, n_kv_head=4, n_layer=2, sequence_len=24, dropout=0.1), "rope"),
         (dict(n_embd=32, n_head=4, n_query_groups=4, n_layer=2, block_size=24, dropout=0.1), "rope"),
-        (dict(n_embd=32, num_heads=4, num_layers=2, block_size=24, dropout=0.1), "rope"),  # of no vocabulary whole
+        (dict(n_embd=32, num_heads=4, num_layers=2, block_size=24, dropout=0.1), "rope"),  # no complete vocabulary
     ],
-    ids=lambda words: ",".join(words) if isinstance(words, dict) else words,
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
 )
-def test_the_same_model_in_the_settings_of_each_code_base(words: dict, pos: str) -> None:
-    words = {"vocab_size": 31, **words}
+def test_the_same_model_in_the_settings_of_each_code_base(foreign: dict, pos: str) -> None:
+    foreign = {"vocab_size": 31, **foreign}
     expected = dataclasses.replace(SMALL, pos=pos)
-    if {"n_kv_head", "n_query_groups"} & words.keys():
+    if {"n_kv_head", "n_query_groups"} & foreign.keys():
         expected = dataclasses.replace(expected, attention={"name": "mha", "n_kv_heads": 4})
-    if "d_ff" in words:
+    if "d_ff" in foreign:
         expected = dataclasses.replace(expected, ffn={"name": "mlp", "hidden": 128})
-    assert read_config(words) == expected
-    assert read_config(SimpleNamespace(**words)) == expected
-    assert read_config(**words) == expected
-    assert GPTModel(words).config == GPTModel(SimpleNamespace(**words)).config == GPTModel(**words).config == expected
+    assert read_config(foreign) == expected
+    assert read_config(SimpleNamespace(**foreign)) == expected
+    assert read_config(**foreign) == expected
+    for model in (GPTModel(foreign), GPTModel(SimpleNamespace(**foreign)), GPTModel(**foreign)):
+        assert model.config == expected
     assert GPTModel(SMALL).config is SMALL
-    assert read_config(pos="alibi", **words).pos.name == "alibi"
+    assert read_config(pos="alibi", **foreign).pos.name == "alibi"
 
 
-@pytest.mark.parametrize("whole", VOCABULARIES, ids=lambda each: each.origin)
-def test_the_summary_says_what_a_vocabulary_decided(whole: Vocabulary) -> None:
+@pytest.mark.parametrize("whole", VOCABULARIES, ids=lambda vocabulary: vocabulary.origin)
+def test_the_summary_lists_the_settings_implied_by_a_vocabulary(whole: Vocabulary) -> None:
     sizes = {"d_model": 32, "n_heads": 4, "n_layers": 1, "context_length": 24, "ffn.hidden": 64, "dropout": 0.1,
              "attention.n_kv_heads": 2, "attention.name": "flash_attention"}  # fmt: skip
-    words = {
+    foreign = {
         name: sizes[MODEL_SETTINGS[name].targets[0] if name in MODEL_SETTINGS else name] for name in whole.settings
     }
-    summary = GPTModel(words).summary()
+    summary = GPTModel(foreign).summary()
     assert f"pos: {whole.pos}, as in models described by {' '.join(whole.settings)}" in summary
-    assert "as in models described by" not in GPTModel(**words, pos="none").summary()
-    for missing in words:  # a part of a vocabulary decides nothing
-        rest = {name: value for name, value in words.items() if name != missing}
+    assert "as in models described by" not in GPTModel(**foreign, pos="none").summary()
+    for missing in foreign:  # an incomplete vocabulary implies no settings
+        rest = {name: value for name, value in foreign.items() if name != missing}
         smaller = vocabulary(rest)
         assert read_config(**rest).pos.name == (smaller.pos if smaller else "rope")
 
 
 @pytest.mark.parametrize("name", [name for name, alias in MODEL_SETTINGS.items() if not alias.note])
-def test_a_lone_foreign_setting_changes_only_what_it_names(name: str) -> None:
+def test_a_single_foreign_setting_changes_only_its_counterpart(name: str) -> None:
     targets, implied, _ = MODEL_SETTINGS[name]
     slot, _, setting = targets[0].partition(".")
     if setting == "name":
@@ -103,7 +104,7 @@ def test_a_lone_foreign_setting_changes_only_what_it_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "ours"),
+    ("foreign", "ours"),
     [
         (dict(attention_type="flash_attention"), dict(attention="mha")),
         (dict(attention_type="linear_attention"), dict(attention="linear")),
@@ -164,31 +165,31 @@ def test_a_lone_foreign_setting_changes_only_what_it_names(name: str) -> None:
             dict(attention={"name": "mla", "kv_lora_rank": 8}),
         ),
     ],
-    ids=lambda words: ",".join(f"{k}={v}"[:40] for k, v in words.items()),
+    ids=lambda value: ",".join(f"{k}={v}"[:40] for k, v in value.items()),
 )
-def test_words_for_parts(words: dict, ours: dict) -> None:
-    assert read_config(words) == GPTConfig(**ours)
+def test_settings_of_components(foreign: dict, ours: dict) -> None:
+    assert read_config(foreign) == GPTConfig(**ours)
 
 
-def test_a_part_that_was_not_mentioned_stays_the_default() -> None:
+def test_a_component_that_is_not_mentioned_stays_the_default() -> None:
     assert read_config(dict(latent_dim=16)).ffn == GPTConfig().ffn
     assert read_config() == read_config({}) == GPTConfig()
 
 
-def test_our_own_dict_is_read_back() -> None:
+def test_a_dict_of_this_package_is_read_back() -> None:
     config = GPTConfig(attention="mla", layers={"variants": {"a": {"ffn": "moe"}}, "prefix": ["a"]})
     assert read_config(config.to_dict()) == config
 
 
-def test_every_table_leads_somewhere() -> None:
-    """Each target exists, each implied or named component is registered, no own setting is taken as foreign."""
+def test_every_table_entry_is_valid() -> None:
+    """Every target exists, every component is registered, and no setting of this package is treated as foreign."""
     for name, alias in MODEL_SETTINGS.items():
         assert name not in GPTConfig.__dataclass_fields__, name
         for target in alias.targets:
             slot, _, setting = target.partition(".")
             assert slot in GPTConfig.__dataclass_fields__, name
             if setting and setting != "name":
-                able = [each for each, entry in entries(slot).items() if hasattr(entry.default(), setting)]
+                able = [name for name, entry in entries(slot).items() if hasattr(entry.default(), setting)]
                 assert able and (not alias.implies or alias.implies in able), name
     for slot, names in COMPONENTS.items():
         for foreign, ours in names.items():
@@ -196,7 +197,7 @@ def test_every_table_leads_somewhere() -> None:
     assert set(WORDS) <= set(MODEL_SETTINGS) and set(NAMES) <= set(COMPONENTS)
 
 
-def test_every_training_setting_leads_somewhere() -> None:
+def test_every_training_setting_is_valid() -> None:
     run = RunConfig()
     for name, alias in TRAINING_SETTINGS.items():
         for target in alias.targets:
@@ -205,7 +206,7 @@ def test_every_training_setting_leads_somewhere() -> None:
             inside = (
                 [entry.default() for entry in entries(group).values()] if group in RUN_SLOTS else [getattr(run, group)]
             )
-            assert not setting or any(hasattr(each, setting) for each in inside), name
+            assert not setting or any(hasattr(config, setting) for config in inside), name
     assert SETTINGS.keys() == MODEL_SETTINGS.keys() | TRAINING_SETTINGS.keys()
 
 
@@ -241,7 +242,7 @@ def test_types_and_classes_agree(attention: str, ffn: str, norm: str) -> None:
     assert both.get_num_params() == both.num_parameters().total == both.get_num_params(non_embedding=True)
 
 
-def test_the_number_of_parameters_as_its_users_ask_for_it() -> None:
+def test_the_number_of_parameters_by_methods_of_other_code_bases() -> None:
     model = GPTModel(n_embd=32, n_head=4, n_layer=1, vocab_size=50, block_size=16)  # learned positions
     assert model.get_num_params() == sum(parameter.numel() for parameter in model.parameters())
     assert model.get_num_params(non_embedding=True) == model.get_num_params() - 16 * 32
@@ -250,29 +251,29 @@ def test_the_number_of_parameters_as_its_users_ask_for_it() -> None:
 @pytest.mark.parametrize(
     ("slot", "table"), [("attention", ATTENTIONS), ("ffn", FFNS), ("norm", NORMS)], ids=["attention", "ffn", "norm"]
 )
-def test_a_type_and_a_class_of_another_component_contradict(slot: str, table: dict) -> None:
+def test_a_type_and_a_class_of_different_components_are_refused(slot: str, table: dict) -> None:
     for name, other in itertools.product(table, table):
-        words = {f"{slot}_type": name, f"{slot}_class": table[other]}
+        foreign = {f"{slot}_type": name, f"{slot}_class": table[other]}
         if name != other:
             with pytest.raises(ConfigError, match=f"{slot}_class='.*' contradicts {slot}_type='{name}': both choose"):
-                read_config(words)
+                read_config(foreign)
 
 
-def test_words_may_agree_and_must_not_contradict() -> None:
+def test_settings_may_agree_and_must_not_contradict() -> None:
     assert read_config(n_embd=32, d_model=32).d_model == 32
-    for words in (
+    for foreign in (
         dict(n_embd=32, d_model=64),
         dict(block_size=32, max_seq_length=64),
         dict(attention={"name": "gqa", "n_kv_heads": 2}, num_kv_groups=4),
         dict(attention="gqa", attention_type="linear"),
     ):
         with pytest.raises(ConfigError, match=r"contradicts .*: both (set|choose) ") as error:
-            read_config(words)
+            read_config(foreign)
         assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("foreign", "sentence"),
     [
         (dict(n_embed=32), "no setting 'n_embed'; did you mean 'n_embd'?"),
         (dict(n_layerss=2), "no setting 'n_layerss'; did you mean 'n_layers'?"),
@@ -296,13 +297,13 @@ def test_words_may_agree_and_must_not_contradict() -> None:
     ],
     ids=str,
 )
-def test_unknown_words(words: dict, sentence: str) -> None:
+def test_unknown_settings(foreign: dict, sentence: str) -> None:
     with pytest.raises(ConfigError) as error:
-        GPTModel(words)
+        GPTModel(foreign)
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_no_description() -> None:
+def test_invalid_descriptions_are_refused() -> None:
     for wrong in (3, "gpt2", [1, 2], object):
         with pytest.raises(ConfigError, match="a GPTConfig, a dict, a SimpleNamespace or keywords"):
             GPTModel(wrong)

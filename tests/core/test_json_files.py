@@ -1,4 +1,4 @@
-"""JSON files are read within limits, whoever wrote them."""
+"""Untrusted JSON files are read within limits."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from modular_gpt.core.json_files import load_json, load_json_object, parse_json
         (b"1" * 999, None),
     ],
 )
-def test_limits_and_damage_are_one_sentence(content: bytes, reason: str | None, tmp_path: Path) -> None:
+def test_limits_and_damage_get_one_sentence(content: bytes, reason: str | None, tmp_path: Path) -> None:
     path = tmp_path / "some.json"
     path.write_bytes(content)
     limit = 1000 if len(content) < 2000 else 10**6
@@ -44,7 +44,7 @@ def test_values_as_deep_as_allowed_and_a_byte_order_mark(tmp_path: Path) -> None
     assert parse_json('{"a": ["[[[[", {}]}', max_depth=3) == {"a": ["[[[[", {}]}
 
 
-def test_only_objects(tmp_path: Path) -> None:
+def test_only_objects_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "some.json"
     path.write_text("[1]")
     with pytest.raises(DataError, match=re.escape(f"'{path}' holds no JSON object: restore it from a copy")):

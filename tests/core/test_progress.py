@@ -1,4 +1,4 @@
-"""Nothing is shown of what is quick; a line of what is not."""
+"""Progress is shown for slow work only."""
 
 import io
 import time
@@ -17,12 +17,12 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No second passes."""
+    """Show progress without delay between updates."""
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=float))
 
 
 def test_quick_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "DELAY", 1000.0)  # however long this process is not scheduled
+    monkeypatch.setattr(progress, "DELAY", 1000.0)  # even if this process is not scheduled for long
     stream = Terminal()
     with progress_line("Reading", 10, stream) as update:
         update(5)
@@ -37,7 +37,7 @@ def wait_for(stream: io.StringIO, text: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
-def test_slow_work_shows_how_far_it_is(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_work_shows_its_progress(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DELAY", "INTERVAL", "LINE_INTERVAL"):
         monkeypatch.setattr(progress, name, 0.01)
     with progress_line("Reading", 200, stream) as update:

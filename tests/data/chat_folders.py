@@ -1,4 +1,4 @@
-"""Tiny tokenizers with chat templates in the shapes of five published families, as folders that transformers reads."""
+"""Tiny tokenizers with chat templates of five published families, as folders that transformers reads."""
 
 import json
 from collections.abc import Callable
@@ -93,7 +93,7 @@ QWEN = """\
 
 
 def byte_level(folder: Path, special: list[str], template: str | dict[str, str], **names: str) -> None:
-    """A byte-level BPE with these special tokens; a ``bos_token`` stands before each text, as in Llama 3."""
+    """A byte-level BPE with these special tokens; a ``bos_token`` is prepended to each text, as in Llama 3."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: id for id, token in enumerate([*alphabet, "ab", "abc"])}
     library = tokenizers.Tokenizer(models.BPE(vocab, MERGES))
@@ -109,7 +109,7 @@ def byte_level(folder: Path, special: list[str], template: str | dict[str, str],
 
 
 def vocabulary(*special: str) -> dict[str, int]:
-    """Special tokens, bytes and letters, as sentencepiece-style vocabularies have them."""
+    """A sentencepiece-style vocabulary: special tokens, bytes and letters."""
     return {token: id for id, token in enumerate([*special, *BYTES, "▁", "a", "b", "c", "ab", "abc"])}
 
 
@@ -140,7 +140,7 @@ def mistral(folder: Path) -> None:
 
 
 def qwen(folder: Path) -> None:
-    """With a second template by name, and the default in tokenizer_config.json, as older folders have it."""
+    """With a second named template and the default in tokenizer_config.json, like older folders."""
     byte_level(folder, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], QWEN, eos_token="<|im_end|>")
     (folder / "chat_template.jinja").unlink()
     path = folder / "tokenizer_config.json"

@@ -1,4 +1,4 @@
-"""A cache of its own for each test, and small corpora."""
+"""A separate cache for each test, and small corpora."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +15,14 @@ PLAY = (
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache directory of the test; nothing is written to the user's own."""
+    """The cache directory of the test, instead of the user's."""
     monkeypatch.setenv("MODULAR_GPT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def text_corpus(tmp_path: Path) -> Callable[..., Corpus]:
-    """Makes a text corpus of one file for each text."""
+    """Function that builds a text corpus with one file per text."""
 
     def make(*texts: str, **settings: object) -> Corpus:
         paths = [tmp_path / f"text{number}.txt" for number in range(len(texts))]
@@ -35,5 +35,5 @@ def text_corpus(tmp_path: Path) -> Callable[..., Corpus]:
 
 @pytest.fixture
 def play(text_corpus: Callable[..., Corpus]) -> Corpus:
-    """A short text with many kinds of characters."""
+    """A short text with varied characters."""
     return text_corpus(PLAY)

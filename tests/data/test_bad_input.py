@@ -1,4 +1,4 @@
-"""Bad data gets one sentence that says what is wrong, where, and what to do; before anything is trained."""
+"""Bad data gets one sentence with the mistake, its location and the remedy, before training starts."""
 
 import os
 from collections.abc import Callable
@@ -16,8 +16,8 @@ TEXT = "a line of text\n" * 20
 
 
 def refused(path: Path | str | list[str], **settings: object) -> str:
-    """The sentence with which a corpus is refused."""
-    given = [str(part) for part in path] if isinstance(path, list) else str(path)
+    """The message with which a corpus is refused."""
+    given = [str(item) for item in path] if isinstance(path, list) else str(path)
     with pytest.raises(DataError) as caught:
         corpus = build_corpus({"name": "text", "path": given, **settings})
         data = prepare(corpus, build_tokenizer("byte"))
@@ -98,7 +98,7 @@ def test_a_block_and_its_last_target_are_enough(tmp_path: Path) -> None:
 def test_the_offset_is_that_of_the_byte(
     before: int, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the blocks end in which the file is read, also inside a character of several bytes."""
+    """For every block size of reading, also if a block ends inside a multi-byte character."""
     monkeypatch.setattr("modular_gpt.data.corpora.files.BLOCK", block)
     path = tmp_path / "corpus.txt"
     content = ("é🙂" * before).encode()
@@ -117,7 +117,7 @@ def test_among_many_files_the_bad_one_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path / "*.txt").startswith(f"'{tmp_path / '3.txt'}' is not UTF-8 (byte 0xef at offset 2)")
 
 
-def test_an_empty_file_among_others_is_fine(tmp_path: Path) -> None:
+def test_an_empty_file_among_others_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("")
     (tmp_path / "b.txt").write_text(TEXT)
     assert build_corpus({"name": "text", "path": str(tmp_path / "*.txt")}).describe() == {"files": 1, "bytes": 300}
@@ -127,7 +127,7 @@ def test_an_empty_directory(tmp_path: Path) -> None:
     assert refused(tmp_path) == f"the folder '{tmp_path}' has no file to read: correct data.path"
 
 
-def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused("none.txt") == f"there is no file 'none.txt' (seen from {tmp_path}): correct data.path"
     assert refused("**/*.txt") == f"no file matches '**/*.txt' (seen from {tmp_path}): correct data.path"
@@ -135,7 +135,7 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("*.txt") == f"no file matches '*.txt' (seen from {tmp_path}): correct data.path"
 
 
-def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+def test_a_broken_link(tmp_path: Path) -> None:
     link = tmp_path / "loop.txt"
     link.symlink_to(link)
     assert refused(link) == (
@@ -178,15 +178,15 @@ def test_ids_beyond_the_vocabulary(text_corpus: Callable[..., Corpus], monkeypat
         assert str(caught.value).endswith("beyond its vocabulary of 256: its files do not belong together")
 
 
-def test_a_character_that_only_the_checkpoints_tokenizer_lacks(text_corpus: Callable[..., Corpus]) -> None:
-    """A resumed run with the saved char tokenizer on a text that has got a new character."""
+def test_a_character_unknown_to_the_saved_tokenizer(text_corpus: Callable[..., Corpus]) -> None:
+    """A run with a saved char tokenizer is resumed on a text with a new character."""
     tokenizer = build_tokenizer("char", text_corpus(TEXT))
     with pytest.raises(DataError, match=r"character 'ß' \(U\+00DF\) at position .* leave it out, or train with"):
         prepare(text_corpus(TEXT + "ß" * 40), tokenizer)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
-def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match=r"pipe\.txt' .it is not a regular file.: make it readable or leave it out"):
         build_corpus({"name": "text", "path": str(tmp_path / "pipe.txt")})

@@ -1,4 +1,4 @@
-"""Batches are a pure function of the step; every window comes; every target is counted once."""
+"""Batches are a pure function of the step; all windows are visited; every target is counted once."""
 
 import hashlib
 import pickle
@@ -32,21 +32,21 @@ def keys(count: int, *numbers: int) -> np.ndarray:
 
 
 class TestPermutation:
-    """A shuffle that is computed."""
+    """A computed pseudorandom permutation."""
 
     @given(size=st.integers(1, 3000), seed=st.integers(-(2**70), 2**70))
-    def test_one_to_one(self, size: int, seed: int) -> None:
+    def test_it_is_a_bijection(self, size: int, seed: int) -> None:
         out = permuted(np.arange(size), size, keys(size, seed))
         assert sorted(out.tolist()) == list(range(size))
 
-    def test_positions_far_out(self) -> None:
+    def test_large_positions(self) -> None:
         size = 10**15 + 7
         positions = np.array([0, 1, 2, size // 2, size - 1])
         out = permuted(positions, size, keys(5, 3))
         assert len(set(out.tolist())) == 5 and out.min() >= 0 and out.max() < size
 
     def test_it_looks_random(self) -> None:
-        """Mean and spread of four statistics of a uniform permutation, within five standard errors."""
+        """Mean and deviation of four statistics equal those of a uniform permutation within five standard errors."""
         size, shuffles = 500, 400
         out = np.stack([permuted(np.arange(size), size, keys(size, 1, shuffle)) for shuffle in range(shuffles)])
         fixed = (out == np.arange(size)).sum(1)
@@ -67,16 +67,16 @@ class TestPermutation:
 
 @pytest.mark.parametrize("mode", MODES)
 class TestPurity:
-    """Nothing but tokens, seed and step."""
+    """Batches depend only on tokens, seed and step."""
 
     def test_inputs_and_targets(self, mode: str) -> None:
         x, y = BatchSource(TOKENS, 7, 5, seed=1, mode=mode).batch(3)
         assert x.shape == y.shape == (5, 7) and x.dtype == y.dtype == torch.int64
         assert x.is_contiguous() and y.is_contiguous()
-        assert torch.equal(y, x + 1)  # the tokens count up
+        assert torch.equal(y, x + 1)  # the tokens are consecutive integers
         assert torch.equal(x, x[:, :1] + torch.arange(7))
 
-    def test_the_same_whatever_came_before(self, mode: str, split: TokenSplit) -> None:
+    def test_batches_do_not_depend_on_earlier_batches(self, mode: str, split: TokenSplit) -> None:
         def source() -> BatchSource:
             return BatchSource(split, 16, 8, seed=3, mode=mode)
 
@@ -93,7 +93,7 @@ class TestPurity:
         copy = pickle.loads(pickle.dumps(one))
         assert torch.equal(copy.batch(7)[0], again[7][0])
 
-    def test_drawing_leaves_the_global_generators_alone(self, mode: str) -> None:
+    def test_global_generators_are_not_used(self, mode: str) -> None:
         before = torch.get_rng_state(), np.random.get_state()[1].tolist()
         BatchSource(TOKENS, 8, 4, seed=0, mode=mode).batch(0)
         assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()
@@ -103,9 +103,9 @@ class TestPurity:
         source = BatchSource(TOKENS, 8, 12, seed=0, mode=mode)
         for step in (0, 5, 10**9):
             whole = source.batch(step)
-            parts = [source.batch(step, rank, world) for rank in range(world)]
+            batches = [source.batch(step, rank, world) for rank in range(world)]
             for number in (0, 1):
-                assert torch.equal(torch.cat([part[number] for part in parts]), whole[number])
+                assert torch.equal(torch.cat([batch[number] for batch in batches]), whole[number])
 
     def test_seeds_and_steps_differ(self, mode: str) -> None:
         starts = [
@@ -113,20 +113,20 @@ class TestPurity:
         ]
         assert len(set(starts)) == 9
 
-    def test_a_batch_is_nobody_elses_memory(self, mode: str, split: TokenSplit) -> None:
+    def test_a_batch_owns_its_memory(self, mode: str, split: TokenSplit) -> None:
         source = BatchSource(split, 16, 4, seed=0, mode=mode)
         x, _ = source.batch(0)
         kept = x.clone()
         x.zero_()
         assert torch.equal(source.batch(0)[0], kept)
 
-    def test_any_form_of_tokens(self, mode: str) -> None:
+    def test_tokens_of_any_type(self, mode: str) -> None:
         forms = [TOKENS, TOKENS.tolist(), torch.from_numpy(TOKENS.astype(np.int32)), tuple(TOKENS.tolist())]
         batches = [BatchSource(form, 8, 4, seed=5, mode=mode).batch(2)[0] for form in forms]
         assert all(torch.equal(batch, batches[0]) for batch in batches)
 
-    def test_the_order_is_that_of_every_machine_and_version(self, mode: str) -> None:
-        """Fixed here, because a run that is resumed elsewhere must go on with the same samples.
+    def test_the_order_is_equal_on_all_machines_and_versions(self, mode: str) -> None:
+        """Fixed values, since a run that is resumed elsewhere must continue with the same samples.
 
         The numbers come from the same formulas in plain Python integers.
         """
@@ -146,7 +146,7 @@ class TestPurity:
     resumed=st.integers(0, 10),
 )
 def test_each_window_once_an_epoch(count: int, block: int, batch_size: int, seed: int, resumed: int) -> None:
-    """Also where epochs end within a batch, where one batch holds several epochs, and after resuming."""
+    """Also if an epoch ends within a batch, if a batch holds several epochs, and after resuming."""
     if count <= block:
         return
     tokens = np.arange(count, dtype=np.uint16)
@@ -167,8 +167,8 @@ def test_epochs_are_shuffled_differently() -> None:
     assert len(set(orders)) == 5 and all(order != tuple(sorted(order)) for order in orders)
 
 
-def test_random_windows_start_everywhere_alike() -> None:
-    source = BatchSource(np.zeros(107, np.uint8), 8, 1000, seed=0)  # 99 places
+def test_starts_of_random_windows_are_uniform() -> None:
+    source = BatchSource(np.zeros(107, np.uint8), 8, 1000, seed=0)  # 99 starts
     counts = Counter(start for step in range(20) for start in source.starts(step).tolist())
     assert sorted(counts) == list(range(99))
     expected = 20_000 / 99
@@ -182,7 +182,7 @@ def test_one_window_is_enough(mode: str) -> None:
 
 
 def test_only_the_windows_are_read(tmp_path: Path) -> None:
-    """A file of 1 GB of holes: reading it whole would take seconds and its size in memory."""
+    """A sparse file of 1 GB: reading it whole would take seconds and 1 GB of memory."""
     path = tmp_path / "train.bin"
     count = 2**29
     with path.open("wb") as file:
@@ -201,13 +201,13 @@ def test_only_the_windows_are_read(tmp_path: Path) -> None:
 
 
 class TestSequential:
-    """The whole text once."""
+    """One pass over the whole text."""
 
     @given(count=st.integers(2, 200), block=st.integers(1, 12), share=st.integers(1, 4), world=st.integers(1, 3))
     def test_every_target_once(self, count: int, block: int, share: int, world: int) -> None:
         tokens = np.arange(count) + 1000
         per_rank = [list(sequential(tokens, block, share * world, rank, world)) for rank in range(world)]
-        assert len({len(batches) for batches in per_rank}) == 1  # no rank waits for another
+        assert len({len(batches) for batches in per_rank}) == 1  # all ranks have equally many batches
         seen = []
         for step in zip(*per_rank, strict=True):
             for x, y in step:
@@ -217,13 +217,13 @@ class TestSequential:
                 seen += y[kept].tolist()
         assert seen == tokens[1:].tolist()
 
-    def test_windows_are_side_by_side(self) -> None:
+    def test_windows_are_adjacent(self) -> None:
         batches = list(sequential(np.arange(12), 4, 2))
         assert [x.tolist() for x, _ in batches] == [[[0, 1, 2, 3], [4, 5, 6, 7]], [[8, 9, 10, 0], [0, 0, 0, 0]]]
         assert batches[1][1].tolist() == [[9, 10, 11, -100], [-100] * 4]
 
     def test_the_mean_over_the_split_is_exact(self, split: TokenSplit) -> None:
-        """Against one pass over the text with a model that sees one token back."""
+        """Compared with one pass over the text of a model whose context is one token."""
         logits = torch.randn(256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         ids = torch.from_numpy(np.asarray(split.array).astype(np.int64))
         expected = torch.nn.functional.cross_entropy(logits[ids[:-1]], ids[1:])

@@ -1,4 +1,4 @@
-"""Text that is streamed from bytes, characters without an id, is the text of all ids."""
+"""Streamed text of byte-fallback ids equals the text of all ids."""
 
 import itertools
 import random
@@ -14,7 +14,7 @@ AWKWARD = [0x20, 0x0A, 0x41, 0xE6, 0x97, 0xA5, 0xFF, *range(256, 256 + len(PIECE
 
 @pytest.fixture(scope="module")
 def tokenizer() -> HuggingFaceTokenizer:
-    """As Llama's and Gemma's: one byte that is not UTF-8 turns all bytes beside it into replacement characters."""
+    """Like Llama's and Gemma's: an invalid UTF-8 byte turns the whole run of bytes into replacement characters."""
     names = [*(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
     library = Tokenizer(models.BPE({name: id for id, name in enumerate(names)}, [], byte_fallback=True))
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -30,7 +30,7 @@ def test_it_reads_back_from_plain_values(slot: str, entry: Entry) -> None:
 
 
 @pytest.mark.parametrize(("slot", "entry"), ALL)
-def test_it_has_one_line_about_itself(slot: str, entry: Entry) -> None:
+def test_it_has_a_summary(slot: str, entry: Entry) -> None:
     assert 10 < len(entry.summary) < 100 and entry.summary.endswith(".")
 
 

@@ -1,4 +1,4 @@
-"""Where text comes from: which files, which split, which order."""
+"""Corpora: files, splits and order of the text."""
 
 import hashlib
 import importlib
@@ -30,7 +30,7 @@ from tests.fresh import python
 
 
 def text_of(corpus: Corpus, split: str) -> str:
-    return "".join(piece.text for piece in corpus.documents(split))
+    return "".join(chunk.text for chunk in corpus.documents(split))
 
 
 def test_every_registered_corpus_is_tested() -> None:
@@ -39,37 +39,37 @@ def test_every_registered_corpus_is_tested() -> None:
 
 
 class TestCut:
-    """Long texts come in pieces."""
+    """Long texts are split into chunks."""
 
     @given(chunks=st.lists(st.text("ab \n", max_size=30)), limit=st.integers(2, 20))
-    def test_nothing_is_lost_and_pieces_are_short(self, chunks: list[str], limit: int) -> None:
-        pieces = list(chunk_text(chunks, limit))
-        assert "".join(pieces) == "".join(chunks)
-        assert all(0 < len(piece) <= limit for piece in pieces)
+    def test_chunks_are_the_text_and_within_the_limit(self, chunks: list[str], limit: int) -> None:
+        found = list(chunk_text(chunks, limit))
+        assert "".join(found) == "".join(chunks)
+        assert all(0 < len(chunk) <= limit for chunk in found)
 
-    def test_pieces_end_at_lines_then_at_words(self) -> None:
+    def test_chunks_end_at_lines_then_at_words(self) -> None:
         assert list(chunk_text(["one two\nthree four\nfive"], 12)) == ["one two\n", "three four\n", "five"]
         assert list(chunk_text(["one two three"], 9)) == ["one two", " three"]
-        assert list(chunk_text(["a\n\n\nb\n  c"], 5)) == ["a\n\n\nb", "\n  c"]  # no place between two white spaces
+        assert list(chunk_text(["a\n\n\nb\n  c"], 5)) == ["a\n\n\nb", "\n  c"]  # no split between two white spaces
 
     @pytest.mark.parametrize("encoding", ["gpt2", "cl100k_base", "o200k_base"])
-    def test_pieces_have_the_tokens_of_the_whole(self, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Against the published patterns, whose matches tokens never cross."""
+    def test_chunks_have_the_tokens_of_the_whole(self, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the published patterns: tokens never cross their matches."""
         public = importlib.import_module("tiktoken_ext.openai_public")
         for load in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
             monkeypatch.setattr(public, load, lambda *_, **__: dict.fromkeys(range(50256)))
-        words = regex.compile(getattr(public, encoding)()["pat_str"]).findall
+        split = regex.compile(getattr(public, encoding)()["pat_str"]).findall
         letters = st.text("aBé1", min_size=1, max_size=3)
         anything = st.text("aé1.;/'#", min_size=1, max_size=3)
-        parts = st.lists(
+        fragments = st.lists(
             st.tuples(anything, letters, anything, st.sampled_from(" \n"), st.sampled_from([" ", "\n", "\n\n"]))
         )
 
-        @given(parts=parts)
-        def check(parts: list[tuple[str, str, str, str, str]]) -> None:
-            text = "".join(f"{a}{gap}{b}{c}{white}" for a, b, c, gap, white in parts)
-            pieces = list(chunk_text([text], 24))
-            assert [word for piece in pieces for word in words(piece)] == words(text)
+        @given(fragments=fragments)
+        def check(fragments: list[tuple[str, str, str, str, str]]) -> None:
+            text = "".join(f"{a}{gap}{b}{c}{white}" for a, b, c, gap, white in fragments)
+            chunks = list(chunk_text([text], 24))
+            assert [token for chunk in chunks for token in split(chunk)] == split(text)
 
         check()
 
@@ -78,7 +78,7 @@ class TestPythonStdlib:
     """The default corpus."""
 
     def test_the_rules(self) -> None:
-        """Against the same rules written down once more, over everything there is."""
+        """The files equal those of a second implementation of the rules."""
         root = Path(sysconfig.get_paths()["stdlib"])
         left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "ensurepip"}
         left_out |= {"encodings", "pydoc_data", "__pycache__"}
@@ -91,17 +91,17 @@ class TestPythonStdlib:
                 expected["validation" if held_out else "train"][name] = path
         corpus = build_corpus("python_stdlib")
         for split in SPLITS:
-            names = list(dict.fromkeys(piece.document for piece in corpus.documents(split)))
+            names = list(dict.fromkeys(chunk.document for chunk in corpus.documents(split)))
             filled = [name for name in sorted(expected[split]) if expected[split][name].stat().st_size]
             assert names == filled
             assert text_of(corpus, split) == "".join(expected[split][name].read_bytes().decode() for name in filled)
 
-    def test_what_is_recorded(self) -> None:
-        facts = build_corpus("python_stdlib").describe()
-        assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
-        assert 300 < facts["files"] < 700 and 7e6 < facts["bytes"] < 11e6
+    def test_the_recorded_description(self) -> None:
+        info = build_corpus("python_stdlib").describe()
+        assert info["python"] == ".".join(map(str, sys.version_info[:3]))
+        assert 300 < info["files"] < 700 and 7e6 < info["bytes"] < 11e6
 
-    def test_a_file_keeps_its_side(self) -> None:
+    def test_a_file_keeps_its_split(self) -> None:
         names = [
             "ast.py",
             "os.py",
@@ -173,7 +173,7 @@ class TestText:
     def test_many_files_are_one_long_text(
         self, texts: list[str], fraction: float, block: int, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        """Also where characters of several bytes lie across the blocks that are read."""
+        """Also if multi-byte characters cross the blocks of reading."""
         folder = tmp_path_factory.mktemp("many")
         for number, text in enumerate(texts):
             (folder / f"{number}.txt").write_bytes(text.encode())
@@ -193,7 +193,7 @@ class TestText:
     def test_a_byte_order_mark_and_windows_line_ends(
         self, block: int, text_corpus: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Neither becomes text; other characters that end lines stay, and so do marks inside a file."""
+        """Both are removed; other line separators and byte order marks inside a file stay."""
         monkeypatch.setattr(files, "BLOCK", block)
         text = "\ufeffa\r\nb\rc\u2028d\r\n\r\né\ufeff\r" * 2
         clean = "a\r\nb\rc\u2028d\r\n\r\né\ufeff\r\ufeffa\r\nb\rc\u2028d\r\n\r\né\ufeff\r".replace("\r\n", "\n")
@@ -235,13 +235,13 @@ class TestText:
 
         def names(path: str | list[str]) -> list[str]:
             corpus = build_corpus({"name": "text", "path": path, "val_fraction": 0.01})
-            assert corpus.describe()["files"] == len({piece.document for s in SPLITS for piece in corpus.documents(s)})
-            return list(dict.fromkeys(piece.document for split in SPLITS for piece in corpus.documents(split)))
+            assert corpus.describe()["files"] == len({chunk.document for s in SPLITS for chunk in corpus.documents(s)})
+            return list(dict.fromkeys(chunk.document for split in SPLITS for chunk in corpus.documents(split)))
 
-        assert names("*.txt") == ["[x].txt", "a.txt", "b.txt"]  # sorted, without the folder
+        assert names("*.txt") == ["[x].txt", "a.txt", "b.txt"]  # sorted, without the subfolder
         assert names("**/*.txt") == ["[x].txt", "a.txt", "b.txt", "sub/deep/c.txt"]
         assert names(["sub/*.md", "b.txt", "*.txt"]) == ["sub/d.md", "b.txt", "[x].txt", "a.txt"]  # each once
-        assert names("[x].txt") == ["[x].txt"]  # a file of that name goes before the pattern
+        assert names("[x].txt") == ["[x].txt"]  # a file of that name takes precedence over the pattern
         assert names(str(tmp_path / "sub" / "d.md")) == [str(tmp_path / "sub" / "d.md")]
 
     def test_the_fingerprint_follows_the_text_and_its_split(
@@ -287,7 +287,7 @@ class TestShakespeare:
         assert first.fingerprint == second.fingerprint
         assert [path.name for path in (cache / "shakespeare").iterdir()] == ["tinyshakespeare.txt"]
 
-    def test_a_copy_of_ones_own(self, answer: Callable[[bytes | Exception], list[str]], shakespeare_path: Path) -> None:
+    def test_a_copy_of_the_user(self, answer: Callable[[bytes | Exception], list[str]], shakespeare_path: Path) -> None:
         asked = answer(urllib.error.URLError("offline"))
         corpus = build_corpus({"name": "shakespeare", "path": str(shakespeare_path)})
         assert not asked and len(text_of(corpus, "validation")) == 111540
@@ -300,7 +300,7 @@ class TestShakespeare:
             (b"log in", f"SHA-256 {hashlib.sha256(b'log in').hexdigest()[:12]}... instead of 86c4e6aa9db7..."),
         ],
     )
-    def test_offline_says_where_to_put_it(
+    def test_offline_the_message_names_the_path_of_the_file(
         self, content: bytes | Exception, reason: str, answer: Callable[[bytes | Exception], list[str]], cache: Path
     ) -> None:
         answer(content)
@@ -312,7 +312,7 @@ class TestShakespeare:
         )
         assert not place.exists()
 
-    def test_put_there_by_hand(
+    def test_a_file_placed_by_hand(
         self, answer: Callable[[bytes | Exception], list[str]], shakespeare_path: Path, cache: Path
     ) -> None:
         asked = answer(urllib.error.URLError("offline"))
@@ -329,11 +329,11 @@ class TestShakespeare:
 
 
 class TestHuggingFace:
-    """Streamed datasets, through a stand-in for the ``datasets`` package and once through the package itself."""
+    """Streamed datasets, with a fake ``datasets`` package and once with the real one."""
 
     @pytest.fixture
     def datasets(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-        """Installs the stand-in; returns the calls that it gets."""
+        """Install the fake package; returns the recorded calls."""
         calls: list[dict[str, Any]] = []
 
         def load_dataset(path: str, subset: str | None, **options: Any) -> Iterator[dict[str, Any]]:
@@ -349,12 +349,12 @@ class TestHuggingFace:
         monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, path, revision: info)
         return calls
 
-    def test_a_share_of_the_documents_is_for_validation(self, datasets: list[dict[str, Any]]) -> None:
+    def test_a_fraction_of_the_documents_is_for_validation(self, datasets: list[dict[str, Any]]) -> None:
         corpus = build_corpus({"name": "hf", "path": "someone/stories"})
-        train, validation = ([piece.text for piece in corpus.documents(split)] for split in SPLITS)
+        train, validation = ([chunk.text for chunk in corpus.documents(split)] for split in SPLITS)
         assert sorted(train + validation) == sorted(f"train {number}\n" for number in range(200))
         assert 10 <= len(validation) <= 30
-        assert train == [piece.text for piece in corpus.documents("train")]
+        assert train == [chunk.text for chunk in corpus.documents("train")]
         assert datasets[0] == {
             "path": "someone/stories",
             "subset": None,
@@ -363,7 +363,7 @@ class TestHuggingFace:
             "revision": "c0ffee",
         }
 
-    def test_a_split_of_its_own(self, datasets: list[dict[str, Any]]) -> None:
+    def test_a_validation_split_of_the_dataset(self, datasets: list[dict[str, Any]]) -> None:
         settings = {"name": "hf", "path": "someone/stories", "validation_split": "test", "max_documents": 3}
         corpus = build_corpus({**settings, "subset": "en"})
         assert text_of(corpus, "train") == "train 0\ntrain 1\ntrain 2\n"
@@ -423,19 +423,19 @@ class TestHuggingFace:
         (tmp_path / "stories" / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
         config = {"name": "hf", "path": str(tmp_path / "stories")}
         corpus = build_corpus(config)
-        assert sorted(piece.text for split in SPLITS for piece in corpus.documents(split)) == sorted(
+        assert sorted(chunk.text for split in SPLITS for chunk in corpus.documents(split)) == sorted(
             f"story {number} é\n" for number in range(50)
         )
         (tmp_path / "stories" / "train.jsonl").write_text("\n".join(rows[1:]), encoding="utf-8")
         assert build_corpus(config).fingerprint != corpus.fingerprint
 
 
-def test_a_long_document_of_a_dataset_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_document_of_a_dataset_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = object.__new__(huggingface.HuggingFace)
     corpus.config = huggingface.HuggingFace.Config(validation_split="test")
     monkeypatch.setattr(huggingface.HuggingFace, "_texts", lambda self, split: iter(["line\n" * 60_000, "short"]))
-    pieces = list(corpus.documents("train"))
-    assert [piece.document for piece in pieces] == ["train/0"] * 3 + ["train/1"]
+    chunks = list(corpus.documents("train"))
+    assert [chunk.document for chunk in chunks] == ["train/0"] * 3 + ["train/1"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Windows that know where documents end: recorded once, kept apart in attention and in the loss as configured."""
+"""Document boundaries in windows: recorded once, and separated in attention and in the loss as configured."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.targets import IGNORED
 from modular_gpt.data import PreparedText, Tokenizer, build_corpus, build_tokenizer
 
-LENGTHS = range(3, 15)  # words of each document
+LENGTHS = range(3, 15)  # number of words of each document
 
 
 def text_of(number: int) -> str:
@@ -43,7 +43,7 @@ def test_documents_start_where_their_text_does(files: str) -> None:
         assert tokenizer.decode(ids) == text_of(number)
 
 
-def test_the_end_of_a_document_belongs_to_it(files: str) -> None:
+def test_the_end_token_belongs_to_its_document(files: str) -> None:
     data, tokenizer = prepared(files, "byte", documents=True)
     plain, _ = prepared(files, "byte")
     assert np.array_equal(data.train.array, plain.train.array)
@@ -75,7 +75,7 @@ def test_numbers_and_targets_follow_the_documents(files: str, evaluating: bool |
     assert seams
 
 
-def test_each_setting_changes_its_half(files: str) -> None:
+def test_attention_and_loss_are_separated_by_one_setting_each(files: str) -> None:
     plain, _ = prepared(files)
     apart, _ = prepared(files, documents=True)
     only_attention, _ = prepared(files, documents=True, predict_across=True)

@@ -1,4 +1,4 @@
-"""Corpora of any size: what is held of them at a time, and that neither chunks nor samples nor speed change a token."""
+"""Large corpora: bounded memory, and the same tokens with chunks, samples and faster encoders."""
 
 import os
 import re
@@ -28,17 +28,30 @@ from tests.data.conftest import PLAY
 from tests.data.test_prepare import fork, status_of
 
 WORDS = ("ab", "c", "don't", "12", "3rd", "é", "x--y", "日本", "Speak,", "end.")
-PARTS = ("the", "sp", "eak", "aa", "a", "ab", "Cit", "izen", " ", "\n", "'s", END_OF_TEXT)  # of words, to be joined
+PARTS = (
+    "the",
+    "sp",
+    "eak",
+    "aa",
+    "a",
+    "ab",
+    "Cit",
+    "izen",
+    " ",
+    "\n",
+    "'s",
+    END_OF_TEXT,
+)  # fragments to be joined to words
 
 
 class Held(str):
-    """A text that counts itself among the living."""
+    """A text that counts the live instances and their characters."""
 
     living: ClassVar[Counter[str]] = Counter()
 
     def __new__(cls, text: str) -> "Held":
         cls.living["characters"] += len(text)
-        cls.living["most"] = max(cls.living["most"], cls.living["characters"])
+        cls.living["peak"] = max(cls.living["peak"], cls.living["characters"])
         return super().__new__(cls, text)
 
     def __del__(self) -> None:
@@ -46,7 +59,7 @@ class Held(str):
 
 
 class Counted(Corpus):
-    """Chunks of 100 characters, whose number is known or not."""
+    """A corpus of chunks of 100 characters, with known or unknown total."""
 
     def __init__(self, chunks: int, known: bool = True) -> None:
         self.chunks, self.known = chunks, known
@@ -82,28 +95,30 @@ def by_library(tokenizer: LibraryTokenizer, texts: list[str]) -> list[list[int]]
 
 
 class TestMemory:
-    """A bounded number of characters is held, however long the text is."""
+    """A bounded number of characters is held for texts of any length."""
 
-    @pytest.mark.parametrize("kind", ["byte", "bpe"])
-    def test_encoding_holds_three_batches(self, kind: str, bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("tokenizer_name", ["byte", "bpe"])
+    def test_encoding_holds_three_batches(
+        self, tokenizer_name: str, bpe: BPETokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sys.modules["modular_gpt.data.prepare"], "BATCH", 1000)
-        tokenizer = bpe if kind == "bpe" else build_tokenizer(kind)
-        most = []
+        tokenizer = bpe if tokenizer_name == "bpe" else build_tokenizer(tokenizer_name)
+        peaks = []
         for chunks in (100, 400):
             Held.living.clear()
             data = prepare(Counted(chunks), tokenizer)
             assert data.manifest["splits"]["train"]["bytes"] == 100 * chunks
-            most.append(Held.living["most"])
-        assert most[0] == most[1] <= 3 * 1000 + 100
+            peaks.append(Held.living["peak"])
+        assert peaks[0] == peaks[1] <= 3 * 1000 + 100
 
-    def test_learning_holds_a_chunk(self) -> None:
+    def test_tokenizer_training_holds_three_chunks(self) -> None:
         Held.living.clear()
         with training_texts(Counted(300), "bpe") as texts:
             assert sum(map(len, texts)) == 30_000
-        assert Held.living["most"] <= 300
+        assert Held.living["peak"] <= 300
 
     def test_files_are_read_in_blocks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The characters that leave the decoder at a time, of one file that is all one line."""
+        """Number of characters decoded at a time from a file with a single line."""
         monkeypatch.setattr("modular_gpt.data.corpora.files.BLOCK", 500)
         (tmp_path / "line.txt").write_text("word " * 2000)
         corpus = build_corpus({"name": "text", "path": str(tmp_path / "line.txt")})
@@ -114,31 +129,31 @@ class TestMemory:
 
 
 class TestSample:
-    """A tokenizer learns from chunks that are spread evenly over a long text."""
+    """A tokenizer is trained on chunks that are spread evenly over a long text."""
 
-    def texts(self, corpus: Corpus, most: int | None) -> list[int]:
-        """The numbers of the chunks that are read."""
-        with training_texts(corpus, "bpe", most) as texts:
+    def texts(self, corpus: Corpus, limit: int | None) -> list[int]:
+        """Indices of the chunks that are read."""
+        with training_texts(corpus, "bpe", limit) as texts:
             return [int(text.split()[0]) for text in texts]
 
-    @pytest.mark.parametrize("most", [None, 10_000, 2**27])
-    def test_a_short_text_is_read_whole(self, most: int | None) -> None:
-        assert self.texts(Counted(100), most) == list(range(100))
+    @pytest.mark.parametrize("limit", [None, 10_000, 2**27])
+    def test_a_short_text_is_read_whole(self, limit: int | None) -> None:
+        assert self.texts(Counted(100), limit) == list(range(100))
 
-    @pytest.mark.parametrize("most", [100, 1000, 2500, 9900])
-    def test_of_a_long_one_evenly_many_chunks(self, most: int) -> None:
-        found = np.array(self.texts(Counted(100), most))
-        assert most <= 100 * len(found) <= most + 100
-        expected = np.arange(len(found)) * 100 / (most / 100)
+    @pytest.mark.parametrize("limit", [100, 1000, 2500, 9900])
+    def test_a_long_text_is_sampled_evenly(self, limit: int) -> None:
+        found = np.array(self.texts(Counted(100), limit))
+        assert limit <= 100 * len(found) <= limit + 100
+        expected = np.arange(len(found)) * 100 / (limit / 100)
         assert np.abs(found - expected).max() <= 1
 
     def test_a_text_of_unknown_length_is_read_from_its_beginning(self) -> None:
         assert self.texts(Counted(100, known=False), 1000) == list(range(10))
         assert self.texts(Counted(5, known=False), 1000) == list(range(5))
 
-    @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
-    def test_the_setting(self, kind: str) -> None:
-        settings = {"name": kind, "vocab_size": 600}
+    @pytest.mark.parametrize("tokenizer_name", ["bpe", "wordpiece"])
+    def test_the_setting(self, tokenizer_name: str) -> None:
+        settings = {"name": tokenizer_name, "vocab_size": 600}
         whole = build_tokenizer(settings, Counted(100))
         assert build_tokenizer({**settings, "sample_characters": None}, Counted(100)).fingerprint == whole.fingerprint
         few = build_tokenizer({**settings, "sample_characters": 500}, Counted(100))
@@ -146,32 +161,32 @@ class TestSample:
         with pytest.raises(ConfigError, match="sample_characters must be above 0, got 0"):
             build_tokenizer({**settings, "sample_characters": 0}, Counted(100))
 
-    def test_runs_of_former_versions_learned_from_all(self) -> None:
-        for kind in ("bpe", "wordpiece", "sentencepiece"):
-            assert with_former_defaults({"name": kind, "vocab_size": 9}) == {
-                "name": kind,
+    def test_runs_of_former_versions_train_on_the_whole_text(self) -> None:
+        for tokenizer_name in ("bpe", "wordpiece", "sentencepiece"):
+            assert with_former_defaults({"name": tokenizer_name, "vocab_size": 9}) == {
+                "name": tokenizer_name,
                 "vocab_size": 9,
                 "sample_characters": None,
             }
-            now = {"name": kind, "sample_characters": 5}
+            now = {"name": tokenizer_name, "sample_characters": 5}
             assert with_former_defaults(now) == now
-        for other in ({"name": "char", "unknown": "unk"}, {"name": "mine"}, {}):
+        for other in ({"name": "char", "unknown": "unk"}, {"name": "toy"}, {}):
             assert with_former_defaults(other) == other
 
 
 class TestLongWords:
-    """Training takes minutes for a word of 100,000 characters, so none is that long."""
+    """Training takes minutes for a word of 100,000 characters, so long words are split."""
 
     @pytest.mark.parametrize("text", ["x" * 3500, "1" * 1000, " \n" * 700 + "x", "a b" * 900, "#-" * 600 + "a" * 999])
-    def test_texts_stay_whole_but_for_long_words(self, text: str) -> None:
+    def test_only_long_words_are_split(self, text: str) -> None:
         found = list(without_long_words(["before", text, ""]))
         assert "".join(found) == f"before{text}"
-        assert all(len(re.findall(r"\S+|\s+", part)[0]) <= 2000 for part in found if part)
-        assert [len(part) for part in without_long_words(["x" * 3500])] == [1000, 1000, 1000, 500]
+        assert all(len(re.findall(r"\S+|\s+", chunk)[0]) <= 2000 for chunk in found if chunk)
+        assert [len(chunk) for chunk in without_long_words(["x" * 3500])] == [1000, 1000, 1000, 500]
         assert list(without_long_words(["a b" * 900])) == ["a b" * 900]
 
-    def test_bpe_learns_from_a_file_that_is_one_word(self, text_corpus: Callable[..., Corpus]) -> None:
-        """The words that reach the library are short; so is the time, then."""
+    def test_bpe_is_trained_on_a_file_of_one_word(self, text_corpus: Callable[..., Corpus]) -> None:
+        """The library receives short words only, so training is fast."""
         corpus = text_corpus("x" * 140_000)
         tokenizer = build_tokenizer({"name": "bpe", "vocab_size": 300}, corpus)
         assert tokenizer.decode(tokenizer.encode("x" * 5000)) == "x" * 5000
@@ -194,7 +209,7 @@ class TestBPE:
         assert bpe.encode("".join(words)) == by_library(bpe, ["".join(words)])[0]
 
     def test_of_every_kind_of_character(self, bpe: BPETokenizer) -> None:
-        """Up to 300 of each category of Unicode, among letters, digits, spaces and marks."""
+        """Up to 300 characters of each Unicode category, between letters, digits, spaces and marks."""
         by_category: dict[str, list[str]] = {}
         for code in (code for code in range(0x110000) if not 0xD800 <= code < 0xE000):
             found = by_category.setdefault(unicodedata.category(chr(code)), [])
@@ -203,7 +218,7 @@ class TestBPE:
         texts = [f"a{c}b 1{c}2 {c} {c}x !{c}!{c}" for found in by_category.values() for c in found]
         assert [ids.tolist() for ids in bpe.encode_many(texts)] == by_library(bpe, texts)
 
-    def test_a_definition_of_another_form_is_left_to_the_library(self, bpe: BPETokenizer) -> None:
+    def test_an_unsupported_definition_is_encoded_by_the_library(self, bpe: BPETokenizer) -> None:
         content = bpe.definition()["tokenizer"]
         model, merges = content["model"], content["model"]["merges"]
         assert trained_encoding(content, END_OF_TEXT) is not None
@@ -223,22 +238,22 @@ class TestBPE:
 
 
 class TestChunks:
-    """Text is cut where the tokenizers cut it anyway."""
+    """Text is chunked where the tokenizers split it."""
 
-    @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "wordpiece", "gpt2"])
+    @pytest.mark.parametrize("tokenizer_name", ["byte", "char", "bpe", "wordpiece", "gpt2"])
     @pytest.mark.parametrize("seed", range(3))
-    def test_tokens_are_those_of_the_whole_text(
-        self, kind: str, seed: int, bpe: BPETokenizer, request: pytest.FixtureRequest, tmp_path: Path
+    def test_tokens_equal_those_of_the_whole_text(
+        self, tokenizer_name: str, seed: int, bpe: BPETokenizer, request: pytest.FixtureRequest, tmp_path: Path
     ) -> None:
         random = np.random.default_rng(seed)
         marks = random.choice(["\n", " ", "  ", "\n\n", "\n    ", "\r\n", "\t"], 2000, p=[0.2, 0.6, *[0.04] * 5])
         text = "".join(word + mark for word, mark in zip(random.choice(WORDS, 2000), marks, strict=True))
-        if kind == "gpt2":
+        if tokenizer_name == "gpt2":
             request.getfixturevalue("tiktoken_cache")
         (tmp_path / "text.txt").write_text(text + text, encoding="utf-8", newline="")
         corpus = build_corpus({"name": "text", "path": str(tmp_path / "text.txt")})
-        settings = {"name": "char", "characters": text} if kind == "char" else {"name": kind}
-        tokenizer = bpe if kind == "bpe" else build_tokenizer(settings, corpus)
+        settings = {"name": "char", "characters": text} if tokenizer_name == "char" else {"name": tokenizer_name}
+        tokenizer = bpe if tokenizer_name == "bpe" else build_tokenizer(settings, corpus)
         chunks = [TextChunk("one", chunk) for chunk in chunk_text([text], 100)]
         assert len(chunks) > 60
         found = np.concatenate([ids for ids, _ in encode_documents(chunks, tokenizer)])
@@ -253,14 +268,14 @@ class TestChunks:
 
 
 class TestProcesses:
-    """Several at once: one works, the others wait for it."""
+    """Of several concurrent processes one works and the others wait for it."""
 
-    @pytest.mark.parametrize("kind", ["byte", "bpe"])
+    @pytest.mark.parametrize("tokenizer_name", ["byte", "bpe"])
     def test_the_work_is_done_once(
-        self, kind: str, text_corpus: Callable[..., Corpus], cache: Path, tmp_path: Path
+        self, tokenizer_name: str, text_corpus: Callable[..., Corpus], cache: Path, tmp_path: Path
     ) -> None:
         corpus = text_corpus("one two\n" * 50)
-        name = "tokenizers.build" if kind == "bpe" else "token_cache"
+        name = "tokenizers.build" if tokenizer_name == "bpe" else "token_cache"
         module = sys.modules[f"modular_gpt.data.{name}"]
 
         def work(number: int) -> None:
@@ -276,8 +291,8 @@ class TestProcesses:
             setattr(module, builder, building)
             log = SimpleNamespace(info=lambda *_: (tmp_path / f"waits{number}").touch())
             sys.modules["modular_gpt.data.cache_dir"].log = log  # type: ignore[attr-defined]
-            tokenizer = build_tokenizer(kind, corpus)
-            if kind == "byte":
+            tokenizer = build_tokenizer(tokenizer_name, corpus)
+            if tokenizer_name == "byte":
                 assert prepare(corpus, tokenizer).train.count > 0
 
         children = [fork(lambda number=number: work(number)) for number in range(3)]  # type: ignore[misc]
@@ -294,10 +309,10 @@ class TestProcesses:
         assert status_of(fork(die)) == -9
         assert prepare(corpus, build_tokenizer("byte")).train.count == 360
 
-    def test_without_locks_work_is_done_all_the_same(
+    def test_preparation_without_locks(
         self, text_corpus: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A file system that has none."""
+        """As on a file system without locks."""
         corpus = text_corpus("one two\n" * 50)
 
         def none(handle: int) -> None:

@@ -1,4 +1,4 @@
-"""Mixtures: exact shares, rows as each source has them alone, and a function of the step whatever else there is."""
+"""Mixtures: exact shares of the sources, unchanged rows of each source, and purity in the step."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ BLOCK = 8
 
 @pytest.fixture
 def texts(tmp_path: Path) -> dict[str, str]:
-    """The paths of three texts in different letters."""
+    """Paths of three texts with disjoint alphabets."""
     for name, letters in (("a", "abc "), ("b", "def "), ("c", "ghi ")):
         generator = np.random.default_rng(ord(name))
         (tmp_path / f"{name}.txt").write_text("".join(generator.choice(list(letters), 500)))
@@ -46,7 +46,7 @@ def letters(ids: torch.Tensor) -> str:
     return next(name for name, chars in (("a", "abc"), ("b", "def"), ("c", "ghi")) if text & set(chars))
 
 
-def test_each_cycle_has_exact_shares_in_another_order() -> None:
+def test_each_cycle_has_exact_shares_in_a_different_order() -> None:
     places = (600, 300, 100)
     chosen, numbers = choose(np.arange(3 * CYCLE), places, seed=1)
     for cycle in range(3):
@@ -61,7 +61,7 @@ def test_each_cycle_has_exact_shares_in_another_order() -> None:
     ]
 
 
-def test_weights_become_places() -> None:
+def test_weights_become_counts_per_cycle() -> None:
     assert places_of({"a": 6, "b": 3.0, "c": 1}) == {"a": 600, "b": 300, "c": 100}
     assert places_of({"a": 1, "b": 1, "c": 1}) == {"a": 334, "b": 333, "c": 333}
     with pytest.raises(ConfigError, match=r"data.sources.b.weight=1 is less than one row of 1,000: raise it"):
@@ -69,7 +69,7 @@ def test_weights_become_places() -> None:
 
 
 @pytest.mark.parametrize("order", ["random", "epoch"])
-def test_rows_are_those_that_each_source_has_alone(order: str, texts: dict[str, str]) -> None:
+def test_rows_equal_those_of_each_source_alone(order: str, texts: dict[str, str]) -> None:
     mixture = prepared(sources(texts))
     assert isinstance(mixture, PreparedMixture)
     alone = {source.name: source.data.batches(BLOCK, 1, 3, order) for source in mixture.sources}
@@ -118,7 +118,7 @@ def test_the_whole_evaluation_has_each_target_once(texts: dict[str, str]) -> Non
     assert targets == (50 - 1) + (150 - 1) + (50 - 1)
 
 
-def test_documents_are_kept_apart_where_a_source_says_so(texts: dict[str, str]) -> None:
+def test_documents_are_separated_as_set_by_each_source(texts: dict[str, str]) -> None:
     mixture = prepared(sources(texts, documents=True))
     assert mixture.separates_documents
     for batch in (mixture.batches(BLOCK, 20, 0, "random").batch(0), next(mixture.evaluation(BLOCK, 20, 20))):
@@ -127,7 +127,7 @@ def test_documents_are_kept_apart_where_a_source_says_so(texts: dict[str, str]) 
         assert {letters(row) for row, number in zip(ids, documents, strict=True) if not number.any()} == {"b", "c"}
 
 
-def test_the_first_lines_name_each_share(
+def test_the_summary_lists_the_share_of_each_source(
     texts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(config(tmp_path, sources(texts), max_steps=1))
@@ -188,7 +188,7 @@ def test_sources_in_each_form(texts: dict[str, str]) -> None:
     assert named.sources["code"] == {"name": "python_stdlib", "weight": 1}  # type: ignore[attr-defined]
 
 
-def test_a_tokenizer_is_learned_from_all_sources(texts: dict[str, str]) -> None:
+def test_a_tokenizer_is_trained_on_all_sources(texts: dict[str, str]) -> None:
     corpus = build_corpus({"name": "mixture", "sources": texts})
     assert build_tokenizer("char", corpus).vocab_size == 10
     assert corpus.characters("train") == 3 * 450

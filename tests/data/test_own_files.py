@@ -1,4 +1,4 @@
-"""Text that people have: folders, a validation file, columns of rows; documents end where files and rows end."""
+"""Text of users: folders, validation files, columns of tables; each file or row is a document."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from modular_gpt.training import RunConfig, train
 
 
 def documents(corpus: Corpus, split: str) -> list[str]:
-    """The documents of a split, each as one text."""
+    """The texts of the documents of a split."""
     found: dict[str, str] = {}
     for chunk in corpus.documents(split):
         found[chunk.document] = found.get(chunk.document, "") + chunk.text
@@ -46,21 +46,21 @@ def folder(tmp_path: Path) -> Path:
         "picture.png": "\0\1",
         "latin.dat": "\udcef".encode("utf-8", "surrogateescape").decode("latin-1"),
     }
-    for name, words in content.items():
+    for name, text in content.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(words, encoding="latin-1" if name == "latin.dat" else "utf-8")
+        (root / name).write_text(text, encoding="latin-1" if name == "latin.dat" else "utf-8")
     (root / "link.txt").symlink_to(root / "b.txt")
     (root / "elsewhere").symlink_to(tmp_path)
     return root
 
 
 class TestFolder:
-    def test_it_means_its_texts_in_order(self, folder: Path) -> None:
+    def test_it_stands_for_its_text_files_in_order(self, folder: Path) -> None:
         corpus = text(path=folder, val_fraction=0.01)
         assert everything(corpus) == "text a\ntext b\ntext c\n"
         assert corpus.notes == ("skipped in folders: 2 hidden, 2 binary",)
 
-    def test_a_txt_file_that_is_no_text_is_not_skipped(self, folder: Path) -> None:
+    def test_a_binary_txt_file_is_refused(self, folder: Path) -> None:
         (folder / "z.txt").write_bytes(b"na\xefve")
         with pytest.raises(DataError, match=r"z\.txt' is not UTF-8 \(byte 0xef at offset 2\)"):
             text(path=folder)
@@ -115,7 +115,7 @@ class TestValidation:
             text(path="*.txt", validation=other)
         assert str(caught.value).startswith(f"'{other}' is in data.path and in data.validation, and a loss")
 
-    def test_nor_is_a_copy(self, tmp_path: Path) -> None:
+    def test_a_copy_is_not_in_both_either(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("text\n")
         (tmp_path / "b.txt").write_text("text\n")
         with pytest.raises(DataError, match=r"b\.txt' of data\.validation has the content of '.*a\.txt' of data\.path"):
@@ -132,7 +132,7 @@ class TestValidation:
 
 
 def rows(*texts: str) -> bytes:
-    return "\n".join(json.dumps({"id": 1, "text": words}) for words in texts).encode()
+    return "\n".join(json.dumps({"id": 1, "text": text}) for text in texts).encode()
 
 
 class TestColumn:
@@ -154,13 +154,13 @@ class TestColumn:
         assert documents(corpus, "validation") == ["fourth"]
         assert corpus.notes == ("skipped in folders: 1 without rows",)
 
-    def test_documents_are_kept_apart(self, tmp_path: Path) -> None:
+    def test_documents_are_separated(self, tmp_path: Path) -> None:
         texts = [f"{number} " * (3 + number) for number in range(9)]
         (tmp_path / "a.jsonl").write_bytes(rows(*texts))
         corpus = text(path=tmp_path / "a.jsonl", column="text", documents=True, val_fraction=0.3)
         data = corpus.prepare(build_tokenizer("char", corpus))
         assert isinstance(data, PreparedText)
-        lengths = [len(words) for words in texts[:6]]
+        lengths = [len(text) for text in texts[:6]]
         assert data.train.document_starts.tolist() == [sum(lengths[:number]) for number in range(6)]
 
     def test_a_validation_file(self, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ class TestColumn:
             documents(corpus, "train")
 
 
-def test_a_run_says_what_was_left_out(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_skipped_files(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "b.txt").write_text("some text to learn from, " * 20)
     (folder / "copy.txt").write_text("some text to learn from, " * 20)
     model = {"d_model": 8, "n_heads": 2, "n_layers": 1, "context_length": 8}

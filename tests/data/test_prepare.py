@@ -1,4 +1,4 @@
-"""Token files: what is in them, when they are used again, and what happens when something breaks."""
+"""Token files: content, reuse, damage, and concurrent or failing processes."""
 
 import errno
 import gzip
@@ -33,22 +33,22 @@ from tests.data.conftest import PLAY
 
 
 def only(directory: Path) -> Path:
-    """The single entry of a directory."""
+    """The only entry of a directory."""
     entries = list(directory.iterdir())
     assert len(entries) == 1, entries
     return entries[0]
 
 
 def text_of(corpus: Corpus, split: str) -> str:
-    return "".join(piece.text for piece in corpus.documents(split))
+    return "".join(chunk.text for chunk in corpus.documents(split))
 
 
 class TestContent:
-    """The files hold the text, and the manifest tells the truth."""
+    """Content of the token files and of the manifest."""
 
-    @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "wordpiece"])
-    def test_tokens_are_those_of_the_text(self, kind: str, play: Corpus) -> None:
-        tokenizer = build_tokenizer(kind, play)
+    @pytest.mark.parametrize("tokenizer_name", ["byte", "char", "bpe", "wordpiece"])
+    def test_tokens_are_those_of_the_text(self, tokenizer_name: str, play: Corpus) -> None:
+        tokenizer = build_tokenizer(tokenizer_name, play)
         data = prepare(play, tokenizer)
         for split, tokens in zip(SPLITS, (data.train, data.validation), strict=True):
             text = text_of(play, split)
@@ -63,13 +63,13 @@ class TestContent:
     def test_the_smallest_type_that_holds_every_id(self, vocab_size: int, name: str) -> None:
         assert smallest_dtype(vocab_size) == np.dtype(name)
 
-    def test_the_end_of_text_stands_between_documents(self, text_corpus: Callable[..., Corpus]) -> None:
+    def test_the_end_of_text_separates_documents(self, text_corpus: Callable[..., Corpus]) -> None:
         corpus = text_corpus("one two\n" * 20, "three four\n" * 20, "five six\n" * 20)
         tokenizer = build_tokenizer("bpe", corpus)
         data = prepare(corpus, tokenizer)
         for split, tokens in zip(SPLITS, (data.train, data.validation), strict=True):
-            groups = itertools.groupby(corpus.documents(split), lambda piece: piece.document)
-            texts = ["".join(piece.text for piece in group) for _, group in groups]
+            groups = itertools.groupby(corpus.documents(split), lambda chunk: chunk.document)
+            texts = ["".join(chunk.text for chunk in group) for _, group in groups]
             expected = [*tokenizer.encode(texts[0])]
             for text in texts[1:]:
                 expected += [tokenizer.eos_id, *tokenizer.encode(text)]
@@ -87,18 +87,18 @@ class TestContent:
             "fingerprint": tokenizer.fingerprint,
         }
         assert manifest["dtype"] == "|u1"
-        assert {split: facts["tokens"] for split, facts in manifest["splits"].items()} == {
+        assert {split: info["tokens"] for split, info in manifest["splits"].items()} == {
             "train": data.train.count,
             "validation": data.validation.count,
         }
         assert data.identity == {"corpus": play.fingerprint, "tokenizer": tokenizer.fingerprint}
 
-    def test_zlib_is_that_of_the_validation_text(self, play: Corpus) -> None:
+    def test_the_zlib_size_is_that_of_the_validation_text(self, play: Corpus) -> None:
         data = prepare(play, build_tokenizer("byte"))
         text = text_of(play, "validation").encode()
         assert data.validation.zlib_bits_per_byte == 8 * len(zlib.compress(text, 9)) / len(text)
         assert data.train.zlib_bits_per_byte is None
-        assert abs(len(gzip.compress(text, 9)) - len(zlib.compress(text, 9))) < 20  # the usual tool agrees
+        assert abs(len(gzip.compress(text, 9)) - len(zlib.compress(text, 9))) < 20  # agrees with gzip
 
     def test_bits_per_byte(self, play: Corpus) -> None:
         """A uniform model over bytes needs 8 bits; over another vocabulary, log2 of it for each token."""
@@ -113,7 +113,7 @@ class TestContent:
         corpus = build_corpus("python_stdlib")
         data = prepare(corpus, build_tokenizer("byte"))
         assert data.train.bytes + data.validation.bytes == corpus.describe()["bytes"]
-        assert data.train.count == data.train.bytes  # no separator: bytes have no end of text
+        assert data.train.count == data.train.bytes  # no separator: the byte tokenizer has no end of text
         assert 7e6 < data.train.bytes < 9.5e6 and 0.8e6 < data.validation.bytes < 1.2e6
         assert data.validation.zlib_bits_per_byte == pytest.approx(1.96, abs=0.05)
 
@@ -133,21 +133,21 @@ class TestContent:
 
 
 class TestReuse:
-    """Written once."""
+    """Token files are written once."""
 
-    def test_used_again(self, play: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_files_are_reused(self, play: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tokenizer = build_tokenizer("byte")
         first = prepare(play, tokenizer)
-        monkeypatch.setattr(type(tokenizer), "encode_many", None)  # would fail if it encoded again
+        monkeypatch.setattr(type(tokenizer), "encode_many", None)  # encoding again would fail
         again = prepare(play, tokenizer)
         assert again.train.fingerprint == first.train.fingerprint
         only(cache / "tokens")
 
     def test_a_changed_corpus_or_tokenizer_has_its_own(self, text_corpus: Callable[..., Corpus], cache: Path) -> None:
         for text in (PLAY, PLAY + "!"):
-            for kind in ("byte", "char"):
+            for tokenizer_name in ("byte", "char"):
                 corpus = text_corpus(text)
-                prepare(corpus, build_tokenizer(kind, corpus))
+                prepare(corpus, build_tokenizer(tokenizer_name, corpus))
         assert len(list((cache / "tokens").iterdir())) == 4
 
     def test_another_place(self, play: Corpus, cache: Path, tmp_path: Path) -> None:
@@ -168,13 +168,13 @@ class TestReuse:
 
 
 class TestDamage:
-    """Files that are not what was written are found and built again, and the log says so."""
+    """Damaged files are detected, rebuilt and logged."""
 
     @pytest.fixture
     def rebuilt(
         self, play: Corpus, cache: Path, caplog: pytest.LogCaptureFixture
     ) -> Iterator[Callable[[Callable[[Path], None]], str]]:
-        """Damages the prepared files, prepares again, checks the result and returns what was logged."""
+        """Damage the prepared files, prepare again, check the result and return the log."""
         tokenizer = build_tokenizer("byte")
         whole = prepare(play, tokenizer)
         contents = {path.name: path.read_bytes() for path in only(cache / "tokens").iterdir()}
@@ -215,7 +215,7 @@ class TestDamage:
         assert name in rebuilt(folder_instead)
 
     @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"sha256": 3}'])
-    def test_a_manifest_that_is_none(self, content: bytes, rebuilt: Callable[..., str]) -> None:
+    def test_an_invalid_manifest(self, content: bytes, rebuilt: Callable[..., str]) -> None:
         assert "manifest.json' is damaged" in rebuilt(lambda folder: (folder / "manifest.json").write_bytes(content))
 
     def test_any_byte_of_the_manifest(self, rebuilt: Callable[..., str]) -> None:
@@ -230,7 +230,7 @@ class TestDamage:
         for old, new in (('"bytes": ', '"bytes": 1'), ("|u1", "<u2"), ('"zlib_bits_per_byte": null', '"zlib": 1')):
             assert "manifest.json' is damaged" in rebuilt(change(old, new))
 
-    def test_what_a_killed_process_left_is_swept_up(self, play: Corpus, cache: Path) -> None:
+    def test_files_of_a_killed_process_are_removed(self, play: Corpus, cache: Path) -> None:
         old, fresh = (cache / "tokens" / f"{name}.tmp-1-ab" for name in ("old", "fresh"))
         for folder in (old, fresh):
             folder.mkdir(parents=True)
@@ -238,7 +238,7 @@ class TestDamage:
         long_ago = time.time() - ABANDONED - 60
         os.utime(old, (long_ago, long_ago))
         prepare(play, build_tokenizer("byte"))
-        assert not old.exists() and fresh.exists()  # the fresh one may be of a process at work
+        assert not old.exists() and fresh.exists()  # the fresh one may belong to a running process
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -258,7 +258,7 @@ def status_of(child: int) -> int:
 
 
 class TestProcesses:
-    """Several at once, and those that are killed: real processes."""
+    """Concurrent and killed processes."""
 
     @pytest.mark.parametrize("damaged", [False, True])
     def test_all_build_the_same_at_once(self, damaged: bool, play: Corpus, cache: Path, tmp_path: Path) -> None:
@@ -269,12 +269,14 @@ class TestProcesses:
         def work(number: int) -> None:
             def together(target: Path, new: Path, valid: Callable[[Path], bool]) -> None:
                 (tmp_path / f"ready{number}").touch()
-                while len(list(tmp_path.glob("ready*"))) < count:  # all have built, none has renamed
+                while len(list(tmp_path.glob("ready*"))) < count:  # all have built the files, none has renamed them
                     time.sleep(0.001)
                 replace(target, new, valid)
 
             files._replace_directory = together
-            sys.modules["modular_gpt.data.token_cache"].one_at_a_time = lambda _: nullcontext()  # as without locks
+            sys.modules["modular_gpt.data.token_cache"].one_at_a_time = lambda _: (
+                nullcontext()
+            )  # as on a file system without locks
             data = prepare(play, build_tokenizer("byte"))
             assert bytes(data.train.array) == text_of(play, "train").encode()
             (tmp_path / f"done{number}").write_text(data.train.fingerprint)
@@ -283,7 +285,7 @@ class TestProcesses:
         assert [status_of(child) for child in children] == [0] * count
         data = prepare(play, build_tokenizer("byte"))
         assert {path.read_text() for path in tmp_path.glob("done*")} == {data.train.fingerprint}
-        only(cache / "tokens")  # nothing temporary is left
+        only(cache / "tokens")  # no temporary is left
 
     @pytest.mark.parametrize("moment", ["train.bin", "validation.bin", "manifest.json"])
     def test_killed_while_writing(self, moment: str, play: Corpus, cache: Path) -> None:
@@ -323,7 +325,7 @@ class TestProcesses:
 
 
 class TestRaces:
-    """Many writers of one place: each ends well, and every reader sees the whole of some writer's work."""
+    """Many writers of one directory: all succeed, and every reader sees the complete files of one writer."""
 
     def race(self, target: Path, keep: Callable[[Path], bool], rounds: int) -> list[BaseException]:
         failures: list[BaseException] = []
@@ -363,8 +365,10 @@ class TestRaces:
         if failures:
             raise failures[0]
 
-    def test_a_directory_that_is_gone_when_it_is_looked_at(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Rename fails since another's stands there, and a third has moved that aside before it is looked at."""
+    def test_a_directory_that_disappears_before_it_is_inspected(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The directory of another process blocks the rename, and a third one moves it aside before it is inspected."""
         rename, refused = os.rename, [True, True]
 
         def crowded(old: Path, new: Path) -> None:
@@ -378,8 +382,8 @@ class TestRaces:
             (new / "file").touch()
         assert (cache / "place" / "file").exists() and not refused
 
-    def test_what_is_still_being_written_is_not_cleaned_up(self, cache: Path) -> None:
-        """A preparation that takes longer than a day, while another process begins one."""
+    def test_a_running_preparation_is_not_cleaned_up(self, cache: Path) -> None:
+        """A preparation takes longer than a day, and another process starts one."""
         long_ago = time.time() - ABANDONED - 60
         with new_in_cache(cache / "slow", lambda _: False) as slow:
             (slow / "train.bin").write_bytes(b"half")
@@ -397,8 +401,8 @@ class TestRaces:
 class TestPlace:
     """A cache that cannot be written."""
 
-    def test_no_room(self, text_corpus: Callable[..., Corpus], cache: Path) -> None:
-        """The kernel refuses the write itself; the limit is lifted again."""
+    def test_a_full_disk(self, text_corpus: Callable[..., Corpus], cache: Path) -> None:
+        """The kernel refuses the write; the limit is lifted afterwards."""
         corpus = text_corpus(PLAY * 40)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -422,7 +426,7 @@ class TestPlace:
             " MODULAR_GPT_CACHE to another directory"
         )
 
-    def test_a_cache_that_is_only_read(self, play: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_read_only_cache(self, play: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         prepare(play, build_tokenizer("byte"))
         monkeypatch.setattr(Path, "mkdir", None)
         monkeypatch.setattr(os, "rename", None)
@@ -430,7 +434,7 @@ class TestPlace:
 
 
 class TestIdentity:
-    """What a checkpoint compares."""
+    """Identity of the data, as compared by a checkpoint."""
 
     @pytest.fixture
     def data(self, play: Corpus) -> PreparedData:
@@ -463,9 +467,9 @@ class TestIdentity:
         )
 
 
-@settings(max_examples=30)  # each writes to the disk
+@settings(max_examples=30)  # every example writes to the disk
 @given(texts=st.lists(st.text("aé🙂 \n", max_size=40), min_size=1, max_size=4), batch=st.integers(1, 50))
-def test_how_texts_are_batched_changes_nothing(
+def test_batches_of_texts_do_not_change_the_tokens(
     texts: list[str], batch: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("batched")

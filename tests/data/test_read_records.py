@@ -1,4 +1,4 @@
-"""Records: every format from every file, and one sentence for each mistake in them."""
+"""Records: every format from every type of file, and one sentence for each mistake."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ TALK = [
 ]
 SHAREGPT = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]
 
-# A row of each format, and the prompt and the answer that it means.
+# A row of each format, with its prompt and its answer.
 ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
     "messages": ({"messages": TALK}, "Hello?", "Hello."),
     "sharegpt": ({"conversations": SHAREGPT}, "Hello?", "Hello."),
@@ -36,7 +36,7 @@ ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a file of this name and content."""
+    """Function that writes a file with the given name and content."""
 
     def writer(name: str, content: str | bytes) -> Path:
         path = tmp_path / name
@@ -59,7 +59,7 @@ def test_every_format_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_format_is_told_by_its_fields(name: str, write: Write) -> None:
+def test_a_format_is_detected_by_its_fields(name: str, write: Write) -> None:
     row, prompt, answer = ROWS[name]
     (record,) = read(write("a.jsonl", lines({**row, "id": 7, "source": None})))
     assert (record.format, record.prompt, record.answer) == (name, prompt, answer)
@@ -107,7 +107,7 @@ def test_lists_in_cells_of_a_table_are_json(write: Write) -> None:
     assert (record.choices, record.answer) == (("x", "y"), "y")
 
 
-def test_lines_are_counted_over_the_lines_of_a_cell(write: Write) -> None:
+def test_line_numbers_include_the_lines_of_a_cell(write: Write) -> None:
     (first, second) = read(write("a.csv", 'prompt,completion\n"one\ntwo",x\nthree,y\n'))
     assert first.where.endswith("line 2") and second.where.endswith("line 4")
 
@@ -139,9 +139,9 @@ def test_parquet_without_its_package(write: Write, monkeypatch: pytest.MonkeyPat
 
 
 class TestFiles:
-    """Which files are read."""
+    """Selection of the files."""
 
-    def test_a_folder_means_its_record_files(self, write: Write, tmp_path: Path) -> None:
+    def test_a_folder_stands_for_its_record_files(self, write: Write, tmp_path: Path) -> None:
         (tmp_path / "deep").mkdir()
         expected = [write("a.csv", ""), write("b.jsonl", ""), write("deep/c.json", "")]
         write("notes.txt", "")
@@ -164,7 +164,7 @@ class TestFiles:
             record_files(str(tmp_path / name))
 
 
-def test_bad_records_are_counted_and_left_out(write: Write) -> None:
+def test_bad_records_are_counted_and_skipped(write: Write) -> None:
     path, skipped = (
         write("a.jsonl", "no JSON\n" + lines(ROWS["completion"][0], {"prompt": 1, "completion": ""}) + "5\n{}\n"),
         Skipped(),

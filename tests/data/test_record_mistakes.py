@@ -1,4 +1,4 @@
-"""Each mistake in a file of records gets one sentence with the file, the place and the value found there."""
+"""Each mistake in a file of records gets one sentence with the file, the location and the value."""
 
 import json
 from pathlib import Path
@@ -20,15 +20,15 @@ def lines(*rows: object) -> str:
 
 
 def one(row: object) -> str:
-    """A good record, and a bad one in line 2."""
+    """A valid record, and an invalid one in line 2."""
     return lines({"prompt": "2 + 2 =", "completion": " 4"}, row)
 
 
-def said(turn: object) -> str:
+def with_reply(turn: object) -> str:
     return lines({"messages": TALK}, {"messages": [TALK[1], turn]})
 
 
-# Name and content of a file with a mistake, and the end of the message after the name of the file.
+# Name and content of a file with a mistake, and the message after the name of the file.
 MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
     "no JSON": ("a.jsonl", lines({"text": "x"}) + "{'text': 'x'}\n", ", line 2 is not JSON (Expecting property name"),
     "a list spread over lines": ("a.jsonl", "[\n{}\n]", ", line 1 is not JSON"),
@@ -123,17 +123,17 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
     ),
     "no content": (
         "a.jsonl",
-        said({"role": "assistant"}),
+        with_reply({"role": "assistant"}),
         ", line 2, field 'messages[2]': a message needs 'role' and 'content', found an object with role",
     ),
     "a text as message": (
         "a.jsonl",
-        said("Hello"),
+        with_reply("Hello"),
         ", field 'messages[2]': a message needs 'role' and 'content', found the text 'Hello'",
     ),
     "another role": (
         "a.jsonl",
-        said({"role": "tool", "content": "x"}),
+        with_reply({"role": "tool", "content": "x"}),
         ", field 'messages[2]': 'role' must be one of system, user, assistant, found the text 'tool'",
     ),
     "another speaker": (
@@ -141,15 +141,15 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
         lines({"conversations": [{"from": "me", "value": "x"}]}),
         ", field 'conversations[1]': 'from' must be one of system, human",
     ),
-    "empty reply": ("a.jsonl", said({"role": "assistant", "content": ""}), ", field 'messages[2]': it is empty"),
+    "empty reply": ("a.jsonl", with_reply({"role": "assistant", "content": ""}), ", field 'messages[2]': it is empty"),
     "content is null": (
         "a.jsonl",
-        said({"role": "assistant", "content": None}),
+        with_reply({"role": "assistant", "content": None}),
         ", field 'messages[2]': it must be text, found null",
     ),
     "a late system message": (
         "a.jsonl",
-        said(TALK[0]),
+        with_reply(TALK[0]),
         ", field 'messages[2]': a system message can only be the first",
     ),
     "nobody answers": ("a.jsonl", lines({"messages": TALK[:2]}), ", field 'messages': no message is the assistant's"),
@@ -178,7 +178,7 @@ MISTAKES: dict[str, tuple[str, str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_with_file_and_place(mistake: str, tmp_path: Path) -> None:
+def test_a_mistake_gets_one_sentence_with_file_and_location(mistake: str, tmp_path: Path) -> None:
     name, content, message = MISTAKES[mistake]
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,4 +1,4 @@
-"""Records as training data: the ids that generation sees, targets on answers, whole records in rows, exact epochs."""
+"""Records as training data: ids as in generation, targets on answers, whole records in rows, exact epochs."""
 
 import json
 import os
@@ -37,7 +37,7 @@ TALK = [
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """A corpus of some rows, all of which but one are to train on."""
+    """Function that builds a corpus of rows; one row is for validation."""
 
     def maker(*rows: dict[str, Any], **settings: Any) -> Corpus:
         train, validation = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
@@ -50,7 +50,7 @@ def make(tmp_path: Path) -> Make:
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Tokenizer:
-    """A tokenizer with a token that begins a text, one that ends it, and a chat template."""
+    """A tokenizer with beginning-of-text and end-of-text tokens and a chat template."""
     (tmp_path / "llama").mkdir()
     chat_folders.llama3(tmp_path / "llama")
     return build_tokenizer({"name": "hf", "path": str(tmp_path / "llama")}, None)
@@ -63,21 +63,21 @@ def prepared(corpus: Corpus, tokenizer: str | Tokenizer = "byte") -> PreparedRec
 
 
 def row_of(data: PreparedRecords, block: int = 256, number: int = 0) -> tuple[list[int], list[int]]:
-    """The inputs of a row that are no padding, and the ids that count as targets."""
+    """Inputs of a row without padding, and the ids that are targets."""
     x, y = data.rows(data.train, block).batch(np.array([number]), 1, separate=False)
     last = int(torch.nonzero(y[0] != IGNORED)[-1])
     return x[0, : last + 1].tolist(), y[0][y[0] != IGNORED].tolist()
 
 
 class TestTokens:
-    """The ids of a record, and which of them count."""
+    """The ids of a record, and its targets."""
 
-    def test_prompts_are_encoded_as_generation_reads_them(self, make: Make, llama: Tokenizer) -> None:
+    def test_prompts_are_encoded_as_in_generation(self, make: Make, llama: Tokenizer) -> None:
         inputs, counted = row_of(prepared(make({"prompt": "abc?", "completion": " abcab"}), llama))
         answer = [*llama.encode(" abcab"), llama.eos_id]
         assert inputs == [*llama.prompt_ids("abc?"), *answer[:-1]] and counted == answer
 
-    def test_an_empty_line_ends_answers_where_no_token_does(self, make: Make) -> None:
+    def test_an_empty_line_ends_answers_without_an_end_token(self, make: Make) -> None:
         inputs, counted = row_of(prepared(make({"prompt": "2 + 2 =", "completion": " 4"})))
         assert bytes(inputs) == b"2 + 2 = 4\n" and bytes(counted) == b" 4\n\n"
 
@@ -100,7 +100,7 @@ class TestTokens:
         inputs, counted = row_of(prepared(make(row)))
         assert bytes(inputs).decode() == text[:-1] and bytes(counted).decode() == answer
 
-    def test_an_empty_prompt_is_the_token_that_begins_a_text(self, make: Make, llama: Tokenizer) -> None:
+    def test_an_empty_prompt_is_the_beginning_of_text_token(self, make: Make, llama: Tokenizer) -> None:
         inputs, counted = row_of(prepared(make({"text": "abc"}), llama))
         assert inputs == [llama.bos_id, *llama.encode("abc")] and counted == [*llama.encode("abc"), llama.eos_id]
 
@@ -112,25 +112,25 @@ class TestTokens:
             ("all", "e brief.\nUser: Hello?\nAssistant: Hello.\n\nUser: Bye?\nAssistant: Bye.\n\n"),
         ],
     )
-    def test_what_counts_in_a_conversation(self, train_on: str, counted: str, make: Make) -> None:
+    def test_the_targets_of_a_conversation(self, train_on: str, counted: str, make: Make) -> None:
         data = prepared(make({"messages": TALK}, train_on=train_on))
         assert bytes(row_of(data)[1]).decode() == counted
         role_counts = len(counted.encode())
         assert sum(data.train.role_counts[data.counting :]) == role_counts + (train_on == "all")
 
     @pytest.mark.parametrize("template", [None, "chatml", "alpaca"])
-    def test_conversations_are_the_ids_of_their_template(
+    def test_conversations_are_encoded_by_their_template(
         self, template: str | None, make: Make, llama: Tokenizer
     ) -> None:
         inputs, counted = row_of(prepared(make({"messages": TALK[1:3]}, template=template), llama), 512)
         renders = llama.template if template is None else build_template(template, llama)
         assert renders is not None
         ids = encode_chat(renders, llama, TALK[1:3])
-        assert inputs == ids[: len(inputs)] and len(ids) - len(inputs) <= 3  # what stands behind the answer is no input
+        assert inputs == ids[: len(inputs)] and len(ids) - len(inputs) <= 3  # tokens after the answer are not inputs
         opened = encode_chat(renders, llama, TALK[1:2], open_turn=True)
         assert ids[: len(opened)] == opened and counted[: len(ids) - len(opened)] == ids[len(opened) :][: len(counted)]
 
-    def test_a_template_that_is_given_renders_prompts_too(self, make: Make) -> None:
+    def test_a_given_template_also_renders_prompts(self, make: Make) -> None:
         inputs, counted = row_of(prepared(make({"prompt": "2?", "completion": "2."}, template="plain")))
         assert bytes(inputs) == b"User: 2?\nAssistant: 2.\n" and bytes(counted) == b" 2.\n\n"
 
@@ -138,21 +138,21 @@ class TestTokens:
         inputs, _ = row_of(prepared(make({"text": "fine", "label": "good"}, separator=" -> ")))
         assert bytes(inputs) == b"fine -> good\n"
 
-    def test_a_tokenizer_learns_from_the_records(self, make: Make) -> None:
+    def test_a_tokenizer_is_trained_on_the_records(self, make: Make) -> None:
         corpus = make({"prompt": "xyz", "completion": "abc"})
         assert build_tokenizer("char", corpus).decode(range(7)) == "\nabcxyz"
         prepared(corpus, "char")
 
-    def test_a_character_that_the_tokenizer_does_not_know_has_a_place(self, make: Make) -> None:
+    def test_an_unknown_character_is_reported_with_its_location(self, make: Make) -> None:
         tokenizer = build_tokenizer("char", make({"text": "abc"}))
         with pytest.raises(DataError, match=r"train.jsonl', line 2: .*'d'"):
             make({"text": "abc"}, {"text": "abcd"}).prepare(tokenizer)
 
 
 class TestRows:
-    """Records that are cut to fit, and records that share a row."""
+    """Truncated records, and records packed into one row."""
 
-    def test_a_long_prompt_is_cut_at_its_left(self, make: Make, llama: Tokenizer) -> None:
+    def test_a_long_prompt_is_truncated_on_the_left(self, make: Make, llama: Tokenizer) -> None:
         data = prepared(make({"prompt": "0123456789", "completion": "abca"}), llama)
         inputs, counted = row_of(data, 8)
         answer = [*llama.encode("abca"), llama.eos_id]
@@ -160,15 +160,15 @@ class TestRows:
         assert inputs == [llama.bos_id, *llama.prompt_ids("0123456789")[-(8 - len(answer)) :], *answer[:-1]]
         assert any("1 record is longer than the context: the" in line for line in data.describe_rows(8))
 
-    def test_an_answer_longer_than_the_context_is_cut_at_its_end(self, make: Make) -> None:
+    def test_an_answer_longer_than_the_context_is_truncated_at_its_end(self, make: Make) -> None:
         data = prepared(make({"prompt": "0123456789", "completion": "abcdefghijk"}))
         inputs, counted = row_of(data, 8)
         assert bytes(inputs) == b"6789abcd" and bytes(counted) == b"abcde"
         assert any("1 record is longer than the context even without" in line for line in data.describe_rows(8))
 
     @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6), st.integers(1, 12))
-    def test_what_is_cut(self, sizes: list[tuple[int, int]], block: int) -> None:
-        """Against the rule written out for one record."""
+    def test_truncation(self, sizes: list[tuple[int, int]], block: int) -> None:
+        """Equal to the rule for a single record."""
         lengths = [max(2, prompt + answer) for prompt, answer in sizes]
         ends = np.cumsum(lengths)
         starts = ends - lengths
@@ -187,7 +187,7 @@ class TestRows:
 
     @given(st.lists(st.integers(1, 10), max_size=60), st.sampled_from([1, 2, 3, 1000]))
     def test_first_fit(self, places: list[int], still_open: int) -> None:
-        """Against the definition, with few rows open and with all."""
+        """Equal to the definition, with few open rows and with all."""
         room: list[int] = []
         expected = []
         for needed in places:
@@ -218,7 +218,7 @@ class TestRows:
         assert len(rows.rows) == (18 if packs else 100)
         assert rows.rows.filled == pytest.approx((100 * 10 + 45) / (len(rows.rows) * 64))
 
-    def test_padding_has_no_target_and_is_no_record(self, make: Make) -> None:
+    def test_padding_has_no_targets_and_no_record(self, make: Make) -> None:
         data = prepared(make(*SUMS[:1]))
         x, y, documents = data.batches(32, 1, 0, "random").batch(0)
         used = len("0 + 0 = 0\n")
@@ -227,7 +227,7 @@ class TestRows:
 
 
 class TestOrder:
-    """Batches are a function of the step."""
+    """Order of the rows: a function of the step."""
 
     def test_each_row_comes_once_per_epoch(self, make: Make) -> None:
         data = prepared(make(*SUMS))
@@ -271,7 +271,7 @@ class TestOrder:
 
 
 class TestSplits:
-    """Which records are held out."""
+    """Records held out for validation."""
 
     def corpus(self, tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> Corpus:
         path = tmp_path / "all.jsonl"
@@ -367,7 +367,7 @@ class TestFiles:
         ({"fields": {"promt": "x"}}, "data.fields: no field 'promt'; did you mean 'prompt'?"),
     ],
 )
-def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build_corpus({"name": "records", "path": "x.jsonl", **settings})
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Rows of data files: the same rows from each format, one sentence for each mistake, and a bad row can be skipped."""
+"""Rows of data files: equal rows from each format, one sentence for each mistake, optional skipping of bad rows."""
 
 import bz2
 import csv
@@ -83,7 +83,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize(("name", "content", "sentence"), BAD.values(), ids=BAD)
-def test_a_mistake_is_one_sentence_with_its_place(name: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+def test_a_mistake_gets_one_sentence_with_its_location(
+    name: str, content: bytes, sentence: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
         list(read_rows(tmp_path / name))
@@ -97,14 +99,14 @@ def test_a_mistake_is_one_sentence_with_its_place(name: str, content: bytes, sen
         ("a.csv", b"text\na\n1,2\n1,2,3\nb\n", [3, 4]),
     ],
 )
-def test_bad_rows_can_be_left_out(name: str, content: bytes, bad: list[int], tmp_path: Path) -> None:
+def test_bad_rows_can_be_skipped(name: str, content: bytes, bad: list[int], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     errors: list[DataError] = []
     assert [row.values["text"] for row in read_rows(tmp_path / name, errors.append)] == ["a", "b"]
     assert all(str(error).startswith(f"'{tmp_path / name}', line {n}") for error, n in zip(errors, bad, strict=True))
 
 
-def test_a_cell_may_be_long(tmp_path: Path) -> None:
+def test_long_cells_are_read(tmp_path: Path) -> None:
     path, limit = tmp_path / "a.csv", csv.field_size_limit()
     path.write_text(f"text\n{'x' * (limit + 1)}\n")
     assert [len(row.values["text"]) for row in read_rows(path)] == [limit + 1]

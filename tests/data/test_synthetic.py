@@ -1,4 +1,4 @@
-"""Synthetic tasks: every target follows from its row, rows depend on seed and number alone, and mistakes are told."""
+"""Synthetic tasks: targets follow from their row, rows depend only on seed and index, mistakes get one sentence."""
 
 from typing import Any
 
@@ -42,12 +42,12 @@ def test_mqar_asks_for_the_value_of_each_key_once() -> None:
         assert {x[place]: y[place] for place in counted(y)} == values
         assert all(x[place] == 0 for place in range(10, T) if y[place] == -100)
         places += counted(y)
-    assert set(places) == set(range(10, T, 2))  # every place is used
+    assert set(places) == set(range(10, T, 2))  # every position is used
 
 
-def test_lag_repeats_the_id_that_stood_so_far_before() -> None:
+def test_lag_repeats_the_id_at_the_fixed_distance() -> None:
     for x, y in zip(*rows("lag", lag=7), strict=True):
-        text = [*x, y[-1]]  # the last target is the only one that no input shows
+        text = [*x, y[-1]]  # only the last target is not an input
         assert counted(y) == list(range(6, T))
         assert all(y[place] == text[place + 1 - 7] for place in counted(y))
 
@@ -79,12 +79,12 @@ def test_rows_are_a_function_of_seed_and_step(task: str) -> None:
     assert equal(source.batch(5), before) and equal(prepared.batches(T, 8, 3, "random").batch(5), before)
     assert not equal(source.batch(6), before) and not equal(other.batch(5), before)
     for world in (1, 2, 4):
-        parts = [source.batch(5, rank, world) for rank in range(world)]
-        assert equal((torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])), before)
+        shards = [source.batch(5, rank, world) for rank in range(world)]
+        assert equal((torch.cat([x for x, _ in shards]), torch.cat([y for _, y in shards])), before)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_validation_rows_are_the_same_for_every_batch_size_and_none_is_trained_on(task: str) -> None:
+def test_validation_rows_do_not_depend_on_the_batch_size_and_are_not_trained_on(task: str) -> None:
     prepared = data(task, validation_samples=21)
     expected = counted_rows(prepared, 4, 0)
     assert len(expected) == 21 == prepared.evaluation_windows(T)
@@ -110,7 +110,7 @@ def equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
-def test_draws_are_even_and_do_not_repeat() -> None:
+def test_samples_are_uniform_and_do_not_repeat() -> None:
     draws = Draws(np.arange(4000), 0, 0)
     first, second = draws.below(10, 5), draws.below(10, 5)
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.03
@@ -130,12 +130,12 @@ def test_draws_are_even_and_do_not_repeat() -> None:
         ({"vocab_size": 2**20}, "data.vocab_size must be at most 65,536"),
     ],
 )
-def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_corpus({"name": "synthetic", **settings})
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_a_task_longer_than_the_context_is_refused() -> None:
     with pytest.raises(DataError, match="needs rows of 20 tokens, but the context_length is 16"):
         data("mqar").batches(16, 1, 0, "random")
     with pytest.raises(ConfigError, match=r"has no epochs: leave out trainer\.order=epoch"):

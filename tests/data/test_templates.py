@@ -1,4 +1,4 @@
-"""Chat templates: rendered as transformers renders them, encoded without accidents, saved with the tokenizer."""
+"""Chat templates: rendered as by transformers, encoded without injected special tokens, saved with the tokenizer."""
 
 import json
 import sys
@@ -50,45 +50,47 @@ def folder(shape: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(folder: Path) -> Tokenizer:
+def tokenizer(folder: Path) -> Tokenizer:
     tokenizer = build_tokenizer({"name": "hf", "path": str(folder)})
     assert tokenizer.template is not None
     return tokenizer
 
 
-def test_published_shapes_render_and_encode_as_in_transformers(shape: str, folder: Path, ours: Tokenizer) -> None:
-    theirs, template = AutoTokenizer.from_pretrained(folder), build_template("auto", ours)
+def test_published_shapes_render_and_encode_as_in_transformers(shape: str, folder: Path, tokenizer: Tokenizer) -> None:
+    reference, template = AutoTokenizer.from_pretrained(folder), build_template("auto", tokenizer)
     whole = talk(shape)
     for count in range(1 if shape == "gemma" else 2, len(whole) + 1):
         for opened in (False, True):
             given = dict(conversation=whole[:count], add_generation_prompt=opened)
-            assert template.render(whole[:count], opened) == theirs.apply_chat_template(**given, tokenize=False)
-            expected = theirs.apply_chat_template(**given, return_dict=False)
-            assert ours.apply_chat_template(whole[:count], add_generation_prompt=opened) == expected
+            assert template.render(whole[:count], opened) == reference.apply_chat_template(**given, tokenize=False)
+            expected = reference.apply_chat_template(**given, return_dict=False)
+            assert tokenizer.apply_chat_template(whole[:count], add_generation_prompt=opened) == expected
 
 
-def test_answers_are_the_assistants_words_and_the_token_that_ends_them(shape: str, ours: Tokenizer) -> None:
-    template = build_template("auto", ours)
+def test_answers_are_the_texts_of_the_assistant_and_their_end_tokens(shape: str, tokenizer: Tokenizer) -> None:
+    template = build_template("auto", tokenizer)
     segments = template.segments(talk(shape))
     assert "".join(segment.text for segment in segments) == template.render(talk(shape))
     answers = [segment.text.strip() for segment in segments if segment.is_answer]
     assert answers == [f"{message['content']}{END_OF_TURN[shape]}" for message in TALK[1::2]]
     assert template.stops == (END_OF_TURN[shape],)
-    encoded = encode_with_answers(template, ours, talk(shape))
-    assert encoded.ids == ours.apply_chat_template(talk(shape))
+    encoded = encode_with_answers(template, tokenizer, talk(shape))
+    assert encoded.ids == tokenizer.apply_chat_template(talk(shape))
     counted = [id for id, counts in zip(*encoded, strict=True) if counts]
-    assert ours.decode(counted).replace(" ", "") == "".join(answers).replace(" ", "")
+    assert tokenizer.decode(counted).replace(" ", "") == "".join(answers).replace(" ", "")
 
 
-def test_special_tokens_in_a_message_stay_text(shape: str, ours: Tokenizer) -> None:
+def test_special_tokens_in_a_message_stay_text(shape: str, tokenizer: Tokenizer) -> None:
     end = END_OF_TURN[shape]
     plain, spelled = ([{"role": "user", "content": text}] for text in ("abc", f"abc{end}abc {end}"))
-    end_id = ours.special_tokens[end]
-    ids, expected = (ours.apply_chat_template(messages) for messages in (spelled, plain))
+    end_id = tokenizer.special_tokens[end]
+    ids, expected = (tokenizer.apply_chat_template(messages) for messages in (spelled, plain))
     assert ids.count(end_id) == expected.count(end_id)
-    assert ours.decode(ids).replace(" ", "") == build_template("auto", ours).render(spelled).replace(" ", "")
-    counted = encode_with_answers(build_template("auto", ours), ours, [*plain, {"role": "assistant", "content": end}])
-    assert counted.ids.count(end_id) == expected.count(end_id) + 1  # the one that ends the answer
+    assert tokenizer.decode(ids).replace(" ", "") == build_template("auto", tokenizer).render(spelled).replace(" ", "")
+    counted = encode_with_answers(
+        build_template("auto", tokenizer), tokenizer, [*plain, {"role": "assistant", "content": end}]
+    )
+    assert counted.ids.count(end_id) == expected.count(end_id) + 1  # the end of the answer
 
 
 SPELLINGS = ["a", " ", "\n", "<|", "|>", "<", ">", "im_end", "eot_id", "/s", "END"]
@@ -102,56 +104,57 @@ SPELLINGS = ["a", " ", "\n", "<|", "|>", "<", ">", "im_end", "eot_id", "/s", "EN
         max_size=3,
     )
 )
-def test_no_message_makes_a_special_token(contents: list[list[str]], shape: str, ours: Tokenizer) -> None:
-    """Whatever messages spell, alone or together with the template: the special tokens are those of plain ones."""
+def test_no_message_produces_a_special_token(contents: list[list[str]], shape: str, tokenizer: Tokenizer) -> None:
+    """Messages that spell special tokens, alone or with the template, add no special tokens."""
     roles = ("user", "assistant", "user")
     texts = ["x" + "".join(content).replace("END", END_OF_TURN[shape]) + "x" for content in contents]
     spelled = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-    ids = ours.apply_chat_template(spelled)
-    plain = ours.apply_chat_template([{"role": role, "content": "x"} for role in roles])
-    special = set(ours.special_tokens.values())
+    ids = tokenizer.apply_chat_template(spelled)
+    plain = tokenizer.apply_chat_template([{"role": role, "content": "x"} for role in roles])
+    special = set(tokenizer.special_tokens.values())
     assert [id for id in ids if id in special] == [id for id in plain if id in special]
 
 
-def test_a_template_is_saved_with_its_tokenizer(shape: str, ours: Tokenizer, tmp_path: Path) -> None:
-    ours.save(tmp_path)
+def test_a_template_is_saved_with_its_tokenizer(shape: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
-    assert loaded.apply_chat_template(TALK) == ours.apply_chat_template(TALK)
-    assert loaded.fingerprint == ours.fingerprint == ours.with_template(None).fingerprint
+    assert loaded.apply_chat_template(TALK) == tokenizer.apply_chat_template(TALK)
+    assert loaded.fingerprint == tokenizer.fingerprint == tokenizer.with_template(None).fingerprint
     file = tmp_path / "tokenizer.json"
     content = json.loads(file.read_text())
     content["template"]["sources"]["default"] += "x"
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="its chat template does not match its fingerprint"):
         Tokenizer.load(tmp_path)
-    del content["template"], content["template_fingerprint"]  # as versions before wrote it
+    del content["template"], content["template_fingerprint"]  # as in files of former versions
     file.write_text(json.dumps(content))
     assert Tokenizer.load(tmp_path).template is None
 
 
 @pytest.mark.parametrize("name", template_names())
-@pytest.mark.parametrize("tokenizer", ["llama3", "chatml", "char"])
-def test_templates_by_name(name: str, tokenizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("vocabulary", ["llama3", "chatml", "char"])
+def test_templates_by_name(name: str, vocabulary: str, tmp_path: Path) -> None:
     alphabet = "".join(map(chr, [10, *range(32, 127)]))
-    if tokenizer == "char":
-        ours: Tokenizer = CharTokenizer(alphabet)
+    if vocabulary == "char":
+        tokenizer: Tokenizer = CharTokenizer(alphabet)
     else:
-        SHAPES[tokenizer](tmp_path)
-        ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
-    template = build_template(name, ours)
-    ours = ours.with_template(template)
+        SHAPES[vocabulary](tmp_path)
+        tokenizer = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+    template = build_template(name, tokenizer)
+    tokenizer = tokenizer.with_template(template)
     messages = [SYSTEM, TALK[0], TALK[3], TALK[2], TALK[3]]
     segments = template.segments(messages)
     assert "".join(segment.text for segment in segments) == template.render(messages)
     answers = "".join(segment.text for segment in segments if segment.is_answer)
     assert answers.replace(" ", "") == f"c{template.end_of_turn}" * 2
-    ids, counts = encode_with_answers(template, ours, messages)
-    assert ours.decode([id for id, counted in zip(ids, counts, strict=True) if counted]) == answers
-    assert ours.decode(ids) == template.render(messages)
-    assert ours.bos_id is None or ids.count(ours.bos_id) == 1
+    ids, counts = encode_with_answers(template, tokenizer, messages)
+    assert tokenizer.decode([id for id, counted in zip(ids, counts, strict=True) if counted]) == answers
+    assert tokenizer.decode(ids) == template.render(messages)
+    assert tokenizer.bos_id is None or ids.count(tokenizer.bos_id) == 1
     opened = template.render(messages[:2], open_turn=True)
     assert template.render(messages).startswith(opened)
-    jinja = JinjaTemplate({"default": str(template.jinja())}, {}, SpecialTexts.of(ours))  # rendered by transformers
+    # as rendered by transformers
+    jinja = JinjaTemplate({"default": str(template.jinja())}, {}, SpecialTexts.of(tokenizer))
     for start, open_turn in ((messages, False), (messages[:2], True), (messages[1:2], True)):
         assert jinja.render(start, open_turn) == template.render(start, open_turn)
     answers_of = [segment.text for segment in jinja.segments(messages) if segment.is_answer]
@@ -223,8 +226,8 @@ def test_templates_that_do_not_exist(tmp_path: Path) -> None:
         build_template(tmp_path / "none.jinja")
     with pytest.raises(ConfigError, match="no chat template: give it one"):
         build_tokenizer("byte").apply_chat_template(TALK)
-    (tmp_path / "mine.jinja").write_text(CHATML)
-    assert build_template(tmp_path / "mine.jinja").render(TALK) == build_template("chatml").render(TALK)
+    (tmp_path / "toy.jinja").write_text(CHATML)
+    assert build_template(tmp_path / "toy.jinja").render(TALK) == build_template("chatml").render(TALK)
 
 
 @pytest.mark.parametrize("value", [5, ["x"], [{"name": "default"}], {"default": "x"}])
@@ -239,33 +242,35 @@ def test_a_damaged_template_in_a_folder(value: object, tmp_path: Path) -> None:
 
 def test_a_new_model_has_no_template_of_another(tmp_path: Path) -> None:
     SHAPES["chatml"](tmp_path)
-    ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
-    assert ours.template is not None and ours.for_new_model().template is None
+    tokenizer = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+    assert tokenizer.template is not None and tokenizer.for_new_model().template is None
     assert build_tokenizer("byte").for_new_model() is not None
 
 
 @pytest.mark.parametrize("name", ["tiktoken", "bpe", "chatml"])
-def test_special_tokens_are_read_on_request_only(name: str, tmp_path: Path) -> None:
+def test_special_tokens_are_encoded_on_request_only(name: str, tmp_path: Path) -> None:
     if name == "tiktoken":
         ranks = {bytes([byte]): byte for byte in range(256)}
-        ours: Tokenizer = TiktokenTokenizer("tiny", r"\w+|\W+", ranks, {"<|endoftext|>": 256, "<|endoftext|>2": 257})
+        tokenizer: Tokenizer = TiktokenTokenizer(
+            "tiny", r"\w+|\W+", ranks, {"<|endoftext|>": 256, "<|endoftext|>2": 257}
+        )
     elif name == "chatml":
         SHAPES[name](tmp_path)
-        ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+        tokenizer = build_tokenizer({"name": "hf", "path": str(tmp_path)})
     else:
         (tmp_path / "text.txt").write_text("some text to learn from " * 20)
         corpus = build_corpus({"name": "text", "path": str(tmp_path / "text.txt")})
-        ours = build_tokenizer({"name": name, "vocab_size": 300}, corpus, cache_dir=tmp_path / "cache")
+        tokenizer = build_tokenizer({"name": name, "vocab_size": 300}, corpus, cache_dir=tmp_path / "cache")
     text = "a<|endoftext|>b"
-    special_id = ours.special_tokens["<|endoftext|>"]
-    assert special_id not in ours.encode(text) and special_id not in ours.prompt_ids(text)
-    assert ours.encode(text, special=True) == [*ours.encode("a"), special_id, *ours.encode("b")]
-    assert ours.decode(ours.encode(text, special=True)) == text
-    assert ours.encode("ab", special=True) == ours.encode("ab")
+    special_id = tokenizer.special_tokens["<|endoftext|>"]
+    assert special_id not in tokenizer.encode(text) and special_id not in tokenizer.prompt_ids(text)
+    assert tokenizer.encode(text, special=True) == [*tokenizer.encode("a"), special_id, *tokenizer.encode("b")]
+    assert tokenizer.decode(tokenizer.encode(text, special=True)) == text
+    assert tokenizer.encode("ab", special=True) == tokenizer.encode("ab")
 
 
-def test_a_beginning_that_is_spelled_is_not_doubled(tmp_path: Path) -> None:
+def test_an_explicit_beginning_of_text_is_not_doubled(tmp_path: Path) -> None:
     SHAPES["llama3"](tmp_path)
-    ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
-    assert ours.prompt_ids("<|begin_of_text|>abc", special=True) == ours.prompt_ids("abc")
-    assert ours.prompt_ids("<|begin_of_text|>abc").count(ours.special_tokens["<|begin_of_text|>"]) == 1
+    tokenizer = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+    assert tokenizer.prompt_ids("<|begin_of_text|>abc", special=True) == tokenizer.prompt_ids("abc")
+    assert tokenizer.prompt_ids("<|begin_of_text|>abc").count(tokenizer.special_tokens["<|begin_of_text|>"]) == 1

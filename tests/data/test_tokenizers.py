@@ -1,4 +1,4 @@
-"""Laws of every tokenizer kind, and what each kind promises besides."""
+"""Laws of every tokenizer, and properties of each kind."""
 
 import argparse
 import base64
@@ -31,12 +31,12 @@ from tests.data.conftest import PLAY
 LEARNED = ("bpe", "wordpiece", "sentencepiece")
 KINDS = ("byte", "char", "gpt2", "hf", *LEARNED)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)  # any Unicode, no surrogates
-LOSSLESS = TEXTS.map(lambda text: text.replace("\u2581", ""))  # which sentencepiece itself uses for the space
+LOSSLESS = TEXTS.map(lambda text: text.replace("\u2581", ""))  # sentencepiece's mark of the space
 
 
 @pytest.fixture(autouse=True)
 def installed(request: pytest.FixtureRequest) -> None:
-    """Skips a kind whose package or files are not on this machine."""
+    """Skip a kind whose package or files are not installed."""
     kind = getattr(request.node, "callspec", None) and request.node.callspec.params.get("kind")
     if kind == "sentencepiece":
         pytest.importorskip("sentencepiece")
@@ -46,7 +46,7 @@ def installed(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tokenizer]:
-    """A tokenizer of each kind, learned from the same short text, made once."""
+    """A tokenizer of each kind, trained once on the same short text."""
     folder = tmp_path_factory.mktemp("tokenizers")
     (folder / "play.txt").write_text(PLAY, encoding="utf-8")
     corpus = build_corpus({"name": "text", "path": str(folder / "play.txt")})
@@ -67,7 +67,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tokenizer]
 
 
 def hugging_face_file(path: Path) -> None:
-    """A tokenizer.json as published ones are: byte-level BPE with a post-processor and an end of text."""
+    """A typical tokenizer.json: byte-level BPE with a post-processor and an end of text."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -85,7 +85,7 @@ def hugging_face_file(path: Path) -> None:
 
 
 def known(kind: str, tokenizer: Tokenizer, text: str) -> str:
-    """The part of a text that a kind can encode: only char has an alphabet."""
+    """The characters of a text that a kind can encode; only char has a fixed alphabet."""
     return "".join(c for c in text if c in PLAY) if kind == "char" else text
 
 
@@ -108,24 +108,20 @@ def test_decoding_gives_back_the_text(kind: str, make: Callable[[str], Tokenizer
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=LOSSLESS)
-def test_a_stream_shows_whole_characters_and_all_of_them(
-    kind: str, make: Callable[[str], Tokenizer], text: str
-) -> None:
+def test_a_stream_yields_all_characters_whole(kind: str, make: Callable[[str], Tokenizer], text: str) -> None:
     tokenizer = make(kind)
     text = known(kind, tokenizer, text).replace("\ufffd", "")
     stream = tokenizer.decode_stream()
     shown = [stream.push(i) for i in tokenizer.encode(text)]
     assert stream.flush() == ""
     assert "".join(shown) == text
-    assert not any("\ufffd" in part for part in shown)
+    assert not any("\ufffd" in chunk for chunk in shown)
 
 
 @pytest.mark.parametrize("kind", ["byte", "gpt2", "bpe", "wordpiece", "hf", "sentencepiece"])
 @given(data=st.data())
-def test_a_stream_of_any_ids_is_what_decode_says(
-    kind: str, make: Callable[[str], Tokenizer], data: st.DataObject
-) -> None:
-    """Ids as an untrained model draws them: mostly bytes that are no UTF-8."""
+def test_a_stream_of_random_ids_equals_decode(kind: str, make: Callable[[str], Tokenizer], data: st.DataObject) -> None:
+    """Ids as sampled from an untrained model: mostly invalid UTF-8."""
     tokenizer = make(kind)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     stream = tokenizer.decode_stream()
@@ -133,7 +129,7 @@ def test_a_stream_of_any_ids_is_what_decode_says(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_travels_as_one_json_file(kind: str, make: Callable[[str], Tokenizer], tmp_path: Path) -> None:
+def test_it_is_saved_as_one_json_file(kind: str, make: Callable[[str], Tokenizer], tmp_path: Path) -> None:
     tokenizer = make(kind)
     tokenizer.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
@@ -169,7 +165,7 @@ def test_the_end_of_text_has_an_id(kind: str, shown: str, make: Callable[[str], 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_beyond_the_vocabulary_are_named(kind: str, make: Callable[[str], Tokenizer]) -> None:
+def test_ids_beyond_the_vocabulary_are_refused(kind: str, make: Callable[[str], Tokenizer]) -> None:
     tokenizer = make(kind)
     for wrong in (tokenizer.vocab_size, -1):
         with pytest.raises(DataError) as caught:
@@ -209,7 +205,7 @@ def test_a_tiktoken_checkpoint_needs_no_network(
     assert Tokenizer.load(tmp_path).encode("Hello world") == [15496, 995]
 
 
-def test_tiktoken_without_network_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiktoken_without_network_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(_: str) -> bytes:
         raise ConnectionError("no route to host")
 
@@ -237,7 +233,7 @@ def test_char_has_the_characters_of_the_text(shakespeare_path: Path) -> None:
     assert tokenizer.encode("hii there") == [46, 47, 47, 1, 58, 46, 43, 56, 43]  # as in Karpathy's lecture
 
 
-def test_char_takes_the_alphabet_of_both_splits(text_corpus: Callable[..., Corpus]) -> None:
+def test_char_has_the_alphabet_of_both_splits(text_corpus: Callable[..., Corpus]) -> None:
     tokenizer = build_tokenizer("char", text_corpus("a" * 95 + "z" * 5))
     assert isinstance(tokenizer, CharTokenizer) and tokenizer.characters == "az"
 
@@ -265,21 +261,21 @@ def test_char_can_have_an_unknown_token(play: Corpus, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-def test_learning_again_gives_the_same(kind: str, text_corpus: Callable[..., Corpus], tmp_path: Path) -> None:
+def test_training_is_deterministic(kind: str, text_corpus: Callable[..., Corpus], tmp_path: Path) -> None:
     source = inspect.getsource(argparse)
     corpus, config = text_corpus(source), {"name": kind, "vocab_size": 800}
     first, second = (build_tokenizer(config, corpus, tmp_path / name) for name in ("one", "two"))
     assert first.fingerprint == second.fingerprint
     assert first.vocab_size == 800
-    assert len(first.encode(source)) < len(source) / 2  # it has learned longer pieces
+    assert len(first.encode(source)) < len(source) / 2  # the merges are used
 
 
-def test_what_was_learned_is_kept(play: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_tokenizer_is_cached(play: Corpus, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_tokenizer("bpe", play)
     kept = list((cache / "tokenizers").iterdir())
     assert len(kept) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(type(first), "build", None)  # would fail if it learned again
+        patched.setattr(type(first), "build", None)  # training again would fail
         assert build_tokenizer("bpe", play).fingerprint == first.fingerprint
     smaller = build_tokenizer({"name": "bpe", "vocab_size": 300}, play)
     assert smaller.vocab_size == 300 and len(list((cache / "tokenizers").iterdir())) == 2
@@ -309,7 +305,7 @@ def test_wrong_settings_get_one_sentence(settings: str | dict[str, object], mess
     assert str(caught.value).startswith(message)
 
 
-def test_sentencepiece_missing_says_what_to_install(play: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sentencepiece_names_the_package(play: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ConfigError) as caught:
         build_tokenizer("sentencepiece", play)
@@ -336,8 +332,8 @@ class TestHuggingFaceFile:
         assert build_tokenizer({"name": "hf", "path": str(tmp_path / "tokenizer.json")}).eos_id is None
 
     @given(text=st.text("ab é🙂日", max_size=12))
-    def test_sentencepiece_style_files_stream_too(self, text: str) -> None:
-        """As Llama 2's: a mark for the space, one put before the text, bytes for unknown characters."""
+    def test_sentencepiece_style_files_can_be_streamed(self, text: str) -> None:
+        """Like Llama 2's: a mark for the space, one prepended to the text, byte fallback for unknown characters."""
         pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab"]
         model = tokenizers.models.BPE(
             {piece: number for number, piece in enumerate(pieces)},
@@ -355,9 +351,9 @@ class TestHuggingFaceFile:
         stream = tokenizer.decode_stream()
         shown = [stream.push(i) for i in ids]
         assert "".join([*shown, stream.flush()]) == tokenizer.decode(ids) == text
-        assert not any("\ufffd" in part for part in shown)
+        assert not any("\ufffd" in chunk for chunk in shown)
 
-    def test_files_that_are_none(self, tmp_path: Path) -> None:
+    def test_invalid_files_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "tokenizer.json"
         for content in (None, "{", "{}", "[1]"):
             if content is not None:
@@ -367,7 +363,7 @@ class TestHuggingFaceFile:
 
 
 class TestDamage:
-    """A tokenizer file in a checkpoint that is not what was saved."""
+    """A damaged tokenizer file of a checkpoint."""
 
     @pytest.fixture
     def file(self, play: Corpus, tmp_path: Path) -> Path:
@@ -405,14 +401,14 @@ class TestDamage:
             loaded = Tokenizer.load(folder)
         except DataError as error:
             assert str(folder) in str(error)
-        else:  # a change of the spacing between values
+        else:  # the flip changed white space between values
             assert loaded.definition() == tokenizer.definition()
 
     def test_another_program(self, file: Path) -> None:
         hugging_face_file(file)
         assert self.refused(file).endswith("use tokenizer=hf tokenizer.path=<that file>")
 
-    def test_a_kind_that_nobody_registered(self, file: Path) -> None:
+    def test_an_unregistered_kind(self, file: Path) -> None:
         content = json.loads(file.read_text())
         for kind in ("os.system", "gpt2x", None, ["byte"]):
             file.write_text(json.dumps({**content, "kind": kind}))
@@ -427,7 +423,7 @@ class TestDamage:
 
 
 def with_gaps(make: Callable[[str], Tokenizer], kind: str) -> Tokenizer:
-    """A tokenizer whose vocabulary has ids inside that stand for nothing, as cl100k_base and some published ones."""
+    """A tokenizer with unused ids inside its vocabulary, like cl100k_base."""
     if kind == "tiktoken":
         ranks = {bytes([byte]): byte for byte in range(256)}
         return TiktokenTokenizer("gaps", r"\S+|\s+", ranks, {END_OF_TEXT: 260})
@@ -440,7 +436,7 @@ def with_gaps(make: Callable[[str], Tokenizer], kind: str) -> Tokenizer:
 
 
 class TestIdsWithoutText:
-    """A model's vocabulary may be wider than its tokenizer's, or the tokenizer's may have gaps."""
+    """The model's vocabulary may be larger than the tokenizer's, or the tokenizer's may have gaps."""
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_ids_past_the_end(self, kind: str, make: Callable[[str], Tokenizer]) -> None:
@@ -464,7 +460,7 @@ class TestIdsWithoutText:
 
     @staticmethod
     def check(tokenizer: Tokenizer, unused: list[int]) -> None:
-        """Ids without text are refused by the strict decode, and left out by the tolerant one and by streams."""
+        """Ids without text are refused by the strict decode, and skipped by the tolerant one and by streams."""
         ids = tokenizer.encode("Speak, é" if tokenizer.name != "char" else "Speak")
         for place in range(len(ids) + 1):
             mixed = [*ids[:place], *unused, *ids[place:]]
@@ -476,10 +472,10 @@ class TestIdsWithoutText:
 
 
 class TestHostileFiles:
-    """Files that make the compiled libraries panic, abort or run for ever are refused with one sentence."""
+    """Files that make the compiled libraries panic, abort or hang are refused with one sentence."""
 
     def changed(self, tmp_path: Path, **parts: object) -> str:
-        """The sentence with which a tokenizer.json is refused, whose top-level keys were changed."""
+        """The message with which a tokenizer.json with changed top-level keys is refused."""
         hugging_face_file(tmp_path / "tokenizer.json")
         content = json.loads((tmp_path / "tokenizer.json").read_text())
         (tmp_path / "tokenizer.json").write_text(json.dumps({**content, **parts}))
@@ -530,7 +526,7 @@ class TestHostileFiles:
 
     def test_panics_are_errors_and_interrupts_are_not(self) -> None:
         class Panic(BaseException):
-            """As pyo3's PanicException, which is no Exception."""
+            """Like pyo3's PanicException, which is not an Exception."""
 
         with pytest.raises(DataError, match=r"it failed \(one line\)"), library_errors("it failed"):
             raise Panic("one line\nanother")
@@ -570,7 +566,7 @@ class TestOpenTokenizer:
         assert open_tokenizer("byte").name == "byte"
 
     @pytest.mark.parametrize("name", ["bpe", "hf", "gtp2", "no/such/path"])
-    def test_what_is_neither(self, name: str) -> None:
+    def test_names_of_neither_are_refused(self, name: str) -> None:
         with pytest.raises(ConfigError, match=rf"no tokenizer '{name}'.* or give the path of a tokenizer.json"):
             open_tokenizer(name)
 
@@ -587,7 +583,7 @@ def test_python_mistakes_get_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("ids", [[1.5], "ab", 3, None, [[1, 2]], [None], torch.tensor([[1, 2]]), torch.tensor([1.0])])
-def test_what_is_no_row_of_ids_is_not_decoded(ids: Any) -> None:
+def test_only_rows_of_ids_are_decoded(ids: Any) -> None:
     for tokenizer in (build_tokenizer("byte"), CharTokenizer.build_vocab("abc")):
         with pytest.raises(DataError, match="decode takes token ids, one list of whole numbers, got"):
             tokenizer.decode(ids)
@@ -595,7 +591,7 @@ def test_what_is_no_row_of_ids_is_not_decoded(ids: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [3, None, ["a"], b"a", 1.5])
-def test_what_is_no_text_is_not_encoded(text: Any) -> None:
+def test_only_text_is_encoded(text: Any) -> None:
     for tokenizer in (build_tokenizer("byte"), CharTokenizer.build_vocab("abc")):
         with pytest.raises(DataError, match="encode takes one text, got"):
             tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""Token files of nanoGPT: read where they are, the same batches as from the text, and no pickle is ever opened."""
+"""Token files of nanoGPT: mapped in place, same batches as from the text, no pickle is loaded."""
 
 import json
 import pickle
@@ -18,7 +18,7 @@ from tests.data.conftest import PLAY
 
 
 class Bomb:
-    """A pickle of it would write a file when it is read."""
+    """Unpickling it would write a file."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return (Path.write_text, (Path("exploded"), "boom"))  # type: ignore[return-value]
@@ -26,7 +26,7 @@ class Bomb:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What nanoGPT's prepare.py of a corpus of characters writes."""
+    """The files written by nanoGPT's prepare.py for a character-level corpus."""
     made = tmp_path / "shakespeare_char"
     made.mkdir()
     characters = sorted(set(PLAY))
@@ -52,7 +52,7 @@ def prepared(folder: Path, **settings: Any) -> PreparedText:
     return data
 
 
-def test_the_batches_are_those_of_the_text(folder: Path, play: Corpus) -> None:
+def test_batches_equal_those_of_the_text(folder: Path, play: Corpus) -> None:
     data, text = prepared(folder), play.prepare(build_tokenizer("char", play))
     assert isinstance(text, PreparedText)
     for order in ("random", "epoch"):
@@ -64,7 +64,7 @@ def test_the_batches_are_those_of_the_text(folder: Path, play: Corpus) -> None:
     assert not Path("exploded").exists()
 
 
-def test_the_files_are_mapped_where_they_are(folder: Path, cache: Path) -> None:
+def test_the_files_are_mapped_in_place(folder: Path, cache: Path) -> None:
     data = prepared(folder)
     assert (data.train.path, data.validation.path) == (folder / "train.bin", folder / "val.bin")
     assert isinstance(data.train.array, np.memmap)
@@ -81,7 +81,7 @@ def test_other_content_is_another_corpus(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [3, 10**6])
-def test_bytes_are_counted_across_characters_of_several_ids(
+def test_bytes_of_characters_with_several_ids_are_counted(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "BLOCK", block)
@@ -147,7 +147,7 @@ def test_a_pickle_is_not_read(folder: Path, tmp_path: Path, monkeypatch: pytest.
     assert not Path("exploded").exists()
 
 
-def test_the_command_that_the_sentence_gives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_in_the_message_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = json.loads((folder / "meta.json").read_text())
     meta = {**written, "itos": {int(number): character for number, character in written["itos"].items()}}
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
@@ -182,14 +182,14 @@ def test_mistakes_get_one_sentence(
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_that_is_not_that_of_the_characters(folder: Path) -> None:
+def test_a_tokenizer_that_does_not_match_the_characters(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"are characters of '.*meta.json': leave out tokenizer=ids"):
         RunConfig(data={"name": "tokens", "path": str(folder)}, tokenizer="ids")
     with pytest.raises(DataError, match="data=tokens has ids and no text"):
         build_tokenizer("char", build_corpus({"name": "tokens", "path": str(folder)}))
 
 
-def test_a_run_trains_and_its_settings_outlive_the_vocabulary(folder: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_need_the_vocabulary_file_later(folder: Path, tmp_path: Path) -> None:
     run = config(folder)
     run.runs, run.trainer.max_steps, run.trainer.sample_tokens = str(tmp_path / "runs"), 2, 4
     run.trainer.device, run.trainer.compile, run.trainer.threads, run.trainer.eval_batches = "cpu", False, 1, 1

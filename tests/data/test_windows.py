@@ -15,7 +15,7 @@ TOKENS = np.arange(300, dtype=np.int32)
 
 
 @given(count=st.integers(2, 60), length=st.integers(1, 12), stride=st.integers(1, 15))
-def test_windows_as_in_the_plain_loop(count: int, length: int, stride: int) -> None:
+def test_windows_equal_those_of_a_plain_loop(count: int, length: int, stride: int) -> None:
     ids = list(range(count))
     expected = [(ids[i : i + length], ids[i + 1 : i + length + 1]) for i in range(0, count - length, stride)]
     if not expected:
@@ -38,7 +38,7 @@ def test_a_text_and_a_tokenizer() -> None:
     assert x.dtype == torch.int64 and len(dataset) == len(text) - 4
 
 
-def test_windows_lie_side_by_side_unless_a_stride_is_given() -> None:
+def test_windows_are_adjacent_without_a_stride() -> None:
     assert [int(x[0]) for x, _ in SlidingWindowDataset(TOKENS, context_length=100)] == [0, 100]
 
 
@@ -58,7 +58,7 @@ def order(**settings: int) -> list[list[int]]:
     return [[int(first) for x, _ in loader for first in x[:, 0]] for _ in range(2)]
 
 
-def test_the_order_follows_the_seed_alone() -> None:
+def test_the_order_depends_on_the_seed_only() -> None:
     torch.manual_seed(1)
     one = order(seed=3)
     torch.manual_seed(2)
@@ -67,12 +67,12 @@ def test_the_order_follows_the_seed_alone() -> None:
     assert one[0] != one[1] and sorted(one[0]) == sorted(one[1]) == list(range(0, 290, 10))
 
 
-def test_workers_change_nothing() -> None:
+def test_workers_do_not_change_the_batches() -> None:
     assert order(seed=3, num_workers=2) == order(seed=3)
 
 
 def test_prepared_tokens_stay_on_disk(play: Corpus) -> None:
-    """Workers that are started afresh get the path and not the tokens."""
+    """Spawned workers receive the path instead of the tokens."""
     split = prepare(play, build_tokenizer("byte")).train
     dataset = SlidingWindowDataset(split, context_length=16)
     first = dataset[0][0]

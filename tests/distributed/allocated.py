@@ -1,4 +1,4 @@
-"""Elements that tensors hold at once, and the start of sharded models."""
+"""Peak number of allocated elements, and the start of sharded models."""
 
 import weakref
 from collections.abc import Callable
@@ -30,7 +30,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 class Allocated(TorchDispatchMode):
-    """Counts the elements of floating-point tensors with storage that are alive, and how many there were at most."""
+    """Counts the elements of live floating-point storages, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class Allocated(TorchDispatchMode):
 
 
 def start(name: str, way: dict[str, Any], saved: str | None) -> tuple[list[str], int, int, int]:
-    """Start a model sharded in some way: a new one, or that of a checkpoint.
+    """Start a sharded model: a new one, or that of a checkpoint.
 
-    Returns the tensors whose values are not those of one process, and numbers of elements: at most at once, of this
-    process's shards, and of the largest tensor.
+    Returns the names of tensors that differ from those of one process, and numbers of elements: the peak, those of
+    the shards of this process, and those of the largest tensor.
     """
     config = GPTConfig(**{**SIZE, **MODELS[name]})
     parallel = build_parallel(decode("parallel", way), ProcessGroup.launched())
@@ -84,7 +84,7 @@ def start(name: str, way: dict[str, Any], saved: str | None) -> tuple[list[str],
 
 
 def starts(ways: list[dict[str, Any]], folder: str) -> dict[str, Any]:
-    """``start`` of all models in all ways, new and from a checkpoint in a folder."""
+    """``start`` of all models with all strategies, new and from a checkpoint in a folder."""
     found = {}
     for name in MODELS:
         directory = f"{folder}/{name}"

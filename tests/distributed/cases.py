@@ -1,4 +1,4 @@
-"""What one process does in a case: the same code in a pair of processes, and in one alone to compare with."""
+"""Functions that a process runs in a test case: in a pair of processes, and in a single one for comparison."""
 
 import math
 import signal
@@ -23,12 +23,12 @@ from modular_gpt.training.forward import Placement
 from modular_gpt.training.metrics import read_metrics
 from modular_gpt.training.trainer import Trainer
 
-Steps = tuple[list[float], list[float], dict[str, Tensor]]  # losses and norms by step, and the weights at the end
+Steps = tuple[list[float], list[float], dict[str, Tensor]]  # losses and gradient norms by step, and the final weights
 
 
 @contextmanager
 def trainer_of(settings: dict[str, Any]) -> Iterator[Trainer]:
-    """The trainer of a run, as this process has it, while the processes of the run are connected."""
+    """Context manager: the trainer of a run in this process, while its processes are connected."""
     config = RunConfig.from_dict(settings)
     corpus = build_corpus(config.data)
     tokenizer = build_tokenizer(config.tokenizer, corpus)
@@ -41,7 +41,7 @@ def trainer_of(settings: dict[str, Any]) -> Iterator[Trainer]:
 
 
 def steps(settings: dict[str, Any], count: int, change: Any = None, averaged: bool = False) -> Steps:
-    """Train for some steps; ``change(trainer)`` may do something to the trainer before."""
+    """Train for some steps; ``change(trainer)`` may modify the trainer first."""
     with trainer_of(settings) as trainer:
         if change is not None:
             change(trainer)
@@ -58,7 +58,7 @@ def steps(settings: dict[str, Any], count: int, change: Any = None, averaged: bo
 
 
 def refusal(settings: dict[str, Any]) -> str:
-    """What is said to settings that cannot work."""
+    """The message about invalid settings, or "nothing"."""
     try:
         with trainer_of(settings):
             return "nothing"
@@ -67,7 +67,7 @@ def refusal(settings: dict[str, Any]) -> str:
 
 
 def ragged(trainer: Trainer) -> None:
-    """Let only the first tokens of each row count, another number in each."""
+    """Keep only the first targets of each row, a different number in each row."""
     batch = trainer.batches.batch
 
     def cut(step: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +80,7 @@ def ragged(trainer: Trainer) -> None:
 
 
 def poison(trainer: Trainer, place: str, value: float, rank: int, at: set[int]) -> None:
-    """Make a number of one process not finite at some steps: in the loss, in a gradient or in a module's output."""
+    """Inject a non-finite value in one process at some steps: in the loss, a gradient or the output of a module."""
 
     def now() -> bool:
         return trainer.progress.step in at and trainer.parallel.processes.rank == rank
@@ -105,7 +105,7 @@ def poison(trainer: Trainer, place: str, value: float, rank: int, at: set[int]) 
 
 
 def poisoned_steps(settings: dict[str, Any], *poisoning: Any) -> tuple[list[bool], int, str, bool]:
-    """Six steps -> whether each changed the weights, how many were skipped, the cause, and whether all is finite."""
+    """Run six steps; returns whether each changed the weights, the skipped steps, the cause, and if all is finite."""
     with trainer_of(settings) as trainer:
         poison(trainer, *poisoning)
         changed = []
@@ -119,13 +119,13 @@ def poisoned_steps(settings: dict[str, Any], *poisoning: Any) -> tuple[list[bool
 
 
 def everything(trainer: Trainer) -> list[Tensor]:
-    """Copies of what this process holds of weights and optimizer; the optimizer's come last, where there are any."""
+    """Copies of the local weights, followed by the local optimizer state if there is any."""
     held = [*trainer.model.state_dict().values(), *trainer.optimizer.state().values()]
     return [local_tensor(tensor).clone() for tensor in held]
 
 
 def broken_down(settings: dict[str, Any], *poisoning: Any) -> str:
-    """Train until that is given up -> what is said."""
+    """Train until the training gives up; returns its message."""
     with trainer_of(settings) as trainer:
         poison(trainer, *poisoning)
         try:
@@ -140,16 +140,16 @@ def broken_down(settings: dict[str, Any], *poisoning: Any) -> str:
 def whole_run(settings: dict[str, Any], stop: int | None = None) -> tuple[str, dict[int, list[Any]], dict[int, float]]:
     """Train, stopped by a signal in the last process after ``stop`` steps.
 
-    Returns the directory, the rows that this process has read at each step, and the losses that the run has written.
+    Returns the directory, the rows read by this process at each step, and the losses written by the run.
     """
     update, rows = Trainer.update, Parallel.rows
     read: dict[int, list[Any]] = {}
     step = 0
 
     def noted(self: Parallel, batch: Tensor, pieces: int) -> list[Tensor]:
-        mine = rows(self, batch, pieces)
-        read.setdefault(step, torch.cat(mine).tolist())  # the inputs; targets come second
-        return mine
+        local = rows(self, batch, pieces)
+        read.setdefault(step, torch.cat(local).tolist())  # inputs only; targets are in a second call
+        return local
 
     def watched(self: Trainer) -> None:
         nonlocal step
@@ -169,13 +169,14 @@ def whole_run(settings: dict[str, Any], stop: int | None = None) -> tuple[str, d
 
 
 def table_of(settings: dict[str, Any]) -> str:
-    """What a dry run says."""
+    """The table of a dry run."""
     return str(train(RunConfig.from_dict(settings), quiet=True).table)
 
 
 def slow_first_process(settings: dict[str, Any], place: str, folder: str) -> int:
-    """Train while the first process does not end to save, or to sample, before the other waits for it without a
-    timeout -> the steps that were done.
+    """Train while the first process saves, or samples, until the other one waits for it without a timeout.
+
+    Returns the number of steps.
     """
     from unittest.mock import patch
 
@@ -210,7 +211,7 @@ def slow_first_process(settings: dict[str, Any], place: str, folder: str) -> int
 
 
 def failing_shards(settings: dict[str, Any], fails: int) -> tuple[list[int], list[str]]:
-    """Train while the last process cannot write its shards of one save -> the steps saved, and what was logged."""
+    """Train while the last process cannot write its shards of one save; returns the saved steps and the log."""
     import logging
     from unittest.mock import patch
 

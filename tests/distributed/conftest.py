@@ -1,4 +1,4 @@
-"""One pair of processes, and one world of four, for all tests that a worker runs."""
+"""One pair of processes, and one group of four, for all tests of a worker."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.distributed.pair import Pair
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Token files of all cases."""
+    """Cache of the token files of all cases."""
     return tmp_path_factory.getbasetemp() / "cache"
 
 
@@ -30,7 +30,7 @@ def pair(cache: Path) -> Iterator[Pair]:
 
 @pytest.fixture(scope="session")
 def four(cache: Path) -> Iterator[Pair]:
-    """Four processes instead of two."""
+    """A group of four processes."""
     world = Pair(cache, 4)
     yield world
     world.end()
@@ -38,5 +38,5 @@ def four(cache: Path) -> Iterator[Pair]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a test's text and runs are."""
+    """Folder of the text and the runs of a test."""
     return tmp_path

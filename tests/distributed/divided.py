@@ -1,4 +1,4 @@
-"""Models divided among processes, and whole ones: losses, gradients and logits of both, many models in one call."""
+"""Tensor-parallel and unsharded models: losses, gradients and logits of both, many models per call."""
 
 from typing import Any
 
@@ -43,10 +43,10 @@ Outcome = dict[str, Tensor]  # losses, gradients and logits by name
 
 
 def outcome(name: str, terms: LossConfig, way: Any = None) -> Outcome:
-    """What a model of ``MODELS`` computes of a ragged batch, whole or divided in some way."""
+    """Outputs and gradients of a model of ``MODELS`` on a ragged batch, unsharded or tensor-parallel."""
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(**{**SIZE, **MODELS[name]})).train()
-    for parameter in model.parameters():  # norms and biases that count
+    for parameter in model.parameters():  # norms and biases away from their neutral values
         parameter.data.add_(torch.randn(parameter.shape) * 0.1 if parameter.ndim == 1 else 0.0)
     parallel = None if way is None else build_parallel(decode("parallel", way), ProcessGroup.launched())
     if parallel is not None:
@@ -67,12 +67,12 @@ def outcome(name: str, terms: LossConfig, way: Any = None) -> Outcome:
 
 
 def outcomes(name: str, way: Any = None) -> list[Outcome]:
-    """With all terms of the loss; of one model with the plain loss, too."""
+    """Outcomes with all terms of the loss, and for one model also with the plain loss."""
     return [outcome(name, terms, way) for terms in ([LossConfig(), TERMS] if name == "an untied head" else [TERMS])]
 
 
 def differences(ways: dict[str, Any], models: list[str]) -> dict[str, float]:
-    """The largest difference between each model divided in each way and the whole one."""
+    """The largest difference between each sharded and unsharded model, by strategy."""
     found = {}
     for name in models:
         expected = outcomes(name)
@@ -85,7 +85,7 @@ def differences(ways: dict[str, Any], models: list[str]) -> dict[str, float]:
 
 
 def held() -> tuple[int, int]:
-    """The number of elements of the tensors that this process holds of a divided model, and of the whole one."""
+    """Number of elements per tensor in this process: of a tensor-parallel model, and of the unsharded one."""
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(**{**SIZE, "ffn": {"name": "moe", "n_experts": 8}, "attention": "mla"}))
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -98,7 +98,7 @@ def held() -> tuple[int, int]:
 
 
 def message_outside() -> str:
-    """What is said to an id outside of a divided vocabulary."""
+    """The message about an id outside of a sharded vocabulary."""
     processes = ProcessGroup.launched()
     model = build_parallel("tensor", processes).shard_model(GPTModel(**SIZE), torch.device("cpu"), "float32")
     try:

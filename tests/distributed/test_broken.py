@@ -1,4 +1,4 @@
-"""A number that is not finite, in one process of two: both leave that update out, and say the same."""
+"""A non-finite value in one of two processes: both skip the update with the same message."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ def plain(folder: Path, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("place", CAUSES)
-def test_both_leave_the_update_out(place: str, value: float, rank: int, name: str, pair: Pair, folder: Path) -> None:
+def test_both_skip_the_update(place: str, value: float, rank: int, name: str, pair: Pair, folder: Path) -> None:
     first, second = pair(poisoned_steps, plain(folder, name), place, value, rank, {2, 4})
     assert first == second
     changed, skipped, cause, finite = first

@@ -1,4 +1,4 @@
-"""Models divided by heads, experts and token ids among 2 and 4 processes compute what whole ones do."""
+"""Models sharded by heads, experts and token ids among 2 and 4 processes equal unsharded ones."""
 
 from pathlib import Path
 
@@ -18,8 +18,10 @@ WAYS = {"pair": {"tensor": {"name": "tensor"}}, "four": {"tensor": {"name": "ten
 
 
 @pytest.mark.parametrize("world", WAYS)
-def test_losses_gradients_and_logits_are_those_of_whole_models(world: str, request: pytest.FixtureRequest) -> None:
-    """65 token ids, which neither 2 nor 4 divide; every term of the loss, in chunks; ignored targets."""
+def test_losses_gradients_and_logits_equal_those_of_unsharded_models(
+    world: str, request: pytest.FixtureRequest
+) -> None:
+    """65 token ids, not divisible by 2 or 4; every term of the loss, in chunks; ignored targets."""
     processes: Pair = request.getfixturevalue(world)
     models = (
         list(MODELS) if world == "pair" else ["an untied head", "rotated and compressed latents", "a shared expert"]
@@ -32,10 +34,10 @@ def test_losses_gradients_and_logits_are_those_of_whole_models(world: str, reque
 EXPERTS = {"attention": "mla", "ffn": {"name": "moe", "n_experts": 4, "balance": "bias"}, "n_heads": 2, "n_layers": 1}
 
 
-def test_training_in_two_dimensions_goes_on_in_others(pair: Pair, four: Pair, folder: Path) -> None:
-    """Four processes that divide rows, weights and tokens' computation; then one; then two that divide the latter.
+def test_training_in_two_dimensions_resumes_in_other_layouts(pair: Pair, four: Pair, folder: Path) -> None:
+    """Four processes with sharded rows, weights and tensor parallelism; then one; then two with tensor parallelism.
 
-    All of them write checkpoints in the background, the four each its shards.
+    All write checkpoints in the background; each of the four writes its shards.
     """
     same = {"max_steps": 9, "log_interval": 1, "eval_interval": 3, "sample_tokens": 4, "gradient_accumulation": 2}
     made = {**same, "optim": "adafactor"}
@@ -51,17 +53,17 @@ def test_training_in_two_dimensions_goes_on_in_others(pair: Pair, four: Pair, fo
 
 
 def test_processes_that_do_not_divide_into_groups_are_refused(four: Pair, folder: Path) -> None:
-    said = four(refusal, config(folder, parallel={"name": "fsdp", "tensor": 3}).to_dict())
-    assert said[0] == "parallel.tensor=3 does not divide 4 processes into groups; change one"
+    messages = four(refusal, config(folder, parallel={"name": "fsdp", "tensor": 3}).to_dict())
+    assert messages[0] == "parallel.tensor=3 does not divide 4 processes into groups; change one"
 
 
-def test_each_process_holds_its_share(pair: Pair) -> None:
-    """But for norms, the router and the latents, a half."""
+def test_each_process_holds_its_shards(pair: Pair) -> None:
+    """Half of every tensor except norms, the router and the latents."""
     for local, whole in pair(held):
         assert whole / 2 < local < 0.55 * whole
 
 
-def test_ids_outside_the_vocabulary_are_named(pair: Pair) -> None:
+def test_ids_outside_the_vocabulary_are_refused(pair: Pair) -> None:
     assert pair(message_outside) == ["ids contain 65, but the model's ids run from 0 to 64; encode the text with the"
                                      " tokenizer that the model was trained with"] * 2  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A run goes on in another number of processes, or in another way: the same batches, the same losses."""
+"""A run resumes with another number of processes or another strategy: equal batches and losses."""
 
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,17 @@ WAYS = [
     ["ddp", "fsdp", "ddp"],
     ["fsdp", "none", "fsdp"],
     ["none", "fsdp"],
-    ["pieces", "none", "pieces"],
-    ["pieces", "ddp", "fsdp"],
+    ["shards", "none", "shards"],
+    ["shards", "ddp", "fsdp"],
 ]
 
 
-PIECES = {"name": "fsdp", "sharded_checkpoints": True}
+SHARDS = {"name": "fsdp", "sharded_checkpoints": True}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, list[Any]], dict[int, float]]:
-    """Batches and losses, by step, of the run in one process without a stop."""
+    """Batches and losses by step of an uninterrupted run in one process."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODULAR_GPT_CACHE", str(cache))
@@ -51,7 +51,7 @@ def test_elastic_resume(
     batches, losses = undisturbed
     directory = None
     for number, name in enumerate(ways, 1):
-        now = {**settings, "parallel": PIECES if name == "pieces" else name, "resume": directory}
+        now = {**settings, "parallel": SHARDS if name == "shards" else name, "resume": directory}
         stop = 12 // len(ways) * number if number < len(ways) else None
         answers = [whole_run(now, stop)] if name == "none" else pair(whole_run, now, stop)
         directory = answers[0][0]
@@ -60,7 +60,7 @@ def test_elastic_resume(
             rows = [row for answer in answers for row in answer[1][step]]
             assert sorted(rows) == sorted(batches[step])
         files = {path.name for path in find_checkpoint(directory, prefer="latest").iterdir()}
-        assert ("model.safetensors" in files) == (name != "pieces") != any("shard-" in file for file in files)
+        assert ("model.safetensors" in files) == (name != "shards") != any("shard-" in file for file in files)
     found = answers[0][2]
     assert found.keys() == losses.keys() == set(range(1, 13))
     assert max(abs(found[step] - losses[step]) for step in losses) < EXACT
@@ -68,16 +68,16 @@ def test_elastic_resume(
 
 @pytest.mark.parametrize("background", [False, True])
 def test_shards_that_one_process_cannot_write(background: bool, pair: Pair, folder: Path) -> None:
-    """Neither process counts that save, also if threads write; training continues, and the next save is tried."""
+    """No process counts that save, also if threads write; training continues with the next save."""
     settings = config(folder, max_steps=9, eval_interval=3, keep=5, sample_tokens=0, async_save=background)
-    (steps, logged), (_, silent) = pair(failing_shards, {**settings.to_dict(), "parallel": PIECES}, 2)
+    (steps, logged), (_, silent) = pair(failing_shards, {**settings.to_dict(), "parallel": SHARDS}, 2)
     assert steps == [3, 9] and not silent
     assert len(logged) == 1 and logged[0].startswith("step 6: cannot save")
     assert logged[0].endswith("the training continues, and the next save is tried")
 
 
 @pytest.mark.parametrize("place", ["save_checkpoint", "sample"])
-def test_a_slow_first_process_is_not_a_lost_one(place: str, pair: Pair, folder: Path) -> None:
-    """While it saves, or samples, the other waits outside of the collectives that ``parallel.timeout`` ends."""
+def test_a_slow_first_process_is_not_taken_for_a_lost_one(place: str, pair: Pair, folder: Path) -> None:
+    """While it saves or samples, the other one waits outside of collectives, which ``parallel.timeout`` ends."""
     settings = config(folder, max_steps=3, eval_interval=2, parallel="ddp", runs=str(folder / "runs")).to_dict()
     assert pair(slow_first_process, settings, place, str(folder)) == [3, 3]

@@ -1,4 +1,4 @@
-"""Two processes train as one does: every component, with accumulation, an odd vocabulary and ragged batches."""
+"""Two processes train like one: every component, with accumulation, an odd vocabulary and ragged batches."""
 
 import json
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from tests.distributed.pair import Pair
 from tests.training.small import ADAMW, MUON, config
 
 EXACT = 5e-6
-STEPS, FEWER = 30, 12  # the schedule of the learning rate ends with step 12
+STEPS, FEWER = 30, 12  # the learning rate schedule ends with step 12
 MANY = ("ddp", "fsdp")
 
 
 def plain(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    """Settings that can be sent to other processes."""
+    """Plain settings, which can be sent to other processes."""
     chosen = {"vocab_size": 259, **(model or {})}
     return config(folder, chosen, **{**ADAMW, "gradient_accumulation": 2, "batch_size": 8, **settings}).to_dict()
 
@@ -40,7 +40,7 @@ def assert_equal(
     averaged: bool = False,
     count: int = FEWER,
 ) -> None:
-    """One process, and two in every way: the same losses and nearly the same weights."""
+    """One process, and two with every strategy: equal losses and nearly equal weights."""
     losses, norms, weights = steps({**settings, "parallel": "none"}, count, change, averaged)
     assert losses[-1] < losses[0] - 0.05
     others = []
@@ -52,11 +52,11 @@ def assert_equal(
         for key, weight in both[0][2].items():
             assert torch.allclose(weight, weights[key], atol=1e-3), f"{name}: {key}"
         others.append(both[0][0])
-    assert all(difference(each, others[0]) < EXACT for each in others)
+    assert all(difference(losses, others[0]) < EXACT for losses in others)
 
 
-# Each component in an otherwise plain model; the default of a slot is in all models of the other slots.
-PARTS = [
+# Each component in a default model; the default of a slot is covered by the models of the other slots.
+COMPONENTS = [
     (slot, name)
     for slot in ("attention", "ffn", "norm", "pos")
     for name in entries(slot)
@@ -64,9 +64,9 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("slot", "name"), PARTS, ids=lambda value: value)
+@pytest.mark.parametrize(("slot", "name"), COMPONENTS, ids=lambda value: value)
 def test_every_component(slot: str, name: str, pair: Pair, folder: Path) -> None:
-    """One block and one micro-batch a step, which take a quarter of the time; other tests have several."""
+    """One block and one micro-batch per step, in a quarter of the time; other tests have several."""
     assert_equal(pair, plain(folder, {slot: name, "n_layers": 1}, gradient_accumulation=1), count=STEPS)
 
 
@@ -82,7 +82,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_other_models(name: str, pair: Pair, folder: Path) -> None:
-    """Experts count tokens over micro-batches; for the others one a step does."""
+    """Experts count tokens over micro-batches; the others need only one per step."""
     count = 2 if "experts" in name else 1
     assert_equal(pair, plain(folder, VARIANTS[name], gradient_accumulation=count))
 
@@ -106,14 +106,14 @@ def test_the_average_of_the_weights(pair: Pair, folder: Path) -> None:
     assert_equal(pair, plain(folder, ema_decay=0.9, gradient_accumulation=1), averaged=True)
 
 
-@pytest.mark.parametrize("pieces", [1, 4])
-def test_accumulation(pieces: int, pair: Pair, folder: Path) -> None:
-    assert_equal(pair, plain(folder, gradient_accumulation=pieces, gradient_clip=0.3))
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_accumulation(accumulation: int, pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, gradient_accumulation=accumulation, gradient_clip=0.3))
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_every_target_counts_the_same_in_ragged_batches(pieces: int, pair: Pair, folder: Path) -> None:
-    assert_equal(pair, plain(folder, gradient_accumulation=pieces), ragged)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_every_target_counts_the_same_in_ragged_batches(accumulation: int, pair: Pair, folder: Path) -> None:
+    assert_equal(pair, plain(folder, gradient_accumulation=accumulation), ragged)
 
 
 def test_a_synthetic_task(pair: Pair, folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_synthetic_task(pair: Pair, folder: Path) -> None:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_records(packing: bool, pair: Pair, folder: Path) -> None:
-    """Whole records in rows, whose numbers of targets differ."""
+    """Rows of whole records with different numbers of targets."""
     rows = [{"prompt": f"{n} + {n} =", "completion": f" {2 * n}"} for n in range(60)]
     (folder / "records.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     data = {"name": "records", "path": str(folder / "records.jsonl"), "packing": packing}
@@ -141,7 +141,7 @@ def test_each_process_has_its_own_dropout(pair: Pair, folder: Path) -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_low_precision_with_sharded_weights(precision: str, mixed: bool, pair: Pair, folder: Path) -> None:
-    """Blocks that gather rounded weights, gradients that a scaler has scaled, and recomputed activations."""
+    """Gathered weights in low precision, scaled gradients, and recomputed activations."""
     ways = [{"name": "fsdp", "mixed_precision": mixed, "reshard": mixed}, "ddp"]
     several = plain(folder, {"ffn": "moe"}, precision=precision, activation_checkpointing=1)
     sharded, data = (pair(steps, {**several, "parallel": way}, 10)[0] for way in ways)
@@ -150,8 +150,8 @@ def test_low_precision_with_sharded_weights(precision: str, mixed: bool, pair: P
 
 
 @pytest.mark.parametrize(("name", "state"), [("ddp", 1), ("fsdp", 2), ("tensor", 1)])
-def test_a_dry_run_says_what_each_process_needs(name: str, state: int, pair: Pair, folder: Path) -> None:
-    """Rows are shared out by ddp and fsdp, weights by fsdp."""
+def test_a_dry_run_estimates_each_process(name: str, state: int, pair: Pair, folder: Path) -> None:
+    """ddp and fsdp shard the rows, fsdp also the weights."""
     settings = {**plain(folder, parallel=name), "dry_run": True}
     tables = [dict(line.split("  ", 1) for line in table.splitlines()[1:]) for table in pair(table_of, settings)]
     alone = dict(line.split("  ", 1) for line in table_of({**settings, "parallel": "none"}).splitlines()[1:])
@@ -161,7 +161,7 @@ def test_a_dry_run_says_what_each_process_needs(name: str, state: int, pair: Pai
 
 
 def number(cell: str) -> float:
-    """KiB, as the small models here need."""
+    """The number of KiB in a cell."""
     count, unit = cell.split()
     assert unit == "KiB"
     return float(count)

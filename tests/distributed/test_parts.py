@@ -1,4 +1,4 @@
-"""Two processes that train a part of a model, in unlike steps, or adapters of it, do as one does."""
+"""Two processes equal one with frozen parameters, separate learning rates, loss terms, or adapters."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from tests.distributed.test_equal import EXACT, assert_equal, difference, plain
 from tests.training.small import config, run
 
 
-def test_frozen_parts_and_rates_of_their_own(pair: Pair, folder: Path) -> None:
+def test_frozen_parameters_and_separate_learning_rates(pair: Pair, folder: Path) -> None:
     optim = {"name": "adamw", "learning_rate_scale": {"blocks.1.*": 0.5}}
     assert_equal(pair, plain(folder, optim=optim, frozen=["blocks.0.*"], ema_decay=0.9), averaged=True)
 
 
-def test_what_is_added_to_the_loss(pair: Pair, folder: Path) -> None:
+def test_additional_loss_terms(pair: Pair, folder: Path) -> None:
     assert_equal(pair, plain(folder, label_smoothing=0.1, z_loss=0.01, activation_checkpointing=2))
 
 

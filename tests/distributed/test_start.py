@@ -1,4 +1,4 @@
-"""A sharded training starts from the values of one process, though no process ever holds the whole model."""
+"""A sharded training starts from the values of one process, and no process ever holds the whole model."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ WAYS = [{"name": "fsdp"}, {"name": "tensor"}]
 
 
 def test_no_process_holds_the_whole_model_at_the_start(pair: Pair, folder: Path) -> None:
-    """Elements allocated at once: the shards, and one whole tensor while it is drawn, with a copy of a shard of it.
+    """Peak elements: the shards, and one full tensor during its initialisation, with a copy of its shard.
 
-    An orthogonal matrix takes the factors of its decomposition, too.
+    An orthogonal matrix also needs the factors of its decomposition.
     """
     for found in pair(starts, WAYS, str(folder)):
         assert len(found) == len(MODELS) * len(WAYS) * 2

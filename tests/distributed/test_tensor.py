@@ -1,4 +1,4 @@
-"""Heads and hidden units divided between two processes: the same losses and weights as in one."""
+"""Heads and hidden units sharded between two processes: losses and weights equal those of one process."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from tests.distributed.cases import ragged, refusal, steps, whole_run
 from tests.distributed.pair import Pair
-from tests.distributed.test_equal import PARTS, VARIANTS, assert_equal, plain
+from tests.distributed.test_equal import COMPONENTS, VARIANTS, assert_equal, plain
 from tests.training.small import ADAMW, MUON, config
 
 
@@ -15,19 +15,19 @@ def assert_divided(pair: Pair, settings: dict[str, Any], change: Any = None) -> 
     assert_equal(pair, settings, change, ways=("tensor",))
 
 
-DIVIDED = [(slot, name) for slot, name in PARTS if slot in ("attention", "ffn") and name != "mqa"]
+DIVIDED = [(slot, name) for slot, name in COMPONENTS if slot in ("attention", "ffn") and name != "mqa"]
 
 
 @pytest.mark.parametrize(("slot", "name"), DIVIDED, ids=lambda value: value)
 def test_every_component(slot: str, name: str, pair: Pair, folder: Path) -> None:
-    """One block and one micro-batch a step, which take a quarter of the time; other tests have several."""
+    """One block and one micro-batch per step, in a quarter of the time; other tests have several."""
     assert_divided(pair, plain(folder, {slot: name, "n_heads": 4, "n_layers": 1}, gradient_accumulation=1))
 
 
 SINKS = {"attention": {"name": "gqa", "sinks": True, "qk_norm": "rmsnorm"}, "pos": "alibi", "n_heads": 4}
 
 
-def test_what_heads_have_of_their_own(pair: Pair, folder: Path) -> None:
+def test_parameters_of_single_heads(pair: Pair, folder: Path) -> None:
     assert_divided(pair, plain(folder, SINKS, ema_decay=0.9))
 
 
@@ -36,7 +36,7 @@ def test_ragged_batches(pair: Pair, folder: Path) -> None:
 
 
 def test_muon(pair: Pair, folder: Path) -> None:
-    """It orthogonalises in bf16, where what rounds differently in the last bit of a gradient differs more."""
+    """It orthogonalises in bf16, which amplifies rounding differences of gradients."""
     settings = plain(folder, **MUON)
     alone, both = steps({**settings, "parallel": "none"}, 10)[0], pair(steps, {**settings, "parallel": "tensor"}, 10)
     assert both[0][0] == both[1][0] == pytest.approx(alone, abs=2e-4)
@@ -59,18 +59,18 @@ def test_muon(pair: Pair, folder: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_divide_is_refused(model: dict[str, Any], sentence: str, pair: Pair, folder: Path) -> None:
+def test_indivisible_sizes_are_refused(model: dict[str, Any], sentence: str, pair: Pair, folder: Path) -> None:
     first, _ = pair(refusal, plain(folder, model, parallel="tensor"))
     assert first.startswith(sentence)
 
 
-def test_a_run_goes_on_in_one_process_and_back(pair: Pair, folder: Path) -> None:
-    """With samples, of which caches are a part, and checkpoints in pieces."""
+def test_a_run_resumes_in_one_process_and_back(pair: Pair, folder: Path) -> None:
+    """With samples, which use caches, and sharded checkpoints."""
     same = {**ADAMW, "max_steps": 12, "log_interval": 1, "eval_interval": 4, "sample_tokens": 4}
     _, _, losses = whole_run(config(folder, runs=str(folder / "whole"), **same).to_dict())
     settings = config(folder, runs=str(folder / "runs"), **same).to_dict()
-    pieces = {"name": "tensor", "sharded_checkpoints": True}
-    directory = pair(whole_run, {**settings, "parallel": pieces}, 4)[0][0]
+    sharded = {"name": "tensor", "sharded_checkpoints": True}
+    directory = pair(whole_run, {**settings, "parallel": sharded}, 4)[0][0]
     whole_run({**settings, "parallel": "none", "resume": directory}, 8)
     _, _, found = pair(whole_run, {**settings, "parallel": "tensor", "resume": directory})[0]
     assert found.keys() == losses.keys()

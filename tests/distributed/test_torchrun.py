@@ -24,7 +24,7 @@ TINY = (
     *("trainer.batch_size=4", "trainer.eval_batches=1", "trainer.sample_tokens=4", "trainer.precision=float32"),
     *("trainer.device=cpu", "trainer.final_evaluation=false", "data=text", "data.path=text.txt"),
 )
-PATIENCE = 300  # seconds, on a machine that is busy
+PATIENCE = 300  # seconds, for a loaded machine
 ENDLESS = (
     "trainer.max_steps=1000000",
     "trainer.eval_interval=1000000",
@@ -34,9 +34,9 @@ ENDLESS = (
 
 
 @contextmanager
-def torchrun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """Two processes of mgpt-train, run in ``folder``; whatever is left of them is killed at the end."""
-    program = folder / "mgpt-train"  # what pip makes of an entry point
+def torchrun(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Two processes of mgpt-train in ``folder``; remaining processes are killed at the end."""
+    program = folder / "mgpt-train"  # the script that pip generates for an entry point
     program.write_text(f'#!/bin/sh\nexec {shlex.join(fresh.command())} -m modular_gpt.cli.train "$@"\n')
     program.chmod(0o755)
     if not (folder / "text.txt").exists():
@@ -54,7 +54,7 @@ def torchrun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     (folder / "pids").mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", fresh.PIDS: str(folder / "pids")}
     process = subprocess.Popen(
-        [*launch, *TINY, *words], cwd=folder, env=environment, text=True,
+        [*launch, *TINY, *arguments], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
@@ -66,7 +66,7 @@ def torchrun(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def when_saved(folder: Path, process: subprocess.Popen[str]) -> Path:
-    """The run's directory, once it has a checkpoint."""
+    """Wait for the first checkpoint of the run; returns its directory."""
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         found = list((folder / "runs").glob("*-*/checkpoints/latest"))
@@ -77,14 +77,14 @@ def when_saved(folder: Path, process: subprocess.Popen[str]) -> Path:
 
 
 def process_of(folder: Path, rank: int) -> int:
-    """The id of the process of this rank, which torchrun started through a program that stands for it."""
+    """The id of the process of this rank, which torchrun started through a script."""
     return int((folder / "pids" / str(rank)).read_text())
 
 
 def kill_between_saves(process: int, directory: Path) -> None:
-    """Kill the first process, for which the other would wait without a timeout if it died while it saves.
+    """Kill the first process outside of a save, during which the other one would wait without a timeout.
 
-    Every tenth step is logged, and every twentieth one is saved after that.
+    Every tenth step is logged, and every twentieth step is saved after it is logged.
     """
     while True:
         os.kill(process, signal.SIGSTOP)
@@ -97,27 +97,27 @@ def kill_between_saves(process: int, directory: Path) -> None:
     os.kill(process, signal.SIGKILL)
 
 
-def test_stopped_in_order_and_gone_on_with(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM to one of two processes stops both at one step; then torchrun again, to the end; then one process."""
+def test_stopped_by_a_signal_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM to one of two processes stops both at the same step; torchrun resumes, and then one process."""
     with torchrun(folder, *ENDLESS) as process:
         directory = when_saved(folder, process)
         os.kill(process_of(folder, 1), signal.SIGTERM)
-        said, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    stopped = re.findall(r"Stopped after step (\d+), which is saved", said)
+    stopped = re.findall(r"Stopped after step (\d+), which is saved", output)
     assert len(stopped) == 1
     step = int(stopped[0])
     assert find_checkpoint(directory, prefer="latest").name == f"step_{step:08}"
-    assert "Traceback" not in said.partition("torch.distributed.elastic")[0].partition("Traceback (most recent")[0]
+    assert "Traceback" not in output.partition("torch.distributed.elastic")[0].partition("Traceback (most recent")[0]
 
     last = step + 4
     with torchrun(folder, f"resume={directory}", f"trainer.max_steps={last}") as process:
-        said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, said
-    assert said.count("Next: mgpt-generate") == 1
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert output.count("Next: mgpt-generate") == 1
     assert [path.name for path in (folder / "runs").iterdir() if not path.is_symlink()] == [directory.name]
-    facts = read_json(directory / "run.json")
-    assert (facts["parallel"], facts["processes"]) == ("ddp", 2)
+    info = read_json(directory / "run.json")
+    assert (info["parallel"], info["processes"]) == ("ddp", 2)
     steps = [entry["step"] for entry in read_metrics(directory) if "loss" in entry]
     assert steps == sorted(set(steps))
 
@@ -131,24 +131,24 @@ def test_one_process_killed(folder: Path) -> None:
     with torchrun(folder, *ENDLESS) as process:
         directory = when_saved(folder, process)
         kill_between_saves(process_of(folder, 0), directory)
-        said, _ = process.communicate(timeout=PATIENCE)  # the timeout of a lost connection is longer
+        output, _ = process.communicate(timeout=PATIENCE)  # the timeout of a lost connection is longer
     assert process.returncode != 0
-    assert said.count("error: process 1 of 2 lost another one (") == 1, said
-    assert f"resume={directory.relative_to(folder)}" in said
+    assert output.count("error: process 1 of 2 lost another one (") == 1, output
+    assert f"resume={directory.relative_to(folder)}" in output
     verify(find_checkpoint(directory, prefer="latest"))
 
 
 @pytest.mark.parametrize(
-    ("word", "sentence"),
+    ("argument", "sentence"),
     [
         ("trainer.batch_sizee=4", "no setting 'batch_sizee' of trainer"),
         ("trainer.batch_size=5", "2 processes cannot share micro-batches of 5 rows evenly"),
     ],
 )
-def test_a_mistake_is_told_once(word: str, sentence: str, folder: Path) -> None:
-    with torchrun(folder, word) as process:
-        said, _ = process.communicate(timeout=PATIENCE)
+def test_a_mistake_is_reported_once(argument: str, sentence: str, folder: Path) -> None:
+    with torchrun(folder, argument) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
-    assert re.findall("^error: .*", said, re.MULTILINE) == [line for line in said.splitlines() if sentence in line]
-    assert said.count(sentence) == 1
+    assert re.findall("^error: .*", output, re.MULTILINE) == [line for line in output.splitlines() if sentence in line]
+    assert output.count(sentence) == 1
     assert not (folder / "runs").exists()

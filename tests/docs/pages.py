@@ -1,7 +1,7 @@
-"""The Markdown pages as data: their code blocks, their links, and a run of the Python on them.
+"""The Markdown pages as data: their code blocks, their links, and the execution of their Python blocks.
 
-A block marked ``python`` runs; the blocks of a page share one namespace, from the top down. A block marked
-``text output`` after it is what it prints. To write the printed text into pages: python -m tests.docs.pages FILE...
+Blocks marked ``python`` are run in order, in one namespace per page. A following block marked ``text output`` is the
+expected output. To write the printed text into pages: python -m tests.docs.pages FILE...
 """
 
 import contextlib
@@ -31,7 +31,7 @@ TOP = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: what follows the ticks, the code, and the line where the code starts."""
+    """A fenced block: its info string, its code, and the first line of the code."""
 
     kind: str
     code: str
@@ -57,30 +57,30 @@ def prose(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """What links into a page can name, by the rule that GitHub makes them with."""
+    """The anchors of a page, by GitHub's rule."""
     titles = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", match["title"]) for match in HEADING.finditer(FENCE.sub("", text)))
     return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
 
 
 def run(page: Path) -> list[tuple[Block, str]]:
-    """Run the Python blocks of a page in the present directory; returns each with what it printed."""
+    """Run the Python blocks of a page in the working directory; returns each with its output."""
     namespace: dict[str, object] = {"__name__": "__page__"}
     printed = []
-    with torch.enable_grad(), same_parts():  # on leaving, gradients are as they were, whatever the page did
+    with torch.enable_grad(), restored_registry():  # restores the gradient mode afterwards
         for block in blocks(page.read_text()):
             if block.kind == "python":
-                heard = io.StringIO()
-                # blank lines in front, so that a traceback shows the line of the page
+                stdout = io.StringIO()
+                # leading blank lines, so that a traceback shows the line of the page
                 code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
-                with contextlib.redirect_stdout(heard):
+                with contextlib.redirect_stdout(stdout):
                     exec(code, namespace)
-                printed.append((block, heard.getvalue()))
+                printed.append((block, stdout.getvalue()))
     return printed
 
 
 @contextlib.contextmanager
-def same_parts() -> Iterator[None]:
-    """What is registered inside is forgotten afterwards."""
+def restored_registry() -> Iterator[None]:
+    """Context manager: restores the registry afterwards."""
     before = {slot: dict(known) for slot, known in registry._entries.items()}
     try:
         yield
@@ -90,12 +90,12 @@ def same_parts() -> Iterator[None]:
 
 
 def promised(text: str) -> dict[Block, Block]:
-    """Python block -> the block below it with what it prints."""
+    """Python block -> the block below it with its expected output."""
     return {code: output for code, output in pairwise(blocks(text)) if (code.kind, output.kind) == ("python", OUTPUT)}
 
 
 def check(page: Path) -> None:
-    """Run a page; whatever stands below a block as its output is what it prints."""
+    """Run a page and compare each output block with the printed text."""
     expected = promised(page.read_text())
     for block, printed in run(page):
         if block in expected:
@@ -109,7 +109,7 @@ def files(text: str) -> dict[str, str]:
 
 
 def rewrite(page: Path) -> None:
-    """Put what the Python blocks really print into the output blocks below them."""
+    """Write the printed text of the Python blocks into the output blocks below them."""
     text = page.read_text()
     expected = promised(text)
     printed = {expected[block].line: output for block, output in run(page) if block in expected}
@@ -130,7 +130,7 @@ def lay_out(text: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:  # a process for each, so that what one page registers is unknown to the next
+    if len(sys.argv) > 2:  # a separate process per page, so that no page sees components of another
         for name in sys.argv[1:]:
             subprocess.run([sys.executable, "-m", "tests.docs.pages", name], check=True)
     else:

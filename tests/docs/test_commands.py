@@ -1,4 +1,4 @@
-"""Every mgpt-train and mgpt-generate that a page prints is one that the commands understand."""
+"""Every mgpt-train and mgpt-generate command on a page is valid."""
 
 import re
 import shlex
@@ -19,11 +19,11 @@ PROGRAMS = {
     "mgpt-inspect": inspect.main,
 }
 COMMAND = re.compile(r"^\s*(?P<words>mgpt-\w+\b.*)$", re.MULTILINE)
-OWN = {"add_a_component.md"}  # names options of the reader's own; test_tutorial.py runs its commands
+OWN = {"add_a_component.md"}  # names user-defined components; test_tutorial.py runs its commands
 
 
 def printed() -> list[tuple[str, list[str], str]]:
-    """Pages, words and comment of each command in a shell block."""
+    """Pages, arguments and comment of each command in a shell block."""
     found: dict[tuple[str, str], list[str]] = {}
     for page in pages():
         shells = [block.code for block in blocks(page.read_text()) if block.kind == "bash" and page.name not in OWN]
@@ -34,8 +34,8 @@ def printed() -> list[tuple[str, list[str], str]]:
     return [(" ".join(on), shlex.split(command), comment) for (command, comment), on in found.items()]
 
 
-def to_look_at(words: list[str]) -> Iterator[list[str]]:
-    """The same command, up to where it would start to work; of several runs, each value by itself."""
+def without_running(words: list[str]) -> Iterator[list[str]]:
+    """The command without running it; a sweep gives one command per value."""
     if "--help" in words:
         yield words
         return
@@ -49,11 +49,11 @@ def to_look_at(words: list[str]) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize(("page", "words", "comment"), printed(), ids=lambda value: str(value)[:60])
-def test_a_printed_command_is_understood(
+def test_a_printed_command_is_valid(
     page: str, words: list[str], comment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program, *arguments = words
-    codes = [PROGRAMS[program](each) for each in to_look_at(arguments)]
+    codes = [PROGRAMS[program](command) for command in without_running(arguments)]
     refusal = capsys.readouterr().err.strip()
     if not comment.startswith("error: "):
         assert codes == [0] * len(codes), refusal

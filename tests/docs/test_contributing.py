@@ -1,4 +1,4 @@
-"""The additions shown in CONTRIBUTING.md are made in a copy of the checkout, in the places it names, and work."""
+"""The additions shown in CONTRIBUTING.md work in a copy of the checkout, in the files that it names."""
 
 import ast
 import os
@@ -18,7 +18,7 @@ BLOCKS = {block.kind: block.code for block in blocks(PAGE)}
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the checkout to change."""
+    """A copy of the checkout for changes."""
     for name in ("modular_gpt", "conf", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -41,7 +41,7 @@ def add_row(path: Path, table: str, function: str, row: str) -> None:
 
 
 def python(checkout: Path, *arguments: str) -> str:
-    """What this Python prints with the copy in place of the package; fails with its output."""
+    """Run Python code with the copy of the package; returns its output, and fails if the code fails."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment |= {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     result = fresh.python(*arguments, cwd=checkout, env=environment)
@@ -61,7 +61,7 @@ def test_a_topology_is_a_function_and_a_row(checkout: Path) -> None:
 
 
 def test_a_sampling_filter_is_a_function_and_a_row(checkout: Path) -> None:
-    """Drawing from it, its validation, the refusal by beam search, and its help follow."""
+    """Sampling, validation, the refusal by beam search, and the help text follow."""
     table = checkout / "modular_gpt" / "generation" / "sampling.py"
     add_row(table, "FILTERS", BLOCKS["python filter"], BLOCKS["python filter-row"])
     narrow, negative, beam = python(checkout, "-c", BLOCKS["python filter-use"]).splitlines()
@@ -72,8 +72,8 @@ def test_a_sampling_filter_is_a_function_and_a_row(checkout: Path) -> None:
     assert "top_n_sigma=null" in printed and "standard deviations" in printed
 
 
-def test_every_place_that_it_names_is_there() -> None:
-    """The files and folders of the table; of a file to be written, its folder."""
+def test_every_named_file_exists() -> None:
+    """The files and folders of the table; for a file to be added, its folder."""
     table = PAGE.partition("## Where each thing goes")[2].partition("\n### ")[0]
     rows = "".join(line for line in table.splitlines() if line.startswith("|"))
     named = set(re.findall(r"`([\w.<>/]+/[\w.<>/]*|pyproject\.toml)`", rows))
@@ -97,7 +97,7 @@ KINDS = {  # slot -> folder, and the name of the base class in its base.py
 
 
 def test_a_file_in_its_folder_is_registered(checkout: Path) -> None:
-    """No list names it."""
+    """It is registered without an entry in any list."""
     for folder, base in KINDS.values():
         module = f"modular_gpt.{folder.replace('/', '.')}.base"
         code = f'from {module} import {base}\n\n\nclass New({base}, name="brand_new"):\n    """{NEW}"""\n'

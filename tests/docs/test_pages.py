@@ -1,4 +1,4 @@
-"""Whatever a page says in Python runs and prints what it says; every link inside the repository leads somewhere."""
+"""The Python blocks of all pages run and print the shown output; every link inside the repository is valid."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.docs.pages import LINK, OUTPUT, ROOT, anchors, blocks, check, pages, promised, prose, run
 
-APART = {"add_a_component.md"}  # registers components of its own: test_tutorial.py runs it in other processes
+APART = {"add_a_component.md"}  # registers components: test_tutorial.py runs it in other processes
 
 
 @pytest.fixture(params=pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -23,7 +23,7 @@ def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     check(page)
 
 
-def test_every_output_stands_below_python(page: Path) -> None:
+def test_every_output_follows_a_python_block(page: Path) -> None:
     outputs = [block for block in blocks(page.read_text()) if block.kind == OUTPUT]
     assert outputs == list(promised(page.read_text()).values())
 
@@ -32,7 +32,7 @@ def test_every_block_has_a_language(page: Path) -> None:
     assert all(block.kind for block in blocks(page.read_text()))
 
 
-def test_its_links_lead_somewhere(page: Path) -> None:
+def test_its_links_are_valid(page: Path) -> None:
     text = prose(page.read_text())
     for match in LINK.finditer(text):
         target, _, anchor = match["target"].partition("#")
@@ -51,8 +51,8 @@ def test_the_index_names_every_page() -> None:
     assert {path.name for path in index.parent.glob("*.md") if path != index} <= named
 
 
-def test_a_page_that_is_wrong_is_seen(tmp_path: Path) -> None:
-    """The runner itself: one namespace, what is printed, and where it goes wrong."""
+def test_a_wrong_page_is_reported(tmp_path: Path) -> None:
+    """The runner: one namespace, the printed text, and the location of an error."""
     page = tmp_path / "page.md"
     page.write_text("# A b\n\n```python\nx = 2\n```\n\n```python\nprint(x)\n```\n\n```text output\n3\n```\n")
     assert [(code.line, output.code) for code, output in promised(page.read_text()).items()] == [(8, "3\n")]

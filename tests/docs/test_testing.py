@@ -12,7 +12,7 @@ NUMBERS = [*map(str, range(32)), "24b", "24c"]
 
 
 def check_names(row: str, names: list[str]) -> None:
-    """Each file exists, and defines one of the tests that are named after it."""
+    """Each file exists, and every name matches a test of the files before it."""
     files, folder = [], ROOT
     for name in names:
         if name.endswith(".py"):
@@ -24,7 +24,7 @@ def check_names(row: str, names: list[str]) -> None:
             files.append(path)
     defined = {name for path in files for name in defined_in(path)}
     for name in names:
-        assert name.endswith(".py") or any(fnmatch(each, name) for each in defined), f"{row}: {name}"
+        assert name.endswith(".py") or any(fnmatch(test, name) for test in defined), f"{row}: {name}"
 
 
 def defined_in(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""docs/add_a_component.md, step by step as a reader would: its files, its commands, its laws; then in the package."""
+"""docs/add_a_component.md step by step, as a reader would follow it: files, commands, laws; then inside the package."""
 
 import os
 import shlex
@@ -25,14 +25,14 @@ SUMMARY = "Shared query-key attention: one matrix computes both queries and keys
 
 
 def commands(kind: str) -> str:
-    """The code of the one block of a kind."""
+    """The code of the only block with an info string."""
     (found,) = [block.code for block in blocks(TEXT) if block.kind == kind]
     return found
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reader's own folder, with the files of the page."""
+    """A folder of the reader with the files of the page."""
     folder = tmp_path_factory.mktemp("reader")
     lay_out(TEXT, folder)
     return folder
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What a shell has where the package is installed: its commands, this Python, one thread."""
+    """Shell environment with the package installed: its commands, this Python, one thread."""
     programs = tmp_path_factory.mktemp("bin")
     for name, module in PROGRAMS.items():
         program = programs / name
@@ -48,12 +48,17 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     path = os.pathsep.join([str(programs), kept["PATH"]])
-    own = {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MODULAR_GPT_CACHE": str(programs / "cache")}
-    return {**kept, **own}
+    changes = {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MODULAR_GPT_CACHE": str(programs / "cache"),
+    }
+    return {**kept, **changes}
 
 
 def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
-    """What a script prints; it fails at the first command that does."""
+    """The output of a script, which fails at its first failing command."""
     result = subprocess.run(["bash", "-e", "-c", script], cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result.stdout
@@ -84,7 +89,7 @@ def test_help_lists_it(folder: Path, environment: dict[str, str]) -> None:
     assert PLUGIN not in shell("mgpt-train --help", folder, environment)
 
 
-def test_a_module_that_is_not_there(folder: Path, environment: dict[str, str]) -> None:
+def test_a_missing_module(folder: Path, environment: dict[str, str]) -> None:
     wrong = {**environment, "MODULAR_GPT_PLUGINS": "shared_kq"}
     result = subprocess.run(["mgpt-train", "--help"], cwd=folder, env=wrong, capture_output=True, text=True)
     assert result.returncode == 2
@@ -104,7 +109,7 @@ def test_the_laws_run_on_it(folder: Path, environment: dict[str, str]) -> None:
 
 
 def test_in_the_package(tmp_path: Path, environment: dict[str, str]) -> None:
-    """The same two files in a copy of the checkout: listed and under the laws with no other edit."""
+    """The same two files in a copy of the checkout: listed and tested by the laws without other edits."""
     for name in ("modular_gpt", "conf", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)

@@ -1,4 +1,4 @@
-"""mgpt-eval: figures of a text, of a run's own text, and of tasks; mistakes in one sentence."""
+"""mgpt-eval: metrics of a text, of the text of a run, and of tasks; mistakes in one sentence."""
 
 import json
 import sys
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODULAR_GPT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text.txt").write_bytes(TEXT.encode())
     run = RunConfig(data={"name": "text", "path": str(tmp_path / "text.txt"), "val_fraction": 0.5}).to_dict()
-    save_checkpoint(tmp_path / "ours", small(), build_tokenizer("byte"), meta={"run": run})
+    save_checkpoint(tmp_path / "small", small(), build_tokenizer("byte"), meta={"run": run})
     save_checkpoint(tmp_path / "alone", small(), build_tokenizer("byte"))
     save_checkpoint(tmp_path / "without", small(), None)
     (tmp_path / "large").mkdir()
@@ -38,63 +38,63 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
-    assert evaluate.main(["json=true", *words]) == 0
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert evaluate.main(["json=true", *arguments]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("stride", [None, 5])
 def test_a_text(folder: Path, capsys: pytest.CaptureFixture[str], stride: int | None) -> None:
-    found = run(capsys, "checkpoint=ours", "text=text.txt", *([] if stride is None else [f"stride={stride}"]))["text"]
+    found = run(capsys, "checkpoint=small", "text=text.txt", *([] if stride is None else [f"stride={stride}"]))["text"]
     expected = evaluate_text(small(), build_tokenizer("byte"), TEXT.replace("\r\n", "\n"), stride=stride)
     for name in ("loss", "perplexity", "bits_per_byte", "tokens", "bytes", "context", "stride"):
         assert found[name] == pytest.approx(getattr(expected, name))
-    assert evaluate.main(["checkpoint=ours", "text=text.txt"]) == 0
+    assert evaluate.main(["checkpoint=small", "text=text.txt"]) == 0
     assert "bits per byte" in capsys.readouterr().out
 
 
 def test_the_text_of_the_run_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(capsys, "checkpoint=ours")["text"]
+    found = run(capsys, "checkpoint=small")["text"]
     corpus = build_corpus({"name": "text", "path": "text.txt", "val_fraction": 0.5})
     split = prepare(corpus, build_tokenizer("byte")).validation
     assert found["loss"] == pytest.approx(evaluate_tokens(small(), split.array, split.bytes).loss)
     size = len(TEXT.replace("\r\n", "\n").encode())
     assert 0 < found["tokens"] < size
-    train = run(capsys, "checkpoint=ours", "split=train")["text"]
+    train = run(capsys, "checkpoint=small", "split=train")["text"]
     assert train["tokens"] + found["tokens"] == size
 
 
 def test_several_files_are_one_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a byte order mark, each file once, as a corpus reads them."""
+    """Read as by a corpus: without byte order marks, each file once."""
     (folder / "more.md").write_bytes(b"\xef\xbb\xbfmore\r\n")
     expected = evaluate_text(small(), build_tokenizer("byte"), TEXT.replace("\r\n", "\n") + "more\n")
-    for words in ("text=[text.txt,*.md,./text.txt]", f"text=[{folder}/text.txt,more.md]"):
-        assert run(capsys, "checkpoint=ours", words)["text"]["loss"] == pytest.approx(expected.loss)
+    for argument in ("text=[text.txt,*.md,./text.txt]", f"text=[{folder}/text.txt,more.md]"):
+        assert run(capsys, "checkpoint=small", argument)["text"]["loss"] == pytest.approx(expected.loss)
 
 
-@pytest.mark.parametrize("words", [("path=*.txt",), ("data.path=[text.txt]",)])
-def test_the_files_of_a_corpus(folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> None:
-    found = run(capsys, "checkpoint=alone", "corpus=text", *words)["text"]
+@pytest.mark.parametrize("arguments", [("path=*.txt",), ("data.path=[text.txt]",)])
+def test_the_files_of_a_corpus(folder: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    found = run(capsys, "checkpoint=alone", "corpus=text", *arguments)["text"]
     split = prepare(build_corpus({"name": "text", "path": "text.txt"}), build_tokenizer("byte")).validation
     assert found["loss"] == pytest.approx(evaluate_tokens(small(), split.array, split.bytes).loss)
 
 
-def test_a_tokenizer_of_ones_choice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = run(capsys, "checkpoint=ours", "text=text.txt")
-    for name in ("byte", "alone", "ours/tokenizer.json"):
-        assert run(capsys, "checkpoint=without", "text=text.txt", f"tokenizer={name}") == own
+def test_a_given_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = run(capsys, "checkpoint=small", "text=text.txt")
+    for name in ("byte", "alone", "small/tokenizer.json"):
+        assert run(capsys, "checkpoint=without", "text=text.txt", f"tokenizer={name}") == expected
         assert generate.main(["checkpoint=without", f"tokenizer={name}", "prompt=a", "max_new_tokens=2"]) == 0
         assert capsys.readouterr().out.startswith("a")
     assert evaluate.main(["checkpoint=without", "text=text.txt"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["checkpoint=alone"], "give text=<file> or corpus=<name>"),
         (["checkpoint=none", "text=text.txt"], "there is no checkpoint"),
         (["text=none.txt"], "there is no file 'none.txt' (seen from"),
-        (["text=ours/model.safetensors"], "so it is no text"),
+        (["text=small/model.safetensors"], "so it is no text"),
         (["text=text.txt", "corpus=python_stdlib"], "exclude each other"),
         (["corpus=shakspeare"], "did you mean 'shakespeare'"),
         (["text=text.txt", "stride=17"], "stride must be from 1 to the context of 16"),
@@ -110,18 +110,18 @@ def test_a_tokenizer_of_ones_choice(folder: Path, capsys: pytest.CaptureFixture[
     ],
 )
 def test_mistakes_are_one_sentence(
-    folder: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.main(["checkpoint=ours", *words]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.count("\n") == 1
+    assert evaluate.main(["checkpoint=small", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1
 
 
 def test_tasks_without_the_extra(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert evaluate.main(["checkpoint=ours", "tasks=piqa"]) == 2
+    assert evaluate.main(["checkpoint=small", "tasks=piqa"]) == 2
     assert "pip install 'modular-gpt[eval]'" in capsys.readouterr().err
 
 
@@ -134,7 +134,7 @@ def test_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         "test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
         "metric_list: [{metric: bits_per_byte}]\n"
     )
-    found = run(capsys, "checkpoint=ours", "tasks=reading.yaml")
+    found = run(capsys, "checkpoint=small", "tasks=reading.yaml")
     assert found["reading"]["bits_per_byte,none"] > 1
-    assert evaluate.main(["checkpoint=ours", "tasks=readin", "include=."]) == 2
+    assert evaluate.main(["checkpoint=small", "tasks=readin", "include=."]) == 2
     assert "did you mean reading" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on our models: a task from a local file, and the same numbers as its own model class gives."""
+"""lm-evaluation-harness on models of this package: local tasks, and results equal to those of its HF model class."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "questions.jsonl"
     keys = ("question", "choices", "answer")
-    data.write_text("\n".join(json.dumps(dict(zip(keys, each, strict=True))) for each in QUESTIONS))
+    data.write_text("\n".join(json.dumps(dict(zip(keys, question, strict=True))) for question in QUESTIONS))
 
     def write(name: str, rest: str) -> str:
         path = tmp_path / f"{name}.yaml"
@@ -81,10 +81,10 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def log_probability(model: GPTModel, context: str, text: str) -> tuple[float, bool]:
-    """Token by token, of bytes."""
+    """Log-probability and greediness of a text, one byte-level token at a time."""
     ids, total, greedy = list((context + text).encode()), 0.0, True
     for at in range(len(context.encode()), len(ids)):
-        # all that is read at once: the last CONTEXT of what stands before the last token
+        # the model reads at most the last CONTEXT tokens before the last one
         first = max(0, len(ids) - 1 - CONTEXT)
         with torch.no_grad():
             logits = model(torch.tensor([ids[first:at]]))[0, -1]
@@ -93,8 +93,8 @@ def log_probability(model: GPTModel, context: str, text: str) -> tuple[float, bo
     return total, greedy
 
 
-def ask(kind: str, *arguments: Any) -> Instance:
-    return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+def ask(request_type: str, *arguments: Any) -> Instance:
+    return Instance(request_type=request_type, doc={}, arguments=arguments, idx=0)
 
 
 def test_log_probabilities_equal_a_naive_twin(tokenizer: Tokenizer) -> None:
@@ -105,7 +105,7 @@ def test_log_probabilities_equal_a_naive_twin(tokenizer: Tokenizer) -> None:
     for pair, (value, greedy) in zip(pairs, found, strict=True):
         expected = log_probability(model, *pair)
         assert value == pytest.approx(expected[0], rel=1e-5) and greedy == expected[1]
-    if len(pairs[-1][1].encode()) == 4:  # what greedy decoding wrote is greedy, where it is valid UTF-8
+    if len(pairs[-1][1].encode()) == 4:  # greedy text is greedy if it is valid UTF-8
         assert found[-1][1]
 
 
@@ -118,13 +118,13 @@ def test_tasks_from_local_files(tokenizer: Tokenizer, task: Any) -> None:
         batch_size=2,
     )
     best = [max(choices, key=lambda c: log_probability(model, text, c)[0]) for text, choices, _ in QUESTIONS]
-    right = sum(choices[answer] == mine for (_, choices, answer), mine in zip(QUESTIONS, best, strict=True))
+    right = sum(choices[answer] == chosen for (_, choices, answer), chosen in zip(QUESTIONS, best, strict=True))
     assert found["small_choice"]["acc,none"] == pytest.approx(right / len(QUESTIONS))
     assert found["small_perplexity"]["bits_per_byte,none"] > 1
     assert found["small_generation"]["exact_match,none"] == 0
 
 
-def test_the_same_numbers_as_the_harness_gives_transformers(tokenizer: Tokenizer) -> None:
+def test_results_equal_those_of_the_harness_for_transformers(tokenizer: Tokenizer) -> None:
     from lm_eval.models.huggingface import HFLM
 
     from modular_gpt.hf import ModularGPTForCausalLM, to_transformers
@@ -132,21 +132,21 @@ def test_the_same_numbers_as_the_harness_gives_transformers(tokenizer: Tokenizer
     model = small()
     wrapped = to_transformers(tokenizer)
     wrapped.add_special_tokens({"eos_token": "\u010a", "pad_token": "\u010a"})  # how byte-level vocabularies write \n
-    theirs = HFLM(ModularGPTForCausalLM.from_gpt(model), tokenizer=wrapped, max_length=CONTEXT, device="cpu")
+    reference = HFLM(ModularGPTForCausalLM.from_gpt(model), tokenizer=wrapped, max_length=CONTEXT, device="cpu")
     ours = HarnessModel(model, tokenizer)
     pairs = [ask("loglikelihood", text, choice) for text, choices, _ in QUESTIONS for choice in choices]
-    for mine, other in zip(ours.loglikelihood(pairs), theirs.loglikelihood(pairs), strict=True):
-        assert mine[0] == pytest.approx(other[0], rel=1e-4) and mine[1] == other[1]
+    for result, other in zip(ours.loglikelihood(pairs), reference.loglikelihood(pairs), strict=True):
+        assert result[0] == pytest.approx(other[0], rel=1e-4) and result[1] == other[1]
     whole = [ask("loglikelihood_rolling", text + choices[0]) for text, choices, _ in QUESTIONS]
-    expected = theirs.loglikelihood_rolling(whole)
+    expected = reference.loglikelihood_rolling(whole)
     assert ours.loglikelihood_rolling(whole) == pytest.approx(expected, rel=1e-4)
-    wishes = [
+    requests = [
         ask("generate_until", text, {"until": ["e"], "max_gen_toks": 6, "do_sample": False}) for text, _, _ in QUESTIONS
     ]
-    assert ours.generate_until(wishes) == theirs.generate_until(wishes)
+    assert ours.generate_until(requests) == reference.generate_until(requests)
 
 
-def test_what_cannot_be_is_refused(tokenizer: Tokenizer, task: Any, tmp_path: Path) -> None:
+def test_invalid_calls_are_refused(tokenizer: Tokenizer, task: Any, tmp_path: Path) -> None:
     model = small()
     with pytest.raises(ConfigError, match="no setting 'num_beams'"):
         HarnessModel(model, tokenizer).generate_until([ask("generate_until", "a", {"num_beams": 3})])
@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused(tokenizer: Tokenizer, task: Any, tmp_path: Pa
 
 
 class WithBos(ByteTokenizer):
-    """Bytes, and an id that begins a text, as Llama's and Gemma's tokenizers have them."""
+    """Bytes and a beginning-of-text id, as in Llama's and Gemma's tokenizers."""
 
     bos_id, eos_id, _end_ids = 1, 2, (3,)
 
@@ -183,7 +183,7 @@ def test_every_context_begins_with_bos() -> None:
     assert model.generate_until([ask("g", context, {"max_gen_toks": 3})])
 
 
-def test_logits_that_are_not_finite_are_named() -> None:
+def test_non_finite_logits_are_named() -> None:
     model = small()
     with torch.no_grad():
         model.blocks[-1].ffn.down.weight[0, 0] = torch.nan

@@ -1,4 +1,4 @@
-"""Records answered by a model: likelihoods against a naive full pass, answers against one prompt at a time."""
+"""Evaluation of records: likelihoods equal a naive full pass, answers equal those of one prompt at a time."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def questions() -> list[Question]:
 
 
 def naive(model: GPTModel, before: list[int], answer: list[int]) -> float:
-    """The log-probability of an answer by one pass over one row, added up token by token."""
+    """Log-probability of an answer by one pass over one row, summed token by token."""
     ids = [*before, *answer][-(CONTEXT + 1) :]
     with torch.no_grad():
         scores = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)
@@ -48,7 +48,7 @@ def text_of(ids: list[int]) -> str:
     return bytes(ids).decode()
 
 
-def test_questions_have_the_text_that_training_reads(questions: list[Question]) -> None:
+def test_questions_have_the_text_of_training(questions: list[Question]) -> None:
     first, empty, choice, good, _, whole, chat = questions
     assert (text_of(first.before), text_of(first.answer)) == ("hello ", "world\n\n")
     assert (text_of(empty.before), text_of(empty.answer)) == ("n", "o prompt\n\n")
@@ -59,14 +59,14 @@ def test_questions_have_the_text_that_training_reads(questions: list[Question]) 
     assert text_of(chat.answer).strip() == "Hi." and text_of(chat.before).count("Hey") == 1
 
 
-def test_too_many_labels_are_no_candidates() -> None:
+def test_too_many_labels_are_not_candidates() -> None:
     records = [Record("label", "a", str(n), "text", label=str(n)) for n in range(MAX_LABELS + 1)]
     asked = ask(RecordEncoder(RecordText(None, None), build_tokenizer("byte")), records)
     assert {question.candidates for question in asked} == {()}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_likelihoods_are_those_of_a_naive_full_pass(
+def test_likelihoods_equal_those_of_a_naive_full_pass(
     batch_size: int, model: GPTModel, questions: list[Question]
 ) -> None:
     found = evaluate_records(model, build_tokenizer("byte"), questions, RecordOptions(batch_size, 0))
@@ -88,8 +88,8 @@ def test_likelihoods_are_those_of_a_naive_full_pass(
     assert found.metrics["accuracy_normalized"] == pytest.approx(sum(by_length) / 3)
 
 
-def test_the_length_of_a_candidate_counts_or_not(model: GPTModel) -> None:
-    """With a model that finds every token equally likely, the shortest candidate wins, and by length none does."""
+def test_likelihoods_with_and_without_length_normalisation(model: GPTModel) -> None:
+    """With a uniform model the shortest candidate wins; normalised by length all candidates tie."""
     even = GPTModel(d_model=16, n_layers=1, n_heads=2, vocab_size=256, context_length=CONTEXT)
     torch.nn.init.zeros_(even.embedding.weight)
     record = Record("choices", "a", "long one", "q", choices=("long one", "b"))
@@ -99,7 +99,9 @@ def test_the_length_of_a_candidate_counts_or_not(model: GPTModel) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
-def test_answers_are_those_of_one_prompt_at_a_time(batch_size: int, model: GPTModel, questions: list[Question]) -> None:
+def test_answers_equal_those_of_one_prompt_at_a_time(
+    batch_size: int, model: GPTModel, questions: list[Question]
+) -> None:
     found = evaluate_records(model, build_tokenizer("byte"), questions, RecordOptions(batch_size, 12))
     for question, prediction in zip(questions, found.predictions, strict=True):
         if not question.asks:
@@ -114,7 +116,7 @@ def test_answers_are_those_of_one_prompt_at_a_time(batch_size: int, model: GPTMo
         assert prediction.scores["exact_match"] == float(text.strip() == question.record.answer)
 
 
-def test_long_answers_are_left_out_and_long_prompts_cut(model: GPTModel) -> None:
+def test_long_answers_are_skipped_and_long_prompts_truncated(model: GPTModel) -> None:
     records = [Record("completion", "a:1", "x" * CONTEXT, "q"), Record("completion", "a:2", "short", "p" * 500)]
     asked = ask(RecordEncoder(RecordText(None, None), build_tokenizer("byte")), records)
     found = evaluate_records(model, build_tokenizer("byte"), asked, RecordOptions(max_new_tokens=4))
@@ -136,13 +138,13 @@ PAIRS = [
 ]
 
 
-def test_exact_match_ignores_white_space_around() -> None:
+def test_exact_match_ignores_surrounding_white_space() -> None:
     assert [exact_match(a, b) for a, b in (("a", " a\n"), ("a b", "a  b"), ("a", "A"))] == [1.0, 0.0, 0.0]
     assert score_answers(["a", "b", "c"], ["a", "x", "c"])["exact_match"] == pytest.approx(2 / 3)
 
 
 def test_rouge_is_the_longest_common_subsequence_of_words() -> None:
-    """Against the definition, written out."""
+    """Compared with the definition."""
     pytest.importorskip("rouge_score", reason="needs the extra metrics")
 
     def lcs(one: list[str], other: list[str]) -> int:
@@ -160,7 +162,7 @@ def test_rouge_is_the_longest_common_subsequence_of_words() -> None:
     assert score_answers(*map(list, zip(*PAIRS, strict=True)))["rouge_l"] == pytest.approx(sum(scores) / len(scores))
 
 
-def test_chrf_and_bleu_are_those_of_sacrebleu() -> None:
+def test_chrf_and_bleu_equal_sacrebleu() -> None:
     sacrebleu = pytest.importorskip("sacrebleu", reason="needs the extra metrics")
     expected, generated = map(list, zip(*PAIRS, strict=True))
     found = score_answers(expected, generated)
@@ -170,7 +172,7 @@ def test_chrf_and_bleu_are_those_of_sacrebleu() -> None:
     assert one["chrf"] == pytest.approx(sacrebleu.metrics.CHRF().sentence_score(PAIRS[0][1], [PAIRS[0][0]]).score)
 
 
-def test_metrics_whose_package_is_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_without_their_package_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert set(score_answers(["a"], ["a"])) == set(score_answer("a", "a")) == {"exact_match"}
     assert [name for name, metric in METRICS.items() if not metric.is_installed] == ["rouge_l", "chrf", "bleu"]

@@ -1,4 +1,4 @@
-"""Every token but the first counts once, from the context that was promised; numbers equal a token-by-token twin."""
+"""Every token except the first counts once, with the documented context; losses equal a token-by-token reference."""
 
 import math
 from typing import Any
@@ -43,10 +43,10 @@ def test_every_token_counts_once(count: int, context: int, data: st.DataObject) 
 
 
 def twin(model: GPTModel, ids: list[int], context: int, stride: int) -> float:
-    """Mean loss, one token and one forward pass at a time; the context of a token follows from its number."""
+    """Reference: mean loss with one forward pass per token; the context of a token follows from its index."""
     losses = []
     for token in range(1, len(ids)):
-        late = max(0, math.ceil((token - context) / stride))  # windows that ended before this token
+        late = max(0, math.ceil((token - context) / stride))  # number of windows that end before this token
         logits = model(torch.tensor([ids[late * stride : token]]))[0, -1]
         losses.append(-logits.double().log_softmax(-1)[ids[token]].item())
     return sum(losses) / len(losses)
@@ -65,25 +65,25 @@ def test_the_loss_equals_a_naive_twin(stride: int, length: int) -> None:
     assert (found.scored, found.tokens, found.bytes) == (length - 1, length, length)
 
 
-def test_bits_per_byte_do_not_depend_on_how_text_is_cut() -> None:
-    """A model that knows nothing needs log2(V) bits for each token, whatever a token is."""
+def test_bits_per_byte_do_not_depend_on_the_tokenizer() -> None:
+    """A uniform model needs log2(V) bits per token, for any tokens."""
     model = small(init_std=1e-9)
     found = evaluate_tokens(model, np.arange(20), size=50)
     assert found.bits_per_byte == pytest.approx(math.log2(256) * 20 / 50, rel=1e-4)
 
 
-def test_as_the_published_strided_loop(tmp_path: Any) -> None:
+def test_the_loss_equals_the_published_strided_loop(tmp_path: Any) -> None:
     """transformers' GPT-2 and its loss over masked labels, as https://huggingface.co/docs/transformers/perplexity."""
     config = GPT2Config(vocab_size=256, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, initializer_range=0.3)
-    theirs = GPT2LMHeadModel(config).eval()
-    theirs.save_pretrained(tmp_path)
+    reference = GPT2LMHeadModel(config).eval()
+    reference.save_pretrained(tmp_path)
     ids, stride, total, before = torch.randint(0, 256, (1, 50)), 3, 0.0, 1
-    for begin in range(0, 50, stride):  # their windows hold the tokens that are predicted, ours those that are read
+    for begin in range(0, 50, stride):  # windows of the targets here, windows of the inputs in the package
         end = min(begin + CONTEXT, 50)
         labels = ids[:, begin:end].clone()
         labels[:, : max(before - begin, 1)] = -100
         with torch.no_grad():
-            total += theirs(ids[:, begin:end], labels=labels).loss.item() * (end - before)
+            total += reference(ids[:, begin:end], labels=labels).loss.item() * (end - before)
         before = end
         if end == 50:
             break
@@ -92,16 +92,16 @@ def test_as_the_published_strided_loop(tmp_path: Any) -> None:
 
 
 def test_more_context_is_used() -> None:
-    """The window is what is read: nothing older changes a prediction."""
+    """Tokens before the window do not change a prediction."""
     model, ids = small(), torch.randint(0, 256, (1, CONTEXT + 1))
     changed = ids.clone()
     changed[0, 0] = (ids[0, 0] + 1) % 256
-    one, other = (log_probabilities(model, each, CONTEXT) for each in (ids, changed))
+    one, other = (log_probabilities(model, tokens, CONTEXT) for tokens in (ids, changed))
     assert not torch.allclose(one[:, -1], other[:, -1])
     torch.testing.assert_close(log_probabilities(model, ids, 3), one[:, -3:])
 
 
-def test_training_mode_is_put_back() -> None:
+def test_training_mode_is_restored() -> None:
     model = small(dropout=0.5).train()
     first = evaluate_tokens(model, np.arange(20), 20)
     assert model.training and first == evaluate_tokens(model, np.arange(20), 20)
@@ -119,20 +119,20 @@ def test_training_mode_is_put_back() -> None:
         (list(range(20)), {"context": 12}, ConfigError, "do not fit pos=learned"),
     ],
 )
-def test_what_cannot_be_is_refused(ids: list[int], more: dict[str, Any], error: type, sentence: str) -> None:
+def test_invalid_calls_are_refused(ids: list[int], more: dict[str, Any], error: type, sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         evaluate_tokens(small(pos="learned"), ids, 10, **more)
 
 
 class WithBos(ByteTokenizer):
-    """Bytes, and an id that begins a text, as Llama's and Gemma's tokenizers have."""
+    """Bytes and a beginning-of-text id, as in Llama's and Gemma's tokenizers."""
 
     bos_id = 1
 
 
 @pytest.mark.parametrize("stride", [3, CONTEXT])
 @torch.no_grad()
-def test_a_text_begins_once_with_its_bos(stride: int) -> None:
+def test_a_text_starts_with_one_bos(stride: int) -> None:
     model, ids = small(), list(TEXT.encode())
     found = evaluate_text(model, WithBos(), TEXT, stride=stride, batch_size=3)
     assert found.loss == pytest.approx(twin(model, [1, *ids], CONTEXT, stride), rel=1e-5)
@@ -148,7 +148,7 @@ def test_progress_counts_every_token() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_named(value: float) -> None:
+def test_non_finite_logits_are_named(value: float) -> None:
     model = small()
     with torch.no_grad():
         model.blocks[-1].ffn.down.weight[0, 0] = value

@@ -1,4 +1,4 @@
-"""Exported programs give what the model gives: prompts, steps, wrapped windows, other batch sizes, read back, ONNX."""
+"""Exported programs equal the model: prompts, steps, wrapped windows, other batch sizes, saved files, ONNX."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from modular_gpt.deploy.export import ExportedModel, export_model, export_onnx
 
 LENGTH, WINDOW = 14, 5
 LOCAL = {"variants": {"local": {"attention": {"window": WINDOW}}}, "cycle": ["local", "base"]}
-# What stands beside some attentions: each other part is exported with one of them.
+# Further components by attention, so that every component is exported with some attention.
 BESIDE: dict[str, dict[str, Any]] = {
     "mha": {"layers": LOCAL, "n_layers": 2, "ffn": "swiglu", "norm": "rmsnorm"},
     "gqa": {"pos": "alibi"},
@@ -28,7 +28,7 @@ OTHERS: list[dict[str, Any]] = [
 
 
 def settings() -> list[dict[str, Any]]:
-    """Every registered attention kind, and other parts."""
+    """Every registered attention, combined with other components."""
     return [*({"attention": name, **BESIDE.get(name, {})} for name in entries("attention")), *OTHERS]
 
 
@@ -38,11 +38,11 @@ def small(**changes: Any) -> GPTModel:
     return GPTModel(GPTConfig(**{**plain, "init_std": 0.3, **changes}))
 
 
-Programs = tuple[torch.nn.Module, torch.nn.Module]  # of a prompt, and of a step
+Programs = tuple[torch.nn.Module, torch.nn.Module]  # (prefill, decoding step)
 
 
 def logits_of(exported: ExportedModel, programs: Programs, ids: Tensor, prefilled: int) -> Tensor:
-    """(B, T - prefilled + 1, V) by the programs: of a prompt at once, then token by token."""
+    """Logits (B, T - prefilled + 1, V) of the programs: the prompt in one pass, then token by token."""
     prefill, step = programs
     if prefilled:
         logits, cache = prefill(ids[:, :prefilled])
@@ -73,7 +73,7 @@ def test_programs_equal_the_model(changes: dict[str, Any]) -> None:
 
 
 def check_cache(exported: ExportedModel, programs: Programs, config: GPTConfig) -> None:
-    """The cache is of our size, and a step leaves the one that it was given as it was."""
+    """The cache has the predicted size, and a step does not modify its input cache."""
     empty = exported.empty_cache(2)
     assert sum(tensor.nbytes for tensor in empty) == config.cache_bytes(2, LENGTH)
     _, cache = programs[1](torch.zeros(2, 1, dtype=torch.long), torch.tensor(0), empty)
@@ -95,11 +95,13 @@ def test_saved_and_read_back(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, model(ids)[:, -1])
 
 
-def test_what_cannot_be_exported_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_be_exported_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"export\.max_length must be above 0"):
         export_model(small(), max_length=0)
     plain = GPTModel.logits
-    monkeypatch.setattr(GPTModel, "logits", lambda self, x: plain(self, x) if x.sum() > 0 else x)  # depends on data
+    monkeypatch.setattr(
+        GPTModel, "logits", lambda self, x: plain(self, x) if x.sum() > 0 else x
+    )  # data-dependent control flow
     with pytest.raises(ConfigError, match="this model cannot be exported"):
         export_model(small())
 

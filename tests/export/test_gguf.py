@@ -47,7 +47,7 @@ def random_model(model_type: str, **changes: Any) -> GPTModel:
 
 
 class File:
-    """What the library reads in a file."""
+    """A GGUF file, as read by the library."""
 
     def __init__(self, path: Path) -> None:
         reader = gguf.GGUFReader(path)
@@ -73,7 +73,7 @@ def tokenizer(corpus: str, name: str, **settings: Any) -> Tokenizer:
 
 
 def halves(tensor: Tensor, heads: int) -> Tensor:
-    """Rows of each head from pairs back to halves."""
+    """Reorder the rows of each head from adjacent pairs to halves."""
     return torch.cat([torch.cat([head[0::2], head[1::2]]) for head in tensor.chunk(heads)])
 
 
@@ -131,7 +131,7 @@ LLAMA3 = {
 }
 
 
-def test_linear_and_yarn_scaling_are_settings(tmp_path: Path) -> None:
+def test_linear_and_yarn_scaling_are_written_as_settings(tmp_path: Path) -> None:
     for model_type, rope in (("llama", LINEAR), ("qwen3", YARN)):
         save_gguf(random_model(model_type, rope_parameters=rope), tmp_path / "model.gguf")
         settings = File(tmp_path / "model.gguf").settings
@@ -146,7 +146,7 @@ def test_linear_and_yarn_scaling_are_settings(tmp_path: Path) -> None:
         )
 
 
-def test_linear_scaling_of_gemma_3_is_that_of_layers_without_window(tmp_path: Path) -> None:
+def test_linear_scaling_of_gemma_3_applies_to_layers_without_window(tmp_path: Path) -> None:
     rope = {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     save_gguf(random_model("gemma3_text", rope_parameters=rope), tmp_path / "model.gguf")
     settings = File(tmp_path / "model.gguf").settings
@@ -167,19 +167,19 @@ def test_llama3_scaling_is_a_table_of_divisors_of_the_frequencies(tmp_path: Path
     assert not [name for name in file.settings if ".rope.scaling." in name]
 
 
-def test_llamas_queries_and_keys_are_those_of_rotated_pairs(tmp_path: Path) -> None:
-    """llama.cpp turns neighbouring dimensions: our model does so too, with the file's weights and the same logits."""
+def test_queries_and_keys_of_llama_are_in_the_order_of_rotated_pairs(tmp_path: Path) -> None:
+    """llama.cpp rotates adjacent pairs; a model with that layout and the file's weights has equal logits."""
     model = random_model("llama", attention_bias=True)
     save_gguf(model, tmp_path / "model.gguf")
     tensors = File(tmp_path / "model.gguf").tensors
     paired = GPTModel({**model.config.to_dict(), "pos": {"name": "rope", "layout": "interleaved"}}).eval()
     weights = model.state_dict()
     for layer in range(2):
-        for ours, theirs in (("query", "attn_q"), ("key", "attn_k")):
+        for name, gguf_name in (("query", "attn_q"), ("key", "attn_k")):
             for end in ("weight", "bias"):
-                found = tensors[f"blk.{layer}.{theirs}.{end}"]
-                assert not torch.equal(found, weights[f"blocks.{layer}.attention.{ours}.{end}"])
-                weights[f"blocks.{layer}.attention.{ours}.{end}"] = found
+                found = tensors[f"blk.{layer}.{gguf_name}.{end}"]
+                assert not torch.equal(found, weights[f"blocks.{layer}.attention.{name}.{end}"])
+                weights[f"blocks.{layer}.attention.{name}.{end}"] = found
     paired.load_state_dict(weights)
     ids = torch.arange(24)[None] % 61
     with torch.no_grad():
@@ -195,14 +195,14 @@ def test_bfloat16_matrices_and_float32_vectors(tmp_path: Path) -> None:
     assert {file.types[name] for name in ("output_norm.weight", "blk.0.ffn_up.bias", "position_embd.weight")} == {"F32"}
 
 
-def test_a_head_of_its_own_is_written_and_a_tied_one_is_not(tmp_path: Path) -> None:
+def test_an_untied_head_is_written_and_a_tied_one_is_not(tmp_path: Path) -> None:
     for tied in (True, False):
         save_gguf(random_model("llama", tie_word_embeddings=tied), tmp_path / "model.gguf")
         assert ("output.weight" in File(tmp_path / "model.gguf").tensors) != tied
 
 
 def test_byte_level_vocabularies(corpus: str, tmp_path: Path) -> None:
-    """Tokens by id, merges by rank, and the end of a text as a control token; rows beyond are unused."""
+    """Tokens by id, merges by rank, and the end of text as a control token; further rows are unused."""
     bpe = tokenizer(corpus, "bpe", vocab_size=280)
     content = bpe.definition()["tokenizer"]["model"]
     save_gguf(random_model("llama", vocab_size=bpe.vocab_size + 3), tmp_path / "model.gguf", bpe)
@@ -248,7 +248,7 @@ def test_other_tokenizers_are_refused(name: str, corpus: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_splits_that_llama_cpp_does_not_know(corpus: str) -> None:
+def test_pre_tokenizers_unknown_to_llama_cpp(corpus: str) -> None:
     from modular_gpt.deploy.gguf_vocabulary import SPLITS, from_library
 
     content = tokenizer(corpus, "bpe", vocab_size=280).definition()["tokenizer"]
@@ -266,7 +266,7 @@ def test_splits_that_llama_cpp_does_not_know(corpus: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "changes", "told"),
+    ("model_type", "changes", "message"),
     [
         ("mixtral", {"sliding_window": 16}, "sliding_window=16 has no place"),
         ("olmoe", {}, "attention.qk_norm="),
@@ -290,8 +290,10 @@ def test_splits_that_llama_cpp_does_not_know(corpus: str) -> None:
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True has no place"),
     ],
 )
-def test_models_that_no_architecture_computes(model_type: str, changes: dict, told: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=told) as caught:
+def test_models_without_an_architecture_are_refused(
+    model_type: str, changes: dict, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
         save_gguf(random_model(model_type, **changes), tmp_path / "model.gguf")
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
@@ -305,13 +307,13 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, path = random_model("qwen3"), tmp_path / "new" / "model.gguf"
     model.save_pretrained(tmp_path / "hf")
-    words = [f"checkpoint={tmp_path / 'hf'}", "to=gguf", f"path={path}"]
-    assert convert.main([*words, "dtype=bf16"]) == 0
+    arguments = [f"checkpoint={tmp_path / 'hf'}", "to=gguf", f"path={path}"]
+    assert convert.main([*arguments, "dtype=bf16"]) == 0
     assert "of the architecture qwen3 without a tokenizer" in capsys.readouterr().out
     file = File(path)
     assert file.settings["tokenizer.ggml.model"] == "none" and file.types["output.weight"] == "BF16"
-    assert convert.main(words) == 2 and "exists already" in capsys.readouterr().err
-    assert convert.main([*words[:2]]) == 2 and "path=<file>" in capsys.readouterr().err
+    assert convert.main(arguments) == 2 and "exists already" in capsys.readouterr().err
+    assert convert.main([*arguments[:2]]) == 2 and "path=<file>" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert convert.main([*words[:2], f"path={tmp_path / 'file' / 'x'}"]) == 2
+    assert convert.main([*arguments[:2], f"path={tmp_path / 'file' / 'x'}"]) == 2
     assert "cannot write" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Random and hostile input at every edge: it works, or a UserError says why. No other exception, hang or gigabyte.
+"""Random and hostile input at every interface works or raises a UserError: no other exception, hang or memory blow-up.
 
-Seeded and in this process, so that each run has the same cases.
+Seeded and in this process, so that all runs have the same cases.
 """
 
 import json
@@ -128,7 +128,7 @@ COUNTS = {
     "test_configs_of_models": 2000,
     "test_overrides_of_trainings": 150,
     "test_settings_of_generation": 300,
-    "test_notes_and_files_of_checkpoints": 200,
+    "test_metadata_and_files_of_checkpoints": 200,
     "test_folders_of_other_programs": 200,
 }
 
@@ -142,7 +142,7 @@ def chances(request: pytest.FixtureRequest) -> Iterator[random.Random]:
 
 
 def answered(action: Callable[[], Any], about: object) -> Any:
-    """What an action returns, or the UserError it raises; its sentence is one short line."""
+    """The result of an action, or the UserError that it raises, whose message must be one short line."""
     try:
         return action()
     except UserError as error:
@@ -162,7 +162,7 @@ def bounded() -> Iterator[None]:
 
 
 def peak() -> int:
-    """The largest number of bytes that this process has had in memory."""
+    """Peak resident memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -189,7 +189,7 @@ def test_configs_of_models(chances: Iterator[random.Random]) -> None:
 
 
 def forward(config: GPTConfig) -> None:
-    """Run a model on four tokens, unless it is large."""
+    """Run a small model on four tokens."""
     with torch.device("meta"):
         small = GPTModel(config).num_parameters().total < 10**6
     if small:
@@ -200,14 +200,14 @@ def test_overrides_of_trainings(chances: Iterator[random.Random]) -> None:
     keys = [key for key in TRAIN.settings() if key not in ("resume", "init_from")]
     groups = list(TRAIN.choices())
     for chance in chances:
-        words = []
+        arguments = []
         for _ in range(chance.choice((1, 2, 3))):
             if chance.random() < 0.3:
                 group = chance.choice(groups)
-                words.append(f"{group}={chance.choice(sorted(options(TRAIN, group, [conf_dir()])))}")
+                arguments.append(f"{group}={chance.choice(sorted(options(TRAIN, group, [conf_dir()])))}")
             else:
-                words.append(f"{chance.choice(('', '', '+', '++'))}{chance.choice(keys)}={chance.choice(WRITTEN)}")
-        answered(lambda words=words: compose(*words), words)
+                arguments.append(f"{chance.choice(('', '', '+', '++'))}{chance.choice(keys)}={chance.choice(WRITTEN)}")
+        answered(lambda arguments=arguments: compose(*arguments), arguments)
 
 
 def test_settings_of_generation(chances: Iterator[random.Random]) -> None:
@@ -216,19 +216,21 @@ def test_settings_of_generation(chances: Iterator[random.Random]) -> None:
     ids = torch.arange(4)[None]
     keys = sorted(GENERATE.settings())
     for chance in chances:
-        words = [f"{chance.choice(keys)}={chance.choice(WRITTEN)}" for _ in range(chance.choice((1, 2, 3)))]
-        words += chance.choice(([], ["strategy=beam"], ["strategy=contrastive"], ["strategy=lookup"], ["greedy=true"]))
-        read = answered(lambda words=words: read_task(words, [conf_dir()]), words)
+        arguments = [f"{chance.choice(keys)}={chance.choice(WRITTEN)}" for _ in range(chance.choice((1, 2, 3)))]
+        arguments += chance.choice(
+            ([], ["strategy=beam"], ["strategy=contrastive"], ["strategy=lookup"], ["greedy=true"])
+        )
+        read = answered(lambda arguments=arguments: read_task(arguments, [conf_dir()]), arguments)
         if isinstance(read, tuple):
             settings = read[1]
             settings.max_new_tokens, settings.compile = min(settings.max_new_tokens, 3), False
             if settings.num_return_sequences * settings.num_beams < 100 and settings.strategy != "speculative":
-                answered(lambda settings=settings: generate(model, ids, settings), words)
+                answered(lambda settings=settings: generate(model, ids, settings), arguments)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny model with notes of a run."""
+    """A checkpoint of a tiny model with the settings of a run."""
     notes = {"run": compose("tokenizer=byte").to_dict(), "progress": {"step": 1}, "training": 1}
     model = GPTModel({**tiny(), "vocab_size": 256})
     return save_checkpoint(tmp_path / "saved", model, build_tokenizer("byte", None), meta=notes)
@@ -261,7 +263,7 @@ def damage(chance: random.Random, path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_notes_and_files_of_checkpoints(chances: Iterator[random.Random], saved: Path, tmp_path: Path) -> None:
+def test_metadata_and_files_of_checkpoints(chances: Iterator[random.Random], saved: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in saved.glob("*.json") if path.name != MANIFEST)
     for chance in chances:
         copy = tmp_path / "copy"

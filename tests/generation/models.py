@@ -1,4 +1,4 @@
-"""Small models for these tests, with weights strong enough that what they say depends on what they read."""
+"""Small models with large weights, so that their output depends on the whole input."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def prompts(batch: int = 2, length: int = 6, vocab_size: int = 13) -> Tensor:
 
 @torch.no_grad()
 def naive_greedy(model: GPTModel, ids: Tensor, count: int) -> Tensor:
-    """The whole text through the model for every token, without a cache."""
+    """Greedy decoding without a cache: a pass over the whole text for every token."""
     for _ in range(count):
         ids = torch.cat([ids, model(ids)[:, -1].argmax(-1, keepdim=True)], dim=1)
     return ids

@@ -1,4 +1,4 @@
-"""Compiled decoding: one graph for all steps, and the same text."""
+"""Compiled decoding: one graph for all steps, and text equal to eager decoding."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from tests.generation.models import ATTENTIONS, PAIRS, naive_greedy, prompts, ti
 
 
 class Graphs:
-    """A backend that counts what it compiles and runs it as it is."""
+    """A torch.compile backend that counts graphs and runs them eagerly."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -39,7 +39,7 @@ def decoded(graphs: Graphs, model: Any, text: TokenBuffer, count: int, **setting
     return text.ids
 
 
-# A position meets an attention in the angles of rope and the bias of ALiBi; the others are added to the embedding.
+# Only rope and ALiBi interact with an attention; the other positions are added to the embedding.
 INSIDE = [(a, p) for a, p in PAIRS if a == "mha" or p in ("rope", "alibi") or (a, p) == ("linear", "none")]
 
 
@@ -60,7 +60,7 @@ def test_one_graph_past_the_context(graphs: Graphs, attention: str, pos: str) ->
     assert graphs.count == 1
 
 
-def test_one_graph_when_the_window_starts_anew(graphs: Graphs) -> None:
+def test_one_graph_when_the_window_is_reset(graphs: Graphs) -> None:
     model, ids = tiny(pos="learned", context_length=8), prompts(2, 3)
     expected = generate(model, ids, 30, greedy=True, overflow="window")
     assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 30), 30, overflow="window"), expected)
@@ -76,7 +76,7 @@ def test_one_graph_for_prompts_of_different_lengths(graphs: Graphs, attention: s
     assert graphs.count == 1
 
 
-def test_mixtures_of_experts_compile_too(graphs: Graphs) -> None:
+def test_mixtures_of_experts_compile(graphs: Graphs) -> None:
     model, ids = tiny(ffn={"name": "moe", "n_experts": 4}), prompts(2)
     assert torch.equal(decoded(graphs, model, TokenBuffer(ids, 20), 20), naive_greedy(model, ids, 20))
     assert graphs.count == 1
@@ -95,7 +95,7 @@ def test_compile_true_from_prompt_to_text() -> None:
     assert torch.equal(generate(model, ids, 15, compile=True, **rules), generate(model, ids, 15, **rules))
 
 
-def test_beams_move_compiled_caches_too(monkeypatch: pytest.MonkeyPatch, graphs: Graphs) -> None:
+def test_beam_search_reorders_compiled_caches(monkeypatch: pytest.MonkeyPatch, graphs: Graphs) -> None:
     from modular_gpt.generation import engine
 
     monkeypatch.setattr(engine, "compiled_step", lambda: compiled_step(graphs))

@@ -1,4 +1,4 @@
-"""What one more token may cost: no copy of the cache, and no waiting of the host for the device."""
+"""Costs of a decoding step: no copy of the cache, and no synchronisation of host and device."""
 
 from collections import Counter
 from typing import Any
@@ -14,7 +14,7 @@ from tests.generation.models import ATTENTIONS, prompts, tiny
 
 
 class Watch(TorchDispatchMode):
-    """Counts calls of operators and the bytes of new storage that they return."""
+    """Counts operator calls and the bytes of new storage that they return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,12 +22,12 @@ class Watch(TorchDispatchMode):
         self.allocated = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {each.untyped_storage().data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         result = func(*args, **(kwargs or {}))
         self.calls[func.overloadpacket.__name__] += 1
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor) and each.untyped_storage().data_ptr() not in given:
-                self.allocated += each.untyped_storage().nbytes()
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.allocated += tensor.untyped_storage().nbytes()
         return result
 
 
@@ -47,7 +47,7 @@ LARGE = {"mla": {"name": "mla", "kv_lora_rank": 64}, "sinks": {"name": "mha", "s
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
 @pytest.mark.parametrize("attention", [*ATTENTIONS, "sinks"])
 def test_a_token_copies_no_cache(attention: str, pos: str, padded: bool) -> None:
-    """What grows with the text is a score per head and a mask, never keys or values."""
+    """Only scores and a mask grow with the text, never copies of keys or values."""
     if (attention, pos) == ("linear", "alibi"):
         pytest.skip("linear attention has no score matrix for alibi")
     settings = LARGE.get(attention) or ATTENTIONS[attention]
@@ -73,34 +73,34 @@ def test_a_token_copies_no_cache(attention: str, pos: str, padded: bool) -> None
         {"logprobs": True},
     ],
 )
-def test_without_stops_the_host_waits_only_to_see_that_logits_are_finite(
+def test_without_stops_the_host_synchronises_only_for_the_check_of_finite_logits(
     settings: dict[str, Any], padded: bool
 ) -> None:
     padding = torch.tensor([2, 0]) if padded else None
     run = Generation(tiny(), prompts(), GenerationConfig(max_new_tokens=30, seed=None, **settings), padding=padding)
-    run._sampler._every = 16  # as on any device but a CPU
+    run._sampler._every = 16  # the value of accelerators
     steps = iter(run)
-    next(steps)  # a seed is drawn on the host
+    next(steps)  # the first step draws a seed on the host
     with Watch() as watch:
         assert sum(1 for _ in steps) == 29
     assert watch.calls["_local_scalar_dense"] == 1
 
 
-def test_stop_tokens_are_looked_at_now_and_then() -> None:
+def test_stop_tokens_are_checked_periodically() -> None:
     run = Generation(tiny(), prompts(), GenerationConfig(max_new_tokens=40, greedy=True, stop_tokens=[12]))
-    run.stops._every = run._sampler._every = 16  # as on any device but a CPU
+    run.stops._every = run._sampler._every = 16  # the value of accelerators
     with Watch() as watch:
         count = sum(1 for _ in run)
     assert watch.calls["_local_scalar_dense"] <= count // 16 + -(-count // 16)  # all stopped, logits finite
 
 
-def test_a_speculative_round_waits_once() -> None:
+def test_a_speculative_round_synchronises_once() -> None:
     from tests.generation.test_speculative import nearly
 
     model = tiny()
     settings = GenerationConfig(max_new_tokens=40, seed=0, strategy="speculative")
     run = Generation(model, prompts(), settings, draft=nearly(model))
-    run._sampler._every = 10**9  # only the first logits are looked at
+    run._sampler._every = 10**9  # only the first logits are checked
     with Watch() as watch:
         run.finish()
     assert watch.calls["_local_scalar_dense"] == run.draft_counts.rounds + 1

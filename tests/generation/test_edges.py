@@ -1,4 +1,4 @@
-"""Numbers at the edge of float32, models that compute NaN, ids that must never come, and values of numpy."""
+"""Values at the limits of float32, models that compute NaN, forbidden ids, and values of numpy."""
 
 import math
 from typing import Any
@@ -83,7 +83,7 @@ def test_a_length_penalty_that_overflows_is_refused(penalty: float) -> None:
 
 @every_strategy
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_logits_that_are_not_finite_are_named_by_every_strategy(strategy: str, value: float) -> None:
+def test_non_finite_logits_are_reported_by_every_strategy(strategy: str, value: float) -> None:
     model = tiny()
     with torch.no_grad():
         model.head.weight[4] = value  # type: ignore[union-attr]
@@ -92,7 +92,7 @@ def test_logits_that_are_not_finite_are_named_by_every_strategy(strategy: str, v
     assert "\n" not in str(caught.value)
 
 
-def test_activations_that_overflow_float16_are_named() -> None:
+def test_activations_that_overflow_float16_are_reported() -> None:
     model = tiny().half()
     with torch.no_grad():
         model.head.weight.mul_(60000)  # type: ignore[union-attr]
@@ -101,10 +101,10 @@ def test_activations_that_overflow_float16_are_named() -> None:
 
 
 @pytest.mark.parametrize(("every", "later"), [(1, 1), (16, 10)])
-def test_logits_are_looked_at_in_the_first_step_and_now_and_then(every: int, later: int) -> None:
+def test_logits_are_checked_in_the_first_step_and_periodically(every: int, later: int) -> None:
     model = tiny()
     run = Generation(model, prompts(), GenerationConfig(max_new_tokens=40, greedy=True))
-    run._sampler._every = every  # 16 on any device but a CPU
+    run._sampler._every = every  # 16 on accelerators
     steps = iter(run)
     for _ in range(7):
         next(steps)
@@ -115,7 +115,7 @@ def test_logits_are_looked_at_in_the_first_step_and_now_and_then(every: int, lat
             next(steps)
 
 
-# ----- ids that must never come --------------------------------------------------------------------------------------
+# ----- forbidden ids -------------------------------------------------------------------------------------------------
 
 
 @every_strategy
@@ -131,7 +131,7 @@ def test_forbidding_every_token_is_refused(strategy: str) -> None:
 
 @every_strategy
 @pytest.mark.parametrize("seed", range(5))
-def test_tokens_that_are_forbidden_never_come(strategy: str, seed: int) -> None:
+def test_forbidden_tokens_are_never_generated(strategy: str, seed: int) -> None:
     allowed = {2, 7}
     never = [token for token in range(13) if token not in allowed]
     for rules in ({"suppress_tokens": never}, {"logit_bias": dict.fromkeys(never, -math.inf)}):
@@ -139,7 +139,7 @@ def test_tokens_that_are_forbidden_never_come(strategy: str, seed: int) -> None:
         assert set(found.flatten().tolist()) <= allowed
 
 
-def test_contrastive_search_takes_no_repeated_ngram() -> None:
+def test_contrastive_search_repeats_no_ngram() -> None:
     left = 13 - prompts(1).unique().numel()
     for seed in range(5):
         text = generate(tiny(seed=seed), prompts(1), left, strategy="contrastive", no_repeat_ngram=1)[0]
@@ -162,7 +162,7 @@ def test_dropout_stays_off_until_the_last_stream_has_ended() -> None:
     assert model.training
 
 
-def test_a_stream_that_fails_gives_the_model_back() -> None:
+def test_a_failed_stream_restores_the_model() -> None:
     model = tiny(dropout=0.5).train()
     with torch.no_grad():
         model.head.weight.fill_(math.nan)  # type: ignore[union-attr]
@@ -172,10 +172,10 @@ def test_a_stream_that_fails_gives_the_model_back() -> None:
         assert model.training
 
 
-# ----- what Python users give ----------------------------------------------------------------------------------------
+# ----- arguments in Python -------------------------------------------------------------------------------------------
 
 
-def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+def test_scalars_of_numpy_and_torch_are_accepted() -> None:
     model, ids = tiny(), prompts()
     plain = generate(model, ids, 6, temperature=0.5, top_k=4, seed=3, stop_tokens=[5], suppress_tokens=[1])
     given = generate(
@@ -217,7 +217,7 @@ def test_prompts_may_be_lists_and_arrays(ids: Any) -> None:
         ([[1, 2]], torch.tensor([0.0]), "padding gives whole numbers of columns"),
     ],
 )
-def test_prompts_that_are_none_get_one_sentence(ids: Any, padding: Any, message: str) -> None:
+def test_invalid_prompts_get_one_sentence(ids: Any, padding: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         generate(tiny(), ids, 3, padding=padding)
 
@@ -249,7 +249,7 @@ def test_former_names_of_settings() -> None:
         ),
     ],
 )
-def test_what_cannot_fit_is_refused_before_it_is_allocated(
+def test_generations_beyond_memory_are_refused_before_allocation(
     settings: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**30)
@@ -259,7 +259,7 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated(
         Generation(tiny(), prompts(1), config, draft=draft)
 
 
-def test_a_batch_that_cannot_fit_and_systems_that_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_beyond_memory_and_systems_of_unknown_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ids, config = prompts(1).expand(10**5, -1), GenerationConfig(max_new_tokens=1)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     with pytest.raises(ConfigError, match=r"^a batch of 100,000 prompts of"):

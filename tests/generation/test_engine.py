@@ -1,4 +1,4 @@
-"""The loop: the same text as a model without a cache, whatever the batch, and runs that reproduce."""
+"""The generation loop: text equals that without a cache, does not depend on the batch, and is reproducible."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
 
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
-def test_greedy_is_what_the_model_says_without_a_cache(attention: str, pos: str) -> None:
+def test_greedy_text_equals_that_without_a_cache(attention: str, pos: str) -> None:
     model, ids = tiny(attention, pos), prompts()
     expected = naive_greedy(model, ids, 20)
     assert expected[:, 6:].unique().numel() > 2, "the model says too little to tell"
@@ -18,7 +18,7 @@ def test_greedy_is_what_the_model_says_without_a_cache(attention: str, pos: str)
 
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
-def test_prompts_of_different_lengths_continue_as_each_alone(attention: str, pos: str) -> None:
+def test_prompts_of_different_lengths_continue_like_single_prompts(attention: str, pos: str) -> None:
     model, lengths = tiny(attention, pos), (1, 9, 4)
     texts = [prompts(1, n)[0].tolist() for n in lengths]
     ids, padding = left_pad(texts)
@@ -30,7 +30,7 @@ def test_prompts_of_different_lengths_continue_as_each_alone(attention: str, pos
 
 
 @pytest.mark.parametrize("strategy", ["sample", "lookup"])
-def test_a_seed_reproduces_whatever_the_neighbours_and_the_global_generator(strategy: str) -> None:
+def test_a_seed_reproduces_in_any_batch_and_global_state(strategy: str) -> None:
     model, ids = tiny(), prompts(3)
     first = generate(model, ids, 20, seed=7, strategy=strategy)
     torch.manual_seed(99)
@@ -43,7 +43,7 @@ def test_a_seed_reproduces_whatever_the_neighbours_and_the_global_generator(stra
         assert not torch.equal(samples[1::2], first)
 
 
-def test_without_a_seed_the_global_generator_decides_and_a_seed_leaves_it_alone() -> None:
+def test_the_global_generator_is_used_without_a_seed_only() -> None:
     model, ids = tiny(), prompts()
     torch.manual_seed(4)
     first, second = generate(model, ids, 20), generate(model, ids, 20)
@@ -62,7 +62,7 @@ def test_rows_of_equal_prompts_differ() -> None:
 
 
 class Counted:
-    """A model that notes the shapes it reads."""
+    """A model that records the shapes of its inputs."""
 
     def __init__(self, model: GPTModel) -> None:
         self.model = model
@@ -82,13 +82,13 @@ def test_a_prompt_is_read_once_for_all_samples() -> None:
     assert model.shapes == [(2, 9), (6, 1), (6, 1), (6, 1), (6, 1)]
 
 
-def test_a_long_prompt_is_read_in_pieces_and_every_token_once() -> None:
+def test_a_long_prompt_is_prefilled_in_chunks() -> None:
     model = Counted(tiny(context_length=8))
     generate(model, prompts(1, 30), 3, greedy=True)  # type: ignore[arg-type]
     assert model.shapes == [(1, 8), (1, 8), (1, 8), (1, 6), (1, 1), (1, 1)]
 
 
-def test_stop_tokens_end_each_row_by_itself() -> None:
+def test_stop_tokens_end_rows_independently() -> None:
     model, ids = tiny(), prompts(4)
     free = generate(model, ids, 30, seed=2)[:, 6:].tolist()
     stop = [3, 5]
@@ -105,7 +105,7 @@ def test_stop_tokens_end_each_row_by_itself() -> None:
         assert row == expected[:end] + [expected[end - 1]] * (longest - end)
 
 
-def test_the_run_ends_when_all_rows_have() -> None:
+def test_the_run_ends_with_its_last_row() -> None:
     run = Generation(tiny(), prompts(2), GenerationConfig(max_new_tokens=500, stop_tokens=list(range(1, 13)), seed=0))
     assert sum(1 for _ in run) < 40
 
@@ -120,7 +120,7 @@ def test_no_new_tokens(strategy: str, samples: int) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["sample", "contrastive", "lookup", "beam"])
-def test_log_probabilities_are_the_models_own(strategy: str) -> None:
+def test_log_probabilities_are_those_of_the_unmodified_logits(strategy: str) -> None:
     model = tiny()
     extra = {} if strategy in ("beam", "contrastive") else {"temperature": 2.0, "top_k": 5, "seed": 1}
     settings = GenerationConfig(max_new_tokens=12, logprobs=True, strategy=strategy, **extra)
@@ -132,7 +132,7 @@ def test_log_probabilities_are_the_models_own(strategy: str) -> None:
         torch.testing.assert_close(torch.tensor(text.logprobs), expected.detach(), atol=1e-4, rtol=0)
 
 
-def test_dropout_is_off_while_generating_and_back_after() -> None:
+def test_dropout_is_off_while_generating_and_restored() -> None:
     model = tiny(dropout=0.5).train()
     first = generate(model, prompts(), 10, greedy=True)
     assert model.training
@@ -144,7 +144,7 @@ def test_dropout_is_off_while_generating_and_back_after() -> None:
     assert model.training
 
 
-def test_a_loop_may_be_left_and_gone_on_with() -> None:
+def test_a_loop_may_be_left_and_finished_later() -> None:
     model, ids = tiny(), prompts()
     whole = generate(model, ids, 20, seed=1)[:, 6:].tolist()
     run = Generation(model, ids, GenerationConfig(max_new_tokens=20, seed=1, logprobs=True))
@@ -156,20 +156,20 @@ def test_a_loop_may_be_left_and_gone_on_with() -> None:
     assert all(len(text.logprobs or ()) == 20 for [text] in texts)
 
 
-def test_no_gradients_and_no_change_of_the_callers_mode() -> None:
+def test_no_gradients_and_no_change_of_the_gradient_mode_of_the_caller() -> None:
     steps = iter(Generation(tiny(), prompts(), GenerationConfig(seed=0)))
     assert not next(steps).tokens.requires_grad
     assert torch.is_grad_enabled(), "between steps the caller's mode holds"
 
 
-def test_cache_bytes_are_those_of_the_tokens_read() -> None:
+def test_cache_bytes_are_those_of_the_cached_tokens() -> None:
     model = tiny("swa")
     run = Generation(model, prompts(2), GenerationConfig(max_new_tokens=10, num_return_sequences=3, seed=0))
     run.finish()
     assert run.cache_bytes() == model.config.cache_bytes(6, 15)
 
 
-def test_all_rows_of_a_batch_of_prompts_must_be_there() -> None:
+def test_a_batch_of_prompts_must_match_the_rows() -> None:
     with pytest.raises(ConfigError, match="empty"):
         complete(tiny(), [[1], []], GenerationConfig())
     [[alone]] = complete(tiny(), [[]], GenerationConfig(greedy=True), start_token=5)

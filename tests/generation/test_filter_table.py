@@ -1,4 +1,4 @@
-"""A sampling filter is one row: everything else about it follows from the table."""
+"""A sampling filter is one row of a table, from which its settings, help and validation follow."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.fresh import python
 from tests.generation.models import prompts, tiny
 
 ROOT = Path(__file__).parents[2]
-OTHER = {"temperature": 0.5, "top_k": 3}  # a value that is on, for each filter; probabilities and penalties take 0.5
+OTHER = {"temperature": 0.5, "top_k": 3}  # a value that enables each filter; 0.5 for probabilities and penalties
 NAMES = [row.name for row in FILTERS]
 
 
@@ -25,7 +25,7 @@ def on(name: str) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_row_is_a_setting_with_its_default_and_help(name: str) -> None:
+def test_each_row_defines_a_setting_with_default_and_help(name: str) -> None:
     row = next(row for row in FILTERS if row.name == name)
     assert getattr(SamplingSettings(), name) == getattr(GenerationConfig(), name) == row.default
     assert row.help and row.source.startswith("https://")
@@ -36,7 +36,7 @@ def test_each_row_is_a_setting_with_its_default_and_help(name: str) -> None:
 
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("strategy", ["beam", "contrastive"])
-def test_what_draws_nothing_refuses_each_filter_of_the_distribution(name: str, strategy: str) -> None:
+def test_deterministic_strategies_refuse_filters_of_the_distribution(name: str, strategy: str) -> None:
     with pytest.raises(ConfigError, match=f"strategy={strategy} has no use for {name}"):
         generate(tiny(), prompts(), 2, strategy=strategy, **{name: on(name)})
     with pytest.raises(ConfigError, match=f"greedy=true .* has no use for {name}"):
@@ -44,7 +44,7 @@ def test_what_draws_nothing_refuses_each_filter_of_the_distribution(name: str, s
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_filter_leaves_a_token_of_each_row(name: str) -> None:
+def test_each_filter_keeps_a_token_in_every_row(name: str) -> None:
     settings = SamplingSettings(**{name: on(name)})
     sampler = sampling.Sampler(settings, 13, torch.device("cpu"))
     logits = 3 * torch.randn(20, 13)

@@ -1,4 +1,4 @@
-"""Rows of a cache move where they differ alone: the searches give bitwise what they give when whole rows are copied."""
+"""Cache rows are copied only where they differ: searches are bitwise equal to those that copy whole rows."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from modular_gpt.generation.lineage import Lineage
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_columns_that_stay_are_equal_in_both_rows(seed: int) -> None:
-    """Against rows of numbers that are copied as a whole: what is called unchanged is, and the next column is not."""
+def test_unchanged_columns_are_equal_in_both_rows(seed: int) -> None:
+    """By rows that are copied as a whole: columns reported as unchanged are equal, and the next column differs."""
     generator = torch.Generator().manual_seed(seed)
     prompts, copies, columns = 3, 4, 5
     prompt = torch.rand(prompts, columns, generator=generator).repeat_interleave(copies, 0)
@@ -57,7 +57,7 @@ RINGS = {
 @pytest.mark.parametrize("attention", [*entries("attention"), *RINGS])
 @pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("overflow", [{}, {"overflow": "window", "max_new_tokens": 40}])
-def test_searches_are_bitwise_those_of_whole_copies(
+def test_searches_equal_those_with_whole_copies_bitwise(
     attention: str, search: str, overflow: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = GenerationConfig(**{"max_new_tokens": 16, "stop_tokens": [3], **SEARCHES[search], **overflow})
@@ -74,7 +74,7 @@ def copies(tensors: list[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor
 
 
 class Copied(TorchDispatchMode):
-    """Counts the numbers that are selected."""
+    """Counts the selected elements."""
 
     numbers = 0
 
@@ -88,8 +88,8 @@ class Copied(TorchDispatchMode):
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize("padding", [None, [3, 3, 0, 0]], ids=["full", "padded"])
 @pytest.mark.parametrize("attention", RINGS)
-def test_of_a_full_ring_the_changed_slots_move(attention: str, padding: list[int] | None, columns: int) -> None:
-    """Row 3 becomes a copy of row 2; the columns before the last ones are equal in both."""
+def test_changed_slots_of_a_full_ring_are_copied(attention: str, padding: list[int] | None, columns: int) -> None:
+    """Row 3 becomes a copy of row 2; all columns except the last ones are equal in both."""
     built, rows = model(RINGS[attention]), torch.tensor([0, 1, 2, 2])
     ids = torch.randint(13, (2, 20), generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
     ids[:, -columns:] = torch.arange(4 * columns).view(4, columns)
@@ -105,10 +105,10 @@ def test_of_a_full_ring_the_changed_slots_move(attention: str, padding: list[int
     assert all(torch.equal(one, other) for one, other in zip(tensors, wanted, strict=True))
     per_column = sum(tensor[0, :, 0].numel() for tensor in tensors if tensor.ndim == 4)
     history = sum(tensor[0].numel() for tensor in tensors if tensor.ndim == 3)
-    assert copied.numbers <= columns * per_column + history + 100  # and some row numbers
+    assert copied.numbers <= columns * per_column + history + 100  # and some row indices
 
 
-def test_of_a_state_the_changed_rows_move() -> None:
+def test_changed_rows_of_a_state_are_copied() -> None:
     cache = model("linear").new_cache(4, 30)
     before = [tensor.normal_() for layer in cache.layers for tensor in layer.tensors]
     wanted = [tensor[[0, 1, 2, 2]] for tensor in before]
@@ -123,9 +123,9 @@ def test_of_a_state_the_changed_rows_move() -> None:
 REORDER = ModelCache.reorder
 
 
-@pytest.mark.parametrize(("search", "most"), [("beam", 0.25), ("contrastive", 0.05)])
-def test_few_columns_move(search: str, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a text of 100 tokens after a prompt of 100; a whole copy counts with its whole capacity."""
+@pytest.mark.parametrize(("search", "limit"), [("beam", 0.25), ("contrastive", 0.05)])
+def test_few_columns_are_copied(search: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a text of 100 tokens after a prompt of 100; a copy of a whole row counts with its capacity."""
     moved: list[int] = []
     select = TokenCache.select
 
@@ -137,5 +137,5 @@ def test_few_columns_move(search: str, most: float, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(TokenCache, "select", counted)
     settings = GenerationConfig(max_new_tokens=100, **SEARCHES[search])
     complete(model("mha", 256), [[1, 2] * 50], settings)
-    steps = moved[2:]  # the first copies expand the prompt's row, in two layers
-    assert len(steps) >= 190 and sum(steps) <= most * 200 * len(steps), sum(steps) / len(steps)
+    steps = moved[2:]  # the first copies expand the row of the prompt in two layers
+    assert len(steps) >= 190 and sum(steps) <= limit * 200 * len(steps), sum(steps) / len(steps)

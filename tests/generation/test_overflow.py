@@ -1,4 +1,4 @@
-"""Past the context: sliding is attention limited to a window, ``window`` is reading the last half again."""
+"""Past the context: ``slide`` limits attention to a window, ``window`` reads the last half again."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from modular_gpt.generation import Generation, GenerationConfig, generate
 from tests.generation.models import ATTENTIONS, PAIRS, SLIDING, naive_greedy, prompts, tiny
 
 CONTEXT = 8
-NEW = 18  # tokens: the window has moved by more than two contexts, and starts anew four times
+NEW = 18  # tokens: the window moves by more than two contexts and is reset four times
 
 
 def limited(model: GPTModel, attention: str, pos: str) -> GPTModel:
-    """The same weights in a model whose attention sees CONTEXT tokens at most, by its config."""
+    """The same weights in a model whose config limits attention to CONTEXT tokens."""
     settings = dict(ATTENTIONS[attention])
     if attention != "linear":
         settings["window"] = min(settings.get("window", CONTEXT), CONTEXT)
@@ -23,13 +23,13 @@ def limited(model: GPTModel, attention: str, pos: str) -> GPTModel:
 
 @pytest.mark.parametrize("length", [3, 21])
 @pytest.mark.parametrize(("attention", "pos"), SLIDING)
-def test_sliding_is_a_full_pass_with_limited_attention(attention: str, pos: str, length: int) -> None:
+def test_sliding_equals_a_full_pass_with_limited_attention(attention: str, pos: str, length: int) -> None:
     model = tiny(attention, pos, context_length=CONTEXT)
     expected = naive_greedy(limited(model, attention, pos), prompts(2, length), NEW)
     assert torch.equal(generate(model, prompts(2, length), NEW, greedy=True), expected)
 
 
-def test_sliding_forgets_what_left_the_window() -> None:
+def test_sliding_forgets_tokens_outside_the_window() -> None:
     model = tiny(context_length=CONTEXT, n_layers=1)
     ids = prompts(1, 30)
     other = ids.clone()
@@ -69,19 +69,19 @@ def test_window_of_prompts_of_different_lengths() -> None:
     ids, padding = torch.tensor([[0, 0, 0, 0, 5], [1, 2, 3, 4, 5]]), torch.tensor([4, 0])
     rows = generate(model, ids, 30, padding=padding, greedy=True, overflow="window")
     assert torch.equal(rows[1:], generate(model, ids[1:], 30, greedy=True, overflow="window"))
-    # the first row shares the columns at which the window starts anew: it has read them all after the first time
+    # the first row shares the columns at which the window is reset: after the first reset it has no padding
     text, first = [5], 4
     for column in range(5, 35):
         if column - first > CONTEXT - (4 if first == 4 else 0):
             first = column - CONTEXT // 2
-        said = model(torch.tensor([text[max(first - 4, 0) :]]))[0, -1].argmax().item()
-        assert rows[0, column].item() == said
-        text.append(said)
+        expected = model(torch.tensor([text[max(first - 4, 0) :]]))[0, -1].argmax().item()
+        assert rows[0, column].item() == expected
+        text.append(expected)
 
 
 @pytest.mark.parametrize("strategy", ["beam", "contrastive", "lookup"])
 @pytest.mark.parametrize(("pos", "overflow"), [("rope", "slide"), ("learned", "window")])
-def test_other_strategies_go_past_the_context_too(strategy: str, pos: str, overflow: str) -> None:
+def test_other_strategies_extend_past_the_context(strategy: str, pos: str, overflow: str) -> None:
     model = tiny(pos=pos, context_length=CONTEXT)
     extra = {"greedy": True} if strategy == "lookup" else {}
     rows = generate(model, prompts(2, 3), 40, strategy=strategy, overflow=overflow, **extra)

@@ -1,4 +1,4 @@
-"""A cache that is kept between texts: the same tokens as without it, and only new tokens are read."""
+"""A cache kept between texts: tokens equal those without it, and only new tokens are read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from tests.generation.models import ATTENTIONS, PAIRS, SLIDING, naive_greedy, ti
 
 @contextmanager
 def tokens_read(model: GPTModel) -> Iterator[list[int]]:
-    """Context manager: number of tokens of each forward pass."""
+    """Context manager: the number of tokens of each forward pass."""
     counts: list[int] = []
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -30,7 +30,7 @@ def tokens_read(model: GPTModel) -> Iterator[list[int]]:
 
 
 def turn(model: GPTModel, kept: PromptCache | None, ids: list[int], count: int, **settings: Any) -> list[int]:
-    """The ids with ``count`` new ones."""
+    """Generate ``count`` tokens after the ids; returns all ids."""
     run = Generation(model, torch.tensor([ids]), GenerationConfig(max_new_tokens=count, greedy=True, **settings))
     if kept is not None:
         run.reuse(kept)
@@ -39,7 +39,7 @@ def turn(model: GPTModel, kept: PromptCache | None, ids: list[int], count: int, 
 
 @pytest.mark.parametrize("strategy", ["sample", "lookup"])
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
-def test_turns_read_new_tokens_only(attention: str, pos: str, strategy: str) -> None:
+def test_turns_read_only_new_tokens(attention: str, pos: str, strategy: str) -> None:
     model = tiny(attention, pos)
     kept, ids = PromptCache(model), [1, 2, 3]
     for new in ([4], [5, 6, 7], [1, 2, 3, 4, 5]):
@@ -56,7 +56,7 @@ def test_turns_read_new_tokens_only(attention: str, pos: str, strategy: str) -> 
 
 
 @pytest.mark.parametrize(("attention", "pos"), SLIDING)
-def test_a_text_that_slides_past_the_context(attention: str, pos: str) -> None:
+def test_a_text_that_exceeds_its_context(attention: str, pos: str) -> None:
     model = tiny(attention, pos, context_length=8)
     kept, ids = PromptCache(model), [1, 2, 3]
     for new in ([4], [5, 6, 7], [1, 2, 3, 4, 5]):
@@ -69,7 +69,7 @@ def test_a_text_that_slides_past_the_context(attention: str, pos: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_a_text_with_another_end_is_read_from_where_it_differs(attention: str) -> None:
+def test_a_text_with_another_ending_is_read_from_the_first_difference(attention: str) -> None:
     model = tiny(attention)
     kept = PromptCache(model)
     ids = turn(model, kept, [1, 2, 3, 4, 5, 6, 7, 8], 6)
@@ -81,7 +81,7 @@ def test_a_text_with_another_end_is_read_from_where_it_differs(attention: str) -
     assert sum(counts) == (2 + 5 if goes_back else 12 + 5)
 
 
-def test_a_run_that_never_starts_takes_nothing() -> None:
+def test_a_run_that_never_starts_leaves_the_cache() -> None:
     model = tiny()
     kept = PromptCache(model)
     ids = turn(model, kept, [1, 2, 3], 6)
@@ -89,7 +89,7 @@ def test_a_run_that_never_starts_takes_nothing() -> None:
     assert kept.ids == ids[:-1]
 
 
-def test_a_run_that_is_left_keeps_what_it_has_read() -> None:
+def test_a_run_that_is_left_keeps_the_tokens_it_has_read() -> None:
     model = tiny()
     kept, ids = PromptCache(model), [1, 2, 3]
     run = Generation(model, torch.tensor([ids]), GenerationConfig(max_new_tokens=20, greedy=True))
@@ -103,7 +103,7 @@ def test_a_run_that_is_left_keeps_what_it_has_read() -> None:
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_a_run_that_fails_leaves_nothing(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_clears_the_cache(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(attention)
     kept = PromptCache(model)
     ids = turn(model, kept, [1, 2, 3], 6)
@@ -125,7 +125,7 @@ def test_a_run_that_fails_leaves_nothing(attention: str, monkeypatch: pytest.Mon
     assert turn(model, kept, [*ids, 4], 6) == turn(model, None, [*ids, 4], 6)
 
 
-def test_compiled_steps_need_a_storage_that_does_not_grow() -> None:
+def test_compiled_steps_need_storage_of_fixed_size() -> None:
     torch._dynamo.reset()
     model = tiny(n_layers=1, context_length=16)
     kept, step, ids = PromptCache(model), compiled_step(lambda graph, inputs: graph.forward), [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Beam search against all texts there are and against transformers; contrastive search against its definition."""
+"""Beam search equals an exhaustive search and transformers; contrastive search equals its definition."""
 
 import itertools
 from pathlib import Path
@@ -31,7 +31,7 @@ def all_texts(model: GPTModel, prompt: list[int], penalty: float, stop: int | No
 
 @pytest.mark.parametrize("stop", [None, STOP])
 @pytest.mark.parametrize("penalty", [0.0, 1.0, -1.5, 3.0])
-def test_with_enough_beams_it_finds_the_best_of_all_texts(penalty: float, stop: int | None) -> None:
+def test_with_enough_beams_it_finds_the_best_texts(penalty: float, stop: int | None) -> None:
     model = tiny(vocab_size=V, init_std=0.5)
     settings = GenerationConfig(
         max_new_tokens=NEW,
@@ -50,7 +50,7 @@ def test_with_enough_beams_it_finds_the_best_of_all_texts(penalty: float, stop: 
         assert [text.reason for text in found] == reasons
 
 
-def test_fewer_texts_than_asked_for_are_all_there_are() -> None:
+def test_fewer_texts_exist_than_requested() -> None:
     settings = GenerationConfig(max_new_tokens=1, strategy="beam", num_beams=10, num_return_sequences=10)
     [found] = complete(tiny(vocab_size=V), [[1, 2]], settings)
     assert sorted(text.ids for text in found) == [[token] for token in range(V)]
@@ -58,13 +58,13 @@ def test_fewer_texts_than_asked_for_are_all_there_are() -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("stops", [0, 1])
-def test_the_same_beams_as_transformers(penalty: float, stops: int, tmp_path: Path) -> None:
+def test_beams_equal_those_of_transformers(penalty: float, stops: int, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = tiny(pos="learned", ffn={"name": "mlp", "activation": "gelu_tanh"}, tie_embeddings=True, d_model=32)
     from modular_gpt.pretrained import save_pretrained
 
     save_pretrained(model, tmp_path)
-    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     ids = prompts(3)
     settings = GenerationConfig(
         max_new_tokens=10,
@@ -74,8 +74,8 @@ def test_the_same_beams_as_transformers(penalty: float, stops: int, tmp_path: Pa
         length_penalty=penalty,
         stop_tokens=[5][:stops],
     )
-    ours = complete(model, ids.tolist(), settings)
-    out = theirs.generate(
+    completions = complete(model, ids.tolist(), settings)
+    out = reference.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=10,
@@ -90,16 +90,16 @@ def test_the_same_beams_as_transformers(penalty: float, stops: int, tmp_path: Pa
         output_scores=True,
         return_dict_in_generate=True,
     )
-    found = [text for texts in ours for text in texts]
+    found = [text for texts in completions for text in texts]
     for text, row, score in zip(found, out.sequences[:, 6:].tolist(), out.sequences_scores.tolist(), strict=True):
         assert text.ids == row[: len(text.ids)]
-        assert all(token in (0, 5) for token in row[len(text.ids) :])  # theirs is filled
+        assert all(token in (0, 5) for token in row[len(text.ids) :])  # transformers pads ended rows
         assert text.score == pytest.approx(score, abs=1e-4)
 
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
-def test_scores_are_those_of_the_texts(attention: str, pos: str) -> None:
-    """Wrongly moved cache rows would give scores that no full pass over the text gives."""
+def test_scores_equal_those_of_full_passes(attention: str, pos: str) -> None:
+    """Wrongly reordered cache rows would give scores that differ from a full pass over the text."""
     model = tiny(attention, pos)
     settings = GenerationConfig(
         max_new_tokens=12, strategy="beam", num_beams=3, num_return_sequences=3, stop_tokens=[7]
@@ -122,7 +122,7 @@ def test_one_beam_is_greedy() -> None:
 
 @torch.no_grad()
 def contrastive_reference(model: GPTModel, ids: Tensor, count: int, k: int, alpha: float) -> Tensor:
-    """The definition, without a cache, one text at a time."""
+    """Reference: the definition, without a cache, one text at a time."""
     for _ in range(count):
         probabilities = model(ids)[0, -1].softmax(-1)
         scores = {}
@@ -135,7 +135,7 @@ def contrastive_reference(model: GPTModel, ids: Tensor, count: int, k: int, alph
 
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
-def test_contrastive_search_is_its_definition(attention: str, pos: str) -> None:
+def test_contrastive_search_equals_its_definition(attention: str, pos: str) -> None:
     model, texts = tiny(attention, pos), [[1, 2, 3], [4, 5, 6, 7, 8]]
     settings = GenerationConfig(max_new_tokens=10, strategy="contrastive", contrastive_candidates=3)
     for prompt, [text] in zip(texts, complete(model, texts, settings), strict=True):
@@ -143,7 +143,7 @@ def test_contrastive_search_is_its_definition(attention: str, pos: str) -> None:
         assert prompt + text.ids == expected[0].tolist()
 
 
-def test_contrastive_search_without_the_contrast_is_greedy() -> None:
+def test_contrastive_search_without_penalty_is_greedy() -> None:
     model, ids = tiny(), prompts()
     found = generate(model, ids, 20, strategy="contrastive", contrastive_alpha=0.0)
     assert torch.equal(found, generate(model, ids, 20, greedy=True))

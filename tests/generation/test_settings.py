@@ -1,4 +1,4 @@
-"""Every mistake gets one sentence that says what is wrong and what to do."""
+"""Every mistake gets one sentence with the error and the remedy."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.generation.models import prompts, tiny
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0.*greedy=true"),
         ({"temperature": -1.0}, "temperature must be above 0"),
@@ -49,15 +49,15 @@ from tests.generation.models import prompts, tiny
         ({"temprature": 1.0}, "did you mean 'temperature'"),
     ],
 )
-def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None:
+def test_invalid_settings(settings: dict[str, Any], message: str) -> None:
     settings = {"max_new_tokens": 3, **settings}
-    with pytest.raises(ConfigError, match=words) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         generate(tiny(), prompts(), settings.pop("max_new_tokens"), **settings)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("ids", "padding", "words"),
+    ("ids", "padding", "message"),
     [
         (torch.zeros(1, 0, dtype=torch.long), None, "prompt is empty"),
         (torch.zeros(0, 3, dtype=torch.long), None, "prompt is empty"),
@@ -69,8 +69,8 @@ def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None
         (torch.tensor([[1, 2]]), torch.tensor([1, 0]), "padding gives the leading columns"),
     ],
 )
-def test_prompts_that_cannot_work(ids: torch.Tensor, padding: torch.Tensor | None, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_invalid_prompts(ids: torch.Tensor, padding: torch.Tensor | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         generate(tiny(), ids, 3, padding=padding)
 
 
@@ -96,10 +96,10 @@ def test_a_search_cannot_be_streamed() -> None:
 def test_positions_that_end_refuse_longer_texts_before_anything_is_computed(pos: str, length: int) -> None:
     with pytest.raises(ConfigError, match=r"context of 8, and its positions cannot slide .*overflow=window"):
         generate(tiny(pos=pos, context_length=8), prompts(1, length), 5)
-    assert generate(tiny(pos=pos, context_length=8), prompts(1, 4), 5).shape == (1, 9)  # the last is never read
+    assert generate(tiny(pos=pos, context_length=8), prompts(1, 4), 5).shape == (1, 9)  # the last token is never read
 
 
-def test_overflow_error_refuses_whatever_the_positions() -> None:
+def test_overflow_error_applies_to_all_positions() -> None:
     with pytest.raises(ConfigError, match="make 9 tokens, but the model has a context of 8"):
         generate(tiny(context_length=8), prompts(1, 5), 5, overflow="error")
 

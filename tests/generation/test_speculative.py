@@ -1,4 +1,4 @@
-"""Speculation changes how fast a text comes and nothing else: the same greedy text, the same distribution."""
+"""Speculative decoding changes only the speed: equal greedy text, and the same distribution of samples."""
 
 import itertools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.generation.models import PAIRS, naive_greedy, prompts, tiny
 
 
 def nearly(model: GPTModel, scale: float = 0.15) -> GPTModel:
-    """A draft model that often agrees: the same one with noise on its weights."""
+    """A draft model that often agrees: a copy with noise on its weights."""
     draft = GPTModel(model.config).eval()
     draft.load_state_dict(model.state_dict())
     with torch.no_grad():
@@ -27,7 +27,7 @@ def nearly(model: GPTModel, scale: float = 0.15) -> GPTModel:
 
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
-def test_greedy_is_the_text_without_drafts(attention: str, pos: str) -> None:
+def test_greedy_text_equals_that_without_drafts(attention: str, pos: str) -> None:
     model, ids = tiny(attention, pos), prompts(2)
     expected = naive_greedy(model, ids, 25)
     settings = GenerationConfig(max_new_tokens=25, greedy=True, strategy="speculative", draft_tokens=4)
@@ -39,7 +39,7 @@ def test_greedy_is_the_text_without_drafts(attention: str, pos: str) -> None:
 
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
-def test_drafts_leave_no_trace_in_the_cache(attention: str, pos: str) -> None:
+def test_rejected_drafts_leave_no_trace_in_the_cache(attention: str, pos: str) -> None:
     model, ids, padding = tiny(attention, pos), prompts(2), torch.tensor([2, 0])
     settings = GenerationConfig(max_new_tokens=30, seed=3, strategy="speculative", logprobs=True)
     run = Generation(model, ids, settings, padding=padding, draft=nearly(model, 0.05))
@@ -59,14 +59,14 @@ def test_past_the_context(attention: str, draft_attention: str) -> None:
     assert torch.equal(generate(model, prompts(2), 40, greedy=True, strategy="speculative", draft=draft), plain)
 
 
-def test_window_overflow_starts_anew_at_the_same_tokens() -> None:
+def test_window_overflow_resets_at_the_same_tokens() -> None:
     model = tiny(pos="learned", context_length=8)
     plain = generate(model, prompts(2), 40, greedy=True, overflow="window")
     settings = {"greedy": True, "overflow": "window", "strategy": "speculative", "draft": nearly(model)}
     assert torch.equal(generate(model, prompts(2), 40, **settings), plain)
 
 
-def test_a_draft_that_is_the_model_is_always_kept() -> None:
+def test_drafts_of_the_model_itself_are_always_accepted() -> None:
     model = tiny()
     for settings in ({"greedy": True}, {"seed": 0}):
         asked = GenerationConfig(max_new_tokens=24, strategy="speculative", draft_tokens=5, **settings)
@@ -76,7 +76,7 @@ def test_a_draft_that_is_the_model_is_always_kept() -> None:
         assert run.draft_counts.rounds == 4
 
 
-def test_penalties_and_stops_hold_inside_a_draft() -> None:
+def test_penalties_and_stops_apply_inside_a_draft() -> None:
     model, ids = tiny(), prompts(3)
     rules = {"greedy": True, "no_repeat_ngram": 2, "repetition_penalty": 1.2, "stop_tokens": [4]}
     plain = generate(model, ids, 30, **rules)
@@ -91,7 +91,7 @@ RULES = {"temperature": 1.5, "top_k": 3, "repetition_penalty": 1.3}
 
 
 def exact(model: GPTModel, prompt: Tensor) -> Tensor:
-    """(V,) * NEW the probability of every continuation."""
+    """Probability of every continuation, with shape (V,) * NEW."""
     sampler = Sampler(GenerationConfig(**RULES), V, prompt.device)
     probabilities = torch.ones((V,) * NEW, dtype=torch.float64)
     for continuation in itertools.product(range(V), repeat=NEW):
@@ -106,7 +106,7 @@ def exact(model: GPTModel, prompt: Tensor) -> Tensor:
 
 
 def p_value(counts: Tensor, probabilities: Tensor) -> float:
-    """Of Pearson's chi-square test; what cannot happen must not have happened."""
+    """p-value of Pearson's chi-square test; asserts that impossible outcomes have no counts."""
     assert counts[probabilities == 0].sum() == 0
     expected = probabilities * counts.sum()
     common = expected >= 5
@@ -119,7 +119,7 @@ def p_value(counts: Tensor, probabilities: Tensor) -> float:
 
 
 def sampled(model: GPTModel, prompt: Tensor, runs: int = RUNS, **settings: object) -> Tensor:
-    """How often each continuation came."""
+    """The number of samples of each continuation."""
     counts = torch.zeros((V,) * NEW, dtype=torch.float64)
     for seed in range(runs):
         rows = generate(model, prompt.repeat(ROWS, 1), NEW, seed=seed, draft_tokens=2, **RULES, **settings)
@@ -136,12 +136,12 @@ def small() -> tuple[GPTModel, GPTModel, Tensor, Tensor]:
     return model, draft, prompt, exact(model, prompt)
 
 
-def test_a_draft_model_leaves_the_distribution_as_it_is(small: tuple[GPTModel, GPTModel, Tensor, Tensor]) -> None:
+def test_a_draft_model_does_not_change_the_distribution(small: tuple[GPTModel, GPTModel, Tensor, Tensor]) -> None:
     model, draft, prompt, probabilities = small
     assert p_value(sampled(model, prompt, strategy="speculative", draft=draft), probabilities) > 1e-3
 
 
-def test_lookup_leaves_the_distribution_as_it_is(small: tuple[GPTModel, GPTModel, Tensor, Tensor]) -> None:
+def test_lookup_does_not_change_the_distribution(small: tuple[GPTModel, GPTModel, Tensor, Tensor]) -> None:
     model, _, prompt, probabilities = small
     assert p_value(sampled(model, prompt, strategy="lookup"), probabilities) > 1e-3
 
@@ -158,7 +158,7 @@ def redraw(
 
 
 @pytest.mark.parametrize(("method", "wrong"), [("_accepted", always_keep), ("_last_token", redraw)])
-def test_the_statistics_would_tell(
+def test_the_statistics_detect_wrong_acceptance(
     small: tuple[GPTModel, GPTModel, Tensor, Tensor],
     monkeypatch: pytest.MonkeyPatch,
     method: str,
@@ -167,15 +167,17 @@ def test_the_statistics_would_tell(
     model, draft, prompt, probabilities = small
     monkeypatch.setattr(SpeculativeDecoding, method, wrong)
     with torch.no_grad():
-        counts = sampled(model, prompt, runs=RUNS // 3, strategy="speculative", draft=draft)  # already enough
+        counts = sampled(model, prompt, runs=RUNS // 3, strategy="speculative", draft=draft)  # sufficient for the test
     assert counts[probabilities == 0].sum() > 0 or p_value(counts, probabilities) < 1e-6
 
 
-@pytest.mark.parametrize(("attention", "kind"), [("swa", TokenCache), ("linear", StateCache)])
-def test_a_cache_that_is_not_put_back_would_show(attention: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("attention", "layer_cache"), [("swa", TokenCache), ("linear", StateCache)])
+def test_a_cache_without_rollback_is_detected(
+    attention: str, layer_cache: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, ids = tiny(attention), prompts(2)
     expected = naive_greedy(model, ids, 25)
-    monkeypatch.setattr(kind, "restore", lambda *args: None)
+    monkeypatch.setattr(layer_cache, "restore", lambda *args: None)
     drafted = generate(model, ids, 25, greedy=True, strategy="speculative", draft=nearly(model), draft_tokens=2)
     assert not torch.equal(drafted, expected)
 
@@ -186,22 +188,22 @@ def test_a_cache_that_is_not_put_back_would_show(attention: str, kind: type, mon
 @pytest.mark.parametrize(
     ("text", "padding", "drafted"),
     [
-        ([1, 2, 3, 4, 9, 2, 3], 0, [4, 9, 2, 3]),  # the longest ending, 2 3, stood before 4
+        ([1, 2, 3, 4, 9, 2, 3], 0, [4, 9, 2, 3]),  # the longest suffix, 2 3, was followed by 4
         ([1, 2, 3, 1, 2, 4, 1, 2], 0, [4, 1, 2, 4]),  # the last of two occurrences
         ([5, 6, 7], 0, []),  # none
         ([7, 7, 7], 0, [7, 7, 7, 7]),
         ([3, 8, 3, 8], 0, [3, 8, 3, 8]),
-        ([0, 0, 5, 6, 0], 2, []),  # what was found is padding
+        ([0, 0, 5, 6, 0], 2, []),  # the match is padding
         ([4], 0, []),
     ],
 )
-def test_lookup_drafts_what_followed(text: list[int], padding: int, drafted: list[int]) -> None:
+def test_lookup_drafts_the_tokens_after_the_last_match(text: list[int], padding: int, drafted: list[int]) -> None:
     grown = TokenBuffer(torch.tensor([text]), 4, torch.tensor([padding]) if padding else None)
     assert LookupDrafter(grown, 3).draft(4) == [None] * len(drafted)
     assert grown.generated[0].tolist() == drafted
 
 
-def test_lookup_of_rows_that_differ() -> None:
+def test_lookup_of_rows_with_different_matches() -> None:
     grown = TokenBuffer(torch.tensor([[1, 2, 3, 4, 2], [5, 6, 7, 8, 9]]), 3)
     LookupDrafter(grown, 3).draft(3)
     assert grown.generated.tolist() == [[3, 4, 2], [9, 9, 9]]

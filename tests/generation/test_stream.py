@@ -1,4 +1,4 @@
-"""Text as it appears: whole characters, nothing of a stop string, all rows by themselves."""
+"""Streamed text: whole characters, no text of stop strings, independent rows."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ BYTES = ByteTokenizer()
 
 
 class Reciting:
-    """No network at all: says the next byte of a text, one per row, whatever it reads."""
+    """A fake model that predicts the next byte of a given text in each row."""
 
     slides = True
     training = False
@@ -41,10 +41,10 @@ class Reciting:
         assert isinstance(cache.length, int)
         self.prompt_length = self.prompt_length or ids.shape[1]
         cache.length += ids.shape[1]
-        said = cache.length - self.prompt_length
+        generated = cache.length - self.prompt_length
         logits = torch.zeros(len(ids), 1, 256)
         for row, text in enumerate(self.texts):
-            logits[row, 0, text[said]] = 10.0
+            logits[row, 0, text[generated]] = 10.0
         return logits
 
 
@@ -53,13 +53,13 @@ def streamed(text: str, stop: Sequence[str] = (), **settings: object) -> list[st
     return list(stream(Reciting(text), [65], asked, BYTES.decode_stream))  # type: ignore[arg-type]
 
 
-def test_characters_come_whole() -> None:
+def test_characters_are_streamed_whole() -> None:
     text = "naïve 日本語 👩‍👩‍👧 end"
-    pieces = streamed(text)
-    assert pieces == list(text)
+    chunks = streamed(text)
+    assert chunks == list(text)
 
 
-def test_a_character_that_is_cut_off_at_the_end_is_shown_as_such() -> None:
+def test_an_incomplete_character_at_the_end_is_shown_as_a_replacement() -> None:
     assert streamed("aé", max_new_tokens=2) == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
@@ -77,8 +77,8 @@ def test_a_character_that_is_cut_off_at_the_end_is_shown_as_such() -> None:
     ],
 )
 def test_stop_strings(text: str, stop: list[str], shown: str) -> None:
-    pieces = streamed(text, stop)
-    assert "".join(pieces) == shown
+    chunks = streamed(text, stop)
+    assert "".join(chunks) == shown
     [[text_found]] = complete(
         Reciting(text),  # type: ignore[arg-type]
         [[65]],
@@ -86,13 +86,13 @@ def test_stop_strings(text: str, stop: list[str], shown: str) -> None:
         decode_stream=BYTES.decode_stream,
     )
     assert text_found.text == shown
-    stopped = any(each in text for each in stop)
+    stopped = any(s in text for s in stop)
     assert text_found.reason == ("text" if stopped else "length")
-    end = min((text.find(each) + len(each) for each in stop if each in text), default=len(text))
+    end = min((text.find(s) + len(s) for s in stop if s in text), default=len(text))
     assert bytes(text_found.ids).decode() == text[:end], "reading ends with the token that completes the stop string"
 
 
-def test_stop_tokens_are_no_text() -> None:
+def test_stop_tokens_are_not_shown() -> None:
     settings = GenerationConfig(greedy=True, stop_tokens=[ord("!")], max_new_tokens=20)
     [[text]] = complete(Reciting("hi! more"), [[65]], settings, decode_stream=BYTES.decode_stream)  # type: ignore[arg-type]
     assert text.text == "hi"
@@ -100,7 +100,7 @@ def test_stop_tokens_are_no_text() -> None:
     assert text.reason == "token"
 
 
-def test_rows_stop_by_themselves() -> None:
+def test_rows_stop_independently() -> None:
     model = Reciting("ab|cd", "efgh|", "ijklmnop")
     ids, padding = left_pad([[1], [1, 1], [1, 1, 1]])
     settings = GenerationConfig(greedy=True, stop=["|"], max_new_tokens=8)
@@ -110,14 +110,14 @@ def test_rows_stop_by_themselves() -> None:
     assert [text.text for [text] in run.finish()] == ["ab", "efgh", "ijklmnop"]
 
 
-def test_the_run_ends_when_all_texts_have() -> None:
+def test_the_run_ends_with_its_last_text() -> None:
     model = Reciting("ab|" + "x" * 80)
     settings = GenerationConfig(greedy=True, stop=["|"], max_new_tokens=50)
     run = Generation(model, torch.tensor([[1]]), settings, decode_stream=BYTES.decode_stream)  # type: ignore[arg-type]
     assert sum(1 for _ in run) == 3
 
 
-def test_the_text_goes_on_where_the_prompt_broke_off() -> None:
+def test_a_character_split_between_prompt_and_text_is_completed() -> None:
     begun, rest = "é".encode()
     model = Reciting("")
     model.texts = [[rest, *b" yes"]]
@@ -125,13 +125,13 @@ def test_the_text_goes_on_where_the_prompt_broke_off() -> None:
     assert "".join(stream(model, [begun], settings, BYTES.decode_stream)) == "é yes"  # type: ignore[arg-type]
 
 
-def test_streaming_is_one_text_at_a_time() -> None:
+def test_only_one_text_can_be_streamed() -> None:
     with pytest.raises(ConfigError, match="num_return_sequences=1"):
         stream(tiny(), [1], GenerationConfig(num_return_sequences=2), BYTES.decode_stream)
 
 
 @pytest.mark.parametrize("strategy", ["sample", "lookup", "contrastive", "beam"])
-def test_text_is_what_the_ids_decode_to(strategy: str) -> None:
+def test_the_text_equals_the_decoded_ids(strategy: str) -> None:
     model, random = tiny(vocab_size=256), {} if strategy in ("beam", "contrastive") else {"seed": 5}
     settings = GenerationConfig(max_new_tokens=40, strategy=strategy, **random)
     prompts = [list(b"some"), list(b"prompts here")]
@@ -142,9 +142,9 @@ def test_text_is_what_the_ids_decode_to(strategy: str) -> None:
 alphabet = st.text(st.sampled_from("abé日👍"), max_size=25)
 
 
-@given(text=alphabet, stops=st.lists(alphabet.filter(bool).map(lambda each: each[:4]), max_size=3))
-def test_what_is_handed_out_is_the_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
-    # what completes first ends the text, even if another stop string began before it
+@given(text=alphabet, stops=st.lists(alphabet.filter(bool).map(lambda stop: stop[:4]), max_size=3))
+def test_the_streamed_text_ends_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+    # the first complete stop string ends the text, even if another one began earlier
     end = min((text.find(stop) + len(stop) for stop in stops if stop in text), default=None)
     until = text if end is None else text[:end]
     expected = text if end is None else text[: min(until.find(stop) for stop in stops if stop in until)]

@@ -1,4 +1,4 @@
-"""Small models of every attention kind, whose weights are large enough that a wrong token shows."""
+"""Small models of every attention, with large weights, so that a wrong token is detected."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +17,12 @@ WINDOW = 5
 
 
 def attentions() -> list[Any]:
-    """Every registered attention kind; windows are short, so that they wrap."""
+    """Every registered attention, with short windows that wrap."""
     return [{"name": name, "window": WINDOW} if name == "swa" else name for name in entries("attention")]
 
 
 def has_rows(attention: Any) -> bool:
-    """Whether its cache has rows for tokens, and not a constant state, which gives back no token."""
+    """Whether its cache has rows for tokens; a constant state cannot be rolled back."""
     config = GPTConfig(**SMALL, attention=attention)
     return bool(config.layer_configs[0].cache_spec(config.dims).rows)
 

@@ -1,4 +1,4 @@
-"""generate() of transformers on our models: the same texts as without a cache, as ours, and as transformers' GPT-2."""
+"""generate() of transformers: texts equal those without a cache, of this package, and of transformers' GPT-2."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_the_cache_changes_no_token(small: Make, attention: Any, way: str) -> No
 
 
 @pytest.mark.parametrize("attention", attentions(), ids=named)
-def test_greedy_is_our_own_greedy(small: Make, attention: Any) -> None:
+def test_greedy_text_equals_that_of_this_package(small: Make, attention: Any) -> None:
     model = small(attention=attention)
     assert torch.equal(
         run(ModularGPTForCausalLM.from_gpt(model), prompts()), model.generate(prompts(), NEW, greedy=True)
@@ -57,7 +57,7 @@ def test_greedy_is_our_own_greedy(small: Make, attention: Any) -> None:
 
 @pytest.mark.parametrize("attention", attentions(), ids=named)
 @pytest.mark.parametrize("beams", [1, 3])
-def test_the_cache_is_as_small_as_predicted(small: Make, attention: Any, beams: int) -> None:
+def test_the_cache_has_the_predicted_size(small: Make, attention: Any, beams: int) -> None:
     model = small(attention=attention)
     out = run(ModularGPTForCausalLM.from_gpt(model), prompts(), num_beams=beams, return_dict_in_generate=True)
     assert out.past_key_values.get_seq_length() == PROMPT + NEW - 1
@@ -76,7 +76,7 @@ def test_ragged_prompts_are_independent(small: Make, attention: Any) -> None:
 
 
 @pytest.mark.parametrize("attention", attentions(), ids=named)
-def test_a_text_goes_on_from_its_cache(small: Make, attention: Any) -> None:
+def test_a_text_continues_from_its_cache(small: Make, attention: Any) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention=attention))
     first = run(model, prompts(), max_new_tokens=4, return_dict_in_generate=True)
     cache = ModularGPTForCausalLM.from_gpt(small(attention=attention))(prompts(), use_cache=True).past_key_values
@@ -85,7 +85,7 @@ def test_a_text_goes_on_from_its_cache(small: Make, attention: Any) -> None:
 
 
 @pytest.mark.parametrize("attention", [a for a in attentions() if has_rows(a)], ids=named)
-def test_drafted_tokens_are_taken_back(small: Make, attention: Any) -> None:
+def test_draft_tokens_are_rolled_back(small: Make, attention: Any) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention=attention))
     ids = torch.tensor([[1, 2, 3, 4, 1, 2, 3]])
     expected = run(model, ids)
@@ -94,28 +94,28 @@ def test_drafted_tokens_are_taken_back(small: Make, attention: Any) -> None:
     assert torch.equal(run(model, ids, assistant_model=draft), expected)
 
 
-def test_a_constant_state_cannot_take_drafts_back(small: Make) -> None:
+def test_a_constant_state_cannot_roll_back_drafts(small: Make) -> None:
     with pytest.raises(ConfigError, match="attention=linear"):
         run(ModularGPTForCausalLM.from_gpt(small(attention="linear")), prompts(1), prompt_lookup_num_tokens=3)
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "chunks"])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_as_gpt2_of_transformers(tmp_path: Path, way: str, ragged: bool) -> None:
+def test_texts_equal_those_of_gpt2_in_transformers(tmp_path: Path, way: str, ragged: bool) -> None:
     settings = dict(vocab_size=31, n_embd=32, n_layer=2, n_head=4, n_positions=40, initializer_range=0.3)
-    theirs = GPT2LMHeadModel(GPT2Config(**settings, bos_token_id=0, eos_token_id=0)).eval()
-    theirs.save_pretrained(tmp_path)
-    ours = ModularGPTForCausalLM.from_gpt(load_pretrained(tmp_path))
-    ours.generation_config = theirs.generation_config
+    reference = GPT2LMHeadModel(GPT2Config(**settings, bos_token_id=0, eos_token_id=0)).eval()
+    reference.save_pretrained(tmp_path)
+    wrapped = ModularGPTForCausalLM.from_gpt(load_pretrained(tmp_path))
+    wrapped.generation_config = reference.generation_config
     mask = torch.ones(2, PROMPT, dtype=torch.long)
     if ragged:
         mask[0, :3] = 0
     more = {"attention_mask": mask, "pad_token_id": 0, **WAYS[way]}
-    assert torch.equal(run(ours, prompts(), **more), run(theirs, prompts(), **more))
+    assert torch.equal(run(wrapped, prompts(), **more), run(reference, prompts(), **more))
 
 
-def test_contrast_with_a_wrong_cache(small: Make) -> None:
-    """The comparisons above would see a cache whose rows were not moved with the beams."""
+def test_a_wrong_cache_is_detected(small: Make) -> None:
+    """The comparisons above detect a cache whose rows are not reordered with the beams."""
     model = ModularGPTForCausalLM.from_gpt(small())
     expected = run(model, prompts(), num_beams=3)
     with pytest.MonkeyPatch.context() as patch:
@@ -133,6 +133,6 @@ def test_contrast_with_a_wrong_cache(small: Make) -> None:
         ({"max_new_tokens": 60}, "tokens do not fit pos=learned"),
     ],
 )
-def test_what_cannot_work_is_refused(small: Make, settings: dict[str, Any], sentence: str) -> None:
+def test_unsupported_settings_are_refused(small: Make, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         run(ModularGPTForCausalLM.from_gpt(small(pos="learned")), prompts(), **settings)

@@ -1,4 +1,4 @@
-"""``output_attentions`` and ``output_hidden_states``, compared with what models of transformers return."""
+"""``output_attentions`` and ``output_hidden_states`` equal those of models of transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,15 +31,15 @@ def published() -> list[PreTrainedModel]:
 
 
 @torch.no_grad()
-def test_they_are_those_of_published_models(tmp_path: Path) -> None:
+def test_they_equal_those_of_published_models(tmp_path: Path) -> None:
     ids = torch.randint(31, (2, 12))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
-    for theirs in published():
-        theirs.save_pretrained(tmp_path / theirs.config.model_type)
-        ours = ModularGPTForCausalLM.from_gpt(GPTModel.from_pretrained(tmp_path / theirs.config.model_type))
-        expected = theirs(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **BOTH)
-        got = ours(ids, attention_mask=mask, **BOTH)
+    for reference in published():
+        reference.save_pretrained(tmp_path / reference.config.model_type)
+        wrapped = ModularGPTForCausalLM.from_gpt(GPTModel.from_pretrained(tmp_path / reference.config.model_type))
+        expected = reference(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **BOTH)
+        got = wrapped(ids, attention_mask=mask, **BOTH)
         text = mask.bool()
         assert len(got.attentions) == len(expected.attentions) == 2
         assert len(got.hidden_states) == len(expected.hidden_states) == 3
@@ -49,7 +49,7 @@ def test_they_are_those_of_published_models(tmp_path: Path) -> None:
             torch.testing.assert_close(one[text], other[text], atol=1e-5, rtol=1e-4)
 
 
-def test_only_what_is_asked_for_is_returned(small: Make) -> None:
+def test_only_requested_outputs_are_returned(small: Make) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention="gqa"))
     ids = torch.randint(31, (2, 9))
     plain = model(ids)
@@ -78,7 +78,7 @@ def test_generate_returns_them_for_each_token(small: Make) -> None:
     torch.testing.assert_close(out.hidden_states[2][2][:, 0], whole.hidden_states[2][:, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_an_attention_without_weights_is_refused(small: Make) -> None:
+def test_an_attention_without_attention_weights_is_refused(small: Make) -> None:
     model = ModularGPTForCausalLM.from_gpt(small())
     model.model.blocks[1].attention.forward = lambda x, pos, cache=None: x  # type: ignore[method-assign]
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""The model class: saved and read back exactly, losses and gradients, resizing, the model card."""
+"""The model class: exact round trips, losses and gradients, resizing, the model card."""
 
 import json
 import warnings
@@ -40,7 +40,7 @@ def test_saved_and_read_back(
     gpt = small(**settings).to(dtype)
     for name, buffer in gpt.named_buffers():
         if name in gpt.state_dict():
-            buffer.uniform_()  # what training would have put there
+            buffer.uniform_()  # as if trained
     model = ModularGPTForCausalLM.from_gpt(gpt)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -62,7 +62,7 @@ def test_one_tensor_for_tied_heads(small: Make, tmp_path: Path) -> None:
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "head" in name]
 
 
-def test_defaults_are_spelled_out(tmp_path: Path) -> None:
+def test_defaults_are_written(tmp_path: Path) -> None:
     ModularGPTConfig().save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
     assert again.gpt == ModularGPTConfig().gpt and "eps" in again.gpt["norm"]
@@ -70,7 +70,7 @@ def test_defaults_are_spelled_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
-def test_a_file_that_does_not_fit_is_refused(small: Make, tmp_path: Path, fault: str) -> None:
+def test_a_file_that_does_not_match_the_model_is_refused(small: Make, tmp_path: Path, fault: str) -> None:
     ModularGPTForCausalLM.from_gpt(small()).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors, name = load_file(path), "model.blocks.1.ffn.up.weight"
@@ -88,19 +88,19 @@ def test_a_file_that_does_not_fit_is_refused(small: Make, tmp_path: Path, fault:
 
 
 @pytest.mark.parametrize("settings", [{}, {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}}], ids=["dense", "moe"])
-def test_the_loss_is_ours(small: Make, settings: dict[str, Any]) -> None:
+def test_the_loss_equals_that_of_the_package(small: Make, settings: dict[str, Any]) -> None:
     gpt = small(**settings).train()
     model, ids = ModularGPTForCausalLM.from_gpt(gpt), some_ids()
     labels = ids.clone()
     labels[0, :4] = -100
     out = model(ids, labels=labels)
-    ours = gpt(ids, F.pad(labels[:, 1:], (0, 1), value=-100))
-    torch.testing.assert_close(out.loss, ours.loss)
+    expected = gpt(ids, F.pad(labels[:, 1:], (0, 1), value=-100))
+    torch.testing.assert_close(out.loss, expected.loss)
     assert out.past_key_values is None and out.logits.requires_grad
     counted = (labels[:, 1:] != -100).sum()
     halved = model(ids, labels=labels, num_items_in_batch=2 * counted).loss
-    extra = sum(value for name, value in ours.parts.items() if name != "cross_entropy")
-    torch.testing.assert_close(halved - extra, ours.parts["cross_entropy"] / 2)
+    extra = sum(value for name, value in expected.parts.items() if name != "cross_entropy")
+    torch.testing.assert_close(halved - extra, expected.parts["cross_entropy"] / 2)
 
 
 @pytest.mark.parametrize("attention", attentions(), ids=named)
@@ -118,7 +118,7 @@ def test_a_training_step_without_a_trainer(small: Make, attention: Any) -> None:
     assert losses[2] < losses[0]
 
 
-def test_padding_on_either_side_leaves_the_text_alone(small: Make) -> None:
+def test_padding_on_either_side_does_not_change_the_logits(small: Make) -> None:
     model, ids = ModularGPTForCausalLM.from_gpt(small()), some_ids(1)
     alone = model(ids[:, 2:7]).logits
     mask = torch.zeros_like(ids)
@@ -136,7 +136,7 @@ def test_gradient_checkpointing(small: Make) -> None:
         return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
     def activations() -> int:
-        """Numbers that are kept for the backward pass."""
+        """Number of elements saved for the backward pass."""
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
             model(some_ids(), labels=some_ids())
@@ -152,7 +152,7 @@ def test_gradient_checkpointing(small: Make) -> None:
     assert activations() == much
 
 
-def test_more_tokens(small: Make, tmp_path: Path) -> None:
+def test_resized_embeddings(small: Make, tmp_path: Path) -> None:
     for tied in (True, False):
         model = ModularGPTForCausalLM.from_gpt(small(tie_embeddings=tied))
         model.resize_token_embeddings(40, mean_resizing=False)
@@ -169,13 +169,15 @@ def test_the_card(small: Make, tmp_path: Path) -> None:
     gpt = small(attention="mla")
     ModularGPTForCausalLM.from_gpt(gpt, training={"step": 7, "data": {"corpus": "abc123"}}).save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
-    for said in ("mla", f"{gpt.num_parameters().total:,} parameters", "abc123", "AutoModelForCausalLM"):
-        assert said in card
-    ModularGPTForCausalLM.from_pretrained(tmp_path).save_pretrained(tmp_path)  # reads its training from config.json
+    for excerpt in ("mla", f"{gpt.num_parameters().total:,} parameters", "abc123", "AutoModelForCausalLM"):
+        assert excerpt in card
+    ModularGPTForCausalLM.from_pretrained(tmp_path).save_pretrained(
+        tmp_path
+    )  # reads the training settings from config.json
     assert (tmp_path / "README.md").read_text() == card
-    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "README.md").write_text("edited")
     ModularGPTForCausalLM.from_gpt(gpt).save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    assert (tmp_path / "README.md").read_text() == "edited"
 
 
 def test_logits_to_keep_and_tuples(small: Make) -> None:
@@ -192,8 +194,8 @@ def test_the_package_does_not_import_transformers(root: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_a_config_names_no_kernel(key: str, small: Make, tmp_path: Path) -> None:
-    """transformers would ask the hub for a kernel of that name, and run it."""
+def test_kernels_named_in_a_config_are_not_loaded(key: str, small: Make, tmp_path: Path) -> None:
+    """transformers would download a kernel of that name from the hub and run it."""
     ModularGPTForCausalLM.from_gpt(small()).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, key: "kernels-community/flash-attn"}))
@@ -218,10 +220,8 @@ def folder_of(small: Make, folder: Path) -> Path:
     return folder
 
 
-def test_transformers_reads_no_file_of_the_folder_for_us(
-    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its loader is not called, and what it would follow has no effect: adapters, old weights, code."""
+def test_folders_are_not_loaded_by_transformers(small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loader is not called, so adapters, old weights and code in the folder have no effect."""
     folder = folder_of(small, tmp_path)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/etc"}))
     save_file({"base_model.model.model.embedding.lora_A.weight": torch.ones(1)}, folder / "adapter_model.safetensors")
@@ -247,7 +247,7 @@ def test_an_adapter_beside_the_model_is_not_followed_by_the_auto_class(small: Ma
 
 
 @pytest.mark.parametrize("place", ["../elsewhere.safetensors", "/absolute"])
-def test_an_index_names_files_of_its_own_folder_alone(small: Make, tmp_path: Path, place: str) -> None:
+def test_an_index_names_only_files_of_its_folder(small: Make, tmp_path: Path, place: str) -> None:
     folder = folder_of(small, tmp_path / "folder")
     other = (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     target = str(other) if place == "/absolute" else place
@@ -266,8 +266,8 @@ def test_keywords_of_from_pretrained(small: Make, tmp_path: Path) -> None:
     again = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", device_map={"": "cpu"}, use_cache=False)
     assert again.dtype == torch.float32 and again.config.use_cache is False
     assert torch.equal(again(some_ids()).logits, small()(some_ids()))
-    own = ModularGPTForCausalLM.from_pretrained(folder, config=again.config)
-    assert torch.equal(own(some_ids()).logits, again(some_ids()).logits)
+    loaded = ModularGPTForCausalLM.from_pretrained(folder, config=again.config)
+    assert torch.equal(loaded(some_ids()).logits, again(some_ids()).logits)
     for wrong in ({"quantization_config": {"bits": 4}}, {"strange": 1}, {"device_map": {"a": "cpu", "b": "cpu"}}):
         with pytest.raises(ConfigError):
             ModularGPTForCausalLM.from_pretrained(folder, **wrong)

@@ -1,4 +1,4 @@
-"""The cache of an earlier ``generate`` is continued: same tokens as a fresh read, only new tokens read."""
+"""The cache of an earlier ``generate`` is continued: equal tokens, and only new tokens are read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ def continued(model: Any, ids: Tensor, mask: Tensor, count: int, **settings: Any
 
 
 def with_turn(out: Any, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The sequences of a result with three more tokens, and their mask."""
+    """The sequences of a result extended by three tokens, and their mask."""
     ids = torch.cat([out.sequences, torch.tensor([[7, 8, 9]]).expand(len(out.sequences), -1)], dim=1)
     return ids, torch.cat([mask, torch.ones(len(ids), ids.shape[1] - mask.shape[1], dtype=torch.long)], dim=1)
 
@@ -50,25 +50,25 @@ def test_a_cache_is_continued(case: str, padded: bool, small: Callable[..., GPTM
     assert out.past_key_values.nbytes() == fresh.past_key_values.nbytes()
 
 
-def test_as_transformers_does(small: Callable[..., GPTModel], tmp_path: Path) -> None:
-    ours = small(attention={"name": "gqa", "n_kv_heads": 2}, ffn="swiglu", norm="rmsnorm", bias=False)
-    assert save_model(ours, tmp_path, "family") == "llama"
-    model, theirs = ModularGPTForCausalLM.from_gpt(ours), AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+def test_continuation_equals_that_of_transformers(small: Callable[..., GPTModel], tmp_path: Path) -> None:
+    gpt = small(attention={"name": "gqa", "n_kv_heads": 2}, ffn="swiglu", norm="rmsnorm", bias=False)
+    assert save_model(gpt, tmp_path, "family") == "llama"
+    model, reference = ModularGPTForCausalLM.from_gpt(gpt), AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     ids, mask = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), torch.ones(2, 4, dtype=torch.long)
-    out, expected = continued(model, ids, mask, 4), continued(theirs, ids, mask, 4)
+    out, expected = continued(model, ids, mask, 4), continued(reference, ids, mask, 4)
     for sampled in (False, True):
         ids, mask = with_turn(out, mask)
         torch.manual_seed(0)
         out = continued(model, ids, mask, 5, past_key_values=out.past_key_values, do_sample=sampled, output_logits=True)
         torch.manual_seed(0)
         expected = continued(
-            theirs, ids, mask, 5, past_key_values=expected.past_key_values, do_sample=sampled, output_logits=True
+            reference, ids, mask, 5, past_key_values=expected.past_key_values, do_sample=sampled, output_logits=True
         )
         assert torch.equal(out.sequences, expected.sequences)
         torch.testing.assert_close(torch.stack(out.logits), torch.stack(expected.logits), atol=2e-5, rtol=1e-4)
 
 
-def test_what_cannot_be_continued(small: Callable[..., GPTModel]) -> None:
+def test_caches_that_cannot_be_continued(small: Callable[..., GPTModel]) -> None:
     model = ModularGPTForCausalLM.from_gpt(small())
     ids, mask = torch.tensor([[1, 2, 3, 4]]), torch.ones(1, 4, dtype=torch.long)
     out = continued(model, ids, mask, 4)

@@ -1,4 +1,4 @@
-"""LoRA by the peft library: only adapters are trained, merging is exact, adapters are saved and read back."""
+"""LoRA with the peft library: only adapters are trained, merging is exact, adapters round-trip."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_lora(small: Callable[..., GPTModel], tmp_path: Path, attention: str) ->
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_adapter_on_the_embedding(small: Callable[..., GPTModel], tied: bool) -> None:
-    """It is refused where the head reads the same matrix; elsewhere merging changes no logits."""
+    """It is refused with tied embeddings; otherwise merging does not change the logits."""
     ids = torch.randint(0, 31, (2, 9))
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embedding"], init_lora_weights=False)
     base = ModularGPTForCausalLM.from_gpt(small(tie_embeddings=tied))

@@ -1,4 +1,4 @@
-"""``transformers serve`` with a folder that we wrote, asked by the client of openai, answers as ``Chat`` does."""
+"""``transformers serve`` with a folder of this package, queried by the openai client, answers like ``Chat``."""
 
 import importlib.util
 import time
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 
 @pytest.fixture
 def served(small: Callable[..., GPTModel], tmp_path: Path) -> Iterator[tuple[Chat, str, int]]:
-    """A conversation with a model, the folder that the server answers from, and its port."""
+    """A conversation with a model, the folder served, and the port of the server."""
     from transformers.cli.serve import Serve
 
     SHAPES["llama3"](tmp_path / "published")
@@ -35,14 +35,14 @@ def served(small: Callable[..., GPTModel], tmp_path: Path) -> Iterator[tuple[Cha
     folder = tmp_path / "served"
     assert write_folder(folder, model, tokenizer, {}).model_type == "llama"
     server = Serve(force_model=str(folder), port=0, non_blocking=True, device="cpu")
-    while not server.server.started:  # the timeout of the test ends it
+    while not server.server.started:  # bounded by the timeout of the test
         time.sleep(0.05)
     port = server.server.servers[0].sockets[0].getsockname()[1]
     yield Chat(model, tokenizer, greedy=True, max_new_tokens=8), str(folder), port
     server.kill_server()
 
 
-def test_a_server_answers_as_a_chat_does(served: tuple[Chat, str, int]) -> None:
+def test_a_server_answers_like_a_chat(served: tuple[Chat, str, int]) -> None:
     from openai import OpenAI
 
     chat, folder, port = served
@@ -54,6 +54,6 @@ def test_a_server_answers_as_a_chat_does(served: tuple[Chat, str, int]) -> None:
         chat.messages = [*messages[:-1]]
         assert answer.usage.prompt_tokens == len(chat.begin(messages[-1]["content"]).prompt.ids)
         expected = chat.say(messages[-1]["content"])
-        for token in chat.format.tokenizer.special_tokens:  # which the server leaves out
+        for token in chat.format.tokenizer.special_tokens:  # omitted by the server
             expected = expected.replace(token, "")
         assert answer.choices[0].message.content.strip() == expected.strip()

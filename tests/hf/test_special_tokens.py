@@ -1,4 +1,4 @@
-"""A text begins and ends for us as it does for the transformers library, whose own tokenizers are the reference."""
+"""Beginning-of-text and end-of-text tokens equal those of tokenizers of the transformers library."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ MERGES = [("a", "b"), ("ab", "c")]
 
 
 def vocabulary(*special: str) -> dict[str, int]:
-    """Special tokens, bytes and letters, as sentencepiece-style vocabularies have them."""
+    """A sentencepiece-style vocabulary: special tokens, bytes and letters."""
     return {token: id for id, token in enumerate([*special, *BYTES, "▁", "a", "b", "c", "ab", "abc"])}
 
 
@@ -30,19 +30,19 @@ def llama(folder: Path) -> None:
 
 
 def llama_without_flags(folder: Path) -> None:
-    """The post-processor alone says it."""
+    """Only the post-processor adds the token."""
     llama(folder)
     change(folder, add_bos_token=None, add_eos_token=None)
 
 
 def llama_with_a_false_flag(folder: Path) -> None:
-    """The post-processor is stronger than the flag."""
+    """The post-processor takes precedence over the flag."""
     llama(folder)
     change(folder, add_bos_token=False)
 
 
 def llama_with_an_end(folder: Path) -> None:
-    """As above, with a flag for the other end, which a prompt must not have."""
+    """As above, with a flag for the end of text, which a prompt must not have."""
     llama(folder)
     change(folder, add_bos_token=True, add_eos_token=True)
 
@@ -53,7 +53,7 @@ def gemma(folder: Path) -> None:
 
 
 def byte_level(folder: Path, post_processor: processors.PostProcessor | None, **settings: object) -> None:
-    """As Mistral's newer ones, Llama 3's and GPT-2's: bytes spelled as letters."""
+    """Byte-level, like newer tokenizers of Mistral, Llama 3 and GPT-2."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, "ab", "abc"]
     library = tokenizers.Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, MERGES))
@@ -98,16 +98,16 @@ FOLDERS: list[tuple[Callable[[Path], None], str | None]] = [
 
 
 def change(folder: Path, **settings: object) -> None:
-    """Change the folder's tokenizer_config.json; None removes a key."""
+    """Change tokenizer_config.json of the folder; None removes a key."""
     path = folder / "tokenizer_config.json"
     content = {**json.loads(path.read_text()), **settings}
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
 
 
-def prompts(theirs: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The ids that transformers gives to a model before it continues a text: without an end."""
-    ids = theirs(text, split_special_tokens=True)["input_ids"]
-    return ids[:-1] if theirs("")["input_ids"][-1:] == [theirs.eos_token_id] else ids
+def prompts(reference: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """The prompt ids of transformers, without an end-of-text token."""
+    ids = reference(text, split_special_tokens=True)["input_ids"]
+    return ids[:-1] if reference("")["input_ids"][-1:] == [reference.eos_token_id] else ids
 
 
 def small_llama(vocab_size: int) -> GPTModel:
@@ -124,21 +124,21 @@ def small_llama(vocab_size: int) -> GPTModel:
 
 
 @pytest.mark.parametrize(("write", "bos"), FOLDERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_text_begins_as_in_transformers(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
+def test_beginning_of_text_as_in_transformers(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
     write(tmp_path)
-    ours, theirs = build_tokenizer({"name": "hf", "path": str(tmp_path)}), AutoTokenizer.from_pretrained(tmp_path)
-    assert ours.bos_id == (None if bos is None else theirs.convert_tokens_to_ids(bos))
+    ours, reference = build_tokenizer({"name": "hf", "path": str(tmp_path)}), AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.bos_id == (None if bos is None else reference.convert_tokens_to_ids(bos))
     for text in filter(None, TEXTS):
-        assert ours.prompt_ids(text) == prompts(theirs, text), text
+        assert ours.prompt_ids(text) == prompts(reference, text), text
         assert ours.prompt_ids(text) == ours.with_bos(ours.encode(text))
     assert ours.prompt_ids("") == [ours.eos_id if bos is None else ours.bos_id]
-    ours.save(tmp_path)  # and so in every checkpoint
+    ours.save(tmp_path)  # as in every checkpoint
     assert Tokenizer.load(tmp_path).prompt_ids("abc") == ours.prompt_ids("abc")
     assert ours.for_new_model().bos_id is None and ours.for_new_model().encode("abc") == ours.encode("abc")
 
 
 @pytest.mark.parametrize(("write", "bos"), FOLDERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_what_is_written_gives_exactly_our_ids(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
+def test_written_tokenizers_give_equal_ids(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
     write(tmp_path)
     ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
     model = small_llama(300)
@@ -147,9 +147,9 @@ def test_what_is_written_gives_exactly_our_ids(write: Callable[[Path], None], bo
     write_folder(folder, model, ours, {}, "family")
     for tokenizer in (ours, ours.for_new_model()):
         to_transformers(tokenizer).save_pretrained(folder)
-        theirs = AutoTokenizer.from_pretrained(folder)
+        reference = AutoTokenizer.from_pretrained(folder)
         for text in TEXTS:
-            assert theirs(text)["input_ids"] == tokenizer.with_bos(tokenizer.encode(text)), text
+            assert reference(text)["input_ids"] == tokenizer.with_bos(tokenizer.encode(text)), text
 
 
 def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**settings, "eos_token_id": [259, 258, 9999]}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [258, 257]}))
     loaded = load_model(folder)
-    assert loaded.tokenizer.eos_id == 259 and loaded.tokenizer.eos_ids == [259, 258, 257]  # 9999 has no token
+    assert loaded.tokenizer.eos_id == 259 and loaded.tokenizer.eos_ids == [259, 258, 257]  # 9999 is not a token
     for format in ("family", "modular_gpt"):
         written = tmp_path / format
         written.mkdir()
@@ -175,8 +175,8 @@ def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
         assert load_model(written).tokenizer.eos_ids == [259, 258, 257]
 
 
-def test_the_flag_alone(tmp_path: Path) -> None:
-    """As DeepSeek's: the post-processor adds nothing, and the class that its config names reads the flag."""
+def test_only_the_flag(tmp_path: Path) -> None:
+    """Like DeepSeek's: the post-processor adds nothing, and the class named in its config reads the flag."""
     byte_level(tmp_path, processors.ByteLevel(), bos_token="<|begin|>", eos_token="</s>")
     assert build_tokenizer({"name": "hf", "path": str(tmp_path)}).bos_id is None
     change(tmp_path, add_bos_token=True)
@@ -192,7 +192,7 @@ def test_several_tokens_before_a_text_are_refused(tmp_path: Path) -> None:
         build_tokenizer({"name": "hf", "path": str(tmp_path)})
 
 
-def test_an_end_that_only_the_models_config_names(tmp_path: Path) -> None:
+def test_an_end_token_named_only_in_the_config_of_the_model(tmp_path: Path) -> None:
     qwen(tmp_path)
     change(tmp_path, eos_token=None)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 259}))
@@ -206,10 +206,10 @@ def test_gpt2_files_without_a_tokenizer_json(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 258}))
     ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
-    theirs = GPT2TokenizerFast(vocab=vocab, merges=MERGES)
+    reference = GPT2TokenizerFast(vocab=vocab, merges=MERGES)
     for text in [*TEXTS, "don't  go\n\n 123abc<|endoftext|>"]:
         ids = ours.encode(text)
-        assert ids == theirs(text, split_special_tokens=True)["input_ids"]
+        assert ids == reference(text, split_special_tokens=True)["input_ids"]
         assert ours.decode(ids) == text
     assert ours.eos_ids == [258] and ours.bos_id is None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))

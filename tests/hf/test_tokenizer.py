@@ -1,4 +1,4 @@
-"""Our tokenizers written for transformers give the same ids, and the same text back."""
+"""Tokenizers of this package written for transformers give equal ids and equal decoded text."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ TEXTS = [
 
 @pytest.fixture(params=["byte", "char", "char with unk", "bpe", "wordpiece", "gpt2", "cl100k"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
-    kind = request.param
-    if kind in ("gpt2", "cl100k"):
+    name = request.param
+    if name in ("gpt2", "cl100k"):
         request.getfixturevalue("tiktoken_cache")
-        if kind == "cl100k":  # its pattern on GPT-2's ranks
+        if name == "cl100k":  # its pattern with GPT-2's ranks
             from modular_gpt.data.tokenizers.tiktoken_encoding import TiktokenTokenizer
 
             pattern = (
@@ -34,25 +34,25 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
             definition = {**build_tokenizer("gpt2").definition(), "encoding": "other", "pattern": pattern}
             return TiktokenTokenizer.from_definition(definition)
         return build_tokenizer("gpt2")
-    if kind.startswith("char"):
-        return CharTokenizer.build_vocab("".join(TEXTS), "unk" if "unk" in kind else "error")
-    if kind == "byte":
+    if name.startswith("char"):
+        return CharTokenizer.build_vocab("".join(TEXTS), "unk" if "unk" in name else "error")
+    if name == "byte":
         return build_tokenizer("byte")
     (tmp_path / "text.txt").write_text("".join(TEXTS) * 20)
     corpus = build_corpus({"name": "text", "path": str(tmp_path / "text.txt")})
-    return build_tokenizer({"name": kind, "vocab_size": 600}, corpus, tmp_path / "cache")
+    return build_tokenizer({"name": name, "vocab_size": 600}, corpus, tmp_path / "cache")
 
 
 def test_the_same_ids_and_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    to_transformers(tokenizer, context_length=99).save_pretrained(tmp_path / "theirs")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    to_transformers(tokenizer, context_length=99).save_pretrained(tmp_path / "converted")
+    converted = AutoTokenizer.from_pretrained(tmp_path / "converted")
     for text in TEXTS:
         ids = tokenizer.encode(text)
-        found = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        found = converted(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert found == ids, text
-        assert theirs.decode(ids) == tokenizer.decode(ids)
-    assert theirs.eos_token_id == tokenizer.eos_id
-    assert theirs.padding_side == "left" and theirs.model_max_length == 99
+        assert converted.decode(ids) == tokenizer.decode(ids)
+    assert converted.eos_token_id == tokenizer.eos_id
+    assert converted.padding_side == "left" and converted.model_max_length == 99
 
 
 def test_unknown_characters(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_unknown_characters(tmp_path: Path) -> None:
     assert to_transformers(lenient)("abz")["input_ids"] == lenient.encode("abz")
 
 
-def test_a_kind_without_counterpart_is_refused() -> None:
+def test_a_tokenizer_without_counterpart_is_refused() -> None:
     tokenizer = build_tokenizer("byte")
     tokenizer.__dict__["name"] = "other"
     with pytest.raises(ConfigError, match="tokenizer=other cannot be written"):

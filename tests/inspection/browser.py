@@ -1,4 +1,4 @@
-"""Headless Chromium for tests of pages: a script runs inside the page and its result comes back."""
+"""Headless Chromium for tests of pages: run a script inside the page and return its result."""
 
 import json
 import re
@@ -33,7 +33,7 @@ addEventListener("load", () => {{
 
 
 def run_in_page(page: Path, folder: Path, script: str, width: int = 1000, dark: bool = False) -> Any:
-    """What the body of a JavaScript function returns inside a page of this width; skips without Chromium."""
+    """Result of a JavaScript function body inside a page of the given width; skips without Chromium."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     text = page.read_text(encoding="utf-8") + INSIDE.format(script=script)

@@ -1,4 +1,4 @@
-"""What an attention reports explains what it computes, and reporting changes nothing."""
+"""Reported attention tensors explain the output of the attention, and reporting changes no result."""
 
 from collections.abc import Iterator
 
@@ -17,13 +17,13 @@ from tests.components.laws import TOKENS, build, text
 
 PADDING = torch.tensor([0, 4, 9])
 EXACT = 1e-6  # in float64
-# What linear attention sums in its state stays float32.
+# The state of linear attention stays float32.
 STATE = 1e-5
 ATTENTIONS = cases("attention")
 
 
 def models(case: Case) -> Iterator[GPTModel]:
-    """The model of a case in float64; of default settings one for each registered position that goes with them."""
+    """The model of a case in float64; for default settings, one model per compatible position."""
     if case.settings:
         yield build(case.config()).double()
         return
@@ -41,7 +41,7 @@ def mixed(weights: Tensor, value: Tensor) -> Tensor:
 
 
 def check_heads(seen: dict[str, Tensor], layer: int, counted: Tensor | None = None, tolerance: float = EXACT) -> None:
-    """The mix of values by the reported weights is the reported output of the kernel, in counted tokens (B, T)."""
+    """The reported weights times values equal the reported output of the kernel at the counted tokens (B, T)."""
     value, weights, heads = (seen[f"blocks.{layer}.attention.{name}"] for name in ("value", "weights", "heads"))
     assert weights.shape == (*heads.shape[:3], value.shape[2])
     assert heads.shape[3] == value.shape[3]
@@ -54,7 +54,7 @@ def check_heads(seen: dict[str, Tensor], layer: int, counted: Tensor | None = No
 
 
 @pytest.mark.parametrize("name", entries("attention"))
-def test_every_attention_reports_the_tensors_it_names(name: str) -> None:
+def test_every_attention_reports_its_declared_tensors(name: str) -> None:
     model = build(Case("attention", name).config(n_layers=1))
     with torch.no_grad(), capture(model, "*.attention.*") as seen:
         model(text(model.config))
@@ -70,7 +70,7 @@ def test_every_attention_reports_the_tensors_it_names(name: str) -> None:
 @parametrize(ATTENTIONS)
 @pytest.mark.parametrize("padding", [None, PADDING], ids=["whole rows", "padded rows"])
 @torch.no_grad()
-def test_weights_times_value_is_the_output_of_the_kernel(case: Case, padding: Tensor | None) -> None:
+def test_weights_times_values_equal_the_output_of_the_kernel(case: Case, padding: Tensor | None) -> None:
     for model in models(case):
         ids = text(model.config)
         plain = model(ids, padding=padding)
@@ -85,7 +85,7 @@ def test_weights_times_value_is_the_output_of_the_kernel(case: Case, padding: Te
 @parametrize(ATTENTIONS)
 @pytest.mark.parametrize("padding", [None, PADDING], ids=["whole rows", "padded rows"])
 @torch.no_grad()
-def test_a_cached_step_reports_the_row_of_the_whole_pass(case: Case, padding: Tensor | None) -> None:
+def test_a_cached_step_reports_the_row_of_the_full_pass(case: Case, padding: Tensor | None) -> None:
     for model in models(case):
         ids = text(model.config)
         if case.settings.get("backend") == "flash" and not decodes(model, ids):
@@ -93,7 +93,7 @@ def test_a_cached_step_reports_the_row_of_the_whole_pass(case: Case, padding: Te
         with capture(model, "*.weights", "*.heads") as full:
             model(ids, padding=padding)
         cache, other, start = model.new_cache(3, ids.shape[1]), model.new_cache(3, ids.shape[1]), 0
-        for count in (11, 1, 4, 1, 3):  # the first covers all padding
+        for count in (11, 1, 4, 1, 3):  # the first chunk covers all padding
             chunk, first = ids[:, start : start + count], padding if start == 0 else None
             plain = model(chunk, cache=other, padding=first)
             with capture(model) as seen:
@@ -105,7 +105,7 @@ def test_a_cached_step_reports_the_row_of_the_whole_pass(case: Case, padding: Te
 
 
 def decodes(model: GPTModel, ids: Tensor) -> bool:
-    """Whether there is a flash kernel for single steps; not where keys are wider than values."""
+    """Whether there is a flash kernel for single steps; there is none if keys are wider than values."""
     try:
         return model(ids[:, :1], cache=model.new_cache(len(ids))) is not None
     except ConfigError:
@@ -132,8 +132,8 @@ def check_step(seen: dict[str, Tensor], full: dict[str, Tensor], start: int, lay
 @pytest.mark.parametrize("padding", [None, torch.tensor([0, 300])], ids=["whole rows", "padded rows"])
 @pytest.mark.parametrize("backend", ["auto", "math"])
 @torch.no_grad()
-def test_long_texts_report_what_their_blocks_compute(backend: str, padding: Tensor | None) -> None:
-    """Sliding windows in blocks, text moved before padding, chunks of queries: one report of all of it."""
+def test_long_texts_report_the_weights_of_their_blocks(backend: str, padding: Tensor | None) -> None:
+    """One report covers sliding windows in blocks, text moved before padding, and chunks of queries."""
     attention = {"name": "gqa", "window": 40, "backend": backend}
     config = GPTConfig(vocab_size=31, d_model=32, n_heads=2, n_layers=1, context_length=600, attention=attention)
     model, ids = build(config).double(), text(config, rows=2, tokens=520)
@@ -146,7 +146,7 @@ def test_long_texts_report_what_their_blocks_compute(backend: str, padding: Tens
 
 @pytest.mark.parametrize("name", entries("attention"))
 @torch.no_grad()
-def test_packed_documents_see_their_own_weights_alone(name: str) -> None:
+def test_packed_documents_have_separate_weights(name: str) -> None:
     model = build(Case("attention", name).config()).double()
     ids, documents = text(model.config), torch.arange(TOKENS).div(7, rounding_mode="floor").expand(3, -1)
     with capture(model) as seen:
@@ -161,7 +161,7 @@ def test_packed_documents_see_their_own_weights_alone(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @torch.no_grad()
 def test_flex_attention_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the kernel without its compilation, which takes seconds."""
+    """The kernel runs uncompiled, since compilation takes seconds."""
     monkeypatch.setattr(flex_module, "_compiled", lambda: flex_attention)
     attention = {"name": "mha", "window": 100, "sinks": True, "softcap": 3.0, "backend": "flex"}
     model = build(GPTConfig(**{**MODEL, "pos": "alibi", "attention": attention})).double()
@@ -173,7 +173,7 @@ def test_flex_attention_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def test_latent_attention_reports_full_heads_while_it_attends_to_latents() -> None:
+def test_latent_attention_reports_full_heads() -> None:
     attention = {"name": "mla", "kv_lora_rank": 12, "qk_nope_head_dim": 6, "v_head_dim": 10, "qk_rope_head_dim": 4}
     model = build(GPTConfig(vocab_size=31, d_model=32, n_heads=4, n_layers=1, context_length=64, attention=attention))
     model.double()

@@ -1,4 +1,4 @@
-"""Names, patterns, edits and stops of ``capture``, and its refusals."""
+"""Names, patterns, edits and early stops of ``capture``, and its error messages."""
 
 from unittest import mock
 
@@ -48,7 +48,7 @@ def test_every_name_and_its_shape() -> None:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @torch.no_grad()
-def test_reports_are_what_the_modules_return(topology: str) -> None:
+def test_reports_equal_the_outputs_of_modules(topology: str) -> None:
     model = build(GPTConfig(**SMALL, topology=topology))
     returned: dict[str, Tensor] = {}
 
@@ -79,7 +79,7 @@ def test_the_head_reads_final(model: GPTModel, ids: Tensor) -> None:
     assert torch.equal(seen["embedding"], model.embedding(ids))
 
 
-def test_patterns_choose_what_is_recorded(model: GPTModel, ids: Tensor) -> None:
+def test_patterns_select_the_recorded_tensors(model: GPTModel, ids: Tensor) -> None:
     with capture(model, "blocks.1.residual", "blocks.*.attention.weights") as seen:
         model(ids)
     assert set(seen) == {"blocks.1.residual", *(f"blocks.{i}.attention.weights" for i in range(3))}
@@ -90,7 +90,7 @@ def test_patterns_choose_what_is_recorded(model: GPTModel, ids: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_what_is_recorded_does_not_change_afterwards(model: GPTModel, ids: Tensor) -> None:
+def test_recorded_tensors_do_not_change_afterwards(model: GPTModel, ids: Tensor) -> None:
     cache = model.new_cache(3, 20)
     with capture(model, "blocks.0.attention.key") as seen:
         model(ids[:, :9], cache=cache)
@@ -100,7 +100,7 @@ def test_what_is_recorded_does_not_change_afterwards(model: GPTModel, ids: Tenso
     assert torch.equal(seen["blocks.0.attention.key"], before)
 
 
-def test_scores_are_computed_only_where_they_are_asked_for(model: GPTModel, ids: Tensor) -> None:
+def test_scores_are_computed_only_on_request(model: GPTModel, ids: Tensor) -> None:
     with mock.patch("modular_gpt.nn.sdpa.softmax") as softmax, capture(model, "*.residual", "*.heads", "*.query"):
         model(ids)
     assert softmax.call_count == 0
@@ -126,8 +126,8 @@ def operations(run: object) -> list[str]:
     "settings", [*({"attention": name, "pos": "none"} for name in entries("attention")), {"ffn": "moe"}]
 )
 @torch.no_grad()
-def test_nobody_listening_costs_no_operation_and_a_few_calls(settings: dict[str, str]) -> None:
-    """Without reports at all, a pass runs the same tensor operations; a block makes few looks at the variable."""
+def test_without_a_capture_there_are_no_extra_operations_and_few_calls(settings: dict[str, str]) -> None:
+    """A pass runs the same tensor operations as one without reports; a block reads the context variable a few times."""
     model = build(GPTConfig(**SMALL, **settings))
     ids = text(model.config)
     model(ids)
@@ -148,7 +148,7 @@ def test_an_edit_changes_one_head(model: GPTModel, ids: Tensor) -> None:
         edited = model(ids)
     heads = seen["blocks.1.attention.heads"]
     assert heads[:, 2].abs().max() == 0 and heads[:, 1].abs().max() > 0
-    # the output projection without the columns of head 2 gives the same
+    # equal to the output projection without the columns of head 2
     width = heads.shape[-1]
     model.blocks[1].attention.out.weight.data[:, 2 * width : 3 * width] = 0
     torch.testing.assert_close(model(ids), edited)
@@ -191,7 +191,7 @@ def test_gradients_reach_an_edited_tensor(model: GPTModel, ids: Tensor) -> None:
     assert all(weights.grad is not None and weights.grad.abs().max() > 0 for weights in kept)
 
 
-def test_recomputed_blocks_report_once_with_the_same_gradients(model: GPTModel, ids: Tensor) -> None:
+def test_recomputed_blocks_report_once_with_equal_gradients(model: GPTModel, ids: Tensor) -> None:
     gradients = []
     for every in (0, 1):
         model.checkpoint_activations(every)
@@ -220,7 +220,7 @@ def test_a_pass_stops_after_the_last_tensor_that_is_needed(model: GPTModel, ids:
 
 
 @torch.no_grad()
-def test_captures_nest_and_see_their_own_model_only(model: GPTModel, ids: Tensor) -> None:
+def test_captures_can_be_nested_and_record_only_their_model(model: GPTModel, ids: Tensor) -> None:
     other = build(GPTConfig(**SMALL), seed=7)
     with capture(model, "final") as outer, capture(other, "final") as second, capture(model, "embedding") as inner:
         model(ids)
@@ -244,13 +244,13 @@ def test_generation_is_observed_step_by_step(model: GPTModel) -> None:
     assert steps == [3, 4, 5, 6, 7]
 
 
-def test_a_module_around_the_model_will_do(model: GPTModel, ids: Tensor) -> None:
+def test_a_wrapper_of_the_model_is_accepted(model: GPTModel, ids: Tensor) -> None:
     with capture(nn.Sequential(model), "final") as seen:
         model(ids)
     assert set(seen) == {"final"}
 
 
-def test_an_exception_ends_the_listening(model: GPTModel, ids: Tensor) -> None:
+def test_an_exception_ends_the_capture(model: GPTModel, ids: Tensor) -> None:
     with pytest.raises(ZeroDivisionError), capture(model):
         model(ids)
         raise ZeroDivisionError

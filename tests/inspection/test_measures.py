@@ -1,4 +1,4 @@
-"""The logit lens and the measures of heads, on models whose answers are known."""
+"""The logit lens and the measures of heads, on models with known results."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_the_lens_ends_with_the_logits_and_begins_with_the_embedding(settings: d
 
 
 class Looks(torch.nn.Module):
-    """In the place of an attention: weights that each head gives to one position, chosen by hand."""
+    """A fake attention: each head puts its weight on one known position."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -45,16 +45,16 @@ class Looks(torch.nn.Module):
         return torch.zeros_like(x)
 
 
-def test_heads_that_look_at_one_position_score_one_there() -> None:
+def test_heads_that_attend_to_one_position_score_one() -> None:
     model = GPTModel(GPTConfig(**SMALL))
     model.blocks[1].attention = Looks(length=10)  # type: ignore[assignment]
     scores = head_scores(model, length=10)
     found = torch.stack([scores[name][1] for name in ("previous", "first", "itself", "induction")])
     assert torch.equal(found.diagonal(), torch.ones(4))
-    assert (found - torch.eye(4)).abs().max() < 0.5  # near the beginning the positions coincide
+    assert (found - torch.eye(4)).abs().max() < 0.5  # the positions coincide near the beginning
 
 
-def test_scores_are_shares_of_the_weight() -> None:
+def test_scores_are_fractions_of_the_weight() -> None:
     scores = head_scores(build(GPTConfig(**SMALL)))
     assert set(scores) == {"previous", "first", "itself", "induction"}
     for score in scores.values():
@@ -64,8 +64,8 @@ def test_scores_are_shares_of_the_weight() -> None:
         head_scores(build(GPTConfig(**SMALL)), length=30)
 
 
-def test_shares_of_mixers_without_a_softmax() -> None:
-    """Absolute weights over their sum; of a short convolution the mean over channels; as many heads as a layer has."""
+def test_scores_of_mixers_without_a_softmax() -> None:
+    """Absolute weights over their sum; the mean over channels of a short convolution; one score per head."""
     variants = {"delta": {"attention": {"name": "gated_delta", "value_heads": 6}}, "conv": {"attention": "shortconv"}}
     model = build(GPTConfig(**SMALL, layers={"cycle": ["delta", "conv", "delta"], "variants": variants}))
     ids = text(model.config)
@@ -86,7 +86,7 @@ def test_shares_of_mixers_without_a_softmax() -> None:
     assert (rises[[0, 2]] != 0).all() and rises[1].isnan().all()
 
 
-def test_measures_leave_the_mode_of_the_model_alone_and_use_no_dropout() -> None:
+def test_measures_keep_the_mode_of_the_model_and_use_no_dropout() -> None:
     model = build(GPTConfig(**SMALL, dropout=0.5)).train()
     ids = text(model.config)
     assert torch.equal(logit_lens(model, ids), logit_lens(model, ids))
@@ -96,8 +96,8 @@ def test_measures_leave_the_mode_of_the_model_alone_and_use_no_dropout() -> None
 
 
 @torch.no_grad()
-def test_ablation_finds_the_heads_that_nothing_reads() -> None:
-    """A head whose columns of the output projection are zero changes no loss; the others change it."""
+def test_ablation_finds_unused_heads() -> None:
+    """Ablating a head whose columns of the output projection are zero does not change the loss; other heads do."""
     model = build(GPTConfig(**SMALL))
     width = 32 // 4
     model.blocks[2].attention.out.weight[:, width : 2 * width] = 0
@@ -106,7 +106,7 @@ def test_ablation_finds_the_heads_that_nothing_reads() -> None:
     assert rises.shape == (3, 4)
     assert rises[2, 1] == 0 and (rises != 0).sum() == 11
 
-    def without(heads: Tensor) -> Tensor:  # the definition, for one head
+    def without(heads: Tensor) -> Tensor:  # the reference for one head
         return torch.cat([heads[:, :3], heads[:, 3:].mean((0, 1, 2)).expand_as(heads[:, 3:])], dim=1)
 
     intact = model(ids[:, :-1], ids[:, 1:]).loss
@@ -115,7 +115,7 @@ def test_ablation_finds_the_heads_that_nothing_reads() -> None:
     torch.testing.assert_close(rises[0, 3], ablated - intact)
 
 
-def test_layers_without_weights_or_heads_are_not_numbers() -> None:
+def test_layers_without_weights_or_heads_are_nan() -> None:
     model = build(GPTConfig(**SMALL))
     model.blocks[1].attention = Looks(length=10)  # type: ignore[assignment]  # reports no heads
     ids = text(model.config)

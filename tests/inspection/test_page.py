@@ -1,4 +1,4 @@
-"""The page of mgpt-inspect: its content, and what pointing and clicking show in a browser."""
+"""The page of mgpt-inspect: its content, and its response to pointing and clicking in a browser."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ def data_of(page: Path) -> dict[str, Any]:
     return json.loads(found[1])
 
 
-def test_its_numbers_are_those_of_the_model(model: GPTModel, tokenizer: CharTokenizer, page: Path) -> None:
+def test_its_numbers_equal_those_of_the_model(model: GPTModel, tokenizer: CharTokenizer, page: Path) -> None:
     data, ids = data_of(page), torch.tensor([tokenizer.encode(TEXT)])
     with torch.no_grad(), capture(model, "*.weights", "*.chosen") as seen:
         logits = model(ids)
@@ -76,15 +76,17 @@ def test_the_table_of_heads(model: GPTModel, tokenizer: CharTokenizer, page: Pat
     ]
 
 
-def test_it_holds_everything_and_loads_nothing(page: Path) -> None:
+def test_it_is_self_contained(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"""\b(?:src|href)\s*=|@import|url\(|https?:|fetch\(|import\(""", text)
     assert "default-src 'none'" in text
     assert "<h1>a &lt;model&gt;</h1>" in text
-    assert text.count("</script>") == 2  # the text's own does not end one
+    assert text.count("</script>") == 2  # the one in the text is escaped
 
 
-def test_long_texts_are_cut_and_short_ones_refused(model: GPTModel, tokenizer: CharTokenizer, tmp_path: Path) -> None:
+def test_long_texts_are_truncated_and_short_ones_refused(
+    model: GPTModel, tokenizer: CharTokenizer, tmp_path: Path
+) -> None:
     written = write_page(model, tokenizer, TEXT * 3, tmp_path / "page.html", max_tokens=10, layers=[1])
     data = data_of(written)
     assert len(data["tokens"]) == 10 and data["layers"] == [1]
@@ -145,7 +147,7 @@ return { marked, hit: hit && hit.tagName, shades, backgrounds: backgrounds.size,
 """
 
 
-def test_pointing_at_a_row_shades_what_its_token_reads(
+def test_pointing_at_a_row_shades_the_tokens_it_attends_to(
     model: GPTModel, tokenizer: CharTokenizer, page: Path, tmp_path: Path
 ) -> None:
     found = run_in_page(page, tmp_path, POINT)
@@ -158,7 +160,7 @@ def test_pointing_at_a_row_shades_what_its_token_reads(
     strongest = int(expected.argmax())
     assert found["status"].startswith(f"block 1, head 1, token 20 “{TEXT[20]}” reads “")
     assert re.search(r"reads “.+?” \((\d+)\)", found["status"])[1] == str(strongest)  # type: ignore[index]
-    assert found["top"] == 0  # the text stays in sight
+    assert found["top"] == 0  # the text stays visible
     assert found["marked"] == [20]
     assert found["after"].startswith(f"token {len(TEXT) - 2} “{TEXT[-2]}” · loss ")
 
@@ -213,5 +215,5 @@ def test_it_fits_narrow_and_wide_windows_in_light_and_dark(page: Path, tmp_path:
     assert found["width"] == width and found["scroll"] <= width and not found["wide"]
     paper, ink = (list(map(int, re.findall(r"\d+", found[name]))) for name in ("paper", "ink"))
     assert (sum(paper) < sum(ink)) == dark
-    assert found["hidden"][:3] == paper  # a later token is not read
-    assert found["full"][:3] == ink  # the first token reads itself alone
+    assert found["hidden"][:3] == paper  # a later token is masked
+    assert found["full"][:3] == ink  # the first token attends to itself only

@@ -1,4 +1,4 @@
-"""The block and what stands around it, against a few naive lines."""
+"""The block, embeddings and head equal a few naive lines."""
 
 import math
 
@@ -19,7 +19,7 @@ def config(**changes: object) -> GPTConfig:
 
 
 def naive_block(block: nn.Module, x: Tensor, pos: Positions, layer: BlockConfig) -> Tensor:
-    """The five lines of the docstring."""
+    """The formulas of the topologies."""
     m = layer.residual_multiplier
     a, b, c, d = layer.residual_weights or (1, 1, 1, 1)
 
@@ -93,7 +93,7 @@ def test_model(topology: str, changes: dict) -> None:
 
 
 @torch.no_grad()
-def test_each_layer_may_have_a_block_of_its_own() -> None:
+def test_layers_may_have_different_blocks() -> None:
     variants = {topology: {"block": topology} for topology in TOPOLOGIES}
     variants["weak"] = {"block": {"residual_multiplier": 0.2}, "ffn": "swiglu"}
     made = config(n_layers=len(variants), residual_multiplier=0.7, layers={"variants": variants, "prefix": [*variants]})
@@ -119,13 +119,13 @@ def test_norms_of_a_block(topology: str, norms: int) -> None:
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_final_norm_is_left_out_only_after_post_norm(topology: str) -> None:
+def test_only_post_norm_has_no_final_norm(topology: str) -> None:
     assert (GPTModel(config(topology=topology)).final_norm is None) == (topology == "post")
     assert GPTModel(config(topology=topology, final_norm=True)).final_norm is not None
     assert GPTModel(config(topology=topology, final_norm=False)).final_norm is None
 
 
-def test_each_layer_has_its_own_weights_and_one_position_module_serves_equal_settings() -> None:
+def test_layers_have_separate_weights_and_share_position_modules_of_equal_settings() -> None:
     model = GPTModel(
         config(pos="rope", layers={"variants": {"none": {"pos": "none"}}, "cycle": ["none", "base"]}, n_layers=4)
     )
@@ -135,7 +135,7 @@ def test_each_layer_has_its_own_weights_and_one_position_module_serves_equal_set
 
 
 def test_nothing_is_saved_twice() -> None:
-    """Neither a tied head nor a position table that all layers share."""
+    """Neither a tied head nor a position table shared by all layers is saved twice."""
     for tied in (True, False):
         state = GPTModel(config(tie_embeddings=tied)).state_dict()
         places = [tensor.data_ptr() for tensor in state.values()]
@@ -144,7 +144,7 @@ def test_nothing_is_saved_twice() -> None:
     assert not [name for name in GPTModel(config(pos="rope")).state_dict() if "position" in name]
 
 
-def test_a_tied_embedding_learns_from_both_ends() -> None:
+def test_a_tied_embedding_has_gradients_of_input_and_output() -> None:
     made = config()
     model, ids = build(made).train(), text(made)
     model(ids[:, :-1], ids[:, 1:]).loss.backward()
@@ -156,7 +156,7 @@ def test_a_tied_embedding_learns_from_both_ends() -> None:
 
 
 def dropouts(model: GPTModel, ids: Tensor) -> list[tuple[float, bool]]:
-    """(p, in training) of every dropout of one pass in the order it happens, by watching the functions."""
+    """(p, training) of every dropout call of one pass in order, by patching the functions."""
     seen: list[tuple[float, bool]] = []
     plain, fused = F.dropout, F.scaled_dot_product_attention
 
@@ -186,8 +186,8 @@ def test_dropout_after_embeddings_attention_and_ffn_and_of_weights(topology: str
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_dropout_drops_its_share_and_keeps_the_mean(topology: str) -> None:
-    """Each of the three places by itself, the others being silenced."""
+def test_dropout_drops_a_fraction_and_keeps_the_mean(topology: str) -> None:
+    """Each of the three locations separately, with the others disabled."""
     made = config(topology=topology, dropout=0.9, attention={"name": "mha", "dropout": 0.0})
     model, ids = build(made).train(), text(made)
     seen: list[Tensor] = []
@@ -202,7 +202,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(topology: str) -> None:
         torch.testing.assert_close(after[kept], before[kept] / 0.1, rtol=1e-4, atol=1e-5)
 
 
-def test_training_draws_anew_and_evaluation_does_not() -> None:
+def test_dropout_is_random_in_training_and_off_in_evaluation() -> None:
     made = config(dropout=0.5)
     model, ids = build(made), text(made)
     assert torch.equal(model(ids), model(ids))
@@ -214,7 +214,7 @@ def test_training_draws_anew_and_evaluation_does_not() -> None:
     assert torch.equal(model(ids), first)
 
 
-def test_gpt2_scale_of_the_loss_at_the_start() -> None:
+def test_the_initial_loss_of_gpt2_is_that_of_a_uniform_distribution() -> None:
     made = config(vocab_size=500)
     model, ids = GPTModel(made), text(made, rows=16)
     assert model(ids[:, :-1], ids[:, 1:]).loss.item() == pytest.approx(math.log(500), abs=0.1)

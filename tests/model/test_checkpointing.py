@@ -1,6 +1,6 @@
-"""Activation checkpointing around the rest of a training: the compiler, lower precision, chunks of the loss.
+"""Activation checkpointing combined with the compiler, low precision and the chunked loss.
 
-That it changes nothing is a law of every component (tests/components/laws.py).
+A law of every component tests that it does not change the results (tests/components/laws.py).
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ KINDS: list[dict[str, Any]] = [
 def results(
     config: GPTConfig, every: int, backend: str | None = None, dtype: torch.dtype | None = None
 ) -> list[Tensor]:
-    """The loss, gradients, and what is counted, of one batch."""
+    """The loss, gradients and counts of one batch."""
     model, ids = build(config).train(), text(config, rows=4)
     model.checkpoint_activations(every)
     torch._dynamo.reset()
@@ -36,28 +36,28 @@ def results(
     return [loss.detach(), *(p.grad for p in model.parameters()), *model.buffers()]
 
 
-@pytest.mark.parametrize(("kind", "layers"), list(zip(KINDS, (2, 1, 1), strict=True)), ids=str)
-def test_compiled(kind: dict[str, Any], layers: int) -> None:
-    """Every block, and every second one where there are two; each is compiled apart, which takes seconds."""
-    config = GPTConfig(**{**MODEL, **kind, "n_layers": layers})
+@pytest.mark.parametrize(("settings", "layers"), list(zip(KINDS, (2, 1, 1), strict=True)), ids=str)
+def test_compiled(settings: dict[str, Any], layers: int) -> None:
+    """Checkpointing of every block, and of every second of two; blocks are compiled separately, which takes seconds."""
+    config = GPTConfig(**{**MODEL, **settings, "n_layers": layers})
     expected = results(config, 0, "aot_eager")
     for every in range(1, layers + 1):
         for one, other in zip(results(config, every, "aot_eager"), expected, strict=True):
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("settings", KINDS, ids=str)
 @pytest.mark.parametrize("every", [2, 3])
-def test_some_blocks_beside_others(kind: dict[str, Any], every: int) -> None:
-    """Blocks that are computed again stand between blocks that are not; every block is a law of the components."""
-    config = GPTConfig(**{**MODEL, **kind, "n_layers": 4})
+def test_checkpointing_of_some_blocks(settings: dict[str, Any], every: int) -> None:
+    """Checkpointed blocks alternate with others; checkpointing of every block is a law of the components."""
+    config = GPTConfig(**{**MODEL, **settings, "n_layers": 4})
     for one, other in zip(results(config, every), results(config, 0), strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_under_autocast(kind: dict[str, Any]) -> None:
-    config = GPTConfig(**{**MODEL, **kind})
+@pytest.mark.parametrize("settings", KINDS, ids=str)
+def test_under_autocast(settings: dict[str, Any]) -> None:
+    config = GPTConfig(**{**MODEL, **settings})
     for one, other in zip(
         results(config, 1, dtype=torch.bfloat16), results(config, 0, dtype=torch.bfloat16), strict=True
     ):
@@ -78,7 +78,7 @@ def test_every_nth_block() -> None:
         assert "".join(str(int(block.recomputes)) for block in model.blocks) == expected
 
 
-def test_nothing_is_computed_again_without_gradients() -> None:
+def test_no_recomputation_without_gradients() -> None:
     model, ids = build(GPTConfig(**MODEL)), text(GPTConfig(**MODEL))
     model.checkpoint_activations()
     with torch.no_grad():

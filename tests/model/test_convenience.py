@@ -1,4 +1,4 @@
-"""Ways to call a model besides ids -> logits."""
+"""Further ways to call a model."""
 
 import copy
 import pickle
@@ -12,17 +12,17 @@ from tests.components.laws import build, close, feed, text
 
 
 @parametrize([case for case in CHOSEN if case.slot == "attention"])
-def test_use_cache_is_the_explicit_cache(case: Case) -> None:
+def test_use_cache_equals_an_explicit_cache(case: Case) -> None:
     model, ids = build(case.config()), text(case.config())
     expected = feed(model, ids, model.new_cache(len(ids)), [7, 1, 1, 4])
     for _ in range(2):
-        parts = [model(piece, use_cache=True) for piece in ids.split([7, 1, 1, 4, 7], dim=1)]
-        close(torch.cat(parts, dim=1), expected)
-        assert not any(part.requires_grad for part in parts)
+        chunks = [model(chunk, use_cache=True) for chunk in ids.split([7, 1, 1, 4, 7], dim=1)]
+        close(torch.cat(chunks, dim=1), expected)
+        assert not any(logits.requires_grad for logits in chunks)
         model.reset_kv_cache()
 
 
-def test_a_forgotten_reset_is_named() -> None:
+def test_a_forgotten_reset_is_reported() -> None:
     model, ids = build(GPTConfig(**MODEL)), text(GPTConfig(**MODEL))
     model(ids, use_cache=True)
     with pytest.raises(ConfigError, match="the cache was made for 3 rows, got 2") as error:
@@ -47,7 +47,7 @@ def test_last_only() -> None:
 
 
 @torch.no_grad()
-def test_a_model_can_be_copied_and_moved_between_types() -> None:
+def test_a_model_can_be_copied_and_converted_between_dtypes() -> None:
     model, ids = build(GPTConfig(**{**MODEL, "pos": "learned"})), text(GPTConfig(**MODEL))
     twin = copy.deepcopy(model)
     assert torch.equal(twin(ids), model(ids))

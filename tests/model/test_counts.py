@@ -1,4 +1,4 @@
-"""How many parameters: figures known from elsewhere, and counts by hand."""
+"""Numbers of parameters: published values, and counts by hand."""
 
 import pytest
 import torch
@@ -27,10 +27,10 @@ def test_gpt2(n_layers: int, d_model: int, n_heads: int, total: int) -> None:
     assert got == (total, total - (50257 + 1024) * d_model, total)
 
 
-def test_the_small_one_of_the_older_code() -> None:
-    words = dict(num_layers=6, n_embd=256, num_heads=8, block_size=256, vocab_size=62, d_ff=341)
-    parts = dict(pos_type="sinusoidal", norm_type="rmsnorm", ffn_type="ff_swiglu")
-    assert count(**words, **parts, bias=True, tie_embeddings=True)[0] == 3_175_164
+def test_the_small_model_of_earlier_code() -> None:
+    foreign = dict(num_layers=6, n_embd=256, num_heads=8, block_size=256, vocab_size=62, d_ff=341)
+    components = dict(pos_type="sinusoidal", norm_type="rmsnorm", ffn_type="ff_swiglu")
+    assert count(**foreign, **components, bias=True, tie_embeddings=True)[0] == 3_175_164
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -61,7 +61,7 @@ def test_active_parameters_of_experts_by_hand(bias: bool, shared: int) -> None:
 
 
 @parametrize(ALL)
-def test_counts_hold_together(case: Case) -> None:
+def test_counts_are_consistent(case: Case) -> None:
     model = GPTModel(case.config())
     total, non_embedding, active = model.num_parameters()
     assert total == sum({id(p): p.numel() for p in model.parameters()}.values())

@@ -1,4 +1,4 @@
-"""What the weights look like before training."""
+"""Initialisation of the weights."""
 
 import math
 
@@ -40,12 +40,14 @@ def test_gpt2_by_default(attention: str, ffn: str) -> None:
 
 @pytest.mark.parametrize("attention", entries("attention"))
 @pytest.mark.parametrize("ffn", entries("ffn"))
-def test_every_part_marks_what_writes_into_the_stream(attention: str, ffn: str) -> None:
-    """With residual weights of zero a block adds nothing: the logits are those of the embeddings."""
+def test_every_component_marks_its_residual_weights(attention: str, ffn: str) -> None:
+    """With residual weights of zero a block is the identity: the logits are those of the embeddings."""
     model = model_with(attention=attention, ffn=ffn, init_residual="zero", pos="none")
     block = model.blocks[0]
-    for part in (block.attention, block.ffn):
-        marked = [name for m in part.modules() for name, _ in m.named_parameters(recurse=False) if is_residual(m, name)]
+    for component in (block.attention, block.ffn):
+        marked = [
+            name for m in component.modules() for name, _ in m.named_parameters(recurse=False) if is_residual(m, name)
+        ]
         assert marked
     ids = torch.arange(30)[None]
     with torch.no_grad():
@@ -65,7 +67,7 @@ def test_fan_in_keeps_the_variance() -> None:
     assert std(block.attention.query.weight) == pytest.approx(96**-0.5, rel=0.05)
     assert std(block.ffn.up) == pytest.approx(96**-0.5, rel=0.05)
     assert std(block.ffn.down) == pytest.approx(256**-0.5, rel=0.05)
-    assert std(model.embedding.weight) == pytest.approx(0.02, rel=0.05)  # no fan-in: a row is looked up
+    assert std(model.embedding.weight) == pytest.approx(0.02, rel=0.05)  # an embedding has no fan-in
 
 
 def test_xavier() -> None:
@@ -92,13 +94,13 @@ def test_a_seed_repeats(init: str) -> None:
     assert torch.equal(drawn(1), drawn(1)) and not torch.equal(drawn(1), drawn(2))
 
 
-def test_a_head_of_zeros_begins_with_all_tokens_equally_likely() -> None:
+def test_a_head_of_zeros_starts_with_a_uniform_distribution() -> None:
     torch.manual_seed(0)
     zero = model_with(tie_embeddings=False, init_head="zero", init="fan_in", init_residual="zero")
     torch.manual_seed(0)
     drawn = model_with(tie_embeddings=False, init="fan_in", init_residual="zero")
     assert (zero.head.weight == 0).all() and std(drawn.head.weight) == pytest.approx(96**-0.5, rel=0.05)
-    for name, parameter in zero.named_parameters():  # nothing else changes
+    for name, parameter in zero.named_parameters():  # no other parameter changes
         assert name == "head.weight" or torch.equal(parameter, drawn.get_parameter(name)), name
     ids = torch.arange(30)[None]
     assert zero(ids, ids).loss.item() == pytest.approx(math.log(300))

@@ -1,4 +1,4 @@
-"""What a model is given: it works, or one sentence says what to do."""
+"""Inputs of a model work, or one sentence names the remedy."""
 
 import numpy as np
 import pytest
@@ -49,14 +49,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("given", "keywords", "sentence"), REFUSED, ids=[sentence[:60] for *_, sentence in REFUSED])
-def test_one_sentence(model: GPTModel, given: tuple, keywords: dict, sentence: str) -> None:
+def test_invalid_inputs_get_one_sentence(model: GPTModel, given: tuple, keywords: dict, sentence: str) -> None:
     with pytest.raises(ConfigError) as error:
         model(*given, **keywords)
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
 @torch.no_grad()
-def test_whole_numbers_of_any_kind_work(model: GPTModel) -> None:
+def test_integers_of_any_type(model: GPTModel) -> None:
     expected = model(IDS)
     for same in (
         IDS.tolist(),
@@ -84,17 +84,17 @@ def test_logits_and_loss_as_in_nanogpt() -> None:
     logits, loss = model(x, y)
     assert torch.equal(logits, model(x))
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), y.flatten()))
-    logits.sum().backward()  # as part of the graph, whose hidden states the loss shares
+    logits.sum().backward()  # in the same graph as the loss, with shared hidden states
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_logits_are_computed_at_their_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_computed_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = build(GPTConfig(**MODEL)), text(GPTConfig(**MODEL))
     calls: list[int] = []
     head = model._local_logits
     monkeypatch.setattr(model, "_local_logits", lambda x: calls.append(x.ndim) or head(x))
     output = model(ids[:, :-1], ids[:, 1:])
-    assert calls == [2]  # for the loss, in rows
+    assert calls == [2]  # the chunked loss calls it once per chunk of rows
     first, _ = output
     assert calls == [2, 3] and output.logits is first
     assert output.parts is output.losses
@@ -107,7 +107,7 @@ def test_logits_outside_the_autocast_region() -> None:
     assert output.logits.dtype == torch.float32
 
 
-def test_a_compiled_forward_pass_gives_the_loss_alone() -> None:
+def test_a_compiled_forward_pass_returns_only_the_loss() -> None:
     model, ids = build(GPTConfig(**{**MODEL, "n_layers": 1})), text(GPTConfig(**MODEL))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     output = compiled(ids, ids)
@@ -117,14 +117,14 @@ def test_a_compiled_forward_pass_gives_the_loss_alone() -> None:
 
 
 @parametrize([case for case in CHOSEN if case.slot == "attention"])
-def test_a_kept_cache_goes_in_and_out_of_inference_mode(case: Case) -> None:
-    """Past the rows that a growing cache starts with, so that it grows inside."""
+def test_a_kept_cache_works_inside_and_outside_inference_mode(case: Case) -> None:
+    """The text exceeds the initial size of the growing cache, so that it grows inside inference mode."""
     config = GPTConfig.from_dict({**case.config().to_dict(), "context_length": 160})
     model = build(config)
     ids = torch.randint(0, config.vocab_size, (2, 90), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected = model(ids)
     with torch.inference_mode():
-        first = [model(piece, use_cache=True) for piece in ids[:, :70].split(35, dim=1)]
+        first = [model(chunk, use_cache=True) for chunk in ids[:, :70].split(35, dim=1)]
     rest = [model(ids[:, 70:], use_cache=True)]
-    close(torch.cat([each.clone() for each in (*first, *rest)], dim=1), expected, 1e-4)
+    close(torch.cat([logits.clone() for logits in (*first, *rest)], dim=1), expected, 1e-4)

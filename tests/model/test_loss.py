@@ -1,4 +1,4 @@
-"""The training loss: the mean over targets that count, chunked without a trace of the chunks."""
+"""The training loss: the mean over targets that are not ignored, independent of chunks."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def loss_and_gradients(
 
 @pytest.mark.parametrize("settings", [PLAIN, BOTH], ids=str)
 @pytest.mark.parametrize("rows_at_once", [1, 7, 50, 99, 100, 101])
-def test_chunks_change_neither_loss_nor_gradient(
+def test_chunks_change_neither_loss_nor_gradients(
     rows_at_once: int, settings: LossConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, (ids, targets) = build(CONFIG).train(), pair()
@@ -43,12 +43,12 @@ def test_chunks_change_neither_loss_nor_gradient(
     monkeypatch.setattr(modular_gpt.model.loss, "_CHUNK", rows_at_once * CONFIG.vocab_size)
     got, chunked = loss_and_gradients(model, ids, targets, settings)
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
-    for ours, theirs in zip(chunked, gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for got, expected in zip(chunked, gradients, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor made under it has, parameters' gradients left out."""
+    """Records the number of elements of the largest created tensor, except gradients of parameters."""
 
     def __init__(self, ignored: set[torch.Size]) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("settings", [PLAIN, BOTH], ids=str)
 @pytest.mark.parametrize("chunked", [True, False])
-def test_logits_of_a_long_batch_never_stand_in_memory_at_once(
+def test_logits_of_a_long_batch_are_never_all_in_memory(
     chunked: bool, settings: LossConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = GPTConfig(**{**MODEL, "vocab_size": 2003})
@@ -95,7 +95,7 @@ def test_no_target_at_all_is_a_loss_of_zero() -> None:
 
 @torch.no_grad()
 def test_padding_and_targets() -> None:
-    """The loss of left-padded rows is that of the rows alone."""
+    """The loss of left-padded rows equals that of the single rows."""
     model, (ids, targets) = build(CONFIG), pair(rows=3)
     padding = torch.tensor([0, 5, 11])
     total = sum(
@@ -106,7 +106,7 @@ def test_padding_and_targets() -> None:
     torch.testing.assert_close(model(ids, targets, padding=padding).loss, total / (20 + 15 + 9))
 
 
-def test_the_parts_of_the_loss() -> None:
+def test_the_terms_of_the_loss() -> None:
     config = GPTConfig(**{**MODEL, "ffn": {"name": "moe", "balance_weight": 0.5, "z_weight": 0.1}, "n_layers": 3})
     model, ids = build(config).train(), text(config)
     output = model(ids[:, :-1], ids[:, 1:])
@@ -115,7 +115,7 @@ def test_the_parts_of_the_loss() -> None:
     torch.testing.assert_close(
         output.losses["cross_entropy"], F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     )
-    assert output.losses["load_balancing"] > 3 * 0.5 * 0.9  # every layer adds its own, each about one when even
+    assert output.losses["load_balancing"] > 3 * 0.5 * 0.9  # one term per layer, each about one when balanced
     assert list(model.eval()(ids[:, :-1], ids[:, 1:]).losses) == ["cross_entropy"]
 
 
@@ -135,7 +135,7 @@ def gradients_of(loss: Tensor, model: GPTModel) -> list[Tensor]:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("weight", [0.0, 1e-4, 0.5])
 def test_label_smoothing_and_z_loss(smoothing: float, weight: float, ignored: int) -> None:
-    """PyTorch's own smoothing, and the square of logsumexp; with gradients."""
+    """Loss and gradients equal PyTorch's smoothing and the square of logsumexp."""
     model, (ids, targets) = build(CONFIG).train(), pair()
     targets[:, :ignored] = -100
     output = model(ids, targets, loss=LossConfig(smoothing, weight))
@@ -150,11 +150,11 @@ def test_label_smoothing_and_z_loss(smoothing: float, weight: float, ignored: in
     if weight:
         torch.testing.assert_close(output.losses["z_loss"], z_loss)
     assert len(output.losses) == 1 + bool(smoothing) + bool(weight)
-    for ours, theirs in zip(gradients_of(output.loss, model), gradients_of(smooth + z_loss, model), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for got, expected in zip(gradients_of(output.loss, model), gradients_of(smooth + z_loss, model), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1.0}], ids=str)
-def test_what_cannot_be_added(settings: dict[str, float]) -> None:
+def test_invalid_terms_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"loss.{next(iter(settings))} must "):
         LossConfig(**settings)

@@ -1,4 +1,4 @@
-"""Parameters with rows and columns that are no matrices: initialisation, weight decay and Muon leave them alone."""
+"""Two-dimensional parameters that are not matrices are excluded from initialisation, weight decay and Muon."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class HeadNorm(Norm):
 
 @pytest.fixture
 def model() -> GPTModel:
-    """Each ffn has a depthwise convolution over tokens and weights for each head, in a norm and of its own."""
+    """Each ffn has a depthwise convolution over tokens, and weights per head as a norm and as a parameter."""
 
     class Mixing(FeedForward, name="mixing"):
         @dataclass
@@ -68,14 +68,14 @@ def marked(model: GPTModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if name.partition("ffn.")[2] in NONE}
 
 
-def test_initialisation_leaves_them_as_their_module_sets_them(model: GPTModel) -> None:
+def test_initialisation_keeps_the_values_of_their_module(model: GPTModel) -> None:
     assert len(marked(model)) == 2 * len(NONE)
     assert all(bool((parameter == VALUE).all()) for parameter in marked(model).values())
     assert all(parameter.std() > 0 for name, parameter in model.named_parameters() if name.endswith("down.weight"))
 
 
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
-def test_they_do_not_decay_and_muon_does_not_take_them(model: GPTModel, optim: str) -> None:
+def test_they_have_no_weight_decay_and_are_not_optimised_by_muon(model: GPTModel, optim: str) -> None:
     optimizer = build_optimizer({"name": optim, "weight_decay": 0.3}, model)
     decays = {optimizer.names[p]: group["weight_decay"] for group in optimizer.groups() for p in group["params"]}
     assert {decays[name] for name in marked(model)} == {0.0}
@@ -87,7 +87,7 @@ def test_they_do_not_decay_and_muon_does_not_take_them(model: GPTModel, optim: s
         assert {name for name in decays if name.endswith("down.weight")} <= taken
 
 
-def test_marks_add_up() -> None:
+def test_several_marks_are_combined() -> None:
     module = nn.Module()
     for name in "abc":
         setattr(module, name, nn.Parameter(torch.zeros(2, 2)))

@@ -1,4 +1,4 @@
-"""What a person reads: summary() and print(model)."""
+"""Output for users: summary() and print(model)."""
 
 import re
 
@@ -30,7 +30,7 @@ def numbers(column: str, table: str) -> list[int]:
     return [int(match[1].replace(",", "")) for match in found if match]
 
 
-def test_summary_reads_well() -> None:
+def test_summary() -> None:
     table = GPTModel(LLAMA).summary()
     rows = TABLE.splitlines()
     assert [line.split() for line in table.splitlines()[:2]] == [line.split() for line in rows[:2]]
@@ -41,11 +41,11 @@ def test_summary_reads_well() -> None:
 
 
 @parametrize(ALL)
-def test_summary_adds_up(case: Case) -> None:
-    """Every parameter stands in exactly one line, and the cache of the layers adds up to the model's."""
+def test_summary_is_complete(case: Case) -> None:
+    """Every parameter is in exactly one line, and the cache sizes of the layers add up to that of the model."""
     model = GPTModel(case.config())
-    *parts, total = numbers("parameters", model.summary())
-    assert sum(parts) == total == model.num_parameters().total
+    *lines, total = numbers("parameters", model.summary())
+    assert sum(lines) == total == model.num_parameters().total
 
 
 def test_summary_of_the_cache() -> None:
@@ -55,7 +55,7 @@ def test_summary_of_the_cache() -> None:
     assert LLAMA.cache_bytes(1, 10) == 10 * 448
 
 
-def test_equal_blocks_share_their_lines_wherever_they_stand() -> None:
+def test_equal_blocks_share_their_lines_in_any_pattern() -> None:
     def labels(n_layers: int, cycle: list[str]) -> list[str]:
         variants = {"local": {"attention": {"window": 5}}}
         layers = {"variants": variants, "cycle": cycle}
@@ -72,19 +72,19 @@ def test_print_tells_layers_apart() -> None:
     settings = {"n_layers": 3, "pos": {"name": "rope", "theta": 50.0}}
     layers = {"variants": {"local": {"attention": {"name": "swa", "window": 5}, "pos": "none"}}, "prefix": ["local"]}
     printed = repr(GPTModel(**{**MODEL, **settings}, layers=layers))
-    for said in (
+    for excerpt in (
         "(0): RoPE(rope, theta=50.0)",
         "(1): NoPosition(none)",
         "swa, window=5; pos none",
         "mha; pos rope, theta",
     ):
-        assert said in printed, said
+        assert excerpt in printed, excerpt
     assert "(1-2): 2 x TransformerBlock" in printed
 
 
-def test_print_names_every_part_with_its_shape() -> None:
+def test_print_names_every_module_with_its_shape() -> None:
     printed = repr(GPTModel(LLAMA))
-    for said in (
+    for excerpt in (
         "(embedding): Embedding(100, 32)",
         "(positions): ModuleList",
         "(1-3): 3 x TransformerBlock",
@@ -96,6 +96,6 @@ def test_print_names_every_part_with_its_shape() -> None:
         "RMSNorm(32, eps=1e-05)",
         "(head): Linear(in_features=32, out_features=100, bias=False)",
     ):
-        assert said in printed, said
+        assert excerpt in printed, excerpt
     assert len(printed.splitlines()) < 60
     assert "8 experts (glu, hidden 88), top_k=2" in repr(GPTModel(**{**MODEL, "ffn": "moe"}))

@@ -1,4 +1,4 @@
-"""Parts of a trained model are changed: what can stay the same does, and the table says what became of each tensor."""
+"""Changing components of a trained model: compatible weights are kept, and a table reports every tensor."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ LLAMA = {**SIZES, "bias": False, "ffn": "swiglu", "norm": "rmsnorm"}
 
 
 def trained(**settings: Any) -> GPTModel:
-    """A model as it might be after training: no bias is zero, no norm is one, nothing is small."""
+    """A model as after training: no bias is zero, no norm is one, no weight is small."""
     model = GPTModel(**{**SIZES, **settings}).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -70,7 +70,7 @@ def test_an_unchanged_config_is_exact(name: str) -> None:
     assert apart(model, source) == 0
 
 
-def test_the_source_stays_as_it_is() -> None:
+def test_the_source_is_unchanged() -> None:
     source = trained()
     before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
     model, _, _ = changed(source, attention="mla")
@@ -80,7 +80,7 @@ def test_the_source_stays_as_it_is() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
 
 
-def test_type_and_mode_are_kept() -> None:
+def test_dtype_and_mode_are_kept() -> None:
     source = trained().bfloat16().train()
     model, _, _ = changed(source, attention="gqa")
     assert model.training and model.embedding.weight.dtype == torch.bfloat16
@@ -91,24 +91,24 @@ def test_type_and_mode_are_kept() -> None:
 
 @pytest.mark.parametrize("name", ["gqa", "mqa"])
 def test_shared_heads_are_means(name: str) -> None:
-    """https://arxiv.org/abs/2305.13245, section 2.1; by the definition, head for head."""
+    """https://arxiv.org/abs/2305.13245, section 2.1, compared head by head."""
     source = trained()
     model, names, table = changed(source, attention=name)
     count = model.config.attention.n_kv_heads
     for old, new in zip(source.blocks, model.blocks, strict=True):
-        for part in ("key", "value"):
+        for projection in ("key", "value"):
             for tensor in ("weight", "bias"):
-                heads = getattr(getattr(old.attention, part), tensor).chunk(4)
+                heads = getattr(getattr(old.attention, projection), tensor).chunk(4)
                 group = 4 // count
                 means = [sum(heads[i * group : (i + 1) * group]) / group for i in range(count)]
-                torch.testing.assert_close(getattr(getattr(new.attention, part), tensor), torch.cat(means))
+                torch.testing.assert_close(getattr(getattr(new.attention, projection), tensor), torch.cat(means))
         assert torch.equal(old.attention.query.weight, new.attention.query.weight)
     assert "blocks.1.attention.value.bias" in names[CONVERTED] and "blocks.1.attention.out.weight" in names[LOADED]
     assert f"means of {4 // count} heads" in table and not names[NEW] | names[SKIPPED]
 
 
-def test_heads_that_are_alike_lose_nothing() -> None:
-    """Shared heads repeated for each query head, and their means taken again, change nothing."""
+def test_means_of_equal_heads_are_exact() -> None:
+    """Repeating shared heads for each query head and averaging them again does not change the logits."""
     source = trained(attention={"name": "gqa", "n_kv_heads": 2})
     wide, _, table = changed(source, attention="mha")
     assert "each head 2 times" in table
@@ -148,14 +148,14 @@ def test_sinks_and_norms_of_heads_are_kept() -> None:
         pytest.param(LLAMA, {"kv_lora_rank": 32, "latent_norm": None}, id="no biases"),
     ],
 )
-def test_a_latent_of_full_rank_changes_nothing(source: dict[str, Any], latent: dict[str, Any], pos: str) -> None:
+def test_a_latent_of_full_rank_is_exact(source: dict[str, Any], latent: dict[str, Any], pos: str) -> None:
     old = trained(**{**source, "pos": pos})
     new, _, _ = changed(old, attention={"name": "mla", **latent})
     assert apart(new, old) < 5 * TOLERANCE
 
 
-def test_a_smaller_latent_is_the_best_of_its_rank() -> None:
-    """Nearer to the keys and values of the old heads, the larger; and as near as any of that rank can be."""
+def test_a_smaller_latent_is_the_best_approximation_of_its_rank() -> None:
+    """The error decreases with the rank, and is the smallest possible one of that rank."""
     source = trained()
     old = source.blocks[1].attention
     matrix = torch.cat([old.key.weight, old.value.weight])
@@ -171,8 +171,8 @@ def test_a_smaller_latent_is_the_best_of_its_rank() -> None:
     assert errors == sorted(errors, reverse=True)
 
 
-def test_a_latent_with_rotation_starts_as_without() -> None:
-    """The rotated part of the queries is zero at first, and learns: its gradient is not."""
+def test_a_latent_with_rotation_starts_like_one_without() -> None:
+    """The rotated channels of the queries are initially zero, and have a non-zero gradient."""
     source = trained(pos="none")
     model, names, _ = changed(source, attention={"name": "mla", "kv_lora_rank": 33}, pos="rope")
     assert apart(model, source) < 5 * TOLERANCE
@@ -182,7 +182,7 @@ def test_a_latent_with_rotation_starts_as_without() -> None:
     assert {"blocks.0.attention.latent.weight", "blocks.0.attention.out.bias"} <= names[CONVERTED]
 
 
-def test_after_surgery_everything_learns() -> None:
+def test_after_surgery_every_parameter_has_a_gradient() -> None:
     model, _, _ = changed(trained(), attention={"name": "mla", "kv_lora_rank": 16, "q_lora_rank": 20})
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
     tokens, losses = ids(61), []
@@ -198,24 +198,27 @@ def test_after_surgery_everything_learns() -> None:
 
 
 @pytest.mark.parametrize("mixer", ["linear", "lightning", "gated_delta", "kda"])
-def test_recurrences_take_the_projections_and_give_them_back(mixer: str) -> None:
+def test_projections_are_transferred_to_recurrences_and_back(mixer: str) -> None:
     source = trained(bias=False)
     model, names, _ = changed(source, attention=mixer)
     back, _, _ = changed(model, attention="mha")
     names[NEW] = {name for name in names[NEW] if ".norm." not in name}
-    for part in ("query", "key", "value", "out"):
+    for projection in ("query", "key", "value", "out"):
         assert torch.equal(
-            getattr(model.blocks[0].attention, part).weight, getattr(source.blocks[0].attention, part).weight
+            getattr(model.blocks[0].attention, projection).weight,
+            getattr(source.blocks[0].attention, projection).weight,
         )
     assert not names[SKIPPED] and (mixer != "linear" or not names[NEW])
-    scale = back.blocks[0].attention.scoring.scale  # a recurrence has none: that of attention goes into the queries
+    scale = back.blocks[
+        0
+    ].attention.scoring.scale  # a recurrence has no scale: that of attention is merged into the queries
     weights = (model.blocks[0].attention.query.weight / scale, model.blocks[0].attention.key.weight)
     assert torch.allclose(back.blocks[0].attention.query.weight, weights[0])
     assert torch.equal(back.blocks[0].attention.key.weight, weights[1])
 
 
-def test_mixers_that_have_other_heads_are_new() -> None:
-    """Fewer key heads than value heads, and no heads at all."""
+def test_mixers_with_other_heads_are_new() -> None:
+    """Fewer key heads than value heads, and no heads."""
     for attention in ({"name": "gated_delta", "key_heads": 2}, "shortconv"):
         model, names, _ = changed(trained(bias=False), attention=attention)
         assert "blocks.0.attention.value.weight" in names[NEW] & names[SKIPPED]
@@ -223,7 +226,7 @@ def test_mixers_that_have_other_heads_are_new() -> None:
         assert "blocks.0.attention.value.weight" in names[NEW] & names[SKIPPED]
 
 
-def test_what_does_not_fit_is_new_and_said_to_be() -> None:
+def test_incompatible_tensors_are_new_and_reported() -> None:
     source = trained()
     for attention in ({"name": "mha", "head_dim": 6}, {"name": "mla", "v_head_dim": 6}):
         model, names, table = changed(source, attention=attention)
@@ -232,13 +235,13 @@ def test_what_does_not_fit_is_new_and_said_to_be() -> None:
         assert torch.equal(model.blocks[0].ffn.up.weight, source.blocks[0].ffn.up.weight)
 
 
-# --- feed-forward parts, norms, tables
+# --- feed-forward networks, norms, tables
 
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_experts_from_a_dense_part(ffn: str, scale: float) -> None:
-    """https://arxiv.org/abs/2212.05055: experts that are all alike, with weights that sum to 1, are the dense part."""
+def test_experts_from_a_dense_network(ffn: str, scale: float) -> None:
+    """https://arxiv.org/abs/2212.05055: equal experts with weights that sum to 1 equal the dense network."""
     source = trained(ffn=ffn)
     settings = {"expert": "mlp", "activation": "gelu_tanh"} if ffn == "mlp" else {}
     moe = {"name": "moe", "n_experts": 4, "routed_scale": scale, **settings}
@@ -247,7 +250,7 @@ def test_experts_from_a_dense_part(ffn: str, scale: float) -> None:
     assert names[NEW] == {f"blocks.{i}.ffn.router.weight" for i in range(3)} and not names[SKIPPED]
 
 
-def test_a_gate_is_added_or_taken_away() -> None:
+def test_a_gate_is_added_or_removed() -> None:
     source = trained()
     model, names, _ = changed(source, ffn={"name": "swiglu", "hidden": 128})
     assert torch.equal(model.blocks[1].ffn.down.weight, source.blocks[1].ffn.down.weight)
@@ -262,8 +265,8 @@ def test_another_width_is_new() -> None:
     assert "blocks.0.ffn.up.weight" in names[NEW] & names[SKIPPED]
 
 
-def test_norms_say_what_their_weights_mean() -> None:
-    """A norm that stores its scale around 0 is the same norm."""
+def test_norms_convert_between_weight_conventions() -> None:
+    """A norm that stores its scale around 0 equals one that stores it around 1."""
     source = trained(norm="rmsnorm")
     model, names, _ = changed(source, norm={"weight_offset": True})
     assert apart(model, source) < TOLERANCE and "final_norm.weight" in names[CONVERTED]
@@ -275,7 +278,7 @@ def test_norms_say_what_their_weights_mean() -> None:
     assert model.final_norm.weight.item() == pytest.approx(source.final_norm.weight.mean().item() * 32**0.5, rel=1e-5)
 
 
-def test_tables_keep_the_rows_that_both_have() -> None:
+def test_tables_keep_their_common_rows() -> None:
     source = trained()
     model, names, table = changed(source, vocab_size=70, context_length=20)
     assert torch.equal(model.embedding.weight[:61], source.embedding.weight)
@@ -283,7 +286,7 @@ def test_tables_keep_the_rows_that_both_have() -> None:
     assert "the first 61 rows" in table and "the first 20 rows" in table and not names[SKIPPED]
 
 
-def test_a_head_of_its_own_starts_as_the_embedding() -> None:
+def test_an_untied_head_starts_as_the_embedding() -> None:
     source = trained()
     model, names, _ = changed(source, tie_embeddings=False)
     assert "head.weight" in names[CONVERTED] and apart(model, source) == 0
@@ -304,7 +307,7 @@ def test_other_positions() -> None:
     assert names[SKIPPED] == {"positions.0.table.weight"} and not names[NEW] | names[CONVERTED]
 
 
-def test_norms_after_the_parts_are_new() -> None:
+def test_norms_after_the_sublayers_are_new() -> None:
     _, names, _ = changed(trained(), topology="sandwich")
     assert {"blocks.0.attention_post_norm.weight", "blocks.2.ffn_post_norm.bias"} <= names[NEW]
     assert "blocks.0.attention_norm.weight" in names[LOADED]
@@ -312,11 +315,11 @@ def test_norms_after_the_parts_are_new() -> None:
 
 @pytest.mark.parametrize("changes", [{"attention": "gqa", "ffn": "moe"}, {"attention": "mla"}, {"n_layers": 2}])
 def test_the_table_is_complete(changes: dict[str, Any]) -> None:
-    """Each tensor of the new model has one line, and the numbers add up."""
+    """Every tensor of the new model has one line, and the totals are correct."""
     source = trained()
     model, report = transplant(source, with_components(source.config, changes))
-    ours = [row.name for row in report.rows if row.status != SKIPPED]
-    assert sorted(ours) == sorted(model.state_dict())
+    names = [row.name for row in report.rows if row.status != SKIPPED]
+    assert sorted(names) == sorted(model.state_dict())
     total = sum(tensor.numel() for tensor in model.state_dict().values())
     assert sum(report.count(status) for status in (LOADED, CONVERTED, NEW)) == total
     assert {row.name for row in report.rows if row.status == SKIPPED} <= set(source.state_dict())
@@ -339,7 +342,7 @@ def test_changes_of_a_config() -> None:
 def test_loss_of_a_text(count: int) -> None:
     model, tokens = trained(), torch.randint(61, (count,))
     total = 0.0
-    for start in range(0, count - 1, 32):  # window by window, by the definition
+    for start in range(0, count - 1, 32):  # reference: one window after another
         window = tokens[start : start + 33]
         with torch.no_grad():
             chances: Tensor = model(window[None, :-1])[0].softmax(-1)

@@ -1,4 +1,4 @@
-"""Weights go from the components of one family to those of another and back, with an account of every tensor."""
+"""Weights are transferred from the components of one family to those of another and back; all tensors are reported."""
 
 from functools import cache
 
@@ -37,8 +37,8 @@ STAR = [pair for family in FAMILIES if family != "gpt2" for pair in ((family, "g
 
 
 @pytest.mark.parametrize(("before", "after"), dict.fromkeys([*CHAIN, *STAR]))
-def test_from_any_family_to_another(before: str, after: str) -> None:
-    """Every tensor of both models is accounted for once, the embeddings are kept, and the source is as it was."""
+def test_transfer_between_any_two_families(before: str, after: str) -> None:
+    """Every tensor of both models is reported once, the embeddings are kept, and the source is unchanged."""
     source, config = model(before), config_of(after)
     copied = {name: tensor.clone() for name, tensor in source.state_dict().items()}
     made, report = transplant(source, config)
@@ -52,7 +52,7 @@ def test_from_any_family_to_another(before: str, after: str) -> None:
 
 
 def test_gpt2_to_llama_and_back() -> None:
-    """What both have returns as it was; shared heads are means; the rest is named as new."""
+    """Common weights return unchanged, shared heads are means, and the rest is reported as new."""
     source = model("gpt2")
     llama, there = transplant(source, config_of("llama"))
     again, back = transplant(llama, source.config)

@@ -1,4 +1,4 @@
-"""A model that has a tokenizer continues text."""
+"""Generation from text by a model with a tokenizer."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ def model_of(tokenizer: Any = TOKENIZER, **settings: Any) -> GPTModel:
     return model
 
 
-def test_a_text_is_continued_as_its_ids_are() -> None:
+def test_a_text_is_continued_like_its_ids() -> None:
     model = model_of()
     forbidden = list(range(TOKENIZER.vocab_size, 20))
     for settings in ({"greedy": True}, {"seed": 3, "temperature": 0.7}, {"strategy": "beam", "num_beams": 2}):
@@ -62,7 +62,7 @@ def test_an_end_token_ends_a_text_and_is_not_in_it() -> None:
     assert model.generate("ab", 8, seed=0) == free[: free.index(free[4], 2)]
 
 
-def test_a_tokenizer_may_be_given() -> None:
+def test_a_tokenizer_can_be_passed() -> None:
     model = model_of(None)
     assert model.tokenizer is None
     assert model.generate("ab", 3, tokenizer=TOKENIZER, greedy=True) == model_of().generate("ab", 3, greedy=True)
@@ -76,7 +76,7 @@ def test_a_tokenizer_may_be_given() -> None:
         model_of().generate("", 3)
 
 
-def test_the_tokenizer_is_no_weight_and_no_setting() -> None:
+def test_the_tokenizer_is_neither_weight_nor_setting() -> None:
     model, plain = model_of(), model_of(None)
     assert list(model.state_dict()) == list(plain.state_dict()) and model.config == plain.config
     assert "tokenizer" not in dict(model.named_modules())
@@ -88,7 +88,7 @@ def test_the_tokenizer_is_no_weight_and_no_setting() -> None:
     plain.load_state_dict(torch.load(file, weights_only=True))
 
 
-def test_models_from_folders_take_text(tmp_path: Path) -> None:
+def test_models_from_folders_accept_text(tmp_path: Path) -> None:
     model = model_of(None)
     save_checkpoint(tmp_path / "native", model, TOKENIZER)
     model.save_pretrained(tmp_path / "plain")
@@ -102,7 +102,7 @@ def test_models_from_folders_take_text(tmp_path: Path) -> None:
     assert GPTModel.from_pretrained(tmp_path / "plain").tokenizer is None
 
 
-def test_a_published_tokenizer_survives_copies(tiktoken_cache: Path) -> None:
+def test_a_published_tokenizer_can_be_copied(tiktoken_cache: Path) -> None:
     tokenizer = build_tokenizer("gpt2")
     assert isinstance(tokenizer, TiktokenTokenizer)
     model = model_of(tokenizer, vocab_size=50257)

@@ -1,4 +1,4 @@
-"""Every lesson runs from top to bottom, and stands in the repository with the outputs of such a run."""
+"""Every lesson runs from top to bottom, and is stored with the outputs of such a run."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What a run prints on any machine: a phrase of each lesson that runs here; test_quickstart.py runs the other one.
+# A machine-independent line printed by each lesson that runs here; test_quickstart.py runs the other one.
 PRINTED = {
     "attention_and_caches": r"mha +131,072 +2,048,000 +2,048,000\n",
     "positions_and_length": r"learned +\d\.\d+ +no such place\n",
@@ -38,13 +38,13 @@ def test_there_are_five_lessons_and_the_readme_links_them() -> None:
     assert all(f"(notebooks/{path.name})" in readme for path in LESSONS)
 
 
-def test_it_stands_with_the_outputs_of_a_run(path: Path) -> None:
+def test_it_is_stored_with_the_outputs_of_a_run(path: Path) -> None:
     lesson = nbformat.read(path, as_version=4)
     nbformat.validate(lesson)
     cells = code_of(lesson)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
-    kinds = [output.output_type for cell in cells for output in cell.outputs]
-    assert "error" not in kinds and "stream" in kinds
+    types = [output.output_type for cell in cells for output in cell.outputs]
+    assert "error" not in types and "stream" in types
     assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs)
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
     assert lesson.cells[0].source.startswith("# ") and lesson.cells[-1].cell_type == "markdown"
@@ -52,7 +52,7 @@ def test_it_stands_with_the_outputs_of_a_run(path: Path) -> None:
 
 @pytest.mark.slow
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process, which has imported PyTorch; the quickstart runs in a kernel of its own."""
+    """In this process, which has imported PyTorch; the quickstart runs in a separate kernel."""
     lesson = nbformat.read(path, as_version=4)
     if path.stem not in PRINTED:
         pytest.skip("run by test_quickstart.py")

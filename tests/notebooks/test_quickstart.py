@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom in a fresh kernel, as it stands in the repository."""
+"""The stored notebook runs from top to bottom in a fresh kernel."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from nbformat import NotebookNode
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
-    """The notebook with its outputs; a cell that raises fails here."""
+    """The executed notebook; a cell that raises fails the test."""
     root = Path(__file__).resolve().parents[2]
     notebook = nbformat.read(root / "notebooks" / "quickstart.ipynb", as_version=4)
     client = NotebookClient(
@@ -25,7 +25,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> NotebookNode:
 
 
 def printed(notebook: NotebookNode, text: str) -> str:
-    """What the one code cell that contains some text printed."""
+    """The printed text of the only code cell that contains ``text``."""
     (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and text in cell.source]
     return "".join(output.get("text", "") for output in cell.outputs)
 
@@ -36,18 +36,18 @@ def test_it_learns(executed: NotebookNode) -> None:
     assert float(last) < 2.8
 
 
-def test_it_draws_the_loss(executed: NotebookNode) -> None:
+def test_it_plots_the_loss(executed: NotebookNode) -> None:
     images = [output for cell in executed.cells for output in cell.get("outputs", []) if "data" in output]
     assert ["image/png" in image["data"] for image in images] == [True]
 
 
-def test_it_writes(executed: NotebookNode) -> None:
+def test_it_generates(executed: NotebookNode) -> None:
     text = printed(executed, "model.generate(")
     assert text.startswith("    def ")
     assert len(text.encode()) > 100
 
 
-def test_every_attention_keeps_what_was_predicted(executed: NotebookNode) -> None:
+def test_every_attention_caches_the_predicted_bytes(executed: NotebookNode) -> None:
     _, *rows = printed(executed, "for name in sorted(").splitlines()
     cells = [row.split() for row in rows]
     assert {"mha", "gqa", "mqa", "mla", "swa", "linear"} <= {name for name, *_ in cells}

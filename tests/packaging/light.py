@@ -1,6 +1,6 @@
-"""Runs commands in processes that have imported nothing: forked from one small interpreter.
+"""Run commands in processes without imported libraries, forked from one small interpreter.
 
-Run as a program, it answers a JSON list of command lines on stdin with the exit code and the modules of each.
+Run as a program, it reads a JSON list of command lines from stdin and prints the exit code and the modules of each.
 """
 
 import importlib
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def answers(lines: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """The exit code of each command line, and the modules that its process has imported at its end."""
+    """The exit code of each command line, and the modules imported by its process."""
     command = [sys.executable, __file__]
     result = subprocess.run(command, input=json.dumps(lines), capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
@@ -48,6 +48,6 @@ def _answer(line: Sequence[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    for name in ("early", "help", "hydra_answers"):  # what all of them import, once
+    for name in ("early", "help", "hydra_answers"):  # common imports of all commands
         importlib.import_module(f"modular_gpt.cli.{name}")
     print(json.dumps([_answer(line) for line in json.load(sys.stdin)]))

@@ -8,7 +8,7 @@ from modular_gpt.core.errors import ConfigError
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which the package seems to be installed."""
+    """An empty folder, patched to be the location of the package."""
     monkeypatch.setattr(_conf_dir, "__file__", str(tmp_path / "modular_gpt" / "cli" / "composition" / "conf_dir.py"))
     return tmp_path
 
@@ -24,13 +24,13 @@ def test_a_checkout_has_it_beside_the_package(place: Path) -> None:
     assert _conf_dir.conf_dir() == conf
 
 
-def test_a_wheel_has_it_inside_and_that_one_wins(place: Path) -> None:
+def test_a_wheel_has_it_inside_the_package_which_takes_precedence(place: Path) -> None:
     make(place / "conf")
     inside = make(place / "modular_gpt" / "conf")
     assert _conf_dir.conf_dir() == inside
 
 
-def test_the_conf_of_some_other_project_is_not_taken(place: Path) -> None:
+def test_the_conf_of_another_project_is_not_used(place: Path) -> None:
     make(place / "conf", "other.yaml")
     with pytest.raises(ConfigError, match=r"no conf/train\.yaml in .*modular_gpt"):
         _conf_dir.conf_dir()

@@ -1,4 +1,4 @@
-"""What pip would install: built from the source archive, unpacked, and used from another directory."""
+"""The distribution as installed by pip: built from the source archive, unpacked, and used from another directory."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def source(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder holding what the wheel holds, as a site-packages would."""
+    """A folder with the content of the wheel, like site-packages."""
     folder = tmp_path_factory.mktemp("wheel")
     with contextlib.chdir(source):
         wheel = folder / build.build_wheel(str(folder))
@@ -40,7 +40,7 @@ def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(site: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run python code with the unpacked wheel in front of every other copy, away from the checkout."""
+    """Run Python code with the unpacked wheel first on the path, outside of the checkout."""
     return python("-c", code, *arguments, env={**os.environ, "PYTHONPATH": str(site)}, cwd=site.parent)
 
 
@@ -49,16 +49,16 @@ def files(folder: Path, pattern: str) -> set[str]:
     return {str(path) for path in found if "__pycache__" not in path.parts}
 
 
-def test_the_wheel_has_the_package_the_configs_and_nothing_else(root: Path, site: Path) -> None:
+def test_the_wheel_has_only_the_package_and_the_configs(root: Path, site: Path) -> None:
     packages = {"modular_gpt", "hydra_plugins", f"modular_gpt-{__version__}.dist-info"}
     assert {path.name for path in site.iterdir()} == packages
-    assert files(site / "hydra_plugins", "*.*") == {"modular_gpt_rounds.py"}  # other plugins share this namespace
+    assert files(site / "hydra_plugins", "*.*") == {"modular_gpt_rounds.py"}  # a namespace shared with other plugins
     assert files(site / "modular_gpt", "*.py") == files(root / "modular_gpt", "*.py")
     assert files(site / "modular_gpt" / "conf", "*.yaml") == files(root / "conf", "*.yaml") != set()
     assert (site / "modular_gpt" / "py.typed").is_file()
 
 
-def test_the_source_archive_can_be_checked_by_who_gets_it(root: Path, source: Path) -> None:
+def test_the_source_archive_contains_all_files_for_its_checks(root: Path, source: Path) -> None:
     for name in ("Makefile", "constraints.txt", "LICENSE", "CHANGELOG.md", "README.md", ".ci/run"):
         assert (source / name).read_bytes() == (root / name).read_bytes()
     for folder in ("conf", "docs", "tests"):
@@ -83,7 +83,7 @@ def test_configs_are_found_from_another_directory(site: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["mgpt-train", "mgpt-generate"])
-def test_commands_answer_from_another_directory(site: Path, command: str) -> None:
+def test_commands_run_from_another_directory(site: Path, command: str) -> None:
     points = PathDistribution(site / f"modular_gpt-{__version__}.dist-info").entry_points
     point = points.select(group="console_scripts")[command]
     code = f"import sys; sys.argv[0] = {command!r}; from {point.module} import {point.attr}; {point.attr}()"

@@ -37,7 +37,7 @@ WITHOUT = ["torch", "numpy", "transformers", "modular_gpt.nn", "modular_gpt.trai
 
 @pytest.fixture(autouse=True)
 def own_components(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Components that other tests have registered in this process are left out."""
+    """Hide components that other tests have registered in this process."""
     own = {slot: {name: entry for name, entry in found.items() if entry.component.__module__.startswith("modular_gpt.")}
            for slot, found in registry._entries.items()}  # fmt: skip
     monkeypatch.setattr(registry, "_entries", {slot: found for slot, found in own.items() if found})
@@ -54,13 +54,13 @@ def scripts() -> ModuleType:
 
 @pytest.fixture(params=list(MODULES))
 def pair(request: pytest.FixtureRequest, scripts: ModuleType) -> tuple[Command, Command]:
-    """A command of the table, and the same from the code."""
+    """A command from the table, and the same one from the code."""
     code = next(command for command in scripts.COMMANDS if command.name == request.param)
     return stored.read_command(request.param, TABLE), code
 
 
-def test_commands_answer_without_torch() -> None:
-    """Each in a process of its own: forked, before torch is imported, from one small process."""
+def test_commands_run_without_torch() -> None:
+    """Each in a separate process, forked from a small one before torch is imported."""
     lines = [
         *((name, "--help") for name in MODULES),
         ("train", "--help", "attention"),
@@ -80,32 +80,36 @@ def test_commands_answer_without_torch() -> None:
         ("train", "--version"),
     ]
     for line, answer in zip(lines, answers(lines), strict=True):
-        asked = any(word.startswith("--") for word in line[1:]) and "--multirun" not in line
+        asked = any(argument.startswith("--") for argument in line[1:]) and "--multirun" not in line
         assert answer["code"] == (0 if asked else 2), (line, answer)
         assert not set(WITHOUT) & set(answer["modules"]), line
 
 
-def test_help_is_the_same(pair: tuple[Command, Command]) -> None:
+def test_help_is_equal(pair: tuple[Command, Command]) -> None:
     code = pair[1]
     module, where = MODULES[code.name], folders()
     for topic in [[], *([name] for name in code.choices()), *SETTINGS.get(code.name, [])]:
-        texts = [help_text(each, module.ABOUT, module.EXAMPLES, topic, where) for each in pair]
+        texts = [help_text(command, module.ABOUT, module.EXAMPLES, topic, where) for command in pair]
         assert texts[0] == texts[1], topic
 
 
-def test_declared_types_and_defaults_are_the_same(pair: tuple[Command, Command]) -> None:
+def test_declared_types_and_defaults_are_equal(pair: tuple[Command, Command]) -> None:
     table, code = pair
     assert list(table.settings()) == list(code.settings())
     for setting in code.settings():
-        shown = [[str(hint) for hint in each.hints(setting) if not dataclasses.is_dataclass(hint)] for each in pair]
+        shown = [
+            [str(hint) for hint in command.hints(setting) if not dataclasses.is_dataclass(hint)] for command in pair
+        ]
         assert shown[0] == shown[1]
     for group in code.groups():
-        given = [{name: dataclasses.asdict(s.defaults) for name, s in each.schemas(group).items()} for each in pair]
+        given = [
+            {name: dataclasses.asdict(s.defaults) for name, s in command.schemas(group).items()} for command in pair
+        ]
         assert given[0] == given[1]
 
 
 def test_mistakes_get_the_same_sentence() -> None:
-    """Each sentence that the table gives is that of the code."""
+    """Messages from the table equal those of the code."""
     command, where = stored.read_command("train", TABLE), folders()
     early: dict[str, str] = {}
     for line, _ in MISTAKES[::4]:
@@ -121,7 +125,7 @@ def test_mistakes_get_the_same_sentence() -> None:
         assert str(late.value) == sentence
 
 
-def test_the_table_is_not_used_where_it_may_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_table_is_not_used_if_it_may_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert stored.stored("train") is None  # this process has imported components
     monkeypatch.setattr(stored, "slots", list)
     for name in (None, "some_module"):
@@ -131,7 +135,7 @@ def test_the_table_is_not_used_where_it_may_differ(monkeypatch: pytest.MonkeyPat
     assert stored.stored("strange") is None
 
 
-def test_fingerprints_see_settings_and_nothing_else(tmp_path: Path) -> None:
+def test_fingerprints_depend_on_settings_only(tmp_path: Path) -> None:
     source = '''"""A module."""
 import os
 
@@ -157,14 +161,14 @@ class Config:
         assert of(source.replace(*other)) != first
 
 
-def test_a_changed_source_or_a_new_file_turns_the_table_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_changed_source_or_a_new_file_disables_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in TABLE["sources"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(stored.PACKAGE / name)
     monkeypatch.setattr(stored, "PACKAGE", tmp_path)
     fresh = stored._fresh_table.__wrapped__
     assert fresh() is not None
-    new = tmp_path / "nn" / "attention" / "mine.py"
+    new = tmp_path / "nn" / "attention" / "toy.py"
     new.write_text("class Mine: ...\n")
     assert fresh() is None
     new.unlink()

@@ -1,4 +1,4 @@
-"""`import modular_gpt` costs torch and little else: the rest is imported by what uses it."""
+"""`import modular_gpt` imports torch and little else; other libraries are imported lazily."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ STATEMENTS = ["import modular_gpt", "from modular_gpt import GPTConfig, GPTModel
 
 @pytest.fixture(scope="module")
 def imported(root: Path) -> dict[str, list[str]]:
-    """What is imported after each statement, in one fresh interpreter."""
+    """The imported modules after each statement, in one fresh interpreter."""
     code = f"""
 import json, sys
 found = {{}}
@@ -29,6 +29,6 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-def test_nothing_heavy_is_imported(imported: dict[str, list[str]], statement: str) -> None:
+def test_no_heavy_library_is_imported(imported: dict[str, list[str]], statement: str) -> None:
     assert "modular_gpt" in imported[statement]
     assert not set(imported[statement]) & HEAVY

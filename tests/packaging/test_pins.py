@@ -1,4 +1,4 @@
-"""constraints.txt pins whatever `make test` installs, to a version that pyproject.toml allows."""
+"""constraints.txt pins every package that `make test` installs, to a version that pyproject.toml allows."""
 
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
@@ -20,7 +20,7 @@ def pins(root: Path) -> dict[str, Version]:
 
 @pytest.fixture(scope="module")
 def asked(root: Path) -> list[Requirement]:
-    """The direct requirements of the package and of its development, extras of its own resolved."""
+    """The direct requirements of the package and of its development, with its extras resolved."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     found, pending = [], [*project["dependencies"], *extras["dev"]]
@@ -40,7 +40,7 @@ def test_direct_requirements_are_pinned_within_their_range(pins: dict[str, Versi
 
 
 def pulled_in(requirement: Requirement) -> list[Requirement]:
-    """What a requirement needs itself on this machine, for the extras it asks for."""
+    """The dependencies of a requirement on this machine, with its extras."""
     try:
         lines = distribution(requirement.name).requires or []
     except PackageNotFoundError:
@@ -52,8 +52,8 @@ def pulled_in(requirement: Requirement) -> list[Requirement]:
     ]
 
 
-def test_what_they_pull_in_is_pinned_too(pins: dict[str, Version], asked: list[Requirement]) -> None:
-    """torch is left out: what it needs differs between its CPU and its GPU builds."""
+def test_their_dependencies_are_pinned(pins: dict[str, Version], asked: list[Requirement]) -> None:
+    """Except those of torch, which differ between its CPU and its GPU builds."""
     seen = {"torch"}
     pending = asked.copy()
     while pending:
@@ -66,5 +66,5 @@ def test_what_they_pull_in_is_pinned_too(pins: dict[str, Version], asked: list[R
 
 
 def test_torch_is_pinned_without_a_build(pins: dict[str, Version]) -> None:
-    """A local suffix such as +cpu would be found on some machines only."""
+    """A local version such as +cpu exists for some platforms only."""
     assert pins["torch"].local is None

@@ -20,7 +20,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def commands(path: Path) -> str:
-    """The shell commands of a workflow's jobs."""
+    """The shell commands of the jobs of a workflow."""
     steps = [step for job in read(path)["jobs"].values() for step in job.get("steps", [])]
     return "\n".join(step.get("run", "") for step in steps)
 
@@ -52,10 +52,10 @@ def test_workflows_call_targets_of_the_makefile(root: Path, workflows: Path, nam
     assert called and called <= targets
 
 
-def test_a_release_is_checked_built_and_only_then_published(workflows: Path) -> None:
+def test_a_release_is_published_after_check_and_build(workflows: Path) -> None:
     jobs = read(workflows / "release.yml")["jobs"]
     assert (jobs["build"]["needs"], jobs["publish"]["needs"]) == ("check", "build")
-    assert jobs["publish"]["permissions"] == {"id-token": "write"}  # no other job may publish
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}  # only this job may publish
     assert "GITHUB_REF_NAME" in commands(workflows / "release.yml")
 
 

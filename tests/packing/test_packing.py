@@ -1,4 +1,4 @@
-"""A packed model computes what the plain one does, for every attention and feed-forward part."""
+"""A packed model equals the unpacked one, for every attention and feed-forward network."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def test_packed_logits_equal(slot: str, name: str, dtype: torch.dtype) -> None:
     for module in packed.modules():
         if isinstance(module, MixtureOfExperts):
             assert {type(product) for product in module._products.values()} == {PackedExperts}
-    pack(packed)  # a packed model is packed already
+    pack(packed)  # packing again has no effect
     ids = torch.arange(24).view(2, 12)
     with torch.inference_mode():
         wanted = plain(ids)
@@ -51,7 +51,7 @@ def test_packed_logits_equal(slot: str, name: str, dtype: torch.dtype) -> None:
         got = torch.cat(
             [packed(ids[:, :7], cache=cache), *(packed(ids[:, i : i + 1], cache=cache) for i in range(7, 12))], 1
         )
-    tolerance = 1e-5 if dtype == torch.float32 else 0.1  # in bfloat16 sums are rounded in another order
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1  # bfloat16 rounds sums in another order
     assert (got - wanted).abs().max() <= tolerance * wanted.std()
 
 
@@ -65,7 +65,7 @@ def test_untied_head_and_biases_are_packed() -> None:
     assert isinstance(packed.head, PackedLinear)
 
 
-def test_what_cannot_be_packed_is_refused() -> None:
+def test_unsupported_models_are_refused() -> None:
     model = tiny().double()
     assert not can_pack(model)
     with pytest.raises(ConfigError, match="float32 and bfloat16"):
@@ -89,8 +89,8 @@ def test_where_packing_pays(
     assert packing_pays(tiny().to(dtype), rows) == (pays and torch.backends.mkldnn.is_available())
 
 
-def test_numbers_are_within_half_a_step_of_the_weights() -> None:
-    """Also in rows of zeros, of tiny entries, and with one outlier; the largest entry has the largest number."""
+def test_quantised_weights_are_within_half_a_step() -> None:
+    """Also in rows of zeros, of tiny entries, and with one outlier; the largest entry has the largest integer."""
     torch.manual_seed(0)
     weight = torch.randn(64, 96) * torch.logspace(-6, 4, 64)[:, None]
     weight[0], weight[1] = 0.0, 1e-38
@@ -107,7 +107,7 @@ def unpacked(linear: Int8Linear) -> torch.Tensor:
 
 
 class Rounded(torch.nn.Module):
-    """The product of an Int8Linear, written out in float32."""
+    """Reference of Int8Linear in float32."""
 
     def __init__(self, linear: Int8Linear) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Rounded(torch.nn.Module):
 
 
 class RoundedExperts:
-    """The products of Int8Experts, written out in float32."""
+    """Reference of Int8Experts in float32."""
 
     def __init__(self, experts: Int8Experts, width: int) -> None:
         self.weight = experts.weight[..., :width] * experts.scale.float()[..., None]
@@ -131,9 +131,9 @@ class RoundedExperts:
 
 @pytest.mark.parametrize(("slot", "name"), PARTS)
 def test_int8_logits(slot: str, name: str) -> None:
-    """Those of the written-out product, and near those of the plain model, in a pass and token by token.
+    """Logits equal those of the reference and are near those of the unpacked model, in one pass and token by token.
 
-    A token between two experts may choose another one after rounded attention.
+    A token between two experts may be routed to another one after rounded attention.
     """
     plain = tiny(**{slot: name})
     packed = pack_int8(copy.deepcopy(plain))
@@ -157,10 +157,10 @@ def test_int8_logits(slot: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
-@pytest.mark.parametrize("width", [64, 88])  # the kernel of torch 2.13 is wrong for 88, unless it is padded
+@pytest.mark.parametrize("width", [64, 88])  # the kernel of torch 2.13 is wrong for width 88 without padding
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_few_and_many_rows_give_the_same(rows: int, width: int, dtype: torch.dtype) -> None:
-    """Either side of the number of rows from which the weight is converted."""
+def test_few_and_many_rows_give_equal_results(rows: int, width: int, dtype: torch.dtype) -> None:
+    """Fewer and more rows than the threshold from which the weight is converted."""
     torch.manual_seed(0)
     linear = Int8Linear(torch.randn(40, width), torch.randn(40))
     x = torch.randn(rows, width, dtype=dtype)
@@ -173,7 +173,7 @@ def test_few_and_many_rows_give_the_same(rows: int, width: int, dtype: torch.dty
 def test_int8_weights_have_half_the_bytes_and_cannot_be_trained() -> None:
     model = pack_int8(tiny().bfloat16())
     layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
-    assert len(layers) == 2 * 6 + 1  # of each block, and the head
+    assert len(layers) == 2 * 6 + 1  # six per block, and the head
     assert all(layer.weight.nbytes == layer.in_features * layer.out_features for layer in layers)
     with pytest.raises(ConfigError, match="for inference only"):
         model.train()
@@ -182,15 +182,17 @@ def test_int8_weights_have_half_the_bytes_and_cannot_be_trained() -> None:
 
 
 @pytest.mark.parametrize("rows", [[1, 0, 2], [0, MAX_ROWS + 1, 3]])
-def test_experts_multiply_their_own_rows(rows: list[int]) -> None:
+def test_experts_multiply_only_their_rows(rows: list[int]) -> None:
     torch.manual_seed(0)
     experts, ends = Int8Experts(torch.randn(3, 40, 88)), torch.tensor(rows).cumsum(0).to(torch.int32)
     x = torch.randn(sum(rows), 88)
     expected = RoundedExperts(experts, 88)(x, ends)
-    assert (experts(x, ends) - expected).abs().max() <= 0.04 * expected.std()  # many rows are scaled in bfloat16
+    assert (
+        experts(x, ends) - expected
+    ).abs().max() <= 0.04 * expected.std()  # products of many rows are scaled in bfloat16
 
 
-def test_int8_experts_have_half_the_bytes_and_choose_as_before() -> None:
+def test_int8_experts_have_half_the_bytes_and_equal_routing() -> None:
     plain = tiny(ffn={"name": "moe", "n_experts": 4, "expert": "mlp", "bias": True})
     inactive, described = plain.blocks[0].ffn.inactive_parameters(), plain.blocks[0].ffn.extra_repr()
     packed = pack_int8(copy.deepcopy(plain))
@@ -202,7 +204,7 @@ def test_int8_experts_have_half_the_bytes_and_choose_as_before() -> None:
     assert (ffn.inactive_parameters(), ffn.extra_repr()) == (inactive, described)
 
 
-def test_a_graph_takes_int8_experts() -> None:
+def test_int8_experts_compile_to_one_graph() -> None:
     model, ids = pack_int8(tiny(ffn={"name": "moe", "n_experts": 4}, attention="gqa")), torch.arange(12)[None]
     torch._dynamo.reset()
     with torch.no_grad():
@@ -212,7 +214,7 @@ def test_a_graph_takes_int8_experts() -> None:
 def test_packing_of_the_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """mgpt-generate and mgpt-eval take packing=int8; training answers with a sentence."""
+    """mgpt-generate and mgpt-eval accept packing=int8; training refuses it with one sentence."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = GPTModel(GPTConfig(vocab_size=256, d_model=32, n_heads=4, n_layers=1, init_std=0.2)).eval()
@@ -220,10 +222,10 @@ def test_packing_of_the_commands(
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 20)
     losses = {}
     for packing in ("none", "onednn", "int8"):
-        words = ["checkpoint=model", "device=cpu", f"packing={packing}"]
-        assert evaluate.main([*words, "text=text.txt", "json=true"]) == 0
+        arguments = ["checkpoint=model", "device=cpu", f"packing={packing}"]
+        assert evaluate.main([*arguments, "text=text.txt", "json=true"]) == 0
         losses[packing] = json.loads(capsys.readouterr().out.splitlines()[-1])["text"]["loss"]
-        assert generate.main([*words, "prompt=the", "max_new_tokens=4", "greedy=true"]) == 0
+        assert generate.main([*arguments, "prompt=the", "max_new_tokens=4", "greedy=true"]) == 0
     assert losses["onednn"] == pytest.approx(losses["none"], abs=1e-5)
     assert 1e-5 < abs(losses["int8"] - losses["none"]) < 0.02
     capsys.readouterr()

@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Token files go to a folder of the session."""
+    """Token files are cached in a folder of the session."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("MODULAR_GPT_CACHE", str(folder))
     return folder
@@ -21,12 +21,12 @@ def one_thread() -> None:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of many runs that end in order: no picture, and no waiting for the disk."""
+    """For tests of many runs without faults: no plots and no fsync."""
     monkeypatch.setattr("modular_gpt.training.recorder.plot_losses", lambda *arguments: None)
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a test's text and runs are."""
+    """Folder of the text and the runs of a test."""
     return tmp_path

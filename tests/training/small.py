@@ -1,4 +1,4 @@
-"""Runs small enough to repeat hundreds of times, and the functions that other processes run."""
+"""Runs that are small enough for hundreds of repetitions, and functions for other processes."""
 
 import importlib
 import os
@@ -40,19 +40,19 @@ TRAINER = {
 
 
 def write_text(path: Path, words: int = 1200) -> Path:
-    """Some text with a structure that can be learned."""
+    """Write a text with learnable structure."""
     numbers = random.Random(0)
     path.write_text(" ".join(numbers.choice(("the cat", "sat on", "a mat;\n", "it was")) for _ in range(words)))
     return path
 
 
-# Muon rounds to bf16, after which small differences grow: the more so, the higher the learning rate.
+# Muon rounds to bf16, which amplifies small differences, in proportion to the learning rate.
 ADAMW: dict[str, Any] = {"optim": "adamw", "schedule": "cosine"}
 MUON: dict[str, Any] = {"optim": {"name": "muon", "learning_rate": 4e-3}, "schedule": "cosine"}
 
 
 def config(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
-    """A run in ``folder``, whose text and token cache are made on first use; ``settings`` go to the trainer or run."""
+    """Config of a run in ``folder``, with its text and token cache; ``settings`` belong to the trainer or the run."""
     text = folder / "text.txt"
     if not text.exists():
         write_text(text)
@@ -70,12 +70,12 @@ def config(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -
 
 
 def one_layer(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
-    """``config`` of a model with one layer, for tests to which a second one tells nothing."""
+    """``config`` of a model with one layer, for tests that do not need a second one."""
     return config(folder, {"n_layers": 1, **(model or {})}, **settings)
 
 
 def trainer_of(settings: RunConfig, checkpoint: Path | None = None) -> Trainer:
-    """The trainer of a run, before its first step or as a checkpoint left it."""
+    """The trainer of a run before its first step, or restored from a checkpoint."""
     corpus = build_corpus(settings.data)
     tokenizer = build_tokenizer(settings.tokenizer, corpus)
     data = corpus.prepare(tokenizer)
@@ -89,7 +89,7 @@ def placement(precision: str = "float32") -> Placement:
 
 
 def gpt2_folder(folder: Path, text: Path, dtype: torch.dtype = torch.float32) -> int:
-    """Save a tiny GPT-2 of transformers, with a tokenizer.json that learned from a text; returns its number of ids."""
+    """Save a tiny GPT-2 of transformers with a tokenizer.json trained on a text; returns its vocabulary size."""
     import tokenizers
     import transformers
 
@@ -116,9 +116,9 @@ _finished: dict[str, Path] = {}
 
 
 def finished_run(settings: RunConfig) -> Path:
-    """The directory of a whole run to start from: the first one of equal settings and text, or a copy of that.
+    """Directory of a finished run to start from: the first one with equal settings and text, or a copy of it.
 
-    Its checkpoints name the text of the first one, so what resumes it needs settings of its own.
+    Its checkpoints name the text of the first run, so a resumed run must set its text.
     """
     plain = settings.to_dict()
     runs, text = Path(plain.pop("runs")), Path(plain["data"].pop("path")).read_text()
@@ -131,7 +131,7 @@ def finished_run(settings: RunConfig) -> Path:
 
 
 def stop_after(monkeypatch: Any, steps: int) -> None:
-    """Ask every run to stop as soon as it has done so many steps."""
+    """Make every run stop after ``steps`` steps."""
     update = Trainer.update
 
     def counted(self: Trainer) -> None:
@@ -146,7 +146,7 @@ Ending = tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, float]]]
 
 
 def ending(directory: Path) -> Ending:
-    """All tensors of a run's last checkpoint, its progress, and its figures, without those of the clock."""
+    """Tensors and progress of the last checkpoint of a run, and its metrics except times."""
     checkpoint = find_checkpoint(directory, prefer="latest")
     tensors = {
         f"{name}:{key}": tensor
@@ -156,33 +156,33 @@ def ending(directory: Path) -> Ending:
     }
     progress = {k: v for k, v in read_json(checkpoint / "meta.json")["progress"].items() if k != "seconds"}
     clock = {"seconds", "tokens_per_second", "mfu", "memory_bytes"}
-    figures = [{k: v for k, v in entry.items() if k not in clock} for entry in read_metrics(directory)]
-    return tensors, progress, figures
+    metrics = [{k: v for k, v in entry.items() if k not in clock} for entry in read_metrics(directory)]
+    return tensors, progress, metrics
 
 
 def assert_same_ending(one: Path, other: Path) -> None:
-    """Equal to the last bit: weights, optimizer, random numbers, progress and all figures."""
+    """Assert that two runs are bitwise equal: weights, optimizer, random states, progress and all metrics."""
     assert_ending(other, ending(one))
 
 
 def assert_ending(directory: Path, expected: Ending) -> None:
-    """As ``assert_same_ending``, with an ending that was read before."""
-    tensors, progress, figures = expected
-    tensors_, progress_, figures_ = ending(directory)
+    """As ``assert_same_ending``, with the expected ending already read."""
+    tensors, progress, metrics = expected
+    tensors_, progress_, metrics_ = ending(directory)
     assert tensors.keys() == tensors_.keys()
     different = [name for name in tensors if not torch.equal(tensors[name], tensors_[name])]
     assert not different
     assert progress == progress_
-    assert figures == figures_
+    assert metrics == metrics_
 
 
 # --- run in other processes -----------------------------------------------------------------------------------------
 
 
 def train_quickly() -> None:
-    """Let this process draw no picture and count no operations, which take longer than a small training.
+    """Skip plots and FLOP counts in this process, which take longer than a small training.
 
-    What a process has written survives its being killed, so there is no need to wait for the disk.
+    Files survive a kill of the process that wrote them, so fsync is skipped too.
     """
     torch.set_num_threads(1)
     recorder.plot_losses = lambda *arguments: None  # type: ignore[assignment]
@@ -192,14 +192,14 @@ def train_quickly() -> None:
 
 
 def run_in_process(settings: dict[str, Any]) -> None:
-    """Train; ``settings`` are those of RunConfig, plain."""
+    """Train; ``settings`` is the dict of a RunConfig."""
     train_quickly()
     result = train(RunConfig.from_dict(settings), quiet=True)
     os._exit(128 + result.signal if result.signal else 0)
 
 
 def run_some_steps(settings: dict[str, Any], steps: int) -> None:
-    """Train for some steps, and wait to be killed."""
+    """Train for some steps, then wait for a kill."""
     update, done = Trainer.update, 0
 
     def counted(self: Trainer) -> None:
@@ -214,7 +214,7 @@ def run_some_steps(settings: dict[str, Any], steps: int) -> None:
 
 
 def run_when_told(settings: dict[str, Any], go: str) -> None:
-    """Train, but begin the first step only when there is a file."""
+    """Train, but begin the first step only when the file ``go`` exists."""
     update = Trainer.update
 
     def patient(self: Trainer) -> None:
@@ -229,14 +229,14 @@ def run_when_told(settings: dict[str, Any], go: str) -> None:
 def run_with_fault(
     settings: dict[str, Any], module: str, name: str, call: int, number: int, during: str | None = None
 ) -> None:
-    """Train, and at the given call of ``module.name`` send this process a signal.
+    """Train, and send this process a signal at the given call of ``module.name``.
 
-    With ``during``, only calls while the checkpoint of that name is saved count.
+    With ``during``, count only calls while the checkpoint of that name is saved.
     """
     place: Any = importlib.import_module(module)
     *path, last = name.split(".")
-    for part in path:
-        place = getattr(place, part)
+    for name in path:
+        place = getattr(place, name)
     original: Callable[..., Any] = getattr(place, last)
     calls = 0
     saving = during is None
@@ -261,11 +261,11 @@ def run_with_fault(
     run_in_process(settings)
 
 
-EXPLAINED = 42  # the exit code of a process that failed as it was to, and said what to do
+EXPLAINED = 42  # exit code of a process that failed as expected, with a remedy
 
 
 def run_with_little_memory(settings: dict[str, Any]) -> None:
-    """Train while the system gives this process hardly more memory than it has when the first step begins."""
+    """Train with a memory limit just above the usage at the first step."""
     import resource
 
     update = Trainer.update
@@ -284,7 +284,7 @@ def run_with_little_memory(settings: dict[str, Any]) -> None:
 
 
 def run_without_compiler(settings: dict[str, Any]) -> None:
-    """Compile the model on a machine that has no compiler."""
+    """Compile the model on a machine without a compiler."""
     import torch._inductor.config as inductor
 
     inductor.cpp.cxx = ("no-such-compiler",)

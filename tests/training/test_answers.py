@@ -1,4 +1,4 @@
-"""Records are answered during a training and by mgpt-eval, whose answers are in a file."""
+"""Answers to records: evaluated during training, and written to a file by mgpt-eval."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def config(folder: Path, data: Any, **trainer: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The files of a small task, and a run that learned it by heart."""
+    """The files of a small task, and a run that memorised it."""
     folder = tmp_path_factory.mktemp("answers")
     lines = [{"prompt": day, "completion": f" {DAYS[(number + 1) % 7]}"} for number, day in enumerate(DAYS)]
     (folder / "days.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -61,7 +61,7 @@ def test_the_command_writes_each_prediction(
     assert all(line["scores"]["exact_match"] == 1 and line["scores"]["logprob"] < 0 for line in written)
 
 
-def test_without_a_file_the_validation_records_of_the_run_are_answered(
+def test_the_default_records_are_the_validation_records_of_the_run(
     run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MODULAR_GPT_CACHE", str(tmp_path))
@@ -107,7 +107,7 @@ def test_text_has_no_questions(tmp_path: Path) -> None:
     assert "lm_eval" not in sys.modules
 
 
-def test_a_failure_ends_no_training(
+def test_a_failure_does_not_end_the_training(
     run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*_: object) -> list[str]:

@@ -1,4 +1,4 @@
-"""Checkpoints written in the background: the same as others, atomic, one at a time, with errors that are told."""
+"""Background checkpoints: equal to synchronous ones, atomic, one at a time, with reported errors."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from modular_gpt.training.trainer import Trainer
 from tests import fresh
 from tests.training.small import assert_same_ending, config, run_in_process
 
-WAIT = 300.0  # seconds, after which something that never comes fails a test
+WAIT = 300.0  # timeout in seconds
 SETTINGS: dict[str, Any] = {"max_steps": 12, "eval_interval": 4, "sample_tokens": 0, "ema_decay": 0.9, "keep": 5}
 
 
@@ -28,7 +28,7 @@ def in_background(folder: Path, **settings: Any) -> RunConfig:
 
 @pytest.fixture
 def interfere(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None]], None]:
-    """Lets a function of the step run in the background before each checkpoint is written."""
+    """Function that installs a hook, called with the step in the background before each checkpoint is written."""
 
     def by(function: Callable[[int], None]) -> None:
         original = checkpointing.save_checkpoint
@@ -43,10 +43,10 @@ def interfere(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], None
     return by
 
 
-def test_later_updates_do_not_change_what_is_saved(
+def test_later_updates_do_not_change_the_saved_weights(
     folder: Path, interfere: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each checkpoint but the last is written after the next update; all are those of a training that waits."""
+    """Every checkpoint except the last is written after the next update; all equal those of synchronous saves."""
     updated = {step: threading.Event() for step in range(13)}
     update = Trainer.update
 
@@ -65,7 +65,7 @@ def test_later_updates_do_not_change_what_is_saved(
             assert (one / f"{name}.safetensors").read_bytes() == (other / f"{name}.safetensors").read_bytes()
 
 
-def test_a_save_waits_for_the_one_before(
+def test_a_save_waits_for_the_previous_one(
     folder: Path, interfere: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -90,7 +90,7 @@ def test_a_save_waits_for_the_one_before(
     assert events.index("written 8") < events.index("written 12") < events.index("returned 12")
 
 
-def test_a_save_that_fails_is_told_and_the_next_is_tried(
+def test_a_failed_save_is_reported_and_the_next_is_tried(
     folder: Path, interfere: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(step: int) -> None:
@@ -135,11 +135,11 @@ def test_an_unexpected_error_ends_the_training_at_the_next_step(
     monkeypatch.setattr(Trainer, "update", after_the_error)
     with pytest.raises(RuntimeError, match="a bug"):
         train(in_background(folder), quiet=True)
-    assert step_of[-1] < 8  # the thread may end a step after it raised
+    assert step_of[-1] < 8  # the thread may end one step after it raised
 
 
 def killed_while_saving(settings: dict[str, Any]) -> None:
-    """Train, and be killed in the background by the end of the second checkpoint, before it has its manifest."""
+    """Train, and kill this process in the background at the end of the second checkpoint, before its manifest."""
     from modular_gpt.checkpoint import native
 
     write, calls = native.write_manifest, 0
@@ -157,7 +157,7 @@ def killed_while_saving(settings: dict[str, Any]) -> None:
 
 
 def test_killed_in_the_background(folder: Path) -> None:
-    """The checkpoint before is intact, and the training resumes to the same end."""
+    """The previous checkpoint is intact, and the resumed training ends equal."""
     undisturbed = train(config(folder, runs=str(folder / "whole"), **SETTINGS), quiet=True).directory
     process = fresh.processes().Process(target=killed_while_saving, args=(in_background(folder).to_dict(),))
     process.start()

@@ -1,4 +1,4 @@
-"""What ``auto`` decides: from sizes alone, alike for variants of a model, said with its reason, kept at a resume."""
+"""``auto`` settings: depend on sizes only, agree for variants of a model, are reported, and are kept at a resume."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_precision_follows_from_device_and_width(device: torch.device, width
 
 
 @pytest.mark.usefixtures("with_units")
-def test_a_run_keeps_the_precision_that_it_began_with(
+def test_a_resumed_run_keeps_its_precision(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(device_module, "BF16_WIDTH", 8)
@@ -55,8 +55,8 @@ def test_a_run_keeps_the_precision_that_it_began_with(
     assert json.loads((directory / "run.json").read_text())["precision"] == "bf16"
 
 
-def test_variants_of_a_model_decide_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the length of a run is at the edge of what is worth compiling."""
+def test_variants_of_a_model_have_equal_auto_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the length of the run is near the threshold of compilation."""
     monkeypatch.setattr("modular_gpt.training.compile.has_compiler", lambda device: True)
     variants = [{"attention": name} for name in ("mha", "gqa", "mqa", "mla", "swa", "linear")]
     variants += [{"ffn": name} for name in ("mlp", "swiglu", "moe")]
@@ -68,7 +68,7 @@ def test_variants_of_a_model_decide_alike(monkeypatch: pytest.MonkeyPatch) -> No
     assert decisions == {True, False}
 
 
-def test_the_work_of_a_dense_model_is_about_what_is_counted() -> None:
+def test_the_estimated_work_of_a_dense_model_is_near_the_counted_one() -> None:
     for sizes in ({}, {"d_model": 256, "n_heads": 8, "n_layers": 6}, {"context_length": 1024}):
         model = GPTConfig(**{"attention": "mha", "ffn": "mlp", **sizes})
         assert dense_flops(model) == pytest.approx(flops_per_token(model), rel=0.1)

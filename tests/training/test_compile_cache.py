@@ -1,4 +1,4 @@
-"""A process that is killed while it compiles leaves half a library; later runs neither fail nor become slower by it."""
+"""A process killed while compiling leaves an incomplete library; later runs neither fail nor become slower."""
 
 import shutil
 import sysconfig
@@ -21,7 +21,7 @@ LIBRARY = next(Path(torch.__file__).parent.glob("_C*.so"))
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The package's own directory, with a whole library in it."""
+    """The compile cache of the package, with a complete library."""
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setenv("MODULAR_GPT_CACHE", str(tmp_path))
@@ -33,7 +33,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.skipif(sysconfig.get_platform() != "linux-x86_64", reason="other formats of libraries are not looked into")
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3])
-def test_half_a_library_empties_the_directory(root: Path, share: float) -> None:
+def test_an_incomplete_library_clears_the_directory(root: Path, share: float) -> None:
     library = root / "ab" / "code.so"
     assert not is_cut_off(library) and CompileCache(root).directory == root and library.is_file()
     content = library.read_bytes()
@@ -44,13 +44,13 @@ def test_half_a_library_empties_the_directory(root: Path, share: float) -> None:
 
 
 @pytest.mark.skipif(sysconfig.get_platform() != "linux-x86_64", reason="other formats of libraries are not looked into")
-def test_a_library_that_was_never_written(root: Path) -> None:
+def test_a_missing_library(root: Path) -> None:
     library = root / "ab" / "code.so"
     library.write_bytes(bytes(10_000))
     assert is_cut_off(library)
 
 
-def test_a_directory_of_the_user_stays(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_the_user_is_not_cleared(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(root))
     (root / "ab" / "code.so").write_bytes(b"")
     cache = CompileCache(tmp_path / "other")
@@ -58,7 +58,7 @@ def test_a_directory_of_the_user_stays(root: Path, tmp_path: Path, monkeypatch: 
 
 
 class FailingCompiler:
-    """Stands for torch.compile: code from it fails as long as the directory holds what a killed process left."""
+    """Fake torch.compile: its code fails while the directory contains files of a killed process."""
 
     def __init__(self, damaged: Path) -> None:
         self.damaged, self.compiled = damaged, 0
@@ -81,7 +81,7 @@ def forward_with(monkeypatch: pytest.MonkeyPatch, compiler: FailingCompiler, opt
 
 
 @pytest.mark.parametrize("optional", [False, True])
-def test_a_failing_compiler_gets_an_empty_directory_once(
+def test_a_failing_compiler_is_retried_once_with_an_empty_directory(
     root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, optional: bool
 ) -> None:
     header = root / "ab" / "precompiled.gch"
@@ -96,7 +96,7 @@ def test_a_failing_compiler_gets_an_empty_directory_once(
 def test_a_compiler_that_never_works(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optional: bool
 ) -> None:
-    compiler = FailingCompiler(tmp_path)  # which stays
+    compiler = FailingCompiler(tmp_path)  # the damage stays
     forward = forward_with(monkeypatch, compiler, optional)
     ids = torch.zeros(1, 4, dtype=torch.long)
     if optional:

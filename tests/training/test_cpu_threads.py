@@ -1,4 +1,4 @@
-"""The policy with which OpenMP's threads wait: set by every command, before torch is loaded, unless the user has."""
+"""The wait policy of OpenMP threads: set by every command before torch is loaded, unless set by the user."""
 
 import os
 import subprocess
@@ -12,9 +12,9 @@ from modular_gpt.runtime.cpu_threads import CHOSEN_BY_USER, POLICY, avoid_spinni
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An environment without a policy, in a process that has not loaded torch."""
+    """An environment without a policy, as in a process that has not loaded torch."""
     for name in CHOSEN_BY_USER:
-        monkeypatch.setenv(name, "")  # so that what the test sets is taken back
+        monkeypatch.setenv(name, "")  # so that changes of the test are undone
         monkeypatch.delenv(name)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     return monkeypatch
@@ -29,18 +29,18 @@ def test_threads_sleep(clean: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", CHOSEN_BY_USER)
-def test_the_user_chooses(clean: pytest.MonkeyPatch, name: str) -> None:
+def test_a_policy_of_the_user_is_kept(clean: pytest.MonkeyPatch, name: str) -> None:
     clean.setenv(name, "7")
     assert not avoid_spinning() and policy() == {name: "7"}
 
 
-def test_too_late_changes_nothing(clean: pytest.MonkeyPatch) -> None:
+def test_after_torch_is_loaded_nothing_is_set(clean: pytest.MonkeyPatch) -> None:
     clean.setitem(sys.modules, "torch", sys)
     assert not avoid_spinning() and policy() == {}
 
 
 def test_every_command_sets_it_before_torch(clean: pytest.MonkeyPatch, root: Path) -> None:
-    """A fresh interpreter, in which the modules of all commands are imported before the first one runs."""
+    """In a fresh interpreter that imports the modules of all commands before it runs the first one."""
     code = (
         "import importlib, os, sys\n"
         "import tomllib\n"
@@ -54,5 +54,5 @@ def test_every_command_sets_it_before_torch(clean: pytest.MonkeyPatch, root: Pat
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    said = [line for line in answer.stdout.splitlines() if line.startswith("set to")]
-    assert len(said) >= 4 and set(said) == {f"set to {POLICY['GOMP_SPINCOUNT']}"}
+    lines = [line for line in answer.stdout.splitlines() if line.startswith("set to")]
+    assert len(lines) >= 4 and set(lines) == {f"set to {POLICY['GOMP_SPINCOUNT']}"}

@@ -1,4 +1,4 @@
-"""Training on packed documents: the loss of a batch is that of its documents, and a run resumes bitwise."""
+"""Training on packed documents: the loss of a batch equals that of its documents, and a run resumes bitwise."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from tests.training.small import assert_same_ending, config, run, stop_after, tr
 
 
 def packed(folder: Path, **settings: Any) -> Any:
-    """A run on a text of several documents that are kept apart."""
+    """Config of a run on a text of several documents that are separated."""
     for number in range(6):
         write_text(folder / f"part{number}.txt", words=200 + 10 * number)
     data = {"name": "text", "path": str(folder / "part*.txt"), "documents": True}
     return config(folder, data=data, **settings)
 
 
-def test_the_loss_of_a_batch_is_that_of_its_documents(folder: Path) -> None:
+def test_the_loss_of_a_batch_equals_that_of_its_documents(folder: Path) -> None:
     trainer = trainer_of(packed(folder, batch_size=32))
     model = trainer.model.eval()
     ids, targets, documents = next(
@@ -29,10 +29,10 @@ def test_the_loss_of_a_batch_is_that_of_its_documents(folder: Path) -> None:
     total, count = 0.0, 0
     for row, target, numbers in zip(ids, targets, documents, strict=True):
         for number in numbers.unique():
-            own = numbers == number
-            counted = int((target[own] != IGNORED).sum())
+            mask = numbers == number
+            counted = int((target[mask] != IGNORED).sum())
             if counted:
-                total += float(model(row[own][None], target[own][None]).loss.detach()) * counted
+                total += float(model(row[mask][None], target[mask][None]).loss.detach()) * counted
                 count += counted
     loss = trainer.forward(ids, targets, documents=documents).loss
     assert float(loss.detach()) == pytest.approx(total / count, abs=1e-5)
@@ -58,7 +58,7 @@ def test_an_attention_that_mixes_documents_is_refused_before_training(
     assert not list((folder / "runs").glob("2*"))
 
 
-def test_documents_reach_compiled_code(folder: Path) -> None:
+def test_compiled_code_separates_documents(folder: Path) -> None:
     trainer = trainer_of(packed(folder, model={"n_layers": 1}))
     ids, targets, documents = trainer.batches.batch(0)
     expected = trainer.forward(ids, targets, documents=documents).loss

@@ -1,4 +1,4 @@
-"""The average of the weights: against its definition, and that it is what is judged, saved and generated from."""
+"""The moving average of the weights: equals its definition, and is evaluated, saved and sampled from."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def equal(one: Weights, other: Weights) -> bool:
 
 
 def averaged(folder: Path, decay: float, steps: int, **settings: object) -> tuple[Weights, Weights]:
-    """The average by its definition, and the trained weights, after some steps of a training that keeps none."""
+    """Reference: the average by its definition, and the trained weights, after some steps of a training without EMA."""
     trainer = trainer_of(config(folder, **settings))
     average = weights(trainer)
     for step in range(steps):
@@ -52,7 +52,7 @@ def test_the_average_follows_the_weights_and_does_not_change_them(decay: float, 
     assert equal(shown, trained) == (decay == 0.0)
 
 
-def test_an_update_that_is_left_out_leaves_the_average_alone(folder: Path) -> None:
+def test_a_skipped_update_does_not_change_the_average(folder: Path) -> None:
     trainer = trainer_of(config(folder, ema_decay=0.9))
     trainer.model.blocks[0].ffn.up.weight.register_hook(lambda gradient: gradient * torch.nan)
     assert trainer.ema is not None
@@ -61,7 +61,7 @@ def test_an_update_that_is_left_out_leaves_the_average_alone(folder: Path) -> No
     assert equal(trainer.ema.held, before)
 
 
-def test_an_error_while_evaluating_gives_the_weights_back(folder: Path) -> None:
+def test_an_error_while_evaluating_restores_the_weights(folder: Path) -> None:
     trainer = trainer_of(config(folder, ema_decay=0.9))
     trainer.update()
     before = weights(trainer)
@@ -72,8 +72,8 @@ def test_an_error_while_evaluating_gives_the_weights_back(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_what_is_saved_is_what_was_measured(folder: Path) -> None:
-    """The best checkpoint has the loss that was reported for it, and generates the text that was shown."""
+def test_the_saved_weights_are_the_evaluated_ones(folder: Path) -> None:
+    """The best checkpoint has its reported loss and generates the sample that was shown."""
     settings = config(folder, ema_decay=0.9, final_evaluation=True, eval_batches=2)
     result = run(settings)
     assert result.outcome is not None
@@ -93,10 +93,10 @@ def test_what_is_saved_is_what_was_measured(folder: Path) -> None:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(("before", "after"), [(None, 0.9), (0.9, None), (0.5, 0.9)])
-def test_an_average_may_begin_end_and_change_in_a_run(
+def test_an_average_may_be_started_stopped_and_changed_at_a_resume(
     before: float | None, after: float | None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The weights that are trained go on as they were, whatever is averaged."""
+    """The trained weights do not depend on the average."""
     whole = run(config(folder, runs=str(folder / "whole"))).directory
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
@@ -112,8 +112,8 @@ def test_an_average_may_begin_end_and_change_in_a_run(
 
 
 @pytest.mark.usefixtures("fast")
-def test_patience_judges_the_average(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The average gets no better, while the trained weights do."""
+def test_patience_evaluates_the_average(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The average does not improve, while the trained weights do."""
     monkeypatch.setattr(torch, "_foreach_lerp_", lambda held, weights, share: None)
     result = run(config(folder, ema_decay=0.9, patience=2, eval_interval=2))
     assert result.outcome is not None
@@ -121,6 +121,6 @@ def test_patience_judges_the_average(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])
-def test_what_cannot_be_a_decay(decay: float) -> None:
+def test_invalid_decays_are_refused(decay: float) -> None:
     with pytest.raises(ConfigError, match=r"trainer.ema_decay must lie in \[0, 1\)"):
         TrainerConfig(ema_decay=decay)

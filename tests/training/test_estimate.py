@@ -1,4 +1,4 @@
-"""What is estimated before a training is what PyTorch counts and holds in one."""
+"""Estimates before a training agree with the FLOPs and bytes of PyTorch."""
 
 import weakref
 from dataclasses import replace
@@ -47,9 +47,8 @@ def described(slot: str, name: str, **settings: Any) -> GPTConfig:
 
 
 @pytest.mark.parametrize(("slot", "name"), PARTS)
-def test_operations_are_those_that_pytorch_counts(slot: str, name: str) -> None:
-    """Real tensors, and attention by its plain path, whose products PyTorch sees (it has no formula for the CPU's
-    fused kernel)."""
+def test_flops_equal_those_of_pytorch(slot: str, name: str) -> None:
+    """Real tensors and unfused attention, since PyTorch's counter has no formula for the fused kernel of CPUs."""
     config = described(slot, name, n_layers=1)
     for layer in config.layer_configs:
         if hasattr(layer.attention, "backend"):
@@ -61,16 +60,16 @@ def test_operations_are_those_that_pytorch_counts(slot: str, name: str) -> None:
     assert flops_per_token(described(slot, name, n_layers=1)) == counter.get_total_flops() / ids.numel()
 
 
-def test_processes_that_divide_a_model_need_less_each() -> None:
-    """All but activations, which are of a process's own rows, and the cache."""
+def test_processes_that_shard_a_model_need_less_memory() -> None:
+    """Except for activations, which belong to the rows of a process, and the cache."""
     whole = Estimate(1.0, 0.5, weights=64, gradients=64, optimizer=128, average=32, activations=50, cache=7)
-    each = whole.sharded(4)
-    assert (each.weights, each.gradients, each.optimizer, each.average) == (16, 16, 32, 8)
-    assert (each.activations, each.cache, each.flops_per_token) == (50, 7, 1.0)
+    shard = whole.sharded(4)
+    assert (shard.weights, shard.gradients, shard.optimizer, shard.average) == (16, 16, 32, 8)
+    assert (shard.activations, shard.cache, shard.flops_per_token) == (50, 7, 1.0)
 
 
-def test_operations_of_a_plain_model_by_hand() -> None:
-    """Six for each weight of a matrix (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361), and attention's own."""
+def test_flops_of_a_default_model_by_hand() -> None:
+    """Six per matrix weight (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361), and those of attention scores."""
     config = described("pos", "none", tie_embeddings=False)
     model = GPTModel(config)
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and n != "embedding.weight")
@@ -80,18 +79,18 @@ def test_operations_of_a_plain_model_by_hand() -> None:
 
 @pytest.mark.parametrize("context", [24, 64, 96])
 @pytest.mark.parametrize("attention", ["mha", "gqa", "mla"])
-def test_operations_of_windows_and_causality(attention: str, context: int) -> None:
-    """A window gets credit for the keys that it hides, also where whole blocks of keys are computed."""
+def test_flops_of_windows_and_causality(attention: str, context: int) -> None:
+    """A window reduces the FLOPs by its masked keys, even if whole blocks of keys are computed."""
     size = {"context_length": context, "n_layers": 1}
     full = described("attention", attention, **size)
     windowed = described("", "", attention={"name": attention, "window": 8}, **size)
     layer = full.layer_configs[0]
-    each = 3 * layer.attention_class.score_flops(layer.attention, full.dims, layer.position_class)
+    per_key = 3 * layer.attention_class.score_flops(layer.attention, full.dims, layer.position_class)
     seen = {"full": (context + 1) / 2, "windowed": sum(min(t + 1, 8) for t in range(context)) / context}
     (of_full, causal), (of_windowed, windowed_causal) = (count_flops(c, (), NO_ADAPTERS) for c in (full, windowed))
-    assert of_full - of_windowed == pytest.approx(each * (context - 8), abs=0.01)
-    assert of_full - causal == pytest.approx(each * (context - seen["full"]))
-    assert of_windowed - windowed_causal == pytest.approx(each * (8 - seen["windowed"]))
+    assert of_full - of_windowed == pytest.approx(per_key * (context - 8), abs=0.01)
+    assert of_full - causal == pytest.approx(per_key * (context - seen["full"]))
+    assert of_windowed - windowed_causal == pytest.approx(per_key * (8 - seen["windowed"]))
 
 
 @pytest.mark.parametrize(
@@ -106,22 +105,22 @@ def test_operations_of_windows_and_causality(attention: str, context: int) -> No
     ids=lambda chosen: chosen["pattern"],
 )
 @pytest.mark.parametrize("context", [22, 64])
-def test_operations_of_patterns_are_those_of_the_keys_that_queries_see(chosen: dict, context: int) -> None:
-    """Also where whole blocks of keys are computed."""
+def test_flops_of_patterns_are_those_of_visible_keys(chosen: dict, context: int) -> None:
+    """Even if whole blocks of keys are computed."""
     size = {"context_length": context, "n_layers": 1}
     full, sparse = described("", "", **size), described("", "", attention={"name": "sparse", **chosen}, **size)
     layer = sparse.layer_configs[0]
     where = torch.arange(context)
     seen = pattern_of(layer.attention).visible(where[:, None], where).sum(1).double()
-    each = 3 * layer.attention_class.score_flops(layer.attention, sparse.dims, layer.position_class)
+    per_key = 3 * layer.attention_class.score_flops(layer.attention, sparse.dims, layer.position_class)
     (of_full, causal), (of_sparse, of_seen) = (count_flops(c, (), NO_ADAPTERS) for c in (full, sparse))
-    assert of_full - of_sparse == pytest.approx(each * (context - seen.max().item()), abs=0.01)
-    assert causal - of_seen == pytest.approx(each * ((context + 1) / 2 - seen.mean().item()), abs=0.01)
+    assert of_full - of_sparse == pytest.approx(per_key * (context - seen.max().item()), abs=0.01)
+    assert causal - of_seen == pytest.approx(per_key * ((context + 1) / 2 - seen.mean().item()), abs=0.01)
 
 
 @pytest.mark.parametrize("context", [64, 128])
-def test_operations_of_a_delta_rule_by_hand(context: int) -> None:
-    """The forward pass in chunks of C = 16, by head: products of matrices and a triangular system."""
+def test_flops_of_a_delta_rule_by_hand(context: int) -> None:
+    """The forward pass in chunks of C = 16 per head: matrix products and a triangular solve."""
     chunk, width, heads, chunks = 16, 8, 4, context // 16
     q, k, v = (torch.randn(1, heads, context, width) for _ in range(3))
     gates = -torch.rand(1, heads, context, 1), torch.rand(1, heads, context, 1)
@@ -132,7 +131,7 @@ def test_operations_of_a_delta_rule_by_hand(context: int) -> None:
     assert counter.get_total_flops() == heads * chunks * (3 * square + 3 * tall + solve)
 
 
-def test_operations_of_a_mixture_follow_the_experts_a_token_uses() -> None:
+def test_flops_of_a_mixture_are_those_of_active_experts() -> None:
     one, two = (flops_per_token(described("", "", ffn={"name": "moe", "top_k": k, "n_experts": 8})) for k in (1, 2))
     more = flops_per_token(described("", "", ffn={"name": "moe", "top_k": 1, "n_experts": 16}))
     hidden = GPTModel(described("", "", ffn={"name": "moe"})).blocks[0].ffn.up.shape[1]
@@ -141,25 +140,25 @@ def test_operations_of_a_mixture_follow_the_experts_a_token_uses() -> None:
 
 
 @pytest.mark.parametrize(("slot", "name", "layers"), [*((slot, name, 1) for slot, name in PARTS), ("", "", 3)])
-def test_activations_are_those_that_are_kept(slot: str, name: str, layers: int) -> None:
+def test_activations_equal_the_saved_tensors(slot: str, name: str, layers: int) -> None:
     config = described(slot, name, n_layers=layers)
     model = GPTModel(config)
     ids = torch.randint(61, (3, 24))
     with saved_tensors() as kept:
         model(ids, ids)
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
     held = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
-    measured = sum(count for storage, count in held.items() if storage not in own)
+    measured = sum(count for storage, count in held.items() if storage not in weights)
     assert activation_bytes(config, rows(3)) == pytest.approx(measured, rel=0.01)
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors made under it, as they come and go."""
+    """Tracks the live bytes of all tensors created under it, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held: set[int] = set()
-        self.now = self.most = 0
+        self.now = self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         out = func(*args, **(kwargs or {}))
@@ -168,7 +167,7 @@ class Peak(TorchDispatchMode):
                 self.held.add(storage._cdata)
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
-        self.most = max(self.most, self.now)
+        self.peak = max(self.peak, self.now)
         return out
 
     def freed(self, storage: int, count: int) -> None:
@@ -177,9 +176,9 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("settings", [{}, {"attention": "mla", "dropout": 0.1}], ids=str)
-def test_memory_falls_by_what_is_computed_again(settings: dict[str, Any]) -> None:
+def test_recomputation_reduces_the_memory_as_estimated(settings: dict[str, Any]) -> None:
     config = GPTConfig(**{**SMALL, **settings, "n_layers": 6})
-    held, said = [], []
+    held, estimated = [], []
     for every in (0, 3, 2, 1):
         model, ids = GPTModel(config), torch.randint(61, (16, 24))
         for parameter in model.parameters():
@@ -187,47 +186,47 @@ def test_memory_falls_by_what_is_computed_again(settings: dict[str, Any]) -> Non
         model.checkpoint_activations(every)
         with Peak() as peak:
             model(ids, ids).loss.backward()
-        held.append(peak.most)
-        said.append(activation_bytes(config, rows(16, activation_checkpointing=every)))
-    assert held == sorted(held, reverse=True) and said == sorted(said, reverse=True)
+        held.append(peak.peak)
+        estimated.append(activation_bytes(config, rows(16, activation_checkpointing=every)))
+    assert held == sorted(held, reverse=True) and estimated == sorted(estimated, reverse=True)
     assert held[-1] < 0.35 * held[0]
-    for one, other in zip(held, said, strict=True):
+    for one, other in zip(held, estimated, strict=True):
         assert 0.7 < other / one < 1.2
 
 
 @pytest.mark.parametrize("optim", entries("optim"))
 @pytest.mark.parametrize("ffn", ["mlp", "moe"])
-def test_the_optimizer_holds_what_was_said(optim: str, ffn: str) -> None:
+def test_the_optimizer_state_has_the_estimated_size(optim: str, ffn: str) -> None:
     config = described("ffn", ffn, n_layers=1)
     model = GPTModel(config)
     optimizer = build_optimizer(optim, model)
     ids = torch.randint(61, (3, 24))
     model(ids, ids).loss.backward()
     optimizer.step(1.0)
-    said = estimate(config, optim, rows(3))
-    assert said.optimizer == sum(tensor.nbytes for tensor in optimizer.state().values())
-    assert said.weights == said.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    needs = estimate(config, optim, rows(3))
+    assert needs.optimizer == sum(tensor.nbytes for tensor in optimizer.state().values())
+    assert needs.weights == needs.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
 
 
-def test_an_average_of_the_weights_is_as_large_as_they_are() -> None:
+def test_an_average_of_the_weights_has_their_size() -> None:
     config = described("", "")
     without, with_average = (estimate(config, "adamw", rows(3, ema_decay=decay)) for decay in (None, 0.9))
     assert with_average.training_bytes - without.training_bytes == with_average.weights
     assert "average" in with_average.table() and "average" not in without.table()
 
 
-def test_a_huge_model_is_estimated_without_its_memory() -> None:
+def test_a_huge_model_is_estimated_without_allocating_it() -> None:
     config = GPTConfig(
         vocab_size=50257, d_model=24576, n_heads=192, n_layers=1, context_length=2048, tie_embeddings=False
     )
-    said = estimate(config, "adamw", rows(1))
-    assert said.weights > 30 * 2**30
-    assert said.optimizer == pytest.approx(2 * said.weights, rel=1e-6)
-    assert "GiB" in said.table()
+    needs = estimate(config, "adamw", rows(1))
+    assert needs.weights > 30 * 2**30
+    assert needs.optimizer == pytest.approx(2 * needs.weights, rel=1e-6)
+    assert "GiB" in needs.table()
 
 
 def test_large_batches_are_estimated_as_fast_as_small_ones() -> None:
-    """Their loss has thousands of chunks, or millions."""
+    """Their loss has thousands or millions of chunks."""
     few, many = (activation_bytes(GPTConfig(**SMALL), rows(count)) for count in (2**17, 2**40))
     assert many == pytest.approx(2**23 * few, rel=1e-6)
 
@@ -240,30 +239,31 @@ def test_large_batches_are_estimated_as_fast_as_small_ones() -> None:
         ({"d_model": 2**24, "vocab_size": 2**31, "context_length": 2**31}, 2**20),
     ],
 )
-def test_sizes_beyond_any_tensor_are_one_sentence(model: dict[str, Any], batch: int) -> None:
+def test_sizes_beyond_any_tensor_get_one_sentence(model: dict[str, Any], batch: int) -> None:
     with pytest.raises(ConfigError, match="is beyond the memory of this machine; make its sizes smaller") as caught:
         estimate(GPTConfig(**{**SMALL, "n_layers": 1, **model}), "adamw", rows(batch))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**30, "3.0 GiB"), (2**50, "1024.0 TiB")]
+    ("count", "expected"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3 * 2**30, "3.0 GiB"), (2**50, "1024.0 TiB")],
 )
-def test_sizes(count: int, words: str) -> None:
-    assert format_bytes(count) == words
+def test_sizes(count: int, expected: str) -> None:
+    assert format_bytes(count) == expected
 
 
-def test_a_dry_run_says_what_is_needed_and_makes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_the_estimate_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = train(config(folder, dry_run=True))
     printed = capsys.readouterr().out
     assert result.table is not None
     assert result.table in printed
-    for words in ("parameters: 10,", "weights", "gradients", "optimizer", "activations", "FLOPs per token"):
-        assert words in printed
+    for expected in ("parameters: 10,", "weights", "gradients", "optimizer", "activations", "FLOPs per token"):
+        assert expected in printed
     assert not (folder / "runs").exists()
 
 
-def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
+def test_a_dry_run_refuses_a_training_beyond_memory(folder: Path) -> None:
     huge = {"d_model": 2**17, "n_layers": 2, "context_length": 512}
     with pytest.raises(ConfigError, match=r"activations .*available: try model_size=nano") as caught:
         run(config(folder, huge, dry_run=True))
@@ -271,7 +271,7 @@ def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "parts", "every", "context", "words"),
+    ("count", "accumulation", "every", "context", "expected"),
     [
         (12, 1, 0, 256, "trainer.gradient_accumulation=2"),
         (12, 4, 0, 256, "trainer.gradient_accumulation=12"),
@@ -281,25 +281,25 @@ def test_a_dry_run_refuses_what_cannot_fit(folder: Path) -> None:
         (4, 4, 1, 64, "model_size=nano"),
     ],
 )
-def test_what_to_change(count: int, parts: int, every: int, context: int, words: str) -> None:
-    trainer = rows(count, gradient_accumulation=parts, activation_checkpointing=every)
-    assert suggest_smaller(described("", "", context_length=context), trainer) == words
+def test_suggested_settings(count: int, accumulation: int, every: int, context: int, expected: str) -> None:
+    trainer = rows(count, gradient_accumulation=accumulation, activation_checkpointing=every)
+    assert suggest_smaller(described("", "", context_length=context), trainer) == expected
 
 
-def test_what_to_change_makes_it_fit() -> None:
+def test_suggested_settings_fit_into_memory() -> None:
     model = described("", "")
     trainer = TrainerConfig(batch_size=16)
-    said = estimate(model, "adamw", rows(16))
+    needs = estimate(model, "adamw", rows(16))
     for divisor in (2, 4, 8, 16):
-        available = replace(said, activations=activation_bytes(model, rows(16 // divisor))).training_bytes
+        available = replace(needs, activations=activation_bytes(model, rows(16 // divisor))).training_bytes
         assert (
-            suggest_smaller(model, trainer, said, available * 101 // 100) == f"trainer.gradient_accumulation={divisor}"
+            suggest_smaller(model, trainer, needs, available * 101 // 100) == f"trainer.gradient_accumulation={divisor}"
         )
     least = rows(16, gradient_accumulation=16, activation_checkpointing=1)
-    available = replace(said, activations=activation_bytes(model, least)).training_bytes
-    words = "trainer.gradient_accumulation=16 trainer.activation_checkpointing=1"
-    assert suggest_smaller(model, trainer, said, available * 101 // 100) == words
-    assert suggest_smaller(model, trainer, said, said.weights) == "model_size=nano"
+    available = replace(needs, activations=activation_bytes(model, least)).training_bytes
+    expected = "trainer.gradient_accumulation=16 trainer.activation_checkpointing=1"
+    assert suggest_smaller(model, trainer, needs, available * 101 // 100) == expected
+    assert suggest_smaller(model, trainer, needs, needs.weights) == "model_size=nano"
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_what_to_change_makes_it_fit() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_out_of_memory_is_explained_and_the_checkpoint_kept(
+def test_out_of_memory_is_explained_and_the_checkpoint_is_kept(
     error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     update = Trainer.update
@@ -331,18 +331,18 @@ def test_out_of_memory_is_explained_and_the_checkpoint_kept(
     assert load_checkpoint(directory / "checkpoints" / "latest").meta["step"] == 4
 
 
-def test_another_error_stays_what_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_not_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(self: Trainer) -> None:
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a bug")
 
     monkeypatch.setattr(Trainer, "update", failing)
-    with pytest.raises(RuntimeError, match="a mistake of ours"):
+    with pytest.raises(RuntimeError, match="a bug"):
         run(config(folder))
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="this system does not tell a process's memory")
 def test_a_process_that_runs_out_of_memory(folder: Path) -> None:
-    """The system refuses more memory in the middle of a training."""
+    """The system refuses further memory during a training."""
     settings = config(folder, {"d_model": 64}, batch_size=2048, compile=False).to_dict()
     process = processes().Process(target=run_with_little_memory, args=(settings,))
     process.start()
@@ -350,7 +350,7 @@ def test_a_process_that_runs_out_of_memory(folder: Path) -> None:
     assert process.exitcode == EXPLAINED
 
 
-def test_weights_that_do_not_fit_are_refused_before_they_are_made(folder: Path) -> None:
+def test_weights_beyond_memory_are_refused_before_allocation(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"weights alone take [\d.]+ TiB, and .*: take a smaller model_size"):
         run(config(folder, {"d_model": 2**21}))
     assert not (folder / "runs").exists()

@@ -1,4 +1,4 @@
-"""Real signals to real processes, wherever they hit: what was saved stays, and going on ends in the very same place."""
+"""Real signals to real processes at any time: checkpoints stay intact, and resumed runs end bitwise equal."""
 
 import os
 import random
@@ -41,19 +41,19 @@ def start() -> Callable[..., Any]:
 
 
 def plain(folder: Path, resume: Path | None = None, **settings: Any) -> dict[str, Any]:
-    """Settings that can be sent to another process."""
+    """Plain settings, which can be sent to another process."""
     values = config(folder, **settings).to_dict()
     return {**values, "resume": None if resume is None else str(resume)}
 
 
 def the_run(folder: Path) -> Path | None:
-    """The only run below ``folder``, once it has a checkpoint."""
+    """Wait for the first checkpoint of the only run below ``folder``; returns its directory."""
     runs = [path for path in (folder / "runs").glob("*-gpt") if list((path / FOLDER).glob("step_????????"))]
     return runs[-1] if runs else None
 
 
 def wait_for_a_checkpoint(folder: Path, process: Any, before: frozenset[str] = frozenset()) -> None:
-    """Until the run has checkpoints other than ``before``; the tests' own time limit ends it."""
+    """Wait until the run has checkpoints other than ``before``, bounded by the timeout of the test."""
     while steps_saved(folder) == before:
         assert process.is_alive()
         time.sleep(0.001)
@@ -70,7 +70,7 @@ LONG = {"max_steps": 30, "save_interval": 1, "eval_interval": 10, "sample_tokens
 
 @pytest.fixture
 def whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Trains without a fault, and without waiting for the disk, to compare with."""
+    """Function that trains without faults and without fsync, for comparison."""
 
     def trained(**settings: Any) -> Path:
         with monkeypatch.context() as patch:
@@ -86,7 +86,7 @@ KILLS = 5
 
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_times(seed: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path) -> None:
-    """Every step is saved, so that most kills hit a save. However late a kill is, its process has not ended by then."""
+    """Every step is saved, so that most kills hit a save. The training is long enough for every kill."""
     settings = {**LONG, "keep": 1 + seed % 2, "optim": ("adamw", "muon")[seed // 2], "model": {"dropout": 0.1}}
     expected = whole(**settings)
     numbers = random.Random(seed)
@@ -94,7 +94,7 @@ def test_killed_at_random_times(seed: int, start: Callable[..., Any], whole: Cal
         before = steps_saved(folder)
         process = start(run_some_steps, plain(folder, the_run(folder), **settings), 5)
         wait_for_a_checkpoint(folder, process, before)
-        time.sleep(numbers.uniform(0, 0.03))  # a step with its save takes about 0.01 s
+        time.sleep(numbers.uniform(0, 0.03))  # a step and its save take about 0.01 s
         process.kill()
         process.join()
         assert process.exitcode == -KILL
@@ -108,7 +108,7 @@ def test_killed_at_random_times(seed: int, start: Callable[..., Any], whole: Cal
 
 
 SAVE_CALLS = {
-    "os.fsync": 9,  # 5 files, the directory, its parent, then that of each pointer
+    "os.fsync": 9,  # 5 files, the directory, its parent, and the directory of each link
     "os.rename": 1,
     "os.replace": 2,
     "os.symlink": 2,
@@ -120,7 +120,7 @@ SAVE_CALLS = {
 def test_killed_at_every_call_that_writes(
     name: str, start: Callable[..., Any], whole: Callable[..., Path], folder: Path
 ) -> None:
-    """Killed before the k-th fsync, rename, link and removal of the second save; one checkpoint always loads."""
+    """A kill before the k-th fsync, rename, link and removal of the second save; one checkpoint always loads."""
     settings = {"max_steps": 2, "save_interval": 1, "eval_interval": 2, "keep": 1, "sample_tokens": 0}
     expected = whole(**settings)
     module, _, function = name.rpartition(".")
@@ -145,7 +145,7 @@ def test_killed_at_every_call_that_writes(
     assert name in ("os.replace", "os.symlink", "shutil.rmtree") or survived
 
 
-# A function, the call of it that is interrupted, and the last step that is done.
+# A function, the number of its interrupted call, and the last finished step.
 STAGES = {
     "training": ("modular_gpt.training.trainer", "Trainer.update", 3, 3),
     "evaluation": ("modular_gpt.training.validation", "Validation.loss", 1, 4),
@@ -156,10 +156,10 @@ STAGES = {
 
 @pytest.mark.parametrize("number", [TERM, INT], ids=lambda number: number.name)
 @pytest.mark.parametrize("stage", STAGES)
-def test_stopped_in_order(
+def test_stopped_by_a_signal(
     stage: str, number: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path
 ) -> None:
-    """It ends with the step in which the signal came, or the next one after a save."""
+    """The run ends with the step of the signal, or with the next one after a save."""
     expected = whole()
     *place, last = STAGES[stage]
     process = start(run_with_fault, plain(folder), *place, number)
@@ -192,7 +192,7 @@ def test_ended_before_the_first_step(
 
 
 def test_a_second_signal_ends_at_once(start: Callable[..., Any], folder: Path) -> None:
-    """The first asks for an orderly end, which here would take long; the checkpoint before stays."""
+    """The first one requests a graceful stop, which would take long here; the previous checkpoint stays."""
     settings = {**LONG, "max_steps": 100_000}
     process = start(run_in_process, plain(folder, **settings))
     wait_for_a_checkpoint(folder, process)
@@ -208,7 +208,7 @@ def test_a_second_signal_ends_at_once(start: Callable[..., Any], folder: Path) -
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
-def test_of_several_processes_in_one_directory_one_goes_on(
+def test_of_several_processes_in_one_directory_one_resumes(
     number: int, start: Callable[..., Any], whole: Callable[..., Path], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"max_steps": 30, "eval_interval": 10}
@@ -229,8 +229,8 @@ def test_of_several_processes_in_one_directory_one_goes_on(
 
 
 @pytest.mark.parametrize("number", [KILL, TERM, INT], ids=lambda number: number.name)
-def test_the_lock_of_a_process_that_is_no_more_is_free(number: int, start: Callable[..., Any], folder: Path) -> None:
-    """While it goes on, its run is refused by whatever path it is named."""
+def test_the_lock_of_an_ended_process_is_free(number: int, start: Callable[..., Any], folder: Path) -> None:
+    """While the process runs, its run is refused by every path."""
     process = start(run_in_process, plain(folder, **{**LONG, "max_steps": 100_000}))
     wait_for_a_checkpoint(folder, process)
     directory = the_run(folder)
@@ -246,25 +246,25 @@ def test_the_lock_of_a_process_that_is_no_more_is_free(number: int, start: Calla
 
 
 @pytest.mark.parametrize("left", ["", "12345", "not a number"])
-def test_a_lock_that_nobody_holds(left: str, whole: Callable[..., Path], folder: Path) -> None:
-    """A lock is held by a process, not by the file, whatever is written there."""
+def test_a_lock_file_that_is_not_held(left: str, whole: Callable[..., Path], folder: Path) -> None:
+    """A lock belongs to a process, not to the content of the file."""
     directory = whole()
     (directory / "lock").write_text(left)
     assert run(config(folder, resume=str(directory), max_steps=13)).outcome is not None
 
 
-def test_two_new_processes_train_the_same(start: Callable[..., Any], folder: Path) -> None:
+def test_two_new_processes_train_equally(start: Callable[..., Any], folder: Path) -> None:
     write_text(folder / "text.txt")
     places = [folder / name for name in ("one", "other")]
     settings = [plain(folder, runs=str(place / "runs"), model={"dropout": 0.1}) for place in places]
-    for process in [start(run_in_process, each) for each in settings]:
+    for process in [start(run_in_process, values) for values in settings]:
         process.join()
     one, other = (the_run(place) for place in places)
     assert one is not None and other is not None
     assert_same_ending(one, other)
 
 
-def test_many_runs_begun_within_a_moment(start: Callable[..., Any], folder: Path) -> None:
+def test_many_runs_started_at_once(start: Callable[..., Any], folder: Path) -> None:
     write_text(folder / "text.txt")
     settings = {"max_steps": 1, "sample_tokens": 0}
     processes = [start(run_in_process, plain(folder, **settings)) for _ in range(20)]

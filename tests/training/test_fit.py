@@ -1,4 +1,4 @@
-"""``fit`` is the training loop of ``mgpt-train`` on what a program holds."""
+"""``fit``: the training loop of ``mgpt-train`` on objects in memory."""
 
 import json
 import math
@@ -57,21 +57,21 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         {"model": {"dropout": 0.1, "ffn": "moe"}, "seed": 1},
     ],
 )
-def test_it_trains_bitwise_as_mgpt_train_does(folder: Path, settings: dict[str, Any]) -> None:
+def test_it_equals_mgpt_train_bitwise(folder: Path, settings: dict[str, Any]) -> None:
     settings = dict(settings)
     described = settings.pop("model", {})
     result = run(config(folder, described, **settings))
     model = model_of(settings.get("seed", 0), **described)
     text = (folder / "text.txt").read_text()
     history = fit(model, text, "byte", validation=0.1, quiet=True, **{**SETTINGS, **settings})
-    expected, _, figures = ending(result.directory)
+    expected, _, metrics = ending(result.directory)
     assert_equal({name: t for name, t in expected.items() if name.startswith("model:")},
                  {f"model:{name}": t for name, t in weights(model).items()})  # fmt: skip
-    assert history.validation_loss == [entry["validation_loss"] for entry in figures if "validation_loss" in entry]
-    assert history.train_loss == [entry["loss"] for entry in figures if "loss" in entry]
+    assert history.validation_loss == [entry["validation_loss"] for entry in metrics if "validation_loss" in entry]
+    assert history.train_loss == [entry["loss"] for entry in metrics if "loss" in entry]
 
 
-def test_a_model_from_a_run_trains_on_bitwise_as_init_from_does(folder: Path) -> None:
+def test_training_a_model_of_a_run_equals_init_from_bitwise(folder: Path) -> None:
     first = run(config(folder)).directory
     second = run(config(folder, init_from=str(first)))
     model = load_model(first).model
@@ -80,7 +80,7 @@ def test_a_model_from_a_run_trains_on_bitwise_as_init_from_does(folder: Path) ->
     assert_equal({name: expected[name] for name in weights(model)}, weights(model))
 
 
-def test_it_is_the_loop_of_pytorch() -> None:
+def test_it_equals_a_loop_in_pytorch() -> None:
     """A loop in plain PyTorch on the same batches gives the same weights."""
     model, twin = model_of(), model_of()
     x, y = torch.randint(256, (2, 24, 16), generator=torch.Generator().manual_seed(1)).unbind()
@@ -101,7 +101,7 @@ def test_it_is_the_loop_of_pytorch() -> None:
 
 
 class Squares(Dataset[Any]):
-    """Rows that follow from their numbers."""
+    """A dataset whose rows are functions of their index."""
 
     def __len__(self) -> int:
         return 30
@@ -112,7 +112,7 @@ class Squares(Dataset[Any]):
 
 
 class Counted(IterableDataset[Any]):
-    """Rows without a length."""
+    """An iterable dataset without a length."""
 
     def __iter__(self) -> Any:
         return iter([Squares()[index] for index in range(13)])
@@ -137,7 +137,9 @@ FORMS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.usefixtures("fast")
-def test_resuming_is_bitwise_as_if_never_stopped(folder: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one_bitwise(
+    folder: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, given = FORMS[form]
     settings = {**(SETTINGS if "validation" in given else UNEVALUATED), **given, "quiet": True, "dropout": None}
     settings = {name: value for name, value in settings.items() if value is not None}
@@ -148,15 +150,17 @@ def test_resuming_is_bitwise_as_if_never_stopped(folder: Path, form: str, monkey
         with monkeypatch.context() as patch:
             stop_after(patch, steps)
             assert fit(stopped, make(), checkpoint=folder / "parts", **settings).interrupted
-        stopped = model_of(seed=9, dropout=0.1)  # another process holds a new model
+        stopped = model_of(seed=9, dropout=0.1)  # as in another process with a new model
     again = fit(stopped, make(), checkpoint=folder / "parts", **settings)
     assert not again.interrupted and again.train_loss == history.train_loss
     assert_equal(weights(model), weights(stopped))
-    tensors, progress, figures = ending(folder / "whole")
-    tensors_, progress_, figures_ = ending(folder / "parts")
+    tensors, progress, metrics = ending(folder / "whole")
+    tensors_, progress_, metrics_ = ending(folder / "parts")
     assert_equal(tensors, tensors_)
-    assert (progress, figures) == (progress_, figures_)
-    assert fit(stopped, make(), checkpoint=folder / "parts", **settings).to_dict() == again.to_dict()  # all is done
+    assert (progress, metrics) == (progress_, metrics_)
+    assert (
+        fit(stopped, make(), checkpoint=folder / "parts", **settings).to_dict() == again.to_dict()
+    )  # training is complete
 
 
 def test_a_checkpoint_is_opened_by_load_model(folder: Path) -> None:
@@ -171,7 +175,7 @@ def test_a_checkpoint_is_opened_by_load_model(folder: Path) -> None:
     assert run(config(folder, init_from=str(folder / "fox"))).outcome is not None
 
 
-def test_more_steps_go_on_and_fewer_are_refused(folder: Path) -> None:
+def test_more_steps_continue_and_fewer_are_refused(folder: Path) -> None:
     settings = {**QUIET, "checkpoint": folder / "fox"}
     fit(model_of(), TEXT, "byte", **settings)
     assert fit(model_of(), TEXT, "byte", **{**settings, "max_steps": 15}).steps[-1] == 15
@@ -195,7 +199,7 @@ def test_a_checkpoint_of_something_else_changes_nothing(folder: Path) -> None:
         fit(model_of(), TEXT, "byte", **{**settings, "checkpoint": folder / "fox" / "checkpoints" / "step_00000012"})
 
 
-def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_keeps_the_trained_weights(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     update = Trainer.update
 
     def interrupted(self: Trainer) -> None:
@@ -214,7 +218,7 @@ def test_ctrl_c_keeps_what_was_learned(monkeypatch: pytest.MonkeyPatch, capfd: p
     assert "this step is finished, and the model keeps it; Ctrl-C again ends at once" in capfd.readouterr().err
 
 
-def test_the_model_is_left_as_one_expects() -> None:
+def test_the_state_of_the_model_after_training() -> None:
     model = model_of()
     model.embedding.weight.requires_grad_(False)
     before, state = weights(model), torch.get_rng_state()
@@ -232,7 +236,7 @@ def test_the_model_is_left_as_one_expects() -> None:
 
 
 class Doubling(nn.Module):
-    """A feed-forward network of somebody else."""
+    """A user-defined feed-forward network."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -264,7 +268,7 @@ def test_a_model_that_was_changed_by_hand(folder: Path, capsys: pytest.CaptureFi
         load_model(folder / "hand")
 
 
-def test_the_same_tokens_in_any_form_give_the_same_weights() -> None:
+def test_tokens_of_any_type_give_equal_weights() -> None:
     ids = list(TEXT.encode())
     expected = model_of()
     fit(expected, TEXT, "byte", **QUIET)
@@ -275,7 +279,7 @@ def test_the_same_tokens_in_any_form_give_the_same_weights() -> None:
         assert model.tokenizer is None
 
 
-def test_a_file_is_read_and_its_name_is_no_text(folder: Path) -> None:
+def test_a_path_is_read_and_a_file_name_is_refused_as_text(folder: Path) -> None:
     path = write_text(folder / "fox.txt")
     data = read_data(path, None, "byte", None).data
     assert data.sizes().startswith(f"{path.stat().st_size:,} tokens")
@@ -283,7 +287,7 @@ def test_a_file_is_read_and_its_name_is_no_text(folder: Path) -> None:
         fit(model_of(), str(path), "byte")
 
 
-def test_a_corpus_and_prepared_data_are_taken_as_they_are(folder: Path) -> None:
+def test_a_corpus_and_prepared_data_are_accepted(folder: Path) -> None:
     corpus = build_corpus({"name": "text", "path": str(write_text(folder / "fox.txt"))})
     one, other = model_of(), model_of()
     history = fit(one, corpus, "byte", quiet=True, **SETTINGS)
@@ -330,24 +334,24 @@ def test_forms_of_a_row(item: Any, ids: list[int], targets: list[int]) -> None:
     assert [tensor.tolist() for tensor in read_row(item, "a row")] == [ids, targets]
 
 
-def test_labels_are_those_of_transformers() -> None:
-    """The loss of a model of transformers on the same dict."""
+def test_labels_have_the_semantics_of_transformers() -> None:
+    """The loss equals that of a transformers model on the same dict."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=31, n_embd=16, n_head=2, n_layer=1))
+    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=31, n_embd=16, n_head=2, n_layer=1))
     batch = {"input_ids": torch.randint(31, (2, 9)), "labels": torch.randint(31, (2, 9))}
     batch["labels"][0, :5] = -100
     with torch.no_grad():
-        logits = theirs.eval()(input_ids=batch["input_ids"]).logits
-        expected = theirs(**batch).loss
+        logits = reference.eval()(input_ids=batch["input_ids"]).logits
+        expected = reference(**batch).loss
     rows = read_batch(batch)
-    ours = torch.cat([logits[index, : len(ids)] for index, (ids, _) in enumerate(rows)])
+    valid = torch.cat([logits[index, : len(ids)] for index, (ids, _) in enumerate(rows)])
     targets = torch.cat([target for _, target in rows])
-    torch.testing.assert_close(torch.nn.functional.cross_entropy(ours, targets), expected)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(valid, targets), expected)
 
 
 def test_rows_of_different_lengths_are_padded_without_effect() -> None:
-    """Gradients are those of the rows one by one, whatever stands beside them in the batch."""
+    """Gradients equal those of single rows, independent of the other rows of the batch."""
     rows = [[1, 2, 3, 4, 5, 6], [7, 8], [9, 10, 11]]
     model = model_of()
     history = fit(model, rows, max_steps=1, batch_size=3, quiet=True, device="cpu", precision="float32")
@@ -360,7 +364,7 @@ def test_rows_of_different_lengths_are_padded_without_effect() -> None:
 def test_accumulation_of_a_loader_whose_last_batch_is_short() -> None:
     whole, divided = model_of(), model_of()
     for model, count in ((whole, 1), (divided, 4)):
-        loader: Any = DataLoader(Squares(), batch_size=8)  # 30 rows: the last batch has six
+        loader: Any = DataLoader(Squares(), batch_size=8)  # 30 rows: the last batch has 6
         fit(model, loader, epochs=1, gradient_accumulation=count, quiet=True, device="cpu", precision="float32")
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(divided.state_dict()[name], tensor, rtol=2e-3, atol=2e-5, msg=name)
@@ -424,7 +428,7 @@ def test_names_of_other_programs() -> None:
     assert_equal(weights(one), weights(other))
 
 
-def test_a_history_reads_draws_and_tells(folder: Path) -> None:
+def test_a_history_has_metrics_a_plot_and_a_summary(folder: Path) -> None:
     history = fit(model_of(), TEXT, "byte", validation=0.2, quiet=True, **SETTINGS)
     assert history.steps == [3, 6, 9, 12] and history.validation_steps == [4, 8, 12]
     assert len(history.train_loss) == len(history.learning_rate) == 4
@@ -442,7 +446,7 @@ def test_a_history_reads_draws_and_tells(folder: Path) -> None:
     assert math.isnan(History([metrics.Entry(step=1, learning_rate=0.1)]).train_loss[0])
 
 
-def test_a_notebook_shows_one_curve_that_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_shows_one_curve_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
 
     class Handle:
@@ -463,7 +467,7 @@ def test_a_notebook_shows_one_curve_that_is_redrawn(monkeypatch: pytest.MonkeyPa
     assert [len(figure.axes[0].get_lines()[1].get_ydata()) for figure in shown] == [1, 2, 3, 3]
 
 
-def test_lines_where_there_is_no_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_without_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
     fit(model_of(), TEXT, "byte", validation=0.2, sample_tokens=4, sample_prompt="the", **SETTINGS)
     printed = capsys.readouterr().out
     assert "step      4/12  validation loss" in printed and "    | the" in printed
@@ -471,13 +475,13 @@ def test_lines_where_there_is_no_notebook(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == ""
 
 
-def test_a_tokenizer_learns_from_both_texts() -> None:
+def test_a_tokenizer_is_trained_on_both_texts() -> None:
     model = model_of(vocab_size=24)
     fit(model, "abcdefgh" * 20, "char", validation="ijkl" * 20, quiet=True, **SETTINGS)
     assert isinstance(model.tokenizer, CharTokenizer) and model.tokenizer.characters == "abcdefghijkl"
 
 
-def test_records_are_those_of_files(folder: Path) -> None:
+def test_records_equal_those_of_files(folder: Path) -> None:
     records = [{"prompt": f"{n}+{n}=", "completion": str(2 * n)} for n in range(40)]
     path = folder / "sums.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

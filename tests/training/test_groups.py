@@ -1,4 +1,4 @@
-"""Learning rates and frozen parts by patterns of names."""
+"""Learning rates and frozen parameters by patterns of names."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def steps(trainer: Trainer, count: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("optim", entries("optim"))
-def test_each_parameter_has_its_rate(optim: str) -> None:
+def test_each_parameter_has_its_learning_rate(optim: str) -> None:
     model = GPTModel(GPTConfig(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=16, ffn="moe"))
     plain = build_optimizer({"name": optim}, model)
     scaled = build_optimizer({"name": optim, "learning_rate_scale": SCALE}, model)
@@ -42,7 +42,7 @@ def test_each_parameter_has_its_rate(optim: str) -> None:
 
 
 def test_a_step_is_scaled(folder: Path) -> None:
-    """AdamW's first step is the learning rate times a direction, whatever the size of the gradient."""
+    """The first step of AdamW is independent of the size of the gradient, and so proportional to the learning rate."""
     settings: dict[str, Any] = {"name": "adamw", "weight_decay": 0.0}
     start = trainer_of(config(folder)).model.state_dict()
     plain = steps(trainer_of(config(folder, optim=settings)), 1)
@@ -54,7 +54,7 @@ def test_a_step_is_scaled(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("optim", entries("optim"))
-def test_frozen_parts_stay_as_they_are(optim: str, folder: Path) -> None:
+def test_frozen_parameters_do_not_change(optim: str, folder: Path) -> None:
     frozen = ["embedding*", "blocks.0.*"]
     trainer = trainer_of(config(folder, {"ffn": {"name": "moe", "balance": "bias"}}, optim=optim, frozen=frozen))
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -66,7 +66,7 @@ def test_frozen_parts_stay_as_they_are(optim: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"frozen": ["embeding*"]}, r"trainer.frozen: no parameter .* fits 'embeding\*'; there are embedding.weight"),
         ({"frozen": ["blocks.0"]}, r"trainer.frozen: .*did you mean 'blocks.0.\*'\?"),
@@ -84,21 +84,21 @@ def test_frozen_parts_stay_as_they_are(optim: str, folder: Path) -> None:
     ],
     ids=str,
 )
-def test_patterns_that_cannot_work(settings: dict[str, Any], words: str, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=words) as caught:
+def test_invalid_patterns_are_refused(settings: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         trainer_of(config(folder, **settings))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, "much"])
-def test_factors_that_cannot_work(factor: Any, folder: Path) -> None:
+def test_invalid_factors_are_refused(factor: Any, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"the factor of 'embedding\*' must be a number above 0"):
         config(folder, optim={"name": "adamw", "learning_rate_scale": {"embedding*": factor}})
 
 
 @pytest.mark.parametrize("optim", entries("optim"))
 @pytest.mark.parametrize("frozen", [["*bias", "*norm*", "embedding*"], ["*.query.weight", "blocks.*"]], ids=str)
-def test_only_matrices_or_none_are_trained(frozen: list[str], optim: str, folder: Path) -> None:
+def test_training_only_matrices_or_only_other_parameters(frozen: list[str], optim: str, folder: Path) -> None:
     trainer = trainer_of(config(folder, optim=optim, frozen=frozen))
     before = {name: tensor.clone() for name, tensor in trainer.model.named_parameters() if tensor.requires_grad}
     after = steps(trainer, 2)
@@ -106,20 +106,20 @@ def test_only_matrices_or_none_are_trained(frozen: list[str], optim: str, folder
 
 
 @pytest.mark.usefixtures("fast")
-def test_frozen_parts_of_another_model(folder: Path) -> None:
-    """Fine-tuning: what is frozen ends as it was in the model that the run started from."""
+def test_frozen_parameters_of_a_source_model(folder: Path) -> None:
+    """Fine-tuning: frozen parameters keep their values of the source model."""
     first = run(config(folder, max_steps=4)).directory
     second = run(config(folder, init_from=str(first), frozen=["blocks.0.*"], max_steps=4)).directory
-    before, after = (load_checkpoint(each).model.state_dict() for each in (first, second))
+    before, after = (load_checkpoint(directory).model.state_dict() for directory in (first, second))
     assert all(torch.equal(before[name], after[name]) == name.startswith("blocks.0.") for name in before)
 
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(("before", "after"), [(["blocks.0.*"], []), ([], ["blocks.0.*"])])
-def test_what_is_frozen_may_change_in_a_run(
+def test_frozen_patterns_may_change_at_a_resume(
     before: list[str], after: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layers thaw, or freeze, while what is trained throughout goes on from its optimizer's state."""
+    """Layers are unfrozen or frozen; parameters trained throughout continue with their optimizer state."""
     with monkeypatch.context() as patch:
         stop_after(patch, 6)
         directory = run(config(folder, frozen=before)).directory
@@ -133,7 +133,7 @@ def test_what_is_frozen_may_change_in_a_run(
 
 
 @pytest.mark.usefixtures("fast")
-def test_resumed_with_scaled_and_frozen_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_with_scaled_and_frozen_parameters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {
         "optim": {"name": "muon", "learning_rate_scale": {"blocks.1.*": 0.5}},
         "frozen": ["blocks.0.ffn.*"],
@@ -146,7 +146,7 @@ def test_resumed_with_scaled_and_frozen_parts(folder: Path, monkeypatch: pytest.
     assert_same_ending(whole, run(load_config(directory)).directory)
 
 
-def test_the_estimate_knows_what_is_frozen(folder: Path) -> None:
+def test_the_estimate_excludes_frozen_parameters(folder: Path) -> None:
     settings = config(folder, {"n_layers": 4, "vocab_size": 256}, ema_decay=0.9)
     whole = estimate(settings.model, "adamw", settings.trainer)
     settings.trainer.frozen = ["embedding*", "blocks.0.*", "blocks.1.*", "blocks.2.*"]

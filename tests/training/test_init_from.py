@@ -1,4 +1,4 @@
-"""A run that starts from the weights of another: what is kept, what is said, and what is refused."""
+"""A run that starts from the weights of another one: transferred weights, reports and refusals."""
 
 import json
 import re
@@ -24,17 +24,17 @@ def source(folder: Path) -> RunResult:
     return run(config(folder, runs=str(folder / "before")))
 
 
-def said(settings: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[RunResult, str]:
+def run_with_output(settings: RunConfig, capsys: pytest.CaptureFixture[str]) -> tuple[RunResult, str]:
     capsys.readouterr()
     return train(settings), capsys.readouterr().out
 
 
-def test_other_parts(source: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_components(source: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config(folder, {"attention": "mqa", "norm": "rmsnorm"}, init_from=str(source.directory))
-    result, text = said(settings, capsys)
+    result, text = run_with_output(settings, capsys)
     assert f"from {source.directory}" in text
-    for word in ("loaded", "converted", "skipped", "blocks.0-1.attention.key.weight", "means of 2 heads"):
-        assert word in text
+    for excerpt in ("loaded", "converted", "skipped", "blocks.0-1.attention.key.weight", "means of 2 heads"):
+        assert excerpt in text
     count, before, after = LOSSES.search(text).groups()  # type: ignore[union-attr]
     assert int(count) == 8 * 16 and before != after
     assert text.index("to validate:") < text.index("Training  12 steps")
@@ -42,7 +42,9 @@ def test_other_parts(source: RunResult, folder: Path, capsys: pytest.CaptureFixt
     assert model.config.attention.name == "mqa" and result.outcome is not None and result.outcome.steps == 12
 
 
-def test_the_same_parts_are_the_same_model(source: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_components_give_the_same_model(
+    source: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = config(folder, {"dropout": 0.1}, init_from=str(source.directory), seed=5)
     trainer = trainer_of(settings)
     text = capsys.readouterr().out
@@ -54,7 +56,7 @@ def test_the_same_parts_are_the_same_model(source: RunResult, folder: Path, caps
     assert trainer.validation.loss(trainer.config.eval_batches) == source.outcome.loss
 
 
-def test_the_loss_is_of_the_same_windows_where_the_context_differs(
+def test_losses_are_compared_on_equal_windows_for_different_contexts(
     source: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer_of(config(folder, {"context_length": 24}, init_from=str(source.directory)))
@@ -62,14 +64,14 @@ def test_the_loss_is_of_the_same_windows_where_the_context_differs(
     assert int(count) == 8 * 16 and before == after
 
 
-def test_quiet_says_nothing(source: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_nothing(source: RunResult, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     run(config(folder, init_from=str(source.directory)))
     assert capsys.readouterr().out == ""
 
 
-def test_resumed_without_another_surgery(source: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the source is gone by then."""
+def test_a_resume_does_not_initialise_again(source: RunResult, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the source no longer exists."""
     settings: dict[str, Any] = {"model": {"attention": "mqa"}, "init_from": str(source.directory)}
     whole = run(config(folder, **settings)).directory
     with monkeypatch.context() as patch:
@@ -86,8 +88,8 @@ def test_not_with_resume(source: RunResult, folder: Path) -> None:
         run(config(folder, init_from="gpt2", resume=str(source.directory), max_steps=20))
 
 
-def test_a_learned_tokenizer_comes_along(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Characters of another text would be other ids."""
+def test_a_trained_tokenizer_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The characters of another text would have other ids."""
     before = run(config(folder, tokenizer="char", runs=str(folder / "before"))).directory
     (folder / "text.txt").write_text("the mat sat on it\n" * 600)
     settings = config(folder, tokenizer="char", init_from=str(before))
@@ -109,24 +111,24 @@ def test_another_tokenizer_has_no_loss_to_compare(
 
 def test_from_a_folder_of_transformers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_text(folder / "text.txt")
-    theirs = folder / "gpt2"
-    gpt2_folder(theirs, folder / "text.txt", torch.bfloat16)
-    model = open_source(str(theirs)).model.config.to_dict()
+    published = folder / "gpt2"
+    gpt2_folder(published, folder / "text.txt", torch.bfloat16)
+    model = open_source(str(published)).model.config.to_dict()
     settings = config(
         folder,
         {**model, "attention": {"name": "gqa", "n_kv_heads": 2}},
-        tokenizer={"name": "hf", "path": str(theirs / "tokenizer.json")},
-        init_from=str(theirs),
+        tokenizer={"name": "hf", "path": str(published / "tokenizer.json")},
+        init_from=str(published),
     )
-    result, text = said(settings, capsys)
+    result, text = run_with_output(settings, capsys)
     assert "means of 2 heads" in text and LOSSES.search(text)
     assert result.outcome is not None and result.outcome.steps == 12
     weights = load_checkpoint(result.directory).model.state_dict().values()
-    assert {each.dtype for each in weights if each.is_floating_point()} == {torch.float32}
-    assert json.loads((result.directory / "run.json").read_text())["config"]["init_from"] == str(theirs)
+    assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {torch.float32}
+    assert json.loads((result.directory / "run.json").read_text())["config"]["init_from"] == str(published)
 
 
-def test_what_cannot_be_started_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_sources_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         run(config(folder, init_from=str(folder / "nothing")))
     with pytest.raises(CheckpointError, match="did you mean 'gpt2'"):

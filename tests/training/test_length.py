@@ -20,12 +20,12 @@ SHORT: dict[str, Any] = {"max_steps": TrainerConfig.max_steps}
 
 
 def lasting(folder: Path, **settings: Any) -> RunConfig:
-    """A run whose length is not a number of steps."""
+    """Config of a run whose length is not given in steps."""
     return config(folder, **{**SHORT, **settings})
 
 
-def test_an_epoch_has_each_window_once(folder: Path) -> None:
-    """The number of steps is the smallest in which the windows of all epochs come."""
+def test_an_epoch_visits_each_window_once(folder: Path) -> None:
+    """The number of steps is the smallest one that covers the windows of all epochs."""
     settings = lasting(folder, epochs=1.5, batch_size=64, order="epoch")
     trainer = trainer_of(settings)
     windows = (trainer.data.epoch_tokens - 1) // MODEL["context_length"]  # type: ignore[operator]
@@ -33,7 +33,7 @@ def test_an_epoch_has_each_window_once(folder: Path) -> None:
     assert trainer.schedule.max_steps == trainer.config.max_steps and trainer.config.epochs is None
 
 
-def test_tokens_are_never_more_than_given(folder: Path) -> None:
+def test_tokens_do_not_exceed_the_limit(folder: Path) -> None:
     trainer = trainer_of(lasting(folder, max_tokens=64 * 7 + 63))
     assert trainer.config.max_steps == 7
     with pytest.raises(ConfigError, match=r"trainer.max_tokens=63 are fewer than the 64 of one step"):
@@ -41,7 +41,7 @@ def test_tokens_are_never_more_than_given(folder: Path) -> None:
 
 
 def test_the_run_keeps_its_number_of_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of so many tokens is the run of so many steps, and resumes as such."""
+    """A run of a number of tokens equals that of the number of steps, and resumes as such."""
     plain = run(config(folder, max_steps=12)).directory
     whole = run(lasting(folder, max_tokens=64 * 12)).directory
     assert_same_ending(plain, whole)
@@ -60,7 +60,7 @@ def test_the_run_keeps_its_number_of_steps(folder: Path, monkeypatch: pytest.Mon
 def test_time_ends_a_training_with_an_evaluation_and_a_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The clock is set by the test: it is over after step 6, where nothing else is due."""
+    """The clock is faked: time ends after step 6, which has no other evaluation or save."""
     update = Trainer.update
 
     def slow(self: Trainer) -> None:
@@ -100,7 +100,7 @@ def test_new_data_has_no_epochs(folder: Path) -> None:
         ({"max_time": ""}, "trainer.max_time must be a time above 0"),
     ],
 )
-def test_lengths_that_cannot_work(settings: dict[str, Any], message: str) -> None:
+def test_invalid_lengths_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainerConfig(**settings)
     assert message in str(caught.value)
@@ -119,7 +119,7 @@ def test_foreign_names_of_epochs(name: str) -> None:
     assert compose(f"{name}=3").trainer.epochs == 3.0
 
 
-def test_the_length_that_is_typed_replaces_another() -> None:
+def test_a_given_length_replaces_another() -> None:
     assert compose("experiment=shakespeare_char").trainer.max_steps == 2000
     typed = compose("experiment=shakespeare_char", "trainer.epochs=2").trainer
     assert (typed.max_steps, typed.epochs) == (TrainerConfig.max_steps, 2.0)
@@ -134,6 +134,6 @@ def test_the_schedule_is_checked_when_the_steps_are_known(folder: Path) -> None:
         trainer_of(lasting(folder, max_tokens=640, schedule={"name": "cosine", "warmup": 2000}))
 
 
-def test_a_number_of_steps_stays(folder: Path) -> None:
+def test_a_number_of_steps_is_kept(folder: Path) -> None:
     settings = config(folder)
     assert with_steps(settings, trainer_of(settings).data, 16) is settings

@@ -1,4 +1,4 @@
-"""Loggers: they see what metrics.jsonl sees, none of them can end a training, and the real ones write real files."""
+"""Loggers: they receive the content of metrics.jsonl, cannot end a training, and the real ones write real files."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ HEARD: list[tuple[Any, ...]] = []
 
 @pytest.fixture
 def notes() -> Iterator[list[tuple[Any, ...]]]:
-    """A logger of one's own, ``notes``, which is told all and can be made to fail; what it heard."""
+    """Register a logger ``notes`` that records all calls and can be made to fail; returns the calls."""
     before = dict(registry._entries["logger"])
 
     class Notes(Logger, name="notes"):
-        """Remembers everything."""
+        """Records all calls."""
 
         @dataclass
         class Config(LoggerConfig):
@@ -33,40 +33,40 @@ def notes() -> Iterator[list[tuple[Any, ...]]]:
 
             fails: list[str] = field(default_factory=list)
 
-        def heard(self, method: str, *values: Any) -> None:
+        def record(self, method: str, *values: Any) -> None:
             HEARD.append((method, *values))
             if method in self.config.fails:
                 raise OSError("no network\nand more lines")
 
         def start(self, settings: Mapping[str, Any], directory: Path, resumed_at: int | None) -> None:
-            self.heard("start", settings["logger"]["name"], directory, resumed_at)
+            self.record("start", settings["logger"]["name"], directory, resumed_at)
 
         def scalars(self, step: int, values: Mapping[str, float]) -> None:
-            self.heard("scalars", step, dict(values))
+            self.record("scalars", step, dict(values))
 
         def text(self, step: int, sample: str) -> None:
-            self.heard("text", step, sample)
+            self.record("text", step, sample)
 
         def finish(self, outcome: Mapping[str, Any]) -> None:
-            self.heard("finish", dict(outcome))
+            self.record("finish", dict(outcome))
 
     HEARD.clear()
     yield HEARD
     registry._entries["logger"] = before
 
 
-def test_a_logger_sees_what_is_written(folder: Path, notes: list[tuple[Any, ...]]) -> None:
+def test_a_logger_receives_the_written_metrics(folder: Path, notes: list[tuple[Any, ...]]) -> None:
     result = run(config(folder, logger="notes"))
     assert notes[0] == ("start", "notes", result.directory.resolve(), None)
     scalars = [{"step": step, **values} for method, step, *rest in notes if method == "scalars" for values in rest]
     assert scalars == read_metrics(result.directory)
-    samples = [each for each in notes if each[0] == "text"]
+    samples = [call for call in notes if call[0] == "text"]
     assert [step for _, step, _ in samples] == [4, 8, 12] and all(text for *_, text in samples)
     assert result.outcome is not None
     assert notes[-1][0] == "finish" and notes[-1][1]["loss"] == result.outcome.loss
 
 
-def test_a_resumed_run_says_where_it_goes_on(
+def test_a_resumed_run_passes_its_step(
     folder: Path, notes: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -76,25 +76,25 @@ def test_a_resumed_run_says_where_it_goes_on(
     notes.clear()
     run(config(folder, logger="notes", resume=str(folder / "runs" / "latest")))
     assert notes[0] == ("start", "notes", directory.resolve(), 5)
-    assert [each[1] for each in notes if each[0] == "scalars" and "loss" in each[2]] == [6, 9, 12]
+    assert [call[1] for call in notes if call[0] == "scalars" and "loss" in call[2]] == [6, 9, 12]
 
 
-def test_several_at_once(folder: Path, notes: list[tuple[Any, ...]]) -> None:
+def test_several_loggers(folder: Path, notes: list[tuple[Any, ...]]) -> None:
     run(config(folder, logger={"name": "none", "also": ["notes"]}))
-    assert [each[0] for each in notes if each[0] in ("start", "finish")] == ["start", "finish"]
+    assert [call[0] for call in notes if call[0] in ("start", "finish")] == ["start", "finish"]
     with pytest.raises(ConfigError, match=r"no logger 'note'; did you mean 'notes'\?"):
         config(folder, logger={"name": "none", "also": ["note"]})
 
 
 @pytest.mark.parametrize("method", ["scalars", "text", "finish"])
-def test_a_logger_that_fails_is_left_out(
+def test_a_failing_logger_is_disabled(
     method: str, folder: Path, notes: list[tuple[Any, ...]], caplog: pytest.LogCaptureFixture
 ) -> None:
     result = run(config(folder, logger={"name": "notes", "fails": [method]}))
     assert result.outcome is not None
     assert [entry["step"] for entry in read_metrics(result.directory)] == [3, 4, 6, 8, 9, 12, 12]
     assert "logger=notes failed (no network) and is left out from here on" in caplog.text
-    assert len([each for each in notes if each[0] == method]) == 1
+    assert len([call for call in notes if call[0] == method]) == 1
 
 
 def test_a_logger_that_cannot_start(folder: Path, notes: list[tuple[Any, ...]]) -> None:
@@ -106,7 +106,7 @@ PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_missing_package_is_named_before_the_run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_before_the_run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, PACKAGES[name], None)
     for logger in (name, {"name": "none", "also": [name]}):
         with pytest.raises(ConfigError) as error:
@@ -125,7 +125,7 @@ def test_weights_and_biases_without_an_account(folder: Path, monkeypatch: pytest
 
 
 def resumed(folder: Path, logger: str | ComponentConfig) -> Path:
-    """A run of 8 steps that goes on, with other settings, from its step 4 to 12."""
+    """A run of 8 steps that is resumed with other settings from step 4 to 12."""
     directory = run(config(folder, logger=logger, max_steps=8)).directory
     again = str(directory / "checkpoints" / "step_00000004")
     assert run(
@@ -134,7 +134,7 @@ def resumed(folder: Path, logger: str | ComponentConfig) -> Path:
     return directory
 
 
-def test_tensorboard_reads_it_back(folder: Path) -> None:
+def test_tensorboard_files_can_be_read(folder: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters: they alone are trained, and what is judged, saved and generated from is a plain model."""
+"""Low-rank adapters: only they are trained; evaluation, checkpoints and samples use the merged model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +34,10 @@ def own_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_adapters_alone_are_trained_and_merging_says_the_same(kind: dict[str, Any], folder: Path) -> None:
-    source = str(run(config(folder, kind, max_steps=1, sample_tokens=0)).directory)
-    trainer = trainer_of(lora(folder, source, kind))
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_only_adapters_are_trained_and_merging_is_exact(changes: dict[str, Any], folder: Path) -> None:
+    source = str(run(config(folder, changes, max_steps=1, sample_tokens=0)).directory)
+    trainer = trainer_of(lora(folder, source, changes))
     start = own_weights(trainer)
     for step in range(4):
         trainer.progress.step = step
@@ -45,9 +45,11 @@ def test_adapters_alone_are_trained_and_merging_says_the_same(kind: dict[str, An
     end = own_weights(trainer)
     assert all(torch.equal(end[name], start[name]) != (".lora_" in name) for name in end)
     experts = [name for name in end if "ffn.parametrizations" in name and ".lora_" in name]
-    assert bool(experts) == (kind.get("ffn") == "moe") and not any("router" in name for name in end if "lora" in name)
+    assert bool(experts) == (changes.get("ffn") == "moe") and not any(
+        "router" in name for name in end if "lora" in name
+    )
     ids = trainer.batches.batch(0)[0]
-    plain = trainer_of(config(folder, kind)).model.eval()
+    plain = trainer_of(config(folder, changes)).model.eval()
     with torch.no_grad():
         expected = trainer.model.eval()(ids)
         with trainer.eval_weights():
@@ -66,20 +68,18 @@ def test_adapters_alone_are_trained_and_merging_says_the_same(kind: dict[str, An
     [{}, {"ema_decay": 0.9}, {"optim": "muon", "gradient_accumulation": 2, "activation_checkpointing": 1}],
     ids=str,
 )
-def test_resumed_to_the_last_bit(
-    settings: dict[str, Any], base: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_bitwise(settings: dict[str, Any], base: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**settings, "lora": {"rank": 2, "dropout": 0.2}}
     whole = run(lora(folder, base, **settings)).directory
     stopped = lora(folder, base, **settings)
-    for stop in (3, 8):  # the run goes on from its first stop, and is stopped again
+    for stop in (3, 8):  # the run resumes from its first stop and is stopped again
         with monkeypatch.context() as patch:
             stop_after(patch, stop)
             stopped = load_config(run(stopped).directory)
     assert_same_ending(whole, run(stopped).directory)
 
 
-def test_what_is_saved_is_a_plain_model_with_the_loss_that_was_reported(base: str, folder: Path) -> None:
+def test_checkpoints_are_merged_models_with_the_reported_loss(base: str, folder: Path) -> None:
     optim = {"name": "adamw", "learning_rate": 3.0}  # so large that the best step is not the last one
     settings = lora(
         folder, base, final_evaluation=True, optim=optim, schedule="constant", eval_interval=2, ema_decay=0.1
@@ -117,7 +117,7 @@ def test_which_layers_are_adapted(patterns: list[str], chosen: list[str], base: 
     assert len(names) == (1 if patterns == ["blocks.1.attention.out"] else 2 * len(chosen))
 
 
-def test_what_cannot_be_adapted(base: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_targets_are_refused(base: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"lora.targets: no linear layer fits '\*.qery'; there are blocks.*query"):
         trainer_of(lora(folder, base, lora={"rank": 2, "targets": ["qery"]}))
     with pytest.raises(ConfigError, match=r"lora.rank must be above 0"):
@@ -129,7 +129,7 @@ def test_what_cannot_be_adapted(base: str, folder: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("change", [{"rank": None}, {"rank": 4}, {"alpha": 1.0}, {"targets": ["query"]}], ids=str)
-def test_what_cannot_change_in_a_run(change: dict[str, Any], base: str, folder: Path) -> None:
+def test_settings_that_cannot_change_at_a_resume(change: dict[str, Any], base: str, folder: Path) -> None:
     directory = run(lora(folder, base, max_steps=4)).directory
     settings = load_config(directory)
     settings.trainer.max_steps = 8
@@ -146,7 +146,7 @@ def test_a_run_may_start_from_merged_weights(base: str, folder: Path) -> None:
     assert third is not None
 
 
-def test_the_estimate_knows_adapters(base: str, folder: Path) -> None:
+def test_the_estimate_includes_adapters(base: str, folder: Path) -> None:
     settings = lora(folder, base)
     model = replace(settings.model, vocab_size=256)
     whole, adapted = (estimate(model, "adamw", settings.trainer, each) for each in (LoraConfig(), settings.lora))
@@ -164,8 +164,8 @@ def test_without_the_package(base: str, folder: Path, monkeypatch: pytest.Monkey
         run(lora(folder, base))
 
 
-def test_what_is_new_is_trained_whole_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wider vocabulary, a router and a latent were never trained: frozen at random they would stay noise."""
+def test_new_parameters_are_trained_and_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wider vocabulary, a router and a latent are new; frozen, they would stay random."""
     source = str(run(config(folder, max_steps=1, sample_tokens=0)).directory)
     changed = {"attention": "mla", "ffn": "moe", "vocab_size": 260}
     settings = lora(folder, source, changed, sample_tokens=0)

@@ -1,4 +1,4 @@
-"""Utilisation and memory: published peaks by name, a CPU's measured, and no figure where nothing is known."""
+"""Utilisation and memory: published peaks by name, measured peak of a CPU, no value for unknown devices."""
 
 import gc
 import json
@@ -47,24 +47,24 @@ def test_published_peaks(name: str, precision: str, tera: float | None) -> None:
     assert published_peak(name, precision) == (None if tera is None else pytest.approx(tera * 1e12))
 
 
-def test_measuring_leaves_the_random_numbers_alone() -> None:
+def test_measuring_does_not_change_the_random_state() -> None:
     before = torch.get_rng_state()
     assert 1e8 < measured_peak(torch.float32) < 1e15
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_utilisation_is_arithmetic_over_the_peak() -> None:
+def test_utilisation_is_flops_over_the_peak() -> None:
     assert ThroughputMonitor(CPU, flops=2e6, peak=1e11).read(10_000)["mfu"] == pytest.approx(0.2)
     assert "mfu" not in ThroughputMonitor(CPU).read(10_000)
 
 
-def test_a_long_run_on_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_of_a_cpu_is_measured_in_a_long_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "measured_peak", lambda dtype: 3e11)
     built = build_monitor(CPU, "float32", devices=2, work=6e14, flops=lambda: 123.0)
     assert (built.flops, built.peak, built.source) == (123.0, 6e11, "measured")
 
 
-def test_a_short_run_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_run_does_not_measure_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "measured_peak", lambda dtype: pytest.fail("measured"))
     built = build_monitor(CPU, "float32", devices=1, work=6e10, flops=lambda: pytest.fail("computed"))
     assert built == ThroughputMonitor(CPU)
@@ -78,8 +78,8 @@ def test_gpus_are_looked_up(name: str, peak: float | None, monkeypatch: pytest.M
     assert built.source == (None if peak is None else "published")
 
 
-def test_memory_follows_what_the_process_holds() -> None:
-    """New pages from the system, since an allocator may give a tensor memory that the process holds already."""
+def test_memory_follows_the_allocations_of_the_process() -> None:
+    """Allocates new pages of the system, since an allocator may reuse memory of the process for a tensor."""
     gc.collect()
     before = used_memory_bytes(CPU)
     with mmap.mmap(-1, 2**27) as pages:
@@ -93,11 +93,11 @@ def test_a_run_records_both(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(meter, "MEASURE", 0.0)
     settings = config(folder)
     directory = run(settings).directory
-    facts = json.loads((directory / "run.json").read_text())
-    assert facts["peak_source"] == "measured" and facts["peak_flops"] > 0
+    info = json.loads((directory / "run.json").read_text())
+    assert info["peak_source"] == "measured" and info["peak_flops"] > 0
     entries = [entry for entry in read_metrics(directory) if "loss" in entry]
     for entry in entries:
-        used = facts["flops_per_token"] * entry["tokens_per_second"]
-        assert entry["mfu"] == pytest.approx(used / facts["peak_flops"])
+        used = info["flops_per_token"] * entry["tokens_per_second"]
+        assert entry["mfu"] == pytest.approx(used / info["peak_flops"])
         assert entry["memory_bytes"] > 2**20
     assert "tok/s  mfu " in format_entry(entries[0]) and format_entry(entries[0]).endswith("iB")

@@ -1,4 +1,4 @@
-"""Muon against its published update, and against PyTorch's, which takes one matrix at a time."""
+"""Muon equals its published update, and PyTorch's, which handles one matrix at a time."""
 
 import pytest
 import torch
@@ -32,22 +32,22 @@ def train(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], step
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("scaling", ["original", "match_rms_adamw"])
-def test_it_is_pytorchs(scaling: str, nesterov: bool) -> None:
-    ours, theirs = matrices(0), matrices(0)
+def test_it_equals_pytorch(scaling: str, nesterov: bool) -> None:
+    found, expected = matrices(0), matrices(0)
     settings = {"weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5}
-    muon = OrthogonalMomentum(ours, learning_rate=0.05, scaling=scaling, **settings)
-    reference = torch.optim.Muon(theirs, lr=0.05, adjust_lr_fn=scaling, **settings)
-    train(muon, ours)
-    train(reference, theirs)
-    for start, a, b in zip(matrices(0), ours, theirs, strict=True):
+    muon = OrthogonalMomentum(found, learning_rate=0.05, scaling=scaling, **settings)
+    reference = torch.optim.Muon(expected, lr=0.05, adjust_lr_fn=scaling, **settings)
+    train(muon, found)
+    train(reference, expected)
+    for start, a, b in zip(matrices(0), found, expected, strict=True):
         moved = (b - start).norm()
         assert (a - b).norm() < 0.01 * moved  # the iteration is in bf16
         assert muon.state[a].keys() == reference.state[b].keys()
         torch.testing.assert_close(muon.state[a]["momentum_buffer"], reference.state[b]["momentum_buffer"])
 
 
-def test_the_iteration_changes_singular_values_alone() -> None:
-    """https://kellerjordan.github.io/posts/muon/: s becomes a s + b s^3 + c s^5, again and again."""
+def test_the_iteration_changes_only_singular_values() -> None:
+    """https://kellerjordan.github.io/posts/muon/: each step maps s to a s + b s^3 + c s^5."""
     x = torch.randn(3, 6, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, s, v = torch.linalg.svd(x, full_matrices=False)
     s = s / s.norm(dim=-1, keepdim=True)
@@ -60,7 +60,9 @@ def test_the_iteration_changes_singular_values_alone() -> None:
 def test_the_published_update() -> None:
     """With momentum 0 and the original scaling: a step of learning_rate sqrt(rows / columns) along U V'."""
     weight = nn.Parameter(torch.zeros(64, 16))
-    weight.grad = torch.linalg.qr(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))[0]  # all s equal
+    weight.grad = torch.linalg.qr(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))[
+        0
+    ]  # all singular values are equal
     muon = OrthogonalMomentum([weight], 0.02, 0.0, momentum=0.0, nesterov=True, ns_steps=5, scaling="original")
     muon.step()
     direction = -weight.detach() / (0.02 * 2)
@@ -68,7 +70,7 @@ def test_the_published_update() -> None:
     assert torch.linalg.svdvals(direction).min() > 0.6 and torch.linalg.svdvals(direction).max() < 1.3
 
 
-def test_a_matrix_without_a_gradient_stays() -> None:
+def test_a_matrix_without_a_gradient_is_not_updated() -> None:
     parameters = matrices(1)
     muon = OrthogonalMomentum(parameters, 0.05, 0.1, momentum=0.9, nesterov=True, ns_steps=5, scaling="original")
     parameters[0].grad = gradients(0)[0]
@@ -79,7 +81,7 @@ def test_a_matrix_without_a_gradient_stays() -> None:
 
 
 @pytest.mark.parametrize(("head", "by_muon"), [("muon", True), ("adamw", False)])
-def test_which_one_takes_the_head(head: str, by_muon: bool) -> None:
+def test_the_optimizer_of_the_head(head: str, by_muon: bool) -> None:
     model = GPTModel(**MODEL, tie_embeddings=False)
     muon, adamw = build_optimizer({"name": "muon", "head": head}, model).optimizers
     assert isinstance(muon, OrthogonalMomentum) and isinstance(adamw, torch.optim.AdamW)
@@ -91,13 +93,13 @@ def test_which_one_takes_the_head(head: str, by_muon: bool) -> None:
     assert not rest & taken and rest | taken == set(model.parameters())
 
 
-@pytest.mark.parametrize(("matrices", "kind"), [(False, torch.optim.AdamW), (True, OrthogonalMomentum)])
-def test_what_is_frozen_needs_no_optimizer(matrices: bool, kind: type[torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize(("matrices", "expected"), [(False, torch.optim.AdamW), (True, OrthogonalMomentum)])
+def test_frozen_parameters_need_no_optimizer(matrices: bool, expected: type[torch.optim.Optimizer]) -> None:
     model = GPTModel(**MODEL, bias=False)
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim == 2 and name.startswith("blocks")
         parameter.requires_grad_(matrix == matrices)
-    assert [type(part) for part in build_optimizer("muon", model).optimizers] == [kind]
+    assert [type(optimizer) for optimizer in build_optimizer("muon", model).optimizers] == [expected]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Direct preference optimisation: the published formula, a reference that stays, and exact resumes."""
+"""Direct preference optimisation: the published formula, a fixed reference model, and exact resumes."""
 
 import json
 import math
@@ -55,11 +55,11 @@ def config(start: Path, runs: Path, **others: Any) -> RunConfig:
 
 
 def naive(policy: Tensor, reference: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """The loss as TRL computes it from logits (B, 2, T, V), written out token by token."""
+    """Reference: the loss as in TRL from logits (B, 2, T, V), token by token."""
     losses = []
-    for own, other, wanted in zip(policy, reference, targets, strict=True):
+    for policy_logits, reference_logits, wanted in zip(policy, reference, targets, strict=True):
         sums = []
-        for logits in (own, other):
+        for logits in (policy_logits, reference_logits):
             for side in (0, 1):
                 places = [t for t in range(wanted.shape[1]) if wanted[side, t] != IGNORED]
                 scores = [logits[side, t, wanted[side, t]] - logits[side, t].exp().sum().log() for t in places]
@@ -70,7 +70,7 @@ def naive(policy: Tensor, reference: Tensor, targets: Tensor, beta: float) -> Te
     return torch.stack(losses).mean()
 
 
-def test_loss_and_gradient_are_those_of_the_formula() -> None:
+def test_loss_and_gradient_equal_the_formula() -> None:
     torch.manual_seed(0)
     policy = torch.randn(3, 2, 5, 7, dtype=torch.float64, requires_grad=True)
     reference = torch.randn(3, 2, 5, 7, dtype=torch.float64)
@@ -81,12 +81,12 @@ def test_loss_and_gradient_are_those_of_the_formula() -> None:
     losses, margins = dpo_losses(*sums, beta=0.3)
     expected = naive(policy, reference, targets, 0.3)
     assert torch.allclose(losses.mean(), expected.float(), atol=1e-6)
-    ours, theirs = (torch.autograd.grad(loss, policy)[0] for loss in (losses.mean(), expected))
-    assert torch.allclose(ours, theirs, atol=1e-7) and bool(ours.abs().max() > 1e-3)
+    got, wanted = (torch.autograd.grad(loss, policy)[0] for loss in (losses.mean(), expected))
+    assert torch.allclose(got, wanted, atol=1e-7) and bool(got.abs().max() > 1e-3)
     assert torch.allclose(-torch.nn.functional.logsigmoid(margins), losses)
 
 
-def test_the_loss_of_a_batch_is_that_of_its_logits(start: Path, tmp_path: Path) -> None:
+def test_the_loss_of_a_batch_equals_that_of_its_logits(start: Path, tmp_path: Path) -> None:
     trainer = trainer_of(config(start, tmp_path))
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -101,7 +101,7 @@ def test_the_loss_of_a_batch_is_that_of_its_logits(start: Path, tmp_path: Path) 
     assert not any(parameter.requires_grad for parameter in reference.model.parameters())
 
 
-def test_every_objective_is_a_row_that_settings_know() -> None:
+def test_every_objective_has_a_setting() -> None:
     assert tuple(OBJECTIVES) == NAMES and ObjectiveConfig(LossConfig(), 0.1).reference is None
 
 
@@ -109,7 +109,7 @@ def dpo_run(start: Path, runs: Path, **others: Any) -> list[dict[str, float]]:
     return read_metrics(train(config(start, runs, **others), quiet=True).directory)
 
 
-def test_it_begins_at_log_2_and_learns_the_preference(start: Path, tmp_path: Path) -> None:
+def test_it_starts_at_log_2_and_learns_the_preference(start: Path, tmp_path: Path) -> None:
     entries = dpo_run(start, tmp_path, trainer={"max_steps": 40, "eval_interval": 20})
     assert entries[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     evaluated = [entry for entry in entries if "validation_loss" in entry]
@@ -117,14 +117,14 @@ def test_it_begins_at_log_2_and_learns_the_preference(start: Path, tmp_path: Pat
     assert "bits_per_byte" not in evaluated[-1] and entries[-2]["reward_margin"] > 0.5
 
 
-def test_micro_batches_change_nothing(start: Path, tmp_path: Path) -> None:
+def test_the_loss_does_not_depend_on_micro_batches(start: Path, tmp_path: Path) -> None:
     one, four = (dpo_run(start, tmp_path / str(n), trainer={"gradient_accumulation": n}) for n in (1, 4))
     for before, after in zip(one, four, strict=True):
         assert all(after[name] == pytest.approx(before[name], abs=2e-5) for name in before if "loss" in name)
 
 
 @pytest.mark.parametrize("rank", [None, 2], ids=["whole", "lora"])
-def test_a_resumed_run_ends_bitwise_the_same(
+def test_a_resumed_run_ends_bitwise_equal(
     rank: int | None, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if rank is not None:
@@ -135,8 +135,8 @@ def test_a_resumed_run_ends_bitwise_the_same(
         stop_after(patch, 7)
         stopped = train(config(start, tmp_path, lora=lora), quiet=True)
     train(config(start, tmp_path, lora=lora, resume=str(stopped.directory)), quiet=True)
-    ours, theirs = ending(stopped.directory)[0], ending(whole.directory)[0]
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    got, wanted = ending(stopped.directory)[0], ending(whole.directory)[0]
+    assert got.keys() == wanted.keys() and all(torch.equal(got[name], wanted[name]) for name in got)
     losses = [
         [entry[name] for entry in read_metrics(run.directory) for name in ("loss", "validation_loss") if name in entry]
         for run in (stopped, whole)
@@ -144,7 +144,7 @@ def test_a_resumed_run_ends_bitwise_the_same(
     assert losses[0] == losses[1] and losses[0][0] == pytest.approx(math.log(2), abs=1e-5)
 
 
-def test_adapters_switched_off_are_the_model_before(start: Path, tmp_path: Path) -> None:
+def test_disabled_adapters_give_the_source_model(start: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="needs the extra peft")
     trainer = trainer_of(config(start, tmp_path, lora={"rank": 2}))
     adapters, ids = trainer.adapters, torch.arange(20)[None]
@@ -185,19 +185,19 @@ def test_a_resume_refuses_another_reference(start: Path, tmp_path: Path, monkeyp
         link.symlink_to(target)
 
 
-def test_long_prompts_lose_their_beginning_and_long_answers_their_end() -> None:
+def test_long_prompts_are_truncated_on_the_left_and_long_answers_on_the_right() -> None:
     pair = Pair([9, *range(10, 20)], [1, 2, 3], [4] * 20)
     data = PreparedPairs([pair], [pair], {}, bos_id=9)
     x, y = next(data.evaluation(8, 2, 0))
     assert x.shape == y.shape == (2, 2, 8)
     assert x[0, 0].tolist() == [9, 15, 16, 17, 18, 19, 1, 2]
     assert y[0, 0].tolist() == [IGNORED] * 5 + [1, 2, 3]
-    assert x[0, 1].tolist() == [9, 17, 18, 19, 4, 4, 4, 4]  # half of the row is for the prompt, as in other records
+    assert x[0, 1].tolist() == [9, 17, 18, 19, 4, 4, 4, 4]  # half of the row is for the prompt, as for other records
     assert y[0, 1].tolist() == [IGNORED] * 3 + [4] * 5
     assert bool((y[1] == IGNORED).all())
 
 
-def test_pairs_of_each_epoch_come_once(start: Path) -> None:
+def test_each_epoch_has_every_pair_once(start: Path) -> None:
     corpus = build_corpus({"name": "preferences", "path": str(start / "pairs.jsonl")})
     data = corpus.prepare(build_tokenizer("byte"))
     count = data.rows_per_epoch(24)
@@ -226,7 +226,7 @@ def test_bad_pairs(row: dict[str, object], sentence: str, tmp_path: Path) -> Non
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_names_of_fields_are_checked_as_those_of_records(tmp_path: Path) -> None:
+def test_names_of_fields_are_validated_like_those_of_records(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"question": "a", "chosen": "b", "rejected": "c"}))
     for fields, sentence in (
         ({"promt": "question"}, "data.fields: no field 'promt'; did you mean 'prompt'?"),
@@ -239,7 +239,7 @@ def test_names_of_fields_are_checked_as_those_of_records(tmp_path: Path) -> None
         assert sentence in str(caught.value)
 
 
-def test_settings_that_do_not_go_together(start: Path, tmp_path: Path) -> None:
+def test_incompatible_settings_are_refused(start: Path, tmp_path: Path) -> None:
     wrong = config(start, tmp_path)
     wrong.init_from = None
     with pytest.raises(ConfigError, match=r"trainer\.objective=dpo compares with the model .* give init_from="):

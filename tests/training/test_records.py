@@ -1,4 +1,4 @@
-"""Training on records: losses of a published model on the same labels, packing that changes nothing, exact resumes."""
+"""Training on records: losses equal those of a published model, packing does not change them, exact resumes."""
 
 import json
 import math
@@ -37,14 +37,14 @@ BLOCK = 64
 
 
 def records(folder: Path, rows: list[dict[str, Any]] | None = None, **settings: Any) -> dict[str, Any]:
-    """Settings of ``data`` for a file of these rows."""
+    """Write a file of rows; returns its settings of ``data``."""
     path = folder / "records.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (SUMS if rows is None else rows)))
     return {"name": "records", "path": str(path), **settings}
 
 
 def training(folder: Path, model: dict[str, Any] | None = None, **settings: Any) -> RunConfig:
-    """A run on records in rows of 32 tokens."""
+    """Config of a run on records in rows of 32 tokens."""
     data = settings.pop("data", None) or records(folder)
     return config(folder, {"context_length": 32, "n_layers": 1, **(model or {})}, data=data, **settings)
 
@@ -63,7 +63,7 @@ def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 class TestAgainstTransformers:
-    """The library computes the loss of the same ids with the same labels."""
+    """transformers' loss of the same ids and labels is the reference."""
 
     SHAPES = {  # noqa: RUF012  a table of the class
         "gpt2": transformers.GPT2Config(
@@ -80,33 +80,33 @@ class TestAgainstTransformers:
     @pytest.mark.parametrize("shape", SHAPES)
     def test_loss_and_gradients(self, shape: str, rows: list[dict[str, Any]], folder: Path) -> None:
         torch.manual_seed(0)
-        theirs = transformers.AutoModelForCausalLM.from_config(self.SHAPES[shape], attn_implementation="eager")
+        reference = transformers.AutoModelForCausalLM.from_config(self.SHAPES[shape], attn_implementation="eager")
         with torch.no_grad():
-            for parameter in theirs.parameters():
+            for parameter in reference.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        theirs.save_pretrained(folder / "model")
-        ours = GPTModel.from_pretrained(str(folder / "model")).train()
+        reference.save_pretrained(folder / "model")
+        loaded = GPTModel.from_pretrained(str(folder / "model")).train()
         x, y = batch_of(folder, rows, 6, packing=False)
         assert 0 < int((y != IGNORED).sum()) < int((x != 0).sum())
         ids = torch.cat([x, y[:, -1:].clamp(min=0)], dim=1)
         labels = torch.cat([torch.full_like(y[:, :1], IGNORED), y], dim=1)
-        expected = theirs(input_ids=ids, labels=labels).loss
-        found = ours(x, y).loss
+        expected = reference(input_ids=ids, labels=labels).loss
+        found = loaded(x, y).loss
         assert float(found.detach()) == pytest.approx(float(expected.detach()), abs=2e-5)
-        # Their gradients, saved as weights and read as ours, are gradients by our names.
-        their_gradients = gradients(theirs, expected)
+        # Saving the gradients of transformers as weights and loading them maps them to the names of this package.
+        reference_gradients = gradients(reference, expected)
         with torch.no_grad():
-            for name, parameter in theirs.named_parameters():
-                parameter.copy_(their_gradients[name])
-        theirs.save_pretrained(folder / "gradients")
+            for name, parameter in reference.named_parameters():
+                parameter.copy_(reference_gradients[name])
+        reference.save_pretrained(folder / "gradients")
         mapped = dict(GPTModel.from_pretrained(str(folder / "gradients")).named_parameters())
-        for name, gradient in gradients(ours, found).items():
+        for name, gradient in gradients(loaded, found).items():
             assert torch.allclose(gradient, mapped[name], atol=2e-5), name
 
 
 @pytest.mark.parametrize("attention", ["mha", "swa", "mla", "linear", "gated_delta"])
 def test_packed_equals_unpacked(attention: str, folder: Path) -> None:
-    """Sums of losses and gradients over all records, in float32."""
+    """Sums of losses and gradients over all records are equal in float32."""
     torch.manual_seed(0)
     model = GPTModel(vocab_size=256, d_model=32, n_heads=2, n_layers=2, context_length=BLOCK, attention=attention)
     sums = {}
@@ -149,7 +149,7 @@ def test_a_run_of_epochs_resumes_bitwise(
 
 @pytest.mark.usefixtures("fast")
 def test_the_report_has_loss_and_accuracy_of_the_answers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against the formula, over all validation records."""
+    """Equal to the formula over all validation records."""
     settings = training(folder, final_evaluation=True)
     result = run(settings)
     outcome = result.outcome
@@ -171,7 +171,7 @@ def test_the_report_has_loss_and_accuracy_of_the_answers(folder: Path, capsys: p
 
 
 @pytest.mark.usefixtures("fast")
-def test_the_first_lines_name_the_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_lines_describe_the_data(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from modular_gpt.training import train
 
     rows = [*SUMS, {"prompt": "9" * 40, "completion": "x"}, {"prompt": "x"}]
@@ -201,7 +201,7 @@ def test_the_template_of_conversations_is_saved_with_the_model(template: str | N
 
 @pytest.mark.usefixtures("fast")
 def test_answers_are_learned_and_found_by_generation(folder: Path) -> None:
-    """Ten records, learned by heart; generation from a prompt gives the answer and its end."""
+    """Ten memorised records; generation from a prompt gives the answer and its end token."""
     rows = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a, b in ((1, 2), (3, 5), (9, 9), (8, 4))]
     validation = folder / "validation.jsonl"
     validation.write_text("".join(json.dumps(row) + "\n" for row in rows))

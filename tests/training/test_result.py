@@ -1,4 +1,4 @@
-"""The result of ``train`` has the model, the tokenizer and the metrics of the run."""
+"""The result of ``train``: the model, the tokenizer and the metrics of the run."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def test_a_run_gives_its_model_tokenizer_and_history(folder: Path) -> None:
     assert list(figure.axes[0].get_lines()[0].get_ydata()) == result.history.train_loss
 
 
-def test_a_run_that_was_stopped_and_one_that_was_dry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_and_a_dry_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         stopped = run(config(folder))

@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere ends like one that was not, to the last bit."""
+"""A run that is stopped at any step and resumed ends bitwise equal to an uninterrupted one."""
 
 import shutil
 import signal
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("fast")
 STEPS = 9
 # The stops after steps 1 to 8 are before, at and after each evaluation and each entry of the metrics.
 SHORT = {"max_steps": STEPS, "eval_interval": 3, "log_interval": 2, "sample_tokens": 1}
-GRID = [  # of one layer; the others have two
+GRID = [  # models of one layer; the others have two
     ({"dropout": dropout, "n_layers": 1}, {"gradient_accumulation": accumulation, "optim": optim})
     for optim, accumulation, dropout in product(("adamw", "muon"), (1, 4), (0.0, 0.1))
 ]
@@ -45,7 +45,7 @@ MORE = [
 
 
 def stop_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int], **settings: Any) -> Path:
-    """A run that is stopped after each of some steps and resumed."""
+    """Train, stop after each of ``stops`` and resume; returns the last result."""
     resume = None
     for step in [*stops, None]:
         with monkeypatch.context() as patch:
@@ -58,9 +58,9 @@ def stop_and_go(folder: Path, monkeypatch: pytest.MonkeyPatch, stops: list[int],
 
 
 def stopped_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, settings: RunConfig) -> tuple[Path, dict[int, Path]]:
-    """A run, and by step the directory that it would have left, had it been stopped there.
+    """A run, and copies of its directory as if it had been stopped, by step.
 
-    One training makes them all: where it asks whether to stop, it saves as if it did, and its directory is copied.
+    One training makes all copies: at each check for a stop it saves, and its directory is copied.
     """
     made: list[Checkpoints] = []
     copies: dict[int, Path] = {}
@@ -88,7 +88,7 @@ def stopped_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, settings: RunCon
 def test_stopped_after_any_step(
     model: dict[str, Any], settings: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signals stop the runs of other tests; here the stops of a run cost one training."""
+    """Other tests stop runs with signals; here all stops of a run take one training."""
     settings = {**SHORT, **settings}
     whole = ending(run(config(folder, model, **settings)).directory)
     another, copies = stopped_runs(folder, monkeypatch, config(folder, model, **settings))
@@ -103,19 +103,19 @@ def test_stopped_after_any_step(
     [
         *[([3, 5, 7], "random"), ([1, 2, 3], "random")],
         *[([1, 2, 3], "epoch"), ([2, 3, 4], "epoch"), ([5, 6, 7], "epoch")],  # within an epoch
-        *[([4, 8, 11], "epoch"), ([5, 6, 10], "epoch"), ([2, 7, 11], "epoch")],  # over its end
+        *[([4, 8, 11], "epoch"), ([5, 6, 10], "epoch"), ([2, 7, 11], "epoch")],  # across its end
     ],
     ids=str,
 )
 def test_stopped_again_and_again(stops: list[int], order: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An epoch of the short text is between 4 and 5 steps, so stops lie within one and on both sides of its end."""
+    """An epoch of the short text has between 4 and 5 steps, so stops lie within one and on both sides of its end."""
     write_text(folder / "text.txt", words=320)
     settings = {"order": order, "batch_size": 32, "model": {"n_layers": 1}}
     whole = run(config(folder, **settings)).directory
     assert_same_ending(whole, stop_and_go(folder, monkeypatch, stops, **settings))
 
 
-def test_each_sample_comes_once_an_epoch_across_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sample_is_read_once_per_epoch_across_resumes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(folder / "text.txt", words=320)
     settings = config(folder, order="epoch", batch_size=32)
     windows = trainer_of(settings).batches.windows
@@ -136,7 +136,7 @@ def test_each_sample_comes_once_an_epoch_across_resumes(folder: Path, monkeypatc
 
 @pytest.mark.parametrize("interval", [4, 12])
 def test_a_stop_while_evaluating_changes_nothing(interval: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first evaluation; with an interval of 12 it is also the last, and all steps are done."""
+    """At the first evaluation; with an interval of 12 it is the last one, after all steps."""
     whole = run(config(folder, eval_interval=interval)).directory
     with monkeypatch.context() as patch:
         from modular_gpt.training.validation import Validation
@@ -155,7 +155,7 @@ def test_a_stop_while_evaluating_changes_nothing(interval: int, folder: Path, mo
     assert_same_ending(whole, resumed.directory)
 
 
-def test_a_damaged_latest_checkpoint_is_left_for_the_one_before(
+def test_a_damaged_latest_checkpoint_falls_back_to_the_previous_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = run(config(folder)).directory
@@ -168,7 +168,7 @@ def test_a_damaged_latest_checkpoint_is_left_for_the_one_before(
     assert "step_00000008' instead" in caplog.text
 
 
-def test_settings_come_back_from_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(
         folder, {"attention": "gqa"}, optim={"name": "adamw", "beta2": 0.9, "learning_rate": 3e-3}, seed=3
     )
@@ -198,7 +198,9 @@ def resumed(folder: Path, directory: Path, model: dict[str, Any] | None = None, 
     ],
     ids=str,
 )
-def test_what_cannot_change_in_a_run(change: dict[str, Any], error: type[Exception], words: str, folder: Path) -> None:
+def test_settings_that_cannot_change_at_a_resume(
+    change: dict[str, Any], error: type[Exception], words: str, folder: Path
+) -> None:
     directory = finished_run(config(folder))
     before = ending(directory)[1]
     with pytest.raises(error, match=words):
@@ -213,7 +215,7 @@ def test_a_changed_text_is_refused(folder: Path) -> None:
         run(resumed(folder, directory))
 
 
-def test_more_steps_go_on_where_the_run_ended(folder: Path) -> None:
+def test_more_steps_continue_at_the_end_of_the_run(folder: Path) -> None:
     directory = run(config(folder, schedule="constant")).directory
     longer = run(resumed(folder, directory, schedule="constant")).directory
     assert longer == directory.absolute()
@@ -230,7 +232,7 @@ def test_a_model_without_a_training_cannot_be_resumed(folder: Path) -> None:
 
 
 def test_stopped_before_the_first_update(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The optimizer has no state yet, and the checkpoint is whole without."""
+    """The optimizer has no state yet, and the checkpoint is complete without it."""
     whole = run(config(folder)).directory
     requested = GracefulShutdown.requested
 

@@ -1,4 +1,4 @@
-"""Faults outside of training itself end no training: full disks, failing samples and loggers, deleted directories."""
+"""Secondary faults do not end a training: full disks, failing samples and loggers, deleted directories."""
 
 import builtins
 import errno
@@ -40,7 +40,7 @@ def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FullDisk:
-    """A disk that refuses one write of one file: the ``number``-th to any path whose name begins with ``name``."""
+    """A disk that refuses one write: the ``number``-th one to paths whose name starts with ``name``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         self.root, self.name, self.number = root, "", 0
@@ -78,7 +78,7 @@ class FullDisk:
 
 
 class Watched:
-    """A file that asks before each write."""
+    """A file that calls ``ask`` before each write."""
 
     def __init__(self, stream: Any, ask: Callable[[], None]) -> None:
         self.stream, self.ask = stream, ask
@@ -104,7 +104,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 def test_any_write_to_the_run_directory_may_fail(
     pictures: None, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first and the last write of every file; the weights at the end are those of a run without a fault."""
+    """The first and the last write of every file fails; the final weights equal those of a run without faults."""
     disk = FullDisk(monkeypatch, folder / "runs")
     whole = run(config(folder, **NO_WAITING)).directory
     counts = dict(sorted(disk.writes.items(), key=lambda item: item[0] != "loss.png"))
@@ -113,7 +113,7 @@ def test_any_write_to_the_run_directory_may_fail(
     assert files | saved | {"manifest.json", "tokenizer.json"} <= counts.keys()
     for name in counts:
         in_checkpoint = (whole / FOLDER / "latest" / name).exists()
-        if name != "loss.png":  # drawing takes longest
+        if name != "loss.png":  # plotting is slow
             monkeypatch.setattr("modular_gpt.training.recorder.plot_losses", lambda *arguments: None)
         for number in [1] if in_checkpoint or counts[name] == 1 else [1, counts[name]]:
             caplog.clear()
@@ -122,8 +122,8 @@ def test_any_write_to_the_run_directory_may_fail(
             result = run(config(folder, **NO_WAITING))
             assert disk.refused == 1 and result.outcome is not None, (name, number)
             messages = [record.getMessage() for record in caplog.records]
-            told = [message for message in messages if "No space left on device" in message]
-            assert len(told) == 1 and (name in told[0] or in_checkpoint), (name, number, caplog.text)
+            reported = [message for message in messages if "No space left on device" in message]
+            assert len(reported) == 1 and (name in reported[0] or in_checkpoint), (name, number, caplog.text)
             ends = weights(result.directory)
             assert all(torch.equal(tensor, ends[key]) for key, tensor in weights(whole).items()), (name, number)
             if name == METRICS:
@@ -132,7 +132,7 @@ def test_any_write_to_the_run_directory_may_fail(
 
 
 def failing_saves(monkeypatch: pytest.MonkeyPatch, numbers: set[int]) -> list[int]:
-    """Let the saves of these numbers fail; returns the steps of all that are tried."""
+    """Make the saves with these numbers fail; returns the steps of all attempts."""
     tried: list[int] = []
     complete = Checkpoints.complete
 
@@ -147,10 +147,10 @@ def failing_saves(monkeypatch: pytest.MonkeyPatch, numbers: set[int]) -> list[in
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_save_that_fails_is_tried_again_at_the_next_interval(
+def test_a_failed_save_is_retried_at_the_next_interval(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The step whose weights were lost is not the best one; only the last save of a run must succeed."""
+    """A step without saved weights is not the best one; only the last save of a run must succeed."""
     losses = iter([3.0, 1.0, 2.0, 2.5])
     monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda self, batches: next(losses))
     with monkeypatch.context() as patch:
@@ -166,7 +166,7 @@ def test_a_save_that_fails_is_tried_again_at_the_next_interval(
         run(config(folder, eval_interval=3))
 
 
-def test_a_deleted_run_directory_is_told(
+def test_a_deleted_run_directory_is_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     update = Trainer.update
@@ -192,7 +192,7 @@ def test_a_vocabulary_wider_than_the_tokenizer(folder: Path) -> None:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("place", ["generate", "decode"])
-def test_a_sample_that_fails_ends_nothing(
+def test_a_failing_sample_does_not_end_the_training(
     place: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*args: Any, **keywords: Any) -> None:
@@ -206,7 +206,7 @@ def test_a_sample_that_fails_ends_nothing(
     assert "(no sample: no such kernel)" in (result.directory / "samples.txt").read_text()
 
 
-def test_a_plot_that_fails_ends_nothing(
+def test_a_failing_plot_does_not_end_the_training(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*args: Any) -> None:
@@ -218,7 +218,7 @@ def test_a_plot_that_fails_ends_nothing(
     assert caplog.text.count("loss.png' cannot be written (no font)") == 1
 
 
-def test_a_plot_is_there_after_an_evaluation_and_after_a_stop(
+def test_a_plot_is_written_after_an_evaluation_and_after_a_stop(
     pictures: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
@@ -238,8 +238,8 @@ def test_a_plot_is_there_after_an_evaluation_and_after_a_stop(
         assert (run(config(folder)).directory / "loss.png").is_file()
 
 
-def test_metrics_are_appended_and_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table is written anew only for a column that no entry had before."""
+def test_metrics_are_appended_without_reading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is rewritten only for a new column."""
     log = MetricsLog(RunFiles(folder))
     log.add({"step": 1, "loss": 3.0})
     log.add({"step": 1, "validation_loss": 2.5})
@@ -258,7 +258,7 @@ def test_metrics_are_appended_and_not_read_again(folder: Path, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("fast")
-def test_fp16_that_never_finds_a_scale_gives_up(folder: Path) -> None:
+def test_fp16_without_a_valid_scale_gives_up(folder: Path) -> None:
     settings = config(folder, max_steps=60, precision="fp16", eval_interval=60)
     trainer = trainer_of(settings)
     trainer.model.blocks[0].ffn.down.weight.register_hook(lambda gradient: gradient * math.inf)
@@ -285,16 +285,20 @@ def test_a_run_whose_losses_are_not_finite(
 
 
 @pytest.mark.usefixtures("fast")
-def test_a_training_that_diverges_ends_with_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diverging_training_ends_with_an_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = write_text(folder / "text.txt")
     small = ("d_model=16", "n_heads=2", "n_layers=1", "context_length=16")
     steps = ("max_steps=2", "batch_size=2", "eval_interval=2", "eval_batches=1", "sample_tokens=0", "threads=1")
-    words = [*(f"model_size.{word}" for word in small), *(f"trainer.{word}" for word in steps), "trainer.device=cpu"]
-    words += ["data=text", f"data.path={text}", f"runs={folder / 'runs'}", "schedule=constant", "schedule.warmup=0"]
-    assert mgpt_train([*words, "optim.learning_rate=1e30"]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("error: training broke down: the model's losses are not finite") == 1
-    assert "Next:" not in said.out
+    arguments = [
+        *(f"model_size.{value}" for value in small),
+        *(f"trainer.{value}" for value in steps),
+        "trainer.device=cpu",
+    ]
+    arguments += ["data=text", f"data.path={text}", f"runs={folder / 'runs'}", "schedule=constant", "schedule.warmup=0"]
+    assert mgpt_train([*arguments, "optim.learning_rate=1e30"]) == 2
+    output = capsys.readouterr()
+    assert output.err.count("error: training broke down: the model's losses are not finite") == 1
+    assert "Next:" not in output.out
     assert steps_in(folder / "runs" / "latest" / FOLDER) and read_metrics(folder / "runs" / "latest")
 
 
@@ -307,7 +311,7 @@ def test_a_validation_text_shorter_than_a_window_is_refused_before_the_first_ste
     ):
         run(config(folder, data=data))
     assert not (folder / "runs").exists()
-    assert run(config(folder, data=data, eval_batches=0)).outcome is not None  # the whole text, whatever its length
+    assert run(config(folder, data=data, eval_batches=0)).outcome is not None  # evaluates the whole text of any length
 
 
 @pytest.mark.parametrize(("loss", "perplexity"), [(1.0, math.e), (699.0, math.exp(699.0)), (1e4, math.inf)])
@@ -326,7 +330,7 @@ def test_the_precision_may_change_at_a_resume(before: str, after: str, folder: P
 
 @pytest.mark.usefixtures("fast")
 def test_the_final_evaluation_is_inside_ordered_sums(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside of it torch.compile would generate its code again."""
+    """Outside of it torch.compile would recompile."""
     inside: list[str] = []
     ordered, measured = run_module.ordered_sums, run_module.measure
 
@@ -362,7 +366,7 @@ class TestRewind:
         assert "rewind" not in json.loads((whole / "run.json").read_text())["config"]
 
     @pytest.mark.usefixtures("fast")
-    def test_milestones_stay(self, folder: Path) -> None:
+    def test_milestones_are_kept(self, folder: Path) -> None:
         directory = run(config(folder, keep=1, keep_every=3, eval_interval=4)).directory
         assert {3, 6, 9, 12} <= set(steps_in(directory / FOLDER)) <= {3, 4, 6, 8, 9, 12}
 
@@ -379,7 +383,7 @@ class TestRewind:
     ],
     ids=str,
 )
-def test_a_jump_of_the_learning_rate_is_told(
+def test_a_jump_of_the_learning_rate_is_reported(
     before: dict[str, Any], after: dict[str, Any], line: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule = {"schedule": {"name": "cosine", "warmup": 2}}
@@ -389,11 +393,11 @@ def test_a_jump_of_the_learning_rate_is_told(
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         directory = run(config(folder, **before)).directory
-    said: list[str] = []
-    monkeypatch.setattr("builtins.print", lambda *text: said.append(str(text[0])))
+    output: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *text: output.append(str(text[0])))
     monkeypatch.setattr("modular_gpt.training.recorder.Recorder.say", lambda self, text: None)
     train(config(folder, resume=str(directory), **{**before, **after}))
-    lines = [text for text in said if text.startswith("learning rate ")]
+    lines = [text for text in output if text.startswith("learning rate ")]
     assert len(lines) == bool(line)
     trainer = trainer_of(config(folder, **{**before, **after}))
     rate = f"{trainer.optimizer.learning_rate * trainer.schedule.factor(9):.1e}"
@@ -401,7 +405,7 @@ def test_a_jump_of_the_learning_rate_is_told(
 
 
 def test_the_validation_loss_does_not_depend_on_the_batch(folder: Path) -> None:
-    """The windows of an evaluation are fixed, whatever batch size and accumulation compute them in."""
+    """The windows of an evaluation do not depend on batch size and accumulation."""
     sizes = [(4, 1), (8, 1), (8, 4), (12, 1), (6, 2), (64, 1)]
     trainers = [trainer_of(config(folder, batch_size=b, gradient_accumulation=a)) for b, a in sizes]
     losses = [trainer.validation.loss(2) for trainer in trainers]
@@ -420,17 +424,17 @@ def test_a_name_with_an_emoji_draws_without_a_warning(pictures: None, folder: Pa
 def test_each_file_is_hashed_and_read_once_at_a_resume(
     how: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Composing the settings checks the notes alone; training checks the rest. Each set of tensors is read once."""
+    """Composing the settings verifies the metadata only; training verifies the rest. All tensors are read once."""
     directory = run(config(folder, max_steps=4, ema_decay=0.9)).directory
     counts = {name: Counter[str]() for name in ("hashed", "json", "tensors", "configs")}
     saved = directory / FOLDER / "step_00000004"
 
-    def watch(owner: Any, name: str, kind: str, path_of: Callable[..., Path]) -> None:
+    def watch(owner: Any, name: str, counter: str, path_of: Callable[..., Path]) -> None:
         original = getattr(owner, name)
 
         def counted(*args: Any, **keywords: Any) -> Any:
             path = path_of(*args)
-            counts[kind].update([path.name] if path.parent.resolve() == saved.resolve() else [])
+            counts[counter].update([path.name] if path.parent.resolve() == saved.resolve() else [])
             return original(*args, **keywords)
 
         monkeypatch.setattr(owner, name, counted)
@@ -458,14 +462,14 @@ def test_each_file_is_hashed_and_read_once_at_a_resume(
     assert counts["tensors"] == Counter(
         {f"{name}.safetensors": 1 for name in ("optimizer", "trainer", "trained")}
     ) + Counter(
-        {"model.safetensors": 2}  # once the names alone, to bound the layers of the config
+        {"model.safetensors": 2}  # once only for the names, to bound the layers of the config
     )
     assert counts["configs"]["same"] == 1
     assert steps_in(directory / FOLDER) == [4, 6]
 
 
-def test_a_checkpoint_that_changed_since_it_was_opened_is_opened_again(folder: Path) -> None:
-    """The settings were read before the run was locked; what is resumed is verified as it is now."""
+def test_a_checkpoint_that_changed_after_reading_is_read_again(folder: Path) -> None:
+    """The settings were read before the run was locked; the resumed checkpoint is verified afterwards."""
     directory = run(config(folder, max_steps=4)).directory
     settings, checkpoint = open_run(directory)
     settings.trainer.max_steps = 6

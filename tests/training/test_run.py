@@ -1,4 +1,4 @@
-"""What a run leaves behind, what it says, and what it refuses."""
+"""Files, messages and refusals of a run."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ from tests.training.small import (
 from tests.training.small import one_layer as config
 
 
-def test_a_run_leaves_everything_behind(pictures: None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_writes_all_files(pictures: None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config(folder, final_evaluation=True, sample_prompt="the cat", name="first")
     result = train(settings)
     directory, outcome = result.directory, result.outcome
@@ -62,13 +62,13 @@ def test_a_run_leaves_everything_behind(pictures: None, folder: Path, capsys: py
     assert [float(row["step"]) for row in rows] == [entry["step"] for entry in entries]
 
     recorded = RunConfig.from_dict(yaml.safe_load((directory / "config.yaml").read_text()))
-    assert recorded == replace(settings, optim=replace(settings.optim, learning_rate=8e-3))  # which null stands for
-    facts = json.loads((directory / "run.json").read_text())
-    assert facts["config"] == recorded.to_dict()
-    assert facts["data"]["corpus"]["fingerprint"]
-    assert facts["environment"]["libraries"]["torch"] and facts["environment"]["modular_gpt"] == __version__
-    assert facts["seed"] == settings.seed and facts["environment"]["processor"]
-    assert facts["environment"]["git_commit"] == git_commit()
+    assert recorded == replace(settings, optim=replace(settings.optim, learning_rate=8e-3))  # the value of null
+    info = json.loads((directory / "run.json").read_text())
+    assert info["config"] == recorded.to_dict()
+    assert info["data"]["corpus"]["fingerprint"]
+    assert info["environment"]["libraries"]["torch"] and info["environment"]["modular_gpt"] == __version__
+    assert info["seed"] == settings.seed and info["environment"]["processor"]
+    assert info["environment"]["git_commit"] == git_commit()
     assert (directory / "samples.txt").read_text().count("=== step ") == 3
     assert "    | the cat" in (directory / "samples.txt").read_text()
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -80,11 +80,16 @@ def test_a_run_leaves_everything_behind(pictures: None, folder: Path, capsys: py
     assert outcome.perplexity == pytest.approx(math.exp(outcome.loss))
     printed = capsys.readouterr().out
     assert result.table and result.table in printed
-    for words in (f"{outcome.parameters:,}", f"{outcome.loss:.4f}", "zlib -9", f"mgpt-generate checkpoint={directory}"):
-        assert words in result.table
+    for message in (
+        f"{outcome.parameters:,}",
+        f"{outcome.loss:.4f}",
+        "zlib -9",
+        f"mgpt-generate checkpoint={directory}",
+    ):
+        assert message in result.table
 
 
-def test_the_report_is_on_the_best_weights_and_the_whole_text(folder: Path) -> None:
+def test_the_report_uses_the_best_weights_and_the_whole_text(folder: Path) -> None:
     settings = config(folder, final_evaluation=True, optim={"name": "adamw", "learning_rate": 0.05}, max_steps=24)
     result = run(settings)
     assert result.outcome is not None
@@ -96,7 +101,7 @@ def test_the_report_is_on_the_best_weights_and_the_whole_text(folder: Path) -> N
     assert result.outcome.bits_per_byte == pytest.approx(bits)
 
 
-def test_an_early_end_says_how_to_go_on(
+def test_an_early_end_prints_how_to_resume(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stop_after(monkeypatch, 5)
@@ -108,12 +113,12 @@ def test_an_early_end_says_how_to_go_on(
     )
 
 
-def test_twenty_runs_begun_at_once_have_twenty_directories(folder: Path) -> None:
+def test_twenty_runs_started_at_once_have_twenty_directories(folder: Path) -> None:
     assert len({new_run_directory(folder / "runs", "gpt") for _ in range(20)}) == 20
 
 
-def test_latest_may_not_be_a_link(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has no symbolic links, a text file leads the way."""
+def test_latest_without_symbolic_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On systems without symbolic links a text file names the directory."""
 
     def refuse(*args: Any, **keywords: Any) -> None:
         raise OSError("no links here")
@@ -125,15 +130,15 @@ def test_latest_may_not_be_a_link(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert run(config(folder, resume=str(folder / "runs" / "latest"), max_steps=14)).directory == directory.absolute()
 
 
-def test_a_directory_named_latest_is_left_alone(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (folder / "runs" / "latest" / "mine").mkdir(parents=True)
+def test_a_directory_named_latest_is_not_replaced(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "runs" / "latest" / "other").mkdir(parents=True)
     assert run(config(folder)).outcome is not None
-    assert (folder / "runs" / "latest" / "mine").is_dir()
+    assert (folder / "runs" / "latest" / "other").is_dir()
     assert "could not be set to this run" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "words"),
+    ("settings", "error", "message"),
     [
         ({"batch_size": 6, "gradient_accumulation": 4}, ConfigError, "batch_size=6 does not divide"),
         ({"max_steps": 0}, ConfigError, "trainer.max_steps must be at least 1, got 0"),
@@ -158,17 +163,17 @@ def test_a_directory_named_latest_is_left_alone(folder: Path, caplog: pytest.Log
     ],
     ids=str,
 )
-def test_what_cannot_work_is_refused_before_the_first_step(
-    settings: dict[str, Any], error: type[UserError], words: str, folder: Path
+def test_invalid_settings_are_refused_before_the_first_step(
+    settings: dict[str, Any], error: type[UserError], message: str, folder: Path
 ) -> None:
-    with pytest.raises(error, match=words) as caught:
+    with pytest.raises(error, match=message) as caught:
         run(config(folder, **settings))
     assert "\n" not in str(caught.value)
     assert not list((folder / "runs").glob("*-gpt")), "a run that cannot start leaves no directory"
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"", "0 characters"),
         (b"abc\x00def" * 100, "NUL|binary"),
@@ -179,10 +184,10 @@ def test_what_cannot_work_is_refused_before_the_first_step(
     ],
     ids=str,
 )
-def test_bad_text_is_refused_before_the_first_step(content: bytes, words: str, folder: Path) -> None:
+def test_bad_text_is_refused_before_the_first_step(content: bytes, message: str, folder: Path) -> None:
     settings = config(folder)
     (folder / "text.txt").write_bytes(content)
-    with pytest.raises(DataError, match=words) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         run(settings)
     assert "\n" not in str(caught.value)
     assert not list((folder / "runs").glob("*-gpt"))
@@ -197,7 +202,7 @@ def test_a_directory_without_text(folder: Path) -> None:
 
 @pytest.mark.usefixtures("fast")
 class TestDeterminism:
-    def test_the_same_settings_give_the_same_run(self, folder: Path) -> None:
+    def test_equal_settings_give_equal_runs(self, folder: Path) -> None:
         model = {"dropout": 0.1}
         assert_same_ending(run(config(folder, model)).directory, run(config(folder, model)).directory)
 
@@ -213,14 +218,16 @@ class TestDeterminism:
         ],
         ids=str,
     )
-    def test_watching_changes_nothing(self, settings: dict[str, Any], folder: Path) -> None:
-        """Losses, weights and optimizer are the same however often one evaluates, samples and saves."""
+    def test_evaluations_samples_and_saves_do_not_change_the_training(
+        self, settings: dict[str, Any], folder: Path
+    ) -> None:
+        """Losses, weights and optimizer are equal for every interval of evaluations, samples and saves."""
         model = {"dropout": 0.1}
         one = ending(finished_run(config(folder, model)))
         other = ending(run(config(folder, model, **settings)).directory)
         assert one[0].keys() == other[0].keys()
         assert all((one[0][name] == other[0][name]).all() for name in one[0])
-        losses = [[entry for entry in figures if "loss" in entry] for _, _, figures in (one, other)]
+        losses = [[entry for entry in metrics if "loss" in entry] for _, _, metrics in (one, other)]
         assert losses[0] == losses[1]
 
     def test_seeds_differ(self, folder: Path) -> None:
@@ -234,7 +241,7 @@ class TestRotation:
         return sorted(int(path.name[5:]) for path in (directory / FOLDER).glob("step_*"))
 
     @pytest.mark.parametrize("keep", [1, 2, 3])
-    def test_the_newest_few_and_the_best_stay(self, keep: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_newest_and_the_best_are_kept(self, keep: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
         monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda self, batches: next(losses))
         directory = run(config(folder, eval_interval=2, keep=keep)).directory
@@ -245,7 +252,7 @@ class TestRotation:
 
     @pytest.mark.parametrize("keep", [1, 2, 3])
     @pytest.mark.parametrize("back", [2, 4, 6])
-    def test_going_back_gives_up_the_later_ones_after_the_first_save(
+    def test_resuming_an_earlier_step_removes_later_checkpoints_at_the_first_save(
         self, keep: int, back: int, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = finished_run(config(folder, eval_interval=2, keep=9))
@@ -261,8 +268,8 @@ class TestRotation:
         assert load_checkpoint(whole / FOLDER / "latest").meta["step"] == back + 1
 
     @pytest.mark.parametrize("keep", [1, 2, 3])
-    def test_a_later_step_of_a_future_that_was_given_up(self, keep: int, folder: Path) -> None:
-        """It counts as nothing: neither as the newest nor among those that are kept."""
+    def test_later_checkpoints_of_an_abandoned_branch(self, keep: int, folder: Path) -> None:
+        """They count neither as the newest nor among the kept ones."""
         directory = run(config(folder, eval_interval=2, keep=keep)).directory
         stale = directory / FOLDER / "step_00000099"
         shutil.copytree(directory / FOLDER / "step_00000012", stale)
@@ -274,7 +281,7 @@ class TestRotation:
 
     @pytest.mark.parametrize("keep", [1, 2, 3])
     @pytest.mark.parametrize("failing_save", [2, 3])
-    def test_a_failed_save_removes_nothing(
+    def test_a_failed_save_removes_no_checkpoint(
         self, keep: int, failing_save: int, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         saves = 0
@@ -302,10 +309,10 @@ class TestRotation:
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(("patience", "steps"), [(1, 6), (2, 12), (3, 14), (None, 16)])
-def test_training_ends_when_patience_does(
+def test_training_ends_with_patience(
     patience: int | None, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Losses at steps 2, 4, ... of which 4, 8 and no later one are the best so far."""
+    """Losses at steps 2, 4, ...; steps 4 and 8 are new minima, and no later one is."""
     losses = iter([3.0, 2.0, 2.5, 1.0, 1.5, 1.5, 1.2, 1.1])
     monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda self, batches: next(losses))
     settings = {"eval_interval": 2, "max_steps": 16, "patience": patience}
@@ -316,26 +323,26 @@ def test_training_ends_when_patience_does(
     assert read_metrics(result.directory)[-1]["step"] == steps
 
 
-def test_a_plot_of_nothing_is_a_plot(folder: Path) -> None:
+def test_a_plot_without_data(folder: Path) -> None:
     assert plot_losses(folder).stat().st_size > 0
 
 
-def test_a_plot_of_a_run_that_broke_down(folder: Path) -> None:
+def test_a_plot_of_a_diverged_run(folder: Path) -> None:
     nothing = math.nan
     entries = [{"step": 1, "loss": nothing}, {"step": 2, "validation_loss": nothing, "bits_per_byte": nothing}]
     (folder / METRICS).write_text("\n".join(json.dumps(entry) for entry in entries))
     assert plot_losses(folder).stat().st_size > 0
 
 
-def test_a_plot_smooths_what_is_noisy() -> None:
+def test_a_plot_smooths_noisy_losses() -> None:
     noisy = [(10.0 * n, 2.0 + (-1) ** n) for n in range(160)]
     smooth = smoothed(noisy)
-    assert {loss for _, loss in smooth} == {2.0}  # the mean of four at a time
+    assert {loss for _, loss in smooth} == {2.0}  # the mean of four entries at a time
     assert [smooth[0][0], smooth[-1][0]] == [20.0, 1580.0]
     assert smoothed(noisy[:79]) == []
 
 
-def test_a_plot_says_what_came_out(folder: Path) -> None:
+def test_a_plot_shows_the_result(folder: Path) -> None:
     entries = [{"step": 5, "tokens": 2000}, {"step": 5, "validation_loss": 1.5, "bits_per_byte": 2.164}, {"step": 6}]
     assert title(folder / "one", Curves(entries)) == (
         "one\nbest validation loss 1.5000 (2.164 bits per byte) at step 5; 2,000 tokens in all"
@@ -343,10 +350,10 @@ def test_a_plot_says_what_came_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01"), (math.inf, "?")]
+    ("seconds", "message"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01"), (math.inf, "?")]
 )
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+def test_durations(seconds: float, message: str) -> None:
+    assert duration(seconds) == message
 
 
 def test_warnings_reach_the_user(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -357,19 +364,19 @@ def test_warnings_reach_the_user(folder: Path, caplog: pytest.LogCaptureFixture)
     assert "meta.json' is damaged" in caplog.text
 
 
-def test_defaults_are_those_of_the_dataclass() -> None:
+def test_defaults_equal_those_of_the_dataclass() -> None:
     assert RunConfig().trainer == TrainerConfig()
     assert RunConfig.from_dict({}) == RunConfig()
 
 
-def test_samples_cannot_command_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_contain_no_terminal_control_characters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modular_gpt.training.validation.Validation.sample", lambda self: "a\x1b[2Jb\rc\x00\n\td é")
     text = (run(config(folder)).directory / "samples.txt").read_text(encoding="utf-8")
     assert "    | a\ufffd[2Jb\ufffdc\ufffd\n    | \td é\n" in text
 
 
 def test_samples_never_have_ids_without_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of 64 ids, whose tokenizer has text for fewer."""
+    """A model with 64 ids and a smaller tokenizer."""
     drawn: list[int] = []
     original = GPTModel.generate
 
@@ -395,7 +402,7 @@ def test_a_sample_of_a_broken_model_does_not_end_the_training(folder: Path, monk
     assert text.count("(no sample: the model's logits are not finite)") == 3
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(
+def test_progress_is_printed_in_lines_without_a_terminal(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modular_gpt.training.recorder.QUIET", 0.0)
@@ -407,8 +414,8 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
 
 
 @pytest.mark.slow
-def test_without_a_compiler_compiling_is_refused(folder: Path) -> None:
-    """In a process of its own: PyTorch remembers for good that it found no compiler."""
+def test_without_a_compiler_compilation_is_refused(folder: Path) -> None:
+    """In a separate process: PyTorch caches that it found no compiler."""
     settings = config(folder, {"n_layers": 1}, compile=True, device="cpu").to_dict()
     process = processes().Process(target=run_without_compiler, args=(settings,))
     process.start()
@@ -416,26 +423,26 @@ def test_without_a_compiler_compiling_is_refused(folder: Path) -> None:
     assert process.exitcode == EXPLAINED
 
 
-def test_compiled_training_is_the_same_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By "aot_eager", the compiler without its code generator, which has tests of its own."""
+def test_compiled_training_equals_eager_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With "aot_eager", the compiler without its code generator, which is tested elsewhere."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     settings = {"precision": "float32", "max_steps": 6, "sample_tokens": 0, "eval_interval": 6}
     one = {"n_layers": 1}
     plain, compiled = (ending(run(config(folder, one, compile=c, **settings)).directory) for c in (False, True))
-    losses = [[entry["loss"] for entry in figures if "loss" in entry] for _, _, figures in (plain, compiled)]
+    losses = [[entry["loss"] for entry in metrics if "loss" in entry] for _, _, metrics in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert plain[0].keys() == compiled[0].keys(), "a checkpoint does not show that its model was compiled"
 
 
 def test_a_vocabulary_wider_than_the_tokenizer(folder: Path) -> None:
-    """Samples may hold ids that no text stands for; neither they nor the report end the training."""
+    """Samples may contain ids without text; neither they nor the report end the training."""
     settings = config(folder, {**MODEL, "vocab_size": 3000}, max_steps=2, eval_interval=1, sample_tokens=40)
     result = train(settings)
     assert (result.directory / "samples.txt").read_text().count("=== step ") == 2
 
 
-def test_samples_begin_as_the_models_texts_do(folder: Path) -> None:
-    """The token is read by the model and not shown."""
+def test_samples_start_with_the_beginning_of_text_token(folder: Path) -> None:
+    """The model reads the token, and it is not shown."""
     trainer = trainer_of(config(folder, max_steps=1, sample_prompt="cat"))
     tokenizer = trainer.validation.tokenizer
     assert trainer.validation.prompt() == list(b"cat") and (trainer.validation.sample() or "").startswith("cat")

@@ -1,4 +1,4 @@
-"""RunConfig and TrainerConfig from Python: what works, and one sentence for what does not."""
+"""RunConfig and TrainerConfig in Python: accepted values, and one sentence for each mistake."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +25,14 @@ TOKENIZER = build_tokenizer("byte")
                                                            "pos": "rope"}],
     ids=lambda model: type(model).__name__,
 )  # fmt: skip
-def test_a_model_is_described_in_any_way(model: Any) -> None:
+def test_a_model_by_every_kind_of_description(model: Any) -> None:
     settings = RunConfig(model=model, tokenizer="byte")
     assert isinstance(settings.model, GPTConfig) and settings.model.d_model == 16
     assert settings.vocab_size is None and "vocab_size" not in settings.to_dict()["model"]
     assert settings.model_config(TOKENIZER) == GPTConfig(**MODEL, vocab_size=256)
 
 
-def test_a_vocabulary_that_is_given_is_kept() -> None:
+def test_a_given_vocabulary_size_is_kept() -> None:
     byte = RunConfig(model={**MODEL, "vocab_size": 256})
     wide = RunConfig(model=GPTConfig(**MODEL, vocab_size=300))
     for settings, size in ((byte, 256), (wide, 300), (replace(wide, seed=1), 300), (replace(byte, seed=1), 256)):
@@ -51,7 +51,7 @@ def test_paths_may_be_paths(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "excerpts"),
     [
         (lambda: RunConfig(modle={}), ["no setting 'modle'", "did you mean 'model'"]),
         (lambda: RunConfig(seed="one"), ["run.seed must be a whole number, got 'one'"]),
@@ -70,22 +70,22 @@ def test_paths_may_be_paths(folder: Path) -> None:
         (lambda: train(3), ["train takes a RunConfig, got a int"]),
     ],
 )
-def test_a_mistake_is_one_sentence(call: Any, words: list[str]) -> None:
+def test_a_mistake_is_one_sentence(call: Any, excerpts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         call()
     assert "\n" not in str(caught.value)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert all(excerpt in str(caught.value) for excerpt in excerpts), str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "expected"),
     [
         *[("fp32", "float32"), (32, "float32"), ("32", "float32"), ("bfloat16", "bf16"), ("bf16-mixed", "bf16")],
         *[("16-mixed", "fp16"), ("float32", "float32"), ("auto", "auto")],
     ],
 )
-def test_precisions_by_the_names_of_other_programs(name: Any, ours: str) -> None:
-    assert TrainerConfig(precision=name).precision == ours
+def test_precisions_by_the_names_of_other_programs(name: Any, expected: str) -> None:
+    assert TrainerConfig(precision=name).precision == expected
 
 
 def test_foreign_settings_of_an_optimizer() -> None:
@@ -93,27 +93,27 @@ def test_foreign_settings_of_an_optimizer() -> None:
 
 
 @pytest.mark.parametrize(("name", "rate"), [("adamw", 4e-3), ("muon", 8e-3)])
-def test_a_run_records_the_learning_rate_that_null_stands_for(name: str, rate: float, folder: Path) -> None:
+def test_a_run_records_the_default_learning_rate(name: str, rate: float, folder: Path) -> None:
     settings = config(folder, optim=name, schedule="wsd", max_steps=2)
-    assert settings.to_dict()["optim"]["learning_rate"] is None  # a variant may have another width
+    assert settings.to_dict()["optim"]["learning_rate"] is None  # the default depends on the width
     directory = train(settings, quiet=True).directory
     assert load_config(directory).optim.learning_rate == rate
     assert yaml.safe_load((directory / "config.yaml").read_text())["optim"]["learning_rate"] == rate
 
 
-def test_null_in_a_former_record_is_the_former_rate() -> None:
-    """Runs of before recorded the null, which was the same rate for Muon as for AdamW."""
+def test_null_in_a_former_record_is_the_former_learning_rate() -> None:
+    """Former versions recorded null, which meant the same learning rate for Muon and AdamW."""
     assert with_former_rate({"name": "muon", "learning_rate": None}, 128)["learning_rate"] == 0.5 / 128
     assert with_former_rate({"name": "muon", "learning_rate": None}, 16)["learning_rate"] == 4e-3
     assert with_former_rate({"name": "muon", "learning_rate": 0.02}, 128)["learning_rate"] == 0.02
 
 
-def test_a_mapping_is_enough_to_train(folder: Path) -> None:
+def test_a_mapping_can_be_trained(folder: Path) -> None:
     result = train({**config(folder, sample_tokens=0).to_dict(), "name": "plain"}, quiet=True)
     assert result.directory.name.endswith("-plain")
 
 
-def test_a_result_is_shown_in_a_line() -> None:
+def test_the_repr_of_a_result_is_one_line() -> None:
     outcome = Outcome(1, 1, 12, 1, 1.0, 2.5, 8, True, 1.0, 1.0)
     assert repr(RunResult(Path("runs/x"), None, outcome, "a table")) == (
         "RunResult('runs/x': validation loss 2.5000 after 12 steps)"
@@ -121,7 +121,7 @@ def test_a_result_is_shown_in_a_line() -> None:
     assert repr(RunResult(Path("runs/x"), 2, None, None)) == "RunResult('runs/x': stopped by signal 2)"
 
 
-def test_a_run_says_how_many_steps_an_epoch_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_reports_the_steps_per_epoch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config(folder, sample_tokens=0)
     train(settings)
     epoch = trainer_of(settings).data.train.count / (4 * 16)

@@ -1,4 +1,4 @@
-"""Schedules against their formulas and against the libraries that have them."""
+"""Schedules equal their formulas and those of other libraries."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def test_every_schedule_warms_up_to_the_peak_and_stays_in_range(name: str) -> No
 
 
 @pytest.mark.parametrize("name", entries("schedule"))
-def test_without_warmup_it_begins_at_the_peak(name: str) -> None:
+def test_without_warmup_it_starts_at_the_peak(name: str) -> None:
     assert factors({"name": name, "warmup": 0})[0] == 1.0
 
 
@@ -51,23 +51,23 @@ def of_torch(make: Any) -> list[float]:
     return values
 
 
-def test_cosine_is_the_one_of_torch() -> None:
+def test_cosine_equals_torch() -> None:
     expected = of_torch(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS - 1, eta_min=0.1))
     assert factors({"name": "cosine", "warmup": 0, "final": 0.1}) == pytest.approx(expected)
 
 
-def test_linear_is_the_one_of_torch() -> None:
+def test_linear_equals_torch() -> None:
     expected = of_torch(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, STEPS - 1))
     assert factors({"name": "linear", "warmup": 0, "final": 0.2}) == pytest.approx(expected)
 
 
-def test_inverse_square_root_is_the_one_of_the_paper() -> None:
+def test_inverse_square_root_equals_the_paper() -> None:
     """d^-0.5 min(step^-0.5, step warmup^-1.5), with steps from 1, scaled to a peak of 1."""
     paper = [min(step**-0.5, step * 10**-1.5) * math.sqrt(10) for step in range(1, STEPS + 1)]
     assert factors({"name": "inverse_sqrt", "warmup": 10}) == pytest.approx(paper)
 
 
-def test_wsd_stays_and_then_falls() -> None:
+def test_wsd_is_constant_and_then_decays() -> None:
     values = factors({"name": "wsd", "warmup": 10, "decay": 0.3, "final": 0.0})
     assert values[9:69] == [1.0] * 60
     assert values[70:] == pytest.approx([(STEPS - 1 - step) / 30 for step in range(70, STEPS)])
@@ -75,8 +75,8 @@ def test_wsd_stays_and_then_falls() -> None:
 
 @pytest.mark.parametrize("warmup", [0, 10, 0.5])
 @pytest.mark.parametrize("decay", [0.01, 0.3, 0.5])
-def test_wsd_never_falls_in_one_step(warmup: float, decay: float) -> None:
-    """From the end of the warmup on, no step takes more than its share of the fall."""
+def test_wsd_decays_gradually(warmup: float, decay: float) -> None:
+    """After the warmup no step decays by more than its share."""
     values = factors({"name": "wsd", "warmup": warmup, "decay": decay, "final": 0.0})
     falls = [before - after for before, after in itertools.pairwise(values)]
     assert max(falls) <= 1 / max(1, round(decay * STEPS)) + 1e-9
@@ -89,7 +89,7 @@ def test_one_step_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
         ("cosin", "did you mean 'cosine'"),
         ({"name": "cosine", "warmpu": 1}, "did you mean 'warmup'"),
@@ -103,6 +103,6 @@ def test_one_step_is_enough() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_work(config: Any, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_invalid_schedules_are_refused(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build_schedule(config, STEPS)

@@ -1,4 +1,4 @@
-"""What a signal does in a training: said at once, obeyed at once where nothing is lost, and the second time anyway."""
+"""Signals during training: acknowledged at once, obeyed at once if no progress is lost, and always the second time."""
 
 import signal
 import socket
@@ -23,7 +23,7 @@ BY_NUMBER = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
 
 
 def fit(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, at: int, number: int, times: int = 1) -> list[int]:
-    """Train with signals in the middle of the forward pass number ``at``; returns the steps that were saved."""
+    """Train with signals during the forward pass number ``at``; returns the saved steps."""
     saved: list[int] = []
     calls = []
     forward: Callable[..., Any] = trainer.forward._run
@@ -48,7 +48,7 @@ def trainer(folder: Path) -> Trainer:
 def test_while_the_first_step_compiles_a_signal_ends_at_once(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
 ) -> None:
-    trainer.forward.compiled = True  # as far as ``fit`` knows; the compiler itself takes too long for a test
+    trainer.forward.compiled = True  # set only the flag, since compilation takes too long for a test
     with pytest.raises(BY_NUMBER[signal.Signals(number)]):
         fit(trainer, monkeypatch, at=1, number=number)
     assert "stopping at once: no step is done yet" in capfd.readouterr().err
@@ -56,7 +56,7 @@ def test_while_the_first_step_compiles_a_signal_ends_at_once(
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_later_a_step_is_finished_and_saved(
+def test_a_later_signal_finishes_and_saves_the_step(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], compiled: bool
 ) -> None:
     trainer.forward.compiled = compiled
@@ -69,7 +69,7 @@ def test_a_second_signal_ends_at_once(trainer: Trainer, monkeypatch: pytest.Monk
         fit(trainer, monkeypatch, at=3, number=signal.SIGINT, times=2)
 
 
-def test_of_several_processes_one_tells(capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_of_several_processes_reports(capfd: pytest.CaptureFixture[str]) -> None:
     stop = GracefulShutdown(prints=False)
     with stop.catch():
         signal.raise_signal(signal.SIGTERM)
@@ -88,10 +88,10 @@ def group_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("when", ["before it is noticed", "on its way", "while it is reported", "afterwards"])
-def test_a_launcher_does_not_hide_why_a_process_ends(
+def test_a_launcher_does_not_hide_the_cause_of_an_end(
     when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """torchrun sends SIGTERM as soon as one process is gone; the others say all the same that they lost it."""
+    """torchrun sends SIGTERM when one process ends; the others still report the lost process."""
     processes, stop = ProcessGroup(1, 2), GracefulShutdown(prints=False)
     lost = ProcessGroup._lost
 
@@ -126,7 +126,7 @@ def test_a_launcher_does_not_hide_why_a_process_ends(
     assert capsys.readouterr().err.count("error: process 1 of 2 lost another one (Connection closed by peer)") == 1
 
 
-def test_a_signal_alone_says_nothing_of_errors_before_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_does_not_report_earlier_errors(capsys: pytest.CaptureFixture[str]) -> None:
     def run(line: CommandLine) -> int:
         with orderly():
             try:

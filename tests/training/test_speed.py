@@ -1,4 +1,4 @@
-"""What makes steps quick leaves them right: compiled code, weights rounded to bf16, memory that is kept."""
+"""Optimisations keep the results: compiled code, weights rounded to bf16, reused memory."""
 
 import resource
 import shutil
@@ -50,10 +50,10 @@ def gradients(model: GPTModel, forward: Any) -> dict[str, torch.Tensor]:
         ({"ffn": "moe"}, 2, 2**24),
     ],
 )
-def test_rounded_weights_give_the_gradients_of_the_model(
+def test_gradients_of_rounded_weights_equal_those_of_the_model(
     settings: dict[str, Any], every: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where activations and logits are computed again; "aot_eager" is the compiler without its code generator."""
+    """Also with recomputed activations and logits; "aot_eager" is the compiler without its code generator."""
     monkeypatch.setattr(modular_gpt.model.loss, "_CHUNK", chunk)
     model = tiny(**settings)
     expected = gradients(model, model)
@@ -71,7 +71,7 @@ def test_rounded_weights_give_the_gradients_of_the_model(
 
 @pytest.mark.parametrize("attention", ["mha", {"name": "swa", "window": 5, "n_kv_heads": 1}, "mla"])
 @pytest.mark.parametrize("pos", ["rope", "alibi"])
-def test_attention_written_out_in_compiled_training(attention: Any, pos: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_attention_in_compiled_training(attention: Any, pos: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny(attention=attention, pos=pos)
     expected = gradients(model, model)
     calls: list[int] = []
@@ -98,7 +98,7 @@ LONG = {"max_steps": 10**6, "batch_size": 64}
         (LONG, "cpu", 1, True),
         (LONG, "cpu", 2, False),
         (LONG, "mps", 1, False),
-        (LONG, "cuda", 1, False),  # too little work to win back a minute there
+        (LONG, "cuda", 1, False),  # too little work to amortise a minute of compilation
     ],
 )
 def test_when_a_training_is_compiled(
@@ -119,7 +119,7 @@ def test_without_a_compiler_auto_does_not_compile() -> None:
 
 
 @pytest.mark.parametrize("optional", [True, False])
-def test_a_compiler_that_fails(optional: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_compiler(optional: bool, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny()
     forward = Forward(model, "float32", True, build_parallel("none", ProcessGroup()), optional)
 
@@ -136,7 +136,7 @@ def test_a_compiler_that_fails(optional: bool, caplog: pytest.LogCaptureFixture)
     assert "(RuntimeError: no Python.h), so training continues without it" in caplog.text
 
 
-def test_an_error_of_the_model_is_not_one_of_the_compiler() -> None:
+def test_an_error_of_the_model_is_not_reported_as_one_of_the_compiler() -> None:
     forward = Forward(tiny(), "float32", True, build_parallel("none", ProcessGroup()), optional=True)
 
     def fail(*args: Any, **keywords: Any) -> None:
@@ -147,12 +147,12 @@ def test_an_error_of_the_model_is_not_one_of_the_compiler() -> None:
         forward(*batch())
 
 
-def test_a_resumed_run_compiles_as_it_did(folder: Path) -> None:
-    """Whatever the reckoning says by then; unless it is told."""
+def test_a_resumed_run_keeps_its_choice_of_compilation(folder: Path) -> None:
+    """It does not depend on the estimate at the resume, unless it is set."""
     settings = config(folder)
     trainer = trainer_of(settings)
     assert not trainer.forward.compiled
-    trainer.forward.compiled = True  # lazily: no code is made before the first step
+    trainer.forward.compiled = True  # lazy: no code is compiled before the first step
     checkpoints = Checkpoints(RunFiles(folder / "run"), trainer, settings.to_dict())
     checkpoints.save()
     at = checkpoints.path(0)
@@ -162,11 +162,11 @@ def test_a_resumed_run_compiles_as_it_did(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
-def test_compiled_bf16_resumes_to_the_last_bit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two threads, which could add up the gradients of an embedding in any order.
+def test_compiled_bf16_resumes_bitwise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two threads, which could sum the gradients of an embedding in any order.
 
-    Evaluations, which would be compiled apart, are left out; so are rotations, biases and matrices
-    of other shapes, of which the compiler would make loops that tell nothing here, each in a file of its own.
+    Evaluations, rotations, biases and further shapes are excluded, since the compiler would generate more files
+    for them.
     """
     monkeypatch.setattr("modular_gpt.training.validation.Validation.loss", lambda *arguments: 1.0)
     settings = {"compile": True, "precision": "bf16", "threads": 2, "batch_size": 32, "max_steps": 6}
@@ -184,7 +184,7 @@ def test_compiled_bf16_resumes_to_the_last_bit(folder: Path, monkeypatch: pytest
     assert_same_ending(whole, resumed)
 
 
-def test_ordered_sums_leave_the_settings_as_they_were() -> None:
+def test_ordered_sums_restore_the_settings() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     with ordered_sums(True):
         assert torch.are_deterministic_algorithms_enabled()
@@ -193,9 +193,9 @@ def test_ordered_sums_leave_the_settings_as_they_were() -> None:
 
 
 def run_with_kept_memory() -> None:
-    """Ask for a large block again and again, and see whether it comes as new pages."""
+    """Allocate a large block repeatedly and check whether it needs new pages."""
     keep_memory()
-    # Which free block the allocator takes first depends on the small ones between them: a few rounds settle it.
+    # The free block used first depends on small blocks between them, so warm up for a few rounds.
     faults = min(page_faults(rounds=10) for _ in range(5))
     pages = 10 * 2**26 // resource.getpagesize()
     if faults >= pages / 100:
@@ -204,7 +204,7 @@ def run_with_kept_memory() -> None:
 
 
 def page_faults(rounds: int) -> int:
-    """The pages that the system had to bring for blocks of 64 MiB, one after the other."""
+    """Page faults of consecutive blocks of 64 MiB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(rounds):
         torch.ones(2**24)
@@ -212,7 +212,7 @@ def page_faults(rounds: int) -> int:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory of the CPU is left alone where a GPU computes")
-def test_memory_that_was_freed_is_used_again() -> None:
+def test_freed_memory_is_reused() -> None:
     process = processes().Process(target=run_with_kept_memory)
     process.start()
     process.join()
@@ -220,13 +220,13 @@ def test_memory_that_was_freed_is_used_again() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"attention": "gqa", "bias": True}, {"ffn": "swiglu", "bias": False}])
-def test_layers_that_read_the_same_are_one_product_in_compiled_training(
+def test_layers_with_the_same_input_are_fused_in_compiled_training(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny(**settings)
     expected = gradients(model, model)
     called: list[str] = []
-    ending = ("query", "key", "value", "gate", "up")  # not by hooks, for which the layers would be called
+    ending = ("query", "key", "value", "gate", "up")  # no hooks, since with hooks the layers are called
     layers = {id(module): name for name, module in model.named_modules() if name.endswith(ending)}
     forward = torch.nn.Linear.forward
 

@@ -1,4 +1,4 @@
-"""A synthetic task trains as a text does: exact resume, accuracy beside the loss, the same for every micro-batch."""
+"""Training on a synthetic task: exact resume, accuracy beside the loss, independent of micro-batches."""
 
 import json
 import math
@@ -25,9 +25,7 @@ def settings(folder: Path, model: dict[str, Any] | None = None, **others: Any) -
     return config(folder, model, data=LAG, **others)
 
 
-def test_it_is_learned_and_its_accuracy_stands_beside_the_loss(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_is_learned_and_its_accuracy_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fast = {"name": "adamw", "learning_rate": 0.03}
     result = train(
         settings(folder, max_steps=120, eval_interval=60, optim=fast, schedule="cosine", final_evaluation=True)
@@ -59,7 +57,7 @@ def test_loss_and_accuracy_are_means_over_the_counted_targets(folder: Path) -> N
 
 
 @pytest.mark.parametrize("chunk", [None, 40])
-def test_counting_hits_changes_no_loss(chunk: int | None) -> None:
+def test_counting_hits_does_not_change_the_loss(chunk: int | None) -> None:
     torch.manual_seed(0)
     model = GPTModel(vocab_size=13, d_model=16, n_heads=2, n_layers=1, context_length=9)
     x, y = torch.randint(13, (3, 9)), torch.randint(13, (3, 9))
@@ -72,16 +70,16 @@ def test_counting_hits_changes_no_loss(chunk: int | None) -> None:
         assert plain.accuracy is None and torch.equal(counting.accuracy, hits)
 
 
-def test_a_run_that_is_stopped_ends_with_the_same_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_and_resumed_run_ends_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(settings(folder), quiet=True).directory
     assert_same_ending(whole, stop_and_go(folder, monkeypatch, [3, 5, 8], data=LAG))
 
 
-@pytest.mark.parametrize("pieces", [2, 4])
-def test_micro_batches_weigh_their_targets(pieces: int, folder: Path) -> None:
-    """Rows of mqar have as many targets each; those of a batch that is cut in pieces count the same."""
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_micro_batches_are_weighted_by_their_targets(accumulation: int, folder: Path) -> None:
+    """Rows of mqar have equally many targets; the targets of every micro-batch have equal weight."""
     found = []
-    for count in (1, pieces):
+    for count in (1, accumulation):
         trainer = trainer_of(settings(folder, gradient_accumulation=count))
         trainer.update()
         found.append(trainer.averages.read())
@@ -89,14 +87,14 @@ def test_micro_batches_weigh_their_targets(pieces: int, folder: Path) -> None:
     assert found[0]["gradient_norm"] == pytest.approx(found[1]["gradient_norm"], rel=1e-4)
 
 
-def test_a_trained_model_starts_another_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trained_model_is_the_source_of_another_task(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = train(settings(folder), quiet=True)
     other = {**LAG, "lag": 3}
     train(config(folder, data=other, init_from=str(source.directory), max_steps=2, eval_interval=2))
     assert "on the first 112 tokens to validate" in capsys.readouterr().out  # 8 rows of 14 targets
 
 
-def test_it_is_no_text_to_evaluate_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_cannot_be_evaluated_as_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(settings(folder, max_steps=2, eval_interval=2), quiet=True).directory
     assert evaluate_command.main([f"checkpoint={run}"]) != 0
     assert "is no text: its run reports its loss" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The sets of docs/tasks.md are learned: answers to records that were not trained on, generated and by likelihood."""
+"""The sets of docs/tasks.md are learned: generated and multiple-choice answers to held-out records."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from modular_gpt.training import RunConfig, train
 from modular_gpt.training.metrics import read_metrics
 from tests.docs.pages import ROOT
 
-STEPS = {"dates": 400}  # the others take longer
+STEPS = {"dates": 400}  # the other sets take longer
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a step does to a model, against a plain loop written out with PyTorch, and its laws."""
+"""A training step equals that of a plain PyTorch loop, and satisfies further laws."""
 
 import math
 from pathlib import Path
@@ -28,8 +28,8 @@ def losses_of(trainer: Trainer, steps: int) -> list[float]:
     return losses
 
 
-def test_a_run_is_the_plain_loop(folder: Path) -> None:
-    """AdamW, warmup and cosine from torch's own schedulers, clipping, decay on matrices only."""
+def test_a_run_equals_a_plain_loop(folder: Path) -> None:
+    """AdamW, torch's schedulers for warmup and cosine, clipping, weight decay on matrices only."""
     steps, warmup, clip = 30, 5, 0.5
     settings = config(
         folder,
@@ -39,7 +39,7 @@ def test_a_run_is_the_plain_loop(folder: Path) -> None:
         optim={"name": "adamw", "learning_rate": 3e-3, "weight_decay": 0.2},
         schedule={"name": "cosine", "warmup": warmup, "final": 0.1},
     )
-    ours = trainer_of(settings)
+    trainer = trainer_of(settings)
     model = trainer_of(settings).model
     decayed = [p for n, p in model.named_parameters() if "blocks" in n and n.endswith("weight") and "norm" not in n]
     rest = [p for p in model.parameters() if not any(p is q for q in decayed)]
@@ -48,7 +48,7 @@ def test_a_run_is_the_plain_loop(folder: Path) -> None:
     rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, 1.0, warmup - 1)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - 1 - warmup, eta_min=3e-4)
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [rising, falling], [warmup])
-    source = BatchSource(ours.data.train, 16, 4, seed=0)
+    source = BatchSource(trainer.data.train, 16, 4, seed=0)
     expected = []
     for step in range(steps):
         x, y = source.batch(step)
@@ -59,22 +59,22 @@ def test_a_run_is_the_plain_loop(folder: Path) -> None:
         optimizer.step()
         schedule.step()
         expected.append(loss.item())
-    assert losses_of(ours, steps) == pytest.approx(expected, abs=2e-5)
+    assert losses_of(trainer, steps) == pytest.approx(expected, abs=2e-5)
     assert expected[-1] < expected[0] - 1
-    for a, b in zip(ours.model.parameters(), model.parameters(), strict=True):
+    for a, b in zip(trainer.model.parameters(), model.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("parts", [2, 4, 16])
+@pytest.mark.parametrize("accumulation", [2, 4, 16])
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
-def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int, optim: str, folder: Path) -> None:
+def test_accumulated_gradients_equal_those_of_the_whole_batch(accumulation: int, optim: str, folder: Path) -> None:
     recipe = {"optim": {"name": optim, "learning_rate": 4e-3}, "schedule": "cosine"}
     whole = trainer_of(config(folder, batch_size=16, **recipe))
-    in_parts = trainer_of(config(folder, batch_size=16, gradient_accumulation=parts, **recipe))
-    assert losses_of(in_parts, 8) == pytest.approx(losses_of(whole, 8), abs=EXACT)
+    accumulated = trainer_of(config(folder, batch_size=16, gradient_accumulation=accumulation, **recipe))
+    assert losses_of(accumulated, 8) == pytest.approx(losses_of(whole, 8), abs=EXACT)
 
 
-def test_what_is_added_to_the_loss_is_trained_and_not_validated(folder: Path) -> None:
+def test_loss_terms_are_trained_and_not_validated(folder: Path) -> None:
     plain, added = trainer_of(config(folder)), trainer_of(config(folder, label_smoothing=0.2, z_loss=0.01))
     assert added.validation.loss(2) == plain.validation.loss(2)
     x, y = added.batches.batch(0)
@@ -82,16 +82,16 @@ def test_what_is_added_to_the_loss_is_trained_and_not_validated(folder: Path) ->
     smooth = F.cross_entropy(logits, y.flatten(), label_smoothing=0.2).item()
     z_loss = 0.01 * logits.logsumexp(-1).square().mean().item()
     added.update()
-    figures = added.averages.read()
-    assert figures["loss"] == pytest.approx(smooth + z_loss, abs=EXACT)
-    assert figures["z_loss"] == pytest.approx(z_loss, abs=EXACT)
-    assert figures["cross_entropy"] == pytest.approx(losses_of(plain, 1)[0], abs=EXACT)
+    metrics = added.averages.read()
+    assert metrics["loss"] == pytest.approx(smooth + z_loss, abs=EXACT)
+    assert metrics["z_loss"] == pytest.approx(z_loss, abs=EXACT)
+    assert metrics["cross_entropy"] == pytest.approx(losses_of(plain, 1)[0], abs=EXACT)
     assert not torch.equal(added.model.embedding.weight, plain.model.embedding.weight)
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
 def test_every_target_counts_the_same_in_ragged_batches(
-    parts: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    accumulation: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = BatchSource.batch
 
@@ -103,8 +103,8 @@ def test_every_target_counts_the_same_in_ragged_batches(
 
     monkeypatch.setattr(BatchSource, "batch", ragged)
     whole = trainer_of(config(folder, batch_size=8, **ADAMW))
-    in_parts = trainer_of(config(folder, batch_size=8, gradient_accumulation=parts, **ADAMW))
-    assert losses_of(in_parts, 12) == pytest.approx(losses_of(whole, 12), abs=EXACT)
+    accumulated = trainer_of(config(folder, batch_size=8, gradient_accumulation=accumulation, **ADAMW))
+    assert losses_of(accumulated, 12) == pytest.approx(losses_of(whole, 12), abs=EXACT)
 
 
 @pytest.mark.parametrize("batches", [0, 3])
@@ -121,7 +121,7 @@ def test_the_validation_loss_is_the_mean_over_tokens(batches: int, folder: Path)
         assert len(expected) == len(ids) - 1
     else:
         source = BatchSource(trainer.data.validation, 16, 4, seed=0)
-        for number in range(2 * batches):  # of 4 windows each, where a batch of an evaluation has 8
+        for number in range(2 * batches):  # of 4 windows each; an evaluation batch has 8
             x, y = source.batch(number)
             expected += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="none").tolist()
     assert trainer.validation.loss(batches) == pytest.approx(sum(expected) / len(expected), abs=1e-5)
@@ -151,7 +151,7 @@ def test_dropout_differs_between_steps_and_seeds_but_not_between_runs(folder: Pa
 
 
 class Poison:
-    """Makes a gradient not finite at some steps."""
+    """A gradient hook that injects a value at some steps."""
 
     def __init__(self, trainer: Trainer, steps: set[int], value: float) -> None:
         self.trainer, self.steps, self.value = trainer, steps, value
@@ -163,7 +163,7 @@ class Poison:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("optim", ["adamw", "muon", "adafactor"])
-def test_a_gradient_that_is_not_finite_changes_nothing(value: float, optim: str, folder: Path) -> None:
+def test_a_gradient_that_is_not_finite_skips_the_update(value: float, optim: str, folder: Path) -> None:
     trainer = trainer_of(config(folder, optim=optim))
     Poison(trainer, {2, 4}, value)
     for step in range(7):
@@ -179,8 +179,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value: float, optim: str,
     assert math.isfinite(trainer.averages.read().get("loss", math.nan))
 
 
-def test_what_an_update_that_was_left_out_has_counted_is_forgotten(folder: Path) -> None:
-    """Balancing by a bias goes on as if the step had not been, though its diagnosis passes through the experts too."""
+def test_counts_of_a_skipped_update_are_discarded(folder: Path) -> None:
+    """Balancing by a bias ignores the skipped step and its diagnosis, which also runs the experts."""
     model = {"ffn": {"name": "moe", "balance": "bias", "n_experts": 4}}
     poisoned, other = trainer_of(config(folder, model)), trainer_of(config(folder, model))
     handle = poisoned.model.final_norm.register_forward_hook(lambda module, inputs, output: output * math.nan)
@@ -198,7 +198,7 @@ def test_what_an_update_that_was_left_out_has_counted_is_forgotten(folder: Path)
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["embedding", "blocks.0.attention.value", "blocks.1.ffn.up", "final_norm"])
-def test_the_first_module_that_broke_is_named(
+def test_the_first_module_with_non_finite_values_is_named(
     name: str, value: float, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = trainer_of(config(folder))
@@ -219,7 +219,7 @@ def test_a_large_but_finite_gradient_is_clipped_and_used(folder: Path) -> None:
     assert 0 < (trainer.model.embedding.weight - before).abs().max() < 0.1
 
 
-def test_a_training_that_broke_down_gives_up(folder: Path) -> None:
+def test_a_training_that_broke_down_stops(folder: Path) -> None:
     trainer = trainer_of(config(folder))
     Poison(trainer, set(range(100)), math.nan)
     with pytest.raises(
@@ -229,7 +229,7 @@ def test_a_training_that_broke_down_gives_up(folder: Path) -> None:
     assert trainer.progress.skipped == MAX_SKIPPED
 
 
-def test_a_sample_is_the_same_each_time_and_disturbs_nothing(folder: Path) -> None:
+def test_a_sample_is_deterministic_and_does_not_change_the_training(folder: Path) -> None:
     trainer = trainer_of(config(folder, {"dropout": 0.5}, sample_prompt="the cat", sample_tokens=40))
     state = torch.get_rng_state()
     text = trainer.validation.sample()
@@ -253,7 +253,7 @@ def test_every_precision_learns(precision: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**64 - 1])
-def test_the_generators_are_seeded_as_pytorch_does(seed: int) -> None:
+def test_the_generators_are_seeded_like_pytorch(seed: int) -> None:
     torch.manual_seed(seed)
     expected = torch.rand(4)
     seed_generators(seed, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Resuming from runs that were copied, converted or damaged: it works, or one sentence says why it cannot."""
+"""Resuming runs that were copied, converted or damaged works, or one sentence names the reason."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_a_copy_with_links_followed_resumes(trained: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("missing", ["optimizer", "trainer", "trained"])
 @pytest.mark.parametrize("how", ["removed", "empty"])
 def test_a_checkpoint_without_its_state_is_refused(missing: str, how: str, trained: Path, tmp_path: Path) -> None:
-    """With fresh moments, other random numbers or the averages as weights it would go on as another training."""
+    """Fresh moments, another random state or averages as weights would change the training."""
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, symlinks=True)
     checkpoint = find_checkpoint(copy, "latest")
@@ -62,7 +62,7 @@ def test_a_converted_checkpoint_has_no_training(trained: Path, tmp_path: Path) -
         resumed(tmp_path / "converted")
 
 
-def test_notes_of_which_some_are_missing(trained: Path, tmp_path: Path) -> None:
+def test_incomplete_metadata(trained: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, symlinks=True)
     checkpoint = find_checkpoint(copy, "latest")
@@ -89,7 +89,7 @@ def test_notes_of_which_some_are_missing(trained: Path, tmp_path: Path) -> None:
         ("run", 5, r"no run to resume"),
     ],
 )
-def test_notes_of_the_wrong_type(name: str, value: object, reason: str, trained: Path, tmp_path: Path) -> None:
+def test_metadata_of_the_wrong_type(name: str, value: object, reason: str, trained: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, symlinks=True)
     checkpoint = find_checkpoint(copy, "latest")
@@ -102,7 +102,7 @@ def test_notes_of_the_wrong_type(name: str, value: object, reason: str, trained:
 
 
 @pytest.mark.parametrize("numbers", [None, torch.zeros(5, dtype=torch.uint8), torch.zeros(5000)])
-def test_random_numbers_that_are_none(numbers: torch.Tensor | None, trained: Path, tmp_path: Path) -> None:
+def test_an_invalid_random_state(numbers: torch.Tensor | None, trained: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, symlinks=True)
     path = find_checkpoint(copy, "latest") / "trainer.safetensors"
@@ -127,8 +127,8 @@ DAMAGED_LINES = (
 )
 
 
-def test_damaged_metrics_and_samples_are_left_out(trained: Path, tmp_path: Path) -> None:
-    """They belong to no checkpoint, so nothing verifies them, and no training depends on them."""
+def test_damaged_metrics_and_samples_are_ignored(trained: Path, tmp_path: Path) -> None:
+    """They are not part of a checkpoint, so they are not verified, and no training depends on them."""
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy, symlinks=True)
     whole = read_metrics(copy)
@@ -141,7 +141,7 @@ def test_damaged_metrics_and_samples_are_left_out(trained: Path, tmp_path: Path)
     assert entries[: len(whole)] == whole and entries[-1]["step"] == 6
 
 
-def test_a_run_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / LOCK).mkdir()  # as a read-only file system does, it refuses to open the lock for writing
+def test_a_read_only_run_gets_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / LOCK).mkdir()  # like a read-only file system, it refuses to open the lock for writing
     with pytest.raises(UserError, match="cannot be written"), lock_run(tmp_path):
         pass

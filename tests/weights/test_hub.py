@@ -1,4 +1,4 @@
-"""Without a network a published name is one sentence within seconds, whatever opens it."""
+"""Without a network a published name gets one sentence within seconds, by every way to open it."""
 
 import logging
 import socket
@@ -33,7 +33,7 @@ def unknown_host(*_: Any, **__: Any) -> None:
 
 @pytest.fixture
 def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """No connection comes about, and no refusal; holds what was asked for."""
+    """Connections neither succeed nor fail; records the requested addresses."""
     asked: list[Any] = []
     over = threading.Event()
 
@@ -52,11 +52,11 @@ OPENERS: list[Callable[[str], Any]] = [load_pretrained, GPTModel.from_pretrained
 
 @pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
 @pytest.mark.parametrize("name", ["gpt2", "someone/something"])
-def test_no_network_is_one_sentence(
+def test_no_network_gets_one_sentence(
     opener: Callable[[str], Any], name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(socket, "create_connection", unknown_host)
-    downloads: list[Any] = []  # their own attempts would take half a minute
+    downloads: list[Any] = []  # the client's attempts would take half a minute
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names, **_: downloads.append(names))
     with pytest.raises(CheckpointError, match=f"'{name}'.*cannot be reached.*give the folder") as caught:
         opener(name)
@@ -64,8 +64,8 @@ def test_no_network_is_one_sentence(
     assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
 
 
-def test_a_network_that_swallows_everything(silence: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is asked once, not once for each file."""
+def test_a_network_that_drops_all_packets(silence: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one attempt in total, not one per file."""
     monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.3)
     for _ in range(5):
         with pytest.raises(CheckpointError, match="TimeoutError"):
@@ -95,7 +95,7 @@ def test_further_attempts_are_not_logged(monkeypatch: pytest.MonkeyPatch, caplog
     assert "later" in caplog.text
 
 
-def test_a_proxy_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_handled_by_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def download(repository: str, name: str, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""GPT-OSS in MXFP4, as it is published, is dequantised while it is read."""
+"""GPT-OSS in MXFP4, as published, is dequantised while it is read."""
 
 import json
 from pathlib import Path
@@ -26,8 +26,8 @@ def blocks(experts: int, rows: int, columns: int, spread: int = 4) -> tuple[Tens
     return packed, (124 + torch.randint(-spread, spread + 1, packed.shape[:-1])).to(torch.uint8)
 
 
-def test_blocks_are_what_transformers_makes_of_them() -> None:
-    """Every byte and every exponent that bfloat16 can hold."""
+def test_dequantised_blocks_equal_those_of_transformers() -> None:
+    """Every byte, and every exponent in the range of bfloat16."""
     packed, scales = blocks(3, 70, 96, spread=100)
     packed[0].view(-1)[:256] = torch.arange(256, dtype=torch.uint8)
     got = dequantised(packed, scales)
@@ -36,14 +36,14 @@ def test_blocks_are_what_transformers_makes_of_them() -> None:
 
 
 def test_by_hand() -> None:
-    """0x1f: the low bits, 0xf, are -6, and the high ones, 1, are a half; times 2^(128 - 127)."""
+    """0x1f: the low bits 0xf are -6, and the high bits 1 are 0.5; times 2^(128 - 127)."""
     packed = torch.zeros(1, 1, 1, 16, dtype=torch.uint8)
     packed[..., 0] = 0x1F
     assert dequantised(packed, torch.full((1, 1, 1), 128, dtype=torch.uint8))[0, :3, 0].tolist() == [-12.0, 1.0, 0.0]
 
 
 def test_one_expert_at_a_time() -> None:
-    """Besides the result, no tensor has more elements than one expert."""
+    """Apart from the result, no tensor has more elements than one expert."""
     sizes = []
 
     class Sizes(TorchDispatchMode):
@@ -85,9 +85,9 @@ def quantised(tmp_path: Path) -> tuple[Path, Any]:
 def test_logits(quantised: tuple[Path, Any]) -> None:
     folder, model = quantised
     tokens = ids(61)
-    ours = load_pretrained(folder)
-    assert difference(ours(tokens), model(tokens).logits) < 2e-5
-    assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}, "that of the embedding"
+    loaded = load_pretrained(folder)
+    assert difference(loaded(tokens), model(tokens).logits) < 2e-5
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}, "that of the embedding"
     assert {p.dtype for p in load_pretrained(folder, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
