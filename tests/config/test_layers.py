@@ -114,7 +114,7 @@ def test_unknown_slots_settings_and_names_in_a_variant() -> None:
     assert "no setting 'windw'; did you mean 'window'?" in refused(variants={"a": {"attention": {"windw": 3}}})
     assert "no ffn 'swiglue'; did you mean 'swiglu'?" in refused(variants={"a": {"ffn": "swiglue"}})
     assert "must be a mapping of slots to settings, got 'mha'" in refused(variants={"a": "mha"})
-    assert "must be a name or a mapping, got 3" in refused(variants={"a": {"attention": 3}})
+    assert "must be a name or a mapping of settings, got 3" in refused(variants={"a": {"attention": 3}})
     assert "cannot name 'base'" in refused(variants={"base": {"attention": {"window": 3}}})
     assert "no setting 'cycles'; did you mean 'cycle'?" in refused(cycles=["base"])
     assert "layers.cycle must be a list, got 'base'" in refused(cycle="base")
