@@ -91,3 +91,25 @@ def test_flex_is_compiled_for_many_lengths(monkeypatch: pytest.MonkeyPatch) -> N
     finally:
         flex_module._compiled.cache_clear()
     assert limits == [256] and torch._dynamo.config.recompile_limit < 256
+
+
+def test_gradients_of_multi_query_attention_for_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel gets the head of keys once for each head of queries, where it would use one thread."""
+    heads: list[int] = []
+
+    def recorded(q: torch.Tensor, k: torch.Tensor, *arguments: object, **settings: object) -> torch.Tensor:
+        heads.append(k.shape[1])
+        return kernel(q, k, *arguments, **settings)
+
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", recorded)
+    attention = {"name": "mqa", "backend": "auto"}
+    auto = build(GPTConfig(**{**MODEL, "attention": attention}))
+    math = build(GPTConfig(**{**MODEL, "attention": {**attention, "backend": "math"}}))
+    ids = text(auto.config, rows=1)
+    for model in (auto, math):
+        model(ids, ids).loss.backward()
+    assert heads == [MODEL["n_heads"]] * MODEL["n_layers"]
+    for one, other in zip(auto.parameters(), math.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)

@@ -26,7 +26,10 @@ TABLE = [
     (dict(layers={"prefix": [["a"]]}), "layers.prefix must be a list of names of variants, got [['a']]"),
     (dict(layers={"cycle": [1]}), "layers.cycle must be a list of names of variants, got [1]"),
     (dict(layers={"suffix": "base"}), "layers.suffix must be a list"),
-    (dict(layers={"variants": {"a": {"block": 3}}, "cycle": ["a"]}), "must be a topology or a mapping of settings, got 3"),
+    (
+        dict(layers={"variants": {"a": {"block": 3}}, "cycle": ["a"]}),
+        "a topology or a mapping of settings, got 3",
+    ),
     (dict(layers={"variants": {"a": {"block": "prenorm"}}, "cycle": ["a"]}), "topology: no choice 'prenorm'"),
 ]
 
