@@ -28,6 +28,7 @@ from modular_gpt.core.registry import entries
 from modular_gpt.runtime.cpu_allocator import keep_memory
 
 WIDTH, HEADS = 128, 4
+COLORS = 10  # of matplotlib's cycle
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
@@ -129,16 +130,17 @@ def draw(curves: list[Curve], path: Path) -> None:
         strict=True,
     )
     for axes, (title, values, unit) in panels:
-        for curve in curves:
+        for index, curve in enumerate(curves):
             points = getattr(curve, values)
-            axes.plot(list(points), [value / unit for value in points.values()], "o-", markersize=3, label=curve.name)
+            style = "o-" if index < COLORS else "s--"
+            axes.plot(list(points), [value / unit for value in points.values()], style, markersize=3, label=curve.name)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(list(points), [f"{length:,}" for length in points], rotation=45)
         axes.set_xlabel("tokens")
         axes.set_title(title)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -304,8 +304,9 @@ def _fused(
 def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, weights: Weighting, causal: bool) -> Tensor:
     """PyTorch's scaled_dot_product_attention, which picks a flash or memory-efficient kernel."""
     only_fused = sdpa_kernel(_FUSED) if weights.scoring.backend == "flash" else nullcontext()
-    if len(k) * k.shape[1] == 1 and k.device.type == "cpu" and torch.is_grad_enabled() and k.requires_grad:
-        # the backward pass on a CPU divides its work over rows and heads of keys, and one thread would do all of it
+    trains = torch.is_grad_enabled() and k.requires_grad and k.device.type == "cpu"
+    if trains and not torch.compiler.is_compiling() and len(k) * k.shape[1] == 1:
+        # the backward pass on a CPU divides its work over rows and heads of keys: one thread would do all of it
         k, v = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
     try:
         with only_fused:
