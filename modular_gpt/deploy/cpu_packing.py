@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model import GPTModel
 from modular_gpt.nn.ffn.moe import GroupedProduct, MixtureOfExperts
+from modular_gpt.nn.grouped_mm import spans
 from modular_gpt.runtime.device import cpu_name
 
 
@@ -49,11 +50,9 @@ class PackedExperts:
         self.out_features = weight.shape[1]
 
     def __call__(self, x: Tensor, ends: Tensor) -> Tensor:
-        out, start = x.new_empty(len(x), self.out_features), 0
-        for matrix, end in zip(self.packed, ends.tolist(), strict=True):
-            if start < end:
-                out[start:end] = torch.ops.mkldnn._linear_pointwise(x[start:end], matrix, None, "none", [], "")
-            start = end
+        out = x.new_empty(len(x), self.out_features)
+        for group, start, end in spans(ends):
+            out[start:end] = torch.ops.mkldnn._linear_pointwise(x[start:end], self.packed[group], None, "none", [], "")
         return out
 
 
@@ -103,11 +102,8 @@ class Int8Experts:
 @torch.library.custom_op("modular_gpt::grouped_int8", mutates_args=())
 def _grouped_int8(x: Tensor, weight: Tensor, scale: Tensor, ends: Tensor) -> Tensor:
     out = x.new_empty(x.shape[0], weight.shape[1])
-    start = 0
-    for group, end in enumerate(ends.tolist()):
-        if start < end:
-            out[start:end] = _int8_product(x[start:end], weight[group], scale[group])
-        start = end
+    for group, start, end in spans(ends):
+        out[start:end] = _int8_product(x[start:end], weight[group], scale[group])
     return out
 
 

@@ -119,7 +119,7 @@ def embedded(embedding: nn.Embedding, ids: Tensor, vocabulary: VocabularyShard |
 
 
 def outside(name: str, values: Tensor, vocab_size: int) -> str:
-    """The error message for ``values`` of which some lie outside the vocabulary; it names the first one."""
+    """The error message for ids outside the vocabulary, with the first of them."""
     wrong = values[(values < 0) | (values >= vocab_size)]
     which = f" {int(wrong[0])}" if wrong.numel() else ""
     return (

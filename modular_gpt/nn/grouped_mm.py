@@ -3,6 +3,8 @@
 The sizes of groups are data. Indexing by them would break a compiled graph, and a custom operator does not.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,18 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         return F.grouped_mm(x, weight.contiguous(), offs=ends)  # one kernel, no synchronisation
     out: Tensor = _grouped(x, weight.to(x.dtype), ends)
     return out
+
+
+def spans(ends: Tensor) -> Iterator[tuple[int, int, int]]:
+    """The groups that have rows, as (group, index of the first row, index after the last row).
+
+    ends: (G,) index after the last row of each group
+    """
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        if start < end:
+            yield group, start, end
+        start = end
 
 
 def _rows(x: Tensor, count: int) -> int:
@@ -66,14 +80,12 @@ def _padded(x: Tensor, rows: int) -> Tensor:
 @torch.library.custom_op("modular_gpt::grouped_matmul", mutates_args=())
 def _grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     out = x.new_empty(x.shape[0], weight.shape[2])
-    start = 0
-    for group, end in enumerate(ends.tolist()):
+    for group, start, end in spans(ends):
         last = start + _rows(x, end - start)
         if last > len(x):
             out[start:end] = torch.mm(_padded(x[start:end], last - start), weight[group])[: end - start]
-        elif start < end:  # rows beyond the group are overwritten by later groups
+        else:  # rows beyond the group are overwritten by later groups
             torch.mm(x[start:last], weight[group], out=out[start:last])
-        start = end
     return out
 
 

@@ -192,7 +192,6 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
         """(M, D) -> (M, D): for each token, the sum of its experts' outputs times their weights."""
         tokens, weights = self.shards.copied(tokens), self.shards.copied(weights)
         order = chosen.flatten().argsort(stable=True)  # token-expert pairs, expert by expert
-        inverse = order.argsort()
         ends = counts.cumsum(0).to(torch.int32)
         first, last = self.shards.bounds(self.config.n_experts)  # the experts of this process
         if self.shards.size > 1:
@@ -200,6 +199,7 @@ class MixtureOfExperts(FeedForward["MixtureOfExperts.Config"], name="moe"):
             order, ends = order[begin : int(ends[last - 1])], ends[first:last] - begin
             x = tokens[order // self.config.top_k]
         else:
+            inverse = order.argsort()
             x = gather_rows(tokens, order, inverse, self.config.top_k)
         expert = chosen.flatten()[order] - first
         if self.config.weight_on_input:
