@@ -119,7 +119,7 @@ class LoaderRows(Split):
 
     def _pass(self, seed: int, epoch: int) -> Iterator[object]:
         """A pass over the loader, with random numbers that depend on the seed, the epoch and the batch alone."""
-        generator, begun = self.loader.generator, 0
+        generator, number = self.loader.generator, 0
         loader_seed = None if generator is None else generator.initial_seed()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_signed(key_of(seed, epoch)))
@@ -128,14 +128,14 @@ class LoaderRows(Split):
             iterator = iter(self.loader)
         while True:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_signed(key_of(seed, epoch, begun)))
+                torch.manual_seed(_signed(key_of(seed, epoch, number)))
                 batch = next(iterator, None)
-            if generator is not None and not begun:
-                generator.manual_seed(cast(int, loader_seed))  # from which later passes and sessions derive theirs
+            if generator is not None and number == 0:
+                generator.manual_seed(cast(int, loader_seed))  # the seed from which later passes derive theirs
             if batch is None:
                 return
             yield batch
-            begun += 1
+            number += 1
 
     def size(self) -> str:
         return f"{self.steps or 'any number of'} batches of {self.batch_size}"
@@ -189,7 +189,7 @@ def divide(dataset: Dataset[Any], fraction: float) -> tuple[Dataset[Any], Datase
     """Split a dataset into training items and its last ``fraction``, the validation items.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: one of the splits would be empty.
     """
     count = len(cast(Sized, dataset)) if isinstance(dataset, Sized) else 0
     border = int(count * (1 - fraction))

@@ -20,9 +20,9 @@ class TextConfig(ComponentConfig):
 
     documents: Keep the documents within a window apart in attention and loss; the next two settings change this.
     attend_across: With documents=true, let tokens attend to earlier documents of their window too. By default (null)
-        they do not, and positions begin anew with each document.
-    predict_across: With documents=true, count the first token of a document as the target of the token before it. By
-        default (null) it does not count.
+        they do not, and positions restart at each document.
+    predict_across: With documents=true, count the first token of a document in the loss, as the target of the token
+        before it. By default (null) it does not count.
     """
 
     documents: bool = field(default=False, kw_only=True)

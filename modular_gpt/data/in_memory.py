@@ -63,7 +63,7 @@ class Split(ABC):
 
 
 @dataclass(frozen=True)
-class _HeldTokens(TokenSplit):
+class _SplitInMemory(TokenSplit):
     """Tokens in memory; ``path`` is not used."""
 
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False)
@@ -80,14 +80,14 @@ class TokensInMemory(Split):
         """text_bytes: size of the text in UTF-8; 0: there is no text
 
         Raises:
-            DataError: they are not one row of whole numbers of 0 or more.
+            DataError: the ids are not one row of whole numbers of 0 or more.
         """
         array = _one_row(ids)
         if array.size and int(array.min()) < 0:
             raise DataError(f"token ids are 0 or more, got {int(array.min())}")
         self.fingerprint = hashlib.sha256(array.astype("<i8").tobytes()).hexdigest()
         self.array, self.text_bytes, self.tokens = array, text_bytes, len(array)
-        tokens = _HeldTokens(split, Path(), array.dtype, len(array), text_bytes, self.fingerprint, None, ids=array)
+        tokens = _SplitInMemory(split, Path(), array.dtype, len(array), text_bytes, self.fingerprint, None, ids=array)
         self._text = PreparedText(tokens, tokens, {})
 
     def rows(self, block: int) -> int:
@@ -166,7 +166,7 @@ def divide_texts(texts: Sequence[str], fraction: float) -> tuple[list[str], list
     The border is that of ``data=text``.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: one of the splits would be empty.
     """
     total = sum(map(len, texts))
     border = int(total * (1 - fraction))

@@ -1,4 +1,4 @@
-"""Encode a corpus into token files, which are written once, checked at every start, and memory-mapped."""
+"""Encode a corpus into token files, which are written once, verified when they are opened, and memory-mapped."""
 
 import hashlib
 import zlib
@@ -25,15 +25,15 @@ from modular_gpt.data.token_cache import (
 )
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer
 
-TOKENS_FORMAT = 1
+TOKENS_FORMAT = 1  # version of the files
 BATCH = 2**22  # characters encoded at a time, so that libraries can use several threads
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedText:
     """The tokens of both splits, from the cache if this tokenizer has encoded this text before.
 
-    Damaged files are built again, which is logged. Several processes may prepare the same data at the same time. The
-    tokenizer's ``eos_id``, if it has one, separates documents; its ``bos_id`` is not used.
+    Rebuilding damaged files is logged. Several processes may prepare the same data at the same time. The tokenizer's
+    ``eos_id``, if it has one, separates documents; its ``bos_id`` is not used.
 
     Raises:
         DataError: a split has no text, a text changes while it is read, the tokenizer gives ids outside its

@@ -96,7 +96,7 @@ class PreparedPairs(PreparedData):
         return len(self.train)
 
     def check_evaluation(self, block: int, windows: int) -> None:
-        """There is at least one pair to validate on."""
+        """Never raises an error: there is at least one validation pair."""
 
     def beginning(self, windows: int, block: int) -> Batch:
         """The chosen answers of the first validation pairs, (windows, block)."""

@@ -28,7 +28,7 @@ def encode_records(
     """Prepare records in any format that ``data=records`` reads.
 
     validation: further records, or the fraction of ``records`` that is held out; None: nothing is evaluated
-    tokenizer_for: the tokenizer for a corpus, from which it may learn
+    tokenizer_for: returns the tokenizer for a corpus, which may be trained on it
 
     Raises:
         DataError: a record has other fields than its format, or a value that JSON cannot hold.

@@ -17,7 +17,7 @@ class TokenSplit:
     count: number of tokens; bytes: size of the text in UTF-8
     fingerprint: SHA-256 (hexadecimal) of the file
     documents: file with the index of the first token of each document, 64 bits each; None: it was not written
-    zlib_bits_per_byte: bits that zlib -9 needs for a byte of the text; measured for validation only
+    zlib_bits_per_byte: bits per byte of the text compressed by zlib -9; None: not measured, as for training text
     """
 
     name: str
@@ -48,5 +48,5 @@ class TokenSplit:
         return {name: value for name, value in self.__dict__.items() if name not in ("array", "document_starts")}
 
     def bits_per_byte(self, loss: float) -> float:
-        """A mean loss on these tokens (nats per token) as bits per byte of text, whatever the tokenizer."""
+        """Convert a mean loss on these tokens from nats per token to bits per byte of text."""
         return loss / math.log(2) * self.count / self.bytes

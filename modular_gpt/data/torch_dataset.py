@@ -13,10 +13,10 @@ from modular_gpt.data.tokenizers.base import Tokenizer
 
 
 class SlidingWindowDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Windows of ``context_length`` tokens, each ``stride`` tokens after the one before.
+    """Windows of ``context_length`` tokens, one every ``stride`` tokens.
 
-    Item i is (input, target), each (context_length,) int64; the target is the input one token later. A
-    stride of ``context_length``, the default, gives windows side by side; a smaller one overlaps them.
+    Item i is (input, target), each (context_length,) int64; the target is the input one token later. With a
+    stride of ``context_length``, the default, windows are adjacent; with a smaller one they overlap.
     """
 
     def __init__(
@@ -26,7 +26,8 @@ class SlidingWindowDataset(Dataset[tuple[Tensor, Tensor]]):
         context_length: int = 256,
         stride: int | None = None,
     ) -> None:
-        """Take a text and the tokenizer to encode it with, or tokens.
+        """
+        data: a text, which ``tokenizer`` encodes, or token ids (n,)
 
         Raises:
             ConfigError: a size is below 1, or there is a text but no tokenizer.
@@ -38,7 +39,7 @@ class SlidingWindowDataset(Dataset[tuple[Tensor, Tensor]]):
             if tokenizer is None:
                 raise ConfigError("a text needs a tokenizer, such as build_tokenizer('byte')")
             if not data:
-                raise DataError("the text is empty: give more than context_length tokens of it")
+                raise DataError("the text is empty: give a text of more than context_length tokens")
             data = np.array(tokenizer.encode(data), dtype=np.int64)
         check_length(data, context_length + 1, context_length)
         self._tokens = data if isinstance(data, TokenSplit) else as_array(data)
@@ -69,7 +70,7 @@ def make_dataloader(
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches of sliding windows: (input, target), each (batch_size, context_length) int64.
 
-    The order depends on ``seed`` and the epoch only, not on other uses of random numbers.
+    The order depends on ``seed`` and the epoch alone, not on PyTorch's global generator.
 
     Raises:
         ConfigError, DataError: as ``SlidingWindowDataset``.

@@ -113,7 +113,7 @@ class TestValidation:
         other = {"same": "a.txt", "spelling": "sub/../a.txt"}.get(way, way)
         with pytest.raises(DataError) as caught:
             text(path="*.txt", validation=other)
-        assert str(caught.value).startswith(f"'{other}' is in data.path and in data.validation, and a loss")
+        assert str(caught.value).startswith(f"'{other}' is in data.path and in data.validation, so the")
 
     def test_a_copy_is_not_in_both_either(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("text\n")
@@ -181,11 +181,11 @@ class TestColumn:
         [
             (
                 rows("a") + b'\n{"story": "b"}',
-                "line 2 has no text in column 'text' (it is none): set data.column",
+                "line 2 has no text in column 'text' (found nothing): set data.column",
             ),
             (
                 rows("a") + b'\n{"text": 3}',
-                "line 2 has no text in column 'text' (it is int): set data.column",
+                "line 2 has no text in column 'text' (found int): set data.column",
             ),
             (rows("a") + b'\n{"text": "\\ud800"}', "line 2 is not valid Unicode (half a surrogate pair): correct the"),
             (rows("a"), "the corpus has 1 rows in all, too few for training and validation: give more"),

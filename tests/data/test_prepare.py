@@ -202,7 +202,7 @@ class TestDamage:
             data[len(data) // 2] ^= 4
             (folder / name).write_bytes(data)
 
-        assert f"{name}' has another SHA-256 than when it was written" in rebuilt(flip)
+        assert f"{name}' differs from the SHA-256 in its manifest" in rebuilt(flip)
 
     @pytest.mark.parametrize("name", ["train.bin", "validation.bin", "manifest.json"])
     def test_missing_or_a_folder(self, name: str, rebuilt: Callable[..., str]) -> None:
@@ -304,7 +304,7 @@ class TestProcesses:
                 return write(path, *arguments)
 
             module._write = dying
-            sys.modules["modular_gpt.data.token_cache"]._seal = lambda manifest: die()
+            sys.modules["modular_gpt.data.token_cache"]._manifest_sha256 = lambda manifest: die()
             prepare(play, build_tokenizer("byte"))
 
         assert status_of(fork(work)) == -signal.SIGKILL

@@ -140,7 +140,7 @@ def test_a_task_longer_than_the_context_is_refused() -> None:
         data("mqar").batches(16, 1, 0, "random")
     with pytest.raises(ConfigError, match=r"has no epochs: leave out trainer\.order=epoch"):
         data("lag").batches(T, 1, 0, "epoch")
-    with pytest.raises(DataError, match="data=synthetic has no text"):
+    with pytest.raises(DataError, match="data=synthetic has ids and no text"):
         build_tokenizer("char", build_corpus("synthetic"))
     with pytest.raises(ConfigError, match="leave out tokenizer=char"):
         RunConfig(data="synthetic", tokenizer="char")

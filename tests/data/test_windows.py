@@ -99,7 +99,7 @@ def test_mistakes_get_one_sentence() -> None:
 
 
 def test_an_empty_text_gets_one_sentence() -> None:
-    with pytest.raises(DataError, match="the text is empty: give more than context_length tokens"):
+    with pytest.raises(DataError, match="the text is empty: give a text of more than context_length tokens"):
         make_dataloader("", build_tokenizer("byte"))
     for empty in ([], np.array([])):
         with pytest.raises(DataError, match="the text has 0 tokens, but a context_length of 256 needs 257"):

@@ -14,7 +14,7 @@ def build_corpus(config: str | PlainMapping | ComponentConfig) -> Corpus:
 
     Raises:
         ConfigError: an unknown name or setting, or a setting that is missing.
-        DataError: the text is missing or is not text.
+        DataError: a file is missing or is not text.
     """
     corpus: Corpus = decode("data", config).build()
     return corpus

@@ -1,4 +1,4 @@
-"""The interface of a corpus: two splits of documents that are read as often as needed without being held in memory."""
+"""The interface of a corpus: two splits of documents, which are streamed anew at each reading."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,17 +17,17 @@ CHUNK = 2**17  # characters; long documents are read in chunks of at most this m
 
 
 class TextChunk(NamedTuple):
-    """Some of a document's text. Consecutive chunks with the same ``document`` belong together."""
+    """A stretch of a document's text; consecutive chunks with the same ``document`` are one document."""
 
     document: str
     text: str
 
 
 class Corpus(Component, ABC, slot="data"):
-    """What to train on and what to validate on: text, unless ``prepare`` is overridden.
+    """Training and validation data: documents of text, unless ``prepare`` is overridden.
 
-    packing: how the documents in a window are kept apart; None: they are not
-    notes: lines about the text for the beginning of a run, such as the number of files that were skipped
+    packing: settings that separate the documents in a window; None: they are not separated
+    notes: lines about the text that a run prints at its beginning, such as the number of skipped files
 
     Raises:
         ConfigError: a setting is missing or wrong.
@@ -43,16 +43,17 @@ class Corpus(Component, ABC, slot="data"):
 
     @abstractmethod
     def documents(self, split: str) -> Iterator[TextChunk]:
-        """The chunks of one of the ``SPLITS``, always in the same order."""
+        """Yield the chunks of a split, one of ``SPLITS``, in the same order at each call."""
 
     def characters(self, split: str) -> int | None:
-        """The number of characters of a split, for progress; None if it is not known before reading."""
+        """Number of characters of a split, for the progress line; None if it is not known before reading."""
         return None
 
     def prepare(self, tokenizer: "Tokenizer", cache_dir: str | Path | None = None) -> "PreparedData":
-        """The batches of a training. Text is written into token files, see ``modular_gpt.data.prepare``.
+        """Prepare the batches of a training: encode the text into token files (``modular_gpt.data.prepare``).
 
-        A corpus of samples returns a ``PreparedData`` that decides the inputs and targets of each batch.
+        A corpus of samples instead of text overrides this and returns a ``PreparedData`` with its own inputs and
+        targets.
         """
         from modular_gpt.data.prepare import prepare
 
@@ -60,7 +61,7 @@ class Corpus(Component, ABC, slot="data"):
 
     @classmethod
     def tokenizer_config(cls, config: Any, tokenizer: ComponentConfig) -> ComponentConfig:
-        """The settings of the tokenizer to use where ``tokenizer`` is chosen: those, unless the data has its own ids.
+        """The settings of the tokenizer for this data: ``tokenizer``, unless the data determines its ids.
 
         Raises:
             ConfigError: the data cannot be encoded by this tokenizer.
@@ -68,9 +69,9 @@ class Corpus(Component, ABC, slot="data"):
         return tokenizer
 
     def with_template(self, tokenizer: "Tokenizer") -> "Tokenizer":
-        """The tokenizer to save with a model that learns from this corpus: with the chat template of its conversations.
+        """The tokenizer to save with the model: ``tokenizer`` with the template that renders the conversations.
 
-        A corpus without conversations leaves the tokenizer as it is.
+        A corpus without conversations returns ``tokenizer`` unchanged.
         """
         return tokenizer
 
@@ -81,22 +82,22 @@ class Corpus(Component, ABC, slot="data"):
 
     @abstractmethod
     def describe(self) -> Mapping[str, int | str]:
-        """The record of the text in a run, such as files, bytes and versions."""
+        """Properties of the corpus that a run records, such as files, bytes and versions."""
 
 
 def before_border(sizes: Iterable[int], border: int) -> Iterator[int]:
-    """How much of each of some stretches, which follow each other, lies before ``border``."""
+    """Yield the length of each of consecutive stretches, which have these sizes, that lies before ``border``."""
     for size in sizes:
         yield min(max(border, 0), size)
         border -= size
 
 
 def chunk_text(texts: Iterable[str], limit: int = CHUNK) -> Iterator[str]:
-    """The concatenation of ``texts`` in chunks of at most ``limit`` characters, cut where tokenizers cut anyway.
+    """The concatenation of ``texts`` in chunks of at most ``limit`` characters, cut where tokenizers cut too.
 
-    That is after a line end, or else before a space, that stands alone before a letter or digit: there the patterns
-    of the usual byte-pair encodings split too, so that the chunks give the same tokens as the whole text. Text
-    without such a place is cut at the limit.
+    A chunk ends after a line feed, or else before a space, that follows a character other than white space and
+    precedes a letter or digit. The patterns of the usual byte-pair encodings split there as well, so that the chunks
+    give the same tokens as the whole text. Text without such a place is cut at the limit.
     """
     rest = ""
     for text in texts:
@@ -111,11 +112,11 @@ def chunk_text(texts: Iterable[str], limit: int = CHUNK) -> Iterator[str]:
 
 
 def _cut_at(text: str, start: int, limit: int) -> int:
-    """The index, after ``start`` and at most ``limit``, that ends the chunk from ``start``."""
-    for mark, offset in (("\n", 1), (" ", 0)):
-        at = text.rfind(mark, start + 1, limit)
+    """The end of the chunk that begins at ``start``: an index above ``start``, and at most ``limit``."""
+    for separator, offset in (("\n", 1), (" ", 0)):
+        at = text.rfind(separator, start + 1, limit)
         while at > 0:
             if not text[at - 1].isspace() and text[at + 1].isalnum():
                 return at + offset
-            at = text.rfind(mark, start + 1, at)
+            at = text.rfind(separator, start + 1, at)
     return limit

@@ -14,9 +14,9 @@ from modular_gpt.data.rows import is_row_file, read_rows
 
 @dataclass(frozen=True)
 class RowFile(SourceFile):
-    """A file with a column of texts; ``sha256`` is of all its texts, each with its length.
+    """A file of rows with a column of texts.
 
-    rows: number of them
+    rows: number of rows; sha256: of all texts, each after its length
     """
 
     column: str
@@ -24,7 +24,7 @@ class RowFile(SourceFile):
 
 
 class RowSlice(NamedTuple):
-    """The rows of a file from ``start`` to ``stop``, each a document; ``characters``: of their texts."""
+    """The rows of a file from ``start`` to ``stop``, each a document; ``characters``: length of their texts."""
 
     file: RowFile
     start: int
@@ -35,7 +35,7 @@ class RowSlice(NamedTuple):
         """The texts, row by row, in chunks.
 
         Raises:
-            DataError: the file is not the one that was scanned any more.
+            DataError: the file has changed since it was scanned.
         """
         try:
             for number, text in enumerate(_texts(self.file.path, self.file.column)):
@@ -50,10 +50,11 @@ class RowSlice(NamedTuple):
 
 
 def scan_rows(path: Path, column: str) -> RowFile:
-    """Read a file once, to know its number of rows, their size and hash, and that each has a text.
+    """Read a file once to count its rows and characters, hash its texts and check that each row has one.
 
     Raises:
-        DataError: it cannot be read, is no file of rows, or a row has no text in the column; names file and row.
+        DataError: the file cannot be read, is no file of rows, or has a row without text in the column; the message
+            has the path and the row.
     """
     digest, rows, characters = hashlib.sha256(), 0, 0
     for text in _texts(path, column):
@@ -65,13 +66,14 @@ def scan_rows(path: Path, column: str) -> RowFile:
 
 
 def _texts(path: Path, column: str) -> Iterator[str]:
+    """The text of each row of a file; a DataError for a row without text in the column."""
     for row in read_rows(path):
         text = row.values.get(column)
         if not isinstance(text, str):
-            found = "none" if text is None else type(text).__name__
+            found = "nothing" if text is None else type(text).__name__
             columns = ", ".join(map(str, row.values))
             raise DataError(
-                f"{row.place} has no text in column {column!r} (it is {found}): set data.column to one of {columns}"
+                f"{row.place} has no text in column {column!r} (found {found}): set data.column to one of {columns}"
             )
         try:
             text.encode()
@@ -81,7 +83,7 @@ def _texts(path: Path, column: str) -> Iterator[str]:
 
 
 def skip_without_rows(path: Path) -> str | None:
-    """The reason to skip a file in a folder of rows; None: it has rows, by its name."""
+    """The reason to skip a file in a folder of files of rows, by its suffix; None: it is read."""
     return None if is_row_file(path) else "without rows"
 
 
@@ -91,7 +93,7 @@ def whole_rows(files: list[RowFile]) -> list[RowSlice]:
 
 
 def split_last_rows(files: list[RowFile], val_fraction: float) -> dict[str, list[RowSlice]]:
-    """Of n rows in all, the first ``int(n * (1 - val_fraction))``, but at least one, for training; others to validate.
+    """Split n rows: the first ``int(n * (1 - val_fraction))`` for training, the others for validation, one at least.
 
     Raises:
         DataError: there are fewer than two rows.
@@ -110,7 +112,7 @@ def split_last_rows(files: list[RowFile], val_fraction: float) -> dict[str, list
 
 
 def _slice(file: RowFile, start: int, stop: int) -> RowSlice:
-    """Some rows of a file; only those of a file that is in both splits are read again, to count them."""
+    """A slice of a file's rows; the rows of a file that is in both splits are read again to count characters."""
     if stop - start == file.rows:
         return RowSlice(file, start, stop, file.characters)
     lengths = (len(text) for number, text in enumerate(_texts(file.path, file.column)) if start <= number < stop)

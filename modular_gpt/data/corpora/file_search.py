@@ -1,4 +1,4 @@
-"""Which files paths, patterns and folders name."""
+"""Search for files by paths, patterns and folders."""
 
 import codecs
 import glob
@@ -11,12 +11,12 @@ from pathlib import Path
 from modular_gpt.core.errors import ConfigError, DataError
 
 SNIFFED = 2**13  # bytes at the beginning of a file that decide whether it is text
-TEXT_NAMES = (".txt", ".md")  # files that are not skipped, so that bytes which are no text are an error
+TEXT_NAMES = (".txt", ".md")  # suffixes of files that are not skipped but an error if they are not UTF-8
 
 
 @dataclass
 class FoundFiles:
-    """The files that were found, and how many were skipped in folders, by the reason."""
+    """The files that were found, and the number of files that were skipped in folders by reason."""
 
     files: list[Path]
     skipped: Counter[str] = field(default_factory=Counter)
@@ -26,7 +26,7 @@ def path_patterns(value: object, setting: str = "data.path") -> list[str]:
     """Paths and patterns as a list, from one or several of them, each a string or a Path.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: ``value`` is neither a path nor a list of paths, or a path is empty.
     """
     listed = list(value) if isinstance(value, (list, tuple)) else [value]
     if not listed or not all(isinstance(item, (str, Path)) and str(item) for item in listed):
@@ -35,7 +35,7 @@ def path_patterns(value: object, setting: str = "data.path") -> list[str]:
 
 
 def skip_binary(path: Path) -> str | None:
-    """The reason to skip a file in a folder of texts; None: it is text, by its first bytes."""
+    """The reason to skip a file in a folder of texts, by its first bytes; None: it is read."""
     try:
         with path.open("rb") as file:
             beginning = file.read(SNIFFED)
@@ -45,7 +45,7 @@ def skip_binary(path: Path) -> str | None:
     except UnicodeDecodeError:
         return None if path.suffix.lower() in TEXT_NAMES else "binary"
     except OSError:
-        return None  # reading it tells the reason
+        return None  # an error is raised when it is read
     return None
 
 
@@ -64,8 +64,8 @@ def search_files(
     """The files that paths, patterns and folders name, sorted within a pattern.
 
     ``**`` crosses directories and ``~`` is the home directory. A folder stands for the files in it and below it;
-    hidden ones and those for which ``skip`` has a reason are skipped there. A file that is named twice, also by
-    another spelling or through a link, is found once, where it comes first. ``setting`` names the paths in messages.
+    hidden ones and those for which ``skip`` returns a reason are skipped there. A file that several paths or links
+    name is found once, at its first place. ``setting``: name of the setting in messages.
 
     Raises:
         DataError: a path does not exist, a pattern matches no file, or a folder has none that is not skipped.
@@ -87,37 +87,37 @@ def _matches(pattern: str, setting: str, skip: Callable[[Path], str | None], ski
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
     files = [match for match in matches if match.is_file()]
     if not files:
-        what = "no file matches" if glob.has_magic(pattern) else "there is no file"
-        raise DataError(f"{what} {pattern!r} (seen from {Path.cwd()}): correct {setting}")
+        problem = "no file matches" if glob.has_magic(pattern) else "there is no file"
+        raise DataError(f"{problem} {pattern!r} (seen from {Path.cwd()}): correct {setting}")
     return files
 
 
 def _in_folder(folder: Path, setting: str, skip: Callable[[Path], str | None], skipped: Counter[str]) -> list[Path]:
     files = []
-    here: Counter[str] = Counter()
-    for path in sorted(_below(folder, here)):
+    in_folder: Counter[str] = Counter()
+    for path in sorted(_below(folder, in_folder)):
         if reason := skip(path):
-            here[reason] += 1
+            in_folder[reason] += 1
         else:
             files.append(path)
     if not files:
-        reasons = f" ({in_words(here)} skipped)" if here.total() else ""
+        reasons = f" ({in_words(in_folder)} skipped)" if in_folder.total() else ""
         raise DataError(f"the folder '{folder}' has no file to read{reasons}: correct {setting}")
-    skipped += here
+    skipped += in_folder
     return files
 
 
 def _below(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
     """The regular files in a folder and below it, without hidden ones; links to folders are not followed."""
-    for place, folders, names in os.walk(folder):
-        for listed in (folders, names):
-            skipped["hidden"] += sum(name.startswith(".") for name in listed)
-            listed[:] = [name for name in listed if not name.startswith(".")]
-        yield from (path for path in (Path(place) / name for name in names) if path.is_file())
+    for directory, subdirectories, names in os.walk(folder):
+        for entries in (subdirectories, names):
+            skipped["hidden"] += sum(name.startswith(".") for name in entries)
+            entries[:] = [name for name in entries if not name.startswith(".")]
+        yield from (path for path in (Path(directory) / name for name in names) if path.is_file())
 
 
 def in_words(counts: Counter[str]) -> str:
-    """Counts as a phrase: 3 hidden, 1 binary."""
+    """Counts as a phrase, such as ``3 hidden, 1 binary``."""
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.items() if count)
 
 

@@ -1,4 +1,4 @@
-"""Text files: checked to be UTF-8 text, read in bounded memory.
+"""Text files: checked to be UTF-8, read in bounded memory.
 
 A byte order mark at the beginning of a file is dropped, and Windows line ends (CRLF) are read as line feeds.
 """
@@ -24,9 +24,10 @@ BYTE_ORDER_MARK = "\ufeff"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file that was read once from end to end.
+    """A file after one pass over it.
 
-    characters: of its text, as it is read; bytes, modified (nanoseconds): of the file on disk; sha256: of its text
+    characters: length of its text; sha256: of its text (hexadecimal)
+    bytes, modified: size on disk, and time of the last modification in nanoseconds, to detect later changes
     """
 
     path: Path
@@ -41,7 +42,7 @@ class TextFile(SourceFile):
     """A file of UTF-8 text.
 
     name: of the document
-    sha256: of its text in UTF-8, which are the file's bytes unless a byte order mark or CRLF is in them
+    sha256: of its text in UTF-8, without a byte order mark and with LF in place of CRLF
     """
 
     name: str
@@ -63,17 +64,19 @@ class FileSlice(NamedTuple):
         """The text in chunks.
 
         Raises:
-            DataError: the file is not the one that was scanned any more.
+            DataError: the file has changed since it was scanned.
         """
         for text in chunk_text(_characters(*self)):
             yield TextChunk(self.file.name, text)
 
 
 def scan(path: Path, name: str | None = None) -> TextFile:
-    """Read a file once, to know its size in characters and its hash, and that it is text.
+    """Read a file once to count its characters, hash its text and check that it is UTF-8.
+
+    name: of the document; None: the path
 
     Raises:
-        DataError: it cannot be read, holds NUL bytes, or is not UTF-8; names the file and the byte offset.
+        DataError: the file cannot be read, has NUL bytes or is not UTF-8; the message has the path and byte offset.
     """
     digest, characters = hashlib.sha256(), 0
     try:
@@ -124,8 +127,8 @@ def _decoded(path: Path) -> Iterator[str]:
     """The characters of a file, block by block.
 
     Raises:
-        OSError: it cannot be read.
-        DataError: it is not UTF-8 text.
+        OSError: the file cannot be read.
+        DataError: the file is not UTF-8 text.
     """
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     with _open(path) as file:
@@ -153,19 +156,21 @@ def _decode(path: Path, decoder: codecs.IncrementalDecoder, block: bytes, offset
 
 
 def _normalized(texts: Iterable[str]) -> Iterator[str]:
-    """A file's text without the byte order mark at its beginning, and with LF where it has CRLF."""
-    held, begun = "", False  # a carriage return whose line feed may be in the next block
+    """The blocks of a text without the byte order mark at its beginning, and with LF in place of CRLF."""
+    carry = ""  # a carriage return whose line feed may be in the next block
+    at_start = True
     for text in texts:
-        if not begun and text:
-            text, begun = text.removeprefix(BYTE_ORDER_MARK), True
-        text = held + text
-        held = "\r" if text.endswith("\r") else ""
-        yield text[: len(text) - len(held)].replace("\r\n", "\n")
-    if held:
-        yield held
+        if at_start and text:
+            text, at_start = text.removeprefix(BYTE_ORDER_MARK), False
+        text = carry + text
+        carry = "\r" if text.endswith("\r") else ""
+        yield text[: len(text) - len(carry)].replace("\r\n", "\n")
+    if carry:
+        yield carry
 
 
 def _characters(file: TextFile, start: int, stop: int) -> Iterator[str]:
+    """The characters of a file from ``start`` to ``stop``, block by block; a DataError if the file has changed."""
     position = 0
     try:
         for text in _normalized(_decoded(file.path)):
@@ -179,7 +184,7 @@ def _characters(file: TextFile, start: int, stop: int) -> Iterator[str]:
 
 
 def check_unchanged(file: SourceFile) -> None:
-    """Raise a DataError if a file is not the one that was scanned any more."""
+    """Raise a DataError if a file has changed since it was scanned."""
     try:
         status = file.path.stat()
     except OSError as error:
@@ -189,12 +194,12 @@ def check_unchanged(file: SourceFile) -> None:
 
 
 def changed(path: Path) -> DataError:
-    """The error of a file that was written to after it was scanned."""
+    """The error for a file that has changed since it was scanned."""
     return DataError(f"'{path}' changed while it was read: start again when nothing writes to it")
 
 
 class SourceSlice(Protocol):
-    """Some of a file's text, from ``start`` to ``stop`` in characters or in rows."""
+    """A slice of a file's text, from ``start`` to ``stop`` in characters or in rows."""
 
     @property
     def file(self) -> SourceFile: ...
@@ -208,7 +213,7 @@ class SourceSlice(Protocol):
 
 
 class FileCorpus(Corpus, ABC):
-    """A corpus of slices of files for each split; a subclass fills ``splits``."""
+    """A corpus whose splits are slices of files; a subclass sets ``splits``."""
 
     splits: Mapping[str, Sequence[SourceSlice]]
 
@@ -237,14 +242,13 @@ def whole_files(files: Iterable[TextFile]) -> list[FileSlice]:
 
 
 def split_end(files: list[TextFile], val_fraction: float) -> dict[str, list[FileSlice]]:
-    """Read all files as one long text, whose last characters are for validation.
+    """Split the concatenation of all files, whose last characters are for validation.
 
-    The rule is the same for one file and for many (they follow each other in order, with nothing between): with n
-    characters in all, the first ``int(n * (1 - val_fraction))`` are for training. The file in which that border lies
-    is in both splits, with another slice in each.
+    Of n characters, the first ``int(n * (1 - val_fraction))`` are for training. The file with this border is in both
+    splits, with a different slice in each.
 
     Raises:
-        DataError: one of the two would be empty.
+        DataError: one of the splits would be empty.
     """
     total = sum(file.characters for file in files)
     border = int(total * (1 - val_fraction))

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from modular_gpt.core.atomic_files import sha256_file
-from modular_gpt.core.errors import ConfigError, DataError, UserError
+from modular_gpt.core.errors import ConfigError, DataError, UserError, first_line
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home, positive
 from modular_gpt.data.corpora.base import Corpus, TextChunk, chunk_text
@@ -31,7 +31,7 @@ class HuggingFace(Corpus, name="hf"):
         validation_split: The split to validate on. By default (null) val_fraction of the training documents is held
             out.
         val_fraction: Fraction of the documents, chosen by a hash of their number, that is held out for validation.
-        max_documents: Read only this many documents of each split.
+        max_documents: Read only this many documents of each split. By default (null) all are read.
         """
 
         path: str = ""
@@ -70,7 +70,7 @@ class HuggingFace(Corpus, name="hf"):
         config, separate = self.config, self.config.validation_split
         name = separate if split == "validation" and separate else config.train_split
         for number, text in enumerate(self._texts(name)):
-            if separate or (split == "validation") == _chosen(number, config.val_fraction):
+            if separate or (split == "validation") == _for_validation(number, config.val_fraction):
                 for chunk in chunk_text([text]):
                     yield TextChunk(f"{name}/{number}", chunk)
 
@@ -97,24 +97,24 @@ class HuggingFace(Corpus, name="hf"):
             raise
         except (OSError, ValueError) as error:
             raise DataError(
-                f"cannot read split {split!r} of dataset {config.path!r} ({_first_line(error)}):"
+                f"cannot read split {split!r} of dataset {config.path!r} ({first_line(error)}):"
                 " check data.train_split, data.validation_split and data.subset"
             ) from error
 
     def _local_revision(self) -> str:
-        """What pins the content of a local directory: a hash of its files."""
+        """The revision of a local directory: SHA-256 of the hashes of its files."""
         paths = sorted(path for path in Path(self._path).rglob("*") if path.is_file())
         return hashlib.sha256("".join(map(sha256_file, paths)).encode()).hexdigest()
 
     def _commit(self) -> str:
-        """What pins the content on the hub: the commit that the revision names today."""
+        """The commit on the Hub to which ``revision`` refers at this moment."""
         from huggingface_hub import HfApi
 
         try:
             commit = HfApi().dataset_info(self.config.path, revision=self.config.revision).sha
         except (OSError, ValueError) as error:
             raise DataError(
-                f"cannot find dataset {self.config.path!r} on the Hugging Face hub ({_first_line(error)}):"
+                f"cannot find dataset {self.config.path!r} on the Hugging Face hub ({first_line(error)}):"
                 " check data.path and the network, or use data=text with files of your own"
             ) from error
         assert commit is not None
@@ -122,9 +122,9 @@ class HuggingFace(Corpus, name="hf"):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the content's revision and the part that is read: hashing the text would download it all."""
+        """SHA-256 of the revision and the settings that select text; hashing the text would download all of it."""
         settings = {**asdict(self.config), "path": None, "revision": self.revision}
-        for name in ("documents", "attend_across", "predict_across"):  # they change no text
+        for name in ("documents", "attend_across", "predict_across"):  # these settings change no text
             settings.pop(name)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -132,10 +132,7 @@ class HuggingFace(Corpus, name="hf"):
         return {"dataset": self.config.path, "revision": self.revision}
 
 
-def _chosen(number: int, fraction: float) -> bool:
+def _for_validation(number: int, fraction: float) -> bool:
+    """Whether a document is held out for validation, by a hash of its number."""
     digest = hashlib.sha256(str(number).encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

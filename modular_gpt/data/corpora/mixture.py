@@ -1,4 +1,4 @@
-"""Several corpora as one, each with a share of the rows of a training."""
+"""Mixtures of corpora, each with a share of the training rows."""
 
 import hashlib
 import json
@@ -24,8 +24,8 @@ class Mixture(Corpus, name="mixture"):
     class Config(ComponentConfig):
         """Settings of a mixture of corpora.
 
-        sources: A mapping from a name of each source to its settings: those of a corpus (name is text by default) and
-            its weight (1 by default), or just the name of a corpus or the path of a text.
+        sources: A mapping from the name of each source to its settings, which are those of a corpus (its name is text
+            by default) and a weight (1 by default); or to the name of a corpus, or the path of a text.
         """
 
         sources: dict[str, Any] = field(default_factory=dict)
@@ -42,10 +42,11 @@ class Mixture(Corpus, name="mixture"):
 
         def configs(self) -> dict[str, ComponentConfig]:
             """The settings of the corpus of each source by its name."""
-            without = {name: {**settings} for name, settings in self.sources.items()}
-            for settings in without.values():
-                del settings["weight"]
-            return {name: decode("data", settings) for name, settings in without.items()}
+            settings = {
+                name: {setting: value for setting, value in source.items() if setting != "weight"}
+                for name, source in self.sources.items()
+            }
+            return {name: decode("data", values) for name, values in settings.items()}
 
     def __init__(self, config: ComponentConfig) -> None:
         super().__init__(config)
@@ -58,13 +59,17 @@ class Mixture(Corpus, name="mixture"):
 
     @classmethod
     def tokenizer_config(cls, config: Any, tokenizer: ComponentConfig) -> ComponentConfig:
-        """The settings that all sources agree on."""
+        """The settings after those of each source in turn (``Corpus.tokenizer_config``).
+
+        Raises:
+            ConfigError: a source cannot be encoded by the tokenizer.
+        """
         for settings in config.configs().values():
             tokenizer = Corpus.of(settings).tokenizer_config(settings, tokenizer)
         return tokenizer
 
     def documents(self, split: str) -> Iterator[TextChunk]:
-        """The documents of all sources, one source after another, whatever their weights."""
+        """The documents of all sources, one source after another; weights have no effect."""
         for name, corpus in self.corpora.items():
             for chunk in corpus.documents(split):
                 yield TextChunk(f"{name}: {chunk.document}", chunk.text)
@@ -74,7 +79,7 @@ class Mixture(Corpus, name="mixture"):
         return None if None in counts else sum(count or 0 for count in counts)
 
     def prepare(self, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedData:
-        """The batches of all sources together; each has token files of its own."""
+        """Prepare each source separately, and mix their rows."""
         prepared = {name: corpus.prepare(tokenizer, cache_dir) for name, corpus in self.corpora.items()}
         sources = [Source(name, self.places[name], data) for name, data in prepared.items()]
         manifest: PlainDict = {
@@ -97,7 +102,7 @@ def sources_by_name(sources: PlainMapping) -> dict[str, PlainDict]:
     """The settings of each source by its name, with the name of its corpus and its weight.
 
     Raises:
-        ConfigError: the settings of a source are of another type, or its weight is no number above 0.
+        ConfigError: a source is neither settings, a name nor a path, or its weight is no number above 0.
     """
     found: dict[str, PlainDict] = {}
     for name, source in sources.items():
@@ -110,6 +115,7 @@ def sources_by_name(sources: PlainMapping) -> dict[str, PlainDict]:
 
 
 def _settings(name: str, source: object) -> PlainMapping:
+    """The settings of a source that may be given by the name of a corpus or by a path."""
     if isinstance(source, Mapping):
         return source
     if isinstance(source, (str, Path)) and str(source):

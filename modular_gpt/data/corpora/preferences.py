@@ -35,14 +35,17 @@ class Preferences(Corpus, name="preferences"):
         """Settings of preference pairs, rows with the fields prompt, chosen and rejected.
 
         path: A file, a pattern, a folder or a list of these. A folder means all files of rows below it.
-        validation: The same for the pairs to validate on. By default (null) val_fraction of those in path is held out.
+        validation: Files of the validation pairs, given as path is. By default (null) val_fraction of the pairs in path
+            is held out.
         val_fraction: Fraction of the pairs, chosen by a hash of their content, that is held out for validation.
         fields: Names of fields in the files, such as {prompt: question, chosen: better, rejected: worse}.
-        template: Chat template that renders prompts and answers. By default (null) they are joined as they are.
-        separator: Text between a prompt and its answer, where no template renders them. By default (null) nothing.
+        template: Chat template that renders prompts and answers. By default (null) none does, and an answer follows its
+            prompt directly.
+        separator: Text between a prompt and its answer, where no template renders them. By default (null) there is
+            none.
         """
 
-        path: Any = None  # str or list[str]: a structured config cannot spell that union
+        path: Any = None  # str or list[str], a union that structured configs do not support
         validation: Any = None
         val_fraction: float = 0.1
         fields: dict[str, str] = field(default_factory=dict)
@@ -71,8 +74,11 @@ class Preferences(Corpus, name="preferences"):
         pairs = {split: [pair for path in paths for pair in self._read(path)] for split, paths in files.items()}
         if not config.validation:
             held_out = [for_validation(chosen, config.val_fraction) for chosen, _ in pairs["train"]]
-            both = list(zip(pairs["train"], held_out, strict=True))
-            pairs = {"train": [p for p, held in both if not held], "validation": [p for p, held in both if held]}
+            assigned = list(zip(pairs["train"], held_out, strict=True))
+            pairs = {
+                "train": [pair for pair, is_held_out in assigned if not is_held_out],
+                "validation": [pair for pair, is_held_out in assigned if is_held_out],
+            }
         for split, found in pairs.items():
             if not found:
                 raise DataError(f"the {split} split has no pair of answers: give more, or data.validation=<file>")
@@ -89,14 +95,14 @@ class Preferences(Corpus, name="preferences"):
             yield first, second
 
     def documents(self, split: str) -> Iterator[TextChunk]:
-        """The text of each answer behind its prompt, from which a tokenizer can learn."""
+        """The text of each prompt with each of its answers, for tokenizers that learn from text."""
         for pair in self.pairs[split]:
             for number, record in enumerate(pair):
                 for text in chunk_text([self.text.plain(record)]):
                     yield TextChunk(f"{record.where} {number}", text)
 
     def prepare(self, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedPairs:
-        """The ids of all pairs, in memory; nothing is written."""
+        """Encode all pairs in memory; no file is written."""
         encoder = RecordEncoder(self.text, tokenizer)
         prepared = {split: _encoded(encoder, self.pairs[split]) for split in SPLITS}
         manifest: PlainDict = {

@@ -1,4 +1,4 @@
-"""The running interpreter's own standard library: real text on every machine, read, never redistributed."""
+"""The standard library of the running interpreter: real text on every machine, never redistributed."""
 
 import hashlib
 import os
@@ -14,12 +14,12 @@ from modular_gpt.data.corpora.base import SPLITS
 from modular_gpt.data.corpora.files import FileCorpus, FileSlice, scan
 from modular_gpt.data.documents import TextConfig
 
-# Tests, generated tables and near duplicates of each other, which would make the text look easier than it is.
+# Directories of tests, generated tables and near-duplicates, which would lower the loss below that of other code.
 EXCLUDED = {
     *("site-packages", "dist-packages", "__pycache__", "test", "tests"),
     *("idlelib", "turtledemo", "ensurepip", "encodings", "pydoc_data"),
 }
-FEWEST = 100  # sources; a library with fewer has been stripped
+FEWEST = 100  # source files; an installation with fewer has been stripped
 
 
 class PythonStdlib(FileCorpus, name="python_stdlib"):
@@ -52,8 +52,8 @@ class PythonStdlib(FileCorpus, name="python_stdlib"):
 def sources(root: Path) -> dict[str, Path]:
     """The Python files below ``root`` by their relative path, without the excluded directories."""
     found = {}
-    for folder, below, files in os.walk(root):
-        below[:] = [name for name in below if not _excluded(name)]  # what is left out is not even visited
+    for folder, directories, files in os.walk(root):
+        directories[:] = [name for name in directories if not _excluded(name)]  # the others are not visited
         paths = (Path(folder) / name for name in files if name.endswith(".py"))
         found.update({path.relative_to(root).as_posix(): path for path in paths if path.is_file()})
     return found
@@ -64,5 +64,5 @@ def _excluded(directory: str) -> bool:
 
 
 def for_validation(name: str) -> bool:
-    """Whether a file is for validation: by its relative path alone, so that every Python version agrees."""
+    """Whether a file is for validation, by a hash of its relative path, the same in all versions of Python."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0

@@ -1,4 +1,4 @@
-"""Records of a task: prompts and answers, conversations, labels, in files of the user's own."""
+"""Records of a task (prompts and answers, conversations, labels) in the user's files."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import expand_home, one_of
 from modular_gpt.data.corpora.base import SPLITS, Corpus, TextChunk, chunk_text
-from modular_gpt.data.corpora.files import check_fraction, hash_file
+from modular_gpt.data.corpora.files import changed, check_fraction, hash_file
 from modular_gpt.data.prepared import PreparedData
 from modular_gpt.data.records import Record, Skipped, read_records, record_files
 from modular_gpt.data.records.encode import TRAIN_ON, RecordEncoder, RecordText
@@ -26,7 +26,7 @@ from modular_gpt.data.records.record import for_validation
 from modular_gpt.data.templates import build_template
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-FIRST = 100  # records, from which it is known whether a template renders them
+FIRST = 100  # records that are read to find whether a template renders them
 
 
 class Records(Corpus, name="records"):
@@ -34,27 +34,27 @@ class Records(Corpus, name="records"):
 
     @dataclass
     class Config(ComponentConfig):
-        """Settings of records, whose format is told by their fields.
+        """Settings of records, whose format is recognised by their fields.
 
         path: A file, a pattern, a folder or a list of these. A folder means all record files below it.
-        validation: The same for the records to validate on. By default (null) val_fraction of those in path is held
-            out.
+        validation: Files of the validation records, given as path is. By default (null) val_fraction of the records in
+            path is held out.
         val_fraction: Fraction of the records, chosen by a hash of their content, that is held out for validation.
         fields: Names of fields in the files, by the names of the formats, such as {prompt: question, completion:
             answer}.
         train_on: Tokens that count in the loss: completion (the answer, in conversations the last one), assistant (all
             answers) or all.
-        template: Chat template of conversations and instructions: plain, chatml, alpaca, auto (the tokenizer's own) or
-            a .jinja file. One that is given here renders prompts and their answers, too. By default (null) it is the
-            tokenizer's own, or else plain.
-        separator: Text between a prompt and its answer, where no template renders them. By default (null) a line feed
-            before labels and choices, and nothing else.
-        packing: Put several records into a row, with attention and positions of each on its own. Without it, each row
+        template: Chat template: plain, chatml, alpaca, auto (that of the tokenizer) or a .jinja file. It renders all
+            records but whole texts. By default (null) the tokenizer's template, or else plain, renders conversations
+            and instructions alone.
+        separator: Text between a prompt and its answer, where no template renders them. By default (null) it is a line
+            feed before labels and choices, and nothing in other records.
+        packing: Put several records into a row, with separate attention and positions for each. If false, each row
             holds one record and padding.
-        skip_bad: Leave out records that cannot be used, and say how many. Otherwise the first one is an error.
+        skip_bad: Leave out records that cannot be used, and report their number. If false, the first one is an error.
         """
 
-        path: Any = None  # str or list[str]: a structured config cannot spell that union
+        path: Any = None  # str or list[str], a union that structured configs do not support
         validation: Any = None
         val_fraction: float = 0.1
         fields: dict[str, str] = field(default_factory=dict)
@@ -94,18 +94,18 @@ class Records(Corpus, name="records"):
         for record in read_records(self.files.get(split, self.files["train"]), self.config.fields, counts):
             if separate or (split == "validation") == for_validation(record, self.config.val_fraction):
                 yield record
-        changed = next((path for path, known in self._states.items() if _state(path) != known), None)
-        if changed is not None:
-            raise DataError(f"'{changed}' changed while it was read: start again when nothing writes to it")
+        for path, state in self._states.items():
+            if _state(path) != state:
+                raise changed(path)
 
     def documents(self, split: str) -> Iterator[TextChunk]:
-        """The text of each record, from which a tokenizer can learn."""
+        """The text of each record, for tokenizers that learn from text."""
         for record in self.records(split):
             for text in chunk_text([self.text.plain(record)]):
                 yield TextChunk(record.where, text)
 
     def prepare(self, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedData:
-        """The tokens of all records with the role of each, written into files once for this tokenizer."""
+        """Encode all records into files of token ids and roles, which are written once per tokenizer."""
         encoder = RecordEncoder(self.text, tokenizer)
         splits, manifest = prepare_records(self, encoder, cache_dir)
         renders = self.config.template is not None or not CONVERSATIONS.isdisjoint(splits["train"].formats)
@@ -127,13 +127,13 @@ class Records(Corpus, name="records"):
         return tokenizer.with_template(self.text.template_for(tokenizer))
 
     def _ask_first(self, encoder: RecordEncoder, count: int) -> list[Question]:
-        """The questions of the first ``count`` validation records that are no whole texts."""
-        asking = (record for record in self.records("validation") if record.format != "text")
-        return ask(encoder, list(islice(asking, count)))
+        """The questions of the first ``count`` validation records that ask for an answer: all but whole texts."""
+        with_answers = (record for record in self.records("validation") if record.format != "text")
+        return ask(encoder, list(islice(with_answers, count)))
 
     @property
     def content(self) -> str:
-        """SHA-256 of the files and of the settings that decide which records of them are in which split."""
+        """SHA-256 of the files and of the settings that assign their records to splits."""
         config = self.config
         hashes = {split: [self._hashes[path] for path in self.files.get(split, [])] for split in SPLITS}
         settings = [config.fields, config.skip_bad, None if config.validation else config.val_fraction]
@@ -151,7 +151,7 @@ class Records(Corpus, name="records"):
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change (nanoseconds), which differ once something writes to the file."""
+    """Size (bytes) and time of the last modification (nanoseconds) of a file, to detect that it was written to."""
     try:
         status = path.stat()
     except OSError as error:

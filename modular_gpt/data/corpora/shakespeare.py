@@ -47,21 +47,21 @@ class Shakespeare(FileCorpus, name="shakespeare"):
         path = Path(config.path) if config.path else cached()
         file = scan(path, FILE)
         if file.sha256 != SHA256:
-            wrong = _wrong(file.sha256)
-            raise DataError(f"'{path}' is not tiny Shakespeare ({wrong}): remove it, or read it with data=text")
+            mismatch = _mismatch(file.sha256)
+            raise DataError(f"'{path}' is not tiny Shakespeare ({mismatch}): remove it, or read it with data=text")
         self.splits = split_end([file], config.val_fraction)
 
 
 def cached() -> Path:
-    """The file in the cache directory, downloaded when it is not there.
+    """The path of the file in the cache directory, after downloading it if it is missing.
 
     Raises:
-        DataError: it is not there and cannot be downloaded; the message says where to put it.
+        DataError: the file cannot be downloaded; the message has the path for a copy.
     """
     path = cache_directory() / "shakespeare" / FILE
     if not path.is_file():
         content = _download(path)
-        with new_in_cache(path.parent, lambda directory: _is_right(directory / FILE)) as directory:
+        with new_in_cache(path.parent, lambda directory: _is_intact(directory / FILE)) as directory:
             (directory / FILE).write_bytes(content)
     return path
 
@@ -71,16 +71,16 @@ def _download(path: Path) -> bytes:
         with urllib.request.urlopen(URL, timeout=TIMEOUT) as response:
             content: bytes = response.read()
         if (found := hashlib.sha256(content).hexdigest()) != SHA256:
-            raise OSError(_wrong(found))
-    except OSError as error:  # the base of every urllib error too
+            raise OSError(_mismatch(found))
+    except OSError as error:  # the base of all errors of urllib
         remedy = f"put the file at {path}, or use data=python_stdlib"
         raise DataError(f"cannot download {URL} ({error}): {remedy}") from error
     return content
 
 
-def _is_right(path: Path) -> bool:
+def _is_intact(path: Path) -> bool:
     return path.is_file() and sha256_file(path) == SHA256
 
 
-def _wrong(found: str) -> str:
+def _mismatch(found: str) -> str:
     return f"SHA-256 {found[:12]}... instead of {SHA256[:12]}..."

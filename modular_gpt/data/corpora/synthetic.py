@@ -22,7 +22,7 @@ from modular_gpt.data.prepared import Batch, PreparedData
 from modular_gpt.data.synthetic_tasks import TASKS, Draws, TaskSizes
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-ROWS_FORMAT = 1  # of the rows: another one gives another fingerprint
+ROWS_FORMAT = 1  # version of the generated rows, a component of the fingerprint
 TRAIN, VALIDATION = 0, 1  # streams of random numbers
 LARGEST = {"vocab_size": 2**16, "pairs": 2**12, "lag": 2**16, "validation_samples": 2**20}
 
@@ -34,7 +34,7 @@ class Synthetic(Corpus, name="synthetic"):
     class Config(ComponentConfig):
         """Settings of a synthetic task. The length of a row is model_size.context_length.
 
-        task: The task: mqar (recall the values of keys), lag (repeat the id that stood lag places before), copy (repeat
+        task: The task: mqar (recall the values of keys), lag (repeat the id lag places earlier), copy (repeat
             the first half of the row) or needle (recall one value that is hidden in noise).
         vocab_size: Number of ids.
         pairs: Number of pairs of a key and its value in a row of mqar and needle.
@@ -69,16 +69,24 @@ class Synthetic(Corpus, name="synthetic"):
 
     @classmethod
     def tokenizer_config(cls, config: Any, tokenizer: ComponentConfig) -> ComponentConfig:
-        """The rows are ids: ``tokenizer=ids``, which takes the place of the default, ``byte``."""
+        """``tokenizer=ids`` with the task's number of ids, in place of the default, ``byte``.
+
+        Raises:
+            ConfigError: a tokenizer of text is chosen.
+        """
         if tokenizer.name not in ("ids", "byte"):
             raise ConfigError(f"data=synthetic is made of ids and no text: leave out tokenizer={tokenizer.name}")
         return decode("tokenizer", {"name": "ids", "vocab_size": config.vocab_size})
 
     def documents(self, split: str) -> Iterator[TextChunk]:
-        raise DataError("data=synthetic has no text: train on it, or take another corpus for this")
+        raise DataError("data=synthetic has ids and no text: use another corpus where text is needed")
 
     def prepare(self, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> "SyntheticData":
-        """Nothing is written: rows are computed when they are needed."""
+        """The data of the task; its rows are computed when they are read, and no file is written.
+
+        Raises:
+            ConfigError: the tokenizer has another number of ids than the task.
+        """
         if tokenizer.vocab_size != self.config.vocab_size:
             raise ConfigError(
                 f"data.vocab_size={self.config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} ids:"
@@ -95,7 +103,7 @@ class Synthetic(Corpus, name="synthetic"):
 
 
 class SyntheticData(PreparedData):
-    """Rows of a synthetic task; accuracy counts the targets that the model finds."""
+    """Rows of a synthetic task; accuracy is the fraction of targets that are the model's most likely token."""
 
     everything: ClassVar[str] = "all validation rows"
     measures_accuracy: ClassVar[bool] = True
@@ -115,7 +123,7 @@ class SyntheticData(PreparedData):
         return SyntheticBatches(self.config, block, batch_size, seed, TRAIN)
 
     def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """Row i depends on i alone, so that the loss does not depend on the batch size."""
+        """As ``PreparedData.evaluation``; row i depends on i alone, and so the loss not on the batch size."""
         windows = windows or self.config.validation_samples
         source, share = SyntheticBatches(self.config, block, rows, 0, VALIDATION), rows // world
         for number in range(math.ceil(windows / rows)):
@@ -127,7 +135,7 @@ class SyntheticData(PreparedData):
         return self.config.validation_samples
 
     def check_evaluation(self, block: int, windows: int) -> None:
-        """There are always enough rows."""
+        """Never raises an error: the number of rows is not limited."""
 
     def beginning(self, windows: int, block: int) -> Batch:
         return next(self.evaluation(block, windows, windows))

@@ -1,4 +1,4 @@
-"""Text of the user's own: files, folders, and columns of files of rows."""
+"""Text in the user's files: whole files, or a column of files of rows."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -32,17 +32,16 @@ class Text(FileCorpus, name="text"):
     class Config(TextConfig):
         """Settings of a corpus of text files.
 
-        path: A path, a folder (its files of text, also in folders below), a pattern such as corpus/**/*.txt, or a list
-            of these.
+        path: A file, a folder (all text files below it), a pattern such as corpus/**/*.txt, or a list of these.
         val_fraction: Fraction of all characters (of all rows, with a column), at the end, that is held out for
             validation.
         validation: Files to validate on, given as path is. By default (null) val_fraction of path is held out.
         column: Read the texts in this column of .jsonl, .json, .csv, .tsv or .parquet files, each row as a document.
-            By default (null) a file is one text.
+            By default (null) each file is one document.
         deduplicate: Read files of equal content only once.
         """
 
-        path: Any = None  # str or list[str]: a structured config cannot spell that union
+        path: Any = None  # str or list[str], a union that structured configs do not support
         val_fraction: float = 0.1
         validation: Any = None
         column: str | None = None
@@ -71,27 +70,29 @@ class Text(FileCorpus, name="text"):
     def _read(
         self,
         config: "Text.Config",
-        scan: Callable[[Path], F],
+        scan_file: Callable[[Path], F],
         whole: Callable[[list[F]], Sequence[SourceSlice]],
-        split: Callable[[list[F], float], Mapping[str, Sequence[SourceSlice]]],
+        divide: Callable[[list[F], float], Mapping[str, Sequence[SourceSlice]]],
     ) -> Mapping[str, Sequence[SourceSlice]]:
-        """The slices of both splits, of the files as ``scan`` reads them.
+        """The slices of both splits.
 
-        whole: all of some files; split: a training and a validation split of some files
+        scan_file: reads a file once; whole: returns slices of whole files
+        divide: returns the slices of a training and a validation split of files
         """
         paths = self._files(config, "path")
         if not config.validation:
-            return split(self._distinct([scan(path) for path in paths], config), config.val_fraction)
-        validating = self._files(config, "validation")
-        check_apart(paths, validating)
-        train = self._distinct([scan(path) for path in paths], config)
-        validation = self._distinct([scan(path) for path in validating], config)
+            return divide(self._distinct([scan_file(path) for path in paths], config), config.val_fraction)
+        validation_paths = self._files(config, "validation")
+        check_apart(paths, validation_paths)
+        train = self._distinct([scan_file(path) for path in paths], config)
+        validation = self._distinct([scan_file(path) for path in validation_paths], config)
         if config.deduplicate:
             check_different(train, validation)
         splits = {"train": whole(train), "validation": whole(validation)}
         for name, slices in splits.items():
             if not slices:
-                raise DataError(f"the files of data.{'path' if name == 'train' else name} have no text: give it more")
+                setting = "path" if name == "train" else name
+                raise DataError(f"the files of data.{setting} have no text: name files with text")
         return splits
 
     def _files(self, config: "Text.Config", setting: str) -> list[Path]:
@@ -102,7 +103,7 @@ class Text(FileCorpus, name="text"):
         return found.files
 
     def _distinct(self, files: list[F], config: "Text.Config") -> list[F]:
-        """The files without those whose content an earlier one has."""
+        """The files without those whose text equals that of an earlier one; without data.deduplicate, all files."""
         if not config.deduplicate:
             return files
         first: dict[str, F] = {}
@@ -115,7 +116,7 @@ class Text(FileCorpus, name="text"):
 
 
 def check_apart(train: Sequence[Path], validation: Sequence[Path]) -> None:
-    """Raise a DataError if a file is in both lists, also by another spelling or through a link."""
+    """Raise a DataError if a file is in both lists, also if it has several paths or links."""
     known = {identity(path) for path in train}
     for path in validation:
         if identity(path) in known:
@@ -123,7 +124,7 @@ def check_apart(train: Sequence[Path], validation: Sequence[Path]) -> None:
 
 
 def check_different(train: Sequence[SourceFile], validation: Sequence[SourceFile]) -> None:
-    """Raise a DataError if a file for validation has the content of one for training."""
+    """Raise a DataError if the text of a validation file equals that of a training file."""
     known = {file.sha256: file.path for file in train if file.characters}
     for file in validation:
         if file.sha256 in known:
@@ -132,5 +133,5 @@ def check_different(train: Sequence[SourceFile], validation: Sequence[SourceFile
             )
 
 
-def _trained_on(found: str) -> DataError:
-    return DataError(f"{found}, and a loss on text that was trained on says little: leave it out of one of the two")
+def _trained_on(problem: str) -> DataError:
+    return DataError(f"{problem}, so the model would be validated on training text: leave it out of one of the two")

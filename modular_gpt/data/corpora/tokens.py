@@ -25,12 +25,12 @@ from modular_gpt.data.token_cache import START_BYTES, check_file, check_ids, ope
 from modular_gpt.data.token_files import TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-MANIFEST_FORMAT = 1  # of the manifest
+MANIFEST_FORMAT = 1  # version of the manifest
 NAMES = {"train": ("train.bin",), "validation": ("val.bin", "validation.bin")}
 VOCABULARY, PICKLED = "meta.json", "meta.pkl"
 DTYPES = ("uint8", "uint16", "uint32")
 BLOCK = 2**22  # tokens read at a time
-INCOMPLETE = "\ufffd"  # stands for bytes that are not a whole character
+INCOMPLETE = "\ufffd"  # the replacement character, to which an incomplete character is decoded
 CONVERT = "python -c \"import json, pickle; json.dump(pickle.load(open('meta.pkl', 'rb')), open('meta.json', 'w'))\""
 
 
@@ -42,9 +42,10 @@ class Tokens(Corpus, name="tokens"):
         """Settings of a corpus of token files.
 
         path: The folder with train.bin and val.bin.
-        dtype: Type of an id in the files, little endian: uint8, uint16 or uint32.
-        vocabulary: JSON file with the characters of the ids, which is nanoGPT's meta.pkl written as JSON. By default
-            (null) meta.json in the folder, if it is there; otherwise tokenizer names the tokenizer that made the ids.
+        dtype: Type of an id in the files, little-endian: uint8, uint16 or uint32.
+        vocabulary: JSON file with the character of each id, which is nanoGPT's meta.pkl written as JSON. By default
+            (null) it is meta.json in the folder, if that exists; otherwise set tokenizer to the tokenizer that made
+            the ids.
         """
 
         path: str = ""
@@ -68,7 +69,14 @@ class Tokens(Corpus, name="tokens"):
 
     @classmethod
     def tokenizer_config(cls, config: Any, tokenizer: ComponentConfig) -> ComponentConfig:
-        """The characters of the vocabulary file, where there is one and ``tokenizer`` is not other characters."""
+        """``tokenizer=char`` with the characters of the vocabulary file, if there is one, else ``tokenizer``.
+
+        A ``tokenizer`` whose characters are set is returned unchanged.
+
+        Raises:
+            ConfigError: the vocabulary file is a pickle, or ``tokenizer`` is not one of characters or bytes.
+            DataError: the vocabulary file is missing or has no vocabulary.
+        """
         folder = Path(config.path)
         path = Path(config.vocabulary) if config.vocabulary else folder / VOCABULARY
         if not config.path or getattr(tokenizer, "characters", None):
@@ -88,10 +96,10 @@ class Tokens(Corpus, name="tokens"):
         raise DataError("data=tokens has ids and no text: name the tokenizer that made them, such as tokenizer=gpt2")
 
     def prepare(self, tokenizer: Tokenizer, cache_dir: str | Path | None = None) -> PreparedText:
-        """The files, memory-mapped where they are; only what is counted in them is kept in the cache.
+        """Memory-map the token files where they are; only counts and document starts are written into the cache.
 
         Raises:
-            ConfigError: documents are to be kept apart, but the tokenizer has no end of text.
+            ConfigError: data.documents is true, and the tokenizer has no end-of-text token.
             DataError: an id is beyond the vocabulary, or has no text.
         """
         if self.packing is not None and tokenizer.eos_id is None:
@@ -130,7 +138,7 @@ class Tokens(Corpus, name="tokens"):
         }
 
     def _check(self, split: TokenSplit, tokenizer: Tokenizer) -> array:
-        """Where documents start; DataError if an id is beyond the vocabulary."""
+        """The index of the first token of each document. Raises a DataError for an id beyond the vocabulary."""
         starts = array("q", [0])
         with progress_line(f"Reading {split.path}", split.count) as update:
             for at in range(0, split.count, BLOCK):
@@ -165,6 +173,7 @@ class Tokens(Corpus, name="tokens"):
 
 
 def _open(folder: Path, split: str, dtype: np.dtype) -> TokenSplit:
+    """The token file of a split, without the size of its text, which is measured later."""
     path = next((folder / name for name in NAMES[split] if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"there is no {' or '.join(NAMES[split])} in '{folder}': correct data.path")
@@ -173,12 +182,12 @@ def _open(folder: Path, split: str, dtype: np.dtype) -> TokenSplit:
     except OSError as error:
         raise DataError(f"cannot read '{path}' ({error.strerror}): make it readable") from error
     if not size or size % dtype.itemsize:
-        raise DataError(f"'{path}' has {size} bytes, which are no ids of {dtype.itemsize} bytes: correct data.dtype")
+        raise DataError(f"'{path}' has {size} bytes, which cannot be ids of {dtype.itemsize} bytes: correct data.dtype")
     return TokenSplit(split, path, dtype, size // dtype.itemsize, 0, fingerprint, None)
 
 
 def decoded(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[TextChunk]:
-    """The text of ids in chunks, which end at whole characters."""
+    """Decode ids in chunks of ``BLOCK`` tokens, or a few more where a chunk would end within a character."""
     start = 0
     while start < len(ids):
         stop = min(start + BLOCK, len(ids))
@@ -189,10 +198,10 @@ def decoded(ids: np.ndarray, tokenizer: Tokenizer) -> Iterator[TextChunk]:
 
 
 def characters_of(path: Path) -> str:
-    """The characters of nanoGPT's vocabulary as JSON: by id in ``itos``, or with their ids in ``stoi``.
+    """The characters of a vocabulary in the order of their ids, read from nanoGPT's ``itos`` or ``stoi`` as JSON.
 
     Raises:
-        DataError: it is missing, or gives no single character to each id from 0, in code point order.
+        DataError: the file is missing, or its ids are not those of single characters in code point order.
     """
     remedy = "write it from meta.pkl, or leave it out and use tokenizer=ids tokenizer.vocab_size=<number of ids>"
     try:

@@ -1,4 +1,4 @@
-"""Records to token ids, and which of them are prompt and which are answer."""
+"""Encoding of records: token ids, and the role of each token (prompt or answer)."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,9 +12,9 @@ from modular_gpt.data.records.record import BadRecord, Record
 from modular_gpt.data.templates import ChatTemplate, Stops, build_template, definition_of, encode_with_answers, stops_of
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-PROMPT, EARLIER, ANSWER = 0, 1, 2  # a token of the prompt, of an earlier answer of the assistant, of the last answer
+PROMPT, EARLIER, ANSWER = 0, 1, 2  # roles: the prompt, an earlier answer of the assistant, the last answer
 TRAIN_ON = {"all": PROMPT, "assistant": EARLIER, "completion": ANSWER}  # the lowest role that counts in the loss
-END = "\n\n"  # ends an answer where the tokenizer has no token that ends a text
+END = "\n\n"  # ends an answer if the tokenizer has no end-of-text token
 SEPARATORS = {"label": "\n", "choices": "\n"}  # between prompt and answer, by format; nothing in the other formats
 PLAIN = "plain"
 RECORDS = 512  # encoded at a time, so that libraries can use several threads
@@ -23,7 +23,7 @@ RECORDS = 512  # encoded at a time, so that libraries can use several threads
 class Encoded(NamedTuple):
     """A record as tokens.
 
-    ids: (n,) of the prompt as generation reads it, of the answer, and of its end
+    ids: (n,) int64, of the prompt, the answer and the end of the answer
     roles: (n,) uint8, ``PROMPT``, ``EARLIER`` or ``ANSWER``
     """
 
@@ -32,14 +32,14 @@ class Encoded(NamedTuple):
 
 
 class RecordText:
-    """The text of records: prompt and answer joined as they are, or the turns of a conversation by a template."""
+    """The text of records: the prompt and the answer in sequence, or the turns of a conversation by a template."""
 
     def __init__(self, template: str | None, separator: str | None) -> None:
         """template: ``data.template``; separator: ``data.separator``"""
         self.template, self.separator = template, separator
 
     def turns(self, record: Record) -> list[Mapping[str, str]]:
-        """The messages that a template renders; none where prompt and answer are joined as they are."""
+        """The messages that a template renders; [] for a record whose text is the prompt and the answer in sequence."""
         turns = record.turns
         if not turns and self.template is not None and record.format != "text":
             turns = record.as_turns()
@@ -47,9 +47,8 @@ class RecordText:
 
     def template_for(self, tokenizer: Tokenizer | None) -> ChatTemplate:
         """The template that renders turns: by default the tokenizer's, or else ``plain``."""
-        own = None if tokenizer is None else tokenizer.template
-        if self.template is None and own is not None:
-            return own
+        if self.template is None and tokenizer is not None and tokenizer.template is not None:
+            return tokenizer.template
         return build_template(PLAIN if self.template is None else self.template, tokenizer)
 
     def prompt(self, record: Record) -> str:
@@ -60,18 +59,18 @@ class RecordText:
         return record.prompt + separator
 
     def plain(self, record: Record) -> str:
-        """The whole text of a record, from which a tokenizer can learn."""
+        """The whole text of a record, for tokenizers that learn from text."""
         turns = self.turns(record)
-        whole = self.template_for(None).render(turns) if turns else self.prompt(record) + record.answer
-        return whole + END
+        text = self.template_for(None).render(turns) if turns else self.prompt(record) + record.answer
+        return text + END
 
 
 class RecordEncoder:
     """Encodes records with one tokenizer.
 
-    The prompt is encoded as generation reads it: behind the token that begins a text, where there is one; an empty one
-    is that token, or else the one that ends a text. The answer is encoded on its own and ends with the token that ends
-    a text, or where there is none, with an empty line (``END``). In conversations the template writes these ends.
+    The prompt is encoded as generation reads it: it begins with the BOS token, if the tokenizer has one, and an empty
+    prompt is the BOS or else the EOS token. The answer is encoded separately and ends with the EOS token, or with an
+    empty line (``END``) if there is none. Conversations have the ends that their template writes.
     """
 
     def __init__(self, text: RecordText, tokenizer: Tokenizer) -> None:
@@ -81,7 +80,7 @@ class RecordEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """All that the tokens depend on besides the records and the tokenizer, as one text."""
+        """A text that changes with everything that the tokens depend on besides the records and the tokenizer."""
         return json.dumps([END, SEPARATORS, self.text.separator, self.text.template, definition_of(self.template)])
 
     def stops(self, record: Record) -> Stops:
@@ -97,26 +96,28 @@ class RecordEncoder:
         Raises:
             BadRecord: the tokenizer does not know a character, or the template cannot render the turns.
         """
-        rest = iter(records)
-        while batch := list(islice(rest, RECORDS)):
-            joined = [record for record in batch if not self.text.turns(record)]
-            answers = iter(self._joined(joined))
+        remaining = iter(records)
+        while batch := list(islice(remaining, RECORDS)):
+            without_turns = iter(self._without_turns([record for record in batch if not self.text.turns(record)]))
             for record in batch:
                 turns = self.text.turns(record)
-                yield self._conversation(record, turns) if turns else next(answers)
+                yield self._conversation(record, turns) if turns else next(without_turns)
 
-    def _joined(self, records: Sequence[Record]) -> list[Encoded]:
-        """The tokens of records whose prompt and answer are joined as they are."""
+    def _without_turns(self, records: Sequence[Record]) -> list[Encoded]:
+        """The tokens of records whose text is the prompt and the answer in sequence."""
         try:
             prompts = self.tokenizer.encode_many([self.text.prompt(record) for record in records])
             answers = self.tokenizer.encode_many([record.answer for record in records])
         except DataError as error:
             if len(records) == 1:
                 raise BadRecord(f"{records[0].where}: {error}") from error
-            return [encoded for record in records for encoded in self._joined([record])]  # which one it is
-        return [self._behind(prompt.tolist(), answer.tolist()) for prompt, answer in zip(prompts, answers, strict=True)]
+            # Encoded one by one, the error names the record.
+            return [encoded for record in records for encoded in self._without_turns([record])]
+        pairs = zip(prompts, answers, strict=True)
+        return [self._concatenated(prompt.tolist(), answer.tolist()) for prompt, answer in pairs]
 
-    def _behind(self, prompt: list[int], answer: list[int]) -> Encoded:
+    def _concatenated(self, prompt: list[int], answer: list[int]) -> Encoded:
+        """The tokens of a record: the ids of its prompt, of its answer, and of its end."""
         begin = self.tokenizer.with_bos(prompt)
         if not begin and self.tokenizer.eos_id is not None:
             begin = [self.tokenizer.eos_id]

@@ -1,4 +1,4 @@
-"""The formats of records, told apart by their fields: one function and one row of ``FORMATS`` each."""
+"""The formats of records, recognised by their fields: one function and one row of ``FORMATS`` each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,9 +19,9 @@ class Format:
     """How a record is recognised and read.
 
     needs: the fields by which it is recognised
-    read: makes the record of a row that has them
-    noun, plural: the name of its records in messages
-    optional: further fields that it reads
+    read: converts a row with these fields to a record
+    noun, plural: name of such records in messages
+    optional: further fields that ``read`` uses
     """
 
     needs: tuple[str, ...]
@@ -32,7 +32,7 @@ class Format:
 
 
 def found(value: object) -> str:
-    """A value in a message: its type, and its content where that is short."""
+    """A description of a value for messages: its type, and its content if it is short."""
     match value:
         case None:
             return "null"
@@ -54,10 +54,10 @@ def _bad(row: Row, name: str, problem: str) -> BadRecord:
 
 
 def text_of(row: Row, name: str, empty: bool = False) -> str:
-    """The text in a field; ``empty``: it may have no character.
+    """The text in a field; ``empty``: whether it may be empty.
 
     Raises:
-        BadRecord: it is no text, is empty, or has half a surrogate pair.
+        BadRecord: the value is no text, is empty, or has half a surrogate pair.
     """
     return checked_text(row, name, row.values[name], empty)
 
@@ -83,7 +83,7 @@ def prompt_completion(row: Row) -> Record:
 
 
 def whole_text(row: Row) -> Record:
-    """A text, all of which is to be learned."""
+    """A text that is learned as a whole, without a prompt."""
     return Record("text", row.place, text_of(row, "text"))
 
 
@@ -139,11 +139,11 @@ def _right(row: Row, candidates: tuple[str, ...]) -> int:
 
 
 def instruction(row: Row) -> Record:
-    """Alpaca's fields: an instruction, an optional input that it is about, and the output."""
+    """Alpaca's fields: an instruction, an optional input for it, and the output."""
     message, answer = text_of(row, "instruction"), text_of(row, "output")
-    about = row.values.get("input")
-    if about is not None and (about := checked_text(row, "input", about, empty=True)):
-        message = f"{message}\n\n{about}"
+    value = row.values.get("input")
+    if value is not None and (text := checked_text(row, "input", value, empty=True)):
+        message = f"{message}\n\n{text}"
     return Record("instruction", row.place, answer, message, (Turn(USER, message), Turn(ASSISTANT, answer)))
 
 
@@ -161,8 +161,8 @@ def conversation(row: Row, name: str, role: str, content: str, roles: Mapping[st
     """The conversation in the field ``name``, a list of mappings with the keys ``role`` and ``content``.
 
     Raises:
-        BadRecord: an item is no such mapping, a role is not in ``roles``, a system message is not the first, or the
-            assistant says nothing.
+        BadRecord: an item is no such mapping, a role is not in ``roles``, a system message is not the first, or there
+            is no message of the assistant, or an empty one.
     """
     listed = _listed(row, name)
     if not isinstance(listed, (list, tuple)) or not listed:
@@ -181,13 +181,13 @@ def conversation(row: Row, name: str, role: str, content: str, roles: Mapping[st
     replies = [number for number, turn in enumerate(turns) if turn.role == ASSISTANT]
     if not replies:
         raise _bad(row, name, "no message is the assistant's, so that there is nothing to learn")
-    asked = [turn.content for turn in turns[: replies[-1]] if turn.role == USER]
-    return Record("messages", row.place, turns[replies[-1]].content, asked[-1] if asked else "", tuple(turns))
+    prompts = [turn.content for turn in turns[: replies[-1]] if turn.role == USER]
+    return Record("messages", row.place, turns[replies[-1]].content, prompts[-1] if prompts else "", tuple(turns))
 
 
 _ANSWERING = {name for name, role in SHAREGPT_ROLES.items() if role == ASSISTANT}
 
-# A row has the first of these formats all of whose needed fields it has.
+# The format of a row is the first whose needed fields are all in the row.
 FORMATS: dict[str, Format] = {
     "messages": Format(("messages",), messages, "conversation", "conversations"),
     "sharegpt": Format(("conversations",), sharegpt, "conversation", "conversations"),

@@ -1,19 +1,19 @@
-"""Records in rows of a fixed length: which tokens of each are kept, and which records share a row."""
+"""Packing of records into rows of a fixed length: cutting long records, and choosing the records of each row."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-OPEN = 1024  # rows with free places that a record is tried in; earlier ones are closed
+OPEN = 1024  # number of the latest rows, in which a record is placed if it fits; earlier rows are closed
 
 
 @dataclass(frozen=True)
 class Spans:
-    """The tokens of each record that are used.
+    """The span of tokens of each record that is used.
 
-    starts, ends: (n,) index of the first token, and behind the last one
-    cut_left, cut_right: (n,) whether tokens of the prompt before these, or of the answer behind these, are left out
+    starts, ends: (n,) index of its first token, and of the token after its last one
+    cut_left, cut_right: (n,) whether tokens before the span (of the prompt) or after it (of the answer) are left out
     """
 
     starts: np.ndarray
@@ -23,7 +23,7 @@ class Spans:
 
     @property
     def places(self) -> np.ndarray:
-        """(n,) places of a row that each record takes: its tokens but the last, which is only a target."""
+        """(n,) number of places that each record takes in a row: its tokens but the last, which is only a target."""
         places: np.ndarray = self.ends - self.starts - 1
         return places
 
@@ -31,10 +31,10 @@ class Spans:
 def fit_spans(starts: np.ndarray, first: np.ndarray, ends: np.ndarray, block: int) -> Spans:
     """Cut the records that are longer than ``block`` places.
 
-    starts, first, ends: (n,) index of the first token of each record, of its answer, and behind its last token
+    starts, first, ends: (n,) index of the first token of each record, of that of its answer, and after its last token
 
-    A long record loses the beginning of its prompt. If even the answer alone is too long, it loses its end, behind the
-    last tokens of the prompt, which take half of the row at the most.
+    The beginning of the prompt is cut off. If the answer alone is too long, its end is cut off as well, and the last
+    tokens of the prompt take at most half of the row.
     """
     long = ends - starts - 1 > block
     fits = ends - np.maximum(first, starts + 1) <= block
@@ -44,13 +44,14 @@ def fit_spans(starts: np.ndarray, first: np.ndarray, ends: np.ndarray, block: in
 
 
 def first_fit(places: np.ndarray, block: int) -> np.ndarray:
-    """(n,) the row of each record: the first of the open rows that has room for it, or else a new one.
+    """The row (n,) of each record by first-fit: the first open row with room for it, or else a new row.
 
-    places: (n,) that each record takes, at most ``block``
+    places: (n,) number of places that each record takes, at most ``block``
+
     Only the last ``OPEN`` rows are open, so that the time is proportional to the number of records.
     """
     rows = np.empty(len(places), dtype=np.int64)
-    room = np.empty(2 * OPEN, dtype=np.int64)  # of the rows from ``base`` on
+    room = np.empty(2 * OPEN, dtype=np.int64)  # free places of the rows from ``base`` on
     base = count = 0
     for record, needed in enumerate(places.tolist()):
         begin = max(0, count - OPEN)
@@ -70,7 +71,7 @@ def first_fit(places: np.ndarray, block: int) -> np.ndarray:
 class Rows:
     """The records of each row.
 
-    spans: of all records; block: places of a row; row_of: (n,) the row of each record
+    spans: of all records; block: number of places of a row; row_of: (n,) the row of each record
     """
 
     spans: Spans
@@ -82,7 +83,7 @@ class Rows:
 
     @cached_property
     def _by_row(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) the records ordered by row, and (rows + 1,) where each row's begin in that order."""
+        """The records (n,) ordered by row, and for each row its first index in that order, (rows + 1,)."""
         order = np.argsort(self.row_of, kind="stable")
         return order, np.searchsorted(self.row_of[order], np.arange(len(self) + 1))
 
@@ -93,11 +94,11 @@ class Rows:
 
     @property
     def filled(self) -> float:
-        """The share of all places that hold a token."""
+        """The fraction of all places that hold a token."""
         return float(self.spans.places.sum()) / (len(self) * self.block)
 
 
 def arrange(spans: Spans, block: int, packing: bool) -> Rows:
-    """The rows of records: several in a row with ``packing``, else one."""
+    """Assign records to rows: several to a row with ``packing``, else one."""
     row_of = first_fit(spans.places, block) if packing else np.arange(len(spans.starts))
     return Rows(spans, block, row_of)

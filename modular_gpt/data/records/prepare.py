@@ -1,4 +1,4 @@
-"""From records to token files, with the role of each token and the place of each record."""
+"""Records to token files, with the role of each token and the start of each record."""
 
 import hashlib
 from array import array
@@ -30,12 +30,12 @@ from modular_gpt.data.token_cache import (
 from modular_gpt.data.token_files import TokenSplit
 from modular_gpt.data.tokenizers.base import Tokenizer
 
-RECORDS_FORMAT = 1
-CHUNK = 4096  # records whose roles are looked at together
+RECORDS_FORMAT = 1  # version of the files
+CHUNK = 4096  # records whose roles are searched at a time
 
 
 class RecordSource(Protocol):
-    """Where records come from."""
+    """A source of records, such as a corpus."""
 
     @property
     def content(self) -> str:
@@ -45,16 +45,16 @@ class RecordSource(Protocol):
         """The records of a split; ``skipped`` counts those that are left out."""
 
     def describe(self) -> PlainMapping:
-        """The record of the source in a run."""
+        """Properties of the source that a run records."""
 
 
 @dataclass(frozen=True)
 class RecordSplit:
     """The records of one split.
 
-    tokens: of all records, one after the other; roles_path: file with the role of each token, one byte each
+    tokens: of all records in sequence; roles_path: file with the role of each token, one byte each
     formats: number of records by format; role_counts: number of tokens by role
-    skipped: number of bad records that are left out; mistakes: the sentences about the first of these
+    skipped: number of bad records that are left out; mistakes: the error messages of the first of these
     """
 
     tokens: TokenSplit
@@ -75,7 +75,7 @@ class RecordSplit:
         return self.tokens.document_starts
 
     def answers(self, role: int) -> np.ndarray:
-        """(n,) index of the first token of each record that has this role or a higher one; its end if there is none."""
+        """(n,) index of the first token of each record with this role or a higher one; without one, its end."""
         first = self.ends.copy()
         for begin in range(0, len(first), CHUNK):
             starts, ends = self.starts[begin : begin + CHUNK], self.ends[begin : begin + CHUNK]
@@ -86,7 +86,7 @@ class RecordSplit:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """(n,) index behind the last token of each record."""
+        """(n,) index after the last token of each record."""
         return np.append(self.starts[1:], self.tokens.count)
 
 
@@ -144,7 +144,7 @@ def _write(directory: Path, source: RecordSource, split: str, encoder: RecordEnc
     """Write the tokens, roles and starts of one split; returns its manifest record."""
     tokenizer: Tokenizer = encoder.tokenizer
     dtype, skipped, formats = smallest_dtype(tokenizer.vocab_size), Skipped(), Counter[str]()
-    text, roles, starts, count = hashlib.sha256(), hashlib.sha256(), array("q"), 0
+    token_digest, role_digest, starts, count = hashlib.sha256(), hashlib.sha256(), array("q"), 0
     size, by_role = RecordSize(formats), np.zeros(ANSWER + 1, dtype=np.int64)
     paths = directory / token_file(split), directory / roles_file(split)
     with (
@@ -158,8 +158,8 @@ def _write(directory: Path, source: RecordSource, split: str, encoder: RecordEnc
             count += len(encoded.ids)
             by_role += np.bincount(encoded.roles, minlength=len(by_role))
             for file, digest, values in (
-                (token_bytes, text, encoded.ids.astype(dtype)),
-                (role_bytes, roles, encoded.roles),
+                (token_bytes, token_digest, encoded.ids.astype(dtype)),
+                (role_bytes, role_digest, encoded.roles),
             ):
                 file.write(data := values.tobytes())
                 digest.update(data)
@@ -173,8 +173,8 @@ def _write(directory: Path, source: RecordSource, split: str, encoder: RecordEnc
         "role_counts": by_role.tolist(),
         "skipped": skipped.count,
         "mistakes": skipped.first,
-        "sha256": text.hexdigest(),
-        "roles_sha256": roles.hexdigest(),
+        "sha256": token_digest.hexdigest(),
+        "roles_sha256": role_digest.hexdigest(),
         "documents_sha256": write_starts(directory, split, starts),
     }
 
@@ -186,13 +186,13 @@ NO_RECORDS = {
 
 
 class RecordSize:
-    """Measures records as they pass by: their number by format, and the bytes of their texts."""
+    """Counts the records of a stream by format, and the bytes of their texts."""
 
     def __init__(self, formats: Counter[str]) -> None:
         self.formats, self.bytes = formats, 0
 
     def measured(self, records: Iterable[Record], update: Update) -> Iterator[Record]:
-        """The same records, after measuring each; ``update`` is called with their number so far."""
+        """Yield the records unchanged, each after it was counted; ``update`` is called with the number so far."""
         for number, record in enumerate(records, 1):
             self.formats[record.format] += 1
             self.bytes += len(record.answer.encode()) + len(record.prompt.encode())

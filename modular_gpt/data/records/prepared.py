@@ -1,4 +1,4 @@
-"""Records as data of a training: rows of whole records, with targets where the answer is."""
+"""Records as data of a training: rows of one or more records, whose targets are the tokens that count."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,14 +25,14 @@ class RecordRows:
     """The rows of a split for one context length."""
 
     def __init__(self, split: RecordSplit, rows: Rows, counting: int, bos_id: int | None) -> None:
-        """counting: the lowest role that counts in the loss; bos_id: the token that stays at the start of a record"""
+        """counting: the lowest role that counts in the loss; bos_id: id that stays at the start of a cut record"""
         self.split, self.rows, self.counting, self.bos_id = split, rows, counting, bos_id
 
     def batch(self, numbers: np.ndarray, share: int, separate: bool) -> Batch:
-        """Inputs and targets (share, block), with the numbers of records (share, block) if they are kept apart.
+        """Inputs and targets (share, block), and with ``separate`` the record of each token (share, block), from 1.
 
-        numbers: of the rows; what they lack to ``share`` rows has no target
-        separate: a row holds several records, which are numbered from 1
+        numbers: indices of the rows, at most ``share``; further rows of the batch have no targets
+        separate: whether rows may have several records, between which there is no attention
         """
         shape = share, self.rows.block
         x, y = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
@@ -48,11 +48,11 @@ class RecordRows:
         return tuple(torch.from_numpy(array) for array in batch)
 
     def record(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(places,) inputs and (places,) targets of a record, -100 where none counts."""
-        spans, text = self.rows.spans, self.split.tokens.array
+        """Inputs and targets, (places,) each, of a record; targets are -100 for tokens that do not count."""
+        spans, tokens = self.rows.spans, self.split.tokens.array
         begin, end = int(spans.starts[number]), int(spans.ends[number])
-        ids = text[begin:end].astype(np.int64)
-        if spans.cut_left[number] and (first := int(text[self.split.starts[number]])) == self.bos_id:
+        ids = tokens[begin:end].astype(np.int64)
+        if spans.cut_left[number] and (first := int(tokens[self.split.starts[number]])) == self.bos_id:
             ids[0] = first
         counts = self.split.roles[begin + 1 : end] >= self.counting
         return ids[:-1], np.where(counts, ids[1:], IGNORED)
@@ -63,10 +63,10 @@ class PreparedRecords(PreparedData):
     """The records of both splits.
 
     counting: the lowest role that counts in the loss
-    packing: several records share a row, and attention stays within each
-    bos_id: of the tokenizer, kept at the beginning of records that are cut
-    template: renders conversations; None where there are none
-    ask_first: gives the questions of the first validation records, at most as many as its argument says
+    packing: whether several records share a row, each with separate attention
+    bos_id: of the tokenizer; kept at the beginning of records that are cut
+    template: renders conversations; None if there are none
+    ask_first: returns the questions of the first n validation records
     """
 
     everything: ClassVar[str] = "all validation records"
@@ -93,7 +93,7 @@ class PreparedRecords(PreparedData):
         return [] if self.ask_first is None else self.ask_first(count)
 
     def rows(self, split: RecordSplit, block: int, packing: bool | None = None) -> RecordRows:
-        """The rows of a split with ``block`` tokens each; packing: instead of that of this data."""
+        """The rows of a split with ``block`` tokens each; packing: overrides that of this data."""
         packing = self.packing if packing is None else packing
         key = split.tokens.name, block, packing
         if key not in self._rows:
@@ -103,7 +103,7 @@ class PreparedRecords(PreparedData):
         return self._rows[key]
 
     def batches(self, block: int, batch_size: int, seed: int, order: str) -> "RecordBatches":
-        """Each row once per epoch, in another random order in each, whatever ``order`` is."""
+        """Each row once per epoch, shuffled anew in each epoch, for any ``order``."""
         return RecordBatches(self.rows(self.train, block), batch_size, seed, self.packing)
 
     def evaluation(self, block: int, rows: int, windows: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
@@ -119,16 +119,16 @@ class PreparedRecords(PreparedData):
         return len(self.rows(self.train, block).rows)
 
     def check_evaluation(self, block: int, windows: int) -> None:
-        """There is at least one record to validate on."""
+        """Never raises an error: there is at least one validation record."""
 
     def beginning(self, windows: int, block: int) -> Batch:
-        """The first validation records, each in a row of its own, which any attention can read."""
+        """The first validation records, one per row, so that any attention can process them."""
         source = self.rows(self.validation, block, packing=False)
         numbers = np.arange(min(windows, len(source.rows)))
         return source.batch(numbers, len(numbers), separate=False)
 
     def prompt(self, tokens: int) -> list[int]:
-        """The prompt of the first validation record, without the token that begins a text; its last ``tokens`` ids."""
+        """The last ``tokens`` ids of the prompt of the first validation record, without the BOS token."""
         begin, end = int(self.validation.starts[0]), int(self.validation.answers(EARLIER)[0])
         ids: list[int] = self.validation.tokens.array[begin : max(end, begin + 1)].tolist()
         return without_first(ids, self.bos_id)[-tokens:]
@@ -163,7 +163,7 @@ class PreparedRecords(PreparedData):
 
 
 def records(count: int, adjective: str = "") -> str:
-    """The subject of a sentence about some records, with its verb."""
+    """The beginning of a sentence about a number of records, such as ``2 bad records are``."""
     return f"{count:,} {adjective}record{' is' if count == 1 else 's are'}"
 
 

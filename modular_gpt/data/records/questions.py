@@ -1,4 +1,4 @@
-"""Records as questions to a model: the ids before the answer, the answer, the candidates for it, and how it ends."""
+"""Records as questions to a model: the ids before the answer, the answer, its candidates and its stop tokens."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ class Question:
 
     @property
     def asks(self) -> bool:
-        """Whether there is something to answer: a whole text is no question."""
+        """Whether the record has an answer apart from a prompt, which a whole text has not."""
         return self.record.format != "text"
 
 
@@ -54,9 +54,9 @@ def ask(encoder: RecordEncoder, records: Sequence[Record]) -> list[Question]:
     encoded, of_candidates = encoder.encode(records), encoder.encode(variants)
     questions = []
     for record, whole, candidates in zip(records, encoded, texts, strict=True):
-        before, answer = _parted(whole)
-        found = tuple(Candidate(text, _parted(next(of_candidates))[1]) for text in candidates)
-        questions.append(Question(record, before, answer, found, encoder.stops(record)))
+        before, answer = _split_answer(whole)
+        options = tuple(Candidate(text, _split_answer(next(of_candidates))[1]) for text in candidates)
+        questions.append(Question(record, before, answer, options, encoder.stops(record)))
     return questions
 
 
@@ -68,7 +68,7 @@ def _with_answer(record: Record, text: str) -> Record:
     return replace(record, answer=text, label=None if record.label is None else text)
 
 
-def _parted(encoded: Encoded) -> tuple[list[int], list[int]]:
+def _split_answer(encoded: Encoded) -> tuple[list[int], list[int]]:
     """The ids before the last answer, and those of the answer with its end."""
     others = np.flatnonzero(encoded.roles != ANSWER)
     start = max(1, int(others[-1]) + 1 if len(others) else 0)  # without a prompt, the first token is the prompt

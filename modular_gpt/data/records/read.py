@@ -1,4 +1,4 @@
-"""Read records: from files to ``Record`` objects, whatever the format."""
+"""Reading records: from files of any format to ``Record`` objects."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from modular_gpt.data.records.formats import FIELDS, FORMATS
 from modular_gpt.data.records.record import BadRecord, Record
 from modular_gpt.data.rows import READERS, Row, is_row_file, read_rows
 
-SHOWN = 3  # mistakes that are kept word for word
+SHOWN = 3  # number of error messages that are kept
 
 
 @dataclass
 class Skipped:
     """The bad records that were left out.
 
-    count: how many; first: the messages about the first few of them
+    count: number of them; first: the error messages of the first ``SHOWN``
     """
 
     count: int = 0
@@ -60,9 +60,9 @@ def read_records(
 ) -> Iterator[Record]:
     """The records of some files, in the order of the files and of their lines.
 
-    paths: files as ``record_files`` finds them; each may have another format, which its first good record decides
-    fields: our name of a field -> its name in the files, for fields of other names
-    skipped: counts bad records, which are left out; None: the first one raises its error
+    paths: files as ``record_files`` finds them; the format of each file is that of its first valid record
+    fields: name of a field in ``FORMATS`` -> its name in the files, if it is another
+    skipped: counts bad records, which are left out; None: the first one raises an error
 
     Raises:
         ConfigError: a file needs a package that is not installed.
@@ -75,12 +75,13 @@ def read_records(
 
 
 def check_fields(fields: Mapping[str, str], known: Sequence[str] = FIELDS) -> Mapping[str, str]:
-    """``fields``, after raising a ConfigError for a name of ours that is not known, or a name that is no text."""
-    for ours, theirs in fields.items():
-        if ours not in known:
-            raise ConfigError(f"data.fields: {unknown('field', str(ours), known)}")
-        if not isinstance(theirs, str) or not theirs:
-            raise ConfigError(f"data.fields.{ours} must be the name of a field in the files, got {shown(theirs)}")
+    """Return ``fields``; raise a ConfigError for a name that is not ``known``, or one in the files that is no text."""
+    for name, name_in_files in fields.items():
+        if name not in known:
+            raise ConfigError(f"data.fields: {unknown('field', str(name), known)}")
+        if not isinstance(name_in_files, str) or not name_in_files:
+            shown_name = shown(name_in_files)
+            raise ConfigError(f"data.fields.{name} must be the name of a field in the files, got {shown_name}")
     return fields
 
 
@@ -101,32 +102,34 @@ def _records_of(path: Path, fields: Mapping[str, str], skip: Callable[[DataError
 
 
 def renamed_row(row: Row, fields: Mapping[str, str], needs: Sequence[str] = ()) -> Row:
-    """The same row with the fields by our names.
+    """The row with the names of ``FORMATS`` for its fields.
+
+    fields: as for ``read_records``; needs: names of fields that the row must have
 
     Raises:
-        BadRecord: it lacks a field that ``fields`` names, or one of those that it ``needs``.
+        BadRecord: the row lacks a field that ``fields`` or ``needs`` names.
     """
-    missing = next((theirs for theirs in fields.values() if theirs not in row.values), None)
+    missing = next((name for name in fields.values() if name not in row.values), None)
     if missing is not None:
         raise BadRecord(
             f"{row.place}: there is no field {missing!r}, which data.fields names; it has {_names(row.values)}"
         )
     others = {name: value for name, value in row.values.items() if name not in fields.values()}
-    values = {**others, **{ours: row.values[theirs] for ours, theirs in fields.items()}}
+    values = {**others, **{name: row.values[name_in_files] for name, name_in_files in fields.items()}}
     lacking = next((name for name in needs if name not in values), None)
     if lacking is not None:
         raise BadRecord(
             f"{row.place}: there is no field {lacking!r}, found {_names(row.values)}: correct the row, or map the name"
-            f" by data.fields={{{lacking}: <their name>}}"
+            f" by data.fields={{{lacking}: <name in the file>}}"
         )
     return Row(row.place, values)
 
 
 def recognise(row: Row) -> str:
-    """The name of the first format that a row has all fields of.
+    """The name of the first format whose needed fields are all in a row.
 
     Raises:
-        BadRecord: it is none.
+        BadRecord: there is no such format.
     """
     for name, item in FORMATS.items():
         if all(needed in row.values for needed in item.needs):
@@ -134,7 +137,7 @@ def recognise(row: Row) -> str:
     known = "; ".join(" + ".join(item.needs) for item in FORMATS.values())
     raise BadRecord(
         f"{row.place}: no format has the fields {_names(row.values)}: name them as one of these ({known}),"
-        " or map names by data.fields={prompt: <their name>, ...}"
+        " or map names by data.fields={prompt: <name in the file>, ...}"
     )
 
 

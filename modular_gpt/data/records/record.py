@@ -1,4 +1,4 @@
-"""A record: one example of a task, whatever the format of the file that it comes from."""
+"""A record: one example of a task, in the same form for all formats of files."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ class Record:
 
     @property
     def digest(self) -> int:
-        """64 bits of the SHA-256 of the content, which equal records share wherever they stand."""
+        """The first 64 bits of the SHA-256 of the content, which depends neither on the file nor on the line."""
         content = json.dumps([self.format, self.prompt, self.answer, self.turns, self.choices])
         return int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big")
 

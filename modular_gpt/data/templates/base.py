@@ -1,4 +1,4 @@
-"""The interface of a chat template: messages to one text, and which characters of it the assistant wrote."""
+"""The interface of a chat template: messages to one text, and the characters of it that the assistant wrote."""
 
 import re
 from abc import ABC, abstractmethod
@@ -22,10 +22,10 @@ _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 class Segment:
     """A stretch of a rendered conversation.
 
-    text: the segments' texts, joined, are the rendered conversation
-    role: of the message it belongs to; empty where a Jinja template does not tell
-    is_answer: whether the assistant wrote it: its message and the end-of-turn marker behind
-    is_literal: whether it comes from a message, so that special tokens spelled in it are text
+    text: the texts of all segments, joined, are the rendered conversation
+    role: of its message; empty outside of messages, and outside of answers of a Jinja template
+    is_answer: whether it belongs to an answer: the assistant's message and the end-of-turn marker after it
+    is_literal: whether special tokens spelled in it are ordinary text, as they are in messages
     """
 
     text: str
@@ -35,10 +35,10 @@ class Segment:
 
 
 class SpecialTexts(NamedTuple):
-    """What a template needs to know about a tokenizer.
+    """The texts of a tokenizer's special tokens.
 
-    bos: text of the token that begins a text, empty for none; eos: of the one that ends a text, empty for none
-    special: texts of all special tokens
+    bos, eos: of the tokens that begin and end a text; empty if there is none
+    special: of all special tokens
     """
 
     bos: str = ""
@@ -47,6 +47,7 @@ class SpecialTexts(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: "Tokenizer | None") -> "SpecialTexts":
+        """The texts of a tokenizer's special tokens; none for None."""
         if tokenizer is None:
             return cls()
         texts = {id: text for text, id in tokenizer.special_tokens.items()}
@@ -77,17 +78,17 @@ class ChatTemplate(ABC):
 
     @abstractmethod
     def segments(self, messages: Sequence[Message], open_turn: bool = False) -> list[Segment]:
-        """The rendered conversation, cut where the assistant's answers begin and end.
+        """The rendered conversation, divided where the assistant's answers begin and end.
 
         messages: mappings with a ``role`` (system, user or assistant) and a ``content``
         open_turn: end with the beginning of an answer, for a model to continue
 
         Raises:
-            DataError: a message cannot be rendered, or the answers cannot be told from the rest.
+            DataError: a message cannot be rendered, or the answers cannot be distinguished from the rest.
         """
 
     def text_segments(self, messages: Sequence[Message], open_turn: bool = False) -> list[Segment]:
-        """The rendered conversation, cut where special tokens are text; answers need not be told from the rest.
+        """The rendered conversation, divided where special tokens are ordinary text; answers need not be known.
 
         Raises:
             DataError: a message cannot be rendered.

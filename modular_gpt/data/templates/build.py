@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 SUFFIX = ".jinja"
 
-
 BY_NAME: dict[str, type[TurnTemplate]] = {
     template.name: template for template in (AlpacaTemplate, ChatMLTemplate, PlainTemplate)
 }
@@ -34,11 +33,11 @@ def template_names() -> list[str]:
 def build_template(name: str | Path, tokenizer: "Tokenizer | None" = None) -> ChatTemplate:
     """A template by its name, with the special tokens of a tokenizer.
 
-    name: plain, chatml or alpaca; auto: the one that the tokenizer came with; or the path of a .jinja file
-    tokenizer: the one that will encode the text; without it, no token begins a text or ends it
+    name: plain, chatml or alpaca; auto: the tokenizer's template; or the path of a .jinja file
+    tokenizer: the tokenizer for the rendered text; None: there are no tokens that begin or end a text
 
     Raises:
-        ConfigError: there is no such template, or the tokenizer came with none.
+        ConfigError: there is no such template, or the tokenizer has none.
         DataError: the file cannot be read.
     """
     texts = SpecialTexts.of(tokenizer)

@@ -1,4 +1,4 @@
-"""Rendered conversations to token ids: special tokens that the template writes become ids, those in messages text."""
+"""Rendered conversations to token ids: special tokens of the template become ids, those spelled in messages text."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class EncodedConversation(NamedTuple):
     """A conversation as token ids.
 
-    ids: of the whole conversation; is_answer: whether each one belongs to an answer, the end-of-turn token included
+    ids: of the whole conversation; is_answer: whether each id belongs to an answer, its end-of-turn token included
     """
 
     ids: list[int]
@@ -24,12 +24,12 @@ class EncodedConversation(NamedTuple):
 def encode(
     template: ChatTemplate, tokenizer: "Tokenizer", messages: Sequence[Message], open_turn: bool = False
 ) -> list[int]:
-    """The ids of a conversation; a token that begins a text is there if the template writes it, and once.
+    """The ids of a conversation; the BOS token is among them only if the template writes it.
 
     open_turn: end with the beginning of an answer, for a model to continue
 
     Raises:
-        DataError: the template or the tokenizer cannot take a message.
+        DataError: the template cannot render a message, or the tokenizer cannot encode it.
     """
     return encode_segments(template.text_segments(messages, open_turn), tokenizer)
 
@@ -37,12 +37,12 @@ def encode(
 def encode_with_answers(
     template: ChatTemplate, tokenizer: "Tokenizer", messages: Sequence[Message]
 ) -> EncodedConversation:
-    """The ids of a conversation, and which of them a training on the assistant's answers counts.
+    """The ids of a conversation, and whether each counts in a training on the assistant's answers.
 
     The ids are those of the whole text. A token with characters of an answer belongs to the answer.
 
     Raises:
-        DataError: as ``encode``, or the answers cannot be told from the rest.
+        DataError: as ``encode``, or the answers cannot be distinguished from the rest.
     """
     segments = template.segments(messages)
     ids = encode_segments(segments, tokenizer)
@@ -51,17 +51,17 @@ def encode_with_answers(
     for answers, run in groupby(segments, key=lambda segment: segment.is_answer):
         through = [*before, *run]
         if answers:
-            start = _common(encode_segments(before, tokenizer), ids)
+            start = _common_prefix(encode_segments(before, tokenizer), ids)
             until = encode_segments(through, tokenizer)
-            end = _common(until, ids)
-            end += end < len(until)  # the last token of the answer holds text behind it, too
+            end = _common_prefix(until, ids)
+            end += end < len(until)  # the last token of the answer has characters after the answer, too
             is_answer[start:end] = [True] * (min(end, len(ids)) - start)
         before = through
     return EncodedConversation(ids, is_answer)
 
 
 def encode_segments(segments: Sequence[Segment], tokenizer: "Tokenizer") -> list[int]:
-    """The ids of the text of segments, of which those with ``is_literal`` hold no special tokens."""
+    """The ids of the text of segments; special tokens spelled in segments with ``is_literal`` are ordinary text."""
     text = "".join(segment.text for segment in segments)
     special = special_pattern(tokenizer)
     written = sum(len(special.findall(segment.text)) for segment in segments if not segment.is_literal)
@@ -71,9 +71,9 @@ def encode_segments(segments: Sequence[Segment], tokenizer: "Tokenizer") -> list
 
 
 def encode_stretches(segments: Sequence[Segment], tokenizer: "Tokenizer", first: bool = False) -> list[int]:
-    """The ids of segments behind others: special tokens of the template, and each stretch of text between them.
+    """The ids of segments, of which each stretch of text between special tokens is encoded separately.
 
-    first: nothing is before them, where some tokenizers add a space
+    first: whether the text begins with the segments; some tokenizers add a space there
     """
     special, ids, text = special_pattern(tokenizer), [], ""
     for segment in segments:
@@ -90,14 +90,14 @@ def encode_stretches(segments: Sequence[Segment], tokenizer: "Tokenizer", first:
 
 
 class Stops(NamedTuple):
-    """How generation knows that an answer has ended: tokens, and texts that are no single token."""
+    """The tokens, and the texts of several tokens, that end a generated answer."""
 
     tokens: list[int]
     texts: list[str]
 
 
 def stops_of(template: ChatTemplate, tokenizer: "Tokenizer") -> Stops:
-    """The stops of a template, besides the tokens that end any text of the tokenizer.
+    """The stops of a template, without the tokens that end every text of the tokenizer.
 
     Raises:
         DataError: the template cannot be rendered.
@@ -108,16 +108,16 @@ def stops_of(template: ChatTemplate, tokenizer: "Tokenizer") -> Stops:
 
 
 def special_pattern(tokenizer: "Tokenizer") -> re.Pattern[str]:
-    """Matches the text of any special token, the longest first; matches nothing where there are none."""
+    """A pattern that matches the text of any special token, the longest first; without any, it matches nothing."""
     longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of ids with which both begin."""
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of ids with which both sequences begin."""
     count = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
+    for left, right in zip(first, second, strict=False):
+        if left != right:
             break
         count += 1
     return count

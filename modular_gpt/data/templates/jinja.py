@@ -77,12 +77,12 @@ class JinjaTemplate(ChatTemplate):
 
     @cached_property
     def end_of_turn(self) -> str:  # type: ignore[override]  # read from the template on first use
-        """The first special token behind an answer, or all that its ``generation`` block or the template has there."""
+        """The text after an answer through the next special token, or else the rest of its block or of the text."""
         conversation = [{"role": USER, "content": _PROBE}, {"role": ASSISTANT, "content": _PROBE}]
         text, spans = self._rendered(conversation)
         start = text.rfind(_PROBE) + len(_PROBE)
         if start < len(_PROBE):
-            raise DataError("the chat template leaves out what the assistant says: choose another one")
+            raise DataError("the chat template leaves out the messages of the assistant: choose another template")
         if (marker := self._special.search(text, start)) is not None:
             return text[start : marker.end()]
         marked = text[start : spans[-1][1]] if spans else ""
@@ -111,7 +111,7 @@ class JinjaTemplate(ChatTemplate):
         return found
 
     def _answers(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
-        """The span of each answer, from what the template makes of the beginnings of the conversation.
+        """The span of each answer, found by rendering the conversation up to and including each message.
 
         Raises:
             DataError: the beginning of a conversation is rendered differently from the whole.
@@ -121,13 +121,16 @@ class JinjaTemplate(ChatTemplate):
             if message["role"] != ASSISTANT:
                 continue
             if index == 0:
-                raise DataError("the conversation begins with an answer, whose place the chat template does not tell")
+                raise DataError(
+                    "the conversation begins with an answer, whose place in the rendered text cannot be found: begin"
+                    " with a message of the user or the system"
+                )
             before = self._rendered(messages[:index], open_turn=True).text
             through = self._rendered(messages[: index + 1]).text
             if not (text.startswith(through) and through.startswith(before)):
                 raise DataError(
                     f"the chat template writes message {index + 1} differently when others follow it, so the answers"
-                    " cannot be told from the rest: mark them in the template with {% generation %}, or choose"
+                    " cannot be distinguished from the rest: mark them in the template with {% generation %}, or choose"
                     " chatml, alpaca or plain"
                 )
             marker = through.rfind(self.end_of_turn, len(before)) if self.end_of_turn else -1
@@ -135,13 +138,18 @@ class JinjaTemplate(ChatTemplate):
         return spans
 
     def _rendered(self, messages: Sequence[Message], open_turn: bool = False) -> _Rendered:
+        """A rendered conversation, with marks around the special tokens that its messages spell.
+
+        Raises:
+            DataError: the conversation cannot be rendered, or its text depends on the marks.
+        """
         marked = [{**message, "content": self._mark(message["content"])} for message in messages]
         rendered = self._by_transformers(marked, open_turn)
         if marked != messages:
             plain = self._by_transformers(messages, open_turn).text
             if _MARKS.sub("", rendered.text) != plain:
                 raise DataError(
-                    "a message spells a special token, and the chat template treats it as its own: leave it out"
+                    "a message spells a special token, which the chat template does not leave as it is: leave it out"
                 )
         return rendered
 
@@ -169,7 +177,7 @@ class JinjaTemplate(ChatTemplate):
         rendered: tuple[list[str], list[list[tuple[int, int]]]]
         try:
             with limited_steps():
-                rendered = render_jinja_template(**options)  # type: ignore[assignment]  # it is annotated as text
+                rendered = render_jinja_template(**options)  # type: ignore[assignment]  # annotated as text
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise

@@ -1,4 +1,4 @@
-"""A limit on how much a template computes, counted in steps and not in seconds, so that it is the same everywhere."""
+"""A limit on the computation of a template, counted in steps instead of seconds to be the same on all machines."""
 
 import sys
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from types import FrameType
 
 from modular_gpt.core.errors import DataError
 
-MAX_STEPS = 2_000_000  # lines of the code that Jinja makes of a template; a turn of a published one takes some hundreds
-_TEMPLATE = "<template>"  # file name of that code
+MAX_STEPS = 2_000_000  # executed lines of a compiled template; published templates take some hundreds per turn
+_TEMPLATE = "<template>"  # file name of compiled templates
 
 
 class _Counter:
@@ -30,10 +30,10 @@ class _Counter:
 
 @contextmanager
 def limited_steps() -> Iterator[None]:
-    """Context manager: templates that are rendered inside, in this thread, take a limited number of steps.
+    """Context manager: limit the steps of templates that are rendered in this thread to ``MAX_STEPS``.
 
     Raises:
-        DataError: a template takes more.
+        DataError: a template takes more steps.
     """
     before = sys.gettrace()
     sys.settrace(_Counter())

@@ -20,17 +20,17 @@ from modular_gpt.data.templates.base import (
 
 
 class TurnTemplate(ChatTemplate, ABC):
-    """A template whose turns are a heading, the message, and a fixed text behind.
+    """A template whose turns are a heading, the message, and a fixed text after it.
 
-    Where the tokenizer has a token that begins a text, the conversation begins with it.
+    The conversation begins with the tokenizer's BOS token, if it has one.
 
     headings: text before the message of each role
-    lead: text that the assistant writes before its message, such as the space behind a colon
-    closing: text behind the messages of system and user
-    marker: text that ends an answer; empty: the token that ends a text, or an empty line where there is none
+    lead: text at the beginning of an answer, before its message, such as the space after a colon
+    closing: text after the messages of system and user
+    marker: text that ends an answer; empty: that of the EOS token, or an empty line if there is none
     behind: text between the marker and the next turn
-    default_system: text of the system turn where a conversation has none; empty for no such turn
-    further_stops: texts that begin another turn, with which a model has answered even if it wrote no marker
+    default_system: system message of conversations without one; empty: they have no system turn
+    further_stops: texts that begin another turn, and so end an answer without a marker
     """
 
     headings: ClassVar[dict[str, str]]
@@ -89,23 +89,23 @@ class TurnTemplate(ChatTemplate, ABC):
                 raise DataError(f"message {number} has the role system, which the first message alone may have")
 
     def jinja(self) -> str:
-        text = json.dumps  # a string of JSON in ASCII is one of Jinja
+        quoted = json.dumps  # a JSON string in ASCII is a Jinja string, too
         default = ""
         if self.default_system:
             turn = f"{self.headings[SYSTEM]}{self.default_system}{self.closing}"
-            default = f"{{%- if messages[0]['role'] != 'system' %}}{{{{- {text(turn)} }}}}{{%- endif %}}"
+            default = f"{{%- if messages[0]['role'] != 'system' %}}{{{{- {quoted(turn)} }}}}{{%- endif %}}"
         turns = "".join(
             f"{{%- {'if' if role == SYSTEM else 'elif'} message['role'] == '{role}' %}}"
-            f"{{{{- {text(self.headings[role])} }}}}{{{{- message['content'] }}}}{{{{- {text(self.closing)} }}}}"
+            f"{{{{- {quoted(self.headings[role])} }}}}{{{{- message['content'] }}}}{{{{- {quoted(self.closing)} }}}}"
             for role in (SYSTEM, USER)
         )
         answer = (
-            f"{{%- elif message['role'] == 'assistant' %}}{{{{- {text(self.headings[ASSISTANT])} }}}}"
-            f"{{% generation %}}{{{{- {text(self.lead)} + message['content'] + {text(self.end_of_turn)} }}}}"
+            f"{{%- elif message['role'] == 'assistant' %}}{{{{- {quoted(self.headings[ASSISTANT])} }}}}"
+            f"{{% generation %}}{{{{- {quoted(self.lead)} + message['content'] + {quoted(self.end_of_turn)} }}}}"
             f"{{% endgeneration %}}"
-            f"{{{{- {text(self._behind)} }}}}"
+            f"{{{{- {quoted(self._behind)} }}}}"
         )
-        opened = f"{{%- if add_generation_prompt %}}{{{{- {text(self.headings[ASSISTANT])} }}}}{{%- endif %}}"
+        opened = f"{{%- if add_generation_prompt %}}{{{{- {quoted(self.headings[ASSISTANT])} }}}}{{%- endif %}}"
         refusal = "{%- else %}{{- raise_exception('roles are system, user and assistant') }}{%- endif %}"
-        begins = f"{{{{- {text(self._bos)} }}}}" if self._bos else ""
-        return f"{begins}{default}{{%- for message in messages %}}{turns}{answer}{refusal}{{%- endfor %}}{opened}"
+        bos = f"{{{{- {quoted(self._bos)} }}}}" if self._bos else ""
+        return f"{bos}{default}{{%- for message in messages %}}{turns}{answer}{refusal}{{%- endfor %}}{opened}"

@@ -40,8 +40,8 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     name: registered name of the class
     learns: whether ``build`` takes its vocabulary from a corpus
     vocab_size: ids run from 0 to vocab_size - 1
-    eos_id: the id that stands between documents, or None if there is none
-    bos_id: the id that a pretrained model's texts begin with, or None; ``encode`` never adds it, ``prompt_ids`` does
+    eos_id: the id between documents, or None
+    bos_id: the id at the beginning of a pretrained model's texts, or None; ``prompt_ids`` adds it, ``encode`` never
     template: the chat template that the model was trained with, or None
     """
 
@@ -51,7 +51,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     eos_id: int | None = None
     bos_id: int | None = None
     template: ChatTemplate | None = None
-    _end_ids: tuple[int, ...] = ()  # that end a text, besides eos_id
+    _end_ids: tuple[int, ...] = ()  # further ids that end a text
 
     def __init_subclass__(cls, name: str = "", **kwargs: Any) -> None:
         cls.name = name
@@ -60,7 +60,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
     @classmethod
     @abstractmethod
     def build(cls, config: ComponentConfig, corpus: Corpus | None) -> Self:
-        """A new tokenizer from settings; classes that learn from text read it from ``corpus``."""
+        """A new tokenizer from settings; classes with ``learns`` take their vocabulary from ``corpus``."""
 
     @classmethod
     @abstractmethod
@@ -73,7 +73,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
     @abstractmethod
     def encode_many(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text on its own; special tokens are never read out of the text."""
+        """The ids of each text; special tokens spelled in it are encoded as ordinary text."""
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:
@@ -92,10 +92,10 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return 0 <= id < self.vocab_size and id not in self._gap_set
 
     def unused_ids(self, vocab_size: int) -> list[int]:
-        """The ids of a model's vocabulary that this tokenizer has no text for, in ascending order.
+        """The ids of a model's vocabulary for which this tokenizer has no text, in ascending order.
 
         A model may have more ids than its tokenizer (padded embeddings), and some vocabularies have gaps.
-        Generation forbids these ids.
+        Generation excludes these ids.
 
         vocab_size: number of ids of the model
         """
@@ -104,7 +104,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        """The special tokens by their text, which ``encode`` reads as such with ``special=True`` only."""
+        """The ids of the special tokens by their text, which ``encode`` recognises only with ``special=True``."""
         return {}
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -124,18 +124,18 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return out
 
     def _encode_special(self, text: str) -> list[int]:
-        """The ids of a text with special tokens; the text between two of them is encoded on its own."""
+        """The ids of a text with special tokens; each stretch of text between two of them is encoded separately."""
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         stretches = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
         ids: list[int] = []
-        for place, stretch in enumerate(stretches):
-            ids += [self.special_tokens[stretch]] if place % 2 else self.encode_stretch(stretch, first=place == 0)
+        for index, stretch in enumerate(stretches):
+            ids += [self.special_tokens[stretch]] if index % 2 else self.encode_stretch(stretch, first=index == 0)
         return ids
 
     def encode_stretch(self, text: str, first: bool) -> list[int]:
         """The ids of a stretch of a longer text, between two special tokens.
 
-        first: whether the text begins with it, to which some tokenizers add a space
+        first: whether the text begins with this stretch; some tokenizers add a space there
         """
         return self.encode(text) if text else []
 
@@ -145,19 +145,19 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return [*([] if self.eos_id is None else [self.eos_id]), *self._end_ids]
 
     def with_bos(self, ids: Sequence[int]) -> list[int]:
-        """Ids of a whole text as a pretrained model expects them: ``bos_id``, where there is one, and ``ids``."""
+        """The ids of a whole text as a pretrained model expects them: ``bos_id``, if there is one, and ``ids``."""
         return [*([] if self.bos_id is None else [self.bos_id]), *ids]
 
     def prompt_ids(self, text: str, special: bool = False) -> list[int]:
-        """The ids that a model reads before it continues a text: ``bos_id``, where there is one, and the text's.
+        """The ids of a text for a model to continue: ``bos_id``, if there is one, and those of the text.
 
         An empty text becomes ``bos_id``, or else ``eos_id``.
 
-        special: encode special tokens that are spelled in the text as such; one that begins a text is not doubled
+        special: encode special tokens that are spelled in the text as such; a leading ``bos_id`` is not repeated
 
         Raises:
             DataError: a character is not in the vocabulary.
-            ConfigError: the text is empty, and the tokenizer has neither of the two.
+            ConfigError: the text is empty, and the tokenizer has neither ``bos_id`` nor ``eos_id``.
         """
         ids = self.encode(text, special)
         if not ids or ids[0] != self.bos_id:
@@ -169,7 +169,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return ids or [cast(int, self.eos_id)]
 
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
-        """The ids of a conversation by ``template``, as transformers' method of this name.
+        """The ids of a conversation that ``template`` renders; the method of this name in transformers.
 
         messages: mappings with a ``role`` (system, user or assistant) and a ``content``
         add_generation_prompt: end with the beginning of an answer, for a model to continue
@@ -192,17 +192,17 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return new
 
     def for_new_model(self) -> "Tokenizer":
-        """The same tokenizer without what only a pretrained model knows: ``bos_id``, further end ids and the template.
+        """The tokenizer for a model trained from scratch: without ``bos_id``, further end ids and template.
 
-        The training text holds none of these, so a model trained from scratch must not meet them in a prompt.
+        The training text has no such tokens, so they must not be in the prompts of that model.
         """
         return self.with_template(None)
 
     def decode(self, ids: Iterable[int] | Tensor | np.ndarray, errors: str = "strict") -> str:
-        """The text of some ids; bytes that are not UTF-8 become U+FFFD.
+        """The text of ids; bytes that are not UTF-8 become U+FFFD.
 
-        errors: what to do with an id that has no text: ``strict`` raises; ``ignore`` leaves it out, which is meant
-            for ids that a model generated (its vocabulary may be wider than the tokenizer's)
+        errors: handling of ids without text: ``strict`` raises an error; ``ignore`` leaves them out, for ids that a
+            model generated, whose vocabulary may be larger than the tokenizer's
 
         Raises:
             DataError: an id has no text, and ``errors`` is ``strict``; or the ids are not one row of whole numbers.
@@ -215,7 +215,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return self._decode(known)
 
     def decode_stream(self) -> StreamDecoder:
-        """A decoder of ids one by one, which never returns a part of a character and leaves out ids without text."""
+        """A streaming decoder, which returns whole characters only and leaves out ids without text."""
         return TextStream(self._decode, self.has_text)
 
     def _without_text(self, number: int) -> DataError:
@@ -236,7 +236,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         return hashlib.sha256(json.dumps([self.fingerprint, definition], sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> PlainDict:
-        """The record of the tokenizer in a run."""
+        """Properties of the tokenizer that a run records."""
         return {"name": self.name, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint}
 
     def save(self, directory: str | Path) -> None:
@@ -254,7 +254,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
     @staticmethod
     def is_saved_in(directory: Path) -> bool:
-        """Whether a directory has a tokenizer file of this program, whole or damaged."""
+        """Whether a directory has a tokenizer file of this package, intact or damaged."""
         try:
             return b'"modular_gpt_tokenizer"' in read_regular(directory / FILE, MAX_BYTES)[:1000]
         except (OSError, ValueError):
@@ -265,7 +265,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
         """The tokenizer that ``save`` wrote into a directory.
 
         Raises:
-            DataError: the file is missing, damaged or of another program; names it.
+            DataError: the file is missing, damaged or of another program; the message has its path.
         """
         path = Path(directory) / FILE
         try:
@@ -283,6 +283,7 @@ class Tokenizer(Component, ABC, slot="tokenizer"):
 
 
 def _from_content(content: PlainDict, path: Path) -> Tokenizer:
+    """The tokenizer of a file's content. Raises a DataError if that is damaged."""
     try:
         component = cast(type[Tokenizer], entries("tokenizer")[content["kind"]].component)
         tokenizer = component.from_definition(content["definition"])
@@ -294,7 +295,7 @@ def _from_content(content: PlainDict, path: Path) -> Tokenizer:
             tokenizer = tokenizer.with_template(template_of(template, SpecialTexts.of(tokenizer)))
     except ConfigError:
         raise  # a package is missing
-    except Exception as error:  # whatever a library makes of a damaged definition
+    except Exception as error:  # any error that a library raises for a damaged definition
         raise _damaged(path, error) from error
     return tokenizer
 
@@ -315,7 +316,7 @@ def _whole_numbers(ids: object) -> list[int]:
 
 
 def check_text(texts: Iterable[str]) -> None:
-    """Raise a DataError for what is no text, or a lone surrogate: half a character, which UTF-8 cannot hold."""
+    """Raise a DataError for a value that is no text, or a text with half a surrogate pair, which UTF-8 cannot hold."""
     for text in texts:
         if not isinstance(text, str):
             raise DataError(f"a tokenizer encodes texts, got {shown(text)}")
@@ -328,38 +329,38 @@ def check_text(texts: Iterable[str]) -> None:
             ) from error
 
 
-def check_size(name: str, vocab_size: int, least: int) -> None:
-    """Raise a ConfigError unless a vocabulary to learn has from ``least`` to ``MAX_VOCAB_SIZE`` ids."""
-    if vocab_size < least:
-        raise ConfigError(f"tokenizer.vocab_size of {name} must be at least {least}, got {vocab_size}")
+def check_size(name: str, vocab_size: int, minimum: int) -> None:
+    """Raise a ConfigError unless a vocabulary to learn has from ``minimum`` to ``MAX_VOCAB_SIZE`` ids."""
+    if vocab_size < minimum:
+        raise ConfigError(f"tokenizer.vocab_size of {name} must be at least {minimum}, got {vocab_size}")
     if vocab_size > MAX_VOCAB_SIZE:
         raise ConfigError(f"tokenizer.vocab_size of {name} must be at most {MAX_VOCAB_SIZE:,}, got {vocab_size!s:.20}")
 
 
-def needs(corpus: Corpus | None, name: str) -> Corpus:
-    """The corpus that a tokenizer learns from; a ConfigError if there is none."""
+def require_corpus(corpus: Corpus | None, name: str) -> Corpus:
+    """Return the corpus from which a tokenizer learns; raise a ConfigError if there is none."""
     if corpus is None:
         raise ConfigError(f"tokenizer={name} learns from a corpus: give one, or use tokenizer=byte")
     return corpus
 
 
 @contextmanager
-def training_texts(corpus: Corpus | None, name: str, most: int | None = None) -> Iterator[Iterator[str]]:
-    """Context manager: the training text of a corpus for a tokenizer to learn from, with a progress line.
+def training_texts(corpus: Corpus | None, name: str, limit: int | None = None) -> Iterator[Iterator[str]]:
+    """Context manager: the training text from which a tokenizer learns, in chunks, with a progress line.
 
-    most: number of characters to read; of a longer text, chunks spread evenly over it, or its beginning if its length
-        is not known before reading. None: all
+    limit: number of characters to yield, from chunks spread evenly over a longer text, or from its beginning if its
+        length is not known before reading; None: all
 
     Raises:
         ConfigError: there is no corpus.
     """
-    source = needs(corpus, name)
+    source = require_corpus(corpus, name)
     total = source.characters("train")
 
     def texts() -> Iterator[str]:
         done = taken = 0
         for chunk in source.documents("train"):
-            if most is None or (taken < most if total is None else taken * total <= done * most):
+            if limit is None or (taken < limit if total is None else taken * total <= done * limit):
                 yield chunk.text
                 taken += len(chunk.text)
             elif total is None:

@@ -24,12 +24,12 @@ def build_tokenizer(
 ) -> Tokenizer:
     """A tokenizer from its name, a mapping with a ``name``, or a Config.
 
-    Tokenizers that learn from text need ``corpus``. The result is kept in the cache directory and used again for the
-    same settings and the same text.
+    Tokenizers that learn from text need ``corpus``. A learned tokenizer is saved in the cache directory and loaded for
+    the same settings and the same text.
 
     Raises:
         ConfigError: an unknown name or setting, a missing package, or no corpus where one is needed.
-        DataError: a file it needs is missing or damaged.
+        DataError: a file of the tokenizer is missing or damaged.
     """
     config = decode("tokenizer", config)
     if corpus is not None and not isinstance(corpus, Corpus):
@@ -43,12 +43,12 @@ def build_tokenizer(
     key = hashlib.sha256(json.dumps([encode(config), corpus.fingerprint], sort_keys=True).encode()).hexdigest()[:24]
     directory = Path(cache_dir or cache_directory()).expanduser() / "tokenizers" / f"{component.name}-{key}"
     with one_at_a_time(directory):
-        return _kept(directory, lambda: component.build(config, corpus))
+        return _cached(directory, lambda: component.build(config, corpus))
 
 
-def _kept(directory: Path, learn: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer in a directory of the cache, which is learned and saved there if it is missing or damaged."""
-    for _ in range(3):  # another process may remove a damaged directory between our building and our loading
+def _cached(directory: Path, learn: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer in a directory of the cache, after learning and saving it if it is missing or damaged."""
+    for _ in range(3):  # another process may remove a damaged directory after it was saved and before it is loaded
         if directory.exists():
             try:
                 return Tokenizer.load(directory)
@@ -58,7 +58,7 @@ def _kept(directory: Path, learn: Callable[[], Tokenizer]) -> Tokenizer:
         with new_in_cache(directory, _valid) as new:
             built.save(new)
         if _valid(directory):
-            return Tokenizer.load(directory)  # perhaps another process's, which came first
+            return Tokenizer.load(directory)  # another process may have saved its own first
     return built
 
 
@@ -71,9 +71,9 @@ def _valid(directory: Path) -> bool:
 
 
 def with_former_defaults(settings: PlainMapping) -> PlainMapping:
-    """The recorded settings of a tokenizer, with the default of former versions for each setting that they had not.
+    """Recorded settings of a tokenizer, with the former behaviour for a setting that their version did not have.
 
-    Then they learned from the whole training text, which a resumed run does again.
+    Versions without ``sample_characters`` learned from the whole training text; so does a run of theirs that resumes.
     """
     entry = entries("tokenizer").get(str(settings.get("name")))
     if entry is None or not hasattr(entry.default(), SAMPLE_SETTING):
@@ -82,9 +82,9 @@ def with_former_defaults(settings: PlainMapping) -> PlainMapping:
 
 
 def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
-    """A tokenizer that learns nothing, by the path of its files or by its name.
+    """Open a tokenizer that is not trained on a corpus, by its name or by the path of its files.
 
-    name_or_path: a checkpoint of this program, a ``tokenizer.json`` of Hugging Face or a folder with one (or with
+    name_or_path: a checkpoint of this package, a ``tokenizer.json`` of Hugging Face or a folder with one (or with
         GPT-2's vocab.json and merges.txt), or a name such as byte, gpt2 or cl100k_base
 
     Raises:
@@ -102,6 +102,7 @@ def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
 
 
 def _from_files(path: Path) -> Tokenizer:
+    """The tokenizer in a file or folder: one that this package saved, or else one in Hugging Face's format."""
     for folder in (path / "modular_gpt", path) if path.is_dir() else (path.parent,):
         if (path.is_dir() or path.name == FILE) and Tokenizer.is_saved_in(folder):
             return Tokenizer.load(folder)

@@ -1,4 +1,4 @@
-"""Bytes as tokens: any text, nothing unknown, nothing to learn."""
+"""Bytes as tokens: every text can be encoded, and no vocabulary is learned."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -13,7 +13,7 @@ from modular_gpt.data.tokenizers.streaming import ByteStream, StreamDecoder
 
 
 class ByteTokenizer(Tokenizer, name="byte"):
-    """The 256 bytes of UTF-8; any text, nothing unknown."""
+    """The 256 bytes of UTF-8, which encode any text."""
 
     vocab_size = 256
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE by tiktoken: the ids of the tokenizers library, several times as fast."""
+"""Byte-level BPE with tiktoken: the ids of the tokenizers library, several times as fast."""
 
 import os
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that v
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
 # The character that stands for each byte in byte-level vocabularies, as in GPT-2's vocab.json.
 BYTE_LETTERS = {**{b: chr(b) for b in _PRINTED}, **{b: chr(256 + i) for i, b in enumerate(_OTHERS)}}
-# How GPT-2, and the library's ByteLevel step, cut a text before merges.
+# The pattern by which GPT-2, and the library's ByteLevel step, split a text before merging.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# All that decides the ids besides the vocabulary, in the library's JSON.
+# The settings besides the vocabulary that determine the ids, in the library's JSON.
 _STAGES: PlainMapping = {
     "normalizer": None,
     "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
@@ -37,13 +37,14 @@ _MODEL: PlainMapping = {
 def trained_encoding(content: PlainMapping, special: str) -> "tiktoken.Encoding | None":
     """The tiktoken encoding that gives the same ids as a byte-level BPE trained by the tokenizers library.
 
-    tiktoken joins the two neighbours whose union has the lowest id. That is what the library's list of merges does if
-    each merge has the next id, as training gives them: had the union of two neighbours come from another merge, the
-    same characters would have been merged that way before. Cutting and merging agree only for the settings that
-    ``BPETokenizer`` trains with, so anything else is refused.
+    tiktoken merges the adjacent pair whose union has the lowest id, the library the pair that is first in its list of
+    merges. Both are the same pair if ids ascend in the order of that list, as training assigns them: a pair whose union
+    comes from another merge does not occur, since that merge was applied to the same characters before. Splitting and
+    merging agree only for the settings that ``BPETokenizer`` trains with.
 
     content: the library's JSON; special: the only special token, with id 0
-    Returns None if the tokenizer is not of this form.
+
+    Returns None for a tokenizer with other settings or other ids.
     """
     import tiktoken
 

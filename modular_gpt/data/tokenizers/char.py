@@ -11,7 +11,7 @@ from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import ComponentConfig
 from modular_gpt.core.validation import one_of
 from modular_gpt.data.corpora.base import SPLITS, Corpus
-from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, needs
+from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_text, require_corpus
 
 UNKNOWN = "<unk>"
 UNKNOWN_CHOICES = ("error", "unk")
@@ -40,7 +40,7 @@ class CharTokenizer(Tokenizer, name="char"):
     learns = True
 
     def __init__(self, characters: str, unknown: str = "error") -> None:
-        """characters: the vocabulary, or any text whose characters it is; unknown: see ``Config``
+        """characters: any text, whose distinct characters are the vocabulary; unknown: as in ``Config``
 
         Raises:
             ConfigError: ``unknown`` is not a choice.
@@ -68,8 +68,8 @@ class CharTokenizer(Tokenizer, name="char"):
         assert isinstance(config, CharTokenizer.Config)
         if config.characters is not None:
             return cls(config.characters, config.unknown)
-        source = needs(corpus, "char")
-        # The validation text too: only the alphabet is taken from it, no statistics.
+        source = require_corpus(corpus, "char")
+        # The validation text is read, too, but for its alphabet only.
         chunks = (chunk for split in SPLITS for chunk in source.documents(split))
         return cls.build_vocab((chunk.text for chunk in chunks), config.unknown)
 

@@ -1,7 +1,7 @@
 """The Jinja chat templates in a model's folder, where transformers keeps them.
 
-chat_template.jinja                     the default, before tokenizer_config.json
-additional_chat_templates/<name>.jinja  others by name
+chat_template.jinja                     the default; overrides tokenizer_config.json
+additional_chat_templates/<name>.jinja  further templates by name
 tokenizer_config.json, chat_template    the default as a text, or a list of names and templates
 """
 

@@ -23,7 +23,7 @@ from modular_gpt.data.tokenizers.special_tokens import (
 VOCAB, MERGES = "vocab.json", "merges.txt"
 MAX_BYTES = 256 * 2**20  # of a tokenizer file
 REMEDY = "correct tokenizer.path"
-# Tokenizers that split text as GPT-2 does. Others have these two files too, but their splitting is not in them.
+# Tokenizers that split text as GPT-2 does. Others have these two files too, which do not define how they split.
 GPT2_LIKE = {"GPT2Tokenizer", "GPT2TokenizerFast", "gpt2", "gpt_neo", "gptj"}
 
 
@@ -61,25 +61,25 @@ class HuggingFaceTokenizer(LibraryTokenizer, name="hf"):
         return found.with_template(read_chat_template(path, SpecialTexts.of(found)))
 
     def _resolved(self, special: SpecialTokens, path: Path) -> tuple[str | None, str | None, list[int]]:
-        """eos, bos and further end ids, all of them in the vocabulary.
+        """The EOS token, the BOS token and further end ids, after checking that they are in the vocabulary.
 
         Raises:
-            ConfigError: the token that ends a text is not in the vocabulary.
-            DataError: the one that begins a text is not.
+            ConfigError: the EOS token is not in the vocabulary.
+            DataError: the BOS token is not in the vocabulary.
         """
         for token, setting in ((special.eos, "eos"), (special.bos, "bos")):
             if token is not None and self._tokenizer.token_to_id(token) is None:
-                where = f"the token {token!r} is not in the vocabulary of '{path}'"
+                where = f"is not in the vocabulary of '{path}'"
                 if setting == "eos":
-                    raise ConfigError(f"tokenizer.eos: {where}")
-                raise DataError(f"the beginning of a text: {where}: correct {TOKENIZER_CONFIG}")
+                    raise ConfigError(f"tokenizer.eos: the token {token!r} {where}")
+                raise DataError(f"the token {token!r}, which begins a text, {where}: correct {TOKENIZER_CONFIG}")
         ends = [id for id in special.end_ids if self.has_text(id)]
         eos = self._tokenizer.id_to_token(ends[0]) if special.eos is None and ends else special.eos
         return eos, special.bos, ends
 
 
 def _file(path: Path) -> Path:
-    """The tokenizer file that a path means: of a directory, its tokenizer.json, or else its vocab.json."""
+    """The tokenizer file of a path: of a directory, its tokenizer.json or else its vocab.json."""
     if not path.is_dir():
         return path
     files = {name: path / name for name in (FILE, VOCAB, MERGES)}

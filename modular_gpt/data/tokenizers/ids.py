@@ -1,4 +1,4 @@
-"""Ids as text: the tokenizer of data that is made of ids and not of text."""
+"""Ids written as numbers: the tokenizer of data of ids without text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from modular_gpt.data.tokenizers.base import MAX_VOCAB_SIZE, Ids, Tokenizer
 
 
 class IdTokenizer(Tokenizer, name="ids"):
-    """Whole numbers with spaces between them, which are the ids; for data=synthetic."""
+    """Ids as decimal numbers with spaces between them; for data of ids, such as data=synthetic."""
 
     @dataclass
     class Config(ComponentConfig):
-        """Settings of text that is made of ids.
+        """Settings of ids written as numbers.
 
         vocab_size: Number of ids.
         """

@@ -25,9 +25,9 @@ class LibraryTokenizer(Tokenizer, ABC):
     def __init__(
         self, tokenizer: "tokenizers.Tokenizer", eos: str | None, bos: str | None = None, end_ids: Iterable[int] = ()
     ) -> None:
-        """eos: token that stands between documents; bos: token that begins a text; None where there is none
+        """eos: token between documents; bos: token that begins a text; None: there is none
 
-        end_ids: further ids that end a text; those without a token are left out
+        end_ids: further ids that end a text; ids without a token are left out
         """
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
@@ -44,8 +44,8 @@ class LibraryTokenizer(Tokenizer, ABC):
         """A tokenizer from the library's own JSON.
 
         Raises:
-            ValueError: the JSON has a shape that the library cannot take.
-            DataError: the library refuses it.
+            ValueError: the JSON has values with which the library would panic, abort or never end.
+            DataError: the library cannot use it.
         """
         import tokenizers
 
@@ -81,7 +81,7 @@ class LibraryTokenizer(Tokenizer, ABC):
 
     @cached_property
     def _parsing(self) -> "tokenizers.Tokenizer":
-        """The same tokenizer, which reads special tokens out of a text."""
+        """A copy of the library's tokenizer that recognises special tokens spelled in a text."""
         import tokenizers
 
         return tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
@@ -96,9 +96,10 @@ class LibraryTokenizer(Tokenizer, ABC):
         ids = self.encode(text) if text else []
         if first or not ids:
             return ids
-        # Some tokenizers put a space before a text: behind a line end they put none.
-        line_end, behind = self.encode("\n"), self.encode(f"\n{text}")
-        return behind[len(line_end) :] if behind[: len(line_end)] == line_end else ids
+        # Some tokenizers add a space before a text, but not after a line feed.
+        line_feed, with_line_feed = self.encode("\n"), self.encode(f"\n{text}")
+        separate = with_line_feed[: len(line_feed)] == line_feed
+        return with_line_feed[len(line_feed) :] if separate else ids
 
     def _gaps(self) -> Iterable[int]:
         known = self._tokenizer.get_vocab(with_added_tokens=True).values()
@@ -106,7 +107,7 @@ class LibraryTokenizer(Tokenizer, ABC):
 
     @cached_property
     def _byte_ids(self) -> frozenset[int]:
-        """The ids of single bytes, with which characters without an id are encoded."""
+        """The ids of single bytes, which encode characters without an id."""
         found = (self._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
         return frozenset(id for id in found if id is not None)
 

@@ -1,4 +1,4 @@
-"""Checks of tokenizer definitions before a compiled library reads them: some shapes make it panic or abort."""
+"""Checks of tokenizer definitions before a compiled library reads them, since some make it panic or abort."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,16 @@ from modular_gpt.core.plain_types import PlainMapping
 
 MAX_ID = 2**24  # of a token
 MAX_STEPS = 64  # of a normalizer, pre-tokenizer, post-processor or decoder
-MAX_GROWTH = 64.0  # how many times longer all replacements together may make a text
+MAX_GROWTH = 64.0  # limit of the factor by which all replacements together lengthen a text
 STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+SEQUENCES = ("normalizers", "pretokenizers", "decoders", "processors")  # keys of nested steps
 
 
 @contextmanager
 def library_errors(where: str) -> Iterator[None]:
-    """Context manager: every failure of a tokenizer library inside, panics included, becomes a DataError.
+    """Context manager: raise a DataError for every failure of a tokenizer library inside, panics included.
 
-    where: begins its message, for example the file's name
+    where: beginning of the message, such as the path of the file
 
     Raises:
         DataError: the library failed.
@@ -54,7 +55,7 @@ def check_library_json(content: object) -> None:
 
 
 def _check_ids(vocab: object, added: object) -> None:
-    """Every token has an id from 0 to ``MAX_ID``, and there is one."""
+    """Raise a ValueError unless there are tokens, and the id of each is from 0 to ``MAX_ID - 1``."""
     if isinstance(vocab, list):  # Unigram: pairs of a token and its score, whose place is the id
         ids = list(range(len(vocab)))
     elif isinstance(vocab, Mapping):
@@ -72,11 +73,10 @@ def _check_ids(vocab: object, added: object) -> None:
 
 
 def _steps(stage: object) -> Iterator[PlainMapping]:
-    """A stage's steps in order; sequences, which may nest, are opened."""
+    """The steps of a stage in order; nested sequences are flattened."""
     if not isinstance(stage, Mapping):
         return
-    nested = next((stage[name] for name in (*(f"{s}s" for s in ("normalizer", "pretokenizer", "decoder", "processor")),)
-                   if isinstance(stage.get(name), list)), None)  # fmt: skip
+    nested = next((stage[name] for name in SEQUENCES if isinstance(stage.get(name), list)), None)
     if nested is None:
         yield stage
         return
@@ -85,7 +85,7 @@ def _steps(stage: object) -> Iterator[PlainMapping]:
 
 
 def _growth(step: PlainMapping) -> float:
-    """How many times longer a replacing step may make a text."""
+    """The factor by which a step that replaces text may lengthen it, at least 1."""
     if step.get("type") != "Replace":
         return 1.0
     pattern, content = step.get("pattern"), step.get("content")
@@ -97,7 +97,7 @@ def _growth(step: PlainMapping) -> float:
 
 
 def _check_precompiled(charsmap: object) -> None:
-    """A normalisation table of SentencePiece: the bytes of a trie, how many there are before it, and texts after it."""
+    """Raise a ValueError unless a normalisation table of SentencePiece has the size of its trie, the trie and texts."""
     if not isinstance(charsmap, str):
         raise ValueError("its precompiled_charsmap is no text")
     try:
@@ -114,7 +114,7 @@ def check_ranks(ranks: Mapping[bytes, object], special: PlainMapping) -> None:
     """Check the tables of a byte-pair encoding by rank (tiktoken).
 
     Raises:
-        ValueError: ids are no whole numbers, stand twice, or single bytes have none.
+        ValueError: an id is no whole number, two tokens have the same id, or a single byte has none.
     """
     ids = [*ranks.values(), *special.values()]
     if not all(isinstance(id, int) and not isinstance(id, bool) and 0 <= id < MAX_ID for id in ids):

@@ -18,9 +18,9 @@ from modular_gpt.data.corpora.base import Corpus
 from modular_gpt.data.tokenizers.base import Ids, Tokenizer, check_size, check_text, training_texts
 
 LINE = 4096  # characters
-# Settings of the library with which decoding gives back the text: bytes for what is rare, nothing normalised or added.
+# Settings with which decoding restores the text: rare characters as bytes, no normalisation, no added spaces.
 TRAINER: PlainDict = {
-    "hard_vocab_limit": False,  # a small corpus may give fewer
+    "hard_vocab_limit": False,  # a small corpus may give fewer tokens
     "byte_fallback": True,
     "normalization_rule_name": "identity",
     "remove_extra_whitespaces": False,
@@ -48,7 +48,7 @@ def _package() -> ModuleType:
 class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
     """SentencePiece (unigram or BPE) trained on the corpus; needs the package 'sentencepiece'.
 
-    Decoding gives back the text, but for U+2581, which the library itself uses for the space.
+    Decoding restores the text, except for U+2581, which the library uses for the space.
     """
 
     @dataclass
@@ -58,8 +58,8 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
         vocab_size: Number of tokens to learn: 256 bytes, 2 special tokens, the characters of the corpus and longer
             tokens.
         algorithm: The algorithm that learns the vocabulary, unigram or bpe.
-        sample_characters: Number of characters to learn from: of a longer training text, stretches spread evenly over
-            it. With null, all of it is held in memory.
+        sample_characters: Number of characters to learn from, in stretches spread evenly over a longer training text.
+            With null, all of it is read into memory.
         """
 
         vocab_size: int = 4096
@@ -118,7 +118,7 @@ class SentencePieceTokenizer(Tokenizer, name="sentencepiece"):
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """The training text line by line, long lines cut: the library wants sentences."""
+    """The lines of the training text, which the library takes as sentences; long lines are cut."""
     for text in texts:
         for line in text.splitlines(keepends=True):
             yield from (line[start : start + LINE] for start in range(0, len(line), LINE))

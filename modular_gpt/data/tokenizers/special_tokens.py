@@ -1,4 +1,4 @@
-"""The special tokens of a published tokenizer: which one begins a text, and which ones end it.
+"""The special tokens of a published tokenizer that begin and end a text.
 
 They are spread over four files of a model's folder: the post-processor in tokenizer.json, tokenizer_config.json,
 generation_config.json and config.json. The rules are those of the transformers library.
@@ -41,7 +41,7 @@ def read_special_tokens(path: Path, post_processor: object) -> SpecialTokens:
     beside = path.with_name(TOKENIZER_CONFIG)
     settings = _optional(beside)
     named = _token(settings, "bos_token", beside)
-    # The flag adds what a post-processor lacks (DeepSeek's has none), and takes nothing away, as in transformers.
+    # As in transformers, the flag adds a token that the post-processor lacks (DeepSeek's does) and removes none.
     bos = first_token(post_processor, path) or (named if settings.get("add_bos_token") is True else None)
     ends = [id for name in MODEL_CONFIGS for id in _end_ids(path.with_name(name))]
     return SpecialTokens(bos, _token(settings, "eos_token", beside), tuple(dict.fromkeys(ends)))
@@ -51,7 +51,7 @@ def first_token(post_processor: object, path: Path) -> str | None:
     """The token that a post-processor (JSON of the ``tokenizers`` library) puts before a text; None for none.
 
     Raises:
-        DataError: it puts several there.
+        DataError: the post-processor puts several there.
     """
     tokens = _leading(post_processor)
     if len(tokens) > 1:
@@ -63,6 +63,7 @@ def first_token(post_processor: object, path: Path) -> str | None:
 
 
 def _leading(processor: object) -> list[str]:
+    """The tokens that a post-processor puts before a text, in their order."""
     if not isinstance(processor, Mapping):
         return []
     steps = processor.get("processors")

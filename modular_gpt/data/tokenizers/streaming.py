@@ -1,4 +1,4 @@
-"""Decoding one id at a time without ever showing a part of a character."""
+"""Streaming decoders, which take one id at a time and return whole characters."""
 
 import codecs
 from collections.abc import Callable
@@ -14,7 +14,7 @@ class ByteStream:
     """Streaming decoder for vocabularies whose ids are bytes."""
 
     def __init__(self, to_bytes: Callable[[int], bytes], has_text: Callable[[int], bool]) -> None:
-        """to_bytes: the bytes of an id; has_text: whether an id has any, others are left out"""
+        """to_bytes: returns the bytes of an id; has_text: whether an id has any; ids without are left out"""
         self._to_bytes, self._has_text = to_bytes, has_text
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -26,11 +26,11 @@ class ByteStream:
 
 
 class TextStream:
-    """For any vocabulary: decodes the newest ids together with the ones shown last.
+    """Streaming decoder for any vocabulary: decodes new ids together with those returned last.
 
-    The ones shown last are context (a decoder may treat the first token of a text differently). Text that
-    ends in the replacement character may be an unfinished character, so it waits for the next id. A run of bytes
-    waits for its end: one byte that is not UTF-8 turns all of the run into replacement characters.
+    The ids returned last are context, since a decoder may treat the first token of a text differently. Text that ends
+    in the replacement character may end in an incomplete character and is held back until the next id. A run of byte
+    ids is held back until its end, since one invalid byte turns the whole run into replacement characters.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class TextStream:
         has_text: Callable[[int], bool],
         is_byte: Callable[[int], bool] = lambda id: False,
     ) -> None:
-        """decode: the text of ids; has_text: whether an id has any, others are left out
+        """decode: returns the text of ids; has_text: whether an id has any; ids without are left out
 
-        is_byte: whether an id is one byte; ``decode`` decodes consecutive ones together
+        is_byte: whether an id is one byte; ``decode`` decodes consecutive bytes together
         """
         self._decode, self._has_text, self._is_byte = decode, has_text, is_byte
         self._context: list[int] = []
@@ -66,7 +66,7 @@ class TextStream:
         return text
 
     def settle(self) -> None:
-        """Count the text pushed so far as returned, but for an unfinished character at its end."""
+        """Treat the text pushed so far as returned, unless it ends in an incomplete character."""
         if not self._new_text().endswith(UNFINISHED):
             self._context, self._waiting = [*self._context, *self._waiting], []
 

@@ -32,13 +32,13 @@ PRESETS = {
 
 
 class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
-    """Any tiktoken encoding by name; fetched once, then saved with the model."""
+    """Any tiktoken encoding by name; downloaded once, then saved with the model."""
 
     @dataclass
     class Config(ComponentConfig):
         """Settings of a tiktoken encoding.
 
-        encoding: Name of an encoding that tiktoken knows, such as gpt2 or o200k_harmony.
+        encoding: Name of an encoding of tiktoken, such as gpt2 or o200k_harmony.
         """
 
         encoding: str = "gpt2"
@@ -47,7 +47,7 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
         import tiktoken
 
         check_ranks(ranks, special)
-        self._parts = (encoding, pattern, ranks, special)
+        self._tables = (encoding, pattern, ranks, special)
         with library_errors("tiktoken cannot use the encoding"):
             self._encoding = tiktoken.Encoding(encoding, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
         self.vocab_size = self._encoding.n_vocab
@@ -76,7 +76,7 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
         return cls(definition["encoding"], definition["pattern"], ranks, definition["special"])
 
     def definition(self) -> PlainDict:
-        encoding, pattern, ranks, special = self._parts
+        encoding, pattern, ranks, special = self._tables
         encoded = {base64.b64encode(token).decode(): rank for token, rank in ranks.items()}
         return {"encoding": encoding, "pattern": pattern, "ranks": encoded, "special": special}
 
@@ -87,10 +87,10 @@ class TiktokenTokenizer(Tokenizer, name="tiktoken", presets=PRESETS):
 
     @property
     def special_tokens(self) -> Mapping[str, int]:
-        return self._parts[3]
+        return self._tables[3]
 
     def _gaps(self) -> Iterable[int]:
-        _, _, ranks, special = self._parts
+        _, _, ranks, special = self._tables
         return set(range(self.vocab_size)).difference(ranks.values(), special.values())
 
     def _decode(self, ids: list[int]) -> str:

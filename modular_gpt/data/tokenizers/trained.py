@@ -1,10 +1,10 @@
 """Subword vocabularies learned from the corpus: byte-pair encoding and WordPiece, both on bytes.
 
-Both first write a text in GPT-2's 256 printable stand-ins for bytes, so that no text is unknown and decoding gives
-back exactly the text.
+Both first replace each byte of a text by one of GPT-2's 256 printable characters, so that every text can be encoded
+and decoding restores it exactly.
 
 BPE: "Neural Machine Translation of Rare Words with Subword Units" (https://arxiv.org/abs/1508.07909).
-WordPiece: "Japanese and Korean Voice Search" (Schuster and Nakajima 2012), made known by BERT
+WordPiece: "Japanese and Korean Voice Search" (Schuster and Nakajima 2012), used by BERT
 (https://arxiv.org/abs/1810.04805).
 """
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import tiktoken
     import tokenizers
 
-CONTINUES = "…"  # marks a subword inside a word; not "##", which is text in many a source file
-LONGEST = 100  # stand-ins; WordPiece gives up on longer words, so they are cut
+CONTINUES = "…"  # prefix of a subword inside a word, instead of BERT's "##", which is common in source code
+LONGEST = 100  # bytes; longer words are cut, since WordPiece encodes them as unknown
 BYTES = 256
-LONGEST_LEARNED = 1000  # characters of letters, of digits or of others in sequence; BPE takes minutes for 100,000
+LONGEST_LEARNED = 1000  # letters, digits or other characters in sequence; BPE training takes minutes for 100,000
 _LONG_SPACE = re.compile(rf"\s{{{LONGEST_LEARNED}}}")
 _LONG_WORD = re.compile("|".join(f"{characters}{{{LONGEST_LEARNED}}}" for characters in (r"[^\W\d_]", r"\d", r"[\W_]")))
-SAMPLE = 2**24  # characters; training on so many takes a few hundred megabytes
+SAMPLE = 2**24  # characters; training on this number takes a few hundred megabytes
 
 
 class BPETokenizer(LibraryTokenizer, name="bpe"):
@@ -44,8 +44,8 @@ class BPETokenizer(LibraryTokenizer, name="bpe"):
         """Settings of a byte-level BPE vocabulary.
 
         vocab_size: Number of tokens to learn: 256 bytes, the end of text and merges. A small corpus may give fewer.
-        sample_characters: Number of characters to learn from: of a longer training text, stretches spread evenly over
-            it. With null, all of it is read, and memory grows with the number of different words.
+        sample_characters: Number of characters to learn from, in stretches spread evenly over a longer training text.
+            With null, all of it is read, and memory grows with the number of distinct words.
         """
 
         vocab_size: int = 4096
@@ -96,8 +96,8 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
 
         vocab_size: Number of tokens to learn: each byte at the start of a word and inside one, the end of text and
             longer tokens. A small corpus may give fewer.
-        sample_characters: Number of characters to learn from: of a longer training text, stretches spread evenly over
-            it. With null, all of it is read, and memory grows with the number of different words.
+        sample_characters: Number of characters to learn from, in stretches spread evenly over a longer training text.
+            With null, all of it is read, and memory grows with the number of distinct words.
         """
 
         vocab_size: int = 4096
@@ -117,7 +117,7 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.WordPieceTrainer(
             vocab_size=config.vocab_size,
-            # The trainer has no other way to keep every byte inside a word, seen or not.
+            # As special tokens, all bytes inside a word are in the vocabulary, whether they occur or not.
             special_tokens=[END_OF_TEXT, *(CONTINUES + byte for byte in alphabet)],
             initial_alphabet=alphabet,
             continuing_subword_prefix=CONTINUES,
@@ -126,13 +126,13 @@ class WordPieceTokenizer(LibraryTokenizer, name="wordpiece"):
         learner = _wordpiece({})
         with training_texts(corpus, "wordpiece", config.sample_characters) as texts:
             learner.train_from_iterator(texts, trainer)
-        tokenizer = _wordpiece(learner.get_vocab())  # special tokens are ordinary subwords from here on, but one
+        tokenizer = _wordpiece(learner.get_vocab())  # in which END_OF_TEXT alone becomes a special token
         tokenizer.add_special_tokens([END_OF_TEXT])
         return cls(tokenizer, END_OF_TEXT)
 
 
 def without_long_words(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, cut after each ``LONGEST_LEARNED`` characters of one word, on longer ones of which training hangs."""
+    """The texts, with long words cut every ``LONGEST_LEARNED`` characters, since BPE training on them takes minutes."""
     for text in texts:
         if max(map(len, text.split()), default=0) < LONGEST_LEARNED and not _LONG_SPACE.search(text):
             yield text
