@@ -13,8 +13,8 @@ Write a message and the model answers. A message that begins with / is written w
   /reset                     begin a new conversation; the system line stays
   /save FILE, /load FILE     write the conversation to a file, or continue the one in a file
   /set temperature=0.5       change a setting; /settings shows them all
-  /help                      show this again
-  /quit, or Ctrl-D           leave; Ctrl-C stops an answer, which stays as far as it has come"""
+  /help                      show this help
+  /quit, or Ctrl-D           leave; Ctrl-C stops an answer, whose beginning stays in the conversation"""
 
 
 class ChatPrompter(Prompter):
@@ -26,7 +26,7 @@ class ChatPrompter(Prompter):
         super().__init__(writer, settings, change)
         self.chat = chat
         self.chat.draft = writer.draft
-        self._noticed = False  # whether the last turn had a notice
+        self._had_notice = False  # whether the last turn had a notice
         self._commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/save": self._save,
@@ -51,9 +51,9 @@ class ChatPrompter(Prompter):
     def _say(self, message: str) -> None:
         self.chat.settings = self.settings
         turn = self.chat.begin(message)
-        if turn.prompt.notice and not self._noticed:
+        if turn.prompt.notice and not self._had_notice:
             print(f"({turn.prompt.notice})")
-        self._noticed = bool(turn.prompt.notice)
+        self._had_notice = bool(turn.prompt.notice)
         answer = self.writer.follow(turn.run, shown_answer())
         print()
         self.chat.end(turn, answer)

@@ -14,7 +14,7 @@ EXAMPLES = (
         "mgpt-eval records=test.jsonl",
         "on prompts with answers: loss, accuracy, exact match; answers in predictions.jsonl",
     ),
-    ("mgpt-eval text=book.txt stride=64", "each token with more of the text before it; slower"),
+    ("mgpt-eval text=book.txt stride=64", "with more text before each token that counts; slower"),
     ("mgpt-eval checkpoint=gpt2 corpus=python_stdlib", "a published model, on the validation part of a corpus"),
     ("mgpt-eval checkpoint=gpt2 tasks=lambada_openai,piqa", "tasks of lm-evaluation-harness (needs the extra eval)"),
     ("mgpt-eval tasks=mine.yaml limit=100 json=true", "a task of your own, as JSON"),
@@ -30,7 +30,7 @@ def _execute(line: CommandLine) -> int:
     with imports():
         from modular_gpt.cli.early import answered_early
 
-    # mgpt-train calls the files of a corpus data.path
+    # data.path, the setting of mgpt-train, is accepted as well
     line.settings = [
         setting.removeprefix("data.") if setting.startswith("data.path=") else setting for setting in line.settings
     ]

@@ -49,7 +49,7 @@ class RecordSource:
 
 
 def trained_on(checkpoint: str) -> Records.Config | None:
-    """The settings of the records that a model was trained on; None if no such record of its training exists."""
+    """The settings of the records that a model was trained on; None for other data, or without a run."""
     try:
         config = load_config(checkpoint).data
     except (CheckpointError, ConfigError):
@@ -57,45 +57,57 @@ def trained_on(checkpoint: str) -> Records.Config | None:
     return config if isinstance(config, Records.Config) else None
 
 
-def records_of(source: RecordSource, own: Records.Config | None) -> tuple[list[Record], RecordText]:
-    """The records of a source and their text.
+def records_of(source: RecordSource, trained: Records.Config | None) -> tuple[list[Record], RecordText]:
+    """The records of a source, and the conversion of them to text.
+
+    trained: settings of the records that the model was trained on, which replace those that ``source`` lacks
 
     Raises:
         ConfigError: there are no paths, and the model was not trained on records.
         DataError: a file cannot be read, or a record is bad.
     """
-    own_text = None if own is None else RecordText(own.template, own.separator)
-    template = source.template if source.template is not None or own_text is None else own_text.template
-    separator = source.separator if source.separator is not None or own_text is None else own_text.separator
+    template = source.template if source.template is not None or trained is None else trained.template
+    separator = source.separator if source.separator is not None or trained is None else trained.separator
     if source.paths is not None:
-        fields = source.fields or ({} if own is None else own.fields)
-        found = read_records(record_files(source.paths, "records"), fields)
-    elif own is not None:
-        corpus = build_corpus(own)
+        fields = source.fields or ({} if trained is None else trained.fields)
+        records = read_records(record_files(source.paths, "records"), fields)
+    elif trained is not None:
+        corpus = build_corpus(trained)
         assert isinstance(corpus, Records)
-        found = corpus.records("validation")
+        records = corpus.records("validation")
     else:
         raise ConfigError("give records=<file>: the model's own run was not trained on records")
-    return list(islice(found, source.limit)), RecordText(template, separator)
+    return list(islice(records, source.limit)), RecordText(template, separator)
 
 
 def on_records(
-    loaded: Loaded, source: RecordSource, own: Records.Config | None, options: RecordOptions, predictions: str | None
+    loaded: Loaded,
+    source: RecordSource,
+    trained: Records.Config | None,
+    options: RecordOptions,
+    predictions: str | None,
 ) -> dict[str, float]:
-    """The metrics of a model on records; its answers are written into the file ``predictions``, a line for each."""
-    records, text = records_of(source, own)
+    """The metrics of a model on records; its answers are written to the file ``predictions``, one per line.
+
+    trained: as for ``records_of``
+
+    Raises:
+        ConfigError: there are no records, or the file cannot be written.
+        DataError: as ``records_of``.
+    """
+    records, text = records_of(source, trained)
     questions = ask(RecordEncoder(text, loaded.tokenizer), records)
     with progress_line("Evaluating") as update:
-        found = evaluate_records(loaded.model, loaded.tokenizer, questions, options, update)
+        evaluation = evaluate_records(loaded.model, loaded.tokenizer, questions, options, update)
     if predictions is not None:
-        write_predictions(Path(predictions), found)
-    return found.metrics
+        write_predictions(Path(predictions), evaluation)
+    return evaluation.metrics
 
 
-def write_predictions(path: Path, found: RecordEvaluation) -> None:
+def write_predictions(path: Path, evaluation: RecordEvaluation) -> None:
     """Write one JSON object for each record; ConfigError if the file cannot be written."""
     try:
-        write_text(path, _lines(found.predictions))
+        write_text(path, _lines(evaluation.predictions))
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot write '{path}' ({reason}): give another path as predictions, or null") from error
@@ -106,7 +118,7 @@ def _lines(predictions: Sequence[Prediction]) -> str:
 
 
 def record_rows(metrics: dict[str, float], predictions: str | None) -> list[tuple[str, str]]:
-    """The lines of the printed table: the name and the value of each metric, and where the answers are."""
+    """The rows of the printed table: the name and the value of each metric, and the file of the answers."""
     shown = [name for name in METRICS if name in metrics and (name != "too_long" or metrics[name])]
     rows = [(METRICS[name][0], METRICS[name][1].format(metrics[name])) for name in shown]
     missing = [METRICS[name][0] for name in missing_packages()] if "exact_match" in metrics else []

@@ -1,4 +1,4 @@
-"""The settings of mgpt-eval, and the measurements that it makes."""
+"""The settings of mgpt-eval, and the evaluations on text, records and tasks."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -41,26 +41,26 @@ class EvalSettings:
     tasks: Tasks of lm-evaluation-harness, by name or by yaml file: one, several separated by commas, or a list.
     include: A folder with more task definitions for lm-evaluation-harness.
     fewshot: Number of solved examples before each question of a task. By default (null) the task decides.
-    limit: Evaluate only this many questions of each task, or records. By default (null) all are evaluated.
-    records: Evaluate the answers of the model to the records in these files: a path, a pattern, a folder or a list. A
-        model that was trained on records is evaluated on those that it was validated on.
+    limit: Evaluate only this many records, or questions of each task. By default (null) all are evaluated.
+    records: Evaluate the answers of the model to the records in these files: a path, a pattern, a folder or a list. By
+        default (null) a model that was trained on records is evaluated on the validation records of its run.
     fields: Names of fields in the files of records, as in data.fields. By default ({}) those of the model's own run.
     template: Chat template of records, as in data.template. By default (null) that of the model's own run.
     separator: Text between prompts and answers, as in data.separator. By default (null) that of the model's own run.
-    max_new_tokens: Limit of a generated answer, in tokens; 0 generates none. By default (null) as long as the longest
-        answer of the records.
-    predictions: File for the answers to records, one JSON object a line; null writes none.
+    max_new_tokens: Limit of a generated answer, in tokens; 0 generates none. By default (null) the length of the
+        longest answer of the records.
+    predictions: File for the answers to records, one JSON object per line; null writes none.
     batch_size: Number of windows, questions or records in a batch.
     json: Print the results as a JSON object.
     device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
-    packing: Form of the weights of linear layers on a CPU: none leaves them, onednn reorders them for faster matrix
-        products, int8 rounds them to 8 bits, with a scale for each output channel.
+    packing: Form of the weights of linear layers on a CPU: none keeps the form of the checkpoint, onednn reorders them
+        for faster matrix products, int8 rounds them to 8 bits, with a scale for each output channel.
     """
 
     checkpoint: str = "runs/latest"
     tokenizer: str | None = None
-    text: Any = None  # str, list or null: a structured config cannot spell that union
+    text: Any = None  # str, list or null, a union that structured configs do not support
     corpus: str | None = None
     path: Any = None  # as text
     split: str = "validation"
@@ -111,7 +111,7 @@ class EvalSettings:
             raise ConfigError(f"{unused[0]} is for tasks: give tasks=..., or leave it out")
 
     def names(self) -> list[str]:
-        """The tasks one by one."""
+        """The names of the tasks, separately."""
         listed = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks or []
         return [str(name).strip() for name in listed if str(name).strip()]
 
@@ -125,7 +125,7 @@ def measure(settings: EvalSettings) -> Results:
     """The metrics by subject: ``text`` or ``records``, and each task.
 
     Raises:
-        UserError: the model, the text or a task is missing, damaged, or does not fit the others.
+        UserError: the model, the text or a task is missing or damaged, or a setting has no effect.
     """
     device = as_device(settings.device)
     prepare_device(threads=None)
@@ -136,15 +136,17 @@ def measure(settings: EvalSettings) -> Results:
     check_finite_weights(loaded.model, settings.checkpoint)
     PACKINGS[settings.packing](loaded.model)
     results: Results = {}
-    on_text = settings.text is not None or settings.corpus is not None
-    own = None if on_text else trained_on(settings.checkpoint)
-    if settings.records is not None or (own is not None and not settings.names()):
-        results["records"] = _on_records(settings, loaded, own)
-    else:
-        _check_unused(settings)
-    if "records" not in results and (on_text or not settings.names()):
-        found = _on_text(settings, loaded)
-        results["text"] = {**asdict(found), "perplexity": found.perplexity, "bits_per_byte": found.bits_per_byte}
+    has_text = settings.text is not None or settings.corpus is not None
+    trained = None if has_text else trained_on(settings.checkpoint)
+    with_records = settings.records is not None or (trained is not None and not settings.names())
+    with_text = has_text or not (with_records or settings.names())
+    _check_unused(settings, with_text, with_records)
+    if with_records:
+        results["records"] = _on_records(settings, loaded, trained)
+    if with_text:
+        evaluation = _on_text(settings, loaded)
+        derived = {"perplexity": evaluation.perplexity, "bits_per_byte": evaluation.bits_per_byte}
+        results["text"] = {**asdict(evaluation), **derived}
     if settings.names():
         from modular_gpt.evaluation.harness import run_tasks
 
@@ -160,14 +162,18 @@ def measure(settings: EvalSettings) -> Results:
     return results
 
 
-def _check_unused(settings: EvalSettings) -> None:
-    """Raise a ConfigError for a setting of records if no records are evaluated."""
-    for name in ("fields", "template", "separator", *(() if settings.names() else ("limit",))):
+def _check_unused(settings: EvalSettings, with_text: bool, with_records: bool) -> None:
+    """Raise a ConfigError for a setting that has no effect on the evaluations that are made."""
+    unused: dict[str, str] = {}
+    if not with_records:
+        unused |= dict.fromkeys(("fields", "template", "separator", "max_new_tokens"), "records: give records=...")
+    if not with_records and not settings.names():
+        unused["limit"] = "tasks and records: give tasks=... or records=..."
+    if not with_text:
+        unused |= dict.fromkeys(("stride", "context"), "a text: give text=... or corpus=...")
+    for name, remedy in unused.items():
         if getattr(settings, name) not in (None, {}):
-            what = (
-                "tasks and records: give tasks=... or records=..." if name == "limit" else "records: give records=..."
-            )
-            raise ConfigError(f"{name} is for {what}, or leave it out")
+            raise ConfigError(f"{name} is for {remedy}, or leave it out")
 
 
 def _check_harness() -> None:
@@ -177,10 +183,10 @@ def _check_harness() -> None:
         raise ConfigError("tasks need another package: pip install 'modular-gpt[eval]'") from error
 
 
-def _on_records(settings: EvalSettings, loaded: Loaded, own: Records.Config | None) -> Metrics:
+def _on_records(settings: EvalSettings, loaded: Loaded, trained: Records.Config | None) -> Metrics:
     source = RecordSource(settings.records, settings.fields, settings.template, settings.separator, settings.limit)
     options = RecordOptions(settings.batch_size, settings.max_new_tokens)
-    return dict(on_records(loaded, source, own, options, settings.predictions))
+    return dict(on_records(loaded, source, trained, options, settings.predictions))
 
 
 def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
@@ -193,8 +199,8 @@ def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
     data = _corpus(settings).prepare(tokenizer)
     if not isinstance(data, PreparedText):
         raise ConfigError(
-            f"the data of '{settings.checkpoint}' is no text: its run reports its loss;"
-            " give text=<file> or corpus=<name>"
+            f"'{settings.checkpoint}' was not trained on text, and its run has reported the loss: give text=<file> or"
+            " corpus=<name>"
         )
     split = data.train if settings.split == "train" else data.validation
     if not split.bytes:
@@ -204,11 +210,16 @@ def _on_text(settings: EvalSettings, loaded: Loaded) -> Evaluation:
 
 
 def _corpus(settings: EvalSettings) -> Corpus:
-    """The corpus that the settings name, or the one that the run was trained on."""
+    """The corpus of the settings, or else that of the model's own run.
+
+    Raises:
+        ConfigError: no corpus is given, and the model has no record of its training.
+        DataError: a file is missing or is not text.
+    """
     if settings.corpus == "text":
         if settings.path is None:
             raise ConfigError("corpus=text needs path=<file or pattern>, such as path='corpus/**/*.txt'")
-        find_files(settings.path, "path")  # names path where a file is missing
+        find_files(settings.path, "path")  # for a message about path if a file is missing
     if settings.corpus is not None:
         path = {} if settings.path is None else {"path": settings.path}
         if settings.path is not None and settings.corpus != "text":
@@ -218,7 +229,7 @@ def _corpus(settings: EvalSettings) -> Corpus:
         return build_corpus(load_config(settings.checkpoint).data)
     except CheckpointError as error:
         raise ConfigError(
-            f"give text=<file> or corpus=<name>: '{settings.checkpoint}' does not say what it was trained on"
+            f"give text=<file> or corpus=<name>: '{settings.checkpoint}' has no record of the data of its training"
         ) from error
 
 

@@ -27,7 +27,7 @@ from modular_gpt.model import GPTModel
 from modular_gpt.runtime.device import as_device, as_dtype, prepare_device
 
 MAX_PROMPTS = 2**28  # bytes of a file of prompts
-SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # where no prompt is given; those that can be read
+SUITE = ("def ", "import ", "The ", "Once upon a time", "\n")  # default prompts, if the tokenizer can encode them
 
 
 @dataclass
@@ -44,17 +44,18 @@ class Task:
         64.
     json: Print one JSON object per continuation instead of text.
     interactive: Read prompts from the keyboard, one after the other.
-    chat: Treat prompts as messages that the model answers: auto uses the chat template that came with the model, if
-        any; plain, chatml, alpaca or the path of a .jinja file choose one; none continues texts. By default (null) auto
-        with interactive=true, else none.
-    system: The system line with which a conversation begins.
+    chat: Treat prompts as messages that the model answers: auto uses the model's chat template, if it has one; plain,
+        chatml, alpaca or the path of a .jinja file choose one; none continues texts. By default (null) auto with
+        interactive=true, else none.
+    system: The system message with which a conversation begins.
     special: Encode special tokens that are spelled in a prompt as such, instead of as text.
     draft: A smaller model with the same tokenizer that drafts tokens for strategy=speculative.
     device: The device to compute on: auto, cpu, cuda, cuda:1, mps or another name that PyTorch knows.
     dtype: Data type of the weights, float32 or bf16. By default (null) the one they were saved in.
     packing: Form of the weights of linear layers on a CPU: onednn reorders them for faster matrix products; int8 rounds
-        them to 8 bits, with a scale for each output channel, which halves the bytes of bf16; none leaves them. By
-        default (null) onednn where it is faster: not with compile, nor for a single text in float32 on an Intel CPU.
+        them to 8 bits, with a scale for each output channel, which halves the bytes of bf16; none keeps the form of the
+        checkpoint. By default (null) onednn where it is faster: not with compile, nor for a single text in float32 on
+        an Intel CPU.
     pack: The former name of packing: true is onednn, false is none.
     """
 
@@ -95,13 +96,14 @@ class Task:
                 raise ConfigError("pack is the former name of packing: leave it out")
 
     def packed(self, model: GPTModel, settings: GenerationConfig) -> GPTModel:
-        """Pack the weights of ``model`` for what the settings ask for."""
+        """Pack the weights of ``model`` as ``packing`` or ``pack`` says, null resolved."""
         packing = self.packing
         if self.pack is not None:
             packing = "onednn" if self.pack else "none"
         elif packing is None:
-            alone = self.prompt is not None or self.interactive
-            rows = settings.num_return_sequences if alone and settings.strategy not in SEARCHES else 2  # or more
+            one_prompt = self.prompt is not None or self.interactive
+            # of a search or of several prompts, there are two rows or more
+            rows = settings.num_return_sequences if one_prompt and settings.strategy not in SEARCHES else 2
             packing = "onednn" if packing_pays(model, rows) and not settings.compile else "none"
         return PACKINGS[packing](model)
 
@@ -136,7 +138,7 @@ def read_task(arguments: Sequence[str], where: list[Path]) -> tuple[Task, Genera
         values = plain(config)
     task = from_mapping(Task, {name: values[name] for name in names_of(Task)}, "")
     sampling = {name: values[name] for name in _sampling}
-    if sampling["strategy"] in SEARCHES or sampling["greedy"]:  # the temperature of generate.yaml is for drawing
+    if sampling["strategy"] in SEARCHES or sampling["greedy"]:  # the temperature of generate.yaml is for sampling
         given = {override.key for override in typed}
         sampling = {name: value for name, value in sampling.items() if name not in RANDOM or name in given}
     settings = GenerationConfig.from_values(sampling)
@@ -151,7 +153,7 @@ def open_writer(task: Task, settings: GenerationConfig) -> Writer:
     """Load the models of a task.
 
     Raises:
-        UserError: one is missing or damaged, or settings do not fit it.
+        UserError: a model is missing or damaged, or settings do not fit it.
     """
     device = as_device(task.device)
     prepare_device(threads=None)
@@ -171,14 +173,14 @@ def _open_chat(task: Task, loaded: Loaded) -> Chat | None:
     """The conversation of a task; None where texts are continued.
 
     Raises:
-        ConfigError: there is no such template, or a system line and no template.
-        DataError: the template has no system line.
+        ConfigError: there is no such template, or a system message without a template.
+        DataError: the template has no system message.
     """
     if task.chat_name == "none":
         return None
     if task.chat_name == "auto" and loaded.tokenizer.template is None:
         if task.system is not None:
-            raise ConfigError("system= needs a chat template, and this model has none: choose chat=plain, say")
+            raise ConfigError("system= needs a chat template, and this model has none: choose one, such as chat=plain")
         if task.chat is not None:
             print("this model has no chat template, so its texts are continued (chat=none)", file=sys.stderr)
         return None
@@ -228,7 +230,7 @@ def _write_all(
 
 
 def converse(arguments: Sequence[str], where: list[Path], settings: GenerationConfig, writer: Writer) -> None:
-    """Answer prompts from the keyboard; a line such as ``top_k=40`` is one more setting of the command line."""
+    """Answer prompts from the keyboard; a line such as ``top_k=40`` changes a setting."""
     given = list(arguments)
 
     def change(line: str) -> GenerationConfig | None:
@@ -251,26 +253,26 @@ def _prompts(task: Task, writer: Writer) -> list[str]:
         return [task.prompt]
     if task.prompts is not None:
         return read_prompts(Path(task.prompts))
-    known = [prompt for prompt in SUITE if writer.reads(prompt)]
-    if not known:
-        raise ConfigError("this model's tokenizer reads none of the prompts that are there for a try: give prompt=...")
-    return known
+    encodable = [prompt for prompt in SUITE if writer.can_encode(prompt)]
+    if not encodable:
+        raise ConfigError("this model's tokenizer can encode none of the default prompts: give prompt=...")
+    return encodable
 
 
 def read_prompts(path: Path) -> list[str]:
     r"""The prompts of a file, one on each line; empty lines are left out.
 
-    A line ends with \\n or \\r\\n, and with nothing else: other characters that Unicode counts as line ends stay in the
-    prompt. A byte order mark at the beginning is left out.
+    A line ends with \\n or \\r\\n; other characters that Unicode counts as line ends stay in the prompt. A byte order
+    mark at the beginning is left out.
 
     Raises:
-        DataError: the file is missing, empty or not UTF-8, or a line is not valid; the message names it.
+        DataError: the file is missing, empty or not UTF-8, or a line is not valid; the message has its number.
     """
     try:
-        with path.open("rb") as file:  # a pipe or the terminal may be given, so its size is not known before
+        with path.open("rb") as file:  # which may be a pipe or a terminal, whose size is not known before
             content = file.read(MAX_PROMPTS + 1)
         if len(content) > MAX_PROMPTS:
-            raise DataError(f"'{path}' has more than {MAX_PROMPTS:,} bytes of prompts: split it")
+            raise DataError(f"'{path}' has more than {MAX_PROMPTS:,} bytes: split it into several files of prompts")
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 (at byte {error.start}): convert it with iconv") from error
@@ -306,7 +308,7 @@ def _as_json(index: int, prompt: str, sample: int, text: Continuation) -> str:
 
 
 def _titled(writer: Writer, prompt: str, place: tuple[int, int], text: Continuation) -> str:
-    """A text below its prompt, which it continues or answers; place: number of the text, and number of texts."""
+    """A text below a line with its prompt; place: number of the text, and number of texts of the prompt."""
     number = f", {place[0] + 1} of {place[1]}" if place[1] > 1 else ""
     return f"--- {prompt!r}{number}\n{prompt if writer.chat is None else ''}{text.text}\n"
 

@@ -1,4 +1,4 @@
-"""interactive=true: lines from the keyboard, each of which continues the text so far."""
+"""interactive=true: lines from the keyboard, each of which extends the text that the model continues."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -32,28 +32,28 @@ def shown_after(prompt: str) -> Show:
 
 
 def shown_answer() -> Show:
-    """Print an answer as it arrives, without spaces and line ends before its first word."""
-    begun = False
+    """Print an answer as it arrives, without white space at its beginning."""
+    started = False
 
     def show(new_text: str) -> None:
-        nonlocal begun
-        new_text = new_text if begun else new_text.lstrip()
-        begun = begun or bool(new_text)
+        nonlocal started
+        new_text = new_text if started else new_text.lstrip()
+        started = started or bool(new_text)
         print(new_text, end="", flush=True)
 
     return show
 
 
 class Prompter(ABC):
-    """Answers lines from the keyboard, one after the other, until there are no more.
+    """Base of interactive sessions: reads lines from the keyboard and answers each.
 
-    help: printed at the beginning
+    help: text that is printed at the beginning
     """
 
     help: ClassVar[str]
 
     def __init__(self, writer: Writer, settings: GenerationConfig, change: Change) -> None:
-        """change: reads a line as a setting, or returns None if it is none"""
+        """change: returns the settings after a line that changes one; None for any other line"""
         self.writer, self.settings, self.change = writer, settings, change
 
     @abstractmethod
@@ -61,13 +61,13 @@ class Prompter(ABC):
         """Run a command or answer a line.
 
         Raises:
-            UserError: the line cannot be used; nothing has changed.
+            UserError: the line cannot be used; the conversation and the settings are unchanged.
         """
 
     def run(self) -> None:
         """Answer lines until there are no more, then print the throughput."""
         with suppress(ImportError):
-            import readline  # noqa: F401  arrow keys edit the line and bring back earlier ones
+            import readline  # noqa: F401  input() then supports arrow keys, and the history of lines
         print(self.help)
         while True:
             try:
@@ -95,7 +95,7 @@ class Prompter(ABC):
 
 
 class Conversation(Prompter):
-    """Continues one text, line by line."""
+    """A session in which each line is appended to one text, which the model continues."""
 
     help = HELP
 
@@ -124,18 +124,20 @@ class Conversation(Prompter):
         self.ids = [*ids, *text.ids, *self._line_end()]
 
     def _encoded(self, line: str) -> list[int]:
-        if not self.ids:  # a text begins once
+        if not self.ids:  # the beginning of the text, with the BOS token
             return self.writer.encode(line)
         return self.writer.tokenizer.encode(line, self.writer.special)
 
     def _cut(self, ids: Sequence[int]) -> list[int]:
-        """The end of a text that leaves room for the answer, if the model's positions are limited."""
+        """The last ids that leave room for max_new_tokens; all ids where generation may exceed the context length."""
         model = self.writer.model
+        if model.slides or self.settings.overflow == "window":
+            return list(ids)
         room = model.config.context_length - self.settings.max_new_tokens
-        return list(ids[-max(room, 1) :]) if not model.slides and self.settings.overflow != "window" else list(ids)
+        return list(ids[-max(room, 1) :])
 
     def _line_end(self) -> list[int]:
         try:
             return self.writer.tokenizer.encode("\n")
         except DataError:
-            return []  # a vocabulary of characters without a line end
+            return []  # a vocabulary of characters without the line feed

@@ -1,4 +1,4 @@
-"""Several runs from one command line, through Hydra's sweepers and launchers, and a table that compares them."""
+"""--multirun: several runs through Hydra's sweepers and launchers, and a table that compares them."""
 
 import json
 import os
@@ -26,19 +26,21 @@ from modular_gpt.core.errors import ConfigError, UserError
 from modular_gpt.core.validation import from_mapping
 from modular_gpt.training.config import RunConfig
 
-RESULT = "result-"  # of a job in another process: a file of the sweep's folder
+RESULT = "result-"  # prefix of the files in the sweep's folder with the results of jobs in other processes
 
 
 class _Stopped(BaseException):
-    """A signal ended a run, and with it those that would follow; as KeyboardInterrupt, it is no job's failure."""
+    """A signal ended a run and so the sweep. It is no Exception, which Hydra would treat as the failure of a job."""
 
 
 @dataclass
 class Sweep:
     """The jobs of one command line and their results.
 
-    Jobs of Hydra's own launcher run in this process, one after another. A cluster's run in other processes, maybe on
-    other machines, and leave their results as files in the folder of the sweep.
+    Hydra's default launcher runs the jobs in this process, one after another. Other launchers run them in other
+    processes, possibly on other machines, where each job writes its result to a file in the folder of the sweep.
+
+    folder: of the sweep; shared: keys of the settings that all jobs have in common; where: folders with yaml files
     """
 
     folder: Path
@@ -48,32 +50,33 @@ class Sweep:
     results: dict[int, JobResult] = field(default_factory=dict)
 
     def job(self, config: DictConfig) -> None:
-        """Train one combination."""
+        """Train the combination of settings of one job, and record its result."""
         hydra_config = HydraConfig.get()
         number, settings = int(hydra_config.job.num), list(hydra_config.overrides.task)
         config.name = _name(config.name, settings, self.shared)
         blank = "\n" if number else ""
         print(f"{blank}--- run {number + 1}: {config.name}", flush=True)
-        seedless = [setting for setting in settings if setting.partition("=")[0] != "seed"]
-        result = JobResult(number, config.name, config.seed, seedless)
+        without_seed = [setting for setting in settings if setting.partition("=")[0] != "seed"]
+        result = JobResult(number, config.name, config.seed, without_seed)
         try:
             _train(config, settings, self.where, result)
-        except BaseException as error:  # Ctrl-C before training caught it, too
+        except BaseException as error:  # also Ctrl-C before the training handles it
             result.code, result.message = 1, f"failed: {type(error).__name__}: {error}".removesuffix(": ")
             raise
         finally:
-            self._keep(result)
+            self._record(result)
         if result.code > ENDED_BY_SIGNAL and os.getpid() == self.process:
             raise _Stopped
 
-    def _keep(self, result: JobResult) -> None:
+    def _record(self, result: JobResult) -> None:
+        """Store a result; in another process than the sweep's, as a file in its folder."""
         self.results[result.number] = result
         if os.getpid() != self.process:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / f"{RESULT}{result.number}.json", json.dumps(asdict(result)))
 
     def collect(self) -> list[JobResult]:
-        """All results in the order of the jobs, with those that jobs in other processes left."""
+        """All results in the order of the jobs, including those in files of other processes."""
         for path in self.folder.glob(f"{RESULT}*.json"):
             result = from_mapping(JobResult, json.loads(path.read_text(encoding="utf-8")), path.name)
             self.results[result.number] = result
@@ -81,12 +84,12 @@ class Sweep:
 
 
 def multirun(arguments: Sequence[str], where: list[Path]) -> int:
-    """Train every combination of the values that commas separate, print a table of the results, and save it.
+    """Train every combination of comma-separated values, print a table of the results, and save it.
 
-    A combination that cannot work is reported in the table, and the others are trained. Returns the exit code.
+    A combination that is refused is reported in the table, and the others are trained. Returns the exit code.
 
     Raises:
-        ConfigError: a setting does not exist, or the folder of the sweep cannot be made.
+        ConfigError: a setting does not exist, or the folder of the sweep cannot be created.
     """
     typed, expanded = read_overrides(TRAIN, arguments, where, sweep=True)
     if any(override.key == "resume" and override.value != NONE for override in typed):
@@ -95,7 +98,7 @@ def multirun(arguments: Sequence[str], where: list[Path]) -> int:
         )
     with explained(TRAIN, where, arguments):
         parsed = OverridesParser.create().parse_overrides(expanded)
-        # all of them, to see that it can be done before a directory is made
+        # composed before a directory is created, since a setting may be wrong
         jobs = [composed(TRAIN, job_overrides, where) for job_overrides in jobs_to_try(TRAIN, expanded)]
     folder = _new_folder(Path(jobs[0].runs).expanduser(), parsed)
     sweep = Sweep(folder, {override.key_or_group for override in parsed if not override.is_sweep_override()}, where)
@@ -112,7 +115,7 @@ def multirun(arguments: Sequence[str], where: list[Path]) -> int:
 
 
 def _new_folder(runs: Path, overrides: Sequence[HydraOverride]) -> Path:
-    """Make the folder of a sweep: ``hydra.sweep.dir`` if it is given, else one in ``runs``."""
+    """Create the folder of a sweep: ``hydra.sweep.dir`` if it is given, else a new one in ``runs``."""
     given = [str(override.value()) for override in overrides if override.key_or_group == "hydra.sweep.dir"]
     folder = Path(given[-1]) if given else runs / f"{datetime.now():%Y%m%d-%H%M%S-%f}-multirun"
     try:
@@ -134,7 +137,7 @@ def _save(folder: Path, results: Sequence[JobResult]) -> None:
 
 
 def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:
-    """The name of a job: its own settings, after the name that all jobs share, if one was given."""
+    """The name of a job: the settings in which it differs from others, after the name of the sweep, if one is given."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     differing = [Override(item.key_or_group, str(item.value())) for item in parsed if item.key_or_group not in shared]
     return (
@@ -143,7 +146,10 @@ def _name(base: str, overrides: Sequence[str], shared: set[str]) -> str:
 
 
 def _train(config: DictConfig, settings: list[str], where: list[Path], result: JobResult) -> None:
-    """Train one combination, which the settings describe, and complete its result."""
+    """Train a composed run, and complete its result.
+
+    settings: the overrides of which ``config`` is composed, for a run that starts from another model
+    """
     from modular_gpt.training.run import train
 
     try:
@@ -162,6 +168,6 @@ def _train(config: DictConfig, settings: list[str], where: list[Path], result: J
         result.code = ENDED_BY_SIGNAL + (run.signal or 0)
         result.message = f"stopped; resume={run.directory}"
         return
-    end = run.outcome
-    result.parameters, result.loss, result.bits_per_byte = end.parameters, end.loss, end.bits_per_byte
-    result.tokens_per_second = end.tokens / end.seconds
+    outcome = run.outcome
+    result.parameters, result.loss, result.bits_per_byte = outcome.parameters, outcome.loss, outcome.bits_per_byte
+    result.tokens_per_second = outcome.tokens / outcome.seconds

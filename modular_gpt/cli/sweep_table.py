@@ -1,4 +1,4 @@
-"""The results of a sweep as a printed table, and as CSV and JSON files."""
+"""The results of a sweep as a printed table, and in CSV and JSON files."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ class JobResult:
     """The outcome of one run of a sweep.
 
     settings: the overrides of the run except its seed
-    message: why there are no metrics; empty for a run that came to its end
+    message: the reason for missing metrics; empty for a run that finished
     """
 
     number: int
@@ -42,20 +42,20 @@ class JobResult:
 
 @dataclass
 class Group:
-    """The finished runs that differ in nothing but their seed."""
+    """The finished runs with the same settings except for the seed."""
 
     name: str
     results: list[JobResult] = field(default_factory=list)
 
     def row(self) -> tuple[str, ...]:
-        """The row of the table: means, with the standard deviation where there are several seeds."""
+        """The row of the table: means over seeds, with the standard deviation if there are several."""
         losses = [result.loss or 0.0 for result in self.results]
         bits = [result.bits_per_byte for result in self.results if result.bits_per_byte is not None]
         speeds = [result.tokens_per_second or 0.0 for result in self.results]
         name = f"{self.name} ({len(losses)} seeds)" if len(losses) > 1 else self.name
         parameters = f"{self.results[0].parameters:,}"
-        text = _mean(bits, 3) if bits else "-"
-        return name, parameters, _mean(losses, 4), text, f"{statistics.fmean(speeds):,.0f}"
+        bits_per_byte = _mean(bits, 3) if bits else "-"
+        return name, parameters, _mean(losses, 4), bits_per_byte, f"{statistics.fmean(speeds):,.0f}"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -64,7 +64,7 @@ def _mean(values: Sequence[float], digits: int) -> str:
 
 
 def grouped(results: Sequence[JobResult]) -> list[Group | JobResult]:
-    """Finished runs by their settings, and the others as they are, in the order of the first of each group."""
+    """Finished runs grouped by their settings, and other runs singly, in the order of the first run of each group."""
     groups: dict[str, Group] = {}
     order: list[Group | JobResult] = []
     repeated = [json.dumps(result.settings) for result in results if not result.message]
@@ -86,15 +86,15 @@ def _without_seed(name: str) -> str:
 
 
 def table(results: Sequence[JobResult]) -> str:
-    """Rows in columns of equal width; the row of a run without metrics gives the reason instead."""
+    """The printed table; the row of a run without metrics has the reason instead."""
     rows = [HEADINGS, *(item.row() if isinstance(item, Group) else _reason(item) for item in grouped(results))]
-    whole = [row for row in rows if len(row) == len(HEADINGS)]
-    first = max(len(row[0]) for row in rows)
-    widths = [max(len(row[column]) for row in whole) for column in range(1, len(HEADINGS))]
+    complete = [row for row in rows if len(row) == len(HEADINGS)]
+    name_width = max(len(row[0]) for row in rows)
+    widths = [max(len(row[column]) for row in complete) for column in range(1, len(HEADINGS))]
     lines = []
     for name, *rest in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths, strict=False)] if len(rest) > 1 else rest
-        lines.append(f"{name:<{first}}  {'  '.join(cells)}")
+        lines.append(f"{name:<{name_width}}  {'  '.join(cells)}")
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -103,14 +103,14 @@ def _reason(result: JobResult) -> tuple[str, ...]:
 
 
 def remarks(results: Sequence[JobResult]) -> str:
-    """A line about the limits of the table: the number of seeds."""
+    """A line below the table about its limits, such as the number of seeds."""
     groups = [item for item in grouped(results) if isinstance(item, Group)]
     seeds = any(len(group.results) > 1 for group in groups)
     return f"{FEW_SEEDS if seeds else ONE_SEED} {NOT_SHOWN}"
 
 
 def save(folder: Path, results: Sequence[JobResult]) -> None:
-    """Write ``results.csv`` and ``results.json``, a row or an object for each run.
+    """Write ``results.csv`` and ``results.json``, with a row or an object for each run.
 
     Raises:
         OSError: the folder cannot be written.

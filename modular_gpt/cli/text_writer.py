@@ -14,10 +14,10 @@ from modular_gpt.generation import Continuation, Generation, GenerationConfig, S
 from modular_gpt.model import GPTModel
 
 Show = Callable[[str], object]
-INTERRUPTED = "interrupted"  # why a text ended, besides the reasons of generation
-MEMORY_SHARE = 4  # one part in so many of the free memory may hold the caches and logits of a batch
+INTERRUPTED = "interrupted"  # the reason for which Ctrl-C ended a text, besides the reasons of generation
+MEMORY_SHARE = 4  # the caches and logits of a batch take at most 1 / MEMORY_SHARE of the available memory
 LARGEST_BATCH = 64  # prompts; larger batches are hardly faster and show the first text later
-COPIES = 6  # tensors of the size of the logits that choosing a token holds at once
+COPIES = 6  # number of tensors of the size of the logits that are held at once while a token is chosen
 
 
 class Written(NamedTuple):
@@ -30,7 +30,7 @@ class Written(NamedTuple):
 
 @dataclass
 class Throughput:
-    """Totals of all texts: new tokens, seconds, and bytes of the largest cache."""
+    """Totals over all texts: generated tokens, seconds, and bytes of the largest cache."""
 
     tokens: int = 0
     seconds: float = 0.0
@@ -49,9 +49,10 @@ def _size(count: int) -> str:
 
 
 class Writer:
-    """Continues texts with one model and measures the throughput; ``draft`` is for strategy=speculative.
+    """Generates texts with one model and measures the throughput.
 
-    chat: makes each prompt a message of the user, which the model answers; None: prompts are continued
+    draft: the smaller model of strategy=speculative
+    chat: renders each prompt as a message of the user, which the model answers; None: prompts are continued
     special: encode special tokens that prompts spell as such
     interrupted: whether Ctrl-C ended the last texts early
     """
@@ -66,18 +67,18 @@ class Writer:
         self.interrupted = False
 
     def encode(self, prompt: str) -> list[int]:
-        """The ids of a prompt, as ``Tokenizer.prompt_ids`` gives them, or of a conversation that the prompt begins.
+        """The ids of a prompt (``Tokenizer.prompt_ids``), or of a conversation whose first message it is.
 
         Raises:
             DataError: a character is not in the vocabulary.
-            ConfigError: it is empty and the tokenizer has no token to begin with.
+            ConfigError: the prompt is empty, and the tokenizer has no token that begins or ends a text.
         """
         if self.chat is not None:
             return self.chat.prompt_ids(prompt)
         return self.tokenizer.prompt_ids(prompt, self.special)
 
-    def reads(self, prompt: str) -> bool:
-        """Whether the tokenizer knows all characters of a prompt."""
+    def can_encode(self, prompt: str) -> bool:
+        """Whether the tokenizer has all characters of a prompt."""
         with suppress(DataError):
             return bool(self.encode(prompt))
         return False
@@ -85,28 +86,28 @@ class Writer:
     def write(self, prompt: Sequence[int], settings: GenerationConfig, show: Show) -> Continuation:
         """Continue one prompt; Ctrl-C ends the text early.
 
-        show: called with "" when the model begins, then with new text as soon as it is final
+        show: called with "" before the first step of the model, then with each new stretch of text that is final
 
         Raises:
-            ConfigError: settings that do not fit the model or the prompt.
+            ConfigError: the settings do not fit the model or the prompt.
             NonFiniteError: the model's logits are NaN or infinite.
         """
         return self.follow(self._generation([prompt], settings), show)
 
     def follow(self, run: Generation, show: Show) -> Continuation:
-        """Show the text of a run of one prompt as it arrives; Ctrl-C ends it early.
+        """Generate the text of one prompt and show it as it arrives; Ctrl-C ends it early.
 
         Raises:
             NonFiniteError: the model's logits are NaN or infinite.
         """
         show("")
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             text = self._shown(run, show)
         except NonFiniteError:
             show("\n")
             raise
-        self._count(run, time.perf_counter() - begun, [text])
+        self._count(run, time.perf_counter() - start, [text])
         return text
 
     def _shown(self, run: Generation, show: Show) -> Continuation:
@@ -131,13 +132,13 @@ class Writer:
     ) -> Iterator[Written]:
         """Continue many prompts, the longest first, and yield each text as soon as it is complete.
 
-        A text depends on the seed and on the index of its prompt, not on its batch. Ctrl-C ends the texts of the batch
-        early, which are yielded as far as they have come; no further batch begins.
+        A text depends on the seed and on the index of its prompt, not on its batch. Ctrl-C ends the texts of the
+        current batch, whose beginnings are yielded; no further batch begins.
 
-        batch_size: prompts at once; None: as many as memory allows, at most 64
+        batch_size: number of prompts in a batch; None: as many as memory allows, at most 64
 
         Raises:
-            ConfigError: settings that do not fit the model or the prompts.
+            ConfigError: the settings do not fit the model or the prompts.
             NonFiniteError: the model's logits are NaN or infinite.
         """
         self.interrupted = False
@@ -150,50 +151,54 @@ class Writer:
             yield from self._write_batch(run, batch)
 
     def _write_batch(self, run: Generation, batch: Sequence[int]) -> Iterator[Written]:
-        begun = time.perf_counter()
-        for ended in self._ended(run):
-            self._count(run, time.perf_counter() - begun, [text for _, _, text in ended])
-            for row, sample, text in sorted(ended, key=lambda row: (batch[row[0]], row[1])):
+        """Yield the complete texts of a batch; ``batch``: the index of each of its prompts."""
+        start = time.perf_counter()
+        for completed in self._completed(run):
+            self._count(run, time.perf_counter() - start, [text for _, _, text in completed])
+            for row, sample, text in sorted(completed, key=lambda item: (batch[item[0]], item[1])):
                 yield Written(batch[row], sample, text)
-            begun = time.perf_counter()  # the time to print is not the model's
+            start = time.perf_counter()  # printing does not count
 
-    def _ended(self, run: Generation) -> Iterator[list[tuple[int, int, Continuation]]]:
-        """After each step, the texts that it has completed, as (row of the prompt, number of the text, text)."""
+    def _completed(self, run: Generation) -> Iterator[list[tuple[int, int, Continuation]]]:
+        """Yield, after each step, the texts that are complete, as (row of the prompt, number of the text, text)."""
         if run.settings.strategy == "beam":
-            yield [(row, place, text) for row, texts in enumerate(run.finish()) for place, text in enumerate(texts)]
+            yield [(row, number, text) for row, texts in enumerate(run.finish()) for number, text in enumerate(texts)]
             return
         count = run.settings.num_return_sequences
-        growing = set(range(run.prompts * count))
+        incomplete = set(range(run.prompts * count))
         steps = cast(Generator[Step, None, None], iter(run))
         with suppress(StopIteration):
-            while growing:
+            while incomplete:
                 try:
                     stopped = next(steps).stopped.tolist()
                 except KeyboardInterrupt:
                     steps.close()
                     self.interrupted = True
                     break
-                rows = sorted(row for row in growing if stopped[row])
-                growing.difference_update(rows)
+                rows = sorted(row for row in incomplete if stopped[row])
+                incomplete.difference_update(rows)
                 yield [(*divmod(row, count), text) for row, text in zip(rows, run.continuations(rows), strict=True)]
-        rows = sorted(growing)
-        rest = run.continuations(rows)
-        for text in rest:
+        rows = sorted(incomplete)
+        remaining = run.continuations(rows)
+        for text in remaining:
             text.reason = INTERRUPTED if self.interrupted and text.reason == "length" else text.reason
-        yield [(*divmod(row, count), text) for row, text in zip(rows, rest, strict=True)]
+        yield [(*divmod(row, count), text) for row, text in zip(rows, remaining, strict=True)]
 
     def batch_that_fits(self, tokens: int, settings: GenerationConfig) -> int:
-        """Number of prompts, of up to ``tokens`` tokens with their texts, whose caches and logits fit into memory."""
+        """The number of prompts whose caches and logits fit into memory, at most ``LARGEST_BATCH``.
+
+        tokens: largest length of a prompt with its text
+        """
         available = memory.available_bytes(self.device)
         if available is None:
             return LARGEST_BATCH
         dtype = self.model.embedding.weight.dtype
         models = [self.model] if self.draft is None else [self.model, self.draft]
-        row = sum(model.config.cache_bytes(1, tokens, dtype) for model in models)
-        row += COPIES * 4 * self.model.config.vocab_size
+        row_bytes = sum(model.config.cache_bytes(1, tokens, dtype) for model in models)
+        row_bytes += COPIES * 4 * self.model.config.vocab_size
         rows = settings.num_beams if settings.strategy == "beam" else settings.num_return_sequences
         rows = settings.contrastive_candidates if settings.strategy == "contrastive" else rows
-        return min(max(1, available // MEMORY_SHARE // (row * rows)), LARGEST_BATCH)
+        return min(max(1, available // MEMORY_SHARE // (row_bytes * rows)), LARGEST_BATCH)
 
     def _generation(
         self, prompts: Sequence[Sequence[int]], settings: GenerationConfig, numbers: Sequence[int] | None = None

@@ -117,7 +117,7 @@ def test_several_texts_have_headings(write: Callable[..., Answer]) -> None:
 def test_default_prompts(write: Callable[..., Answer], run: Run, trained: Answer) -> None:
     assert write("max_new_tokens=2").out.count("---") == 5
     answer = run("generate", CPU, "max_new_tokens=2")  # its characters are those of "the cat sat on the mat. "
-    assert answer.code == 2 and "none of the prompts" in answer.err
+    assert answer.code == 2 and "none of the default prompts" in answer.err
 
 
 def test_former_names_of_settings_are_accepted(write: Callable[..., Answer], folder: Path, run: Run) -> None:

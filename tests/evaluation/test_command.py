@@ -100,6 +100,8 @@ def test_a_given_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["text=text.txt", "stride=17"], "stride must be from 1 to the context of 16"),
         (["text=text.txt", "strid=17"], "did you mean 'stride'"),
         (["text=text.txt", "limit=3"], "limit is for tasks"),
+        (["text=text.txt", "max_new_tokens=3"], "max_new_tokens is for records"),
+        (["records=none.jsonl", "stride=4"], "stride is for a text"),
         (["split=test"], "no choice 'test'"),
         (["corpus=text"], "needs path=<file or pattern>"),
         (["path=text.txt"], "path is for a corpus: give corpus=text path=..."),
