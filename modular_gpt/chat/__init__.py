@@ -1,4 +1,4 @@
-"""Conversations with a model: turns by a chat template, with one cache for the whole conversation."""
+"""Conversations with a model: a chat template renders the turns, and one KV cache serves the whole conversation."""
 
 from modular_gpt.chat.conversation import Chat, Turn
 from modular_gpt.chat.format import ChatFormat, open_template

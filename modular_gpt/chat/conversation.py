@@ -1,4 +1,4 @@
-"""A conversation with a model, in which each turn reads only what is new since the last one."""
+"""A conversation with a model whose cache is kept between turns, so that a turn reads only the new tokens."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -16,31 +16,32 @@ from modular_gpt.generation import Continuation, Generation, GenerationConfig, P
 from modular_gpt.generation.config import SEARCHES
 from modular_gpt.model import GPTModel
 
-MAX_NEW_TOKENS = 256  # of an answer, where the settings name no number
+MAX_NEW_TOKENS = 256  # default limit of an answer
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads before it answers.
+    """The input of the model for one answer.
 
-    messages: of the conversation, without the oldest ``first`` ones after the system's; ids, text: of them
-    max_new_tokens: of the answer
-    notice: a sentence about what the model does not see any more; empty if it sees all
+    messages: messages of the conversation, without the oldest ``left_out`` ones after the system message
+    ids, text: token ids and text of ``messages``, rendered up to the beginning of the answer
+    max_new_tokens: limit of the answer
+    notice: sentence about messages or tokens that the model does not see; empty if it sees all
     """
 
     messages: list[Message]
     ids: list[int]
     text: str
-    first: int
+    left_out: int
     max_new_tokens: int
     notice: str = ""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A message to the model, what the model reads, and the generation of its answer.
+    """A user message, the prompt that ends with it, and the generation of the answer.
 
-    run: iterate over it for the steps, or call ``finish``
+    run: iterate over it for the steps of the answer, or call its ``finish``
     """
 
     message: Message
@@ -49,11 +50,11 @@ class Turn:
 
 
 class Chat:
-    """A conversation: ``Chat(*load_model("my-run"))``, then ``say``.
+    """A conversation: create it with ``Chat(*load_model("my-run"))``, then call ``say`` or ``stream`` for each message.
 
-    messages: the conversation so far, each with a ``role`` and a ``content``
-    settings: of the generation; may be changed between turns
-    draft: the model that drafts tokens for strategy=speculative
+    messages: the messages so far, each with a ``role`` and a ``content``
+    settings: settings of generation; they may be changed between turns
+    draft: the draft model for strategy=speculative
     """
 
     def __init__(
@@ -66,19 +67,20 @@ class Chat:
         special: bool = False,
         **settings: Any,
     ) -> None:
-        """An empty conversation.
+        """Begin an empty conversation.
 
-        template: auto for the model's own, or a name (plain, chatml, alpaca), the path of a .jinja file, or a template
-        system: text of the system turn, with which the conversation begins
-        special: encode special tokens that messages spell as such, instead of as text
+        template: auto for the template stored with the tokenizer, a name (plain, chatml, alpaca), the path of a .jinja
+            file, or a ChatTemplate
+        system: text of the system message, with which the conversation begins
+        special: encode the name of a special token in a message as that token instead of as text
         settings: the fields of ``GenerationConfig``
 
         Raises:
-            ConfigError: there is no tokenizer or no such template, or a setting cannot work.
-            DataError: the template has no system turn.
+            ConfigError: there is no tokenizer or no such template, or a setting is invalid.
+            DataError: the file of the template cannot be read, or the template cannot render a system message.
         """
         if tokenizer is None:
-            raise ConfigError("a conversation needs the model's tokenizer, and this model was saved without one")
+            raise ConfigError("a conversation needs a tokenizer, and this model was saved without one")
         self.model = model
         self.format = ChatFormat(open_template(tokenizer, template), tokenizer, special)
         self.settings = GenerationConfig.from_values({"max_new_tokens": MAX_NEW_TOKENS, **settings})
@@ -91,47 +93,54 @@ class Chat:
             self.format.segments([*self._beginning, {"role": "user", "content": ""}])
 
     def reset(self) -> None:
-        """Forget all turns but the system's."""
+        """Delete all messages but the system message."""
         self.messages = list(self._beginning)
-        self._start_over()
+        self._discard_context()
 
-    def _start_over(self, first: int = 0) -> None:
-        """Read the conversation again at the next turn, without the oldest ``first`` messages after the system's."""
-        self._first = first
-        self._ids: list[int] = []  # of what the model has read and written
-        self._text = ""  # the same as rendered text; empty: it is rendered and encoded again
+    def _discard_context(self) -> None:
+        """Render and encode all messages again at the next turn."""
+        self._left_out = 0  # number of oldest messages, after the system message, that the model does not read
+        self._ids: list[int] = []  # ids of the prompt and answer of the last turn
+        self._text = ""  # the text of these ids; empty: the next turn renders and encodes all messages
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation to a file. Raises a DataError if it cannot be written."""
+        """Write the conversation to a file. Raises a DataError if the file cannot be written."""
         write_conversation(path, self.messages)
 
     def load(self, path: str | Path) -> None:
-        """Replace the conversation, system turn included, by that of a file.
+        """Replace the conversation, system message included, by the one in a file.
 
         Raises:
-            DataError: the file holds no conversation that ends with an answer, or the template cannot render it.
+            DataError: the file cannot be read or holds no conversation, its last message is the user's, or the template
+                cannot render it.
         """
         messages = read_conversation(path)
         if messages and messages[-1]["role"] == "user":
-            raise DataError(f"'{path}' ends with a message of the user: a conversation continues after an answer")
+            raise DataError(
+                f"'{path}' ends with a message of the user, and a conversation continues after an answer: remove that"
+                " message"
+            )
         if messages:
             self.format.segments([*messages, {"role": "user", "content": ""}])
         self.messages = messages
-        self._start_over()
+        self._discard_context()
 
     def say(self, text: str) -> str:
-        """The model's answer to a message.
+        """Send a message to the model. Returns the answer; both are added to the conversation.
 
         Raises:
-            ConfigError: the settings cannot work, or the message is too long for the model's context.
-            DataError: the tokenizer or the template cannot take the message.
+            ConfigError: the settings are invalid, or the message is too long for the model's context.
+            DataError: the template cannot render the message, or the tokenizer cannot encode it.
             NonFiniteError: the model's logits are NaN or infinite.
         """
         turn = self.begin(text)
         return self.end(turn, turn.run.finish()[0][0])
 
     def stream(self, text: str) -> Iterator[str]:
-        """Yield the answer to a message as it is generated; what a loop that is left early has not seen is not said.
+        """Send a message to the model and yield the text of the answer as it is generated.
+
+        Both are added to the conversation at the end. If the iterator is closed early, generation stops, and the answer
+        consists of the tokens generated so far.
 
         Raises:
             ConfigError, DataError, NonFiniteError: as ``say``.
@@ -148,17 +157,17 @@ class Chat:
         self.end(turn, turn.run.continuations([0])[0])
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids that the model would read to answer a message. Raises a DataError where it cannot be encoded."""
-        return self._prompt({"role": "user", "content": text}, self._first).ids
+        """The prompt for a message, as token ids. Raises a DataError if the message cannot be encoded."""
+        return self._prompt({"role": "user", "content": text}, self._left_out).ids
 
     def begin(self, text: str) -> Turn:
-        """Prepare the answer to a message. The conversation does not change before ``end``.
+        """Prepare the generation of an answer to a message. The conversation is not changed; ``end`` changes it.
 
         Raises:
             ConfigError, DataError: as ``say``.
         """
         message: Message = {"role": "user", "content": text}
-        prompt = self._fitted(message)
+        prompt = self._fit_prompt(message)
         unused = self.format.tokenizer.unused_ids(self.model.config.vocab_size)
         settings = replace(
             self.format.with_stops(self.settings),
@@ -172,69 +181,68 @@ class Chat:
             run.reuse(self._cache)
         return Turn(message, run, prompt)
 
-    def _fitted(self, message: Message) -> Prompt:
-        """What the model reads before it answers: as much of the conversation as its context holds.
+    def _fit_prompt(self, message: Message) -> Prompt:
+        """The prompt for an answer to ``message``; the oldest messages are left out if the context is full.
 
         Raises:
-            ConfigError: the message alone does not fit.
+            ConfigError: the message alone does not fit into the context.
         """
-        context, wanted = self.model.config.context_length, self.settings.max_new_tokens
-        prompt = self._prompt(message, self._first)
-        if len(prompt.ids) + wanted <= context or self.settings.overflow == "error":
+        context, max_new_tokens = self.model.config.context_length, self.settings.max_new_tokens
+        prompt = self._prompt(message, self._left_out)
+        if len(prompt.ids) + max_new_tokens <= context or self.settings.overflow == "error":
             return prompt
         if self.settings.overflow == "window" or self.model.slides:
             if len(prompt.ids) < context:
                 return prompt
-            sees = (
-                f"the last {context} of them, or fewer" if self.settings.overflow == "window" else f"the last {context}"
-            )
-            notice = f"the conversation has {len(prompt.ids)} tokens, of which the model sees {sees}"
+            seen = f"the last {context}{' of them, or fewer' if self.settings.overflow == 'window' else ''}"
+            notice = f"the conversation has {len(prompt.ids)} tokens, of which the model sees {seen}"
             return replace(prompt, notice=notice)
-        answer = min(wanted, context // 2)
-        if len(prompt.ids) + answer > context:
-            prompt = self._shortened(message, prompt, (context - answer) // 2)
-        rest = context - len(prompt.ids)
-        if rest < 1:
+        reserved = min(max_new_tokens, context // 2)
+        if len(prompt.ids) + reserved > context:
+            prompt = self._shorten(message, prompt, (context - reserved) // 2)
+        remaining = context - len(prompt.ids)
+        if remaining < 1:
             raise ConfigError(
-                f"this message makes {len(prompt.ids)} tokens, and the model has a context of {context}: write a"
-                " shorter one, or use overflow=window"
+                f"this message has {len(prompt.ids)} tokens with its template, and the model has a context of"
+                f" {context}: write a shorter one, or use overflow=window"
             )
-        return replace(prompt, max_new_tokens=min(wanted, rest))
+        return replace(prompt, max_new_tokens=min(max_new_tokens, remaining))
 
-    def _shortened(self, message: Message, prompt: Prompt, limit: int) -> Prompt:
-        """The prompt without the oldest turns, until it has at most ``limit`` tokens or no turn is left."""
-        turns = len(self.messages) - len(self._system)
-        while len(prompt.ids) > limit and prompt.first < turns:
-            prompt = self._prompt(message, min(prompt.first + 2, turns))
+    def _shorten(self, message: Message, prompt: Prompt, limit: int) -> Prompt:
+        """Leave out the oldest turns until the prompt has at most ``limit`` tokens or only ``message`` is left."""
+        count = len(self.messages) - len(self._system)
+        while len(prompt.ids) > limit and prompt.left_out < count:
+            prompt = self._prompt(message, min(prompt.left_out + 2, count))
         context = self.model.config.context_length
-        left_out = f"the model's context of {context} tokens is full: the oldest {prompt.first} messages are left out"
-        return replace(prompt, notice=left_out if prompt.first > self._first else "")
+        notice = f"the model's context of {context} tokens is full: the oldest {prompt.left_out} messages are left out"
+        return replace(prompt, notice=notice if prompt.left_out > self._left_out else "")
 
     @property
     def _system(self) -> list[Message]:
+        """The system message; empty if there is none."""
         return self.messages[:1] if self.messages and self.messages[0]["role"] == "system" else []
 
-    def _prompt(self, message: Message, first: int) -> Prompt:
-        """The conversation and a message, without the oldest ``first`` messages after the system's."""
-        messages = [*self._system, *self.messages[len(self._system) + first :], message]
+    def _prompt(self, message: Message, left_out: int) -> Prompt:
+        """The conversation and ``message``, without the oldest ``left_out`` messages after the system message."""
+        messages = [*self._system, *self.messages[len(self._system) + left_out :], message]
         segments = self.format.segments(messages)
         text = "".join(segment.text for segment in segments)
-        if self._text and first == self._first and text.startswith(self._text):
+        if self._text and left_out == self._left_out and text.startswith(self._text):
             ids = [*self._ids, *self.format.ids_behind(segments, len(self._text))]
         else:
             ids = self.format.ids(messages)
-        return Prompt(messages, ids, text, first, self.settings.max_new_tokens)
+        return Prompt(messages, ids, text, left_out, self.settings.max_new_tokens)
 
     def end(self, turn: Turn, answer: Continuation) -> str:
-        """Add a message and its answer, which may have been cut short, to the conversation; returns the answer."""
+        """Add the message of a turn and its answer, complete or not, to the conversation. Returns the answer."""
         prompt = turn.prompt
-        written = self.format.written(prompt.ids, answer)
-        content, self._ids, self._text = written.content.strip(), [], ""
-        for candidate in (written.content, content):
-            whole = self.format.template.render([*prompt.messages, {"role": "assistant", "content": candidate}])
-            if whole.startswith(prompt.text + written.spelled):
-                content, self._ids, self._text = candidate, [*prompt.ids, *written.ids], prompt.text + written.spelled
+        encoded = self.format.encode_answer(prompt.ids, answer)
+        content, self._ids, self._text = encoded.content.strip(), [], ""
+        for candidate in (encoded.content, content):
+            rendered = self.format.template.render([*prompt.messages, {"role": "assistant", "content": candidate}])
+            if rendered.startswith(prompt.text + encoded.text):
+                content, self._ids, self._text = candidate, [*prompt.ids, *encoded.ids], prompt.text + encoded.text
                 break
-        self._first = prompt.first
+        self._left_out = prompt.left_out
         self.messages += [turn.message, {"role": "assistant", "content": content}]
         return content

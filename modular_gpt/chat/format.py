@@ -1,4 +1,4 @@
-"""How a conversation becomes the ids that one model reads, and how its answers end."""
+"""Encoding of a conversation for one model, and the stop conditions of its answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ from modular_gpt.generation.stopping import StopStringStreamer
 
 
 def open_template(tokenizer: Tokenizer, template: str | ChatTemplate) -> ChatTemplate:
-    """The template for conversations with a model that has this tokenizer.
+    """The chat template for a model with this tokenizer.
 
-    template: a template, or a name as for ``build_template``
+    template: a ChatTemplate, or a name as for ``build_template``
 
     Raises:
-        ConfigError: there is no such template.
-        DataError: its file cannot be read.
+        ConfigError: there is no such template, or ``template`` is auto and the tokenizer has none.
+        DataError: the file of the template cannot be read.
     """
     if isinstance(template, ChatTemplate):
         return template
@@ -37,7 +37,7 @@ def open_template(tokenizer: Tokenizer, template: str | ChatTemplate) -> ChatTem
 class ChatFormat:
     """A chat template and the tokenizer that encodes its text.
 
-    special: encode special tokens that messages spell as such, instead of as text
+    special: encode the name of a special token in a message as that token instead of as text
     """
 
     template: ChatTemplate
@@ -45,74 +45,81 @@ class ChatFormat:
     special: bool = False
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """The rendered conversation, open for an answer."""
-        found = self.template.text_segments(messages, open_turn=True)
-        return [replace(segment, is_literal=False) for segment in found] if self.special else found
-
-    def ids(self, messages: Sequence[Message]) -> list[int]:
-        """The ids that a model reads before it answers.
+        """Render a conversation up to the beginning of the next answer.
 
         Raises:
-            DataError: the template or the tokenizer cannot take a message.
+            DataError: the template cannot render a message.
+        """
+        segments = self.template.text_segments(messages, open_turn=True)
+        return [replace(segment, is_literal=False) for segment in segments] if self.special else segments
+
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """Encode a conversation up to the beginning of the next answer.
+
+        Raises:
+            DataError: the template cannot render a message, or the tokenizer cannot encode it.
         """
         return encode_segments(self.segments(messages), self.tokenizer)
 
     def ids_behind(self, segments: Sequence[Segment], length: int) -> list[int]:
-        """The ids of a rendered conversation behind its first ``length`` characters."""
-        rest = []
+        """Encode a rendered conversation without its first ``length`` characters."""
+        remaining = []
         for segment in segments:
             if length < len(segment.text):
-                rest.append(replace(segment, text=segment.text[length:]))
+                remaining.append(replace(segment, text=segment.text[length:]))
             length = max(length - len(segment.text), 0)
-        return encode_stretches(rest, self.tokenizer)
+        return encode_stretches(remaining, self.tokenizer)
 
     def with_stops(self, settings: GenerationConfig) -> GenerationConfig:
-        """The settings of an answer: it ends where the template ends one, and has no ids without text.
+        """Add the stop tokens and stop strings of the template, and the tokenizer's end of text, to ``settings``.
 
         Raises:
-            ConfigError: the strategy cannot end at a text, and the template ends answers with one.
+            ConfigError: the template ends answers with a stop string, and the strategy supports stop tokens only.
         """
         stops = stops_of(self.template, self.tokenizer)
-        ends = [*settings.stop_tokens, *self.tokenizer.eos_ids, *stops.tokens]
+        stop_tokens = [*settings.stop_tokens, *self.tokenizer.eos_ids, *stops.tokens]
         if stops.texts and settings.strategy == "beam":
             raise ConfigError(
-                f"strategy=beam ends a text at tokens only, and the chat template {self.template.name} ends answers"
+                f"strategy=beam supports stop tokens only, and the chat template {self.template.name} ends answers"
                 f" with the text {stops.texts[0]!r}; use another strategy"
             )
-        return replace(settings, stop_tokens=list(dict.fromkeys(ends)), stop=[*settings.stop, *stops.texts])
+        return replace(settings, stop_tokens=list(dict.fromkeys(stop_tokens)), stop=[*settings.stop, *stops.texts])
 
-    def written(self, prompt: Sequence[int], answer: Continuation) -> "Written":
-        """The ids and the text of an answer that belong to the conversation, without another stop than the template's.
+    def encode_answer(self, prompt: Sequence[int], answer: Continuation) -> "EncodedAnswer":
+        """Determine the ids and text with which an answer continues the conversation.
 
-        prompt: the ids before the answer
+        They include the end-of-turn marker of the template where the answer has it, but no other stop token or string.
+
+        prompt: ids before the answer
         """
         tokenizer, end = self.tokenizer, self.template.end_of_turn
         ids, text = answer.ids, answer.text or ""
         if answer.reason == "token":
-            ends = ids[-1] == tokenizer.special_tokens.get(end)
-            return Written(ids if ends else ids[:-1], text, f"{text}{end}" if ends else text)
+            has_marker = ids[-1] == tokenizer.special_tokens.get(end)
+            return EncodedAnswer(ids if has_marker else ids[:-1], text, f"{text}{end}" if has_marker else text)
         streamer = StopStringStreamer(tokenizer.decode_stream(), prompt=prompt)
-        lengths = [0]
+        lengths = [0]  # of the text of the first 0, 1, ... ids
         for id in ids:
             streamer.push(id)
             lengths.append(len(streamer.text))
         streamer.finish()
-        found = streamer.text
+        decoded = streamer.text
         if answer.reason != "text":
-            return Written(ids, found, found)
-        if found == text + end:
-            return Written(ids, text, found)
+            return EncodedAnswer(ids, decoded, decoded)
+        if decoded == text + end:
+            return EncodedAnswer(ids, text, decoded)
         count = max(count for count, length in enumerate(lengths) if length <= len(text))
-        return Written(ids[:count], text, text[: lengths[count]])
+        return EncodedAnswer(ids[:count], text, text[: lengths[count]])
 
 
-class Written(NamedTuple):
-    """An answer as it continues a conversation.
+class EncodedAnswer(NamedTuple):
+    """An answer as the next turn reads it.
 
-    ids: of the answer, as far as the conversation continues from them; spelled: their text
     content: the message, without the end-of-turn marker
+    ids, text: token ids after the prompt, and the text of these ids; the text may be shorter than ``content``, or end
+        with the end-of-turn marker
     """
 
     ids: list[int]
     content: str
-    spelled: str
+    text: str

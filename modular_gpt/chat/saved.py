@@ -1,4 +1,4 @@
-"""Conversations in files: one JSON object with ``messages``, which is also a record that ``data=records`` trains on."""
+"""Conversations in files: a JSON object with ``messages``, which ``data=records`` also reads as a training record."""
 
 import json
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ def write_conversation(path: str | Path, messages: Sequence[Message]) -> None:
 
 
 def read_conversation(path: str | Path) -> list[Message]:
-    """The messages of a file: an object with ``messages``, or a list of messages.
+    """Read the messages in a JSON file: an object with ``messages``, or a list of messages.
 
     Raises:
-        DataError: the file cannot be read, or holds no conversation.
+        DataError: the file cannot be read, is larger than ``MAX_BYTES``, or holds no conversation.
     """
     try:
         value = load_json(Path(path).expanduser(), MAX_BYTES, remedy="give a file that /save wrote")

@@ -180,7 +180,7 @@ def test_without_a_template_texts_are_continued(run: Run, folder: Path, monkeypa
         ("interactive=true system=y checkpoint=base", "system= needs a chat template, and this model has none"),
         ("prompt=x chat=chatlm", "did you mean 'chatml'"),
         ("prompt=x chat=none.jinja", "cannot read the chat template 'none.jinja'"),
-        ("interactive=true chat=chatml strategy=beam greedy=false", "ends a text at tokens only"),
+        ("interactive=true chat=chatml strategy=beam greedy=false", "supports stop tokens only"),
     ],
 )
 def test_mistakes_in_settings(
