@@ -1,1 +1,1 @@
-"""Deployment: torch.export and ONNX programs, and weights packed for oneDNN."""
+"""Deployment: torch.export and ONNX programs, GGUF files, and weights packed for inference on a CPU."""

@@ -1,16 +1,16 @@
-"""Export of a model and its cache to programs for other runtimes: torch.export and ONNX.
+"""Export of a model and its cache for other runtimes: torch.export and ONNX.
 
-A model becomes two programs, pure functions, so that any runtime can hold the cache between calls::
+A model is exported as two programs. They are pure functions, so that the caller holds the cache between calls::
 
     prefill  (ids (B, T))                          -> logits (B, V) after the last token, cache tensors
     step     (ids (B, 1), start (), cache tensors) -> logits (B, V), cache tensors
 
-``start`` is the number of tokens read before. The cache tensors are those of ``GPTModel.new_cache(B, max_length)``,
+``start`` is the number of tokens in the cache. The cache tensors are those of ``GPTModel.new_cache(B, max_length)``,
 layer by layer, with the same sizes: a ring buffer for a sliding window, latents for MLA, a state for linear attention.
-B may be any number. Read the tokens of a prompt beyond ``longest_prompt`` by steps, and a prompt shorter than
-``shortest_prompt`` by steps from ``empty_cache``. Rows of a batch have the same length, without padding. The programs
-of a MoE model call an operator of this package, which must be imported where they run; such a model cannot be exported
-to ONNX.
+The batch size B is dynamic; the rows of a batch have the same length, without padding. Of a prompt longer than
+``longest_prompt``, ``step`` reads the tokens beyond; a prompt shorter than ``shortest_prompt`` is read by ``step``
+from ``empty_cache``. The programs of a MoE model call an operator of this package, so the package must be imported
+before they run; such a model cannot be exported to ONNX.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ from modular_gpt.core.validation import positive
 from modular_gpt.model import GPTModel
 
 PREFILL, STEP = "prefill", "step"
-_BATCH = 2  # batch size of the example inputs; 1 would become a fixed size
+_BATCH = 2  # batch size of the example inputs; the exporter would specialise 1
 _EXAMPLE = 4  # tokens of the example prompt
-_LARGE = 1_800_000_000  # bytes of weights above which ONNX weights get files of their own; one file holds 2 GB
+_LARGE = 1_800_000_000  # bytes of weights above which ONNX stores them in a separate file; a protobuf holds 2 GB
 
 
 class Prefill(nn.Module):
@@ -59,9 +59,9 @@ class CachedStep(nn.Module):
 
     def forward(self, ids: Tensor, start: Tensor, cache_tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         cache = self.model.new_cache(ids.shape[0], self.max_length)
-        given = iter(cache_tensors)
+        inputs = iter(cache_tensors)
         for layer in cache.layers:
-            layer.tensors = [next(given).clone() for _ in layer.tensors]  # inputs are not modified
+            layer.tensors = [next(inputs).clone() for _ in layer.tensors]  # inputs are not modified
         cache.seek(start)
         logits = self.model(ids, cache=cache)
         return logits[:, 0], _tensors(cache)
@@ -69,10 +69,10 @@ class CachedStep(nn.Module):
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """The programs of a model, see the top of this file.
+    """The programs of a model, described at the top of this file.
 
     max_length: number of tokens that the cache holds
-    shortest_prompt, longest_prompt: limits of the number of tokens that ``prefill`` takes; the longest is less than the
+    shortest_prompt, longest_prompt: limits of the prompt length T of ``prefill``; ``longest_prompt`` is less than the
         smallest sliding window, and with linear attention at most one chunk
     """
 
@@ -84,7 +84,7 @@ class ExportedModel:
     _shapes: list[tuple[torch.Size, torch.dtype]]
 
     def empty_cache(self, batch: int) -> list[Tensor]:
-        """The cache tensors for ``batch`` rows before the first token."""
+        """Cache tensors without tokens, for ``batch`` rows."""
         return [torch.zeros(batch, *shape[1:], dtype=dtype) for shape, dtype in self._shapes]
 
     def save(self, directory: str | Path) -> list[Path]:
@@ -101,12 +101,13 @@ class ExportedModel:
 
 
 def export_model(model: GPTModel, max_length: int | None = None) -> ExportedModel:
-    """Export a model in evaluation mode and in its dtype.
+    """Export a model, in evaluation mode and in its dtype, with torch.export.
 
     max_length: number of tokens that the cache holds; None: the model's context_length
 
     Raises:
-        ConfigError: the exporter cannot trace a component, or max_length exceeds the model's positions.
+        ConfigError: torch.export cannot trace a component, or max_length is not positive or exceeds the model's
+            positions.
     """
     length = model.config.context_length if max_length is None else max_length
     positive("export", max_length=length)
@@ -131,7 +132,7 @@ def _export(model: GPTModel, length: int, device: torch.device) -> ExportedModel
             (ids[:, :1], torch.tensor(ids.shape[1], device=device), tensors),
             dynamic_shapes=({0: batch}, None, [{0: batch} for _ in tensors]),
         )
-    shortest, longest = _prompts(prefill)
+    shortest, longest = _prompt_lengths(prefill)
     return ExportedModel(
         prefill,
         step,
@@ -143,39 +144,39 @@ def _export(model: GPTModel, length: int, device: torch.device) -> ExportedModel
 
 
 def _example_length(cache: ModelCache, length: int) -> int:
-    """Tokens of the example prompt: fewer than the smallest ring buffer has, a case that the exporter specialises."""
+    """Length of the example prompt; less than the rows of the smallest ring buffer, since that size is specialised."""
     return max(2, min(_EXAMPLE, _smallest_ring(cache, length) - 1))
 
 
 def _smallest_ring(cache: ModelCache, length: int) -> int:
-    """Rows of the smallest ring buffer with more than 2 rows; ``length`` where there is none."""
+    """Number of rows of the smallest ring buffer with more than 2 rows; ``length`` if there is none."""
     layers = [layer.inner if isinstance(layer, ConvolutionCache) else layer for layer in cache.layers]
     rings = [layer.capacity for layer in layers if isinstance(layer, TokenCache) and layer.window is not None]
     return min((ring for ring in rings if ring > 2), default=length)
 
 
-def _prompts(prefill: ExportedProgram) -> tuple[int, int]:
-    """The smallest and the largest number of tokens that the program takes."""
+def _prompt_lengths(prefill: ExportedProgram) -> tuple[int, int]:
+    """The smallest and the largest prompt length that the program accepts."""
     name = prefill.graph_signature.user_inputs[0]
     ids = next(node for node in prefill.graph.nodes if node.name == name)
-    count = ids.meta["val"].shape[1]
-    if isinstance(count, int):
-        return count, count
-    limits = prefill.range_constraints[count.node.expr]
+    length = ids.meta["val"].shape[1]
+    if isinstance(length, int):
+        return length, length
+    limits = prefill.range_constraints[length.node.expr]
     return int(limits.lower), int(limits.upper)
 
 
 def export_onnx(model: GPTModel, directory: str | Path, max_length: int | None = None) -> list[Path]:
     """Write prefill.onnx and step.onnx; returns their paths.
 
-    Inputs are ``ids``, ``start``, ``cache_0`` ..., outputs ``logits``, ``new_cache_0`` ...
+    The inputs are named ``ids``, ``start``, ``cache_0`` ..., the outputs ``logits``, ``new_cache_0`` ...
 
     Raises:
-        ConfigError: the extra ``onnx`` is not installed, a component has no ONNX form, or the directory cannot be
-            written.
+        ConfigError: as ``export_model``, or the extra ``onnx`` is not installed, ONNX lacks an operator of a component,
+            or the directory cannot be written.
     """
     try:
-        import onnxscript  # noqa: F401  which the exporter of torch builds on
+        import onnxscript  # noqa: F401  required by torch.onnx
     except ImportError as error:
         raise ConfigError("ONNX needs another package: pip install 'modular-gpt[onnx]'") from error
     exported = export_model(model, max_length)
@@ -203,22 +204,24 @@ def _tensors(cache: ModelCache) -> list[Tensor]:
 
 @contextmanager
 def _export_errors() -> Iterator[None]:
-    """Context manager: turn any exception of the exporter into a ConfigError of one sentence."""
+    """Context manager: raise any exception of the exporter as a ConfigError of one sentence."""
     try:
         yield
     except (ConfigError, KeyboardInterrupt):
         raise
-    except Exception as error:  # each pass of the exporter has its own classes
+    except Exception as error:  # the passes of the exporter have no common class of exceptions
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise ConfigError(f"this model cannot be exported: {reason}; try other components, or backend=auto") from error
+        raise ConfigError(
+            f"this model cannot be exported: {reason}; use other components, or attention.backend=auto"
+        ) from error
 
 
 @contextmanager
 def _write_errors(directory: Path) -> Iterator[None]:
-    """Context manager: create ``directory``, and turn an OSError inside into a ConfigError."""
+    """Context manager: create ``directory``, and raise an OSError as a ConfigError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         yield

@@ -1,7 +1,7 @@
 """GGUF files, which llama.cpp and the programs built on it run: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
-The file is made from a model as one of a published family: its config.json, and its tensors by the names of
-transformers. A row of ``ARCHITECTURES`` says where each setting goes; one that has no place in the file is refused.
+The input is a model of a published family: its config.json, and its tensors under their names in transformers.
+``ARCHITECTURES`` maps each setting to a key of the file; a setting without a counterpart is an error.
 """
 
 import math
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".weight", ".bias")
 ROPE, FULL, SLIDING = "rope_parameters", "full_attention", "sliding_attention"
 EXPERT = re.compile(r"(?P<stack>.+\.experts)\.\d+(?P<matrix>\..+)\.weight")
-# scaling of rotary positions -> key -> method of the library's writer, or the values that the scaling implies
+# RoPE scaling -> key of rope_parameters -> method of GGUFWriter, or the values that llama.cpp assumes
 LINEAR: Mapping[str, str | tuple[object, ...]] = {"factor": "add_rope_scaling_factor"}
 YARN: Mapping[str, str | tuple[object, ...]] = {
     **LINEAR,
@@ -37,35 +37,36 @@ YARN: Mapping[str, str | tuple[object, ...]] = {
 SCALINGS = {"default": {}, "linear": LINEAR, "yarn": YARN}
 
 
-def _interleaved(tensor: Tensor, heads: int) -> Tensor:
-    """Rows of each head from halves (i with i + half) to pairs (2i with 2i + 1), which llama.cpp rotates for Llama."""
+def _interleave(tensor: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of each head so that row i and row i + half, which RoPE rotates together, become neighbours."""
     return torch.cat([torch.stack(head.chunk(2), dim=1).flatten(0, 1) for head in tensor.chunk(heads)])
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How models of one model_type are written.
+    """The mapping of one model_type to GGUF.
 
     name: general.architecture of the file
-    numbers: key of the config.json -> methods of the library's writer that take its value
-    only: key -> the values that the architecture implies
-    pairs: whether rotated dimensions lie side by side, as for Llama
-    transposed: whether matrices of layers are stored as (in, out), as GPT-2's are
+    written: key of config.json -> methods of GGUFWriter that write its value
+    assumed: key of config.json -> the values that llama.cpp assumes for the architecture
+    interleaved: whether RoPE rotates neighbouring dimensions (2i, 2i + 1), as llama.cpp does for Llama
+    transposed: whether transformers stores the matrices of layers as (in, out), as for GPT-2
     norm_offset: added to the weights of norms
-    full_every: layers whose number, from 1, is a multiple of this one attend to all tokens, and all others have a
-        window; 0: the architecture knows no types of layers
-    wide_layers: with so many layers, scores are divided by the square root of the width of the model by its heads,
-        instead of the width of a head
+    full_every: every n-th layer, counted from 1, has full attention, the others a sliding window; 0: the architecture
+        has no layer_types
+    wide_scale_layers: number of layers of the model for which llama.cpp scales scores by 1 / sqrt(hidden_size /
+        num_attention_heads) instead of 1 / sqrt(head_dim); 0: none
+    ignored: keys of config.json without effect on the result
     """
 
     name: str
-    numbers: Mapping[str, tuple[str, ...]]
-    only: Mapping[str, tuple[object, ...]]
-    pairs: bool = False
+    written: Mapping[str, tuple[str, ...]]
+    assumed: Mapping[str, tuple[object, ...]]
+    interleaved: bool = False
     transposed: bool = False
     norm_offset: float = 0.0
     full_every: int = 0
-    wide_layers: int = 0
+    wide_scale_layers: int = 0
     ignored: frozenset[str] = field(
         default=frozenset(
             {
@@ -113,14 +114,14 @@ GPT2_ONLY = {
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture("gpt2", GPT2, GPT2_ONLY, transposed=True),
     "llama": Architecture(
-        "llama", NUMBERS, {**SILU, "attention_bias": (False, True), "mlp_bias": (False,)}, pairs=True
+        "llama", NUMBERS, {**SILU, "attention_bias": (False, True), "mlp_bias": (False,)}, interleaved=True
     ),
     "qwen2": Architecture("qwen2", NUMBERS, {**SILU, **NO_WINDOW}),
     "qwen3": Architecture("qwen3", NUMBERS, {**SILU, **NO_WINDOW, "attention_bias": (False,)}),
     "olmo2": Architecture("olmo2", NUMBERS, {**SILU, "attention_bias": (False,)}),
     "gemma": Architecture("gemma", NUMBERS, {**GELU_TANH, "attention_bias": (False,)}, norm_offset=1.0),
     "gemma2": Architecture(
-        "gemma2", GEMMA2, {**GELU_TANH, "attention_bias": (False,)}, norm_offset=1.0, full_every=2, wide_layers=46
+        "gemma2", GEMMA2, {**GELU_TANH, "attention_bias": (False,)}, norm_offset=1.0, full_every=2, wide_scale_layers=46
     ),
     "gemma3_text": Architecture(
         "gemma3",
@@ -128,9 +129,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         {**GELU_TANH, **dict.fromkeys(("attention_bias", "use_bidirectional_attention"), (False,))},
         norm_offset=1.0,
         full_every=6,
-        wide_layers=62,
+        wide_scale_layers=62,
     ),
-    "mixtral": Architecture("llama", MIXTRAL, {**SILU, "sliding_window": (None,)}, pairs=True),
+    "mixtral": Architecture("llama", MIXTRAL, {**SILU, "sliding_window": (None,)}, interleaved=True),
 }
 
 
@@ -139,14 +140,15 @@ def write_gguf(
 ) -> None:
     """Write a model of a published family as a GGUF file, atomically.
 
-    settings: its config.json, with a model_type of ``ARCHITECTURES``; tensors: by their names in transformers, in
-        float32, float16 or bfloat16; vocabulary: None leaves the file without a tokenizer
+    settings: content of its config.json, with a model_type of ``ARCHITECTURES``
+    tensors: the tensors by their names in transformers, in float32, float16 or bfloat16
+    vocabulary: None writes a file without a tokenizer
 
     Raises:
         ConfigError: the extra ``gguf`` is not installed.
-        CheckpointError: a setting has no place in the file, or it cannot be written.
+        CheckpointError: a setting has no counterpart in GGUF, or the file cannot be written.
     """
-    gguf = _library()
+    gguf = _import_gguf()
     architecture = ARCHITECTURES[str(settings["model_type"])]
     check_settings(settings, architecture)
     temporary = temporary_name(path)
@@ -173,7 +175,7 @@ def write_gguf(
             temporary.unlink(missing_ok=True)
 
 
-def _library():  # type: ignore[no-untyped-def]  # the module itself
+def _import_gguf():  # type: ignore[no-untyped-def]  # returns the module
     try:
         import gguf
     except ImportError as error:
@@ -182,11 +184,10 @@ def _library():  # type: ignore[no-untyped-def]  # the module itself
 
 
 def check_settings(settings: PlainMapping, architecture: Architecture) -> None:
-    """Raise a CheckpointError for a setting that the architecture has no place for."""
-    notes = ("model_type", "architectures", "dtype", "bos_token_id", "eos_token_id", "pad_token_id")
-    scalar, layers = settings.get("query_pre_attn_scalar"), settings.get("num_hidden_layers")
-    width = settings.get("head_dim")
-    if layers == architecture.wide_layers:
+    """Raise a CheckpointError for a setting that has no counterpart in files of the architecture."""
+    unused = ("model_type", "architectures", "dtype", "bos_token_id", "eos_token_id", "pad_token_id")
+    scalar, width = settings.get("query_pre_attn_scalar"), settings.get("head_dim")
+    if settings.get("num_hidden_layers") == architecture.wide_scale_layers:
         width = settings["hidden_size"] / settings["num_attention_heads"]
     if scalar not in (None, width):
         _refuse(architecture, "query_pre_attn_scalar", scalar)
@@ -197,39 +198,39 @@ def check_settings(settings: PlainMapping, architecture: Architecture) -> None:
     for name, value in settings.items():
         if name == ROPE:
             _check_rope(value, architecture)
-        elif name in (*notes, *architecture.ignored) or (name in architecture.numbers and value is not None):
+        elif name in (*unused, *architecture.ignored) or (name in architecture.written and value is not None):
             continue
-        elif value not in architecture.only.get(name, ()):
+        elif value not in architecture.assumed.get(name, ()):
             _refuse(architecture, name, value)
 
 
 def _check_rope(parameters: PlainMapping, architecture: Architecture) -> None:
-    """Raise a CheckpointError for rotary positions that llama.cpp does not compute in this architecture."""
+    """Raise a CheckpointError for RoPE parameters that llama.cpp does not support in this architecture."""
     if SLIDING in parameters:
         if parameters[SLIDING] != {"rope_type": "default", "rope_theta": 10000.0}:
             _refuse(architecture, ROPE, parameters)
         parameters = parameters.get(FULL, {})
-    kind = parameters.get("rope_type", "default")
-    by_table = kind == "llama3" and architecture.name == "llama"
-    if not (kind in SCALINGS or by_table) or parameters.get("partial_rotary_factor", 1.0) != 1.0:
+    rope_type = parameters.get("rope_type", "default")
+    by_tensor = rope_type == "llama3" and architecture.name == "llama"  # scaled by the tensor rope_freqs
+    if not (rope_type in SCALINGS or by_tensor) or parameters.get("partial_rotary_factor", 1.0) != 1.0:
         _refuse(architecture, ROPE, parameters)
-    for name, implied in SCALINGS.get(kind, {}).items():
+    for name, target in SCALINGS.get(rope_type, {}).items():
         value = parameters.get(name)
-        known = (0.1 * math.log(parameters["factor"]) + 1.0,) if name == "attention_factor" else implied
-        if value is not None and not isinstance(known, str) and value not in known:
+        assumed = (0.1 * math.log(parameters["factor"]) + 1.0,) if name == "attention_factor" else target
+        if value is not None and not isinstance(assumed, str) and value not in assumed:
             _refuse(architecture, f"{ROPE}.{name}", value)
 
 
 def _refuse(architecture: Architecture, name: str, value: object) -> None:
     raise CheckpointError(
-        f"{name}={printable(str(value))} has no place in a GGUF file of the architecture {architecture.name}; write"
+        f"{name}={printable(str(value))} has no counterpart in a GGUF file of the architecture {architecture.name}; use"
         " to=hf instead"
     )
 
 
 def _add_settings(writer: "GGUFWriter", settings: PlainMapping, architecture: Architecture) -> None:
     writer.add_vocab_size(int(settings["vocab_size"]))
-    for name, methods in architecture.numbers.items():
+    for name, methods in architecture.written.items():
         if settings.get(name) is not None:
             for method in methods:
                 getattr(writer, method)(settings[name])
@@ -239,45 +240,44 @@ def _add_settings(writer: "GGUFWriter", settings: PlainMapping, architecture: Ar
         writer.add_rope_freq_base(float(rope["rope_theta"]))
     scaling = SCALINGS.get(rope.get("rope_type", "default"), {})
     if scaling:
-        writer.add_rope_scaling_type(_library().RopeScalingType(rope["rope_type"]))
-    for name, written in scaling.items():
-        if isinstance(written, str) and rope.get(name) is not None:
-            getattr(writer, written)(rope[name])
+        writer.add_rope_scaling_type(_import_gguf().RopeScalingType(rope["rope_type"]))
+    for name, method in scaling.items():
+        if isinstance(method, str) and rope.get(name) is not None:
+            getattr(writer, method)(rope[name])
 
 
 def gguf_tensors(settings: PlainMapping, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model by their names in a GGUF file, as llama.cpp expects them."""
-    gguf, architecture = _library(), ARCHITECTURES[str(settings["model_type"])]
-    known = gguf.MODEL_ARCH[architecture.name.upper()]
+    """Convert the tensors of a model from transformers: names, layout and offsets as llama.cpp expects them."""
+    gguf, architecture = _import_gguf(), ARCHITECTURES[str(settings["model_type"])]
     layers = settings.get("num_hidden_layers", settings.get("n_layer"))
-    names = gguf.get_tensor_name_map(known, layers)
-    found = {}
-    for name, tensor in _stacked(tensors).items():
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name.upper()], layers)
+    converted = {}
+    for name, tensor in _stack_experts(tensors).items():
         new = names.get_name(name, try_suffixes=SUFFIXES)
-        assert new is not None, f"the library has no name for {name}"
-        found[new] = _converted(name, tensor, settings, architecture)
+        assert new is not None, f"the package gguf has no name for {name}"
+        converted[new] = _convert(name, tensor, settings, architecture)
     rope = settings.get(ROPE, {})
     if rope.get("rope_type") == "llama3":
         width = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
-        found["rope_freqs.weight"] = _llama3_factors(rope, width)
-    return found
+        converted["rope_freqs.weight"] = _llama3_factors(rope, width)
+    return converted
 
 
-def _stacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with those of all experts of a layer stacked: (experts, rows, columns)."""
-    found: dict[str, Tensor] = {}
+def _stack_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stack the matrices of the experts of each layer: (experts, rows, columns); other tensors are unchanged."""
+    stacked: dict[str, Tensor] = {}
     experts: dict[str, list[Tensor]] = {}
     for name, tensor in tensors.items():
         expert = EXPERT.fullmatch(name)
         if expert is None:
-            found[name] = tensor
+            stacked[name] = tensor
         else:
             experts.setdefault(f"{expert['stack']}{expert['matrix']}.weight", []).append(tensor)
-    return found | {name: torch.stack(stack) for name, stack in experts.items()}
+    return stacked | {name: torch.stack(matrices) for name, matrices in experts.items()}
 
 
 def _llama3_factors(rope: PlainMapping, width: int) -> Tensor:
-    """By what llama.cpp divides the frequencies of rotary positions (width / 2,): https://arxiv.org/abs/2407.21783"""
+    """The factors (width / 2,) by which llama.cpp divides RoPE frequencies: https://arxiv.org/abs/2407.21783"""
     frequencies: Tensor = float(rope["rope_theta"]) ** -(torch.arange(0, width, 2) / width)
     turns = frequencies * float(rope["original_max_position_embeddings"]) / (2 * math.pi)
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
@@ -285,24 +285,24 @@ def _llama3_factors(rope: PlainMapping, width: int) -> Tensor:
     return ((1.0 - kept) / float(rope["factor"]) + kept).reciprocal()
 
 
-def _converted(name: str, tensor: Tensor, settings: PlainMapping, architecture: Architecture) -> Tensor:
+def _convert(name: str, tensor: Tensor, settings: PlainMapping, architecture: Architecture) -> Tensor:
     if architecture.transposed and tensor.dim() == 2 and ".h." in name:
         return tensor.T
-    if architecture.pairs and (".q_proj." in name or ".k_proj." in name):
-        return _interleaved(tensor, settings["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
+    if architecture.interleaved and (".q_proj." in name or ".k_proj." in name):
+        return _interleave(tensor, settings["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
     if architecture.norm_offset and name.endswith("norm.weight"):
         return tensor.float() + architecture.norm_offset
     return tensor
 
 
 def _add_tensor(writer: "GGUFWriter", name: str, tensor: Tensor) -> None:
-    """Add a tensor; vectors and positions are float32, as llama.cpp needs them, and NumPy has no bfloat16."""
+    """Add a tensor. Vectors and positions are written in float32, which llama.cpp requires."""
     import gguf
 
     if tensor.dim() == 1 or name.startswith("position_embd"):
         tensor = tensor.float()
-    if tensor.dtype == torch.bfloat16:
-        kind = gguf.GGMLQuantizationType.BF16
-        writer.add_tensor(name, gguf.quants.quantize(tensor.float().contiguous().numpy(), kind), raw_dtype=kind)
+    if tensor.dtype == torch.bfloat16:  # which NumPy lacks
+        dtype = gguf.GGMLQuantizationType.BF16
+        writer.add_tensor(name, gguf.quants.quantize(tensor.float().contiguous().numpy(), dtype), raw_dtype=dtype)
     else:
         writer.add_tensor(name, tensor.contiguous().numpy())

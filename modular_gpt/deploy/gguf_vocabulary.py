@@ -15,7 +15,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# regular expressions that split a text into words -> the name of the same splitting in llama.cpp
+# regular expression of a pre-tokenizer -> name of the equivalent pre-tokenizer in llama.cpp
 SPLITS = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt-2",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt-2",
@@ -24,18 +24,21 @@ SPLITS = {
     r"|\s+(?!\S)|\s": "llama-bpe",
     rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}": "qwen2",
 }
-NO_MERGE = "\u2581 \u2581"  # llama.cpp wants one merge; these letters stand for no byte
-REMEDY = "GGUF has byte-level BPE (byte, bpe, gpt2 and other tiktoken encodings) and the BPE of SentencePiece"
+NO_MERGE = "\u2581 \u2581"  # llama.cpp requires at least one merge; these characters represent no byte
+REMEDY = "GGUF supports byte-level BPE (byte, bpe, gpt2 and other tiktoken encodings) and SentencePiece BPE"
 
 
 @dataclass(frozen=True)
 class GGUFVocabulary:
-    """Tokens and how a text becomes them.
+    """A tokenizer as GGUF stores it.
 
-    model: tokenizer.ggml.model: gpt2 (byte-level BPE) or llama (the BPE of SentencePiece)
-    split: tokenizer.ggml.pre, for BPE
-    bos_id, eos_id: ids that begin and end a text, None where there is none
-    chat_template: in Jinja, None where there is none; eot_id: the id that ends an answer by it
+    model: tokenizer.ggml.model: gpt2 (byte-level BPE) or llama (SentencePiece BPE)
+    types: token type of each token
+    merges: of byte-level BPE; scores: of SentencePiece BPE
+    split: tokenizer.ggml.pre, the name of the pre-tokenizer
+    bos_id, eos_id, unknown_id: ids of these special tokens; None: there is no such token
+    chat_template: template in Jinja, or None; eot_id: id that ends an answer by the template, or None
+    flags: further keys below tokenizer.ggml
     """
 
     model: str
@@ -52,14 +55,14 @@ class GGUFVocabulary:
     flags: dict[str, bool] = field(default_factory=dict)
 
     def add_to(self, writer: "GGUFWriter", size: int) -> None:
-        """Add the vocabulary; the rows that a model has beyond it become unused tokens."""
-        beyond = range(len(self.tokens), size)
+        """Add the vocabulary to a file, filled up with unused tokens to ``size``, the number of embeddings."""
+        unused = range(len(self.tokens), size)
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.split)
-        writer.add_token_list([*self.tokens, *(f"[PAD{id}]".encode() for id in beyond)])
-        writer.add_token_types([*self.types, *(UNUSED for _ in beyond)])
+        writer.add_token_list([*self.tokens, *(f"[PAD{id}]".encode() for id in unused)])
+        writer.add_token_types([*self.types, *(UNUSED for _ in unused)])
         if self.scores:
-            writer.add_token_scores([*self.scores, *(-1e4 for _ in beyond)])
+            writer.add_token_scores([*self.scores, *(-1e4 for _ in unused)])
         if self.model == "gpt2":
             writer.add_token_merges(list(self.merges))
         for add, id in (
@@ -79,14 +82,14 @@ class GGUFVocabulary:
 
 
 def from_library(content: PlainMapping, bos_id: int | None, eos_id: int | None) -> GGUFVocabulary:
-    """Byte-level BPE from the JSON of the ``tokenizers`` library.
+    """Convert a byte-level BPE tokenizer from the JSON of the ``tokenizers`` library.
 
     Raises:
-        CheckpointError: it is another tokenizer, or splits texts in a way that llama.cpp does not know.
+        CheckpointError: it is no byte-level BPE, or llama.cpp lacks its normalizer or pre-tokenizer.
     """
     model = content["model"]
-    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or _bytes_stage(content) is None:
-        raise CheckpointError(f"this tokenizer has no counterpart in GGUF: {REMEDY}; write to=hf instead")
+    if model.get("type", "BPE") != "BPE" or model.get("byte_fallback") or _byte_level(content) is None:
+        raise CheckpointError(f"this tokenizer has no counterpart in GGUF: {REMEDY}; use to=hf instead")
     added = {token["id"]: token for token in content.get("added_tokens") or ()}
     ids = {id: token for token, id in model["vocab"].items()} | {id: token["content"] for id, token in added.items()}
     count = max(ids) + 1
@@ -99,45 +102,49 @@ def from_library(content: PlainMapping, bos_id: int | None, eos_id: int | None) 
         tokens=[ids.get(id, f"[PAD{id}]").encode() for id in range(count)],
         types=types,
         merges=merges or [NO_MERGE],
-        split=_split(content, bool(merges)),
+        split=_split_name(content, bool(merges)),
         bos_id=bos_id,
         eos_id=eos_id,
     )
 
 
-def _stages(content: PlainMapping) -> list[PlainMapping]:
-    stage = content.get("pre_tokenizer") or {}
-    stages: list[PlainMapping] = stage["pretokenizers"] if stage.get("type") == "Sequence" else [stage]
+def _pre_tokenizers(content: PlainMapping) -> list[PlainMapping]:
+    outer = content.get("pre_tokenizer") or {}
+    stages: list[PlainMapping] = outer["pretokenizers"] if outer.get("type") == "Sequence" else [outer]
     return stages
 
 
-def _bytes_stage(content: PlainMapping) -> PlainMapping | None:
-    return next((stage for stage in _stages(content) if stage.get("type") == "ByteLevel"), None)
+def _byte_level(content: PlainMapping) -> PlainMapping | None:
+    """The pre-tokenizer that maps bytes to characters; None if there is none."""
+    return next((stage for stage in _pre_tokenizers(content) if stage.get("type") == "ByteLevel"), None)
 
 
-def _split(content: PlainMapping, merges: bool) -> str:
-    """The name in llama.cpp of the way in which a text is split into words."""
-    normalizer, stages, letters = content.get("normalizer"), _stages(content), _bytes_stage(content)
+def _split_name(content: PlainMapping, merges: bool) -> str:
+    """The name of the pre-tokenizer in llama.cpp; merges: whether the BPE has merges.
+
+    Raises:
+        CheckpointError: llama.cpp has no equivalent.
+    """
+    normalizer, stages, byte_level = content.get("normalizer"), _pre_tokenizers(content), _byte_level(content)
     regexes = [(stage.get("pattern") or {}).get("Regex") for stage in stages if stage.get("type") == "Split"]
-    if letters is not None and letters.get("use_regex", True):
+    if byte_level is not None and byte_level.get("use_regex", True):
         regexes.append(next(iter(SPLITS)))
     if not merges and not regexes:
-        return "gpt-2"  # bytes by themselves, however they are split
+        return "gpt-2"  # every byte is a token, so any split gives the same tokens
     name = SPLITS.get(str(regexes[0])) if len(regexes) == 1 else None
     normalized = normalizer is not None and not (name == "qwen2" and normalizer.get("type") == "NFC")
-    if name is None or normalized or (letters or {}).get("add_prefix_space"):
+    if name is None or normalized or (byte_level or {}).get("add_prefix_space"):
         raise CheckpointError(
-            "this tokenizer changes a text or splits it into words in a way that llama.cpp does not know:"
-            " write to=hf instead"
+            "llama.cpp lacks the normalizer or the pre-tokenizer of this tokenizer: use to=hf instead"
         )
     return name
 
 
 def from_sentencepiece(processor: "SentencePieceProcessor", symbols: Sequence[str]) -> GGUFVocabulary:
-    """The vocabulary of a ``SentencePieceProcessor`` that changes no text; symbols: user-defined ones.
+    """Convert a ``SentencePieceProcessor`` without normalisation; symbols: its user-defined symbols.
 
     Raises:
-        CheckpointError: it is a unigram model, for which llama.cpp does not use the tokens of single bytes.
+        CheckpointError: it is a unigram model, for which llama.cpp has no byte fallback.
     """
     ids, types = range(processor.get_piece_size()), []
     for id in ids:
@@ -150,8 +157,8 @@ def from_sentencepiece(processor: "SentencePieceProcessor", symbols: Sequence[st
         }
         types.append(next((type for type, holds in flags.items() if holds), NORMAL))
     scores = [processor.get_score(id) for id in ids]
-    if any(score != round(score) for score in scores):  # BPE's are minus a rank
-        raise CheckpointError(f"{REMEDY}, not a unigram model (tokenizer.algorithm=unigram); write to=hf instead")
+    if any(score != round(score) for score in scores):  # scores of BPE are negative ranks
+        raise CheckpointError(f"{REMEDY}, not a unigram model (tokenizer.algorithm=unigram); use to=hf instead")
     return GGUFVocabulary(
         model="llama",
         tokens=[processor.id_to_piece(id).encode() for id in ids],

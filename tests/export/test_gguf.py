@@ -261,33 +261,37 @@ def test_pre_tokenizers_unknown_to_llama_cpp(corpus: str) -> None:
     unknown = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, letters]}}
     spaced = {"pre_tokenizer": {**letters, "add_prefix_space": True, "use_regex": True}}
     for change in (unknown, spaced, {"normalizer": {"type": "Lowercase"}}, {"pre_tokenizer": letters}):
-        with pytest.raises(CheckpointError, match=r"llama\.cpp does not know"):
+        with pytest.raises(CheckpointError, match=r"llama\.cpp lacks the normalizer"):
             from_library({**content, **change}, None, None)
 
 
 @pytest.mark.parametrize(
     ("model_type", "changes", "message"),
     [
-        ("mixtral", {"sliding_window": 16}, "sliding_window=16 has no place"),
+        ("mixtral", {"sliding_window": 16}, "sliding_window=16 has no counterpart"),
         ("olmoe", {}, "attention.qk_norm="),
         ("glm", {}, "pos.rotary_dim="),
         ("qwen3", {"rope_parameters": LLAMA3}, "rope_parameters=.* of the architecture qwen3"),
-        ("llama", {"rope_parameters": {**YARN, "beta_fast": 8.0}}, r"rope_parameters\.beta_fast=8\.0 has no place"),
-        ("llama", {"rope_parameters": {**YARN, "attention_factor": 1.5}}, r"attention_factor=1\.5 has no place"),
+        (
+            "llama",
+            {"rope_parameters": {**YARN, "beta_fast": 8.0}},
+            r"rope_parameters\.beta_fast=8\.0 has no counterpart",
+        ),
+        ("llama", {"rope_parameters": {**YARN, "attention_factor": 1.5}}, r"attention_factor=1\.5 has no counterpart"),
         ("gemma3_text", {"rope_local_base_freq": 77.0}, "rope_parameters=.* of the architecture gemma3"),
         ("gemma3_text", {"sliding_window_pattern": 3}, "layer_types="),
-        ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping=None has no place"),
-        ("gemma2", {"num_hidden_layers": 46, "hidden_size": 48}, "query_pre_attn_scalar=8 has no place"),
+        ("gemma2", {"final_logit_softcapping": None}, "final_logit_softcapping=None has no counterpart"),
+        ("gemma2", {"num_hidden_layers": 46, "hidden_size": 48}, "query_pre_attn_scalar=8 has no counterpart"),
         ("mistral", {}, "attention.window=16"),
         (
             "llama",
             {"rope_parameters": {**LINEAR, "rope_type": "dynamic"}},
-            "rope_parameters=.* has no place in a GGUF file of the architecture llama",
+            "rope_parameters=.* has no counterpart in a GGUF file of the architecture llama",
         ),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu has no place"),
-        ("gemma2", {"query_pre_attn_scalar": 3}, "query_pre_attn_scalar=3 has no place"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act=gelu has no counterpart"),
+        ("gemma2", {"query_pre_attn_scalar": 3}, "query_pre_attn_scalar=3 has no counterpart"),
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True has no place"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True has no counterpart"),
     ],
 )
 def test_models_without_an_architecture_are_refused(

@@ -22,7 +22,7 @@ from modular_gpt.deploy.cpu_packing import (
     pack,
     pack_int8,
     packing_pays,
-    quantised,
+    quantise_rows,
 )
 from modular_gpt.nn.ffn.moe import MixtureOfExperts
 
@@ -95,11 +95,11 @@ def test_quantised_weights_are_within_half_a_step() -> None:
     weight = torch.randn(64, 96) * torch.logspace(-6, 4, 64)[:, None]
     weight[0], weight[1] = 0.0, 1e-38
     weight[2, 5] = 1e5
-    numbers, scale = quantised(weight)
+    numbers, scale = quantise_rows(weight)
     assert (numbers.dtype, scale.dtype) == (torch.int8, torch.bfloat16) and numbers.abs().max() == 127
     step = scale.float()[:, None]
     assert ((numbers * step - weight).abs() <= step * 0.501).all()
-    assert torch.equal(quantised(weight.bfloat16())[1][3:], quantised(weight.bfloat16().float())[1][3:])
+    assert torch.equal(quantise_rows(weight.bfloat16())[1][3:], quantise_rows(weight.bfloat16().float())[1][3:])
 
 
 def unpacked(linear: Int8Linear) -> torch.Tensor:
