@@ -1,6 +1,6 @@
-"""Parallel strategies, one file each, which divide a training among processes.
+"""Parallel strategies, one file each, which distribute a training over several processes.
 
-Importing this package registers them all: it imports its own folder.
+Importing this package imports all files of its folder, which registers their strategies.
 """
 
 from modular_gpt.core.registry import import_folder

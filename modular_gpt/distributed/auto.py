@@ -1,4 +1,4 @@
-"""The strategy that suits the number of processes."""
+"""Choice of the strategy by the number of processes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from modular_gpt.runtime.processes import ProcessGroup
 
 
 class Automatic(Parallel, name="auto"):
-    """ddp where torchrun has started several processes, none otherwise."""
+    """ddp if torchrun started several processes, otherwise none."""
 
     single_process = True
 

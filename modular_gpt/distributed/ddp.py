@@ -23,12 +23,12 @@ class DataParallel(Parallel, name="ddp"):
         self.data_rank, self.data_world = processes.rank, processes.world
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        # components compute buffers from sums over all processes, so buffers are equal without being sent
-        known = signature(DistributedDataParallel).parameters
-        name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
-        options: PlainDict = {name: False}
+        # no broadcast of buffers: components compute them from sums over all processes, so they are equal everywhere
+        parameters = signature(DistributedDataParallel).parameters
+        former = "broadcast_buffers"  # name of the argument before torch 2.13
+        options: PlainDict = {"forward_sync_buffers" if "forward_sync_buffers" in parameters else former: False}
         self.wrapped = DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
         return self.wrapped
 
     def set_grad_sync(self, last: bool) -> None:
-        self.wrapped.require_backward_grad_sync = last  # what DistributedDataParallel.no_sync sets
+        self.wrapped.require_backward_grad_sync = last  # the attribute that DistributedDataParallel.no_sync sets

@@ -1,7 +1,7 @@
-"""Models that no process ever holds as a whole: built without storage, sharded, and filled one tensor at a time.
+"""Deferred allocation: a model is built on the meta device, sharded, and then filled one tensor at a time.
 
-A new model gets the values that one process would have drawn: every process draws each tensor as a whole, keeps its
-shard, and frees the rest before it draws the next one.
+No process ever holds all full tensors. A new model gets the same values as in one process: every process draws each
+full tensor, keeps its shard, and frees the rest before it draws the next one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from modular_gpt.nn.matrices import is_matrix
 
 
 def is_deferred(model: nn.Module) -> bool:
-    """Whether a model has no storage yet."""
+    """Whether parameters of the model are on the meta device, without storage."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def allocate_shards(model: GPTModel, device: torch.device) -> None:
-    """Give a sharded model on the meta device storage for the shards of this process; parameters get no values.
+    """Allocate this process's shards of a model on the meta device. Parameters are not initialised.
 
-    Buffers get the values that ``reset_parameters`` of their modules sets.
+    Buffers get the values that the ``reset_parameters`` of their module sets, or zeros.
     """
     model.to_empty(device=device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -35,27 +35,27 @@ def allocate_shards(model: GPTModel, device: torch.device) -> None:
             reset = getattr(module, "reset_parameters", None)
             if buffers and callable(reset):
                 names = [name for name, _ in module.named_parameters(recurse=False) if not is_matrix(module, name)]
-                with whole_parameters(module, names):
+                with full_parameters(module, names):
                     reset()
 
 
 def initialise_shards(model: GPTModel) -> None:
-    """Draw the weights of a new model that ``allocate_shards`` has given storage; no communication takes place."""
-    initialise(model, model.config, whole_parameters)
+    """Initialise the weights of a new model after ``allocate_shards``, without communication."""
+    initialise(model, model.config, full_parameters)
 
 
 @contextmanager
-def whole_parameters(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Context manager: the parameters ``names`` of a module are whole, on the CPU; then each keeps its shard of them.
+def full_parameters(module: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Context manager: inside, the parameters ``names`` of a module are full tensors on the CPU, filled with zeros.
 
-    Their values are lost at the beginning.
+    At the end, each parameter is its shard again and takes its values from the full tensor.
     """
     shards = {name: module.get_parameter(name) for name in names}
     for name, shard in shards.items():
         setattr(module, name, nn.Parameter(torch.zeros(shard.shape, dtype=shard.dtype), shard.requires_grad))
     yield
     for name, shard in shards.items():
-        whole = module.get_parameter(name).detach()
+        full = module.get_parameter(name).detach()
         setattr(module, name, shard)
         with torch.no_grad():
-            shard.copy_(distribute_like(whole, shard))
+            shard.copy_(distribute_like(full, shard))

@@ -13,7 +13,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.validation import positive
 from modular_gpt.distributed.deferred import allocate_shards, is_deferred
 from modular_gpt.distributed.strategy import Parallel, ParallelConfig, Tensors
-from modular_gpt.distributed.tensor_parallel import check_divided, shard_tensors, sum_gradients, whole_on_main
+from modular_gpt.distributed.tensor_parallel import check_precision, gather_on_main, shard_tensors, sum_gradients
 from modular_gpt.model import GPTModel
 from modular_gpt.model.loss import LossOutput
 from modular_gpt.runtime.device import AUTOCAST
@@ -24,7 +24,7 @@ def _loss_output(loss: Tensor, losses: dict[str, Tensor], accuracy: Tensor | Non
     return LossOutput(loss, losses, accuracy=accuracy)
 
 
-# fully_shard looks for tensors in the model's output, before whose backward pass it gathers weights
+# fully_shard must find the tensors in the model's output, since it gathers weights before their backward pass
 register_pytree_node(
     LossOutput,
     lambda output: ([output.loss, output.losses, output.accuracy], None),
@@ -41,15 +41,15 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
     class Config(ParallelConfig):
         """Settings of FSDP.
 
-        sharded_checkpoints: Let each process write its own shards into a checkpoint, instead of gathering all weights
-            on the first process.
-        reshard: Free a block's gathered weights between its forward and its backward pass, which gather them again.
-            False needs more memory and sends less.
+        sharded_checkpoints: Write the shards of each process into a checkpoint, instead of gathering all weights in
+            the first process.
+        reshard: Free the gathered weights of a block after its forward pass, and gather them again for its backward
+            pass. False needs more memory and less communication.
         mixed_precision: With trainer.precision=bf16 or fp16, gather the weights of blocks in that data type instead of
-            float32, which halves the traffic. Activations inside a block are then rounded to it too; gradients are
-            summed in float32.
-        tensor: Number of neighbouring processes that divide each token's computation as parallel=tensor does; weights
-            are sharded over these, and each share of them over the others. 1 is FSDP alone.
+            float32, which halves the communication. Activations inside a block are then rounded to it too; gradients
+            are summed in float32.
+        tensor: Number of consecutive processes in a group that computes like parallel=tensor. FSDP then shards the
+            weights of each process over the groups. 1 is FSDP alone.
         """
 
         sharded_checkpoints: bool = False
@@ -67,7 +67,9 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
         super().__init__(config, processes)
         rank, world, tensor = processes.rank, processes.world, config.tensor
         if world % tensor:
-            raise ConfigError(f"parallel.tensor={tensor} does not divide {world} processes into groups; change one")
+            raise ConfigError(
+                f"parallel.tensor={tensor} does not divide the number of processes, {world}: change one of them"
+            )
         self.data_rank, self.data_world, self.state_shards = rank // tensor, world // tensor, world
         self.shards_adapters = tensor == 1
 
@@ -78,7 +80,7 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         mesh = init_device_mesh(device.type, (self.data_world, self.config.tensor), mesh_dim_names=("data", "tensor"))
         if self.config.tensor > 1:
-            check_divided(precision)
+            check_precision(precision)
             if not is_deferred(model):
                 model.to(device)
             self.shared, self.tensor_mesh = shard_tensors(model, mesh["tensor"]), mesh["tensor"]
@@ -98,8 +100,8 @@ class FullyShardedDataParallel(Parallel, name="fsdp"):
             sum_gradients(self.shared, self.tensor_mesh)
 
     def sum(self, values: Tensors) -> Tensors:
-        """Sums over all rows; the processes of a tensor group have the same rows, which count once."""
+        """Sum over all rows of the batch. The processes of a tensor group have the same rows, which count once."""
         return {name: value / self.config.tensor for name, value in self.processes.all_reduce_sum(values).items()}
 
     def model_to_generate(self, model: GPTModel) -> GPTModel | None:
-        return model if self.config.tensor == 1 else whole_on_main(self, model)
+        return model if self.config.tensor == 1 else gather_on_main(self, model)

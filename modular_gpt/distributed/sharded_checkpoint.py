@@ -1,4 +1,4 @@
-"""Sharded checkpoints in safetensors: each process writes the shards it holds (read by ``checkpoint.sharded``)."""
+"""Writing of sharded checkpoints in safetensors: each process writes its shards; ``checkpoint.sharded`` reads them."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from modular_gpt.distributed.strategy import Tensors
 def write_shards(tensors: Tensors, folder: Path, group: dist.ProcessGroup | None = None) -> None:
     """Write this process's shards of named tensors into a folder that all processes share. Collective.
 
-    group: the processes, for a thread that writes while the main one uses the default group; None: that group
+    group: process group for communication, which a thread needs beside the main one; None: the default group
 
     Raises:
-        OSError: some process cannot write.
+        OSError: a process cannot write.
     """
     try:
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)

@@ -23,7 +23,7 @@ LAUNCH = "torchrun --nproc_per_node=2 --no-python mgpt-train"
 class ParallelConfig(ComponentConfig):
     """Settings that all parallel strategies share.
 
-    timeout: Number of seconds without an answer after which another process counts as lost.
+    timeout: Number of seconds that a collective operation waits for another process before that counts as lost.
     """
 
     timeout: float = 600.0
@@ -33,17 +33,17 @@ class ParallelConfig(ComponentConfig):
 
 
 class Parallel(Component, ABC, slot="parallel"):
-    """A parallel strategy. The methods of this class are those of one process that does all the work.
+    """A parallel strategy. The methods of the base class train in one process.
 
-    data_rank, data_world: the share of each batch's rows that this process computes, and the number of shares
-    state_shards: number of processes that weights, gradients and optimizer state are divided among
+    data_rank, data_world: index of the shard of each batch's rows that this process computes, and number of shards
+    state_shards: number of processes over which weights, gradients and optimizer state are sharded
     """
 
-    single_process: ClassVar[bool] = False  # works in one process that no launcher started
+    single_process: ClassVar[bool] = False  # works in one process without a launcher
     multi_process: ClassVar[bool] = True  # works in processes that a launcher started
-    shards_weights: ClassVar[bool] = False  # a process holds shards of the weights, not the whole tensors
+    shards_weights: ClassVar[bool] = False  # a process holds shards of the weights instead of full tensors
 
-    shards_adapters: bool = False  # low-rank adapters work with such shards
+    shards_adapters: bool = False  # supports low-rank adapters on sharded weights
 
     def __init__(self, config: ComponentConfig, processes: ProcessGroup) -> None:
         self.config, self.processes = config, processes
@@ -51,40 +51,40 @@ class Parallel(Component, ABC, slot="parallel"):
 
     @property
     def timeout(self) -> float | None:
-        """Number of seconds that another process may take to answer; None if there is no other process."""
+        """Timeout of collective operations in seconds; None if there is one process."""
         return self.config.timeout if isinstance(self.config, ParallelConfig) else None
 
     @property
     def sharded_checkpoints(self) -> bool:
-        """Whether each process writes its own shards into a checkpoint."""
+        """Whether each process writes its shards into a checkpoint."""
         return False
 
     @classmethod
     def resolve(cls, config: ComponentConfig, processes: ProcessGroup) -> ComponentConfig:
-        """The settings of the strategy to use, for a strategy that chooses another one."""
+        """The settings of the strategy to use; a strategy that selects another one overrides this method."""
         return config
 
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
         """Move the model, or this process's shards of it, to the device. Called before the optimizer is built.
 
-        With ``shards_weights``, a model on the meta device gets shards without values, which ``initialise_shards`` or
-        ``load`` fills.
+        With ``shards_weights``, shards of a model on the meta device are allocated and not initialised;
+        ``initialise_shards`` or ``load`` fills them.
         """
         return model.to(device)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module to call for a loss, whose backward pass sums gradients over processes."""
+        """Wrap the module that computes the loss, so that its backward pass sums gradients over processes."""
         return module
 
     def check_whole(self, optim: ComponentConfig, adapters: bool) -> None:
-        """Raise a ConfigError if the optimizer, or adapters, need whole matrices and this strategy shards them."""
+        """Raise a ConfigError if the optimizer or adapters need full matrices and this strategy shards them."""
         if not self.shards_weights:
             return
-        shards = f"needs whole matrices, and parallel={self.config.name} leaves each process a shard of them: use"
+        reason = f"needs full matrices, and parallel={self.config.name} shards them over the processes: use"
         if adapters and not self.shards_adapters:
-            raise ConfigError(f"lora.rank {shards} parallel=fsdp or parallel=ddp")
+            raise ConfigError(f"lora.rank {reason} parallel=fsdp or parallel=ddp")
         if not getattr(optim.component, "supports_sharding", True):
-            raise ConfigError(f"optim={optim.name} {shards} optim=adamw or optim=muon, or parallel=ddp")
+            raise ConfigError(f"optim={optim.name} {reason} optim=adamw or optim=muon, or parallel=ddp")
 
     def check_rows(self, batch_size: int, micro_batches: int) -> None:
         """Raise a ConfigError unless the rows of a micro-batch divide evenly among the processes."""
@@ -96,21 +96,24 @@ class Parallel(Component, ABC, slot="parallel"):
             )
 
     def rows(self, batch: Tensor, micro_batches: int) -> list[Tensor]:
-        """The rows of a batch (B, ...) that this process computes: its share of each micro-batch."""
+        """The rows of a batch (B, ...) that this process computes: its shard of each micro-batch."""
         return list(batch.unflatten(0, (micro_batches, self.data_world, -1))[:, self.data_rank])
 
     def set_grad_sync(self, last: bool) -> None:
-        """Called before each micro-batch: gradients are summed over processes after the ``last`` one only."""
+        """Enable the sum of gradients over processes for the ``last`` micro-batch only. Called before each of them."""
 
     def finish_gradients(self) -> None:
-        """Called after the last backward pass of an update, before gradients are used. Collective."""
+        """Complete the gradients after the last backward pass of an update. Collective."""
 
     def sum(self, values: Tensors) -> Tensors:
-        """Sums over this process's rows (named scalars) -> sums over all rows of the batch."""
+        """Sum named scalars over all rows of the batch; values: sums over the rows of this process. Collective."""
         return values if self.data_world == 1 else self.processes.all_reduce_sum(values)
 
     def mean(self, total: float, count: int) -> float:
-        """The mean over all rows of the batch, from the sum and the number of terms of this process's rows."""
+        """The mean over all rows of the batch. Collective.
+
+        total, count: sum and number of the terms of this process's rows
+        """
         if self.data_world == 1:
             return total / count
         sums = self.sum({"total": torch.tensor(total).double(), "count": torch.tensor(count)})
@@ -121,40 +124,40 @@ class Parallel(Component, ABC, slot="parallel"):
         return model
 
     def gather(self, tensors: Tensors) -> Tensors:
-        """Whole tensors in the first process, for a checkpoint; empty in the others. Collective: all must call it."""
+        """Gather full tensors in the first process; empty in the others. Collective: all must call it."""
         gathered = {}
         for name, tensor in tensors.items():
-            whole = full_tensor(tensor)  # one at a time, so that one whole tensor at most is on the device
+            full = full_tensor(tensor)  # one at a time, so that the device holds one full tensor at most
             if self.processes.is_main:
-                gathered[name] = whole if whole is tensor else whole.cpu()
+                gathered[name] = full if full is tensor else full.cpu()
         return gathered
 
     @torch.no_grad()
     def load(self, model: GPTModel, weights: Mapping[str, Tensor]) -> None:
-        """Copy whole weights and buffers, by name, into a model that ``shard_model`` returned; others stay."""
+        """Copy full weights and buffers, by name, into a model that ``shard_model`` returned; others are unchanged."""
         for name, tensor in model.state_dict().items():
             if name in weights:
                 tensor.copy_(distribute_like(weights[name], tensor))
 
 
 def build_parallel(config: ComponentLike, processes: ProcessGroup) -> Parallel:
-    """A strategy from its name, a mapping with a name, or a Config, for these processes.
+    """Build a strategy from its name, a mapping with a name, or a Config.
 
     Raises:
-        ConfigError: the name or a setting is unknown, or the strategy does not work in this number of processes.
+        ConfigError: the name or a setting is unknown, or the strategy does not support this number of processes.
     """
-    chosen = decode("parallel", config)
-    if not supports(chosen, processes):
+    settings = decode("parallel", config)
+    if not supports(settings, processes):
         raise ConfigError(
-            f"parallel={chosen.name} trains in one process, and torchrun started {processes.world}: use parallel=ddp"
-            if Parallel.of(chosen).single_process
-            else f"parallel={chosen.name} is for processes that torchrun starts: {LAUNCH} parallel={chosen.name} ..."
+            f"parallel={settings.name} trains in one process, and torchrun started {processes.world}: use parallel=ddp"
+            if Parallel.of(settings).single_process
+            else f"parallel={settings.name} needs processes that torchrun starts: {LAUNCH} parallel={settings.name} ..."
         )
-    strategy: Parallel = Parallel.of(chosen).resolve(chosen, processes).build(processes)
+    strategy: Parallel = Parallel.of(settings).resolve(settings, processes).build(processes)
     return strategy
 
 
 def supports(config: ComponentConfig, processes: ProcessGroup) -> bool:
-    """Whether a strategy works in these processes; torchrun may also start a single one."""
+    """Whether a strategy supports these processes. torchrun may also start a single process."""
     strategy = Parallel.of(config)
     return (strategy.single_process and processes.world == 1) or (strategy.multi_process and processes.started)

@@ -23,7 +23,7 @@ STYLES: dict[str, type[TorchStyle]] = {COLUMNS: ColwiseParallel, ROWS: RowwisePa
 
 
 class TensorParallel(Parallel, name="tensor"):
-    """Each process computes some heads, hidden units, experts and logits of every token (DTensor)."""
+    """Each process computes its shard of the heads, hidden units, experts and logits of every token (DTensor)."""
 
     shards_weights = True
 
@@ -31,8 +31,8 @@ class TensorParallel(Parallel, name="tensor"):
     class Config(ParallelConfig):
         """Settings of tensor parallelism.
 
-        sharded_checkpoints: Let each process write its own shards into a checkpoint, instead of gathering all weights
-            on the first process.
+        sharded_checkpoints: Write the shards of each process into a checkpoint, instead of gathering all weights in
+            the first process.
         """
 
         sharded_checkpoints: bool = False
@@ -44,7 +44,7 @@ class TensorParallel(Parallel, name="tensor"):
         return self.config.sharded_checkpoints
 
     def shard_model(self, model: GPTModel, device: torch.device, precision: str) -> GPTModel:
-        check_divided(precision)
+        check_precision(precision)
         if not is_deferred(model):
             model.to(device)
         divide_rows_among(None)
@@ -58,17 +58,19 @@ class TensorParallel(Parallel, name="tensor"):
         sum_gradients(self.shared, self.mesh)
 
     def model_to_generate(self, model: GPTModel) -> GPTModel | None:
-        return whole_on_main(self, model)
+        return gather_on_main(self, model)
 
 
-def check_divided(precision: str) -> None:
-    """Raise a ConfigError for a precision in which tensors cannot be divided."""
+def check_precision(precision: str) -> None:
+    """Raise a ConfigError if tensor parallelism does not support the precision."""
     if precision == "fp16":
-        raise ConfigError("divided tensors have no loss scaler for fp16: use trainer.precision=bf16 or float32")
+        raise ConfigError(
+            "tensor parallelism has no loss scaler for fp16: use trainer.precision=bf16 or trainer.precision=float32"
+        )
 
 
-def whole_on_main(parallel: Parallel, model: GPTModel) -> GPTModel | None:
-    """A whole copy of a model in the first process, since caches hold the keys of all heads; None in the others."""
+def gather_on_main(parallel: Parallel, model: GPTModel) -> GPTModel | None:
+    """An unsharded copy of a model in the first process, for caches with the keys of all heads; None in the others."""
     weights = parallel.gather(model.state_dict())
     if not parallel.processes.is_main:
         return None
@@ -76,9 +78,9 @@ def whole_on_main(parallel: Parallel, model: GPTModel) -> GPTModel | None:
 
 
 def shard_tensors(model: GPTModel, mesh: DeviceMesh) -> list[tuple[nn.Module, str]]:
-    """Shard a model over a mesh of one dimension: embeddings and head by token ids, blocks as their ``shard`` says.
+    """Shard a model over a mesh of one dimension: embeddings and head by token id, blocks by their ``shard``.
 
-    Returns the module and name of each parameter whose gradients ``sum_gradients`` has to sum.
+    Returns the module and name of each parameter whose gradients must be summed by ``sum_gradients``.
 
     Raises:
         ConfigError: a size does not divide by the number of processes.
@@ -100,26 +102,29 @@ def _apply(module: nn.Module, plan: dict[str, ParallelStyle], mesh: DeviceMesh) 
     parallelize_module(module, mesh, {layer: STYLES[style]() for layer, style in plan.items() if style in STYLES})
     for name in [name for name, style in plan.items() if style == STACK]:
         shard_stack(module, name, mesh)
-    return [place for name, style in plan.items() if style == SHARED for place in parameters_of(module, name)]
+    return [entry for name, style in plan.items() if style == SHARED for entry in parameters_of(module, name)]
 
 
 def shard_stack(module: nn.Module, name: str, mesh: DeviceMesh) -> None:
-    """Divide the first dimension of the parameter of that name."""
-    owner, _, last = name.rpartition(".")
+    """Shard the first dimension of the parameter ``name`` of a module or its submodules."""
+    owner, _, attribute = name.rpartition(".")
     parameter = module.get_parameter(name)
-    divided = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
-    setattr(module.get_submodule(owner), last, nn.Parameter(divided, parameter.requires_grad))
+    sharded = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
+    setattr(module.get_submodule(owner), attribute, nn.Parameter(sharded, parameter.requires_grad))
 
 
 def parameters_of(module: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
-    """The owner and name of each parameter of the submodule of that name, or of the parameter of that name."""
-    names = [other for other, _ in module.named_parameters() if other == name or other.startswith(f"{name}.")]
-    return [(module.get_submodule(other.rpartition(".")[0]), other.rpartition(".")[2]) for other in names]
+    """The owner and attribute of the parameter ``name``, or of each parameter of the submodule ``name``."""
+    names = [path for path, _ in module.named_parameters() if path == name or path.startswith(f"{name}.")]
+    return [(module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in names]
 
 
-def sum_gradients(places: list[tuple[nn.Module, str]], mesh: DeviceMesh) -> None:
-    """Sum the gradients of parameters over a mesh: each process has those of its own shard of the computation only."""
-    for module, name in places:
+def sum_gradients(parameters: list[tuple[nn.Module, str]], mesh: DeviceMesh) -> None:
+    """Sum the gradients of parameters, given by module and name, over a mesh. Collective.
+
+    Each process has the gradients of its shard of the computation only.
+    """
+    for module, name in parameters:
         gradient = module.get_parameter(name).grad
         if gradient is not None:
             dist.all_reduce(local_tensor(gradient), group=mesh.get_group())

@@ -54,7 +54,7 @@ def test_training_in_two_dimensions_resumes_in_other_layouts(pair: Pair, four: P
 
 def test_processes_that_do_not_divide_into_groups_are_refused(four: Pair, folder: Path) -> None:
     messages = four(refusal, config(folder, parallel={"name": "fsdp", "tensor": 3}).to_dict())
-    assert messages[0] == "parallel.tensor=3 does not divide 4 processes into groups; change one"
+    assert messages[0] == "parallel.tensor=3 does not divide the number of processes, 4: change one of them"
 
 
 def test_each_process_holds_its_shards(pair: Pair) -> None:

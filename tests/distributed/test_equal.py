@@ -96,9 +96,7 @@ def test_an_optimizer_that_needs_whole_matrices_is_refused(monkeypatch: pytest.M
     processes = ProcessGroup(0, 2)
     processes.started = True
     monkeypatch.setattr(entries("optim")["adafactor"].component, "supports_sharding", False)
-    with pytest.raises(
-        ConfigError, match="optim=adafactor needs whole matrices, and parallel=fsdp leaves each process"
-    ):
+    with pytest.raises(ConfigError, match="optim=adafactor needs full matrices, and parallel=fsdp shards them"):
         build_parallel("fsdp", processes).check_whole(decode("optim", "adafactor"), adapters=False)
 
 

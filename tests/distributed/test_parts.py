@@ -34,4 +34,4 @@ def test_adapters(pair: Pair, folder: Path) -> None:
     before = load_checkpoint(base).model.state_dict()
     changed = {name for name in weights if name in before and not torch.equal(weights[name], before[name])}
     assert not changed and any(".lora_B." in name and weights[name].any() for name in weights)
-    assert pair(refusal, {**settings, "parallel": "tensor"})[0].startswith("lora.rank needs whole matrices")
+    assert pair(refusal, {**settings, "parallel": "tensor"})[0].startswith("lora.rank needs full matrices")
