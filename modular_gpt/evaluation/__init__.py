@@ -1,6 +1,6 @@
 """Evaluation of models on texts and records: loss, bits per byte, accuracy, metrics of generated answers.
 
-Tasks of lm-evaluation-harness are in ``modular_gpt.evaluation.harness``.
+``modular_gpt.evaluation.harness`` runs tasks of lm-evaluation-harness.
 """
 
 from modular_gpt.evaluation.metrics import missing_packages, score_answers

@@ -1,4 +1,4 @@
-"""Greedy answers to prompts, several at once."""
+"""Batched generation of answers to prompts."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ from modular_gpt.model import GPTModel
 
 
 def greedy_config(model: GPTModel, tokenizer: Tokenizer, max_new_tokens: int, **settings: object) -> GenerationConfig:
-    """Settings of generation that end at the tokenizer's end of text and never give an id without text.
+    """Settings of greedy decoding that stops at the tokenizer's end of text and suppresses ids without text.
 
-    settings: further ones, or others than these
+    settings: further fields of ``GenerationConfig``; they take precedence
     """
-    chosen = {
+    defaults = {
         "stop_tokens": tokenizer.eos_ids,
         "suppress_tokens": tokenizer.unused_ids(model.config.vocab_size),
         "greedy": True,
         "overflow": "slide" if model.slides else "window",
     }
-    return GenerationConfig.read(max_new_tokens, {**chosen, **settings})
+    return GenerationConfig.read(max_new_tokens, {**defaults, **settings})
 
 
 def generate_answers(
@@ -30,28 +30,31 @@ def generate_answers(
     batch_size: int,
     first_id: int | None = None,
 ) -> list[str]:
-    """The text that a model generates after each prompt, before the token or text at which it stops.
+    """Generate an answer to each prompt; returns the texts without the stop token or stop string.
 
-    prompts: ids, at least one each; those that leave no room for an answer lose their beginning
-    first_id: an id that stays where a prompt begins with it
+    A prompt is truncated on the left if it leaves less than ``settings.max_new_tokens`` of the context for the answer,
+    but never below half of the context.
+
+    prompts: token ids, at least one for each prompt
+    first_id: id that is kept if a truncated prompt begins with it
 
     Raises:
         NonFiniteError: the model's logits are not finite.
     """
     context, device = model.config.context_length, model.embedding.weight.device
     limit = max(context - settings.max_new_tokens, context // 2, 1)
-    cut = [_cut(list(prompt), limit, first_id) for prompt in prompts]
-    found = [""] * len(prompts)
-    for batch in by_length([len(prompt) for prompt in cut], batch_size):
-        ids, padding = left_pad([cut[number] for number in batch], device)
+    truncated = [_truncate(list(prompt), limit, first_id) for prompt in prompts]
+    answers = [""] * len(prompts)
+    for batch in by_length([len(prompt) for prompt in truncated], batch_size):
+        ids, padding = left_pad([truncated[index] for index in batch], device)
         run = Generation(model, ids, settings, padding=padding, decode_stream=tokenizer.decode_stream)
-        for number, continuations in zip(batch, run.finish(), strict=True):
-            found[number] = continuations[0].text or ""
-    return found
+        for index, continuations in zip(batch, run.finish(), strict=True):
+            answers[index] = continuations[0].text or ""
+    return answers
 
 
-def _cut(prompt: list[int], limit: int, first_id: int | None) -> list[int]:
-    """The last ``limit`` ids of a prompt; if it began with ``first_id``, it still does."""
+def _truncate(prompt: list[int], limit: int, first_id: int | None) -> list[int]:
+    """The last ``limit`` ids of a prompt, of which the first is ``first_id`` if the prompt began with it."""
     if len(prompt) <= limit:
         return prompt
     first = prompt[:1] if prompt[0] == first_id and limit > 1 else []

@@ -1,4 +1,4 @@
-"""Log-probabilities of continuations, several at once."""
+"""Batched computation of the log-probabilities of continuations."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,13 +10,15 @@ from modular_gpt.generation import left_pad
 from modular_gpt.model import GPTModel
 
 
-class Continued(NamedTuple):
-    """A continuation and the ids before it, at least one.
+class LikelihoodRequest(NamedTuple):
+    """A continuation to score.
 
-    name: for messages
+    context: token ids before the continuation, at least one
+    ids: token ids of the continuation
+    name: noun for the continuation in error messages
     """
 
-    before: Sequence[int]
+    context: Sequence[int]
     ids: Sequence[int]
     name: str
 
@@ -29,26 +31,28 @@ class Likelihood(NamedTuple):
 
 
 def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Batches of at most ``size`` indices of texts, sorted by length with the longest first."""
+    """Yield batches of at most ``size`` indices of ``lengths``, in descending order of length."""
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
 
 @torch.no_grad()
-def likelihoods(model: GPTModel, batch: Sequence[Continued]) -> Iterator[Likelihood]:
-    """The log-probability of each continuation, at most as long as the context; what comes before is cut at the left.
+def likelihoods(model: GPTModel, batch: Sequence[LikelihoodRequest]) -> Iterator[Likelihood]:
+    """Yield the likelihood of each continuation of a batch, which is computed in one forward pass.
+
+    A continuation must not be longer than the model's context; the context before it is truncated on the left.
 
     Raises:
         NonFiniteError: the model's logits are not finite.
     """
     limit, device = model.config.context_length, model.embedding.weight.device
-    rows = [[*text.before, *text.ids][-(limit + 1) :] for text in batch]
+    rows = [[*request.context, *request.ids][-(limit + 1) :] for request in batch]
     ids, padding = left_pad([row[:-1] for row in rows], device)
     hidden, _ = model.hidden_states(ids, padding=padding)
-    for row, text in zip(hidden, batch, strict=True):
-        target = torch.tensor(text.ids, device=device)
-        scores = model.logits(row[-len(text.ids) :]).float().log_softmax(-1)
-        value = scores.gather(1, target[:, None]).double().sum().item()
-        check_finite(value, text.name)
-        yield Likelihood(value, bool((scores.argmax(-1) == target).all()))
+    for row, request in zip(hidden, batch, strict=True):
+        targets = torch.tensor(request.ids, device=device)
+        logprobs = model.logits(row[-len(request.ids) :]).float().log_softmax(-1)
+        total = logprobs.gather(1, targets[:, None]).double().sum().item()
+        check_finite(total, request.name)
+        yield Likelihood(total, bool((logprobs.argmax(-1) == targets).all()))

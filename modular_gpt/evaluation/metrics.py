@@ -1,4 +1,4 @@
-"""Metrics of generated answers; the packages of some are in the extra ``metrics`` and imported when they are used."""
+"""Metrics of generated answers. Some need packages of the extra ``metrics``, which are imported at first use."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -11,28 +11,29 @@ Texts = Sequence[str]
 class Metric:
     """A metric of generated answers.
 
-    one: of an answer, from the expected and the generated text
-    all: of all answers together; None: the mean of ``one``
-    package: that has to be installed
+    answer: function of an expected and a generated answer
+    corpus: function of all expected and generated answers; None: the mean of ``answer``
+    package: required package; None: none
     """
 
-    one: Callable[[str, str], float]
-    all: Callable[[Texts, Texts], float] | None = None
+    answer: Callable[[str, str], float]
+    corpus: Callable[[Texts, Texts], float] | None = None
     package: str | None = None
 
     @property
     def is_installed(self) -> bool:
+        """Whether the required package is installed."""
         return self.package is None or importlib.util.find_spec(self.package) is not None
 
-    def mean(self, expected: Texts, generated: Texts) -> float:
-        """The metric of all answers together; there is at least one."""
-        if self.all is not None:
-            return self.all(expected, generated)
-        return sum(map(self.one, expected, generated)) / len(expected)
+    def score(self, expected: Texts, generated: Texts) -> float:
+        """The metric over all answers, of which there must be at least one."""
+        if self.corpus is not None:
+            return self.corpus(expected, generated)
+        return sum(map(self.answer, expected, generated)) / len(expected)
 
 
 def exact_match(expected: str, generated: str) -> float:
-    """1 if the texts are equal, apart from white space around them."""
+    """1 if the texts are equal except for leading and trailing white space, otherwise 0."""
     return float(expected.strip() == generated.strip())
 
 
@@ -43,29 +44,29 @@ def rouge_l(expected: str, generated: str) -> float:
     return float(RougeScorer(["rougeL"]).score(expected, generated)["rougeL"].fmeasure)
 
 
-def chrf_of_one(expected: str, generated: str) -> float:
-    """F-score of character n-grams of one text, from 0 to 100."""
+def answer_chrf(expected: str, generated: str) -> float:
+    """chrF of one answer: F-score of character n-grams, from 0 to 100."""
     from sacrebleu import sentence_chrf
 
     return float(sentence_chrf(generated, [expected]).score)
 
 
 def chrf(expected: Texts, generated: Texts) -> float:
-    """F-score of character n-grams, from 0 to 100 (https://aclanthology.org/W15-3049)."""
+    """chrF of a corpus, from 0 to 100 (https://aclanthology.org/W15-3049)."""
     from sacrebleu import corpus_chrf
 
     return float(corpus_chrf(list(generated), [list(expected)]).score)
 
 
-def bleu_of_one(expected: str, generated: str) -> float:
-    """Smoothed BLEU of one text, from 0 to 100."""
+def answer_bleu(expected: str, generated: str) -> float:
+    """Smoothed BLEU of one answer, from 0 to 100."""
     from sacrebleu import sentence_bleu
 
     return float(sentence_bleu(generated, [expected]).score)
 
 
 def bleu(expected: Texts, generated: Texts) -> float:
-    """BLEU, from 0 to 100 (https://aclanthology.org/P02-1040)."""
+    """BLEU of a corpus, from 0 to 100 (https://aclanthology.org/P02-1040)."""
     from sacrebleu import corpus_bleu
 
     return float(corpus_bleu(list(generated), [list(expected)]).score)
@@ -74,21 +75,21 @@ def bleu(expected: Texts, generated: Texts) -> float:
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(exact_match),
     "rouge_l": Metric(rouge_l, package="rouge_score"),
-    "chrf": Metric(chrf_of_one, chrf, package="sacrebleu"),
-    "bleu": Metric(bleu_of_one, bleu, package="sacrebleu"),
+    "chrf": Metric(answer_chrf, chrf, package="sacrebleu"),
+    "bleu": Metric(answer_bleu, bleu, package="sacrebleu"),
 }
 
 
 def score_answers(expected: Texts, generated: Texts) -> dict[str, float]:
-    """The metrics of all answers together, of the packages that are installed; there is at least one answer."""
-    return {name: metric.mean(expected, generated) for name, metric in METRICS.items() if metric.is_installed}
+    """Compute every metric whose package is installed over all answers, of which there must be at least one."""
+    return {name: metric.score(expected, generated) for name, metric in METRICS.items() if metric.is_installed}
 
 
 def score_answer(expected: str, generated: str) -> dict[str, float]:
-    """The metrics of one answer, of the packages that are installed."""
-    return {name: metric.one(expected, generated) for name, metric in METRICS.items() if metric.is_installed}
+    """Compute every metric whose package is installed for one answer."""
+    return {name: metric.answer(expected, generated) for name, metric in METRICS.items() if metric.is_installed}
 
 
 def missing_packages() -> list[str]:
-    """The metrics that are left out since their package is not installed."""
+    """The names of the metrics whose package is not installed."""
     return [name for name, metric in METRICS.items() if not metric.is_installed]

@@ -14,16 +14,16 @@ from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.evaluation.windows import Window, check_finite, log_probabilities, sliding_windows
 from modular_gpt.model import GPTModel
 
-Progress = Callable[[int, int], object]  # called with the numbers of tokens scored so far and in all
+Progress = Callable[[int, int], object]  # called with the number of scored tokens and their total number
 
 
 class WindowOptions(TypedDict, total=False):
-    """How a text is read.
+    """Settings of the sliding windows over a text.
 
-    context: tokens that the model reads at once; None for its context_length
-    stride: tokens from one window to the next; None for ``context``, which cuts the text into chunks. A smaller one
-        gives tokens more to look back on, and takes context / stride times as long.
-    batch_size: windows computed at once, 8 unless given
+    context: number of tokens in a window; None: the model's context_length
+    stride: number of tokens from the start of a window to the next; None: ``context``, disjoint windows. A smaller
+        stride gives each token a longer context, and takes context / stride times as long.
+    batch_size: number of windows in a forward pass, by default 8
     """
 
     context: int | None
@@ -33,11 +33,12 @@ class WindowOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts a text.
+    """The result of an evaluation on a text.
 
-    loss: mean over the ``scored`` tokens, in nats per token: all but the first; with a bos_id before the text, all
-    tokens, bytes: of the text (without bos_id), and of its UTF-8
-    context, stride: of the windows (see ``windows``)
+    loss: mean cross-entropy over the scored tokens, in nats per token
+    scored: number of scored tokens: all but the first, or all if a bos_id precedes the text
+    tokens, bytes: size of the text in tokens (without bos_id) and in bytes of UTF-8
+    context, stride: sizes of the windows in tokens (see ``sliding_windows``)
     """
 
     loss: float
@@ -49,12 +50,12 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss), per token; depends on the tokenizer."""
+        """exp(loss) per token, which depends on the tokenizer; infinite if it exceeds the range of a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss as bits per byte of text; comparable between tokenizers."""
+        """The loss in bits per byte of text, which is comparable between tokenizers."""
         return self.loss / math.log(2) * self.tokens / self.bytes
 
 
@@ -66,13 +67,14 @@ def evaluate_text(
     progress: Progress | None = None,
     **options: Unpack[WindowOptions],
 ) -> Evaluation:
-    """Measure how well a model predicts a text; it is preceded by the tokenizer's ``bos_id`` if there is one.
+    """Evaluate a model on a text, which is preceded by the tokenizer's ``bos_id`` if there is one.
 
     progress, options: as in ``evaluate_tokens``
 
     Raises:
-        DataError: the text has too few tokens, or characters that the tokenizer does not know.
-        ConfigError: a setting that cannot work.
+        DataError: the text has too few tokens, characters outside the tokenizer's vocabulary, or ids outside the
+            model's vocabulary.
+        ConfigError: a setting is invalid.
         NonFiniteError: the model's logits are not finite.
     """
     ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
@@ -88,21 +90,23 @@ def evaluate_tokens(
     progress: Progress | None = None,
     **options: Unpack[WindowOptions],
 ) -> Evaluation:
-    """Measure how well a model predicts tokens, each once, from the tokens before it within a window.
+    """Evaluate a model on the tokens of a text; each is scored once, given the tokens before it in its window.
 
-    ids: (n,) may be memory-mapped; size: bytes of the text
-    bos_id: id that stands once before the text, so that the first token is predicted too; None: it is not predicted
-    progress: called after each batch with the number of tokens scored so far and in all
+    The model's mode, training or evaluation, is restored at the end.
+
+    ids: (n,) token ids, which may be memory-mapped; size: bytes of the text
+    bos_id: id before the text, so that its first token is scored too; None: the first token is not scored
+    progress: called after each batch with the number of scored tokens and their total number
     options: context, stride and batch_size, see ``WindowOptions``
 
     Raises:
-        DataError: fewer than two tokens, bos_id included, or ids outside the model's vocabulary.
-        ConfigError: a setting that cannot work.
+        DataError: there are fewer than two tokens, bos_id included, or ids outside the model's vocabulary.
+        ConfigError: a setting is invalid.
         NonFiniteError: the model's logits are not finite.
     """
-    context, stride, batch_size = _resolved(options, model.config.context_length)
+    context, stride, batch_size = _resolve(options, model.config.context_length)
     ids = np.asarray(ids)
-    text = _Text(ids, bos_id)
+    text = _Tokens(ids, bos_id)
     _check(text, model.config.vocab_size)
     total, done, scored = 0.0, 0, len(text) - 1
     was_training = model.training
@@ -119,15 +123,15 @@ def evaluate_tokens(
 
 
 def text_loss(model: GPTModel, ids: torch.Tensor, batch: int = 8) -> float:
-    """Mean cross-entropy in nats per token of a text (n,), each token given those before it in its window.
+    """Mean cross-entropy of a text (n,) in nats per token, in disjoint windows of the model's context_length.
 
-    The text is split into windows of the model's context_length; ``batch`` of them are read at once.
+    batch: number of windows in a forward pass
     """
     return evaluate_tokens(model, ids.cpu().numpy(), len(ids), batch_size=batch).loss
 
 
-def _resolved(options: WindowOptions, context_length: int) -> tuple[int, int, int]:
-    """The context, the stride and the batch size, by default those that ``WindowOptions`` names."""
+def _resolve(options: WindowOptions, context_length: int) -> tuple[int, int, int]:
+    """The context, the stride and the batch size, with the defaults of ``WindowOptions`` filled in."""
     context, stride, batch_size = options.get("context"), options.get("stride"), options.get("batch_size", 8)
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -135,40 +139,44 @@ def _resolved(options: WindowOptions, context_length: int) -> tuple[int, int, in
     return context, context if stride is None else stride, batch_size
 
 
-class _Text:
-    """The ids of a text with an optional id before them, without a copy of the whole."""
+class _Tokens:
+    """The token ids of a text after an optional ``bos_id``, without a copy of the ids."""
 
     def __init__(self, ids: np.ndarray, bos_id: int | None) -> None:
         self.ids = ids
-        self.before = np.array([] if bos_id is None else [bos_id], dtype=np.int64)
+        self.bos = np.array([] if bos_id is None else [bos_id], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.before) + len(self.ids)
+        return len(self.bos) + len(self.ids)
 
     def slice(self, start: int, end: int) -> np.ndarray:
-        """(end - start,) int64"""
-        shift = len(self.before)
-        rest = self.ids[max(start - shift, 0) : max(end - shift, 0)]
-        return np.concatenate([self.before[start:end], rest.astype(np.int64)])
+        """The ids at positions start ... end - 1, (end - start,) int64."""
+        shift = len(self.bos)
+        ids = self.ids[max(start - shift, 0) : max(end - shift, 0)]
+        return np.concatenate([self.bos[start:end], ids.astype(np.int64)])
 
 
-def _check(text: _Text, vocab_size: int) -> None:
+def _check(text: _Tokens, vocab_size: int) -> None:
+    """Raise a DataError if there are fewer than two tokens, or ids outside the vocabulary."""
     if len(text) < 2:
-        raise DataError(f"the text has {len(text.ids)} tokens; at least 2 are needed, one to predict from the other")
-    wrong = [int(id) for ids in (text.before, text.ids) if len(ids) for id in (ids.max(), ids.min())]
-    wrong = [id for id in wrong if not 0 <= id < vocab_size]
-    if wrong:
         raise DataError(
-            f"the text has token {wrong[0]}, but the model's ids end at {vocab_size - 1}; "
+            f"the text has {len(text.ids)} tokens, and at least 2 are needed, one to predict from the other: give a"
+            " longer text"
+        )
+    extremes = [int(id) for ids in (text.bos, text.ids) if len(ids) for id in (ids.max(), ids.min())]
+    outside = [id for id in extremes if not 0 <= id < vocab_size]
+    if outside:
+        raise DataError(
+            f"the text has token {outside[0]}, but the model's ids end at {vocab_size - 1}; "
             "use the tokenizer that the model was trained with"
         )
 
 
-def _negative_log_likelihood(model: GPTModel, text: _Text, batch: Sequence[Window]) -> float:
-    """The sum over the scored tokens of windows of one length.
+def _negative_log_likelihood(model: GPTModel, text: _Tokens, batch: Sequence[Window]) -> float:
+    """The sum over the scored tokens of windows, which all have the same size and number of scored tokens.
 
     Raises:
-        CheckpointError: it is not finite.
+        NonFiniteError: the sum is not finite.
     """
     rows = np.stack([text.slice(window.start, window.end + 1) for window in batch])
     device = model.embedding.weight.device
@@ -177,8 +185,8 @@ def _negative_log_likelihood(model: GPTModel, text: _Text, batch: Sequence[Windo
     return value
 
 
-def _batches(found: Iterator[Window], size: int) -> Iterator[list[Window]]:
-    """Windows of one length that score equally many tokens, up to ``size`` of them together."""
-    for _, equal in groupby(found, key=lambda window: (window.end - window.start, window.scored)):
-        while batch := list(islice(equal, size)):
+def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:
+    """Yield batches of at most ``size`` windows of the same size and number of scored tokens."""
+    for _, group in groupby(windows, key=lambda window: (window.end - window.start, window.scored)):
+        while batch := list(islice(group, size)):
             yield batch

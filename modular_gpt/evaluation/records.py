@@ -1,4 +1,4 @@
-"""Records answered by a model: loss on the answers, accuracy by likelihood, and metrics of generated answers."""
+"""Evaluation on records: loss of the expected answers, accuracy by likelihood, and metrics of generated answers."""
 
 import json
 import math
@@ -11,19 +11,20 @@ from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.data.records.questions import Question
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.evaluation.answers import generate_answers, greedy_config
-from modular_gpt.evaluation.likelihood import Continued, by_length, likelihoods
+from modular_gpt.evaluation.likelihood import LikelihoodRequest, by_length, likelihoods
 from modular_gpt.evaluation.metrics import score_answer, score_answers
 from modular_gpt.model import GPTModel
 
-Progress = Callable[[int, int], object]  # called with the numbers of answers so far and in all
+Progress = Callable[[int, int], object]  # called with the number of scored answers and their total number
 
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """How records are evaluated.
+    """Settings of an evaluation on records.
 
-    batch_size: answers computed at once
-    max_new_tokens: limit of a generated answer; None: the longest one that is expected; 0: none is generated
+    batch_size: number of answers in a forward pass
+    max_new_tokens: limit of a generated answer in tokens; None: the length of the longest expected answer; 0: generate
+        no answers
     """
 
     batch_size: int = 8
@@ -32,10 +33,11 @@ class RecordOptions:
 
 @dataclass
 class Prediction:
-    """What a model makes of a record.
+    """The result of one record.
 
-    generated: its greedy answer; chosen: the most likely candidate; None where there is none
-    scores: by name; ``logprob`` is that of the expected answer, in nats
+    where: file and line of the record
+    generated: answer of greedy decoding, or None; chosen: the most likely candidate, None if there are no candidates
+    scores: metrics by name; ``logprob`` is the log-probability of the expected answer in nats
     """
 
     where: str
@@ -46,16 +48,17 @@ class Prediction:
     scores: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> str:
-        """One line of a file of predictions."""
+        """Format the prediction as a JSON object in one line."""
         content: PlainDict = {"prompt": self.prompt, "expected": self.expected, "generated": self.generated}
         return json.dumps({**content, "chosen": self.chosen, "scores": self.scores}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class RecordEvaluation:
-    """How well a model answers records.
+    """The result of an evaluation on records.
 
-    metrics: by name, over all records that were evaluated; predictions: of these, in their order
+    metrics: metrics over all evaluated records, by name
+    predictions: results of the evaluated records, in their order
     """
 
     metrics: dict[str, float]
@@ -69,18 +72,23 @@ def evaluate_records(
     options: RecordOptions | None = None,
     progress: Progress | None = None,
 ) -> RecordEvaluation:
-    """Measure how well a model answers questions; those whose answer is longer than the context are left out.
+    """Evaluate a model, which is set to evaluation mode, on questions.
+
+    Questions with an answer or a candidate that is longer than the model's context are left out; the metric
+    ``too_long`` is their number.
+
+    progress: called after each batch of the likelihoods
 
     Raises:
         DataError: no question is left.
         NonFiniteError: the model's logits are not finite.
     """
-    options, limit = options or RecordOptions(), model.config.context_length
-    fitting = [question for question in questions if _longest(question) <= limit]
+    options, context = options or RecordOptions(), model.config.context_length
+    fitting = [question for question in questions if _longest(question) <= context]
     if not fitting:
-        long = f"all {len(questions)} answers are longer than the context of {limit} tokens"
-        reason = long if questions else "there are none at all"
-        raise DataError(f"there is no record to evaluate ({reason}): give records with shorter answers")
+        too_long = f"all {len(questions)} answers are longer than the context of {context} tokens"
+        reason, remedy = (too_long, "with shorter answers") if questions else ("there are none", "with answers")
+        raise DataError(f"there is no record to evaluate ({reason}): give records {remedy}")
     model.eval()
     predictions = [Prediction(q.record.where, q.record.prompt, q.record.answer) for q in fitting]
     metrics: dict[str, float] = {"records": len(fitting), "too_long": len(questions) - len(fitting)}
@@ -101,38 +109,50 @@ def _score_likelihood(
     size: int,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """The loss on the expected answers, and how often they are the most likely candidate, also per token."""
-    texts = [Continued(q.before, ids, q.record.where) for q in questions for ids in _answers(q)]
-    logprobs, done = [0.0] * len(texts), 0
-    for batch in by_length([len(text.before) + len(text.ids) for text in texts], size):
-        for number, likelihood in zip(batch, likelihoods(model, [texts[n] for n in batch]), strict=True):
-            logprobs[number] = likelihood.logprob
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(texts))
-    tokens, total, hits, hits_by_length, start = 0, 0.0, [], [], 0
-    for question, prediction in zip(questions, predictions, strict=True):
+    """The loss of the expected answers and, for questions with candidates, the accuracy of the most likely candidate.
+
+    The normalised accuracy compares candidates by their log-probability per token.
+    """
+    logprobs = _log_probabilities(model, questions, size, progress)
+    tokens, total, correct, correct_normalized = 0, 0.0, [], []
+    for question, prediction, scores in zip(questions, predictions, logprobs, strict=True):
         answers = _answers(question)
-        found = logprobs[start : (start := start + len(answers))]
-        prediction.scores["logprob"] = found[0]
-        tokens, total = tokens + len(answers[0]), total + found[0]
+        prediction.scores["logprob"] = scores[0]
+        tokens, total = tokens + len(answers[0]), total + scores[0]
         if question.candidates:
-            means = [value / len(ids) for value, ids in zip(found, answers, strict=True)]
-            listed = [candidate.text for candidate in question.candidates]
-            raw, normalized = (listed[max(range(len(listed)), key=values[1:].__getitem__)] for values in (found, means))
+            means = [score / len(ids) for score, ids in zip(scores, answers, strict=True)]
+            texts = [candidate.text for candidate in question.candidates]
+            raw, normalized = (texts[max(range(len(texts)), key=row[1:].__getitem__)] for row in (scores, means))
             prediction.chosen = raw
-            hits.append(float(raw == question.record.answer))
-            hits_by_length.append(float(normalized == question.record.answer))
-            prediction.scores |= {"correct": hits[-1], "correct_normalized": hits_by_length[-1]}
+            correct.append(float(raw == question.record.answer))
+            correct_normalized.append(float(normalized == question.record.answer))
+            prediction.scores |= {"correct": correct[-1], "correct_normalized": correct_normalized[-1]}
     loss = -total / tokens
     metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "answer_tokens": tokens}
-    if hits:
-        metrics |= {"accuracy": sum(hits) / len(hits), "accuracy_normalized": sum(hits_by_length) / len(hits)}
+    if correct:
+        count = len(correct)
+        metrics |= {"accuracy": sum(correct) / count, "accuracy_normalized": sum(correct_normalized) / count}
     return metrics
 
 
+def _log_probabilities(
+    model: GPTModel, questions: Sequence[Question], size: int, progress: Progress | None
+) -> list[list[float]]:
+    """For each question, the log-probabilities of its ``_answers``; size: number of answers in a batch."""
+    requests = [LikelihoodRequest(q.before, ids, q.record.where) for q in questions for ids in _answers(q)]
+    logprobs, done = [0.0] * len(requests), 0
+    for batch in by_length([len(request.context) + len(request.ids) for request in requests], size):
+        for index, likelihood in zip(batch, likelihoods(model, [requests[i] for i in batch]), strict=True):
+            logprobs[index] = likelihood.logprob
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(requests))
+    remaining = iter(logprobs)
+    return [[next(remaining) for _ in _answers(question)] for question in questions]
+
+
 def _answers(question: Question) -> list[list[int]]:
-    """The ids of the expected answer, then of each candidate."""
+    """The ids of the expected answer, followed by those of each candidate."""
     return [question.answer, *(candidate.ids for candidate in question.candidates)]
 
 
@@ -143,36 +163,36 @@ def _score_generated(
     predictions: Sequence[Prediction],
     options: RecordOptions,
 ) -> dict[str, float]:
-    """Metrics of the greedy answers to those records that ask something."""
-    asked = [(q, prediction) for q, prediction in zip(questions, predictions, strict=True) if q.asks]
-    if not asked:
+    """Metrics of the greedy answers to the questions; records of whole texts have no question."""
+    pairs = [(q, prediction) for q, prediction in zip(questions, predictions, strict=True) if q.asks]
+    if not pairs:
         return {}
-    answers = answer_questions(model, tokenizer, [question for question, _ in asked], options)
-    for (_, prediction), answer in zip(asked, answers, strict=True):
+    answers = answer_questions(model, tokenizer, [question for question, _ in pairs], options)
+    for (_, prediction), answer in zip(pairs, answers, strict=True):
         prediction.generated = answer
         prediction.scores |= score_answer(prediction.expected, answer)
-    return score_answers([prediction.expected for _, prediction in asked], answers)
+    return score_answers([prediction.expected for _, prediction in pairs], answers)
 
 
 def answer_questions(
     model: GPTModel, tokenizer: Tokenizer, questions: Sequence[Question], options: RecordOptions
 ) -> list[str]:
-    """The greedy answer of a model to each question.
+    """Answer each question by greedy decoding.
 
     Raises:
         NonFiniteError: the model's logits are not finite.
     """
     longest = max((len(question.answer) for question in questions), default=0)
     limit = longest if options.max_new_tokens is None else options.max_new_tokens
-    found = [""] * len(questions)
-    numbered = sorted(range(len(questions)), key=lambda number: str(questions[number].stops))
-    for _, group in groupby(numbered, key=lambda number: str(questions[number].stops)):
-        numbers = list(group)
-        stops = questions[numbers[0]].stops
+    answers = [""] * len(questions)
+    by_stops = sorted(range(len(questions)), key=lambda index: str(questions[index].stops))
+    for _, group in groupby(by_stops, key=lambda index: str(questions[index].stops)):
+        indices = list(group)
+        stops = questions[indices[0]].stops
         tokens = list(dict.fromkeys([*tokenizer.eos_ids, *stops.tokens]))
         settings = greedy_config(model, tokenizer, limit, stop=stops.texts, stop_tokens=tokens)
-        prompts = [questions[number].before for number in numbers]
-        answers = generate_answers(model, tokenizer, prompts, settings, options.batch_size, tokenizer.bos_id)
-        for number, answer in zip(numbers, answers, strict=True):
-            found[number] = answer
-    return found
+        prompts = [questions[index].before for index in indices]
+        texts = generate_answers(model, tokenizer, prompts, settings, options.batch_size, tokenizer.bos_id)
+        for index, text in zip(indices, texts, strict=True):
+            answers[index] = text
+    return answers

@@ -155,6 +155,6 @@ def test_non_finite_logits_are_named(value: float) -> None:
     with pytest.raises(NonFiniteError) as caught:
         evaluate_tokens(model, np.arange(20), 20)
     assert str(caught.value) == (
-        "the model's logits are not finite at token 0: its weights are damaged, or its training diverged, or they"
+        "the model's logits are not finite at token 0: its weights are damaged, its training diverged, or the logits"
         " overflow in this dtype; use another checkpoint, or dtype=float32"
     )
