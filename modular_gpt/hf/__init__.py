@@ -1,6 +1,6 @@
-"""Any GPTModel as a model of the transformers library: ``generate``, ``Trainer``, ``save_pretrained``, PEFT.
+"""GPTModel as a model of the transformers library, for ``generate``, ``Trainer``, ``save_pretrained`` and PEFT.
 
-Importing this registers the model type, after which ``AutoModelForCausalLM.from_pretrained(path)`` knows it::
+Importing this package registers the model type for ``AutoModelForCausalLM.from_pretrained(path)``::
 
     import modular_gpt.hf
     model = AutoModelForCausalLM.from_pretrained("my-model")

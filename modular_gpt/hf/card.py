@@ -1,4 +1,4 @@
-"""The model card: the components of a model and the run that trained it."""
+"""The model card: a README.md with the components of a model and the run that trained it."""
 
 import json
 from pathlib import Path
@@ -10,16 +10,17 @@ from modular_gpt.model.config import GPTConfig
 
 CARD = "README.md"
 MARK = "<!-- written by modular_gpt; a card without this line is never overwritten -->"
-_TOKENS = 1024  # for which the card names the size of the cache
+_TOKENS = 1024  # number of tokens for which the card reports the size of the cache
 
 
 def write_card(directory: Path, model: GPTModel, training: PlainMapping, importing: bool = True) -> None:
-    """Write README.md, unless there is one that somebody else wrote.
+    """Write README.md; an existing one without ``MARK`` is not overwritten.
 
-    training: the notes of the run that trained it; importing: whether this package is needed to load it
+    training: record of the run that trained the model
+    importing: whether loading the model requires this package
 
     Raises:
-        CheckpointError: the place cannot be written.
+        CheckpointError: the file cannot be read or written.
     """
     path = directory / CARD
     try:
@@ -32,7 +33,7 @@ def write_card(directory: Path, model: GPTModel, training: PlainMapping, importi
 
 
 def card(model: GPTModel, training: PlainMapping, importing: bool = True) -> str:
-    """The text of the card, in Markdown with the hub's header."""
+    """The text of the card: Markdown after a header with the metadata of the Hugging Face hub."""
     config = model.config
     components = [config.attention.name, config.ffn.name, config.norm.name, config.pos.name]
     count = model.num_parameters()
@@ -86,5 +87,5 @@ def _properties(config: GPTConfig, active: int | None) -> str:
 
 def _training(training: PlainMapping) -> str:
     if not training:
-        return "Nothing is recorded about it."
+        return "The training run is not recorded."
     return f"```json\n{json.dumps(training, indent=1, sort_keys=True, ensure_ascii=False)}\n```"

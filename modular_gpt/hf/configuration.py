@@ -1,4 +1,4 @@
-"""A GPTConfig inside a config of the transformers library."""
+"""GPTConfig as a config of the transformers library."""
 
 from typing import Any
 
@@ -14,19 +14,20 @@ _DERIVED = (
     "num_attention_heads",
     "max_position_embeddings",
     "tie_word_embeddings",
-)  # names of transformers for settings of ``gpt``
-_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")  # could name code to fetch
+)  # names in transformers of fields of ``gpt``
+_KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")  # may name code on the hub
 
 
 class ModularGPTConfig(PreTrainedConfig):
-    """``ModularGPTConfig(gpt=GPTConfig(...))``.
+    """The config of a ModularGPTForCausalLM: ``ModularGPTConfig(gpt=GPTConfig(...))``.
 
-    gpt: a GPTConfig, or the dict that its ``to_dict`` writes; the only place that describes the model
-    training: the notes of the run that trained it, as plain JSON values, for the model card
-    use_cache: whether ``generate`` keeps a cache
+    gpt: settings of the model, a GPTConfig or the mapping that its ``to_dict`` returns; no other field describes the
+        model
+    training: record of the training run in plain JSON values, for the model card
+    use_cache: whether ``generate`` uses a cache
 
     Raises:
-        ConfigError: ``gpt`` describes no model that can work.
+        ConfigError: ``gpt`` has an unknown or invalid setting.
     """
 
     model_type = "modular_gpt"
@@ -39,15 +40,15 @@ class ModularGPTConfig(PreTrainedConfig):
         use_cache: bool = True,
         **more: Any,
     ) -> None:
-        described = gpt if isinstance(gpt, GPTConfig) else GPTConfig.from_dict(gpt or {})
-        self.gpt = described.to_dict()
+        gpt_config = gpt if isinstance(gpt, GPTConfig) else GPTConfig.from_dict(gpt or {})
+        self.gpt = gpt_config.to_dict()
         self.training = dict(training or {})
         self.use_cache = use_cache
         super().__init__(**{name: value for name, value in more.items() if name not in (*_DERIVED, *_KERNELS)})
-        self.tie_word_embeddings = described.tie_embeddings
+        self.tie_word_embeddings = gpt_config.tie_embeddings
 
     def gpt_config(self) -> GPTConfig:
-        """The description of the model."""
+        """The settings of the model."""
         return GPTConfig.from_dict(self.gpt)
 
     @property

@@ -11,9 +11,9 @@ from modular_gpt.model import GPTModel
 
 
 class LayerOutputs(Observer):
-    """Keeps the tensors of a forward pass that transformers returns for each layer, with their graph.
+    """Records the tensors that transformers returns for each layer, with their autograd graph.
 
-    attentions, hidden_states: whether the attention weights, and the residual stream, are kept
+    attentions, hidden_states: whether to record the attention weights and the residual stream
     """
 
     def __init__(self, model: GPTModel, attentions: bool, hidden_states: bool) -> None:
@@ -23,7 +23,7 @@ class LayerOutputs(Observer):
         # the input of each block and, after the final norm, the output of the last one
         states = ["embedding", *(f"blocks.{index}.residual" for index in indices[:-1]), "final"]
         self.state_names = states if hidden_states else []
-        self.kept: dict[str, Tensor] = {}
+        self.recorded: dict[str, Tensor] = {}
 
     def wants(self, name: str) -> bool:
         return name in self.attention_names or name in self.state_names
@@ -33,34 +33,34 @@ class LayerOutputs(Observer):
 
     def receive(self, name: str, value: Tensor) -> Tensor:
         if self.wants(name):
-            self.kept[name] = value
+            self.recorded[name] = value
         return value
 
     def outputs(self, count: int) -> dict[str, tuple[Tensor, ...]]:
-        """The fields of the output of ``count`` tokens.
+        """The recorded fields of the model output for ``count`` tokens.
 
         Raises:
-            ConfigError: an attention reports no weights, or the tokens were read in several passes.
+            ConfigError: an attention has no attention weights, or the tokens were read in several passes.
         """
-        missing = [name for name in self.attention_names if name not in self.kept]
+        missing = [name for name in self.attention_names if name not in self.recorded]
         if missing:
-            raise ConfigError(f"output_attentions=True: {missing[0]} do not exist in this attention; leave it out")
+            raise ConfigError(f"output_attentions=True: this attention has no {missing[0]}; leave it out")
         fields = {"attentions": self.attention_names, "hidden_states": self.state_names}
-        found = {field: tuple(self.kept[name] for name in names) for field, names in fields.items() if names}
-        if any(value.shape[-2] != count for values in found.values() for value in values):
+        outputs = {field: tuple(self.recorded[name] for name in names) for field, names in fields.items() if names}
+        if any(value.shape[-2] != count for values in outputs.values() for value in values):
             raise ConfigError(
-                "output_attentions and output_hidden_states do not go with drafts that exceed a sliding window; "
+                "output_attentions and output_hidden_states do not support drafts that exceed a sliding window; "
                 "generate without an assistant and without prompt lookup"
             )
-        return found
+        return outputs
 
 
 @contextmanager
 def layer_outputs(model: GPTModel, attentions: bool, hidden_states: bool) -> Iterator[LayerOutputs]:
-    """Context manager: keep these outputs of the forward pass inside; without any, nobody listens."""
-    kept = LayerOutputs(model, attentions, hidden_states)
+    """Context manager: record these outputs of the forward pass inside; if both are off, no observer is active."""
+    recorder = LayerOutputs(model, attentions, hidden_states)
     if not attentions and not hidden_states:
-        yield kept
+        yield recorder
         return
-    with observing(kept):
-        yield kept
+    with observing(recorder):
+        yield recorder

@@ -1,4 +1,4 @@
-"""A GPTModel as a causal language model of the transformers library."""
+"""GPTModel as a causal language model of the transformers library."""
 
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -26,13 +26,13 @@ _SUPPORTED_OPTIONS = ("num_items_in_batch", "return_dict", "cache_position", *_L
 class ForwardOptions(TypedDict, total=False):
     """Keyword arguments that transformers passes to ``forward`` beside the tokens.
 
-    num_items_in_batch: the number of tokens to divide the loss by; None: the number in this batch
-    return_dict: False for a tuple instead of a CausalLMOutputWithPast
-    cache_position: accepted for transformers 5.0 and not used: the cache counts its tokens itself
-    output_attentions: return the attention weights (B, H, T, S) of each layer; None: as the config says
+    num_items_in_batch: number of tokens by which the loss is divided; None: the number in this batch
+    return_dict: return a CausalLMOutputWithPast; False: a tuple
+    cache_position: accepted for transformers 5.0 and ignored, since the cache counts its tokens
+    output_attentions: return the attention weights (B, H, T, S) of each layer; None: the value in the config
     output_hidden_states: return the embeddings (B, T, D) and the output of each layer, of the last one after the final
-        norm; None: as the config says
-    inputs_embeds: not supported, so it must be None
+        norm; None: the value in the config
+    inputs_embeds: not supported; must be None
     """
 
     num_items_in_batch: Tensor | int | None
@@ -44,12 +44,14 @@ class ForwardOptions(TypedDict, total=False):
 
 
 class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
-    """``ModularGPTForCausalLM(config)``, ``.from_gpt(model)`` or ``.from_pretrained(path)``.
+    """A GPTModel with the interface of transformers.
 
-    ``.model`` is the GPTModel. ``generate`` keeps our caches, of ``GPTConfig.cache_bytes`` bytes whatever the parts.
-    LoRA adapters may stand on any linear layer; one on an embedding that is also the head is refused, since the head
-    reads the matrix past it.
-    Where a MoE balances its experts by a bias, other training loops must call ``model.model.after_optimizer_step()``.
+    Create it with ``ModularGPTForCausalLM(config)``, ``from_gpt(model)`` or ``from_pretrained(path)``. ``generate``
+    uses the caches of this package, of ``GPTConfig.cache_bytes`` bytes. LoRA adapters are supported on any linear
+    layer, but not on an embedding that is tied to the head, since the head does not apply them. If a MoE balances its
+    experts by a bias, a training loop must call ``model.model.after_optimizer_step()`` after each update.
+
+    model: the GPTModel
     """
 
     config_class = ModularGPTConfig
@@ -62,17 +64,20 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["TransformerBlock"]  # noqa: RUF012  as the base class declares it
 
     def __init__(self, config: ModularGPTConfig, model: GPTModel | None = None) -> None:
-        """model: taken instead of a new one; it must be what ``config`` describes."""
+        """model: the GPTModel to wrap, with the settings of ``config``; None: a new one"""
         super().__init__(config)
         self.model = GPTModel(config.gpt_config()) if model is None else model
         self.post_init()
 
     @classmethod
     def from_gpt(cls, model: GPTModel, training: PlainDict | None = None, **config: Any) -> "ModularGPTForCausalLM":
-        """Around an existing model, which is not copied; further keywords go to ModularGPTConfig."""
-        described = ModularGPTConfig(model.config, training, **config)
-        described.dtype = model.embedding.weight.dtype
-        out: ModularGPTForCausalLM = cls(described, model).train(model.training)
+        """Wrap an existing model without a copy.
+
+        training, config: arguments of ModularGPTConfig
+        """
+        hf_config = ModularGPTConfig(model.config, training, **config)
+        hf_config.dtype = model.embedding.weight.dtype
+        out: ModularGPTForCausalLM = cls(hf_config, model).train(model.training)
         return out
 
     def forward(
@@ -85,29 +90,30 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **options: Unpack[ForwardOptions],
     ) -> CausalLMOutputWithPast | tuple[object, ...]:
-        """(B, T) ids -> logits (B, T, V), and the loss where labels are given.
+        """(B, T) ids -> logits (B, T, V), and the loss if ``labels`` is given.
 
-        attention_mask: (B, cached + T), 0 for padding, which stands on the left
-        labels: (B, T), the ids themselves, -100 where none counts; the shift by one happens here
-        past_key_values: extended by these tokens; without one, ``use_cache=True`` makes one that grows
-        logits_to_keep: compute logits of the last n positions, or of the positions in a tensor; 0: of all
+        attention_mask: (B, cached + T) with 0 for padding, which must be on the left
+        labels: (B, T) the ids, or -100 for tokens without loss; this method shifts them by one
+        past_key_values: cache to extend by these tokens; with None, ``use_cache=True`` creates a growing cache
+        logits_to_keep: compute the logits of the last n positions, or of the positions in a tensor; 0: of all. With
+            labels, all logits are computed
         options: see ``ForwardOptions``
 
         Raises:
-            ConfigError: the mask is not padding on the left, the cache is not a GenerationCache, or an option is not
-                supported.
+            ConfigError: the mask is not padding on the left, the cache is not a GenerationCache of B rows, an adapter
+                is on a tied embedding, or an option is not supported.
         """
-        _refuse_unsupported(options)
+        _check_options(options)
         self._check_adapters()
         cache = self._cache(input_ids, past_key_values, use_cache)
         cached = None if cache is None else cache.get_seq_length()
         padding = None if attention_mask is None else padding_of(attention_mask, input_ids, cached)
-        with layer_outputs(self.model, *self._asks_for(options)) as layers:
-            hidden, losses = self._read(input_ids, cache, padding)
+        with layer_outputs(self.model, *self._requested_outputs(options)) as layers:
+            hidden, losses = self._hidden_states(input_ids, cache, padding)
         loss = None
         if labels is None:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.model.logits(hidden[:, kept])
+            positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.model.logits(hidden[:, positions])
         else:
             logits = self.model.logits(hidden)
             count = options.get("num_items_in_batch")
@@ -116,46 +122,50 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss, logits, cache, **layers.outputs(input_ids.shape[1]))
         return output.to_tuple() if options.get("return_dict") is False else output
 
-    def _asks_for(self, options: ForwardOptions) -> list[bool]:
-        """Whether the outputs named by ``_LAYER_OUTPUTS`` are asked for, by an option or else by the config."""
-        given = {**options}
-        return [bool(getattr(self.config, name) if given.get(name) is None else given[name]) for name in _LAYER_OUTPUTS]
+    def _requested_outputs(self, options: ForwardOptions) -> list[bool]:
+        """Whether each output of ``_LAYER_OUTPUTS`` is requested; an option takes precedence over the config."""
+        values = {**options}
+        return [
+            bool(getattr(self.config, name) if values.get(name) is None else values[name]) for name in _LAYER_OUTPUTS
+        ]
 
     def _check_adapters(self) -> None:
-        """Raise a ConfigError for an adapter that only one of the two uses of a tied embedding would read."""
+        """Raise a ConfigError for an adapter on a tied embedding, which the head would not apply."""
         if self.model.head is None and hasattr(self.model.embedding, "base_layer"):
             raise ConfigError(
                 "an adapter on the embedding changes only the embedding, not the head that is tied to it, so merging"
                 " would change the logits: leave it out of target_modules, or use tie_embeddings=false"
             )
 
-    def _read(
+    def _hidden_states(
         self, ids: Tensor, cache: GenerationCache | None, padding: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, T) ids -> (B, T, D), and auxiliary losses."""
+        """(B, T) ids -> hidden states (B, T, D), and the auxiliary losses; with a cache, without gradients."""
         if cache is None:
             out: tuple[Tensor, dict[str, Tensor]] = self.model.hidden_states(ids, None, padding)
             return out
         hidden = []
-        with torch.no_grad():  # a cache keeps no graph
-            for chunk in ids.split(cache.portion(ids.shape[1]), dim=1):
-                cache.before_reading(chunk.shape[1])
+        with torch.no_grad():  # caches do not support autograd
+            for chunk in ids.split(cache.chunk_size(ids.shape[1]), dim=1):
+                cache.save_overwritten(chunk.shape[1])
                 hidden.append(self.model.hidden_states(chunk, cache.inner, padding)[0])
-                padding = None  # the cache knows it now
+                padding = None  # stored in the cache by the first chunk
         return torch.cat(hidden, dim=1) if len(hidden) > 1 else hidden[0], {}
 
-    def _cache(self, ids: Tensor, given: object, use_cache: bool | None) -> GenerationCache | None:
-        if given is not None and not isinstance(given, GenerationCache):
+    def _cache(self, ids: Tensor, past_key_values: object, use_cache: bool | None) -> GenerationCache | None:
+        """The cache to use: ``past_key_values``, a new one if ``use_cache`` is true, or None."""
+        if past_key_values is not None and not isinstance(past_key_values, GenerationCache):
             raise ConfigError(
-                f"past_key_values is a {type(given).__name__}; leave it out, and the model makes its own cache"
+                f"past_key_values is a {type(past_key_values).__name__}; leave it out, and the model creates a cache"
             )
-        if given is not None and given.inner.batch != len(ids):
+        if past_key_values is not None and past_key_values.inner.batch != len(ids):
             raise ConfigError(
-                f"past_key_values has {given.inner.batch} rows and the prompt {len(ids)}: give as many, or leave it out"
+                f"past_key_values has {past_key_values.inner.batch} rows and the prompt {len(ids)}: give a prompt with"
+                " as many rows, or leave past_key_values out"
             )
-        if given is None and use_cache:
+        if past_key_values is None and use_cache:
             return GenerationCache(self.model.new_cache(ids.shape[0]))
-        return given
+        return past_key_values
 
     def _prepare_cache_for_generation(
         self,
@@ -165,25 +175,24 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> Any:
-        """Called by ``generate`` before its first step: a cache of the size that the longest text needs.
+        """Allocate a cache for ``max_cache_length`` tokens. Called by ``generate`` before the first step.
 
-        One that an earlier ``generate`` returned is enlarged; the prompt begins with the tokens that are in it.
+        A cache that an earlier ``generate`` returned is enlarged; the prompt must begin with the tokens in it.
         """
-        grows = generation_config.is_assistant or generation_mode == _ASSISTED  # drafts may reach past the end
-        given = model_kwargs.get("past_key_values")
-        if isinstance(given, GenerationCache):
-            if generation_mode == _ASSISTED and given.get_seq_length():
+        grows = generation_config.is_assistant or generation_mode == _ASSISTED  # drafts may exceed max_cache_length
+        cache = model_kwargs.get("past_key_values")
+        if isinstance(cache, GenerationCache):
+            if generation_mode == _ASSISTED and cache.get_seq_length():
                 raise ConfigError(
-                    "assisted generation and prompt lookup read their prompt from its beginning: leave out"
-                    " past_key_values"
+                    "assisted generation and prompt lookup do not support past_key_values with tokens: leave it out"
                 )
-            given.inner.reserve(None if grows else max_cache_length)
-        if given is not None or generation_config.use_cache is False:
+            cache.inner.reserve(None if grows else max_cache_length)
+        if cache is not None or generation_config.use_cache is False:
             return
         if generation_config.cache_implementation is not None:
             raise ConfigError(
                 f"cache_implementation={generation_config.cache_implementation!r} is for models of transformers; "
-                "leave it out: this model has its own cache, allocated once and as small as its attention allows"
+                "leave it out: this model has its own cache, whose size depends on its attention"
             )
         rows = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         cache = GenerationCache(self.model.new_cache(rows, None if grows else max_cache_length))
@@ -194,9 +203,9 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: object = None, every_n_layers: int = 1
     ) -> None:
-        """Called by ``gradient_checkpointing_enable``: the GPTModel checkpoints every n-th block by its own means.
+        """Checkpoint the activations of every n-th block. Called by ``gradient_checkpointing_enable``.
 
-        gradient_checkpointing_func: of transformers; not needed, since blocks know how to recompute themselves
+        gradient_checkpointing_func: ignored, since GPTModel implements activation checkpointing
         """
         self.gradient_checkpointing = enable
         self.model.checkpoint_activations(every_n_layers if enable else 0)
@@ -224,50 +233,54 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         return embedding
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The GPTModel has initialised itself, and loading fills all but the buffers that no file holds."""
-        passing = module._non_persistent_buffers_set
-        if not passing:
+        """Reset the non-persistent buffers of a module, which files do not hold; other tensors keep their values."""
+        volatile = module._non_persistent_buffers_set
+        if not volatile:
             return
-        kept = {name: tensor.clone() for name, tensor in module.named_parameters(recurse=False)}
-        kept |= {name: tensor.clone() for name, tensor in module.named_buffers(recurse=False) if name not in passing}
-        for name in passing:
+        saved = {name: tensor.clone() for name, tensor in module.named_parameters(recurse=False)}
+        saved |= {name: tensor.clone() for name, tensor in module.named_buffers(recurse=False) if name not in volatile}
+        for name in volatile:
             buffer = getattr(module, name)
             if buffer is not None:
                 buffer.zero_()
         reset = getattr(module, "reset_parameters", None)
         if callable(reset):
             reset()
-        for name, tensor in kept.items():
+        for name, tensor in saved.items():
             getattr(module, name).data.copy_(tensor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; files are read by this package, and a file must hold every parameter and no other.
+        """Load a model as in transformers. The files are read by this package and must hold exactly its parameters.
 
         kwargs: ``dtype``, ``device_map`` (one device for the whole model), ``config``, settings of the config, and
-            ``output_loading_info``; keywords of transformers that have no meaning here are accepted or refused
+            ``output_loading_info``; keywords of transformers without effect are ignored, others are an error
 
         Raises:
-            CheckpointError: there is no such model, or parameters are missing, unknown or of another shape; names them.
+            CheckpointError: there is no such model, or parameters are missing, unknown or of another shape.
             ConfigError: a keyword is not supported.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
+        output_loading_info = kwargs.pop("output_loading_info", False)
         opened = open_for_transformers(pretrained_model_name_or_path, kwargs)
         model = cls(opened.config, opened.model, *args).eval()
         if opened.generation is not None:
             model.generation_config = opened.generation
         info: PlainDict = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return (model, info) if wants_info else model
+        return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, and a model card: README.md, unless somebody wrote one there."""
+        """Save the model as in transformers, with a model card in README.md unless that file was written by hand.
+
+        Raises:
+            CheckpointError: the model card cannot be written.
+        """
         if kwargs.get("is_main_process", True):
             write_card(Path(save_directory), self.model, self.config.training)
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def _refuse_unsupported(options: ForwardOptions) -> None:
-    """Raise a ConfigError for an argument that is set and would otherwise have no effect."""
+def _check_options(options: ForwardOptions) -> None:
+    """Raise a ConfigError for an argument that is set and not supported."""
     for name, value in options.items():
         if name not in _SUPPORTED_OPTIONS and value is not None and value is not False:
             raise ConfigError(f"{name} is not supported by this model; leave it out")

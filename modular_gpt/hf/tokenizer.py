@@ -1,4 +1,4 @@
-"""Our tokenizers as tokenizers of the transformers library, for the folders that it loads."""
+"""Conversion of the tokenizers of this package to the transformers library."""
 
 import base64
 import json
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> "PreTrainedTokenizerFast":
-    """A ``PreTrainedTokenizerFast`` that gives the ids of ``prompt_ids``: ``bos_id``, where there is one, and the text.
+    """Convert a tokenizer to a ``PreTrainedTokenizerFast`` that returns the same ids as ``prompt_ids``.
 
-    Special tokens that are spelled out in a text are text, as in our ``encode``, unless the tokenizer has a chat
-    template: transformers encodes conversations as it encodes any text. It pads on the left, as ``generate`` needs.
+    Names of special tokens within a text are encoded as text, as by ``Tokenizer.encode``, unless the tokenizer has a
+    chat template, since transformers encodes rendered conversations like any text. Padding is on the left, as
+    ``generate`` requires.
 
-    context_length: becomes its model_max_length, past which it warns
+    context_length: model_max_length of the result, above which transformers warns; None: no limit
 
     Raises:
         ConfigError: transformers has no counterpart of this tokenizer.
@@ -29,35 +30,38 @@ def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> 
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    made = {"byte": _bytes, "char": _characters, "tiktoken": _ranks}.get(tokenizer.name)
+    convert = {"byte": _convert_bytes, "char": _convert_characters, "tiktoken": _convert_ranks}.get(tokenizer.name)
     definition = tokenizer.definition()
-    if made is not None:
-        inner = made(definition)
-    elif "tokenizer" in definition:  # it is one of that library already
+    if convert is not None:
+        inner = convert(definition)
+    elif "tokenizer" in definition:  # the definition is that of the tokenizers library
         inner = tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
     else:
-        raise ConfigError(f"tokenizer={tokenizer.name} cannot be written for transformers, which has no such kind")
-    bos, end = (None if id is None else inner.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
-    inner.post_processor = _template(bos, tokenizer.bos_id)
-    named = {"eos_token": end, "bos_token": bos or end, "pad_token": end}
-    known = {name: token for name, token in named.items() if token is not None}
+        raise ConfigError(
+            f"tokenizer={tokenizer.name} cannot be written for transformers, which has no counterpart: use another"
+            " tokenizer"
+        )
+    bos, eos = (None if id is None else inner.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
+    inner.post_processor = _bos_processor(bos, tokenizer.bos_id)
+    roles = {"eos_token": eos, "bos_token": bos or eos, "pad_token": eos}
+    special = {name: token for name, token in roles.items() if token is not None}
     limit = {} if context_length is None else {"model_max_length": context_length}
     template = tokenizer.template
-    found = PreTrainedTokenizerFast(
+    converted = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         split_special_tokens=template is None,
-        **(known if template is None else {**known, **template.tokens}),
+        **(special if template is None else {**special, **template.tokens}),
         **limit,
     )
     if template is not None:
-        found.chat_template = template.jinja()
-    return found
+        converted.chat_template = template.jinja()
+    return converted
 
 
-def _template(bos: str | None, bos_id: int | None) -> "processors.PostProcessor":
-    """The post-processor that puts ``bos`` before a text, and nothing else anywhere."""
+def _bos_processor(bos: str | None, bos_id: int | None) -> "processors.PostProcessor":
+    """The post-processor that adds ``bos`` before a text, and no other token."""
     from tokenizers import processors
 
     begin = "" if bos is None else f"{bos}:0 "
@@ -65,7 +69,8 @@ def _template(bos: str | None, bos_id: int | None) -> "processors.PostProcessor"
     return processors.TemplateProcessing(single=f"{begin}$A:0", pair=f"{begin}$A:0 $B:1", special_tokens=special)
 
 
-def _bytes(definition: PlainDict) -> "LibraryTokenizer":
+def _convert_bytes(definition: PlainDict) -> "LibraryTokenizer":
+    """Convert ``tokenizer=byte``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in BYTE_LETTERS.items()}, merges=[]))
@@ -74,7 +79,8 @@ def _bytes(definition: PlainDict) -> "LibraryTokenizer":
     return tokenizer
 
 
-def _characters(definition: PlainDict) -> "LibraryTokenizer":
+def _convert_characters(definition: PlainDict) -> "LibraryTokenizer":
+    """Convert ``tokenizer=char``."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     from modular_gpt.data.tokenizers.char import UNKNOWN
@@ -87,30 +93,33 @@ def _characters(definition: PlainDict) -> "LibraryTokenizer":
     return tokenizer
 
 
-def _ranks(definition: PlainDict) -> "LibraryTokenizer":
-    """A byte-pair encoding that is given by the rank of each token instead of by its merges."""
+def _convert_ranks(definition: PlainDict) -> "LibraryTokenizer":
+    """Convert a BPE of tiktoken, which is defined by the rank of each token instead of by merges."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     ranks = {base64.b64decode(token): rank for token, rank in definition["ranks"].items()}
-    spelled = {token: "".join(BYTE_LETTERS[byte] for byte in token) for token in ranks}
+    letters = {token: "".join(BYTE_LETTERS[byte] for byte in token) for token in ranks}
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
         if len(token) > 1:
-            subtokens = _last_two(token, ranks)
+            subtokens = _merged_pair(token, ranks)
             if len(subtokens) == 2:
-                merges.append((spelled[subtokens[0]], spelled[subtokens[1]]))
-    vocab = {**{spelled[token]: rank for token, rank in ranks.items()}, **definition["special"]}
+                merges.append((letters[subtokens[0]], letters[subtokens[1]]))
+    vocab = {**{letters[token]: rank for token, rank in ranks.items()}, **definition["special"]}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
     split = pre_tokenizers.Split(Regex(definition["pattern"]), "isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(definition["special"]))
     return tokenizer
 
 
-def _last_two(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that the merge of a token joins, by applying all merges of lower rank."""
+def _merged_pair(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two subtokens whose merge is ``token``, found by applying all merges of lower rank to its bytes.
+
+    More than two subtokens remain if no merge gives the token.
+    """
     subtokens = [bytes([byte]) for byte in token]
     while len(subtokens) > 2:
         pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(subtokens)) if a + b in ranks]

@@ -242,7 +242,7 @@ def test_an_adapter_beside_the_model_is_not_followed_by_the_auto_class(small: Ma
     pytest.importorskip("peft")
     base, folder = folder_of(small, tmp_path / "base"), folder_of(small, tmp_path / "folder")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    with pytest.raises(CheckpointError, match="an adapter beside the model, which is not applied by itself"):
+    with pytest.raises(CheckpointError, match="an adapter beside the model, which is not applied automatically"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 
