@@ -1,6 +1,6 @@
-"""A Sweeper of Hydra's for mgpt-compare, here because Hydra makes plugins of this namespace only.
+"""A Hydra sweeper for mgpt-compare. Hydra instantiates plugins of the namespace ``hydra_plugins`` only.
 
-Every program that uses Hydra imports this module when it starts, so it imports nothing else.
+Every program that uses Hydra imports this module at its start, so it imports the rest of the package lazily.
 """
 
 from hydra.core.plugins import Plugins
@@ -11,20 +11,20 @@ from omegaconf import DictConfig
 
 
 class RoundSweeper(Sweeper):
-    """Runs the comparison in ``directory``: its trials are jobs of Hydra's launcher, one batch for each round."""
+    """Runs the comparison in ``directory``; the trials of a round are one batch of jobs for Hydra's launcher."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self.launcher: Launcher | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher, which the command line chooses."""
+        """Instantiate the launcher that the command line selects."""
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run all rounds."""
+        """Run all rounds of the comparison; the arguments of the sweep are not used."""
         from modular_gpt.cli.composition.rounds import run_rounds
 
         assert self.launcher is not None

@@ -1,6 +1,6 @@
 """Optimizers, one file each, and learning-rate schedules.
 
-Importing this package registers them all: it imports its own folder.
+Importing this package imports all files of its folder, which registers their components.
 """
 
 from modular_gpt.core.registry import ComponentLike, decode, import_folder
@@ -22,7 +22,7 @@ import_folder(__name__, __path__)
 
 
 def build_optimizer(config: ComponentLike, model: GPTModel) -> Optimizer:
-    """An optimizer of a model's trained parameters, from its name, a mapping with a name, or a Config.
+    """Build an optimizer of a model's trained parameters from its name, a mapping with a name, or a Config.
 
     Raises:
         ConfigError: the name or a setting is unknown.

@@ -1,4 +1,4 @@
-"""Adafactor, by PyTorch."""
+"""Adafactor, in the implementation of PyTorch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from modular_gpt.optim.base import Groups, Optimizer, OptimizerConfig, with_deca
 
 
 class Adafactor(Optimizer, name="adafactor"):
-    """Adam with the second average kept as a row and a column of each matrix (https://arxiv.org/abs/1804.04235)."""
+    """Adam with a second average factored into a row and a column per matrix (https://arxiv.org/abs/1804.04235)."""
 
     @dataclass
     class Config(OptimizerConfig):
@@ -42,7 +42,10 @@ class Adafactor(Optimizer, name="adafactor"):
         ]
 
     def state_bytes(self) -> int:
-        """A row and a column of each matrix, or a whole vector, and the step's number; a step needs real values."""
+        """Bytes of the state: a row and a column per matrix, full vectors, and a step number per parameter.
+
+        It is computed by this formula, since PyTorch's step reads values, which fake tensors do not have.
+        """
         count = 0
         for p in self.parameters():
             count += p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim > 1 else p.numel()
@@ -50,9 +53,9 @@ class Adafactor(Optimizer, name="adafactor"):
 
 
 class ShardedAdafactor(torch.optim.Adafactor):
-    """Adafactor of sharded parameters: each is gathered with its gradient, updated as a whole, and sharded again.
+    """Adafactor for sharded parameters: one at a time is gathered with its gradient, updated, and sharded again.
 
-    Only one parameter at a time is whole. Its state, a row and a column, is whole in all processes.
+    The state, a row and a column per matrix, is not sharded.
     """
 
     @torch.no_grad()
@@ -64,11 +67,11 @@ class ShardedAdafactor(torch.optim.Adafactor):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                whole = nn.Parameter(full_tensor(parameter.detach()).clone())
-                whole.grad = full_tensor(parameter.grad)
-                adafactor = torch.optim.Adafactor([whole], **settings)
+                full = nn.Parameter(full_tensor(parameter.detach()).clone())
+                full.grad = full_tensor(parameter.grad)
+                adafactor = torch.optim.Adafactor([full], **settings)
                 state = {key: full_tensor(value) for key, value in self.state[parameter].items()}
-                adafactor.state[whole] = state
+                adafactor.state[full] = state
                 adafactor.step()
                 self.state[parameter] = state
-                parameter.copy_(distribute_like(whole.detach(), parameter))
+                parameter.copy_(distribute_like(full.detach(), parameter))

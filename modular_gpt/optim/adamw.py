@@ -1,4 +1,4 @@
-"""AdamW, alone and for the parameters that another optimizer leaves to it."""
+"""AdamW, which other optimizers also use for some of their parameters."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class AdamW(Optimizer, name="adamw"):
 
         beta1: Decay rate of the average of the gradient, in [0, 1).
         beta2: Decay rate of the average of the squared gradient, in [0, 1).
-        eps: Added to the square root of the second average.
+        eps: Constant added to the square root of the second average.
         """
 
         beta1: float = 0.9
@@ -35,7 +35,7 @@ class AdamW(Optimizer, name="adamw"):
 
 
 def adamw(config: AdamW.Config, groups: Groups, learning_rate: float) -> torch.optim.AdamW:
-    """PyTorch's AdamW over groups of parameters, fused into one kernel on devices that have it."""
+    """PyTorch's AdamW for groups of parameters, in the fused implementation if all are on CPUs or CUDA devices."""
     fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
     return torch.optim.AdamW(
         with_decay(config, groups),

@@ -1,4 +1,4 @@
-"""The interface of an optimizer: how it updates which parameters, and its state by parameter name."""
+"""The interface of an optimizer: parameter groups, update, and state by parameter name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -22,10 +22,11 @@ Groups = dict[str, list[nn.Parameter]]
 
 
 def parameter_groups(model: nn.Module) -> Groups:
-    """The trained parameters of a model, each once, in three groups.
+    """Split the trained parameters of a model into three groups; each parameter is in one of them.
 
-    matrices: weights of linear layers and experts; embeddings: embedding tables, and a head tied to one;
-    vectors: biases, norms and all other parameters, such as those that ``mark_no_matrix`` has marked
+    matrices: weights of linear layers and experts
+    embeddings: embedding tables, including one that is tied to the head
+    vectors: biases, weights of norms, and all other parameters, such as those marked by ``mark_no_matrix``
     """
     groups: Groups = {"matrices": [], "embeddings": [], "vectors": []}
     seen: set[nn.Parameter] = set()
@@ -49,7 +50,7 @@ class OptimizerConfig(ComponentConfig):
         0.004 at a width of 128, 0.00065 at 768.
     weight_decay: Weight decay of matrices. Embeddings, norms and biases have none.
     learning_rate_scale: Factors of the learning rate by patterns of parameter names, such as {embedding*: 0.1,
-        *.attention.*: 0.5}. Where several match, the first counts.
+        *.attention.*: 0.5}. If several patterns match a name, the first one applies.
     """
 
     learning_rate: float | None = None
@@ -63,42 +64,43 @@ class OptimizerConfig(ComponentConfig):
             if not isinstance(factor, int | float) or not factor > 0:
                 raise ConfigError(
                     f"optim.learning_rate_scale: the factor of {pattern!r} must be a number above 0, got {factor!r};"
-                    " trainer.frozen leaves parameters as they are"
+                    " use trainer.frozen to freeze parameters"
                 )
 
     def default_learning_rate(self, d_model: int) -> float:
-        """The peak learning rate for a model of this width where ``learning_rate`` is null."""
+        """The peak learning rate for a model of width ``d_model`` if ``learning_rate`` is null."""
         return min(0.5 / d_model, 0.004)
 
 
 def peak_learning_rate(config: OptimizerConfig, d_model: int) -> float:
-    """The peak learning rate for a model of this width, with the default for null filled in."""
+    """The peak learning rate for a model of width ``d_model``; null is replaced by the default."""
     return config.learning_rate or config.default_learning_rate(d_model)
 
 
 def with_former_rate(settings: PlainMapping, d_model: int) -> PlainMapping:
-    """The recorded settings of an optimizer, with the learning rate that null stood for in former versions.
+    """Replace a null learning rate in the recorded settings of an optimizer by the default of former versions.
 
-    Their runs recorded the null; it stood for the same rate in all optimizers.
+    Runs of former versions recorded null, and the default was the same for all optimizers.
     """
     rate = settings.get("learning_rate") or OptimizerConfig().default_learning_rate(d_model)
     return {**settings, "learning_rate": rate}
 
 
 class Optimizer(Component, ABC, slot="optim"):
-    """One or more PyTorch optimizers that divide a model's parameters among them.
+    """One or more PyTorch optimizers, each for some of the model's parameters.
 
-    optimizers: what ``build`` returned; names: of the model's parameters
-    present_rate: learning rate of the last step, for parameters without a separate factor
+    optimizers: the optimizers that ``build`` returned
+    names: name of each parameter of the model
+    present_rate: learning rate of the last step, for parameters without a factor in ``learning_rate_scale``
     """
 
-    supports_sharding: ClassVar[bool] = True  # False: it needs whole matrices, not shards (fsdp, tensor)
+    supports_sharding: ClassVar[bool] = True  # False: it needs full matrices instead of shards (fsdp, tensor)
 
     def __init__(self, config: OptimizerConfig, model: GPTModel) -> None:
-        """Take the parameters of ``model`` that require a gradient."""
+        """Optimise the parameters of ``model`` that require a gradient."""
         self.config = config
         self.learning_rate = peak_learning_rate(config, model.config.d_model)
-        self.head = getattr(model.head, "weight", None)  # none of a module that was put in its place
+        self.head = getattr(model.head, "weight", None)  # None: a tied head, or a module without a weight
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.optimizers = self.build(parameter_groups(model))
         self.present_rate = 0.0
@@ -106,10 +108,10 @@ class Optimizer(Component, ABC, slot="optim"):
 
     @abstractmethod
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
-        """PyTorch optimizers over the parameters in ``groups``, each parameter in one of them."""
+        """Create PyTorch optimizers for the parameters in ``groups``; each parameter must be in one of them."""
 
     def _split_groups(self) -> None:
-        """Split the optimizers' parameter groups by learning-rate factor and mesh, and store each group's peak rate."""
+        """Split the parameter groups of the optimizers by learning-rate factor and mesh, and store their peak rates."""
         factors = self.config.learning_rate_scale
         trained = [name for parameter, name in self.names.items() if parameter.requires_grad]
         pattern_of = first_match(factors, trained, "optim.learning_rate_scale")
@@ -133,7 +135,7 @@ class Optimizer(Component, ABC, slot="optim"):
         return [parameter for group in self.groups() for parameter in group["params"]]
 
     def step(self, factor: float) -> None:
-        """Update the parameters with their peak learning rate times ``factor``."""
+        """Update the parameters; factor: of the schedule, by which peak learning rates are multiplied."""
         self.present_rate = self.learning_rate * factor
         for group in self.groups():
             group["lr"] = group["peak"] * factor
@@ -141,19 +143,19 @@ class Optimizer(Component, ABC, slot="optim"):
             optimizer.step()
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Set all gradients to None."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state_bytes(self) -> int:
-        """Bytes of ``state`` after a step. Takes that step, and so is meant for fake tensors, which have no storage."""
+        """Bytes of ``state`` after a step. This method performs the step, so call it on fake tensors only."""
         for parameter in self.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.step(0.0)
         return sum(tensor.nbytes for tensor in self.state().values())
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's state, as tensors named ``<parameter>/<quantity>``."""
+        """The state of the optimizers as tensors named ``<parameter>/<quantity>``."""
         return {
             f"{self.names[parameter]}/{key}": torch.as_tensor(value)
             for optimizer in self.optimizers
@@ -162,13 +164,15 @@ class Optimizer(Component, ABC, slot="optim"):
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what ``state`` returned for the parameters trained now; parameters that it lacks start afresh.
+        """Load a state that ``state`` returned.
+
+        The state of parameters that are frozen now is ignored; trained parameters without a state start with none.
 
         Raises:
-            KeyError: the state is of another model's parameters.
+            KeyError: the model has no parameter of a name in the state.
         """
         parameters = {name: parameter for parameter, name in self.names.items()}
-        places = {
+        locations = {
             self.names[parameter]: (number, index)
             for number, optimizer in enumerate(self.optimizers)
             for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
@@ -176,9 +180,9 @@ class Optimizer(Component, ABC, slot="optim"):
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
         for key, value in state.items():
             name, _, quantity = key.rpartition("/")
-            if name in parameters and name not in places:
-                continue  # it was trained then and is frozen now
-            number, index = places[name]
+            if name in parameters and name not in locations:
+                continue  # frozen now
+            number, index = locations[name]
             parameter = parameters[name]
             value = distribute_like(value, parameter) if value.shape == parameter.shape else value
             states[number].setdefault(index, {})[quantity] = value
@@ -187,7 +191,7 @@ class Optimizer(Component, ABC, slot="optim"):
 
 
 def with_decay(config: OptimizerConfig, groups: Groups) -> list[PlainDict]:
-    """Parameter groups as PyTorch's optimizers take them; only matrices decay."""
+    """Parameter groups in the format of PyTorch's optimizers; only matrices have weight decay."""
     return [
         {"params": parameters, "weight_decay": config.weight_decay if name == "matrices" else 0.0}
         for name, parameters in groups.items()

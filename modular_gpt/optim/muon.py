@@ -1,8 +1,8 @@
-"""Muon: momentum whose singular values are made nearly equal before it becomes an update.
+"""Muon: momentum that is orthogonalised by a Newton-Schulz iteration before each update.
 
-https://kellerjordan.github.io/posts/muon/, with the scaling of https://arxiv.org/abs/2502.16982 as an option. The same
-update and state as torch.optim.Muon, but all matrices of one shape, or of its transpose, go through the Newton-Schulz
-iteration in one batch, which halves the time for many small matrices on a CPU.
+https://kellerjordan.github.io/posts/muon/, with the scaling of https://arxiv.org/abs/2502.16982 as an option. Update
+and state are those of torch.optim.Muon, but the iteration runs on a batch of all matrices of one shape, or of its
+transpose, which halves the time for many small matrices on a CPU.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,8 +18,8 @@ from modular_gpt.optim.adamw import AdamW, adamw
 from modular_gpt.optim.base import Groups, Optimizer
 
 MOMENTUM = "momentum_buffer"
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, steep at zero
-EPS = 1e-7  # of the norm that a matrix is divided by
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic polynomial, chosen for a steep slope at zero
+EPS = 1e-7  # lower bound of the norm by which a matrix is divided
 
 SCALINGS: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: max(1.0, rows / columns) ** 0.5,
@@ -34,21 +34,21 @@ class Muon(Optimizer, name="muon"):
     class Config(AdamW.Config):
         """Settings of Muon for matrices, and of AdamW for all other parameters.
 
-        Stacks of matrices, as in a mixture of experts, are updated by AdamW too.
+        AdamW also updates stacks of matrices, such as those of experts.
 
         learning_rate: Peak learning rate, which the schedule scales. By default (null) 1 / d_model and at most 0.008:
             0.0078 at a width of 128, 0.0013 at 768.
         momentum: Momentum of the matrices' gradients.
         nesterov: Use Nesterov momentum.
         ns_steps: Number of Newton-Schulz iterations that orthogonalise an update.
-        scaling: Size of an update: match_rms_adamw makes it as large as AdamW's, so that AdamW's learning rates fit;
-            original leaves it orthogonal and multiplies it by sqrt(rows / columns) where there are more rows (a
-            learning rate of 0.02 is usual).
+        scaling: Scale of an orthogonalised update. match_rms_adamw matches the root mean square of AdamW's updates, so
+            that AdamW's learning rates can be used; original multiplies by sqrt(rows / columns) if that exceeds 1, for
+            which a learning rate of 0.02 is usual.
         adamw_learning_rate: Learning rate of embeddings, norms and biases. By default (null) the same as learning_rate.
         head: Optimizer of an untied head, muon or adamw.
         beta1: AdamW's decay rate of the average of the gradient, in [0, 1).
         beta2: AdamW's decay rate of the average of the squared gradient, in [0, 1).
-        eps: Added to the square root of AdamW's second average.
+        eps: Constant added to the square root of AdamW's second average.
         """
 
         momentum: float = 0.95
@@ -73,10 +73,10 @@ class Muon(Optimizer, name="muon"):
     def build(self, groups: Groups) -> list[torch.optim.Optimizer]:
         config = self.config
         matrices = [p for p in groups["matrices"] if p.ndim == 2 and (config.head == "muon" or p is not self.head)]
-        taken = set(matrices)
-        rest = {**groups, "matrices": [p for p in groups["matrices"] if p not in taken]}
+        with_muon = set(matrices)
+        others = {**groups, "matrices": [p for p in groups["matrices"] if p not in with_muon]}
         optimizers: list[torch.optim.Optimizer] = []
-        if matrices:  # with frozen parameters or adapters, one of the two optimizers may have none
+        if matrices:  # with frozen parameters or adapters, either optimizer may have no parameters
             muon = OrthogonalMomentum(
                 matrices,
                 learning_rate=self.learning_rate,
@@ -87,13 +87,13 @@ class Muon(Optimizer, name="muon"):
                 scaling=config.scaling,
             )
             optimizers.append(muon)
-        if any(rest.values()):
-            optimizers.append(adamw(config, rest, config.adamw_learning_rate or self.learning_rate))
+        if any(others.values()):
+            optimizers.append(adamw(config, others, config.adamw_learning_rate or self.learning_rate))
         return optimizers
 
 
 class OrthogonalMomentum(torch.optim.Optimizer):
-    """Muon for matrices alone."""
+    """Muon for matrices, without AdamW for other parameters."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         ns_steps: int,
         scaling: str,
     ) -> None:
-        """matrices: (rows, columns), or groups of them; the settings are those of ``Muon.Config``."""
+        """matrices: parameters (rows, columns), or groups of them; for the others see ``Muon.Config``"""
         settings = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         super().__init__(matrices, {**settings, "ns_steps": ns_steps, "scaling": scaling})
 
@@ -117,14 +117,14 @@ class OrthogonalMomentum(torch.optim.Optimizer):
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if not matrices:
                 continue
-            updates = orthogonalised(self.momentum(matrices, group), group["ns_steps"])
+            updates = orthogonalise(self.momentum(matrices, group), group["ns_steps"])
             torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
             scale = SCALINGS[group["scaling"]]
             torch._foreach_mul_(updates, [-group["lr"] * scale(*matrix.shape) for matrix in matrices])
             torch._foreach_add_(matrices, updates)
 
     def momentum(self, matrices: list[Tensor], group: PlainDict) -> list[Tensor]:
-        """Update the momentum with the gradients and return it; with Nesterov, as it would be one step later."""
+        """Update the momentum with the gradients; returns it, or with Nesterov its average with the gradients."""
         for matrix in matrices:
             if MOMENTUM not in self.state[matrix]:
                 self.state[matrix][MOMENTUM] = torch.zeros_like(matrix)
@@ -134,8 +134,11 @@ class OrthogonalMomentum(torch.optim.Optimizer):
         return list(torch._foreach_lerp(gradients, momentum, group["momentum"])) if group["nesterov"] else momentum
 
 
-def orthogonalised(matrices: list[Tensor], steps: int) -> list[Tensor]:
-    """New matrices of the same shapes and singular vectors, with singular values between about 0.7 and 1.2."""
+def orthogonalise(matrices: list[Tensor], steps: int) -> list[Tensor]:
+    """Matrices with the same singular vectors, and singular values between about 0.7 and 1.2 after five ``steps``.
+
+    Sharded matrices are gathered, and the results are sharded like them. Collective if there are any.
+    """
     batches: dict[torch.Size, list[int]] = {}
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT for matrix in matrices]
     for index, matrix in enumerate(wide):
@@ -151,7 +154,7 @@ def orthogonalised(matrices: list[Tensor], steps: int) -> list[Tensor]:
 
 
 def newton_schulz(x: Tensor, steps: int) -> Tensor:
-    """(n, rows, columns) with rows <= columns -> the same shape, with singular values near 1."""
+    """Move the singular values of matrices (n, rows, columns), with rows <= columns, towards 1."""
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(steps):

@@ -13,7 +13,7 @@ from modular_gpt.core.validation import not_negative
 class ScheduleConfig(ComponentConfig):
     """Settings that all schedules share.
 
-    warmup: Length of the linear warmup from 0: below 1 a fraction of all steps, from 1 on a number of steps.
+    warmup: Length of the linear warmup from 0. Below 1 it is a fraction of all steps, otherwise a number of steps.
     """
 
     warmup: float = 0.05
@@ -38,7 +38,7 @@ class EndingConfig(ScheduleConfig):
 
 
 class Schedule(Component, ABC, slot="schedule"):
-    """The factor on the peak learning rate at each step."""
+    """The factor by which the peak learning rate is multiplied at each step."""
 
     def __init__(self, config: ScheduleConfig, max_steps: int) -> None:
         self.config = config
@@ -46,7 +46,7 @@ class Schedule(Component, ABC, slot="schedule"):
         self.warmup_steps = round(config.warmup * max_steps if config.warmup < 1 else config.warmup)
 
     def factor(self, step: int) -> float:
-        """The factor, in [0, 1], for the update that takes the model from ``step`` to ``step + 1``."""
+        """The factor, in [0, 1], of the update from ``step`` to ``step + 1``."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         return self.after_warmup(step)
@@ -56,7 +56,7 @@ class Schedule(Component, ABC, slot="schedule"):
         """The factor at a step after the warmup."""
 
     def progress(self, step: int) -> float:
-        """From 0 at the end of the warmup to 1 at the last update."""
+        """The fraction of the steps after the warmup: 0 at the end of the warmup, 1 at the last update."""
         return min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - 1 - self.warmup_steps))
 
 
@@ -124,16 +124,16 @@ class WarmupStableDecay(Schedule, name="wsd"):
         if self.warmup_steps < max_steps < self.warmup_steps + self.decay_steps:
             raise ConfigError(
                 f"schedule.warmup takes {self.warmup_steps} and schedule.decay {self.decay_steps} of {max_steps} steps,"
-                " so that they overlap: make one of them shorter"
+                " which overlap: make one of them shorter"
             )
 
     def after_warmup(self, step: int) -> float:
-        left = min(1.0, max(0, self.max_steps - 1 - step) / self.decay_steps)
-        return self.config.final + (1 - self.config.final) * left
+        remaining = min(1.0, max(0, self.max_steps - 1 - step) / self.decay_steps)
+        return self.config.final + (1 - self.config.final) * remaining
 
 
 class InverseSquareRoot(Schedule, name="inverse_sqrt"):
-    """Decays with one over the square root of the step, without an end (https://arxiv.org/abs/1706.03762)."""
+    """Decays in proportion to 1 / sqrt(step), without an end (https://arxiv.org/abs/1706.03762)."""
 
     @dataclass
     class Config(ScheduleConfig):
@@ -144,15 +144,16 @@ class InverseSquareRoot(Schedule, name="inverse_sqrt"):
 
 
 def build_schedule(config: ComponentLike, max_steps: int) -> Schedule:
-    """A schedule over ``max_steps`` updates from its name, a mapping with a name, or a Config.
+    """Build a schedule over ``max_steps`` updates from its name, a mapping with a name, or a Config.
 
     Raises:
-        ConfigError: the name or a setting is unknown, or the warmup is longer than the training.
+        ConfigError: the name or a setting is unknown, the warmup is longer than ``max_steps``, or warmup and decay
+            overlap.
     """
     schedule: Schedule = decode("schedule", config).build(max_steps)
     if schedule.warmup_steps > max_steps:
         raise ConfigError(
             f"schedule.warmup={schedule.config.warmup:g} steps are more than trainer.max_steps={max_steps}:"
-            " make it shorter, or give it as a share below 1"
+            " make it shorter, or give a fraction below 1"
         )
     return schedule

@@ -68,7 +68,10 @@ def test_frozen_parameters_do_not_change(optim: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frozen": ["embeding*"]}, r"trainer.frozen: no parameter .* fits 'embeding\*'; there are embedding.weight"),
+        (
+            {"frozen": ["embeding*"]},
+            r"trainer.frozen: no trained parameter matches 'embeding\*'; there are embedding.weight",
+        ),
         ({"frozen": ["blocks.0"]}, r"trainer.frozen: .*did you mean 'blocks.0.\*'\?"),
         ({"frozen": ["*.atention.*"]}, r"'\*.atention.\*'; there are .*attention"),
         ({"frozen": ["*"]}, "leaves nothing to train"),
@@ -79,7 +82,7 @@ def test_frozen_parameters_do_not_change(optim: str, folder: Path) -> None:
         ),
         (
             {"optim": {"name": "adamw", "learning_rate_scale": {"embedding*": 2.0}}, "frozen": ["embedding*"]},
-            "no parameter that is trained fits 'embedding",
+            "no trained parameter matches 'embedding",
         ),
     ],
     ids=str,

@@ -118,7 +118,7 @@ def test_which_layers_are_adapted(patterns: list[str], chosen: list[str], base: 
 
 
 def test_invalid_targets_are_refused(base: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"lora.targets: no linear layer fits '\*.qery'; there are blocks.*query"):
+    with pytest.raises(ConfigError, match=r"lora.targets: no linear layer matches '\*.qery'; there are blocks.*query"):
         trainer_of(lora(folder, base, lora={"rank": 2, "targets": ["qery"]}))
     with pytest.raises(ConfigError, match=r"lora.rank must be above 0"):
         lora(folder, base, lora={"rank": 0})
