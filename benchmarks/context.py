@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import MIB, Variant, forget_peak, held_memory, interleave, machine, peak_memory, table, write_section
+from measure import (
+    MIB,
+    Variant,
+    current_memory,
+    interleave,
+    machine,
+    peak_memory,
+    reset_peak_memory,
+    table,
+    write_section,
+)
 from torch import Tensor
 
 from modular_gpt import GPTConfig, GPTModel
@@ -93,8 +103,8 @@ def send_memory(name: str, length: int, options: argparse.Namespace, pipe: Conne
     attention = layer(name, options.window, device)
     work(attention, 64, device)[1]()  # warm up: libraries load and allocate their buffers
     _, step = work(attention, length, device)
-    before = held_memory()
-    forget_peak()
+    before = current_memory()
+    reset_peak_memory()
     step()
     pipe.send(peak_memory() - before)
 

@@ -15,11 +15,11 @@ from modular_gpt.benchmark.report import markdown_table as table
 from modular_gpt.runtime.timing import (
     MIB,
     copy_bandwidth,
-    forget_peak,
-    held_memory,
+    current_memory,
     interleave,
     machine,
     peak_memory,
+    reset_peak_memory,
     synchronise,
 )
 from modular_gpt.runtime.timing import Timed as Variant
@@ -29,11 +29,11 @@ __all__ = [
     "Variant",
     "add_options",
     "copy_bandwidth",
-    "forget_peak",
-    "held_memory",
+    "current_memory",
     "interleave",
     "machine",
     "peak_memory",
+    "reset_peak_memory",
     "run_section",
     "run_sections",
     "speeds",

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from contestants import SIZES, Contestant, Size, llama_settings, mixtral_settings, model_settings, write_tokens
-from measure import MIB, forget_peak, machine, peak_memory, run_section, synchronise
+from measure import MIB, machine, peak_memory, reset_peak_memory, run_section, synchronise
 from measure import table as written_table
 
 from modular_gpt import GPTConfig
@@ -72,7 +72,7 @@ def work(contestant: Contestant, size: Size, tokens: TokenSplit, options: Any, t
         step = contestant.build(size, tokens, torch.device(options.device))
         for _ in range(3):
             step()
-        forget_peak()
+        reset_peak_memory()
         step()
         pipe.send(peak_memory())
         while steps := pipe.recv():

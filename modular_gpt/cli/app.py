@@ -23,7 +23,7 @@ from modular_gpt._version import __version__
 from modular_gpt.core.errors import ConfigError, ReportedElsewhere, UserError
 from modular_gpt.core.registry import PLUGINS
 from modular_gpt.runtime.cpu_threads import avoid_spinning
-from modular_gpt.runtime.signals import deferred, interrupted
+from modular_gpt.runtime.signals import deferred_signals, pending_errors
 
 if TYPE_CHECKING:
     from modular_gpt.cli.composition.schema import Command
@@ -122,11 +122,11 @@ def answer(run: Callable[[CommandLine], int], arguments: Sequence[str] | None) -
         time.sleep(REPORT_DELAY)  # a launcher ends all processes when the first one ends
         return MISTAKE
     except UserError as error:
-        with deferred():
+        with deferred_signals():
             print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     except SystemExit as end:
-        for hidden in interrupted(end):
+        for hidden in pending_errors(end):
             if isinstance(hidden, UserError) and not isinstance(hidden, ReportedElsewhere):
                 print(f"error: {hidden}", file=sys.stderr)
                 break

@@ -16,7 +16,7 @@ from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.conditions import RATE, SEED
 from modular_gpt.comparison.overlay import Overlay
 from modular_gpt.core.errors import ConfigError, printable
-from modular_gpt.runtime.signals import orderly
+from modular_gpt.runtime.signals import raise_on_sigterm
 from modular_gpt.training.config import RunConfig
 
 COMPARE = Command(name="compare", plain=CompareConfig)
@@ -50,7 +50,7 @@ class CompareTask:
             print(overlay.table)
             print(f"Report: {overlay.save_report(Path(self.config.compares))}")
             return 0
-        with orderly():
+        with raise_on_sigterm():
             return self.compare()
 
     def compare(self) -> int:

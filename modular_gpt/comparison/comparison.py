@@ -22,7 +22,7 @@ from modular_gpt.core.atomic_files import file_lock, resolve_link
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.validation import from_mapping
-from modular_gpt.runtime.signals import orderly
+from modular_gpt.runtime.signals import raise_on_sigterm
 from modular_gpt.training.config import RunConfig
 from modular_gpt.training.recorder import duration
 from modular_gpt.training.run import read_run_config
@@ -92,7 +92,7 @@ class Comparison:
         """
         jobs = self.plan.config.jobs
         execute = execute or (in_this_process if jobs == 1 else in_processes(jobs))
-        with self._locked(), orderly():
+        with self._locked(), raise_on_sigterm():
             self._run_rounds(execute)
         return self.result()
 
@@ -122,7 +122,7 @@ class Comparison:
         decoding: whether decoding may be measured here; false if trials ran on other machines
         """
         config, plan, directory = self.plan.config, self.plan, self.directory
-        with orderly():
+        with raise_on_sigterm():
             write_checks(plan, directory)
             if config.diagnostics == LEARNED:
                 learn_tasks(plan, directory, self.say)

@@ -21,7 +21,7 @@ from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import check_precision, choose_device, float32_products, prepare_device
 from modular_gpt.runtime.environment import environment
 from modular_gpt.runtime.processes import ProcessGroup
-from modular_gpt.runtime.signals import end_at_once
+from modular_gpt.runtime.signals import raise_for_signal
 from modular_gpt.training.build import build_trainer
 from modular_gpt.training.compile import ordered_sums
 from modular_gpt.training.config import RunConfig
@@ -163,7 +163,7 @@ def fit(trainer: Trainer, curve: Curve) -> str | None:
     except UserError as error:
         return first_line(error)
     if not finished:
-        end_at_once(trainer.stop.signal or 0, None)
+        raise_for_signal(trainer.stop.signal or 0, None)
     return None if math.isfinite(curve.last) else f"the validation loss at the last step is {curve.last}"
 
 

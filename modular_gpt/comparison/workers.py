@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from modular_gpt.comparison.trial import run_trial
 from modular_gpt.core.errors import UserError
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.runtime.signals import GracefulShutdown, end_at_once
+from modular_gpt.runtime.signals import GracefulShutdown, raise_for_signal
 
 Execute = Callable[[Sequence[PlainDict]], Iterator[PlainDict]]  # trials to results, in the order in which they finish
 
@@ -31,7 +31,7 @@ def in_processes(jobs: int) -> Execute:
             workers += [Worker() for _ in range(min(jobs, len(trials)))]
         try:
             if stop.signal is not None:
-                end_at_once(stop.signal, None)
+                raise_for_signal(stop.signal, None)
             for worker in workers:
                 worker.send(waiting.pop())
             busy = {worker.connection: worker for worker in workers}

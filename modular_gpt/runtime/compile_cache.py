@@ -1,7 +1,7 @@
-"""The directory of torch.compile's generated code, and its repair when a library in it is damaged.
+"""The cache directory of torch.compile, which is cleared if a library in it is incomplete.
 
 A process that is killed while its compiler writes a library leaves an incomplete file under the final name. PyTorch
-loads it anyway: later runs then fail, or silently generate slower code, as long as the file stays.
+loads it anyway: until the file is removed, later runs fail or silently generate slower code.
 """
 
 import os
@@ -12,50 +12,57 @@ from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-ELF = struct.Struct("<4s5B7x2HI3QI6H")  # header of a 64-bit library
+ELF = struct.Struct("<4s5B7x2HI3QI6H")  # header of a 64-bit ELF file
 
 
 class CompileCache:
-    """The compiler's directory: ``root``, unless the environment names one, which is the user's and never cleared."""
+    """The cache directory of torch.compile: ``root``, or the one in the environment variable.
+
+    directory: the directory in use
+    clearable: whether this package may clear it; false for a directory that the user chose
+    """
 
     def __init__(self, root: Path) -> None:
-        """root: a directory of this package's own; it is cleared if a library in it is truncated."""
-        named = os.environ.get(VARIABLE)
-        self.directory = Path(named) if named else root
-        self.owned = not named or Path(named) == root
+        """Set the environment variable, and clear the directory if it is ``root`` and has a truncated library."""
+        chosen = os.environ.get(VARIABLE)
+        self.directory = Path(chosen) if chosen else root
+        self.clearable = not chosen or Path(chosen) == root
         os.environ[VARIABLE] = str(self.directory)
-        if self.owned and any(is_cut_off(library) for library in libraries(self.directory)):
+        if self.clearable and any(is_truncated(library) for library in libraries(self.directory)):
             self.clear()
 
     def clear(self) -> bool:
-        """Empty the directory. Returns False if it is the user's, or if nothing can be removed."""
-        if not self.owned:
+        """Remove the content of the directory. Returns False if it is not clearable or cannot be moved."""
+        if not self.clearable:
             return False
-        try:  # moved aside first: another process may be writing into it
-            aside = Path(tempfile.mkdtemp(prefix=f"{self.directory.name}-damaged-", dir=self.directory.parent))
-            self.directory.replace(aside / "cache")
+        try:  # moved before it is deleted, since another process may be writing into it
+            trash = Path(tempfile.mkdtemp(prefix=f"{self.directory.name}-damaged-", dir=self.directory.parent))
+            self.directory.replace(trash / "cache")
         except OSError:
             return False
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
         return True
 
 
 def libraries(directory: Path) -> Iterator[Path]:
-    """The compiled libraries in a directory of the compiler."""
+    """The compiled libraries in a cache directory."""
     return directory.glob("*/*.so")
 
 
-def is_cut_off(library: Path) -> bool:
-    """Whether an ELF library ends before its section table, which is last in the file. False for other formats."""
+def is_truncated(library: Path) -> bool:
+    """Whether a library is shorter than its ELF header and section table, or its header was never written.
+
+    Returns False for other formats, such as those of other systems, and for a file that cannot be read.
+    """
     try:
         with library.open("rb") as file:
-            head = file.read(ELF.size)
-        length = library.stat().st_size
+            header = file.read(ELF.size)
+        size = library.stat().st_size
     except OSError:
         return False
-    if len(head) < ELF.size:
+    if len(header) < ELF.size:
         return True
-    magic, bits, order, *_, sections, _, _, _, _, entry, count, _ = ELF.unpack(head)
+    magic, bits, byte_order, *_, table, _, _, _, _, entry_size, count, _ = ELF.unpack(header)
     if magic != b"\x7fELF":
-        return not any(head)  # reserved by the linker, and never written
-    return bool(bits == 2 and order == 1 and sections + entry * count > length)
+        return not any(header)  # zeros: space that the linker has reserved and not written
+    return bool(bits == 2 and byte_order == 1 and table + entry_size * count > size)  # the table ends the file

@@ -1,4 +1,4 @@
-"""The device of a run, its threads, and the precision of its arithmetic."""
+"""The device of a run, its threads, and its precision."""
 
 import os
 import platform
@@ -14,16 +14,17 @@ from modular_gpt.core.errors import ConfigError, first_line
 from modular_gpt.core.validation import one_of
 from modular_gpt.runtime.processes import ProcessGroup
 
-BF16_WIDTH = 96  # of models from which bf16 is faster on a CPU without compiled code, by benchmarks/precision.py
+# Width of a model from which bf16 is faster on a CPU without torch.compile, measured by benchmarks/precision.py
+BF16_WIDTH = 96
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # data types by name
 
 
 def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:
-    """A data type of weights, which may be given by name; None stays None.
+    """Convert a data type of weights, or its name, to a dtype; None is returned unchanged.
 
     Raises:
-        ConfigError: there is no such data type, or weights cannot have it.
+        ConfigError: the name is unknown, or the data type is not a floating-point type.
     """
     if isinstance(value, str):
         name = str(our_value("dtype", value))
@@ -35,7 +36,7 @@ def as_dtype(value: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def as_device(value: torch.device | str | int | None) -> torch.device:
-    """A device that works here, which may be given by name or by the number of a GPU; None is the CPU.
+    """Convert a device, its name, or the index of a GPU to a device that works on this machine; None is the CPU.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -48,12 +49,14 @@ def as_device(value: torch.device | str | int | None) -> torch.device:
 def choose_device(
     name: str | int | torch.device, processes: ProcessGroup | None = None, setting: str = "trainer.device"
 ) -> torch.device:
-    """The device of that name; ``auto`` is the best one that works here. Each of several processes has its own GPU.
+    """The device of this name for this process. ``auto`` selects CUDA, else MPS, else the CPU.
 
-    setting: the name of the setting in messages
+    With several processes, ``cuda`` is the GPU with the index ``processes.local_rank``.
+
+    setting: name of the setting, for messages
 
     Raises:
-        ConfigError: this machine has no such device, or not one for each process.
+        ConfigError: this machine has no such device, or fewer GPUs than processes.
     """
     processes = processes or ProcessGroup()
     if name == "auto":
@@ -79,10 +82,10 @@ def choose_device(
 
 
 def choose_precision(name: str, device: torch.device, width: int, compiled: bool = False) -> tuple[str, str]:
-    """The precision of that name for a model ``width`` wide, and why ``auto`` chose it; "" where it did not choose.
+    """The precision for a model of the given width, and the reason if ``name`` is ``auto``, otherwise "".
 
-    ``auto`` is bf16 on GPUs and CPUs with units for it, except for narrow models on CPUs that are not compiled, else
-    float32.
+    ``auto`` selects bf16 on devices with bf16 arithmetic, and float32 on others. It also selects float32 on a CPU for a
+    model that is narrower than ``BF16_WIDTH`` and not compiled.
     """
     if name != "auto":
         return name, ""
@@ -96,11 +99,11 @@ def choose_precision(name: str, device: torch.device, width: int, compiled: bool
 def check_precision(name: str, device: torch.device) -> None:
     """Raise a ConfigError if the device does not support a precision."""
     if name == "fp16" and device.type == "mps":
-        raise ConfigError("trainer.precision=fp16 needs a scaler that mps has not; use bf16 or float32")
+        raise ConfigError("trainer.precision=fp16 needs a loss scaler, which mps does not support; use bf16 or float32")
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device has units for products in bf16."""
+    """Whether the device multiplies matrices in bf16 without emulation."""
     if device.type == "cuda":
         supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return supported
@@ -108,14 +111,14 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The autocast context of a forward pass; without effect in float32."""
+    """The autocast context of a forward pass in bf16 or fp16; a null context for other precisions."""
     if precision not in AUTOCAST:
         return nullcontext()
     return torch.autocast(device.type, AUTOCAST[precision])
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU has units for products in bf16 that oneDNN uses, instead of emulating them."""
+    """Whether this CPU has instructions for matrix products in bf16 that oneDNN uses."""
     supported: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return supported
@@ -127,17 +130,21 @@ def cpu_name() -> str:
     """The name of this machine's processor, such as "Intel(R) Xeon(R) Processor"."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
 @contextmanager
 def float32_products(precision: str, device: torch.device) -> Iterator[None]:
-    """Context manager: sets how products of float32 matrices are computed, and restores the setting."""
+    """Context manager: set the precision of float32 matrix products, and restore it at the end.
+
+    It is "medium" for ``bf16_products`` (bfloat16 on a CPU), otherwise "high" on CUDA devices (TF32) and "highest"
+    elsewhere.
+    """
     before = torch.get_float32_matmul_precision()
-    fast = "high" if device.type == "cuda" else "highest"  # TF32, with its ten bits, where the GPU has it
-    torch.set_float32_matmul_precision("medium" if precision == "bf16_products" else fast)
+    default = "high" if device.type == "cuda" else "highest"
+    torch.set_float32_matmul_precision("medium" if precision == "bf16_products" else default)
     try:
         yield
     finally:
@@ -145,7 +152,11 @@ def float32_products(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def prepare_device(threads: int | None, processes: int = 1) -> None:
-    """Set the number of CPU threads; by default (None) the ``processes`` of this machine share its physical cores."""
+    """Set the number of CPU threads.
+
+    threads: None: OMP_NUM_THREADS, or else the number of physical cores divided by ``processes``
+    processes: number of processes on this machine
+    """
     if threads is None and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, min(physical_cores(), torch.get_num_threads()) // processes)
     if threads is not None:
@@ -153,7 +164,7 @@ def prepare_device(threads: int | None, processes: int = 1) -> None:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed PyTorch's default generators, as ``torch.manual_seed`` does; on the CPU only its own.
+    """Seed PyTorch's default generators as ``torch.manual_seed`` does; for a CPU, its generator only.
 
     Without a GPU, ``torch.manual_seed`` formats the stack for each missing accelerator, which takes half a millisecond.
     """
@@ -177,7 +188,7 @@ def physical_cores() -> int:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name, for messages."""
+    """A description of the device for messages: its name, or the number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

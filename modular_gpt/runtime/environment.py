@@ -1,4 +1,4 @@
-"""The environment of a run: versions, machine, and commit."""
+"""The environment of a run: versions, hardware, and git commit."""
 
 import os
 import platform
@@ -11,20 +11,20 @@ import torch
 
 from modular_gpt._version import __version__
 from modular_gpt.core.plain_types import PlainDict
-from modular_gpt.runtime.device import physical_cores
+from modular_gpt.runtime.device import cpu_name, physical_cores
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "tiktoken", "hydra-core")
 
 
 def environment() -> PlainDict:
-    """The environment as plain values, for run.json."""
+    """The environment as plain JSON values, for run.json."""
     return {
         "modular_gpt": __version__,
         "git_commit": git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: installed(name) for name in LIBRARIES},
-        "processor": processor(),
+        "processor": cpu_name(),
         "physical_cores": physical_cores(),
         "threads": torch.get_num_threads(),
         "memory_bytes": total_memory_bytes(),
@@ -35,9 +35,9 @@ def environment() -> PlainDict:
 
 @cache
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, ``-dirty`` if it has changes; None outside a checkout.
+    """The commit of this package's git checkout, with ``-dirty`` if there are changes; None outside a checkout.
 
-    Asked once in a process, whose code does not change either.
+    The result is cached, since the code of a running process does not change.
     """
     folder = Path(__file__).resolve().parent
     try:
@@ -51,29 +51,20 @@ def git_commit() -> str | None:
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip() if tracked.returncode == 0 else None  # another repository may surround a .venv
+    return described.stdout.strip() if tracked.returncode == 0 else None  # untracked: .venv inside another repository
 
 
 @cache
 def installed(name: str) -> str | None:
-    """The version of a package; None if it is not installed. Read once in a process."""
+    """The version of a package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def processor() -> str:
-    """The processor's name."""
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def total_memory_bytes() -> int | None:
-    """The machine's memory in bytes; None if it is unknown."""
+    """The physical memory of the machine in bytes; None if it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

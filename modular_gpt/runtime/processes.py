@@ -1,7 +1,8 @@
-"""The processes that train together: their ranks, the messages between them, and what happens when one of them ends.
+"""The processes of a training: ranks, collective operations, messages, and the handling of a lost process.
 
-torchrun starts them and sets their ranks in the environment. Numbers travel by collectives of torch.distributed. Texts
-travel through its store, and so does waiting for work that may take hours: nothing is pickled, and no timeout runs.
+torchrun starts the processes and sets their ranks in the environment. Numbers are sent by collectives of
+torch.distributed. Texts are sent through its store, without pickling, which is also used to wait without a timeout for
+work that may take hours.
 """
 
 import gc
@@ -22,33 +23,34 @@ from torch import Tensor
 
 from modular_gpt.core.collectives import data_parallel_region
 from modular_gpt.core.errors import ReportedElsewhere, UserError
-from modular_gpt.runtime.signals import deferred, interrupted
+from modular_gpt.runtime.signals import deferred_signals, pending_errors
 
 T = TypeVar("T")
 
-ERROR, LOST = "error", "lost"  # keys in the store: the error of a process; whether a lost process has been reported
-_runs = count()  # numbers the runs of this process: keys have a prefix for each run, since the store may outlive it
-_GONE = ("connection", "gloo", "nccl", "timed out", "timeout")  # in PyTorch's messages when a process does not answer
+ERROR, LOST = "error", "lost"  # keys in the store: the error of a process; number of processes that noticed a loss
+_runs = count()  # numbers the runs of this process: each has a prefix for its keys, since the store may outlive it
+_LOST_PHRASES = ("connection", "gloo", "nccl", "timed out", "timeout")  # in PyTorch's messages about a lost process
 
 
 class ProcessGroup:
-    """The processes of a run, as one of them sees them.
+    """The processes of a run, seen from one of them.
 
-    rank, world: rank of this process, and number of processes; local_rank, local_world: on this machine
+    rank, world: rank of this process, and number of processes; local_rank, local_world: the same on this machine
     started: whether a launcher such as torchrun started this process
+    directory: directory of the run, for messages; None before it exists
     """
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, local_world: int = 1) -> None:
         self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
         self.started = False
-        self.directory: Path | None = None  # of the run, once there is one
+        self.directory: Path | None = None
         self._store: dist.Store | None = None
-        self._channel = ""  # begins the keys of messages
-        self._messages = count()  # numbers keys in the store; all processes send and receive in the same order
+        self._channel = ""  # prefix of the keys of messages
+        self._messages = count()  # numbers the keys of messages, whose order is the same in all processes
 
     @classmethod
     def launched(cls) -> "ProcessGroup":
-        """The processes that the launcher has set in the environment, or one process alone."""
+        """The processes that the launcher's environment variables define; without them, a single process."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         if not all(os.environ.get(name, "").isdigit() for name in names):
             return cls()
@@ -58,12 +60,12 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the first process, which prints and writes."""
+        """Whether this is the first process, which prints and writes files."""
         return self.rank == 0
 
     @contextmanager
     def same_error_on_all_ranks(self) -> Iterator[None]:
-        """Context manager for checks that fail in all processes alike: the first process alone reports the error."""
+        """Context manager for checks that fail equally in all processes: only the first process reports the error."""
         try:
             yield
         except UserError as error:
@@ -73,17 +75,17 @@ class ProcessGroup:
     def connected(self, device: torch.device, timeout: float | None) -> Iterator[None]:
         """Context manager: the processes are connected by torch.distributed.
 
-        timeout: number of seconds that a collective may wait for another process; None: there is none to connect
+        timeout: of collective operations in seconds; None: there is one process, and nothing is connected
 
         Raises:
-            ReportedElsewhere: another process failed and has reported why.
-            UserError: another process ended without reporting why.
+            ReportedElsewhere: another process has reported an error.
+            UserError: another process ended without reporting an error.
         """
         if timeout is None:
             yield
             return
-        owned = not dist.is_initialized()  # a second group in one process would wait for ever
-        if owned:
+        initialised_here = not dist.is_initialized()  # a second default group would wait for ever
+        if initialised_here:
             on_gpu = device.type == "cuda"
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -95,65 +97,69 @@ class ProcessGroup:
             with data_parallel_region() if self.world > 1 else nullcontext():
                 yield
         except BaseException as end:
-            with deferred():
-                told = self._to_raise(end)
-                if told is None:
+            with deferred_signals():
+                reported = self._reported_error(end)
+                if reported is None:
                     raise
-                raise told from end
-        if owned:
-            self.all_reduce_max(0)  # wait for all
-            gc.collect()  # objects that use the group must go before it does
+                raise reported from end
+        if initialised_here:
+            self.all_reduce_max(0)  # a barrier
+            gc.collect()  # deletes objects that use the group before it is destroyed
             dist.destroy_process_group()
 
-    def _to_raise(self, end: BaseException) -> UserError | None:
-        """What this process raises for an error of all processes, or for the loss of one; None: ``end`` is neither."""
-        for error in [end, *interrupted(end)] if isinstance(end, SystemExit) else [end]:
+    def _reported_error(self, end: BaseException) -> UserError | None:
+        """The error to raise instead of ``end``; None if ``end`` is neither a UserError nor due to a lost process."""
+        for error in [end, *pending_errors(end)] if isinstance(end, SystemExit) else [end]:
             if isinstance(error, UserError):
-                return self._reported(error)
-            if isinstance(error, (dist.DistError, RuntimeError)) and any(sign in str(error).lower() for sign in _GONE):
-                return self._lost(error)
+                return self._user_error(error)
+            is_of_torch = isinstance(error, (dist.DistError, RuntimeError))
+            if is_of_torch and any(phrase in str(error).lower() for phrase in _LOST_PHRASES):
+                return self._lost_error(error)
         return None
 
-    def _reported(self, error: UserError) -> UserError:
-        """The error for this process to raise, so that an error of all processes is printed once, by the first."""
+    def _user_error(self, error: UserError) -> UserError:
+        """The error to raise for ``error``: an error of all processes is reported once, by the first process."""
         if isinstance(error, ReportedElsewhere):
             return error
         assert self._store is not None
-        sentence = str(error)
+        message = str(error)
         deadline = time.monotonic() + 1.0
         while not self.is_main and time.monotonic() < deadline:
-            if self._store.check([ERROR]) and self._store.get(ERROR).decode() == sentence:
-                return ReportedElsewhere(sentence)
+            if self._store.check([ERROR]) and self._store.get(ERROR).decode() == message:
+                return ReportedElsewhere(message)
             time.sleep(0.01)
-        self._store.set(ERROR, sentence)
-        return error if self.is_main else type(error)(f"process {self.rank}: {sentence}")
+        self._store.set(ERROR, message)
+        return error if self.is_main else type(error)(f"process {self.rank}: {message}")
 
-    def _lost(self, error: Exception) -> UserError:
-        """The error for this process to raise if another does not answer; the first to notice reports it."""
+    def _lost_error(self, error: BaseException) -> UserError:
+        """The error to raise if another process does not answer; the first process to notice it reports it."""
         assert self._store is not None
         try:
             if self._store.check([ERROR]):
                 return ReportedElsewhere(self._store.get(ERROR).decode())
             first = self._store.add(LOST, 1) == 1
-        except (dist.DistError, RuntimeError):  # the store is gone with that process
+        except (dist.DistError, RuntimeError):  # the lost process held the store
             first = True
         reason = re.sub(r"^\[.*?\]\s*", "", str(error).strip()).partition(". ")[0].splitlines()[0]
-        sentence = (
-            f"process {self.rank} of {self.world} lost another one ({reason}), so training stops;"
-            f" to go on, start it again with resume={self.directory or '<the directory of a run>'}"
+        message = (
+            f"process {self.rank} of {self.world} lost another process ({reason}), so training stops;"
+            f" to resume it, start it again with resume={self.directory or '<the directory of a run>'}"
         )
-        return UserError(sentence) if first else ReportedElsewhere(sentence)
+        return UserError(message) if first else ReportedElsewhere(message)
 
     def channel(self, name: str) -> "ProcessGroup":
-        """The same processes with messages of their own, for a thread beside the main one."""
+        """The same processes with a separate sequence of messages, for a thread beside the main one."""
         other = copy(self)
         other._messages, other._channel = count(), f"{name}/"
         return other
 
     def run_on_main(self, work: Callable[[], str]) -> str:
-        """Run ``work`` in the first process and return its result in all of them.
+        """Run ``work`` in the first process and return its result in all processes. Collective.
 
-        The others wait without a timeout, so that ``work`` may take longer than the ``timeout`` of ``connected``.
+        The others wait without a timeout, so ``work`` may take longer than the ``timeout`` of ``connected``.
+
+        Raises:
+            ReportedElsewhere: (in the others) a process has reported an error.
         """
         if self.world == 1:
             return work()
@@ -165,11 +171,11 @@ class ProcessGroup:
         return self._receive(key)
 
     def wait_for_main(self) -> None:
-        """Wait, without a timeout, until the first process gets here, whatever it does before."""
+        """Wait, without a timeout, until the first process has reached this call. Collective."""
         self.run_on_main(str)
 
     def local_main_first(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in every process, in one of each machine first, so that the others find its files."""
+        """Run ``work`` in every process; on each machine in one process first, whose files the others can use."""
         if self.world == 1:
             return work()
         key = f"{self._channel}local/{next(self._messages)}/{self.rank - self.local_rank}"
@@ -181,7 +187,7 @@ class ProcessGroup:
         return result
 
     def all_gather(self, text: str) -> list[str]:
-        """The texts of all processes, by rank."""
+        """Gather the texts of all processes, in the order of ranks. Collective."""
         if self.world == 1:
             return [text]
         key = f"{self._channel}gather/{next(self._messages)}"
@@ -193,7 +199,7 @@ class ProcessGroup:
         self._store.set(key, text)
 
     def _receive(self, key: str) -> str:
-        """The text under a key of the store, once it is there. Polls, so that signals are handled in between."""
+        """Wait for the text under a key of the store. Polls the store, so that signals are handled in between."""
         assert self._store is not None
         while not self._store.check([key]):
             if self._store.check([ERROR]):
@@ -203,7 +209,7 @@ class ProcessGroup:
         return text
 
     def all_reduce_max(self, number: int) -> int:
-        """The largest number of all processes."""
+        """The maximum of ``number`` over all processes. Collective."""
         if self.world == 1:
             return number
         tensor = torch.tensor([number])
@@ -211,7 +217,7 @@ class ProcessGroup:
         return int(tensor)
 
     def all_reduce_sum(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sum over all processes of each named scalar."""
+        """Sum named scalars over all processes, in float64. Collective; returns ``values`` if there is one process."""
         if self.world == 1 or not values:
             return values
         stacked = torch.stack([value.detach().double() for value in values.values()])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training at the next point where nothing is lost."""
+"""Handling of SIGINT (Ctrl-C) and SIGTERM: graceful shutdown, deferred signals, and exits by exception."""
 
 import os
 import signal
@@ -12,16 +12,18 @@ Handler = Callable[[int, FrameType | None], object] | int | None  # as ``signal.
 
 
 class GracefulShutdown:
-    """A request to stop, made by a signal.
+    """Turns the first signal into a request to stop, so that a loop can finish its step and save.
 
-    Inside ``catch``, the first signal is stored in ``signal`` and announced on stderr, so that a loop can save and end.
-    Outside, from the second signal on, and while ``nothing_to_save``, a signal ends the work at once
-    (KeyboardInterrupt, or SystemExit for SIGTERM).
+    Inside ``catch``, the first signal is stored and a message is printed to stderr. A second signal, or any signal
+    while ``nothing_to_save`` is true, raises KeyboardInterrupt, or SystemExit for SIGTERM.
+
+    signal: number of the received signal, or None
+    nothing_to_save: whether a shutdown would have no result to save
     """
 
     def __init__(self, agree: Callable[[int], int] = int, prints: bool = True) -> None:
-        """agree: a number of this process -> the largest of all processes that train together
-        prints: whether this process writes to stderr
+        """agree: maps a number of this process to the maximum over all processes of the training
+        prints: whether this process prints to stderr
         """
         self.signal: int | None = None
         self.agree = agree
@@ -30,7 +32,7 @@ class GracefulShutdown:
         self._promise = ""
 
     def requested(self) -> bool:
-        """Whether to stop now. Collective: all processes call it at the same points and get the same answer."""
+        """Whether a process has received a signal. Collective: all processes get the same answer."""
         number = self.agree(self.signal or 0)
         if number:
             self.signal = number
@@ -38,9 +40,9 @@ class GracefulShutdown:
 
     @contextmanager
     def catch(self, promise: str = "this step is finished and saved") -> Iterator[None]:
-        """Context manager: catch signals. In threads other than the main one, signals stay as they are.
+        """Context manager: catch signals. In threads other than the main one, it does nothing.
 
-        promise: a clause about what happens after the first signal
+        promise: clause for the printed message: the effect of the first signal
         """
         self._promise = promise
         if threading.current_thread() is not threading.main_thread():
@@ -55,28 +57,28 @@ class GracefulShutdown:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.nothing_to_save:
-            self._print("stopping at once: no step is done yet, so that there is nothing to save")
-            end_at_once(number, frame)
+            self._print("stopping at once: no step is done yet, so there is nothing to save")
+            raise_for_signal(number, frame)
         if self.signal is not None:
-            end_at_once(number, frame)
+            raise_for_signal(number, frame)
         self.signal = number
         self._print(f"stopping: {self._promise}; Ctrl-C again ends at once")
 
     def _print(self, sentence: str) -> None:
-        if self.prints:  # not by print, whose buffer this handler may have interrupted
+        if self.prints:  # not with print, whose buffer the signal may have interrupted
             os.write(2, f"\n{sentence}\n".encode())
 
 
-def end_at_once(number: int, frame: FrameType | None) -> None:
-    """A handler that ends the process by an exception, so that files being written are cleaned up."""
+def raise_for_signal(number: int, frame: FrameType | None) -> None:
+    """Signal handler that raises KeyboardInterrupt or SystemExit, so that files being written are cleaned up."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Context manager: a signal that arrives inside is handled at the end, so that it interrupts nothing."""
+def deferred_signals() -> Iterator[None]:
+    """Context manager: a signal that arrives inside is handled at the end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -93,10 +95,10 @@ def deferred() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def interrupted(end: BaseException) -> Iterator[BaseException]:
-    """The errors on their way when ``end`` was raised, the latest first.
+def pending_errors(end: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions that were being handled when ``end`` was raised, the most recent first.
 
-    A launcher ends all processes as soon as one is lost, and its SIGTERM must not hide why.
+    A launcher sends SIGTERM to all processes when one is lost; the SystemExit must not hide the error that explains it.
     """
     error = end.__context__
     while error is not None:
@@ -105,12 +107,12 @@ def interrupted(end: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def orderly() -> Iterator[None]:
-    """Context manager: SIGTERM unwinds the stack, as Ctrl-C does, instead of killing the process."""
+def raise_on_sigterm() -> Iterator[None]:
+    """Context manager: SIGTERM raises SystemExit in the main thread instead of killing the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end_at_once)
+    before = signal.signal(signal.SIGTERM, raise_for_signal)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Measures times, peak speeds and memory, interleaved so that other load affects all variants equally."""
+"""Measurement of time, peak speeds and memory; runs are interleaved, so that other load affects variants equally."""
 
 import os
 import resource
@@ -20,7 +20,12 @@ BUSY = 0.5  # load per core above which a machine counts as busy
 
 @dataclass
 class Timed:
-    """A workload to time: ``run`` does the work, which processes ``tokens`` tokens."""
+    """A workload to time.
+
+    run: function that performs the work once; tokens: number of tokens that it processes
+    peer: whether this is an implementation to compare with
+    seconds: durations of the timed runs
+    """
 
     name: str
     run: Callable[[], object]
@@ -30,21 +35,21 @@ class Timed:
 
     @property
     def median(self) -> float:
-        """Median seconds of a run."""
+        """Median duration of a run in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles of the seconds, as a fraction of their median."""
+        """Half the interquartile range of the durations, as a fraction of their median."""
         return spread(self.seconds)
 
 
 def spread(values: list[float]) -> float:
-    """Half the distance between the quartiles, as a fraction of the median."""
+    """Half the interquartile range as a fraction of the median; 0 for a single value."""
     if len(values) < 2:
         return 0.0
-    quarters = statistics.quantiles(values, n=4)
-    return (quarters[2] - quarters[0]) / 2 / statistics.median(values)
+    quartiles = statistics.quantiles(values, n=4)
+    return (quartiles[2] - quartiles[0]) / 2 / statistics.median(values)
 
 
 def interleave(timed: list[Timed], rounds: int, warmup: int = 1) -> None:
@@ -57,12 +62,12 @@ def interleave(timed: list[Timed], rounds: int, warmup: int = 1) -> None:
 
 
 def timed_run(run: Callable[[], object]) -> float:
-    """Time a call in seconds, including its work on the GPU."""
+    """The duration of a call in seconds, including its work on the GPU."""
     synchronise()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     run()
     synchronise()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def synchronise() -> None:
@@ -79,7 +84,7 @@ def machine(device: torch.device) -> str:
 
 
 def busy() -> str:
-    """A sentence if other processes keep this machine busy; "" if none do, or the system does not tell."""
+    """A warning if the load per core exceeds ``BUSY``; "" otherwise, or if the load is unknown."""
     try:
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
     except (OSError, AttributeError):
@@ -90,7 +95,7 @@ def busy() -> str:
 
 
 def copy_bandwidth(device: torch.device, mebibytes: int = 512) -> float:
-    """Bytes per second that a read of memory reaches: half of what a copy, which also writes, moves."""
+    """The bandwidth of memory in bytes per second: bytes read and written by a large copy, the best of five runs."""
     source = torch.ones(mebibytes * MIB // 4, device=device)
     target = torch.empty_like(source)
     copy = Timed("copy", lambda: target.copy_(source), 0)
@@ -99,15 +104,15 @@ def copy_bandwidth(device: torch.device, mebibytes: int = 512) -> float:
 
 
 def product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of several runs."""
+    """FLOP/s of a large matrix product, the best of five runs."""
     matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
     product = Timed("product", lambda: matrix @ matrix, 0)
     interleave([product], rounds=5)
     return 2 * MATRIX**3 / min(product.seconds)
 
 
-def forget_peak() -> None:
-    """Reset the peak of memory, where the system can."""
+def reset_peak_memory() -> None:
+    """Reset the peak that ``peak_memory`` returns, if the system supports it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
@@ -115,16 +120,17 @@ def forget_peak() -> None:
 
 
 def peak_memory() -> int:
-    """Peak bytes in use, of the GPU or by the process."""
+    """Peak of ``current_memory`` in bytes."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
 
 
-def held_memory() -> int:
-    """Bytes in use, of the GPU or by the process."""
+def current_memory() -> int:
+    """Bytes allocated on the GPU if there is one, otherwise bytes of the process's resident memory."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else _resident("VmRSS")
 
 
 def _resident(name: str) -> int:
+    """The bytes of a field of /proc/self/status; elsewhere the peak of the process's resident memory."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))

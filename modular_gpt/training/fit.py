@@ -16,7 +16,7 @@ from modular_gpt.optim.parameter_patterns import freeze
 from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import check_precision, choose_device, float32_products, prepare_device
 from modular_gpt.runtime.processes import ProcessGroup
-from modular_gpt.runtime.signals import orderly
+from modular_gpt.runtime.signals import raise_on_sigterm
 from modular_gpt.training.build import check_data, resolve_precision
 from modular_gpt.training.checkpointing import Checkpoints
 from modular_gpt.training.compile import ordered_sums
@@ -148,7 +148,7 @@ def _prepared_device(config: RunConfig) -> Iterator[torch.device]:
     check_precision(precision, device)
     prepare_device(config.trainer.threads)
     devices = [device] if device.type == "cuda" else []
-    with orderly(), float32_products(precision, device), torch.random.fork_rng(devices):
+    with raise_on_sigterm(), float32_products(precision, device), torch.random.fork_rng(devices):
         yield device
 
 

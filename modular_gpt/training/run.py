@@ -19,7 +19,7 @@ from modular_gpt.optim import with_former_rate
 from modular_gpt.runtime.cpu_allocator import keep_memory
 from modular_gpt.runtime.device import check_precision, choose_device, float32_products, prepare_device
 from modular_gpt.runtime.processes import ProcessGroup
-from modular_gpt.runtime.signals import orderly
+from modular_gpt.runtime.signals import raise_on_sigterm
 from modular_gpt.training.build import build_trainer
 from modular_gpt.training.checkpointing import IN_MEMORY, Checkpoints, check_rewind, run_directory_of
 from modular_gpt.training.compile import compiler_message, from_compiler, ordered_sums
@@ -55,7 +55,7 @@ def train(config: RunConfig, quiet: bool = False, checkpoint: CheckpointReader |
     config = read_run_config(config)
     keep_memory()
     processes = ProcessGroup.launched()
-    with orderly():
+    with raise_on_sigterm():
         with processes.same_error_on_all_ranks():
             parallel = build_parallel(config.parallel, processes)
             device = choose_device(config.trainer.device, processes)

@@ -133,7 +133,7 @@ def test_one_process_killed(folder: Path) -> None:
         kill_between_saves(process_of(folder, 0), directory)
         output, _ = process.communicate(timeout=PATIENCE)  # the timeout of a lost connection is longer
     assert process.returncode != 0
-    assert output.count("error: process 1 of 2 lost another one (") == 1, output
+    assert output.count("error: process 1 of 2 lost another process (") == 1, output
     assert f"resume={directory.relative_to(folder)}" in output
     verify(find_checkpoint(directory, prefer="latest"))
 

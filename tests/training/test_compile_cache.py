@@ -12,7 +12,7 @@ from torch._inductor.exc import InductorError
 
 from modular_gpt import GPTModel
 from modular_gpt.distributed import build_parallel
-from modular_gpt.runtime.compile_cache import VARIABLE, CompileCache, is_cut_off
+from modular_gpt.runtime.compile_cache import VARIABLE, CompileCache, is_truncated
 from modular_gpt.runtime.processes import ProcessGroup
 from modular_gpt.training.forward import Forward
 
@@ -35,10 +35,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3])
 def test_an_incomplete_library_clears_the_directory(root: Path, share: float) -> None:
     library = root / "ab" / "code.so"
-    assert not is_cut_off(library) and CompileCache(root).directory == root and library.is_file()
+    assert not is_truncated(library) and CompileCache(root).directory == root and library.is_file()
     content = library.read_bytes()
     library.write_bytes(content[: int(share * len(content))])
-    assert is_cut_off(library)
+    assert is_truncated(library)
     CompileCache(root)
     assert not list(root.parent.rglob("code.so"))
 
@@ -47,7 +47,7 @@ def test_an_incomplete_library_clears_the_directory(root: Path, share: float) ->
 def test_a_missing_library(root: Path) -> None:
     library = root / "ab" / "code.so"
     library.write_bytes(bytes(10_000))
-    assert is_cut_off(library)
+    assert is_truncated(library)
 
 
 def test_a_directory_of_the_user_is_not_cleared(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from modular_gpt.cli.app import CommandLine, answer
 from modular_gpt.core.errors import UserError
 from modular_gpt.runtime.processes import ProcessGroup
-from modular_gpt.runtime.signals import GracefulShutdown, orderly
+from modular_gpt.runtime.signals import GracefulShutdown, raise_on_sigterm
 from modular_gpt.training.recorder import NullRecorder
 from modular_gpt.training.trainer import Trainer
 from tests.training.small import config, trainer_of
@@ -93,7 +93,7 @@ def test_a_launcher_does_not_hide_the_cause_of_an_end(
 ) -> None:
     """torchrun sends SIGTERM when one process ends; the others still report the lost process."""
     processes, stop = ProcessGroup(1, 2), GracefulShutdown(prints=False)
-    lost = ProcessGroup._lost
+    lost = ProcessGroup._lost_error
 
     def terminated(here: str) -> None:
         if here == when:
@@ -104,7 +104,7 @@ def test_a_launcher_does_not_hide_the_cause_of_an_end(
         return lost(self, error)
 
     def run(line: CommandLine) -> int:
-        with orderly():
+        with raise_on_sigterm():
             try:
                 with processes.connected(torch.device("cpu"), 10.0):
                     try:
@@ -116,19 +116,19 @@ def test_a_launcher_does_not_hide_the_cause_of_an_end(
             finally:
                 terminated("afterwards")
 
-    monkeypatch.setattr(ProcessGroup, "_lost", reported)
+    monkeypatch.setattr(ProcessGroup, "_lost_error", reported)
     with group_of_one(monkeypatch):
         if when in ("before it is noticed", "on its way"):
             assert answer(run, []) == 2
         else:
             with pytest.raises(SystemExit, match="143"):
                 answer(run, [])
-    assert capsys.readouterr().err.count("error: process 1 of 2 lost another one (Connection closed by peer)") == 1
+    assert capsys.readouterr().err.count("error: process 1 of 2 lost another process (Connection closed by peer)") == 1
 
 
 def test_a_signal_does_not_report_earlier_errors(capsys: pytest.CaptureFixture[str]) -> None:
     def run(line: CommandLine) -> int:
-        with orderly():
+        with raise_on_sigterm():
             try:
                 raise UserError("no such file")
             except UserError:
