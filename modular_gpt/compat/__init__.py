@@ -1,4 +1,4 @@
-"""The names of other code bases for classes and functions of this package: their examples run by another import.
+"""Classes and functions with the names and arguments of other code bases, whose examples run with another import.
 
 from modular_gpt.compat import GPTModel, SimpleTokenizer, TextDataset, Trainer
 """

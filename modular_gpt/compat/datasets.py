@@ -1,4 +1,4 @@
-"""Windows of tokens as a Dataset and as a DataLoader, by the names and arguments of other code bases."""
+"""Datasets and a DataLoader of windows of tokens, with the names and arguments of other code bases."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -13,15 +13,15 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Encoder(Protocol):
-    """Anything with ``encode``, such as a Tokenizer or an encoding of tiktoken."""
+    """An object with ``encode``, such as a Tokenizer or an encoding of tiktoken."""
 
     def encode(self, text: str, /, **settings: Any) -> list[int]: ...
 
 
 class TextDataset(SlidingWindowDataset):
-    """Windows of ``block_size`` token ids, each one token after the one before: (input, target), (block_size,) each.
+    """Pairs (input, target) of windows of token ids, (block_size,) each; windows begin ``stride`` tokens apart.
 
-    A text that is shorter is one window.
+    A text of at most ``block_size`` tokens is one window.
 
     Raises:
         DataError: there are fewer than two tokens.
@@ -34,14 +34,14 @@ class TextDataset(SlidingWindowDataset):
 
 
 class GPTDatasetV1(SlidingWindowDataset):
-    """Windows of ``max_length`` tokens of a text, each ``stride`` tokens after the one before."""
+    """Pairs (input, target) of windows of a text, (max_length,) each; windows begin ``stride`` tokens apart."""
 
     def __init__(self, txt: str, tokenizer: Encoder, max_length: int = 256, stride: int = 128) -> None:
-        super().__init__(_encoded(txt, tokenizer), context_length=max_length, stride=stride)
+        super().__init__(_encode(txt, tokenizer), context_length=max_length, stride=stride)
 
 
-def _encoded(text: str, tokenizer: Encoder) -> list[int]:
-    if hasattr(tokenizer, "special_tokens_set"):  # tiktoken refuses special tokens in a text unless they are allowed
+def _encode(text: str, tokenizer: Encoder) -> list[int]:
+    if hasattr(tokenizer, "special_tokens_set"):  # tiktoken raises for special tokens that are not allowed
         return tokenizer.encode(text, allowed_special={END_OF_TEXT})
     return tokenizer.encode(text)
 
@@ -55,13 +55,13 @@ def create_dataloader_v1(
     tokenizer: Tokenizer | None = None,
     **loading: Any,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches of windows of a text: (input, target), (batch_size, max_length) each.
+    """A DataLoader of the windows of a text: pairs (input, target), (batch_size, max_length) each.
 
-    tokenizer: None: that of GPT-2
+    tokenizer: None: GPT-2's
     loading: ``shuffle``, ``drop_last``, ``num_workers`` and ``seed``, as for ``modular_gpt.data.make_dataloader``
 
     Raises:
         ConfigError, DataError: as ``make_dataloader``.
     """
-    chosen = build_tokenizer("gpt2") if tokenizer is None else tokenizer
-    return make_dataloader(txt, chosen, max_length, batch_size, stride, **loading)
+    tokenizer = build_tokenizer("gpt2") if tokenizer is None else tokenizer
+    return make_dataloader(txt, tokenizer, max_length, batch_size, stride, **loading)

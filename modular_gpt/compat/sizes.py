@@ -1,4 +1,4 @@
-"""The sizes of GPT-2 in the words of code that teaches it: ``GPTModel(GPT_CONFIG_124M)``."""
+"""The sizes of GPT-2 with the setting names of a teaching implementation: ``GPTModel(GPT_CONFIG_124M)``."""
 
 from modular_gpt.core.plain_types import PlainDict
 

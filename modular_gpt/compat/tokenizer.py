@@ -1,17 +1,17 @@
-"""A tokenizer of characters that is made first and learns its vocabulary afterwards."""
+"""A character tokenizer whose vocabulary is built after its construction."""
 
 from collections.abc import Iterable
 
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.data import CharTokenizer
 
-SPECIAL = ("<bos>", "<eos>", "<pad>")  # behind the characters and the token of unknown ones
+SPECIAL = ("<bos>", "<eos>", "<pad>")  # their ids follow those of the characters and of the unknown token
 
 
 class SimpleTokenizer:
-    """Characters as tokens, with tokens for unknown ones, and for the beginning, the end and the padding of a text.
+    """Character tokenizer with an unknown token and tokens for the beginning, the end and the padding of a text.
 
-    tokenizer: the ``CharTokenizer`` beneath, which ``fit`` and ``model.tokenizer`` take
+    tokenizer: the underlying ``CharTokenizer``, for ``fit`` and ``model.tokenizer``
     """
 
     def __init__(self) -> None:
@@ -24,13 +24,13 @@ class SimpleTokenizer:
         return self._tokenizer
 
     def build_vocab(self, text: str) -> int:
-        """Take the characters of a text as the vocabulary; returns the number of ids, special tokens included."""
+        """Build the vocabulary from the characters of a text; returns the number of ids, special tokens included."""
         self._tokenizer = CharTokenizer.build_vocab(text, unknown="unk")
         return self.vocab_size
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids."""
+        """Number of ids, special tokens included."""
         return self.tokenizer.vocab_size + len(SPECIAL)
 
     @property
@@ -49,12 +49,12 @@ class SimpleTokenizer:
         return self.tokenizer.vocab_size + 2
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of a text, between those of its beginning and its end unless ``add_special_tokens`` is False."""
+        """Encode a text; ``bos_id`` and ``eos_id`` are added unless ``add_special_tokens`` is False."""
         ids = self.tokenizer.encode(text)
         return [self.bos_id, *ids, self.eos_id] if add_special_tokens else ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of some ids; special tokens are left out, or written by their names."""
+        """Decode ids; special tokens are skipped, or decoded to their names if ``skip_special_tokens`` is False."""
         names = dict(enumerate(SPECIAL, self.tokenizer.vocab_size))
-        shown = {} if skip_special_tokens else names
-        return "".join(shown.get(id, "") if id in names else self.tokenizer.decode([id]) for id in map(int, ids))
+        texts = dict.fromkeys(names, "") if skip_special_tokens else names
+        return "".join(texts[id] if id in texts else self.tokenizer.decode([id]) for id in map(int, ids))

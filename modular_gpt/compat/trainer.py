@@ -1,4 +1,4 @@
-"""A trainer that is made with a model and its data, and then told to train."""
+"""``fit`` as a Trainer class, with the arguments of other code bases."""
 
 from collections.abc import Sized
 from pathlib import Path
@@ -14,9 +14,9 @@ from modular_gpt.training import History, fit
 
 
 class Trainer:
-    """``Trainer(model=, train_dataset=, ...).train()`` is ``fit`` on a Dataset.
+    """Trains a model on a Dataset with ``fit``: ``Trainer(model=, train_dataset=, ...).train()``.
 
-    history: of the last ``train``
+    history: metrics of the last call of ``train``
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class Trainer:
         val_dataset: Dataset[Any] | None = None,
         **settings: Any,
     ) -> None:
-        """settings: further ones of ``fit``, such as ``weight_decay``, ``warmup_steps``, ``grad_clip``, ``device``"""
+        """settings: further settings of ``fit``, such as ``weight_decay``, ``warmup_steps`` and ``grad_clip``"""
         self.model, self.train_dataset, self.val_dataset = model, train_dataset, val_dataset
         rows = len(cast(Sized, train_dataset))
         size = max(1, min(batch_size, rows))
         self.settings = {"batch_size": size, "learning_rate": learning_rate, "epochs": max_epochs, **settings}
         if val_dataset is not None:
-            self.settings.setdefault("eval_interval", max(1, rows // size))  # once in an epoch
+            self.settings.setdefault("eval_interval", max(1, rows // size))  # one evaluation per epoch
         self.history = History()
 
     def train(self) -> GPTModel:
@@ -48,17 +48,21 @@ class Trainer:
         return self.model
 
     def save_checkpoint(self, path: str | Path, tokenizer: Tokenizer | None = None) -> Path:
-        """Write the model, and a tokenizer if one is given, into a folder that ``load_model`` opens."""
+        """Write the model, and optionally its tokenizer, into a folder that ``load_model`` opens; returns the folder.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
         return save_checkpoint(path, self.model, tokenizer, meta={"history": self.history.to_dict()})
 
     def load_checkpoint(self, path: str | Path) -> GPTModel:
-        """Give the model the weights of a checkpoint.
+        """Load the weights of a checkpoint into the model, and return it.
 
         Raises:
-            CheckpointError: there is none, or it is of a model of another shape.
+            CheckpointError: there is no checkpoint, or its model has other settings.
         """
         loaded = load_checkpoint(path)
         if loaded.model.config != self.model.config:
-            raise CheckpointError(f"'{path}' is of a model with other settings: use modular_gpt.load_model('{path}')")
+            raise CheckpointError(f"'{path}' has a model with other settings: use modular_gpt.load_model('{path}')")
         self.model.load_state_dict(loaded.model.state_dict())
         return self.model

@@ -1,4 +1,4 @@
-"""Model files in the Hugging Face format: found in a folder, the cache or the hub, and read tensor by tensor."""
+"""Model files in the Hugging Face format: located in a folder, the local cache or the hub, and read lazily."""
 
 from modular_gpt.core.checkpoint_paths import SHORT_NAMES
 from modular_gpt.weights.hub import CONFIG_FILE, TOKENIZER, Source, Unreachable, locate, tokenizer_file

@@ -1,4 +1,4 @@
-"""Locates the files of a published model: in a folder, the local Hugging Face cache, or the hub."""
+"""Location of the files of a published model: in a folder, the local Hugging Face cache, or the hub."""
 
 import logging
 import queue
@@ -24,15 +24,16 @@ TOKENIZER = "tokenizer.json"
 
 
 class Unreachable(CheckpointError):
-    """A file is not in the local cache, and the hub cannot be reached."""
+    """A file is not in the local cache, and the Hugging Face hub cannot be reached."""
 
 
 @dataclass(frozen=True)
 class Source:
     """The files of one model, in a folder or on the hub.
 
-    name: name given by the user; folder: folder of the files; None: they come from the hub
-    repository, revision: repository on the hub, and its revision in the local cache; None: the newest
+    name: name given by the user, for messages
+    folder: folder of the files; None: they are on the hub or in the local cache
+    repository, revision: repository on the hub, and commit in the local cache; None: the newest commit
     """
 
     name: str
@@ -85,15 +86,15 @@ def locate(name_or_path: str | Path) -> Source:
 
 
 def tokenizer_file(name_or_path: str | Path) -> Path | None:
-    """Path of the ``tokenizer.json`` of a published model, or of its ``vocab.json`` with ``merges.txt``; None: neither.
+    """The path of ``tokenizer.json``, or of ``vocab.json`` if there is a ``merges.txt``; None: the model has neither.
 
-    The files that define its special tokens and its chat template are in the same folder.
+    The files that define special tokens and the chat template are downloaded into the same folder.
 
     Raises:
         CheckpointError: there is no such model, or the hub cannot be reached.
     """
     source = locate(name_or_path)
-    with suppress(Unreachable):  # download the files that belong to it into the same folder
+    with suppress(Unreachable):
         for name in ("tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
             source.file(name)
     if (file := source.file(TOKENIZER)) is not None:
@@ -103,19 +104,25 @@ def tokenizer_file(name_or_path: str | Path) -> Path | None:
 
 
 def _from_cache(repository: str, name: str, revision: str | None) -> Path | None:
+    """The path of a file in the local cache; None if it is not there.
+
+    Raises:
+        CheckpointError: ``repository`` is not a valid name.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repository, name, revision=revision)
+        path = try_to_load_from_cache(repository, name, revision=revision)
     except HFValidationError as error:
         raise CheckpointError(
             f"{repository!r} is neither a folder nor a name on the Hugging Face hub; give one of them"
         ) from error
-    return Path(found) if isinstance(found, str) else None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _from_hub(source: Source, name: str) -> Path | None:
+    """Download a file; None if the model has no such file. Raises as ``Source.file``."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
@@ -128,12 +135,12 @@ def _from_hub(source: Source, name: str) -> Path | None:
         return None
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{source.name!r} asks for an agreement on its page at the Hugging Face hub; accept it, "
-            "run `hf auth login`, and try again"
+            f"{source.name!r} is a gated model: accept its agreement on the Hugging Face hub, run `hf auth login`, and"
+            " try again"
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"there is no model {source.name!r}, neither here nor on the Hugging Face hub") from error
-    except Exception as error:  # no network, no access, no space: each transport has its own classes
+    except Exception as error:  # no network, no access, no space: the transports have no common class of exceptions
         raise Unreachable(
             f"{name} of {source.name!r} is not in the local cache, and the Hugging Face hub cannot be reached "
             f"({type(error).__name__}); connect once, or give the folder of a copy"
@@ -141,9 +148,9 @@ def _from_hub(source: Source, name: str) -> Path | None:
 
 
 def _check_reachable(endpoint: str) -> None:
-    """Raise an OSError within ``CONNECT_SECONDS`` if the hub cannot be reached.
+    """Raise an OSError within ``CONNECT_SECONDS`` if the hub cannot be reached; with a proxy nothing is checked.
 
-    The client of the hub itself would retry for half a minute. With a proxy this check is skipped.
+    The hub's client would retry for half a minute.
     """
     if getproxies():
         return
@@ -154,21 +161,24 @@ def _check_reachable(endpoint: str) -> None:
 
 @lru_cache(maxsize=1)
 def _connection_problem(endpoint: str, minute: int) -> OSError | None:
-    """The error of a connection to the hub, tried once per ``minute``; in a thread, as name lookup has no timeout."""
+    """The error of a connection to the hub, or None; the result is cached for the given minute.
+
+    The connection is made in a thread, since name resolution has no timeout.
+    """
     url = urlsplit(endpoint)
     address = url.hostname or endpoint, url.port or (80 if url.scheme == "http" else 443)
-    answers: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
+    results: queue.SimpleQueue[OSError | None] = queue.SimpleQueue()
 
     def connect() -> None:
         try:
             socket.create_connection(address, timeout=CONNECT_SECONDS).close()
-            answers.put(None)
+            results.put(None)
         except OSError as error:
-            answers.put(error)
+            results.put(error)
 
     threading.Thread(target=connect, daemon=True).start()
     try:
-        return answers.get(timeout=CONNECT_SECONDS)
+        return results.get(timeout=CONNECT_SECONDS)
     except queue.Empty:
         return TimeoutError(f"no answer from {address[0]} within {CONNECT_SECONDS:g} seconds")
 

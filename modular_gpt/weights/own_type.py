@@ -1,7 +1,7 @@
-"""Folders with this package's own model type, ``model_type: modular_gpt``, which can hold any GPTModel.
+"""Reading of folders with ``model_type: modular_gpt``, which can hold any GPTModel.
 
-Only config.json and the safetensors files that an index in the same folder names are read, so such a folder can name
-neither files elsewhere nor code.
+Only config.json, the weight files of the same folder and their index are read; references to other files or to code
+have no effect.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ from modular_gpt.model.materialize import layers_in, model_from_tensors
 from modular_gpt.weights.hub import CONFIG_FILE, Source
 from modular_gpt.weights.tensor_files import Tensors
 
-OWN_TYPE = "modular_gpt"  # the model_type of folders that hold any GPTModel, written by this program
-PREFIX = "model."  # of tensor names: GPTModel is a submodule of the transformers model
+OWN_TYPE = "modular_gpt"  # model_type in config.json
+PREFIX = "model."  # of tensor names, since GPTModel is a submodule of the transformers model
 
 
 def read_own_model(
     source: Source, settings: PlainMapping, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> GPTModel:
-    """Read the model of a folder, or of a repository on the hub; returns it in evaluation mode.
+    """Read the model of a folder or of a repository on the hub; returns it in evaluation mode.
 
-    settings: the content of its config.json
+    settings: content of its config.json
     dtype: dtype of the parameters; None: as saved
 
     Raises:
@@ -33,20 +33,21 @@ def read_own_model(
     """
     if settings.get("quantization_config"):
         raise CheckpointError(f"{source.name!r} is quantised, which is not supported; use its unquantised copy")
-    described = settings.get("gpt")
-    if not isinstance(described, Mapping):
+    gpt = settings.get("gpt")
+    if not isinstance(gpt, Mapping):
         raise CheckpointError(
             f"{CONFIG_FILE} of {source.name!r} has no mapping 'gpt' that describes the model: restore the file"
         )
     with Tensors(source) as files:
         names = {key.removeprefix(PREFIX): key for key in sorted(files.keys())}
-        layers = described.get("n_layers")
+        layers = gpt.get("n_layers")
         if isinstance(layers, (int, float)) and layers > layers_in(names):  # checked before layers are allocated
             raise CheckpointError(
-                f"{CONFIG_FILE} of {source.name!r} describes {layers} layers, more than the weights beside it"
+                f"{CONFIG_FILE} of {source.name!r} describes {layers} layers, more than the weights beside it have:"
+                " copy or download the files again"
             )
         tensors = {name: files.tensor(key) for name, key in names.items()}
         try:
-            return model_from_tensors(GPTConfig.from_dict(described), tensors, dtype, device)
+            return model_from_tensors(GPTConfig.from_dict(gpt), tensors, dtype, device)
         except (ConfigError, CheckpointError) as error:
             raise CheckpointError(f"{source.name!r} does not fit its {CONFIG_FILE}: {error}") from error

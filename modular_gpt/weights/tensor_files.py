@@ -1,4 +1,4 @@
-"""Reads the tensors of a published model one at a time from memory-mapped files."""
+"""Lazy reading of the tensors of a published model from memory-mapped files."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -29,7 +29,11 @@ class TensorFile(Protocol):
 
 
 class SafeTensors:
-    """A file in the safetensors format: https://github.com/huggingface/safetensors"""
+    """A file in the safetensors format (https://github.com/huggingface/safetensors).
+
+    Raises:
+        CheckpointError: the file cannot be opened or is damaged.
+    """
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         from safetensors import safe_open
@@ -37,7 +41,7 @@ class SafeTensors:
         try:
             self.handle: Any = stack.enter_context(safe_open(str(path), framework="pt"))
         except Exception as error:  # SafetensorError, or an OSError of a file that cannot be opened
-            raise CheckpointError(f"'{path}' is damaged or cut short ({error}); copy or download it again") from error
+            raise CheckpointError(f"'{path}' is damaged or incomplete ({error}); copy or download it again") from error
 
     def keys(self) -> list[str]:
         return list(self.handle.keys())
@@ -51,18 +55,22 @@ class SafeTensors:
 
 
 class OldFile:
-    """A file written by ``torch.save``; only tensors are read, and a file with code is refused without running it."""
+    """A file written by ``torch.save``, read without running code.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds other objects than tensors by name.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
             content = _load_old(path)
-        except Exception as error:  # the classes of pickle, zip and the system
+        except Exception as error:  # of pickle, zipfile and the system
             raise CheckpointError(
-                f"'{path}' is damaged, or holds more than tensors, which could be foreign code and was not run; "
-                "use a model.safetensors"
+                f"'{path}' is damaged, or holds other objects than tensors, which are not loaded since they could run"
+                " code; use a model.safetensors"
             ) from error
         if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise CheckpointError(f"'{path}' holds no tensors by name; use a model.safetensors")
+            raise CheckpointError(f"'{path}' does not hold tensors by name; use a model.safetensors")
         self.tensors = dict(content)
 
     def keys(self) -> list[str]:
@@ -87,7 +95,7 @@ class LazyTensor(Protocol):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The tensor of a file under its key there."""
+    """A tensor in a file; key: its name there."""
 
     file: TensorFile
     key: str
@@ -100,7 +108,7 @@ class StoredTensor:
         return self.file.tensor(self.key)
 
 
-# Changes the names of tensors, leaves some out, or replaces several by one that is computed from them.
+# A function that renames, removes or combines lazy tensors
 View = Callable[[Mapping[str, LazyTensor]], dict[str, LazyTensor]]
 
 
@@ -112,9 +120,15 @@ def _load_old(path: Path) -> Any:
 
 
 class Tensors:
-    """All tensors of a model by name, in one file or several; a context manager that closes them."""
+    """The tensors of a model by name, in one file or several; a context manager that closes the files."""
 
     def __init__(self, source: Source) -> None:
+        """Open the files of a model.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the index names tensors that the files lack.
+            Unreachable: a file is not in the local cache, and the hub cannot be reached.
+        """
         self._stack = ExitStack()
         self._tensors: dict[str, LazyTensor] = {}
         try:
@@ -142,22 +156,25 @@ class Tensors:
         self._tensors |= {key: StoredTensor(file, key) for key in file.keys()}  # noqa: SIM118
 
     def _add_shards(self, source: Source, index: str) -> None:
-        where = (source.json(index) or {}).get("weight_map")
-        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        weight_map = (source.json(index) or {}).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise CheckpointError(f"{index} of {source.name!r} has no weight_map; copy or download it again")
-        for name in sorted(set(where.values())):
+        for name in sorted(set(weight_map.values())):
             path = source.file(name) if Path(name).name == name and name.isprintable() else None
             if path is None:
                 raise CheckpointError(
                     f"{source.name!r} has no file {printable(name)!r}, which its {index} names; copy it there"
                 )
             self._add(path)
-        missing = sorted(set(where) - set(self._tensors))
+        missing = sorted(set(weight_map) - set(self._tensors))
         if missing:
-            raise CheckpointError(f"the files of {source.name!r} lack tensors that {index} names: {listed(missing)}")
+            raise CheckpointError(
+                f"the files of {source.name!r} lack tensors that {index} names: {listed(missing)}; copy or download"
+                " them again"
+            )
 
     def apply(self, view: View) -> None:
-        """Show the tensors as ``view`` does."""
+        """Replace the tensors by a view of them."""
         self._tensors = view(self._tensors)
 
     def keys(self) -> set[str]:
@@ -188,13 +205,13 @@ class Tensors:
 
 
 def listed(names: list[str], limit: int = 20) -> str:
-    """Format printable names in one line; at most ``limit`` of them and the number of the others."""
+    """Format names in one line: the first ``limit`` of them by ``printable``, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(printable, names[:limit])) + more
 
 
 def as_os_error(error: Exception) -> OSError:
-    """The OSError, with its errno, that a SafetensorError reports in its text; an OSError is returned unchanged."""
+    """Convert a SafetensorError to an OSError with the errno in its message; an OSError is returned unchanged."""
     if isinstance(error, OSError):
         return error
     number = re.search(r"os error (\d+)", str(error))

@@ -1,4 +1,4 @@
-"""Views of the tensors of files: under other names, some of them, or cut in another way."""
+"""Views of the tensors of files: renamed, filtered, or with rows split in another way."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,35 +15,35 @@ _HEAD = "lm_head."
 
 
 def renamed(*changes: tuple[str, str]) -> View:
-    """A view with the other names that files have for some tensors: (regular expression, replacement)."""
+    """A view with changed names; changes: pairs of a regular expression and its replacement, applied in order."""
 
     def view(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        found = {}
+        result = {}
         for name, tensor in tensors.items():
             for pattern, replacement in changes:
                 name = re.sub(pattern, replacement, name)
-            found[name] = tensor
-        return found
+            result[name] = tensor
+        return result
 
     return view
 
 
 def language_model(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """A view of the language model alone, under the names that its tensors have in files of its own family."""
-    found = {}
+    """A view of the language model of a multimodal model, under the names in files of the language model alone."""
+    result = {}
     for name, tensor in tensors.items():
-        inside = _LANGUAGE_MODEL.fullmatch(name)
-        if inside is not None:
-            short = inside["name"].removeprefix("model.")
-            found[short if short.startswith(_HEAD) else f"model.{short}"] = tensor
+        match = _LANGUAGE_MODEL.fullmatch(name)
+        if match is not None:
+            short = match["name"].removeprefix("model.")
+            result[short if short.startswith(_HEAD) else f"model.{short}"] = tensor
         elif name.startswith(_HEAD):
-            found[name] = tensor
-    return found
+            result[name] = tensor
+    return result
 
 
 @dataclass(frozen=True)
 class RowsOfSeveral:
-    """Rows ``start`` to ``stop`` of tensors that are concatenated when they are loaded."""
+    """Rows ``start`` to ``stop`` (exclusive) of several tensors, which are concatenated when they are loaded."""
 
     tensors: tuple[LazyTensor, ...]
     start: int
@@ -58,21 +58,24 @@ class RowsOfSeveral:
 
 
 def recut(ends: Sequence[str], like: Sequence[str]) -> View:
-    """A view in which some tensors of a module have as many rows as others, however a file divides their rows.
+    """A view in which the rows of some tensors of a module are split as the rows of other tensors of it are.
 
-    ends, like: how the names of both end, in the order in which the rows follow each other
+    Modules without all of these tensors, or with another total number of rows, are unchanged.
+
+    ends: suffixes of the names of the tensors to split again, in the order of their rows
+    like: suffixes of the names of the tensors with the wanted numbers of rows, in the same order
     """
 
     def view(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        found = dict(tensors)
+        result = dict(tensors)
         for module in [name.removesuffix(ends[0]) for name in tensors if name.endswith(ends[0])]:
-            names, others = ([module + end for end in one] for one in (ends, like))
-            if not tensors.keys() >= {*names, *others}:
+            names, references = ([module + end for end in suffixes] for suffixes in (ends, like))
+            if not tensors.keys() >= {*names, *references}:
                 continue
             stored = tuple(tensors[name] for name in names)
-            stops = [0, *accumulate(tensors[name].shape[0] for name in others)]
+            stops = [0, *accumulate(tensors[name].shape[0] for name in references)]
             if stops[-1] == sum(tensor.shape[0] for tensor in stored):
-                found |= {name: RowsOfSeveral(stored, *stops[i : i + 2]) for i, name in enumerate(names)}
-        return found
+                result |= {name: RowsOfSeveral(stored, *stops[i : i + 2]) for i, name in enumerate(names)}
+        return result
 
     return view

@@ -1,4 +1,4 @@
-"""Writes folders in the format of Hugging Face."""
+"""Writing of folders in the Hugging Face format."""
 
 import json
 import os
@@ -26,6 +26,8 @@ def write_files(
     eos_token_id: int | list[int] | None = None,
 ) -> None:
     """Write config.json, generation_config.json and model.safetensors, each atomically.
+
+    settings: content of config.json; eos_token_id: entry of generation_config.json
 
     Raises:
         CheckpointError: the folder cannot be written; the message has the number of bytes needed.

@@ -214,7 +214,7 @@ class Answer:
     ("error", "words"),
     [
         ("RepositoryNotFoundError", "there is no model 'some/name'"),
-        ("GatedRepoError", "asks for an agreement"),
+        ("GatedRepoError", "is a gated model: accept its agreement"),
         ("RemoteEntryNotFoundError", "has no config.json"),
         ("OfflineModeIsEnabled", "cannot be reached"),
     ],
@@ -362,7 +362,7 @@ def test_damaged_safetensors(damage: str, gpt2: Saved) -> None:
     path = gpt2.folder / WEIGHTS
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     sentence = refusal(gpt2.folder)
-    assert str(path) in sentence and "damaged or cut short" in sentence
+    assert str(path) in sentence and "damaged or incomplete" in sentence
 
 
 def test_integers_are_no_weights(gpt2: Saved) -> None:

@@ -13,7 +13,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from modular_gpt import CheckpointError
 from modular_gpt.pretrained import load_pretrained
-from modular_gpt.weights.mxfp4 import dequantised
+from modular_gpt.weights.mxfp4 import dequantise
 from tests.reference.cases import CASES, ids, reference
 from tests.reference.conftest import difference
 
@@ -30,7 +30,7 @@ def test_dequantised_blocks_equal_those_of_transformers() -> None:
     """Every byte, and every exponent in the range of bfloat16."""
     packed, scales = blocks(3, 70, 96, spread=100)
     packed[0].view(-1)[:256] = torch.arange(256, dtype=torch.uint8)
-    got = dequantised(packed, scales)
+    got = dequantise(packed, scales)
     assert got.dtype == torch.bfloat16 and got.shape == (3, 96, 70)
     assert torch.equal(got, convert_moe_packed_tensors(packed, scales))
 
@@ -39,7 +39,7 @@ def test_by_hand() -> None:
     """0x1f: the low bits 0xf are -6, and the high bits 1 are 0.5; times 2^(128 - 127)."""
     packed = torch.zeros(1, 1, 1, 16, dtype=torch.uint8)
     packed[..., 0] = 0x1F
-    assert dequantised(packed, torch.full((1, 1, 1), 128, dtype=torch.uint8))[0, :3, 0].tolist() == [-12.0, 1.0, 0.0]
+    assert dequantise(packed, torch.full((1, 1, 1), 128, dtype=torch.uint8))[0, :3, 0].tolist() == [-12.0, 1.0, 0.0]
 
 
 def test_one_expert_at_a_time() -> None:
@@ -56,7 +56,7 @@ def test_one_expert_at_a_time() -> None:
 
     packed, scales = blocks(16, 8, 64)
     with Sizes():
-        out = dequantised(packed, scales)
+        out = dequantise(packed, scales)
     *others, largest = sorted(sizes)
     assert largest == out.numel() and max(others) <= largest // 16
 
