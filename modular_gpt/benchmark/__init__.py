@@ -1,4 +1,4 @@
-"""Speed, memory and cache of model variants on this machine: training steps, prefill and decoding, interleaved.
+"""Benchmark of model variants on this machine: speed, memory and cache in training, prefill and decoding.
 
 results = run_benchmark({"mha": GPTConfig(attention="mha"), "gqa": GPTConfig(attention="gqa")}, BenchmarkConfig())
 print(text_report(results))

@@ -1,4 +1,4 @@
-"""Settings of a benchmark: what is measured, at which sizes, and how often."""
+"""Settings of a benchmark: workloads, sizes, and number of rounds."""
 
 from dataclasses import dataclass, field
 
@@ -14,13 +14,13 @@ DTYPES = ("float32", "bf16")
 class BenchmarkConfig:
     """Settings of a benchmark.
 
-    context: Context lengths: tokens per row in training and prefill, and tokens before those that are decoded.
+    context: Context lengths, the number of tokens per row in training and prefill, and before the decoded tokens.
     batch: Batch sizes.
-    measure: Measurements to make, among train, prefill and decode.
+    measure: Workloads to measure, among train, prefill and decode.
     rounds: Number of timed runs of each variant, interleaved with the others.
     decode_tokens: Number of tokens to decode per round.
-    precision: Precision of the arithmetic, float32 or bf16: of training, and of the weights in prefill and decoding.
-    packing: Form of the weights in prefill and decoding on a CPU: none, onednn or int8.
+    precision: Precision, float32 or bf16, of training, and of the weights in prefill and decoding.
+    packing: Packing of the weights in prefill and decoding on a CPU, none, onednn or int8.
     compile: Compile the training step with torch.compile.
     threads: Number of CPU threads. By default (null) OMP_NUM_THREADS, or one per physical core.
     """
@@ -38,7 +38,7 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         for name, values in (("context", self.context), ("batch", self.batch), ("measure", self.measure)):
             if not values:
-                raise ConfigError(f"{name} is empty: give one value or several, such as {name}={_example(name)}")
+                raise ConfigError(f"{name} is empty: give one or several values, such as {name}={_example(name)}")
         for context in self.context:
             positive("benchmark", context=context)
         for batch in self.batch:
@@ -51,7 +51,7 @@ class BenchmarkConfig:
 
     @property
     def decoded(self) -> int:
-        """Number of tokens decoded in total, including one untimed round."""
+        """Number of tokens decoded in all rounds, including an untimed one."""
         return (self.rounds + 1) * self.decode_tokens
 
 

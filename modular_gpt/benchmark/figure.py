@@ -1,4 +1,4 @@
-"""Plots a benchmark: speed, memory and cache by context length, one line per variant."""
+"""The plot of a benchmark: speed, memory and cache by context length, with a line per variant."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,30 +7,30 @@ from modular_gpt.benchmark.results import BenchmarkResults, Measurement
 from modular_gpt.runtime.timing import MIB
 
 PANELS: tuple[tuple[str, str, Callable[[Measurement], float]], ...] = (
-    ("train", "training, tokens/s", lambda found: found.tokens_per_second),
-    ("train", "memory of a training step, MiB", lambda found: found.memory / MIB),
-    ("prefill", "prefill, tokens/s", lambda found: found.tokens_per_second),
-    ("decode", "decoding, tokens/s", lambda found: found.tokens_per_second),
-    ("decode", "cache, MiB", lambda found: found.cache_allocated / MIB),
+    ("train", "training, tokens/s", lambda m: m.tokens_per_second),
+    ("train", "memory of a training step, MiB", lambda m: m.memory / MIB),
+    ("prefill", "prefill, tokens/s", lambda m: m.tokens_per_second),
+    ("decode", "decoding, tokens/s", lambda m: m.tokens_per_second),
+    ("decode", "cache, MiB", lambda m: m.cache_allocated / MIB),
 )
 
 
 def draw(results: BenchmarkResults, path: Path) -> None:
-    """Write a PNG with one panel per quantity, for the largest batch size."""
+    """Write a PNG file with a panel per quantity, for the largest batch size."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measured = {found.cell.measure for found in results.measurements if not found.failure}
-    panels = [panel for panel in PANELS if panel[0] in measured]
+    succeeded = {m.cell.measure for m in results.measurements if not m.failure}
+    panels = [panel for panel in PANELS if panel[0] in succeeded]
     figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    batch = max(found.cell.batch for found in results.measurements)
+    batch = max(m.cell.batch for m in results.measurements)
     for axes, (measure, title, value) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         contexts = set()
         for name in results.variants:
-            found = [m for m in results.of(name, measure) if m.cell.batch == batch]
-            axes.plot([m.cell.context for m in found], [value(m) for m in found], "o-", markersize=4, label=name)
-            contexts |= {m.cell.context for m in found}
+            line = [m for m in results.of(name, measure) if m.cell.batch == batch]
+            axes.plot([m.cell.context for m in line], [value(m) for m in line], "o-", markersize=4, label=name)
+            contexts |= {m.cell.context for m in line}
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sorted(contexts), [f"{context:,}" for context in sorted(contexts)])

@@ -1,4 +1,4 @@
-"""The results of a benchmark as text, CSV and a picture."""
+"""The results of a benchmark as text, CSV and a plot."""
 
 import csv
 import io
@@ -23,9 +23,9 @@ def text_report(results: BenchmarkResults) -> str:
     if results.warning:
         sections.append(f"Warning: {results.warning}.")
     for measure, title in TITLES.items():
-        found = [m for m in results.measurements if m.cell.measure == measure]
-        if found:
-            sections += [f"### {title}", _table(results, found, measure)]
+        measurements = [m for m in results.measurements if m.cell.measure == measure]
+        if measurements:
+            sections += [f"### {title}", _table(results, measurements, measure)]
     failures = [f"{m.variant} at {m.cell.context:,} tokens: {m.failure}." for m in results.measurements if m.failure]
     return "\n\n".join([*sections, *failures, *reading(results)])
 
@@ -45,18 +45,15 @@ def csv_text(results: BenchmarkResults) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for found in results.measurements:
-        cell = found.cell
+    for m in results.measurements:
+        cell = m.cell
         numbers: list[object] = ["", "", "", "", ""]
-        if not found.failure:
-            share = results.share_of_peak(found)
-            numbers = [found.parameters, found.tokens_per_second, found.spread, found.speed, share]
-        cached = (found.cache_predicted, found.cache_allocated) if cell.measure == "decode" else ("", "")
-        flops = found.flops / found.tokens if found.flops else ""
-        memory = found.memory or ""
-        writer.writerow(
-            [found.variant, cell.measure, cell.context, cell.batch, *numbers, flops, memory, *cached, found.failure]
-        )
+        if not m.failure:
+            numbers = [m.parameters, m.tokens_per_second, m.spread, m.speed, results.share_of_peak(m)]
+        cache = (m.cache_predicted, m.cache_allocated) if cell.measure == "decode" else ("", "")
+        flops = m.flops / m.tokens if m.flops else ""
+        row = [m.variant, cell.measure, cell.context, cell.batch, *numbers, flops, m.memory or "", *cache, m.failure]
+        writer.writerow(row)
     return out.getvalue()
 
 
@@ -64,28 +61,28 @@ def _table(results: BenchmarkResults, measurements: Sequence[Measurement], measu
     header = ["", "context", "batch", "tokens/s", "spread", "speed", "of the peak", "MiB"]
     if measure == "decode":
         header += ["cache MiB", "predicted"]
-    return markdown_table(header, [_row(results, found) for found in measurements if not found.failure])
+    return markdown_table(header, [_row(results, m) for m in measurements if not m.failure])
 
 
-def _row(results: BenchmarkResults, found: Measurement) -> list[str]:
-    share = results.share_of_peak(found)
+def _row(results: BenchmarkResults, m: Measurement) -> list[str]:
+    share = results.share_of_peak(m)
     row = [
-        found.variant,
-        f"{found.cell.context:,}",
-        str(found.cell.batch),
-        f"{found.tokens_per_second:,.0f}",
-        f"±{found.spread:.0%}",
-        f"{found.speed:.2f}x",
+        m.variant,
+        f"{m.cell.context:,}",
+        str(m.cell.batch),
+        f"{m.tokens_per_second:,.0f}",
+        f"±{m.spread:.0%}",
+        "" if m.speed is None else f"{m.speed:.2f}x",
         "" if share is None else f"{share:.0%}",
-        f"{found.memory / MIB:,.0f}",
+        f"{m.memory / MIB:,.0f}",
     ]
-    if found.cell.measure == "decode":
-        row += [f"{found.cache_allocated / MIB:,.2f}", f"{found.cache_predicted / MIB:,.2f}"]
+    if m.cell.measure == "decode":
+        row += [f"{m.cache_allocated / MIB:,.2f}", f"{m.cache_predicted / MIB:,.2f}"]
     return row
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, the first one to the left."""
+    """A Markdown table, of which the first column is aligned on the left and the others on the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     aligned = [[f"{row[0]:<{widths[0]}}", *map(str.rjust, row[1:], widths[1:])] for row in [header, rule, *rows]]

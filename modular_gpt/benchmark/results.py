@@ -11,9 +11,9 @@ from modular_gpt.runtime.timing import spread
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to measure.
+    """A model to measure; either ``config`` or ``checkpoint`` is given.
 
-    config: settings of a GPTConfig; checkpoint: a name that ``load_model`` opens. One of them is given.
+    config: settings of a GPTConfig; checkpoint: name that ``load_model`` opens
     """
 
     name: str
@@ -25,11 +25,14 @@ class Variant:
 class Measurement:
     """The measurement of one variant in one cell.
 
-    tokens: processed in a run; flops, bytes_read: of a run, 0 where they are not the bound
-    memory: peak bytes beyond those held before; parameters: of the model
-    cache_predicted, cache_allocated: bytes, of decoding only
-    seconds: of the run of each round; ratios: seconds of the first variant over these, within each round
-    failure: why there are no numbers, or ""
+    tokens: number of tokens that a run processes
+    flops, bytes_read: operations, and bytes read from memory, in a run; 0 if they do not bound its speed
+    memory: peak bytes of a run beyond those allocated before it
+    parameters: number of parameters of the model
+    cache_predicted, cache_allocated: bytes of the cache, in decoding only
+    seconds: duration of the run in each round
+    ratios: duration of the first variant divided by that of this one, in each round; empty if the first variant failed
+    failure: reason why the measurement failed, or ""
     """
 
     variant: str
@@ -47,23 +50,27 @@ class Measurement:
 
     @property
     def tokens_per_second(self) -> float:
-        """Median over the rounds."""
+        """Tokens per second, from the median duration."""
         return self.tokens / statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles of the seconds, as a fraction of their median."""
+        """Half the interquartile range of the durations, as a fraction of their median."""
         return spread(self.seconds)
 
     @property
-    def speed(self) -> float:
-        """Speed relative to the first variant: the median of the ratios within the rounds."""
-        return statistics.median(self.ratios)
+    def speed(self) -> float | None:
+        """Speed relative to the first variant, the median of ``ratios``; None if the first variant failed."""
+        return statistics.median(self.ratios) if self.ratios else None
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peak speeds of this machine: FLOP/s of matrix products in the benchmark's precision, bytes/s read from memory."""
+    """Peak speeds of this machine.
+
+    flops: FLOP/s of matrix products in the precision of the benchmark
+    bandwidth: memory bandwidth in bytes/s
+    """
 
     flops: float
     bandwidth: float
@@ -71,9 +78,11 @@ class Peaks:
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """All measurements of a benchmark.
+    """The results of a benchmark.
 
-    machine: the machine in one line; warning: a sentence if it was busy, or ""; precision: of the arithmetic
+    machine: description of the machine in one line
+    warning: warning about other load on the machine, or ""
+    precision: precision of training, and of the weights in prefill and decoding
     """
 
     measurements: list[Measurement]
@@ -85,23 +94,24 @@ class BenchmarkResults:
     @property
     def variants(self) -> list[str]:
         """The names of the variants; ratios are relative to the first."""
-        return list(dict.fromkeys(found.variant for found in self.measurements))
+        return list(dict.fromkeys(m.variant for m in self.measurements))
 
     def by_cell(self) -> Mapping[Cell, list[Measurement]]:
         """The measurements of each cell, in the order of the variants."""
         cells: dict[Cell, list[Measurement]] = {}
-        for found in self.measurements:
-            cells.setdefault(found.cell, []).append(found)
+        for m in self.measurements:
+            cells.setdefault(m.cell, []).append(m)
         return cells
 
     def of(self, variant: str, measure: str) -> list[Measurement]:
-        """The measurements of one variant that succeeded, by context and batch."""
-        found = [m for m in self.measurements if m.variant == variant and m.cell.measure == measure and not m.failure]
-        return sorted(found, key=lambda m: (m.cell.batch, m.cell.context))
+        """The successful measurements of one variant and workload, sorted by batch size, then by context length."""
+        succeeded = [m for m in self.measurements if not m.failure]
+        selected = [m for m in succeeded if m.variant == variant and m.cell.measure == measure]
+        return sorted(selected, key=lambda m: (m.cell.batch, m.cell.context))
 
-    def share_of_peak(self, found: Measurement) -> float | None:
-        """The fraction of the machine's peak: of bandwidth in decoding, else of arithmetic; None if unknown."""
-        seconds = statistics.median(found.seconds)
-        if found.cell.measure == "decode":
-            return found.bytes_read / seconds / self.peaks.bandwidth if self.peaks.bandwidth else None
-        return found.flops / seconds / self.peaks.flops if self.peaks.flops else None
+    def share_of_peak(self, measurement: Measurement) -> float | None:
+        """The fraction of the machine's peak bandwidth in decoding, else of its peak FLOP/s; None if unknown."""
+        seconds = statistics.median(measurement.seconds)
+        if measurement.cell.measure == "decode":
+            return measurement.bytes_read / seconds / self.peaks.bandwidth if self.peaks.bandwidth else None
+        return measurement.flops / seconds / self.peaks.flops if self.peaks.flops else None

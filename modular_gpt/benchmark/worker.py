@@ -13,14 +13,14 @@ from modular_gpt.benchmark.config import BenchmarkConfig
 from modular_gpt.benchmark.results import Measurement, Variant
 from modular_gpt.benchmark.workloads import WEIGHTS, WORKLOADS, Cell, Workload
 from modular_gpt.checkpoint.resolve import load_model
-from modular_gpt.core.errors import ConfigError, UserError
+from modular_gpt.core.errors import ConfigError, UserError, first_line
 from modular_gpt.model import GPTModel
 from modular_gpt.model.config import GPTConfig
 from modular_gpt.runtime.cpu_allocator import keep_memory
-from modular_gpt.runtime.timing import forget_peak, held_memory, peak_memory, timed_run
+from modular_gpt.runtime.timing import current_memory, peak_memory, reset_peak_memory, timed_run
 
-READY, RUN, END = "ready", "run", "end"
-WARM_UP = 64  # tokens of a first run before memory is measured
+PREPARE, RUN, END = "prepare", "run", "end"  # requests to a worker process
+WARM_UP = 64  # maximum context length of the run before memory is measured
 CONTEXT = multiprocessing.get_context("spawn")
 
 
@@ -29,27 +29,43 @@ class Worker:
 
     def __init__(self, variant: Variant, config: BenchmarkConfig, threads: int, device: str) -> None:
         self.variant = variant
+        self.arguments = variant, config, threads, device
+        self.start()
+
+    def start(self) -> None:
+        """Start the process."""
         self.pipe, other = CONTEXT.Pipe()
-        self.process: BaseProcess = CONTEXT.Process(
-            target=serve, args=(variant, config, threads, device, other), daemon=True
-        )
+        self.process: BaseProcess = CONTEXT.Process(target=serve, args=(*self.arguments, other), daemon=True)
         self.process.start()
         other.close()
 
     def prepare(self, cell: Cell) -> Measurement:
-        """Build the workload of a cell in the process, run it once, and return the measurement without times."""
-        self.pipe.send((READY, cell))
-        try:
-            answer: Measurement = self.pipe.recv()
-        except EOFError:
-            answer = Measurement(self.variant.name, cell, failure="its process ended, perhaps out of memory")
-        return answer
+        """Build the workload of a cell in the process and run it once; returns a measurement without durations.
 
-    def run(self) -> float:
-        """Seconds of one run."""
-        self.pipe.send((RUN, None))
-        seconds: float = self.pipe.recv()
-        return seconds
+        If the process has ended in an earlier cell, another one is started.
+        """
+        if not self.process.is_alive():
+            self.start()
+        measurement: Measurement = Measurement(self.variant.name, cell)
+        with self._failure_of(measurement):
+            self.pipe.send((PREPARE, cell))
+            measurement = self.pipe.recv()
+        return measurement
+
+    def run(self, measurement: Measurement) -> None:
+        """Run the workload once, and add its duration in seconds to the measurement, or the failure of the process."""
+        with self._failure_of(measurement):
+            self.pipe.send((RUN, None))
+            measurement.seconds.append(self.pipe.recv())
+
+    @contextmanager
+    def _failure_of(self, measurement: Measurement) -> Iterator[None]:
+        """Context manager: the end of the process becomes the failure of the measurement."""
+        try:
+            yield
+        except (EOFError, OSError):
+            self.process.join()
+            measurement.failure = "its process ended, perhaps out of memory"
 
     def end(self) -> None:
         """End the process."""
@@ -62,7 +78,7 @@ class Worker:
 
 @contextmanager
 def workers(variants: Sequence[Variant], config: BenchmarkConfig, threads: int, device: str) -> Iterator[list[Worker]]:
-    """Context manager: a process for each variant, which ends with it."""
+    """Context manager: start a process for each variant, and end the processes at the end."""
     started: list[Worker] = []
     try:
         for variant in variants:
@@ -74,7 +90,7 @@ def workers(variants: Sequence[Variant], config: BenchmarkConfig, threads: int, 
 
 
 def serve(variant: Variant, config: BenchmarkConfig, threads: int, device: str, pipe: Connection) -> None:
-    """Main loop of a worker: prepare and run cells on request."""
+    """Main function of a worker process: handle requests until ``END``."""
     keep_memory()
     torch.set_num_threads(threads)
     workload: Workload | None = None
@@ -84,31 +100,35 @@ def serve(variant: Variant, config: BenchmarkConfig, threads: int, device: str, 
                 assert workload is not None
                 pipe.send(timed_run(workload.run))
                 continue
-            workload = None  # gives its memory back before the next one is built
-            workload, answer = prepared(variant, request[1], config, torch.device(device))
-            pipe.send(answer)
+            workload = None  # frees its memory before the next one is built
+            workload, measurement = build_workload(variant, request[1], config, torch.device(device))
+            pipe.send(measurement)
 
 
-def prepared(
+def build_workload(
     variant: Variant, cell: Cell, config: BenchmarkConfig, device: torch.device
 ) -> tuple[Workload | None, Measurement]:
-    """Build the workload of a cell and run it once; returns it and its measurement without seconds."""
-    answer = Measurement(variant.name, cell)
+    """Build the workload of a cell and run it once.
+
+    Returns the workload, or None if it failed, and a measurement without durations.
+    """
+    measurement = Measurement(variant.name, cell)
     try:
-        model = model_of(variant, cell, config, device)
-        answer.parameters = model.num_parameters().total  # before its weights are packed
+        model = build_model(variant, cell, config, device)
+        measurement.parameters = model.num_parameters().total  # before its weights are packed
         workload: Workload = WORKLOADS[cell.measure](model, cell, config)
         workload.run()
     except (UserError, RuntimeError, MemoryError) as error:
-        answer.failure = (str(error) or type(error).__name__).splitlines()[0]
-        return None, answer
-    answer.tokens, answer.flops, answer.bytes_read = workload.tokens, workload.flops, workload.bytes_read
-    answer.cache_predicted, answer.cache_allocated = workload.predicted, workload.allocated
-    return workload, answer
+        measurement.failure = first_line(error)
+        return None, measurement
+    measurement.tokens, measurement.flops = workload.tokens, workload.flops
+    measurement.bytes_read = workload.bytes_read
+    measurement.cache_predicted, measurement.cache_allocated = workload.predicted, workload.allocated
+    return workload, measurement
 
 
-def memory_of(variant: Variant, cell: Cell, config: BenchmarkConfig, threads: int, device: str) -> int:
-    """Peak bytes of a cell's workload beyond those of its model, in a process of its own; 0: it failed."""
+def measure_memory(variant: Variant, cell: Cell, config: BenchmarkConfig, threads: int, device: str) -> int:
+    """Peak bytes of a cell's workload beyond those of its model, measured in a new process; 0 if that failed."""
     pipe, other = CONTEXT.Pipe()
     process = CONTEXT.Process(target=send_memory, args=(variant, cell, config, threads, device, other), daemon=True)
     process.start()
@@ -124,22 +144,23 @@ def memory_of(variant: Variant, cell: Cell, config: BenchmarkConfig, threads: in
 def send_memory(
     variant: Variant, cell: Cell, config: BenchmarkConfig, threads: int, device: str, pipe: Connection
 ) -> None:
-    """Send the bytes of ``memory_of``."""
+    """Main function of the process of ``measure_memory``: send the number of bytes."""
     torch.set_num_threads(threads)
     small = replace(cell, context=min(cell.context, WARM_UP), batch=1)
-    prepared(variant, small, config, torch.device(device))  # libraries load and make what they keep
-    model = model_of(variant, cell, config, torch.device(device))
-    before = held_memory()
-    forget_peak()
+    build_workload(variant, small, config, torch.device(device))  # libraries allocate their permanent memory
+    model = build_model(variant, cell, config, torch.device(device))
+    before = current_memory()
+    reset_peak_memory()
     WORKLOADS[cell.measure](model, cell, config).run()
     pipe.send(max(0, peak_memory() - before))
 
 
-def model_of(variant: Variant, cell: Cell, config: BenchmarkConfig, device: torch.device) -> GPTModel:
-    """The model of a variant, with positions for all tokens of the cell.
+def build_model(variant: Variant, cell: Cell, config: BenchmarkConfig, device: torch.device) -> GPTModel:
+    """Build or load the model of a variant, with positions for all tokens of the cell.
 
     Raises:
-        ConfigError: the model of a checkpoint has fewer positions.
+        ConfigError: the model of a checkpoint has too few positions.
+        CheckpointError: the checkpoint cannot be opened.
     """
     torch.manual_seed(0)
     needed = cell.context + (config.decoded if cell.measure == "decode" else 0)
@@ -148,7 +169,7 @@ def model_of(variant: Variant, cell: Cell, config: BenchmarkConfig, device: torc
         if needed > model.config.context_length and not model.config.pos.component.extrapolates:
             raise ConfigError(f"{variant.name} has {model.config.context_length} positions, {needed} are needed")
     else:
-        described = GPTConfig.from_dict(variant.config or {})
-        model = GPTModel(replace(described, context_length=max(described.context_length, needed)))
+        model_config = GPTConfig.from_dict(variant.config or {})
+        model = GPTModel(replace(model_config, context_length=max(model_config.context_length, needed)))
     dtype = torch.float32 if cell.measure == "train" else WEIGHTS[config.precision]
     return model.to(device, dtype)

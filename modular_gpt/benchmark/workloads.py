@@ -16,12 +16,16 @@ from modular_gpt.training.estimate import flops_per_token
 from modular_gpt.training.forward import Forward
 
 WEIGHTS = {"float32": torch.float32, "bf16": torch.bfloat16}
-FORWARD = 1 / 3  # of the operations of a training step
+FORWARD = 1 / 3  # fraction of the operations of a training step in its forward pass
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A workload and its size: tokens per row, and number of rows."""
+    """A workload and its size.
+
+    measure: train, prefill or decode
+    context: number of tokens per row; batch: number of rows
+    """
 
     measure: str
     context: int
@@ -31,8 +35,10 @@ class Cell:
 class Workload(ABC):
     """A workload on one model.
 
-    tokens: that a run processes; flops: operations of a run; bytes_read: bytes of weights and cache that a run reads at
-    least; predicted, allocated: bytes of the cache by its specification, and of its tensors
+    tokens: number of tokens that a run processes
+    flops: number of floating-point operations of a run
+    bytes_read: lower bound of the bytes of weights and cache that a run reads
+    predicted, allocated: bytes of the cache by its CacheSpec, and of its tensors
     """
 
     tokens: int
@@ -64,7 +70,7 @@ class TrainingStep(Workload):
 
 
 class Prefill(Workload):
-    """Forward pass of a prompt, which fills a cache."""
+    """Forward pass of a prompt that fills a cache."""
 
     def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
         self.tokens = cell.batch * cell.context
@@ -79,12 +85,12 @@ class Prefill(Workload):
 
 
 class Decoding(Workload):
-    """Greedy decoding after a prompt, with a cache."""
+    """Greedy decoding with a cache after a prompt."""
 
     def __init__(self, model: GPTModel, cell: Cell, config: BenchmarkConfig) -> None:
         self.count = config.decode_tokens
         self.tokens = cell.batch * self.count
-        weights = model.num_parameters().active  # those of a packed model are not counted
+        weights = model.num_parameters().active  # before packing, which hides parameters from the count
         self.model = PACKINGS[config.packing](model.eval())
         capacity = cell.context + config.decoded
         dtype = model.embedding.weight.dtype
@@ -114,7 +120,7 @@ WORKLOADS: dict[str, type[TrainingStep] | type[Prefill] | type[Decoding]] = {
 
 
 def random_ids(model: GPTModel, batch: int, count: int) -> Tensor:
-    """(batch, count) token ids, the same for every model of one vocabulary."""
+    """Random token ids (batch, count), which are equal for all models with the same vocabulary size."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (batch, count), generator=generator)
     return ids.to(model.embedding.weight.device)

@@ -22,7 +22,7 @@ from modular_gpt.benchmark import benchmark as benchmark_module
 from modular_gpt.benchmark import worker as worker_module
 from modular_gpt.benchmark.reading import reading
 from modular_gpt.benchmark.report import csv_text
-from modular_gpt.benchmark.results import Peaks
+from modular_gpt.benchmark.results import Peaks, Variant
 from modular_gpt.benchmark.workloads import Cell, Decoding, Prefill, TrainingStep
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
@@ -107,8 +107,33 @@ def test_variants_are_measured_in_separate_processes() -> None:
 
 @pytest.mark.usefixtures("quick_processes")
 def test_a_benchmark_without_any_measurement_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"nothing could be measured: .*no-such-run"):
+    with pytest.raises(ConfigError, match=r"no measurement succeeded: .*no-such-run"):
         run_benchmark({"missing": "no-such-run"}, replace(QUICK, measure=["train"]), "cpu")
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_a_failed_first_variant_gives_no_relative_speeds() -> None:
+    models = {"missing": "no-such-run", "mha": GPTConfig(**SMALL)}
+    found = run_benchmark(models, replace(QUICK, measure=["decode"]), "cpu")
+    (mha,) = found.of("mha", "decode")
+    assert len(mha.seconds) == QUICK.rounds
+    assert mha.speed is None
+    assert "1.00x" not in text_report(found)
+    assert list(csv.DictReader(io.StringIO(csv_text(found))))[1]["relative_speed"] == ""
+
+
+@pytest.mark.usefixtures("quick_processes")
+def test_the_end_of_a_process_fails_one_measurement_and_not_the_next() -> None:
+    variant, cell = Variant("mha", config=GPTConfig(**SMALL).to_dict()), Cell("decode", 16, 2)
+    with worker_module.workers([variant], QUICK, 1, "cpu") as (worker,):
+        killed = worker.prepare(cell)
+        assert not killed.failure
+        worker.process.kill()
+        worker.run(killed)
+        assert killed.failure == "its process ended, perhaps out of memory"
+        again = worker.prepare(cell)
+        worker.run(again)
+        assert not again.failure and len(again.seconds) == 1
 
 
 def test_the_interpretation_compares_with_the_first_variant() -> None:
@@ -123,7 +148,7 @@ def test_the_interpretation_compares_with_the_first_variant() -> None:
         )
     )
     assert lines == [
-        "Read as: times the speed of mha, at the longest context and the largest batch.",
+        "Speeds are relative to mha, at the longest context and the largest batch.",
         "mha: a decoded token takes 2.0x the time from 1,024 to 4,096 tokens.",
         "gqa: 4.0x less cache, 2.00x decoding, 1.25x training, decoding is flat from 1,024 to 4,096 tokens.",
     ]
