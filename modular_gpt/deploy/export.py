@@ -25,7 +25,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from modular_gpt.core.cache import ModelCache, TokenCache
 from modular_gpt.core.convolution_cache import ConvolutionCache
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, first_line
 from modular_gpt.core.validation import positive
 from modular_gpt.model import GPTModel
 
@@ -213,7 +213,7 @@ def _export_errors() -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = first_line(cause)
         raise ConfigError(
             f"this model cannot be exported: {reason}; use other components, or attention.backend=auto"
         ) from error

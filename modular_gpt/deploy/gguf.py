@@ -241,9 +241,9 @@ def _add_settings(writer: "GGUFWriter", settings: PlainMapping, architecture: Ar
     scaling = SCALINGS.get(rope.get("rope_type", "default"), {})
     if scaling:
         writer.add_rope_scaling_type(_import_gguf().RopeScalingType(rope["rope_type"]))
-    for name, method in scaling.items():
-        if isinstance(method, str) and rope.get(name) is not None:
-            getattr(writer, method)(rope[name])
+    for name, target in scaling.items():
+        if isinstance(target, str) and rope.get(name) is not None:
+            getattr(writer, target)(rope[name])
 
 
 def gguf_tensors(settings: PlainMapping, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -281,8 +281,8 @@ def _llama3_factors(rope: PlainMapping, width: int) -> Tensor:
     frequencies: Tensor = float(rope["rope_theta"]) ** -(torch.arange(0, width, 2) / width)
     turns = frequencies * float(rope["original_max_position_embeddings"]) / (2 * math.pi)
     low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return ((1.0 - kept) / float(rope["factor"]) + kept).reciprocal()
+    unscaled = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return ((1.0 - unscaled) / float(rope["factor"]) + unscaled).reciprocal()
 
 
 def _convert(name: str, tensor: Tensor, settings: PlainMapping, architecture: Architecture) -> Tensor:

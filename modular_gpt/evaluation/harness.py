@@ -15,7 +15,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from modular_gpt.core.errors import ConfigError, DataError, unknown
+from modular_gpt.core.errors import ConfigError, DataError, first_line, unknown
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.evaluation.answers import generate_answers, greedy_config
@@ -184,7 +184,7 @@ def run_tasks(
             bootstrap_iters=1000,
         )
     except (OSError, ConnectionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"cannot load the data of {', '.join(names)} ({reason}); connect to the network once to download it"
         ) from error

@@ -13,6 +13,7 @@ from modular_gpt.core.errors import ConfigError, DataError
 from modular_gpt.data.tokenizers import Tokenizer
 from modular_gpt.evaluation.windows import Window, check_finite, log_probabilities, sliding_windows
 from modular_gpt.model import GPTModel
+from modular_gpt.model.loss import perplexity
 
 Progress = Callable[[int, int], object]  # called with the number of scored tokens and their total number
 
@@ -51,7 +52,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """exp(loss) per token, which depends on the tokenizer; infinite if it exceeds the range of a float."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:

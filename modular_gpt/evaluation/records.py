@@ -1,7 +1,6 @@
 """Evaluation on records: loss of the expected answers, accuracy by likelihood, and metrics of generated answers."""
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,6 +13,7 @@ from modular_gpt.evaluation.answers import generate_answers, greedy_config
 from modular_gpt.evaluation.likelihood import LikelihoodRequest, by_length, likelihoods
 from modular_gpt.evaluation.metrics import score_answer, score_answers
 from modular_gpt.model import GPTModel
+from modular_gpt.model.loss import perplexity
 
 Progress = Callable[[int, int], object]  # called with the number of scored answers and their total number
 
@@ -128,7 +128,7 @@ def _score_likelihood(
             correct_normalized.append(float(normalized == question.record.answer))
             prediction.scores |= {"correct": correct[-1], "correct_normalized": correct_normalized[-1]}
     loss = -total / tokens
-    metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "answer_tokens": tokens}
+    metrics = {"loss": loss, "perplexity": perplexity(loss), "answer_tokens": tokens}
     if correct:
         count = len(correct)
         metrics |= {"accuracy": sum(correct) / count, "accuracy_normalized": sum(correct_normalized) / count}

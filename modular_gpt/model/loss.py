@@ -1,5 +1,6 @@
 """The training loss: cross-entropy in chunks of rows, and optional terms."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -162,3 +163,8 @@ def _row_losses(
         return losses, (losses + logits.gather(1, valid_targets[:, None])[:, 0]).where(counts, 0.0)
     log_sum = vocabulary.logsumexp(logits)
     return (log_sum - vocabulary.chosen(logits, valid_targets)).where(counts, 0.0), log_sum.where(counts, 0.0)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss) for a loss in nats per token; inf if that exceeds the range of a float, NaN for NaN."""
+    return math.inf if loss >= 700.0 else math.exp(loss)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from modular_gpt.core.errors import NonFiniteError
 from modular_gpt.data import PreparedData
+from modular_gpt.model.loss import perplexity
 from modular_gpt.training.plot import PLOT
 from modular_gpt.training.recorder import duration
 
@@ -40,7 +41,7 @@ class Outcome:
     @property
     def perplexity(self) -> float:
         """exp(loss), the number of equally likely tokens with the same uncertainty; inf where that overflows."""
-        return math.exp(self.loss) if not self.loss >= 700.0 else math.inf
+        return perplexity(self.loss)
 
 
 def report_table(outcome: Outcome, data: PreparedData, directory: Path) -> str:

@@ -18,7 +18,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from modular_gpt.cli.composition.overrides import unknown_setting
 from modular_gpt.cli.composition.schema import Command, options
-from modular_gpt.core.errors import ConfigError, printable, unknown
+from modular_gpt.core.errors import ConfigError, first_line, printable, unknown
 from modular_gpt.core.validation import checked
 
 TYPES = {int: "whole numbers", float: "numbers", str: "texts"}  # of the keys and values of mappings
@@ -49,7 +49,7 @@ def _sentence(command: Command, where: list[Path], arguments: Sequence[str], err
             return _missing_plugin(*error.missing_cfg_file.split("/")[1:3])
         group, _, name = error.missing_cfg_file.partition("/")
         known = options(command, group, where) if group in command.choices() else {}
-        return unknown(group, name, known) if known else _first_line(error)
+        return unknown(group, name, known) if known else first_line(error)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         return _in_file(error) + unknown_setting(command, cause.full_key, _siblings(cause), arguments)
@@ -58,9 +58,9 @@ def _sentence(command: Command, where: list[Path], arguments: Sequence[str], err
     if isinstance(cause, ValidationError) and cause.full_key:
         return _in_file(error) + _wrong_value(cause)
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: {_first_line(error)}"
-    why = f" ({_first_line(cause)})" if isinstance(cause, OmegaConfBaseException) and cause is not error else ""
-    return _first_line(error) + why
+        return f"cannot read {error.override!r}: {first_line(error)}"
+    why = f" ({first_line(cause)})" if isinstance(cause, OmegaConfBaseException) and cause is not error else ""
+    return first_line(error) + why
 
 
 def _missing_plugin(plugin_type: str, name: str) -> str:
@@ -82,7 +82,7 @@ def _wrong_value(cause: ValidationError) -> str:
         return str(error)
     except (KeyError, TypeError):
         pass  # no dataclass says what it should be
-    return f"{cause.full_key}: {_first_line(cause)}"
+    return f"{cause.full_key}: {first_line(cause)}"
 
 
 def _mapping_of(command: Command, arguments: Sequence[str], error: Exception, cause: BaseException | None) -> str:
@@ -91,7 +91,7 @@ def _mapping_of(command: Command, arguments: Sequence[str], error: Exception, ca
     for argument in arguments:
         key, _, value = argument.lstrip("+").partition("=")
         key = command.former_names.get(key, key)
-        merging = value.startswith("{") and _first_line(error).startswith(f"Error merging override ++{key}=")
+        merging = value.startswith("{") and first_line(error).startswith(f"Error merging override ++{key}=")
         if not (merging or place.startswith(f"{key}.")):
             continue
         for hint in command.hints(key):
@@ -103,9 +103,5 @@ def _mapping_of(command: Command, arguments: Sequence[str], error: Exception, ca
 
 def _in_file(error: Exception) -> str:
     """The beginning of a message about an error in a yaml file, such as "In 'attention/mine': "; else ""."""
-    first = _first_line(error)
+    first = first_line(error)
     return first[: first.index("': ") + 3] if first.startswith("In '") and "': " in first else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

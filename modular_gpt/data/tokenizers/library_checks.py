@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from modular_gpt.core.errors import DataError
+from modular_gpt.core.errors import DataError, first_line
 from modular_gpt.core.plain_types import PlainMapping
 
 MAX_ID = 2**24  # of a token
@@ -28,7 +28,7 @@ def library_errors(where: str) -> Iterator[None]:
     except (DataError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # pyo3's PanicException is no Exception
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise DataError(f"{where} ({reason})") from error
 
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from modular_gpt.core.errors import ConfigError, UserError
+from modular_gpt.core.errors import ConfigError, UserError, first_line
 from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.core.registry import ComponentConfig, decode, import_folder
 from modular_gpt.training.loggers.base import Logger, LoggerConfig
@@ -74,8 +74,3 @@ def build_loggers(config: str | PlainMapping | ComponentConfig) -> Loggers:
     also = chosen.also if isinstance(chosen, LoggerConfig) else []
     others = [decode("logger", name) for name in also if name != chosen.name]
     return Loggers([logger.build() for logger in [chosen, *others]])
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
