@@ -385,7 +385,7 @@ def test_code_in_an_old_file_never_runs(archive: bool, gpt2: Saved, tmp_path: Pa
     (gpt2.folder / WEIGHTS).unlink()
     victim, path = tmp_path / "victim", gpt2.folder / "pytorch_model.bin"
     torch.save({"x": Malicious(victim)}, path, _use_new_zipfile_serialization=archive)
-    assert "was not run" in refusal(gpt2.folder)
+    assert "could run code" in refusal(gpt2.folder)
     assert not victim.exists()
     torch.load(path, weights_only=False)  # the file is as dangerous as it is meant to be
     assert victim.exists()
@@ -395,7 +395,7 @@ def test_code_in_an_old_file_never_runs(archive: bool, gpt2: Saved, tmp_path: Pa
 def test_an_old_file_of_something_else(content: Any, gpt2: Saved) -> None:
     (gpt2.folder / WEIGHTS).unlink()
     torch.save(content, gpt2.folder / "pytorch_model.bin")
-    assert "no tensors by name" in refusal(gpt2.folder)
+    assert "does not hold tensors by name" in refusal(gpt2.folder)
 
 
 @pytest.mark.parametrize("cut", [0, 10, 5000])

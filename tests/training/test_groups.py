@@ -78,7 +78,7 @@ def test_frozen_parameters_do_not_change(optim: str, folder: Path) -> None:
         ({"frozen": ["embedding*", "blocks*", "final_norm*"]}, "leaves nothing to train"),
         (
             {"optim": {"name": "adamw", "learning_rate_scale": {"head*": 2.0}}},
-            r"optim.learning_rate_scale: no parameter",
+            r"optim.learning_rate_scale: no trained parameter",
         ),
         (
             {"optim": {"name": "adamw", "learning_rate_scale": {"embedding*": 2.0}}, "frozen": ["embedding*"]},
