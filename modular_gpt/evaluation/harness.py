@@ -169,8 +169,8 @@ def run_tasks(
 
     Raises:
         ConfigError: there is no such task, or it uses a setting that is not supported.
-        DataError: the data of a task cannot be loaded, or a continuation is longer than the model's context.
-        NonFiniteError: the model's logits are not finite.
+        DataError: the data of a task cannot be loaded, or a continuation is longer than the context.
+        NonFiniteError: the logits are not finite.
     """
     names, manager = _find_tasks(tasks, include)
     try:
@@ -184,10 +184,8 @@ def run_tasks(
             bootstrap_iters=1000,
         )
     except (OSError, ConnectionError) as error:
-        reason = first_line(error)
-        raise DataError(
-            f"cannot load the data of {', '.join(names)} ({reason}); connect to the network once to download it"
-        ) from error
+        data = f"the data of {', '.join(names)} ({first_line(error)})"
+        raise DataError(f"cannot load {data}; connect to the network once to download it") from error
     assert results is not None, "the harness returns None only on other ranks of a distributed run"
     return {name: dict(metrics) for name, metrics in results["results"].items()}
 

@@ -95,8 +95,7 @@ class ModularGPTForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: (B, cached + T) with 0 for padding, which must be on the left
         labels: (B, T) the ids, or -100 for tokens without loss; this method shifts them by one
         past_key_values: cache to extend by these tokens; with None, ``use_cache=True`` creates a growing cache
-        logits_to_keep: compute the logits of the last n positions, or of the positions in a tensor; 0: of all. With
-            labels, all logits are computed
+        logits_to_keep: without labels, compute the logits of the last n positions, or of those in a tensor; 0: of all
         options: see ``ForwardOptions``
 
         Raises:

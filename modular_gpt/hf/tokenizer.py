@@ -27,20 +27,9 @@ def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> 
     Raises:
         ConfigError: transformers has no counterpart of this tokenizer.
     """
-    import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    convert = {"byte": _convert_bytes, "char": _convert_characters, "tiktoken": _convert_ranks}.get(tokenizer.name)
-    definition = tokenizer.definition()
-    if convert is not None:
-        inner = convert(definition)
-    elif "tokenizer" in definition:  # the definition is that of the tokenizers library
-        inner = tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
-    else:
-        raise ConfigError(
-            f"tokenizer={tokenizer.name} cannot be written for transformers, which has no counterpart: use another"
-            " tokenizer"
-        )
+    inner = _to_library(tokenizer)
     bos, eos = (None if id is None else inner.id_to_token(id) for id in (tokenizer.bos_id, tokenizer.eos_id))
     inner.post_processor = _bos_processor(bos, tokenizer.bos_id)
     roles = {"eos_token": eos, "bos_token": bos or eos, "pad_token": eos}
@@ -58,6 +47,22 @@ def to_transformers(tokenizer: Tokenizer, context_length: int | None = None) -> 
     if template is not None:
         converted.chat_template = template.jinja()
     return converted
+
+
+def _to_library(tokenizer: Tokenizer) -> "LibraryTokenizer":
+    """Convert a tokenizer to the ``tokenizers`` library. Raises a ConfigError if that has no counterpart."""
+    import tokenizers
+
+    definition = tokenizer.definition()
+    convert = {"byte": _convert_bytes, "char": _convert_characters, "tiktoken": _convert_ranks}.get(tokenizer.name)
+    if convert is not None:
+        return convert(definition)
+    if "tokenizer" not in definition:  # the definition by the library, which other tokenizers store
+        raise ConfigError(
+            f"tokenizer={tokenizer.name} cannot be written for transformers, which has no counterpart: use another"
+            " tokenizer"
+        )
+    return tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
 
 
 def _bos_processor(bos: str | None, bos_id: int | None) -> "processors.PostProcessor":
