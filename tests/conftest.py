@@ -84,6 +84,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let a worker report once per test, which is all that a run prints: six messages take longer than a short test."""
+    for plugin in session.config.pluginmanager.get_plugins():
+        if type(plugin).__name__ == "WorkerInteractor" and not session.config.getoption("durations"):
+            send = plugin.sendevent
+            plugin.sendevent = lambda name, **data: None if _is_silent(name, data) else send(name, **data)
+
+
+def _is_silent(name: str, data: Any) -> bool:
+    """Whether an event of a worker changes no line and no number of the output."""
+    if name == "testreport":
+        return data["data"]["when"] != "call" and data["data"]["outcome"] == "passed"
+    return name in ("logstart", "logfinish")
+
+
 def pytest_collection_finish() -> None:
     """Exclude modules and tests from garbage collections, which torch.compile triggers at each reset.
 
