@@ -157,7 +157,10 @@ class Case:
     generic: bool = False  # a single switch or choice; skipped by laws that compile
 
     def config(self, **changes: Any) -> GPTConfig:
-        return GPTConfig(**{**MODEL, **self.model, self.slot: {"name": self.name, **self.settings}, **changes})
+        """Two layers with default settings, and one with others, which changes nothing between layers."""
+        layers = 1 if self.settings or self.model else 2
+        component = {self.slot: {"name": self.name, **self.settings}}
+        return GPTConfig(**{**MODEL, "n_layers": layers, **self.model, **component, **changes})
 
     @property
     def id(self) -> str:

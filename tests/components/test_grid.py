@@ -24,7 +24,7 @@ def config(attention: str, pos: str, ffn: str) -> GPTConfig:
     settings: dict[str, object] = {"name": attention}
     if "window" in entries("attention")[attention].settings:
         settings["window"] = WINDOW
-    return GPTConfig(**{**MODEL, "attention": settings, "pos": pos, "ffn": ffn})
+    return GPTConfig(**{**MODEL, "n_layers": 1, "attention": settings, "pos": pos, "ffn": ffn})
 
 
 def refusal(attention: str, pos: str, ffn: str = "mlp") -> str | None:
