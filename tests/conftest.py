@@ -6,6 +6,8 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +87,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let a worker report once per test, which is all that a run prints: six messages take longer than a short test."""
+    """Let a worker report once per test: all six messages take longer than a short test."""
     for plugin in session.config.pluginmanager.get_plugins():
         if type(plugin).__name__ == "WorkerInteractor" and not session.config.getoption("durations"):
-            send = plugin.sendevent
-            plugin.sendevent = lambda name, **data: None if _is_silent(name, data) else send(name, **data)
+            plugin.sendevent = partial(_send, plugin.sendevent)
+
+
+def _send(send: Callable[..., None], name: str, **data: Any) -> None:
+    if not _is_silent(name, data):
+        send(name, **data)
 
 
 def _is_silent(name: str, data: Any) -> bool:
     """Whether an event of a worker changes no line and no number of the output."""
     if name == "testreport":
-        return data["data"]["when"] != "call" and data["data"]["outcome"] == "passed"
+        return bool(data["data"]["when"] != "call" and data["data"]["outcome"] == "passed")
     return name in ("logstart", "logfinish")
 
 

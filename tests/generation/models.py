@@ -28,7 +28,7 @@ def tiny(attention: str | dict[str, Any] = "mha", pos: str = "rope", seed: int =
             "vocab_size": 13,
             "d_model": 24,
             "n_heads": 4,
-            "n_layers": 2,
+            "n_layers": 1,
             "context_length": 48,
             "attention": ATTENTIONS[attention] if isinstance(attention, str) else attention,
             "pos": pos,

@@ -58,7 +58,7 @@ def test_a_token_copies_no_cache(attention: str, pos: str, padded: bool) -> None
     if settings.get("window") or attention == "linear":
         assert growth == 0
     else:
-        a_layer = model.config.cache_bytes(2, 1) / 2
+        a_layer = model.config.cache_bytes(2, 1) / model.config.n_layers
         scores = 2 * 4 * torch.float32.itemsize  # rows, heads
         assert growth <= 15 * scores < a_layer
 

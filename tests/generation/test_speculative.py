@@ -28,7 +28,7 @@ def nearly(model: GPTModel, scale: float = 0.15) -> GPTModel:
 
 @pytest.mark.parametrize(("attention", "pos"), PAIRS)
 def test_greedy_text_equals_that_without_drafts(attention: str, pos: str) -> None:
-    model, ids = tiny(attention, pos), prompts(2)
+    model, ids = tiny(attention, pos, n_layers=2), prompts(2)
     expected = naive_greedy(model, ids, 25)
     settings = GenerationConfig(max_new_tokens=25, greedy=True, strategy="speculative", draft_tokens=4)
     run = Generation(model, ids, settings, draft=nearly(model))
