@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import modular_gpt.training  # noqa: F401  registers optimizers and schedules
 from modular_gpt import GPTConfig, GPTModel, LayersConfig, LossConfig, generate
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.registry import entries
