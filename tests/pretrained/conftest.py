@@ -1,4 +1,4 @@
-"""A small GPT-2 on disk, as ``transformers`` writes it."""
+"""Models of ``transformers`` saved in a temporary folder."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from tests.reference.cases import CASES, reference
 
 
 class Saved:
-    """A model of ``transformers`` and the folder it was saved in."""
+    """A model of ``transformers`` and the folder that it was saved in."""
 
-    def __init__(self, folder: Path, kind: str, settings: dict[str, Any], **how: Any) -> None:
+    def __init__(self, folder: Path, model_type: str, settings: dict[str, Any], **save_options: Any) -> None:
         self.folder = folder
-        self.model: nn.Module = reference(kind, settings, strong=True)
-        self.model.save_pretrained(folder, **how)
+        self.model: nn.Module = reference(model_type, settings, strong=True)
+        self.model.save_pretrained(folder, **save_options)
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Every key of a config.json is read, harmless, or refused: no change of one alters transformers' logits in silence."""
+"""Every key of a config.json is read, harmless, or refused.
+
+A change of one key either raises an error or gives the logits that transformers computes with it.
+"""
 
 import json
 from collections.abc import Iterator
@@ -17,11 +20,23 @@ from modular_gpt.pretrained import FAMILIES, load_pretrained
 from tests.reference.cases import CASES, YARN, ids, reference
 from tests.reference.conftest import difference
 
-# families that together read keys in all the ways that there are
-SWEPT = ["gpt2", "llama", "mistral", "qwen3", "gemma2", "mixtral", "gpt_oss", "deepseek_v3", "bloom", "mpt", "falcon"]
-ROTARY = [kind for kind in FAMILIES if kind not in ("gpt2", "bloom", "mpt")]
-# Keys whose values transformers takes for other families than the one of the file.
-FURTHER: dict[str, Any] = {
+# families that together use every way of reading a key
+SWEPT_FAMILIES = [
+    "gpt2",
+    "llama",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "mixtral",
+    "gpt_oss",
+    "deepseek_v3",
+    "bloom",
+    "mpt",
+    "falcon",
+]
+ROTARY = [model_type for model_type in FAMILIES if model_type not in ("gpt2", "bloom", "mpt")]
+# keys that transformers reads for other families than that of the file
+EXTRA_KEYS: dict[str, Any] = {
     "layer_types": ["full_attention", "sliding_attention", "full_attention"],
     "sliding_window": 3,
     "original_max_position_embeddings": 8,
@@ -35,8 +50,8 @@ FURTHER: dict[str, Any] = {
 }
 
 
-def others(value: Any) -> Iterator[Any]:
-    """Other values that a key could have."""
+def other_values(value: Any) -> Iterator[Any]:
+    """Yield other values that the key could have."""
     yield None
     if isinstance(value, bool):
         yield not value
@@ -48,23 +63,24 @@ def others(value: Any) -> Iterator[Any]:
         yield 2
 
 
-def nested(settings: dict[str, Any], common: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(what was changed, the settings with one key changed), nested keys included.
+def single_changes(settings: dict[str, Any], common: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (description of the change, the settings with one key changed), nested keys included.
 
-    common: also those keys that are harmless in every family
+    Args:
+        common: also change the keys that are harmless in every family
     """
     for key, value in settings.items():
         if key == "model_type" or (key in HARMLESS and not common):
             continue
         if isinstance(value, dict) and value:
-            for inner, changed in nested(value, common):
+            for inner, changed in single_changes(value, common):
                 yield f"{key}.{inner}", {**settings, key: changed}
-        for other in others(value):
+        for other in other_values(value):
             yield f"{key}={other}", {**settings, key: other}
 
 
-def theirs(folder: Path, weights: dict[str, Tensor], tokens: Tensor) -> Tensor | None:
-    """The logits that transformers computes with a folder's config and these weights; None if they do not fit it."""
+def hf_logits(folder: Path, weights: dict[str, Tensor], tokens: Tensor) -> Tensor | None:
+    """Logits (B, T, V) of transformers with a folder's config and these weights; None if they do not match."""
     import transformers
 
     try:
@@ -78,8 +94,8 @@ def theirs(folder: Path, weights: dict[str, Tensor], tokens: Tensor) -> Tensor |
     return logits if logits.isfinite().all() else None
 
 
-def ours(config: GPTConfig, weights: dict[str, Tensor], tokens: Tensor) -> Tensor | None:
-    """The logits that we compute with a config and these weights; None if they do not fit it."""
+def our_logits(config: GPTConfig, weights: dict[str, Tensor], tokens: Tensor) -> Tensor | None:
+    """Logits (B, T, V) of ``GPTModel`` with a config and these weights; None if their shapes do not match."""
     model = GPTModel(config).eval()
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in weights.items()}:
@@ -88,41 +104,41 @@ def ours(config: GPTConfig, weights: dict[str, Tensor], tokens: Tensor) -> Tenso
     return model(tokens)
 
 
-@pytest.mark.parametrize("kind", SWEPT)
+@pytest.mark.parametrize("model_type", SWEPT_FAMILIES)
 @torch.no_grad()
-def test_no_key_changes_logits_in_silence(kind: str, tmp_path: Path) -> None:
-    case = next(iter(CASES[kind].values()))
-    settings = {**case, "rope_parameters": {**YARN, "truncate": False}} if kind in ROTARY else case
-    model = reference(kind, settings, strong=True)
+def test_no_change_of_a_key_alters_logits_silently(model_type: str, tmp_path: Path) -> None:
+    case = next(iter(CASES[model_type].values()))
+    settings = {**case, "rope_parameters": {**YARN, "truncate": False}} if model_type in ROTARY else case
+    model = reference(model_type, settings, strong=True)
     model.save_pretrained(tmp_path)
     weights, tokens = model.state_dict(), ids(61)
     given = json.loads((tmp_path / "config.json").read_text()) | settings
-    full = json.loads(model.config.to_json_string(use_diff=False)) | {"model_type": kind}
-    wrong, compared = [], 0
-    loaded = load_pretrained(tmp_path).state_dict()
+    full = json.loads(model.config.to_json_string(use_diff=False)) | {"model_type": model_type}
+    differing, compared = [], 0
+    our_weights = load_pretrained(tmp_path).state_dict()
     configs: list[GPTConfig] = []
     logits: list[Tensor | None] = []  # by config
-    further = ((key, {**full, **given, key: value}) for key, value in FURTHER.items())
-    for change, changed in chain(further, nested({**full, **given}, common=kind in ("gpt2", "llama"))):
+    extra = ((key, {**full, **given, key: value}) for key, value in EXTRA_KEYS.items())
+    for change, changed in chain(extra, single_changes({**full, **given}, common=model_type in ("gpt2", "llama"))):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         try:
-            config = FAMILIES[kind].config(changed)
+            config = FAMILIES[model_type].config(changed)
         except UserError as error:
             assert "\n" not in str(error)
             continue
         if config not in configs:
             configs.append(config)
-            logits.append(ours(config, loaded, tokens))
-        got, expected = logits[configs.index(config)], theirs(tmp_path, weights, tokens)
-        if got is not None and expected is not None:
+            logits.append(our_logits(config, our_weights, tokens))
+        actual, expected = logits[configs.index(config)], hf_logits(tmp_path, weights, tokens)
+        if actual is not None and expected is not None:
             compared += 1
-            if not difference(got, expected) < 1e-4:
-                wrong.append(change)
-    assert not wrong
-    assert compared >= 4, "so few changes were accepted that the sweep says nothing"
+            if not difference(actual, expected) < 1e-4:
+                differing.append(change)
+    assert not differing
+    assert compared >= 4, "too few changes were accepted for a meaningful sweep"
 
 
-# the keys of files on the hub, from before transformers' own class renamed them
+# model type -> former name of a key in files on the hub, and its present name in transformers
 OLD_NAMES: dict[str, dict[str, str]] = {
     "bloom": {"n_head": "num_attention_heads", "hidden_size": "n_embed"},
     "gpt2": {"n_embd": "hidden_size", "n_head": "num_attention_heads"},
@@ -131,19 +147,19 @@ OLD_NAMES: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", OLD_NAMES)
+@pytest.mark.parametrize("model_type", OLD_NAMES)
 @torch.no_grad()
-def test_other_names_of_a_setting(kind: str, tmp_path: Path) -> None:
-    case = CASES[kind]["six heads"] if kind == "bloom" else next(iter(CASES[kind].values()))
-    model = reference(kind, case, strong=True)
+def test_former_names_of_keys_are_read(model_type: str, tmp_path: Path) -> None:
+    case = CASES[model_type]["six heads"] if model_type == "bloom" else next(iter(CASES[model_type].values()))
+    model = reference(model_type, case, strong=True)
     model.save_pretrained(tmp_path)
     given = json.loads((tmp_path / "config.json").read_text())
-    given |= {name: model.config.to_dict()[name] for name in OLD_NAMES[kind]}
-    renamed = {OLD_NAMES[kind].get(key, key): value for key, value in given.items()}
+    given |= {name: model.config.to_dict()[name] for name in OLD_NAMES[model_type]}
+    renamed = {OLD_NAMES[model_type].get(key, key): value for key, value in given.items()}
     (tmp_path / "config.json").write_text(json.dumps(renamed))
     tokens = ids(61)
     assert difference(load_pretrained(tmp_path)(tokens), model(tokens).logits) < 2e-5
-    first = next(iter(OLD_NAMES[kind]))
+    first = next(iter(OLD_NAMES[model_type]))
     (tmp_path / "config.json").write_text(json.dumps({**renamed, first: 1}))
     with pytest.raises(CheckpointError, match=f"{first}=1 and "):
         load_pretrained(tmp_path)
@@ -151,21 +167,21 @@ def test_other_names_of_a_setting(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("types", [["full_attention", "sliding_attention", "full_attention"], None], ids=str)
 @torch.no_grad()
-def test_layer_types_of_mistral(types: list[str] | None, tmp_path: Path) -> None:
-    """transformers takes such a file for one of Ministral, whose layers may differ."""
+def test_layer_types_of_mistral_are_read(types: list[str] | None, tmp_path: Path) -> None:
+    """transformers reads such a file as Ministral, whose layers may differ."""
     import transformers
 
     reference("mistral", {**CASES["mistral"]["window"], "sliding_window": 3}, strong=True).save_pretrained(tmp_path)
     given = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**given, "layer_types": types}))
-    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    ours, tokens = load_pretrained(tmp_path), ids(61)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    model, tokens = load_pretrained(tmp_path), ids(61)
     windows = [None, 3, None] if types else [3, 3, 3]
-    assert [layer.attention.window for layer in ours.config.layer_configs] == windows
-    assert difference(ours(tokens), expected(tokens).logits) < 2e-5
+    assert [layer.attention.window for layer in model.config.layer_configs] == windows
+    assert difference(model(tokens), hf_model(tokens).logits) < 2e-5
 
 
-def test_strange_keys_are_printed_harmless(tmp_path: Path) -> None:
+def test_unknown_keys_are_printed_escaped_and_shortened(tmp_path: Path) -> None:
     GPTModel(pos="learned").save_pretrained(tmp_path)
     given = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**given, "evil\n\x1b[31m": "y" * 10**6}))

@@ -1,4 +1,4 @@
-"""What is read from files: all of it, one tensor at a time, or one sentence that says what is wrong."""
+"""Loading published models from folders and from the hub, and the messages about files that are refused."""
 
 import json
 import os
@@ -25,8 +25,8 @@ from tests.reference.published import loaded_by_transformers
 WEIGHTS = "model.safetensors"
 
 
-def refusal(name_or_path: str | Path) -> str:
-    """The sentence with which a model is refused."""
+def error_message(name_or_path: str | Path) -> str:
+    """Return the message of the error that loading a model raises, one sentence."""
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(name_or_path)
     assert "\n" not in str(caught.value)
@@ -40,76 +40,76 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
 
 
-def same(ours: GPTModel, saved: Saved) -> bool:
-    tokens = ids(ours.config.vocab_size)
+def same_logits(model: GPTModel, saved: Saved) -> bool:
+    tokens = ids(model.config.vocab_size)
     with torch.no_grad():
-        return difference(ours(tokens), saved.model(tokens).logits) < 2e-5
+        return difference(model(tokens), saved.model(tokens).logits) < 2e-5
 
 
-# --- what is accepted
+# --- accepted files
 
 
-def test_method_of_the_model(gpt2: Saved) -> None:
+def test_from_pretrained_gives_a_trainable_model_in_evaluation_mode(gpt2: Saved) -> None:
     model = GPTModel.from_pretrained(gpt2.folder)
-    assert not model.training and same(model, gpt2)
+    assert not model.training and same_logits(model, gpt2)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_path_as_text(gpt2: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert same(load_pretrained(str(gpt2.folder)), gpt2)
+def test_a_path_may_be_a_string(gpt2: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert same_logits(load_pretrained(str(gpt2.folder)), gpt2)
     monkeypatch.chdir(gpt2.folder.parent)
-    assert same(load_pretrained("gpt2"), gpt2)  # a folder of that name comes before the hub
+    assert same_logits(load_pretrained("gpt2"), gpt2)  # a folder of that name has precedence over the hub
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtype(gpt2: Saved, dtype: torch.dtype) -> None:
+def test_weights_are_loaded_in_the_requested_dtype(gpt2: Saved, dtype: torch.dtype) -> None:
     model = load_pretrained(gpt2.folder, dtype=dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert model(ids(61)).dtype == dtype
 
 
-def test_dtype_of_the_file(gpt2: Saved) -> None:
+def test_the_default_dtype_is_that_of_the_file(gpt2: Saved) -> None:
     gpt2.model.bfloat16().save_pretrained(gpt2.folder)
     assert {p.dtype for p in load_pretrained(gpt2.folder).parameters()} == {torch.bfloat16}
 
 
-def test_what_chooses_experts_stays_in_float32(tmp_path: Path) -> None:
+def test_buffers_of_expert_selection_stay_in_float32(tmp_path: Path) -> None:
     saved = Saved(tmp_path, "deepseek_v3", CASES["deepseek_v3"]["groups"])
     buffers = dict(load_pretrained(tmp_path, dtype=torch.bfloat16).named_buffers())
-    theirs = saved.model.model.layers[1].mlp.gate.e_score_correction_bias
-    assert torch.equal(buffers["blocks.1.ffn.select_bias"], theirs)
+    hf_bias = saved.model.model.layers[1].mlp.gate.e_score_correction_bias
+    assert torch.equal(buffers["blocks.1.ffn.select_bias"], hf_bias)
     assert buffers["blocks.1.ffn.load"].eq(0).all()
 
 
-def test_convolutions_cut_elsewhere(tmp_path: Path) -> None:
-    """transformers saves the kernels of OLMo's convolutions in equal thirds; other files have as many as channels."""
+def test_convolution_kernels_split_into_equal_thirds_are_read(tmp_path: Path) -> None:
+    """transformers splits the kernels of OLMo's convolutions into equal thirds; other files split them by channels."""
     saved = Saved(tmp_path, "olmo_hybrid", {**SIZES, **DELTA})
-    names = [f"model.layers.0.linear_attn.{one}_conv1d.weight" for one in "qkv"]
+    names = [f"model.layers.0.linear_attn.{projection}_conv1d.weight" for projection in "qkv"]
     assert [len(load_file(tmp_path / WEIGHTS)[name]) for name in names] == [19, 19, 18]
-    ours, tokens = load_pretrained(tmp_path), ids(61)
+    model, tokens = load_pretrained(tmp_path), ids(61)
     with torch.no_grad():
-        assert difference(ours(tokens), saved.model(tokens).logits) < 3e-4
-    ours.save_pretrained(tmp_path / "ours", model_type="olmo_hybrid")
-    assert [len(load_file(tmp_path / "ours" / WEIGHTS)[name]) for name in names] == [16, 16, 24]
+        assert difference(model(tokens), saved.model(tokens).logits) < 3e-4
+    model.save_pretrained(tmp_path / "written", model_type="olmo_hybrid")
+    assert [len(load_file(tmp_path / "written" / WEIGHTS)[name]) for name in names] == [16, 16, 24]
     with torch.no_grad():
-        assert torch.equal(loaded_by_transformers(tmp_path / "ours")(tokens).logits, saved.model(tokens).logits)
+        assert torch.equal(loaded_by_transformers(tmp_path / "written")(tokens).logits, saved.model(tokens).logits)
 
 
-def test_several_files(tmp_path: Path) -> None:
+def test_sharded_files_are_read(tmp_path: Path) -> None:
     saved = Saved(tmp_path, "llama", CASES["llama"]["gqa"], max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    assert same(load_pretrained(tmp_path), saved)
+    assert same_logits(load_pretrained(tmp_path), saved)
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_old_files(gpt2: Saved, archive: bool) -> None:
+def test_pickled_weights_are_read(gpt2: Saved, archive: bool) -> None:
     (gpt2.folder / WEIGHTS).unlink()
     path = gpt2.folder / "pytorch_model.bin"
-    torch.save(gpt2.model.state_dict(), path, _use_new_zipfile_serialization=archive)  # with the tied head in it
-    assert same(load_pretrained(gpt2.folder), gpt2)
+    torch.save(gpt2.model.state_dict(), path, _use_new_zipfile_serialization=archive)  # contains the tied head
+    assert same_logits(load_pretrained(gpt2.folder), gpt2)
 
 
-def test_several_old_files(gpt2: Saved) -> None:
+def test_sharded_pickled_weights_are_read(gpt2: Saved) -> None:
     (gpt2.folder / WEIGHTS).unlink()
     halves: list[dict[str, Tensor]] = [{}, {}]
     for index, (key, tensor) in enumerate(gpt2.model.state_dict().items()):
@@ -117,13 +117,13 @@ def test_several_old_files(gpt2: Saved) -> None:
     names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
     for name, half in zip(names, halves, strict=True):
         torch.save(half, gpt2.folder / name)
-    where = {key: name for name, half in zip(names, halves, strict=True) for key in half}
-    (gpt2.folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
-    assert same(load_pretrained(gpt2.folder), gpt2)
+    weight_map = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    (gpt2.folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert same_logits(load_pretrained(gpt2.folder), gpt2)
 
 
-def test_without_prefix_and_with_masks(gpt2: Saved) -> None:
-    """As the first GPT-2 files are: saved without the head, and with the causal mask as a table."""
+def test_gpt2_files_without_prefix_and_with_causal_masks_are_read(gpt2: Saved) -> None:
+    """The first GPT-2 files were saved without the language-model head, and have the causal mask as a tensor."""
 
     def change(tensors: dict[str, Tensor]) -> None:
         for key in list(tensors):
@@ -133,49 +133,49 @@ def test_without_prefix_and_with_masks(gpt2: Saved) -> None:
             tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
 
     rewrite(gpt2.folder, change)
-    assert same(load_pretrained(gpt2.folder), gpt2)
+    assert same_logits(load_pretrained(gpt2.folder), gpt2)
 
 
-def test_frequencies_and_further_heads_are_ignored(tmp_path: Path) -> None:
+def test_rotary_frequencies_and_prediction_layers_are_ignored(tmp_path: Path) -> None:
     saved = Saved(tmp_path, "deepseek_v3", CASES["deepseek_v3"]["groups"])
     extra = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
-        "model.layers.3.eh_proj.weight": torch.ones(4, 4),  # the layer that predicts a further token
+        "model.layers.3.eh_proj.weight": torch.ones(4, 4),  # of the layer for multi-token prediction
     }
     rewrite(tmp_path, lambda tensors: tensors.update(extra))
-    assert same(load_pretrained(tmp_path), saved)
+    assert same_logits(load_pretrained(tmp_path), saved)
 
 
-def test_one_tensor_at_a_time(gpt2: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Besides the model itself no more than one tensor of the file is ever held."""
+def test_at_most_one_tensor_of_a_file_is_held(gpt2: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading holds at most one tensor of the file at a time, besides the model."""
     seen: list[weakref.ref[Tensor]] = []
     read = SafeTensors.tensor
 
     def watched(self: SafeTensors, key: str) -> Tensor:
-        assert all(ref() is None for ref in seen), "the tensor before is still held"
+        assert all(ref() is None for ref in seen), "the previous tensor is still held"
         tensor = read(self, key)
         seen.append(weakref.ref(tensor))
         return tensor
 
     monkeypatch.setattr(SafeTensors, "tensor", watched)
-    assert same(load_pretrained(gpt2.folder), gpt2)
+    assert same_logits(load_pretrained(gpt2.folder), gpt2)
     assert len(seen) >= len(load_file(gpt2.folder / WEIGHTS))
 
 
 def test_the_file_may_be_overwritten_after_loading(gpt2: Saved) -> None:
-    """Nothing of the model lies in the mapped file."""
+    """No tensor of the model shares memory with the mapped file."""
     model = load_pretrained(gpt2.folder)
     size = (gpt2.folder / WEIGHTS).stat().st_size
     with (gpt2.folder / WEIGHTS).open("r+b") as file:
         file.write(b"\xff" * size)
-    assert same(model, gpt2)
+    assert same_logits(model, gpt2)
 
 
-# --- from the cache of the hub
+# --- the hub and its cache
 
 
-def cached(root: Path, repository: str, saved: Saved) -> None:
-    """Put a model where huggingface_hub keeps what it has downloaded."""
+def move_to_hub_cache(root: Path, repository: str, saved: Saved) -> None:
+    """Move a saved model into the cache of huggingface_hub at ``root``."""
     folder = root / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0123abc")
@@ -184,26 +184,28 @@ def cached(root: Path, repository: str, saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("repository", ["gpt2", SHORT_NAMES["gpt2"]])
-def test_from_the_local_cache(repository: str, gpt2: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of the hub, kept under the short or the full name, are used without a network."""
+def test_cached_files_are_used_without_a_network(
+    repository: str, gpt2: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache may have the files under the short or the full name of the repository."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (gpt2.folder / "tokenizer.json").write_text("{}")
-    cached(tmp_path / "hub", repository, gpt2)
-    assert same(load_pretrained("gpt2"), gpt2)
+    move_to_hub_cache(tmp_path / "hub", repository, gpt2)
+    assert same_logits(load_pretrained("gpt2"), gpt2)
     found = tokenizer_file("gpt2")
     assert found is not None and found.read_text() == "{}"
 
 
-def test_several_files_from_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can be asked for a model.safetensors that does not exist."""
+def test_cached_shards_are_used_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cached files have no model.safetensors, and the hub cannot be asked for one."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     saved = Saved(tmp_path / "model", "llama", CASES["llama"]["gqa"], max_shard_size="20KB")
-    cached(tmp_path / "hub", "some/llama", saved)
-    assert same(load_pretrained("some/llama"), saved)
+    move_to_hub_cache(tmp_path / "hub", "some/llama", saved)
+    assert same_logits(load_pretrained("some/llama"), saved)
 
 
-class Answer:
-    """What the hub says, in place of a download."""
+class NotFoundResponse:
+    """An HTTP response of the hub with status 404."""
 
     status_code = 404
     headers: Mapping[str, str] = {}
@@ -211,7 +213,7 @@ class Answer:
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         ("RepositoryNotFoundError", "there is no model 'some/name'"),
         ("GatedRepoError", "is a gated model: accept its agreement"),
@@ -219,72 +221,78 @@ class Answer:
         ("OfflineModeIsEnabled", "cannot be reached"),
     ],
 )
-def test_what_the_hub_may_say(error: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_get_one_sentence(
+    error: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.errors as errors
 
     def download(*_: Any, **__: Any) -> None:
-        kind = getattr(errors, error)
-        raise kind("no", response=Answer()) if issubclass(kind, errors.HfHubHTTPError) else kind("no")
+        error_class = getattr(errors, error)
+        if issubclass(error_class, errors.HfHubHTTPError):
+            raise error_class("no", response=NotFoundResponse())
+        raise error_class("no")
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert words in refusal("some/name")
+    assert message in error_message("some/name")
 
 
-def test_downloaded_from_the_hub(gpt2: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The files are asked for one by one, those of a short name under its full one."""
-    asked: list[tuple[str, str, str | None]] = []
+def test_files_are_downloaded_one_by_one_under_the_full_name(
+    gpt2: Saved, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A short name is replaced by the full name of the repository."""
+    requests: list[tuple[str, str, str | None]] = []
 
     def download(repository: str, name: str, revision: str | None) -> str:
-        asked.append((repository, name, revision))
+        requests.append((repository, name, revision))
         return str(gpt2.folder / name)
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert same(load_pretrained("gpt2"), gpt2)
-    assert asked == [("openai-community/gpt2", name, None) for name in ("config.json", WEIGHTS)]
+    assert same_logits(load_pretrained("gpt2"), gpt2)
+    assert requests == [("openai-community/gpt2", name, None) for name in ("config.json", WEIGHTS)]
 
 
-def test_neither_cache_nor_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_neither_cached_nor_reachable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("gpt2", "someone/something"):
-        sentence = refusal(name)
-        assert f"'{name}'" in sentence and "cannot be reached" in sentence and "give the folder" in sentence
+        message = error_message(name)
+        assert f"'{name}'" in message and "cannot be reached" in message and "give the folder" in message
 
 
-def test_tokenizer_of_a_folder(gpt2: Saved) -> None:
+def test_the_tokenizer_file_of_a_folder_is_found(gpt2: Saved) -> None:
     assert tokenizer_file(gpt2.folder) is None
     (gpt2.folder / "tokenizer.json").write_text("{}")
     assert tokenizer_file(gpt2.folder) == gpt2.folder / "tokenizer.json"
 
 
-# --- what is refused
+# --- refused files
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", Path("nowhere")])
-def test_no_folder(name: str | Path) -> None:
-    assert "there is no folder" in refusal(name)
+def test_a_missing_folder_is_refused(name: str | Path) -> None:
+    assert "there is no folder" in error_message(name)
 
 
-def test_no_model_in_the_folder(tmp_path: Path) -> None:
-    assert "has no config.json" in refusal(tmp_path)
+def test_a_folder_without_config_json_is_refused(tmp_path: Path) -> None:
+    assert "has no config.json" in error_message(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert "has no config.json" in refusal(tmp_path / "config.json")
+    assert "has no config.json" in error_message(tmp_path / "config.json")
 
 
-def test_no_name() -> None:
-    assert "neither a folder nor a name" in refusal("what is this?")
+def test_a_malformed_name_is_refused() -> None:
+    assert "neither a folder nor a name" in error_message("what is this?")
 
 
-def test_no_weights(gpt2: Saved) -> None:
+def test_a_folder_without_weights_is_refused(gpt2: Saved) -> None:
     (gpt2.folder / WEIGHTS).unlink()
-    assert "has neither model.safetensors nor pytorch_model.bin" in refusal(gpt2.folder)
+    assert "has neither model.safetensors nor pytorch_model.bin" in error_message(gpt2.folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\udcff"])
-def test_damaged_config(content: str, gpt2: Saved) -> None:
+def test_a_damaged_config_is_refused(content: str, gpt2: Saved) -> None:
     (gpt2.folder / "config.json").write_bytes(content.encode(errors="surrogateescape"))
-    assert "config.json" in refusal(gpt2.folder)
+    assert "config.json" in error_message(gpt2.folder)
 
 
 def test_missing_and_unknown_tensors_are_listed(gpt2: Saved) -> None:
@@ -293,21 +301,21 @@ def test_missing_and_unknown_tensors_are_listed(gpt2: Saved) -> None:
         del tensors["transformer.ln_f.bias"]
 
     rewrite(gpt2.folder, change)
-    sentence = refusal(gpt2.folder)
-    assert "lacks transformer.h.1.mlp.c_fc.weight, transformer.ln_f.bias and" in sentence
-    assert "has unknown transformer.h.1.mlp.c_fc.weightt" in sentence
+    message = error_message(gpt2.folder)
+    assert "lacks transformer.h.1.mlp.c_fc.weight, transformer.ln_f.bias and" in message
+    assert "has unknown transformer.h.1.mlp.c_fc.weightt" in message
 
 
-def test_a_list_stays_readable(gpt2: Saved) -> None:
+def test_a_long_list_of_unknown_tensors_is_shortened(gpt2: Saved) -> None:
     rewrite(gpt2.folder, lambda tensors: tensors.update({f"extra.{i}": torch.ones(1) for i in range(500)}))
-    sentence = refusal(gpt2.folder)
-    assert "and 480 more" in sentence and len(sentence) < 1000
+    message = error_message(gpt2.folder)
+    assert "and 480 more" in message and len(message) < 1000
 
 
-def test_a_layer_too_many(gpt2: Saved) -> None:
+def test_tensors_of_a_further_layer_are_refused(gpt2: Saved) -> None:
     config = json.loads((gpt2.folder / "config.json").read_text())
     (gpt2.folder / "config.json").write_text(json.dumps({**config, "n_layer": 2}))
-    assert "has unknown transformer.h.2." in refusal(gpt2.folder)
+    assert "has unknown transformer.h.2." in error_message(gpt2.folder)
 
 
 @pytest.mark.parametrize(
@@ -320,26 +328,27 @@ def test_a_layer_too_many(gpt2: Saved) -> None:
         ("transformer.ln_f.weight", [], [32]),
     ],
 )
-def test_another_shape_names_the_tensor(key: str, shape: list[int], expected: list[int], gpt2: Saved) -> None:
+def test_a_tensor_of_another_shape_is_named(key: str, shape: list[int], expected: list[int], gpt2: Saved) -> None:
     rewrite(gpt2.folder, lambda tensors: tensors.update({key: torch.ones(shape)}))
-    assert f"'{key}' has the shape {shape}, but config.json asks for {expected}" in refusal(gpt2.folder)
+    assert f"'{key}' has the shape {shape}, but config.json asks for {expected}" in error_message(gpt2.folder)
 
 
-def test_shape_of_one_expert(tmp_path: Path) -> None:
+def test_an_expert_of_another_shape_is_named(tmp_path: Path) -> None:
     Saved(tmp_path, "mixtral", CASES["mixtral"]["top 2"])
     key = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
     rewrite(tmp_path, lambda tensors: tensors.update({key: torch.ones(32, 43)}))
-    assert f"'{key}' has the shape [32, 43], but config.json asks for [32, 44]" in refusal(tmp_path)
+    assert f"'{key}' has the shape [32, 43], but config.json asks for [32, 44]" in error_message(tmp_path)
 
 
-def test_a_head_that_is_not_the_embedding(gpt2: Saved) -> None:
+def test_a_tied_head_that_differs_from_the_embedding_is_refused(gpt2: Saved) -> None:
     rewrite(gpt2.folder, lambda tensors: tensors.update({"lm_head.weight": tensors["transformer.wte.weight"].clone()}))
-    assert same(load_pretrained(gpt2.folder), gpt2)
+    assert same_logits(load_pretrained(gpt2.folder), gpt2)
     rewrite(gpt2.folder, lambda tensors: tensors["lm_head.weight"].add_(1e-3))
-    assert "'lm_head.weight' differs" in refusal(gpt2.folder)
+    assert "'lm_head.weight' differs" in error_message(gpt2.folder)
 
 
 def header(text: bytes, length: int | None = None) -> bytes:
+    """Return a safetensors header: its length in 8 bytes, by default the true one, and its text."""
     return struct.pack("<Q", len(text) if length is None else length) + text
 
 
@@ -358,20 +367,20 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_safetensors(damage: str, gpt2: Saved) -> None:
+def test_damaged_safetensors_are_refused(damage: str, gpt2: Saved) -> None:
     path = gpt2.folder / WEIGHTS
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    sentence = refusal(gpt2.folder)
-    assert str(path) in sentence and "damaged or incomplete" in sentence
+    message = error_message(gpt2.folder)
+    assert str(path) in message and "damaged or incomplete" in message
 
 
-def test_integers_are_no_weights(gpt2: Saved) -> None:
+def test_integer_weights_are_refused(gpt2: Saved) -> None:
     rewrite(gpt2.folder, lambda tensors: tensors.update({k: t.to(torch.int8) for k, t in tensors.items()}))
-    assert "torch.int8" in refusal(gpt2.folder)
+    assert "torch.int8" in error_message(gpt2.folder)
 
 
 class Malicious:
-    """Unpickled by a careless program, this writes a file."""
+    """An object that makes the directory ``victim`` when it is unpickled."""
 
     def __init__(self, victim: Path) -> None:
         self.victim = victim
@@ -381,34 +390,34 @@ class Malicious:
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_code_in_an_old_file_never_runs(archive: bool, gpt2: Saved, tmp_path: Path) -> None:
+def test_code_in_a_pickled_file_is_not_run(archive: bool, gpt2: Saved, tmp_path: Path) -> None:
     (gpt2.folder / WEIGHTS).unlink()
     victim, path = tmp_path / "victim", gpt2.folder / "pytorch_model.bin"
     torch.save({"x": Malicious(victim)}, path, _use_new_zipfile_serialization=archive)
-    assert "could run code" in refusal(gpt2.folder)
+    assert "could run code" in error_message(gpt2.folder)
     assert not victim.exists()
-    torch.load(path, weights_only=False)  # the file is as dangerous as it is meant to be
+    torch.load(path, weights_only=False)  # the file does run code where it is allowed to
     assert victim.exists()
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.ones(3)])
-def test_an_old_file_of_something_else(content: Any, gpt2: Saved) -> None:
+def test_a_pickled_file_without_tensors_by_name_is_refused(content: Any, gpt2: Saved) -> None:
     (gpt2.folder / WEIGHTS).unlink()
     torch.save(content, gpt2.folder / "pytorch_model.bin")
-    assert "does not hold tensors by name" in refusal(gpt2.folder)
+    assert "does not hold tensors by name" in error_message(gpt2.folder)
 
 
 @pytest.mark.parametrize("cut", [0, 10, 5000])
-def test_an_old_file_cut_short(cut: int, gpt2: Saved) -> None:
+def test_a_truncated_pickled_file_is_refused(cut: int, gpt2: Saved) -> None:
     (gpt2.folder / WEIGHTS).unlink()
     path = gpt2.folder / "pytorch_model.bin"
     torch.save(gpt2.model.state_dict(), path)
     path.write_bytes(path.read_bytes()[:cut])
-    assert str(path) in refusal(gpt2.folder)
+    assert str(path) in error_message(gpt2.folder)
 
 
 @pytest.mark.parametrize(
-    ("index", "words"),
+    ("index", "message"),
     [
         ({}, "has no weight_map"),
         ({"weight_map": {"a": 1}}, "has no weight_map"),
@@ -417,9 +426,9 @@ def test_an_old_file_cut_short(cut: int, gpt2: Saved) -> None:
         ({"weight_map": {"a": "part.safetensors"}}, "lack tensors that model.safetensors.index.json names: a"),
     ],
 )
-def test_damaged_index(index: dict[str, Any], words: str, gpt2: Saved) -> None:
+def test_a_damaged_index_is_refused(index: dict[str, Any], message: str, gpt2: Saved) -> None:
     (gpt2.folder / WEIGHTS).rename(gpt2.folder / "part.safetensors")
     (gpt2.folder.parent / "elsewhere").mkdir()
     save_file({"a": torch.ones(1)}, gpt2.folder.parent / "elsewhere" / WEIGHTS)
     (gpt2.folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert words in refusal(gpt2.folder)
+    assert message in error_message(gpt2.folder)

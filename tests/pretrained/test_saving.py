@@ -1,4 +1,4 @@
-"""What we write, transformers loads as the same model, to the last bit; what it has no model for is refused."""
+"""transformers loads the folders that are written with the same logits; a model without a family is refused."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,8 @@ from tests.reference.published import loaded_by_transformers
 WRITTEN_FILES = ["config.json", "generation_config.json", "model.safetensors"]
 
 
-def test_a_kind_that_says_the_same_is_taken(tmp_path: Path) -> None:
+def test_the_most_general_family_with_the_same_result_is_chosen(tmp_path: Path) -> None:
+    """A Mistral without a window is a Llama."""
     reference("mistral", CASES["mistral"]["no window"], strong=True).save_pretrained(tmp_path)
     load_pretrained(tmp_path).save_pretrained(tmp_path)  # over itself
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
@@ -26,7 +27,7 @@ def test_a_kind_that_says_the_same_is_taken(tmp_path: Path) -> None:
 SIZES = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 3, "context_length": 32, "pos": "learned"}
 LLAMA = {**SIZES, "bias": False, "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope"}
 YARN = {"name": "rope", "scaling": {"kind": "yarn", "factor": 4, "original_context_length": 8}}
-OWN: dict[str, tuple[str, dict[str, Any]]] = {
+NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "the default": ("gpt2", SIZES),
     "gpt2 with dropout and relu": ("gpt2", {**SIZES, "dropout": 0.2, "ffn": {"name": "mlp", "activation": "relu"}}),
     "gpt2, untied, narrow": ("gpt2", {**SIZES, "tie_embeddings": False, "ffn": {"name": "mlp", "hidden": 50}}),
@@ -62,21 +63,21 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", NATIVE)
 @torch.no_grad()
-def test_our_own(name: str, tmp_path: Path) -> None:
-    """A model of ours gives the same logits in transformers, and exactly the same ones when it comes back."""
-    kind, settings = OWN[name]
+def test_a_composed_model_is_read_by_transformers_and_back(name: str, tmp_path: Path) -> None:
+    """Logits in transformers agree within the tolerance; those of the model read back are bitwise equal."""
+    model_type, settings = NATIVE[name]
     model = GPTModel(**settings, init_std=0.3).eval()
     save_pretrained(model, tmp_path, eos_token_id=7)
-    theirs = loaded_by_transformers(tmp_path)
-    assert theirs.config.model_type == kind and theirs.config.eos_token_id == 7
+    hf_model = loaded_by_transformers(tmp_path)
+    assert hf_model.config.model_type == model_type and hf_model.config.eos_token_id == 7
     tokens = ids(61)
-    assert difference(model(tokens), theirs(tokens).logits) < 2e-5
+    assert difference(model(tokens), hf_model(tokens).logits) < 2e-5
     assert torch.equal(load_pretrained(tmp_path)(tokens), model(tokens))
 
 
-def test_dtype(tmp_path: Path) -> None:
+def test_the_dtype_of_the_weights_is_saved(tmp_path: Path) -> None:
     GPTModel(**SIZES).bfloat16().save_pretrained(tmp_path)
     assert loaded_by_transformers(tmp_path).dtype == torch.bfloat16
     assert load_pretrained(tmp_path).embedding.weight.dtype == torch.bfloat16
@@ -106,28 +107,28 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "words"), REFUSED, ids=[words for _, words in REFUSED])
-def test_what_no_published_model_has_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_a_setting_that_no_family_has_is_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     model = GPTModel(**{**SIZES, **settings})
     with pytest.raises(CheckpointError) as refusal:
         model.save_pretrained(tmp_path / "new", format="family")
-    assert "is without" in str(refusal.value) and words in str(refusal.value)
+    assert "is without" in str(refusal.value) and message in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "new").exists()
 
 
-def test_unknown_format(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="format"):
         GPTModel(**SIZES).save_pretrained(tmp_path, format="gguf")
 
 
-def test_other_files_stay(tmp_path: Path) -> None:
+def test_other_files_of_the_folder_are_kept(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     GPTModel(**SIZES).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*WRITTEN_FILES, "tokenizer.json"])
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_previous_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = GPTModel(**SIZES).eval()
     model.save_pretrained(tmp_path)
 
@@ -142,27 +143,27 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert torch.equal(load_pretrained(tmp_path).embedding.weight, model.embedding.weight)
 
 
-def test_no_folder_can_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write the model"):
         GPTModel(**SIZES).save_pretrained(tmp_path / "file" / "model")
 
 
 @torch.no_grad()
-def test_the_family_can_be_named(tmp_path: Path) -> None:
-    """A plain model is one of many families; each that computes the same may be written."""
+def test_model_type_chooses_among_families_of_equal_results(tmp_path: Path) -> None:
+    """A plain model can be written as any family that computes the same logits."""
     model = GPTModel(**LLAMA, init_std=0.3).eval()
     tokens = ids(61)
-    for kind in ("granite", "smollm3", "seed_oss", "ministral"):
-        settings = {"sliding_window": 64} if kind == "ministral" else {}
-        model.save_pretrained(tmp_path / kind, model_type=kind)
-        written = json.loads((tmp_path / kind / "config.json").read_text())
-        assert written["model_type"] == kind and not settings.keys() & written.keys()
-        if kind != "ministral":  # transformers wants a window there
-            assert difference(loaded_by_transformers(tmp_path / kind)(tokens).logits, model(tokens)) < 2e-5
+    for model_type in ("granite", "smollm3", "seed_oss", "ministral"):
+        settings = {"sliding_window": 64} if model_type == "ministral" else {}
+        model.save_pretrained(tmp_path / model_type, model_type=model_type)
+        written = json.loads((tmp_path / model_type / "config.json").read_text())
+        assert written["model_type"] == model_type and not settings.keys() & written.keys()
+        if model_type != "ministral":  # transformers requires a window there
+            assert difference(loaded_by_transformers(tmp_path / model_type)(tokens).logits, model(tokens)) < 2e-5
 
 
-def test_a_family_that_lacks_something_is_refused(tmp_path: Path) -> None:
+def test_a_model_type_that_lacks_a_setting_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model_type=qwen3 are without attention\.qk_norm=None"):
         GPTModel(**LLAMA).save_pretrained(tmp_path / "a", model_type="qwen3")
     with pytest.raises(ConfigError, match="no model_type 'granit'; did you mean 'granite'"):

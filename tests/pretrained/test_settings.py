@@ -1,4 +1,4 @@
-"""Settings of published models: what matters is read, defaults are theirs, what has no counterpart is refused."""
+"""Keys of a config.json: those that matter are read, defaults are those of transformers, others are refused."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from modular_gpt.pretrained.load import read_config
 from modular_gpt.weights.hub import locate
 from tests.reference.cases import BLOOM, GPT2, LATENT, MPT, SIZES, YARN
 
-# Settings of transformers that do not change what a model computes: names, tokens, outputs, other tasks, training.
+# keys of transformers that do not change the logits: names, tokens, outputs, other tasks, training
 INERT = {
     "transformers_version", "architectures", "model_type", "_name_or_path", "dtype", "is_encoder_decoder",
     "output_hidden_states", "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward",
@@ -26,29 +26,29 @@ INERT = {
     "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
     "output_router_logits",  # adds the loss that router_aux_loss_coef weighs
 }  # fmt: skip
-# Settings that a family's code in transformers has, but does not use, or that repeat another one.
+# keys that a family's config in transformers has, but its code does not use, or that repeat another key
 UNUSED = {
-    "falcon": {"num_kv_heads", "num_ln_in_parallel_attn"},  # with new_decoder_architecture alone
+    "falcon": {"num_kv_heads", "num_ln_in_parallel_attn"},  # used only with new_decoder_architecture
     "gpt2": {"reorder_and_upcast_attn"},  # the order of two multiplications
     "llama": {"pretraining_tp"},
-    "mixtral": {"router_jitter_noise"},  # noise while training
+    "mixtral": {"router_jitter_noise"},  # noise in training
     "deepseek_v2": {"pretraining_tp", "head_dim", "qk_head_dim"},
     "deepseek_v3": {"pretraining_tp", "head_dim", "qk_head_dim", "num_nextn_predict_layers"},
-    "qwen2": {"max_window_layers"},  # layer_types says the same, where it is written
+    "qwen2": {"max_window_layers"},  # repeats layer_types, where that is written
     "qwen3": {"max_window_layers"},
     "bloom": {"pretraining_tp", "slow_but_exact"},
     "mpt": {"expansion_ratio", "resid_pdrop", "emb_pdrop", "learned_pos_emb", "init_device", "embedding_fraction",
             "norm_type"},
 }  # fmt: skip
-# no default there, or one that transformers itself cannot rotate
+# keys without a default in transformers, or with one that its rotary embedding does not accept
 NEEDED = {
     "deepseek_v2": {"num_experts_per_tok": 6},
     "dots1": {"num_experts_per_tok": 6, "n_routed_experts": 8, "n_shared_experts": 1},
     "glm4_moe": {"head_dim": 128},
 }
-# other keys say the same
+# keys that repeat others
 REPEATED = {"max_window_layers", "_sliding_window_pattern", "attention_layers", "no_rope_layer_interval"}
-# Settings that give others a meaning.
+# keys that enable others
 SWITCHED_ON = {
     "qwen2": {"use_sliding_window": True, "max_window_layers": 2},
     "qwen3": {"use_sliding_window": True, "max_window_layers": 2},
@@ -57,77 +57,81 @@ SWITCHED_ON = {
 SMALL = {"gpt2": GPT2, "bloom": BLOOM, "mpt": MPT, "deepseek_v2": LATENT, "deepseek_v3": LATENT}
 
 
-def written_by_transformers(kind: str, **settings: Any) -> dict[str, Any]:
-    """The config.json of a model with these settings."""
+def written_by_transformers(model_type: str, **settings: Any) -> dict[str, Any]:
+    """Return the content of the config.json that transformers writes for a model with these settings."""
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(kind, **{**NEEDED.get(kind, {}), **settings})
+    config = AutoConfig.for_model(model_type, **{**NEEDED.get(model_type, {}), **settings})
     return json.loads(config.to_json_string(use_diff=False))
 
 
-def ours(family: Family, settings: Mapping[str, Any]) -> GPTConfig:
+def config_of(family: Family, settings: Mapping[str, Any]) -> GPTConfig:
+    """Read the settings of a config.json."""
     return family.config(settings)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_defaults_are_those_of_transformers(kind: str) -> None:
-    family = FAMILIES[kind]
-    missing, written = ours(family, NEEDED.get(kind, {})), ours(family, written_by_transformers(kind))
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_defaults_are_those_of_transformers(model_type: str) -> None:
+    family = FAMILIES[model_type]
+    missing, written = (
+        config_of(family, NEEDED.get(model_type, {})),
+        config_of(family, written_by_transformers(model_type)),
+    )
     assert not list(differences(missing, written)), "up to rounding errors of scales"
     assert {**missing.to_dict(), **dict.fromkeys(SLOTS)} == {**written.to_dict(), **dict.fromkeys(SLOTS)}
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_every_setting_is_read(kind: str) -> None:
-    settings = written_by_transformers(kind, **{**NEEDED.get(kind, {}), **SWITCHED_ON.get(kind, {})})
-    harmless = {*HARMLESS, *FAMILIES[kind].harmless, *REPEATED}
-    matter = set(settings) - INERT - UNUSED.get(kind, set()) - harmless
-    before = ours(FAMILIES[kind], settings)
-    unread = {key for key in matter if not _is_read(FAMILIES[kind], settings, key, before)}
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_key_that_matters_is_read(model_type: str) -> None:
+    settings = written_by_transformers(model_type, **{**NEEDED.get(model_type, {}), **SWITCHED_ON.get(model_type, {})})
+    harmless = {*HARMLESS, *FAMILIES[model_type].harmless, *REPEATED}
+    relevant = set(settings) - INERT - UNUSED.get(model_type, set()) - harmless
+    before = config_of(FAMILIES[model_type], settings)
+    unread = {key for key in relevant if not _is_read(FAMILIES[model_type], settings, key, before)}
     assert not unread
 
 
 def _is_read(family: Family, settings: Mapping[str, Any], key: str, before: GPTConfig) -> bool:
-    """Whether a strange value under a key makes a difference, or an error."""
+    """Return whether an unusual value of the key changes the config or raises an error."""
     for strange in (None, not settings[key], 7, 0.31, "strange", {"rope_type": "strange", "alibi": False}):
         try:
-            if ours(family, {**settings, key: strange}) != before:
+            if config_of(family, {**settings, key: strange}) != before:
                 return True
         except (UserError, TypeError, AttributeError, ZeroDivisionError, KeyError):
             return True
     return False
 
 
-def test_old_names_of_rotary_settings() -> None:
-    """As config.json files were written before ``rope_parameters``."""
-    for kind in ("llama", "qwen2"):
-        family = FAMILIES[kind]
+def test_former_keys_of_rotary_settings_are_read() -> None:
+    """Older config.json files have ``rope_theta`` and ``rope_scaling`` in place of ``rope_parameters``."""
+    for model_type in ("llama", "qwen2"):
+        family = FAMILIES[model_type]
         old = {key: value for key, value in SIZES.items()}
         new = {**old, "rope_parameters": YARN}
         scaling = {key: value for key, value in YARN.items() if key not in ("rope_theta", "rope_type")}
         old |= {"rope_theta": YARN["rope_theta"], "rope_scaling": {"type": "yarn", **scaling}}
-        assert ours(family, old) == ours(family, new)
-        assert ours(family, {**SIZES, "rope_theta": 5e5, "rope_scaling": None}).pos.theta == 5e5
+        assert config_of(family, old) == config_of(family, new)
+        assert config_of(family, {**SIZES, "rope_theta": 5e5, "rope_scaling": None}).pos.theta == 5e5
 
 
-def test_yarn_factor_from_the_lengths() -> None:
+def test_a_missing_yarn_factor_is_the_ratio_of_the_lengths() -> None:
     settings = {**SIZES, "rope_parameters": {**YARN, "factor": None}}
-    assert ours(FAMILIES["llama"], settings).pos.scaling["factor"] == 64 / 16
+    assert config_of(FAMILIES["llama"], settings).pos.scaling["factor"] == 64 / 16
 
 
-def test_windows_of_layers() -> None:
-    """As config.json files were written before ``layer_types``."""
+def test_windows_follow_from_older_keys() -> None:
+    """Older config.json files have no ``layer_types``."""
     qwen = {**SIZES, "sliding_window": 5, "use_sliding_window": True, "max_window_layers": 2}
-    windows = [layer.attention.window for layer in ours(FAMILIES["qwen2"], qwen).layer_configs]
+    windows = [layer.attention.window for layer in config_of(FAMILIES["qwen2"], qwen).layer_configs]
     assert windows == [None, None, 5]
     windows = [
-        layer.attention.window for layer in ours(FAMILIES["gemma2"], {**SIZES, "sliding_window": 5}).layer_configs
+        layer.attention.window for layer in config_of(FAMILIES["gemma2"], {**SIZES, "sliding_window": 5}).layer_configs
     ]
     assert windows == [5, None, 5]
-    unused = ours(FAMILIES["qwen3_moe"], {**SIZES, "sliding_window": 5, "use_sliding_window": False})
+    unused = config_of(FAMILIES["qwen3_moe"], {**SIZES, "sliding_window": 5, "use_sliding_window": False})
     assert unused.attention.window is None
-    every = ours(FAMILIES["gemma2"], {**SIZES, "layer_types": ["sliding_attention"] * 3})
-    assert every.attention.window == 4096 and every.layers.name == "uniform"
+    all_windowed = config_of(FAMILIES["gemma2"], {**SIZES, "layer_types": ["sliding_attention"] * 3})
+    assert all_windowed.attention.window == 4096 and all_windowed.layers.name == "uniform"
 
 
 REFUSED = [
@@ -160,37 +164,37 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "change", "words"), REFUSED)
-def test_what_has_no_counterpart_is_refused(kind: str, change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    settings = {"model_type": kind, **SMALL.get(kind, SIZES), **change}
-    kept = {key: value for key, value in settings.items() if value is not ...}
-    (tmp_path / "config.json").write_text(json.dumps(kept))
+@pytest.mark.parametrize(("model_type", "change", "message"), REFUSED)
+def test_unsupported_values_are_refused(model_type: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    settings = {"model_type": model_type, **SMALL.get(model_type, SIZES), **change}
+    content = {key: value for key, value in settings.items() if value is not ...}
+    (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as refusal:
         read_config(locate(tmp_path))
-    assert words in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_dropout_that_is_applied_elsewhere_is_said(recwarn: pytest.WarningsRecorder) -> None:
-    """One rate serves embeddings and residual branches here; where theirs differ, training would differ."""
-    ours(FAMILIES["gpt2"], GPT2)
+def test_a_dropout_rate_without_counterpart_warns(recwarn: pytest.WarningsRecorder) -> None:
+    """``dropout`` is one rate for embeddings and residual branches; a config.json may have two."""
+    config_of(FAMILIES["gpt2"], GPT2)
     assert not recwarn
     with pytest.warns(UserWarning, match="embd_pdrop=0.3"):
-        config = ours(FAMILIES["gpt2"], {**GPT2, "embd_pdrop": 0.3})
+        config = config_of(FAMILIES["gpt2"], {**GPT2, "embd_pdrop": 0.3})
     assert config.dropout == 0.1
     with pytest.warns(UserWarning, match="hidden_dropout=0.2"):
-        ours(FAMILIES["bloom"], {**BLOOM, "hidden_dropout": 0.2})
+        config_of(FAMILIES["bloom"], {**BLOOM, "hidden_dropout": 0.2})
 
 
-def test_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
-    for content, words in (({"model_type": "lama"}, "did you mean 'llama'"), ({"hidden_size": 3}, "no model_type")):
+def test_an_unknown_model_type_lists_the_known_ones(tmp_path: Path) -> None:
+    for content, message in (({"model_type": "lama"}, "did you mean 'llama'"), ({"hidden_size": 3}, "no model_type")):
         (tmp_path / "config.json").write_text(json.dumps(content))
         with pytest.raises(CheckpointError) as refusal:
             read_config(locate(tmp_path))
-        assert words in str(refusal.value) and all(kind in str(refusal.value) for kind in FAMILIES)
+        assert message in str(refusal.value) and all(model_type in str(refusal.value) for model_type in FAMILIES)
 
 
-def test_a_checkpoint_of_our_own_is_recognised(tmp_path: Path) -> None:
+def test_the_config_of_a_checkpoint_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(GPTConfig().to_dict()))
     with pytest.raises(CheckpointError, match="a checkpoint of this program"):
         read_config(locate(tmp_path))

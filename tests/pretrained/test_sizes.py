@@ -1,4 +1,4 @@
-"""Sizes in a config.json beyond its tensors are refused before a model, or a list of its layers, is made."""
+"""Sizes in a config.json that exceed those of its tensors are refused before a model is built."""
 
 import json
 import tracemalloc
@@ -21,15 +21,15 @@ EXPERTS = {
     "deepseek_v2": "n_routed_experts",
     "deepseek_v3": "n_routed_experts",
 }
-# one for each way of storing sizes, and for each way of storing experts
-KINDS = ["gpt2", "llama", "bloom", "mpt", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "gpt_neo", "falcon"]
+# one family for each way of storing sizes, and for each way of storing experts
+MODEL_TYPES = ["gpt2", "llama", "bloom", "mpt", "mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "gpt_neo", "falcon"]
 HUGE = [10**5, 10**9, 2**70, 1e9, 1e300]
 
 
-def refused(folder: Path, **changes: Any) -> str:
-    """The sentence for a config.json with other settings; it takes little memory."""
-    given = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**given, **changes}))
+def error_message(folder: Path, **changes: Any) -> str:
+    """Return the message for a config.json with other settings; loading it allocates less than 50 MB."""
+    original = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**original, **changes}))
     tracemalloc.start()
     try:
         with pytest.raises(UserError) as caught:
@@ -37,41 +37,41 @@ def refused(folder: Path, **changes: Any) -> str:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-        (folder / "config.json").write_text(json.dumps(given))
+        (folder / "config.json").write_text(json.dumps(original))
     assert peak < 50e6, changes
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=MODEL_TYPES)
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    kind = request.param
-    folder = tmp_path_factory.mktemp(kind)
-    Saved(folder, kind, next(iter(CASES[kind].values())))
-    return kind, folder
+    model_type = request.param
+    folder = tmp_path_factory.mktemp(model_type)
+    Saved(folder, model_type, next(iter(CASES[model_type].values())))
+    return model_type, folder
 
 
-def test_layers_beyond_the_tensors(saved: tuple[str, Path]) -> None:
-    kind, folder = saved
+def test_more_layers_than_the_tensors_have_are_refused(saved: tuple[str, Path]) -> None:
+    model_type, folder = saved
     for huge in HUGE:
-        assert "its tensors are those of 3 layers" in refused(folder, **{FAMILIES[kind].layers: huge})
+        assert "its tensors are those of 3 layers" in error_message(folder, **{FAMILIES[model_type].layers: huge})
     for wrong in ("many", [3], {"a": 3}, True, -1, 0):
-        refused(folder, **{FAMILIES[kind].layers: wrong})
+        error_message(folder, **{FAMILIES[model_type].layers: wrong})
 
 
-def test_other_sizes_beyond_the_tensors(saved: tuple[str, Path]) -> None:
-    kind, folder = saved
-    names = {**json.loads((folder / "config.json").read_text()), **FAMILIES[kind].defaults}
+def test_larger_sizes_than_the_tensors_have_are_refused(saved: tuple[str, Path]) -> None:
+    model_type, folder = saved
+    names = {**json.loads((folder / "config.json").read_text()), **FAMILIES[model_type].defaults}
     sizes = [
         n for n in ("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner") if n in names
     ]
-    for name in [*sizes, *([EXPERTS[kind]] if kind in EXPERTS else [])]:
+    for name in [*sizes, *([EXPERTS[model_type]] if model_type in EXPERTS else [])]:
         for huge in (10**9, 2**62):
-            refused(folder, **{name: huge})
+            error_message(folder, **{name: huge})
 
 
-def test_foreign_weights_under_a_gpt2_config(tmp_path: Path) -> None:
-    """A likely mistake: the config.json of another model in a folder; what is missing is named."""
+def test_weights_of_another_family_are_refused(tmp_path: Path) -> None:
+    """With the config.json of another model, the message names the missing and the unknown tensors."""
     Saved(tmp_path, "llama", CASES["llama"]["gqa"])
     gpt2 = {"model_type": "gpt2", "vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32}
     (tmp_path / "config.json").write_text(json.dumps(gpt2))
@@ -84,14 +84,14 @@ def test_foreign_weights_under_a_gpt2_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "model_type", [["llama"], {"a": 1}, 5, True, "x\n\x1b[31m" * 1000], ids=lambda value: str(value)[:9]
 )
-def test_a_model_type_that_is_none(model_type: Any, tmp_path: Path) -> None:
+def test_an_invalid_model_type_is_refused(model_type: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(CheckpointError, match="no architecture") as caught:
         load_pretrained(tmp_path)
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
-def test_strange_names_of_tensors(tmp_path: Path) -> None:
+def test_unknown_names_of_tensors_are_printed_escaped_and_shortened(tmp_path: Path) -> None:
     Saved(tmp_path, "gpt2", CASES["gpt2"]["plain"])
     from safetensors.torch import load_file
 
@@ -104,7 +104,7 @@ def test_strange_names_of_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a": ' * 100_000, "[" * 100 + "]" * 100])
-def test_a_deep_config(content: str, tmp_path: Path) -> None:
+def test_a_deeply_nested_config_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match="deeper"):
         load_pretrained(tmp_path)
