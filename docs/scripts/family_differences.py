@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("family_differences.json")
-TESTS = ("test_logits", "test_there_and_back", "test_long_texts_of_recurrences")
+TESTS = ("test_logits_equal_those_of_transformers", "test_a_model_that_is_loaded_and_saved_again_is_unchanged", "test_recurrences_equal_transformers_over_several_chunks")
 ROW = re.compile(r"\| (?P<kind>\S+), (?P<what>[^|]+?) \| \d+ \| (?P<apart>\S+) \|")
 
 

@@ -1,4 +1,4 @@
-"""The settings of a config.json, and the record of the keys read."""
+"""``HFConfig``: access to the keys of a config.json, and the record of the keys that were read."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from modular_gpt import CheckpointError
 from modular_gpt.mapping.hf_config import ANY, HFConfig, check_all_read
 
 
-def test_what_is_read_is_remembered() -> None:
+def test_keys_that_were_read_are_recorded() -> None:
     settings = HFConfig({"a": 1, "b": {"c": 2, "d": 3}, "e": None, "f": 5, "g": [1]}, {"h": 7})
     assert settings["a"] == 1 and settings["b"]["c"] == 2 and settings["h"] == 7 and settings.get("z") is None
     assert settings.unread({}) == [("b.d", 3), ("f", 5), ("g", [1])]
@@ -20,10 +20,10 @@ def test_what_is_read_is_remembered() -> None:
     check_all_read(settings, {}, "some")
 
 
-def test_keys_of_nested_objects() -> None:
+def test_keys_of_nested_objects_are_read_by_path() -> None:
     settings = HFConfig({"a": {"b": 1, "c": None}, "d": None, "e": 5}, {"a.f": 2, "d.f": 3})
     assert settings["a.b"] == 1 and settings.get("a.c", 4) is None
-    assert settings["a.f"] == 2 and settings["d.f"] == 3, "by default, where the object lacks it or is null"
+    assert settings["a.f"] == 2 and settings["d.f"] == 3, "defaults apply if the object lacks the key or is null"
     assert settings.get("a.g", 6) == 6 and settings.unread({}) == [("e", 5)]
     with pytest.raises(KeyError):
         settings["a.g"]

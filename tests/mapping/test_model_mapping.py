@@ -1,4 +1,4 @@
-"""A type of models that no library knows, described in a few lines, is read and written by them."""
+"""A ``ModelMapping`` of an invented model type reads and writes its config and its tensors."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from modular_gpt.mapping.tensor_map import FUSED
 from modular_gpt.model.materialize import saved_tensors
 
 LAYER = "h.{layer}"
-SOME = ModelMapping(
+MAPPING = ModelMapping(
     "some",
     (
         lines("vocab = vocab_size", "{width,num_hidden_layers} = {d_model,n_layers}", "eps = norm.eps"),
@@ -40,24 +40,24 @@ GIVEN = {"vocab": 7, "hidden": 8, "num_hidden_layers": 3, "squared_scale": 9.0, 
 GIVEN |= {"types": ["local", "global", "local"], "author": "me"}
 
 
-def test_keys_are_read() -> None:
-    config = SOME.config(GIVEN)
+def test_keys_of_a_config_are_read() -> None:
+    config = MAPPING.config(GIVEN)
     assert (config.vocab_size, config.d_model, config.embed_scale, config.ffn.name) == (7, 8, 3.0, "swiglu")
     assert [layer.attention.window for layer in config.layer_configs] == [4, None, 4]
-    assert config.norm.eps == 1e-3, "by default"
+    assert config.norm.eps == 1e-3, "the default"
 
 
-def test_what_is_written_is_read_again() -> None:
-    config = SOME.config(GIVEN)
-    written = SOME.to_hf(config)
+def test_a_written_config_is_read_as_the_same_settings() -> None:
+    config = MAPPING.config(GIVEN)
+    written = MAPPING.to_hf(config)
     assert {name: written[name] for name in ("width", "squared_scale", "gated", "types", "dialect")} == {
         "width": 8, "squared_scale": 9.0, "gated": True, "types": GIVEN["types"], "dialect": "plain",
     }  # fmt: skip
-    assert SOME.config({**written, "window": 4}) == config
+    assert MAPPING.config({**written, "window": 4}) == config
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"dialect": "odd"}, "dialect='odd', which is not supported: only 'plain' is"),
         ({"author": "you"}, "author='you', which models of model_type=some do not have"),
@@ -69,19 +69,19 @@ def test_what_is_written_is_read_again() -> None:
         ({"types": None}, "lacks the setting 'every'"),
     ],
 )
-def test_what_is_not_described_is_refused(change: dict[str, object], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        SOME.config({**GIVEN, **change})
+def test_keys_and_values_without_a_mapping_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MAPPING.config({**GIVEN, **change})
 
 
-def test_tensors_go_both_ways() -> None:
-    model = GPTModel(SOME.config(GIVEN))
-    ours = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
-    theirs = {pair.hf_name: pair.joined(ours) for pair in expand(SOME.rules, ours, model.config)}
+def test_tensors_are_converted_in_both_directions() -> None:
+    model = GPTModel(MAPPING.config(GIVEN))
+    tensors = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
+    hf_tensors = {pair.hf_name: pair.joined(tensors) for pair in expand(MAPPING.rules, tensors, model.config)}
     attention = model.blocks[1].attention
-    parts = [getattr(attention, name).weight for name in ("query", "key", "value")]
-    assert torch.equal(theirs["h.1.qkv.weight"], torch.cat(parts))
-    blank = {name: torch.zeros_like(tensor) for name, tensor in ours.items()}
-    for pair in expand(SOME.rules, blank, model.config):
-        pair.fill(blank, theirs[pair.hf_name])
-    assert all(torch.equal(blank[name], tensor) for name, tensor in ours.items())
+    projections = [getattr(attention, name).weight for name in ("query", "key", "value")]
+    assert torch.equal(hf_tensors["h.1.qkv.weight"], torch.cat(projections))
+    restored = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    for pair in expand(MAPPING.rules, restored, model.config):
+        pair.fill(restored, hf_tensors[pair.hf_name])
+    assert all(torch.equal(restored[name], tensor) for name, tensor in tensors.items())

@@ -1,4 +1,4 @@
-"""The mappings of keys and settings, one by one: what each reads and writes."""
+"""Each mapping between keys of a config.json and settings reads and writes as documented."""
 
 from typing import Any
 
@@ -35,13 +35,13 @@ def config(**settings: Any) -> GPTConfig:
     return GPTConfig.from_dict({**MODEL, "n_layers": 3, "d_model": 8, "n_heads": 2, **settings})
 
 
-def test_lines_read_and_write_by_their_sign() -> None:
+def test_the_sign_of_a_line_gives_its_direction() -> None:
     keys = ("a = d_model", "b => n_heads", "c <= n_layers", "embed_scale")
     assert read(keys, a=8, b=2, embed_scale=3.0) == {"d_model": 8, "n_heads": 2, "embed_scale": 3.0}
     assert write(keys, config()) == {"a": 8, "c": 3, "embed_scale": 1.0}
 
 
-def test_braces_on_one_side_stand_for_several_lines() -> None:
+def test_braces_expand_to_several_lines() -> None:
     assert read("a = {d_model,n_heads}", a=8) == {"d_model": 8, "n_heads": 8}
     assert read("{a,b} = {d_model,n_heads}", a=8, b=2) == {"d_model": 8, "n_heads": 2}
 
@@ -54,7 +54,7 @@ def test_keys_of_nested_objects_are_read_and_written() -> None:
     assert read(inside("o", "a = d_model"), o=None) == {}
 
 
-def test_a_null_has_a_meaning_of_its_own() -> None:
+def test_a_null_may_have_its_own_value() -> None:
     keys = key("a", "embed_scale", lambda value: value / 2, lambda value: value * 2, null=7.0)
     assert read(keys, a=None) == {"embed_scale": 7.0} and read(keys, a=4.0) == {"embed_scale": 2.0}
     assert write(keys, config(embed_scale=2.0)) == {"a": 4.0}
@@ -62,11 +62,11 @@ def test_a_null_has_a_meaning_of_its_own() -> None:
         read(needed("a", "d_model"), a=None)
 
 
-def test_later_mappings_win() -> None:
+def test_later_mappings_override_earlier_ones() -> None:
     assert read(({"d_model": 1}, ("a = d_model", [{"d_model": 3}])), a=2) == {"d_model": 3}
 
 
-def test_mappings_that_a_key_enables() -> None:
+def test_mappings_may_be_enabled_by_a_key() -> None:
     keys = enabled_by("use", WINDOW, f"window = {WINDOW}")
     assert read(keys, use=True, window=4) == {WINDOW: 4} and read(keys, use=False, window=4) == {}
     settings = HFConfig({"use": False, "window": 4})
@@ -76,7 +76,7 @@ def test_mappings_that_a_key_enables() -> None:
     assert write(keys, config()) == {"use": False}
 
 
-def test_names_of_a_value() -> None:
+def test_values_are_translated_by_name() -> None:
     keys = named(
         "act", "ffn@mlp.activation", {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu"}, "act"
     )
@@ -87,14 +87,14 @@ def test_names_of_a_value() -> None:
         read(keys, act="gelu_old")
 
 
-def test_keys_with_one_value() -> None:
+def test_a_key_with_one_allowed_value() -> None:
     assert read(only(a=1), a=1) == {} == read(only(a=1)) and write(only(a=1), config()) == {"a": 1}
     with pytest.raises(CheckpointError, match="a=2, which is not supported: only 1 is"):
         read(only(a=1), a=2)
 
 
-# layers of two sorts, each with a key of its own for the same setting
-SORTS = layers(
+# layers of two types; each type has its own key for the same setting
+LAYER_TYPES = layers(
     by_names("types", ("near", "far"), lambda i, settings: i % 2 == 0),
     ({"attention@mha.sinks": True}, key("near_heads", "attention@mha.n_kv_heads", lambda n: n + 1, lambda n: n - 1)),
     "far_heads = attention@mha.n_kv_heads",
@@ -103,25 +103,26 @@ SORTS = layers(
 
 
 @pytest.mark.parametrize("types", [["near", "far", "near"], None])
-def test_two_sorts_of_layers_are_read(types: list[str] | None) -> None:
-    found = read(SORTS, types=types, near_heads=1, far_heads=4)
+def test_keys_of_two_layer_types_are_read(types: list[str] | None) -> None:
+    found = read(LAYER_TYPES, types=types, near_heads=1, far_heads=4)
     assert found["attention@mha.n_kv_heads"] == PerLayer((2, 4, 2))
-    of_model = read_keys([joined((START, SORTS))], HFConfig({"num_hidden_layers": 3, "near_heads": 1, "far_heads": 4}))
-    layered = GPTConfig.from_dict({**of_model, "d_model": 8, "n_heads": 4}).layer_configs
-    assert [layer.attention.sinks for layer in layered] == [True, False, True]
+    settings = read_keys(
+        [joined((START, LAYER_TYPES))], HFConfig({"num_hidden_layers": 3, "near_heads": 1, "far_heads": 4})
+    )
+    layer_configs = GPTConfig.from_dict({**settings, "d_model": 8, "n_heads": 4}).layer_configs
+    assert [layer.attention.sinks for layer in layer_configs] == [True, False, True]
 
 
-def test_each_sort_of_layers_writes_its_own_settings() -> None:
+def test_keys_of_two_layer_types_are_written() -> None:
     given = {"types": ["near", "far", "near"], "near_heads": 1, "far_heads": 4, "window": 4}
-    keys = (START, SORTS, layers(by_number(lambda i, settings: i != 1), f"window = {WINDOW}"))
+    keys = (START, LAYER_TYPES, layers(by_number(lambda i, settings: i != 1), f"window = {WINDOW}"))
     settings = read_keys([joined(keys)], HFConfig({"num_hidden_layers": 3, **given}))
-    full = GPTConfig.from_dict({**settings, "d_model": 8, "n_heads": 4})
-    written = write(SORTS, full)
+    written = write(LAYER_TYPES, GPTConfig.from_dict({**settings, "d_model": 8, "n_heads": 4}))
     assert written == {"types": ["near", "far", "near"], "near_heads": 1, "far_heads": 4}
 
 
-def test_keys_of_a_sort_that_no_layer_has_may_have_any_value() -> None:
-    found = read(SORTS, types=["far"] * 3, near_heads="many", far_heads=4)
+def test_keys_of_an_absent_layer_type_may_have_any_value() -> None:
+    found = read(LAYER_TYPES, types=["far"] * 3, near_heads="many", far_heads=4)
     assert found["attention@mha.n_kv_heads"] == PerLayer((4, 4, 4))
     with pytest.raises(TypeError):
-        read(SORTS, types=["near", "far", "far"], near_heads="many", far_heads=4)
+        read(LAYER_TYPES, types=["near", "far", "far"], near_heads="many", far_heads=4)

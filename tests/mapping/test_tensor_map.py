@@ -1,4 +1,4 @@
-"""Transforms of tensors are inverse to each other."""
+"""Transforms of tensors: ``join`` and ``split`` are inverse to each other."""
 
 import pytest
 import torch
@@ -22,15 +22,15 @@ TRANSFORMS: dict[str, tuple[Transform, list[tuple[int, ...]], tuple[int, ...]]] 
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_there_and_back(name: str) -> None:
-    transform, shapes, theirs = TRANSFORMS[name]
-    ours = [torch.randn(shape) for shape in shapes]
-    joined = transform.join(ours, HEADS)
-    assert joined.shape == theirs
-    back = transform.split(joined, [each.shape for each in ours], HEADS)
-    assert all(torch.equal(a, b) for a, b in zip(ours, back, strict=True))
+def test_split_inverts_join(name: str) -> None:
+    transform, shapes, joined_shape = TRANSFORMS[name]
+    tensors = [torch.randn(shape) for shape in shapes]
+    joined = transform.join(tensors, HEADS)
+    assert joined.shape == joined_shape
+    restored = transform.split(joined, [tensor.shape for tensor in tensors], HEADS)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, restored, strict=True))
 
 
-def test_fused_per_head_by_hand() -> None:
+def test_fused_per_head_interleaves_the_heads() -> None:
     query, key = torch.tensor([0.0, 1, 2, 3]), torch.tensor([10.0, 11, 12, 13])
     assert FUSED_PER_HEAD.join([query, key], 2).tolist() == [0, 1, 10, 11, 2, 3, 12, 13]

@@ -20,7 +20,7 @@ from modular_gpt.weights.tensor_files import SafeTensors
 from tests.pretrained.conftest import Saved
 from tests.reference.cases import CASES, DELTA, SIZES, ids
 from tests.reference.conftest import difference
-from tests.reference.published import loaded_by_transformers
+from tests.reference.model_pairs import loaded_by_transformers
 
 WEIGHTS = "model.safetensors"
 

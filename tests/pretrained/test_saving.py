@@ -12,7 +12,7 @@ from modular_gpt import CheckpointError, ConfigError, GPTModel
 from modular_gpt.pretrained import load_pretrained, save_pretrained
 from tests.reference.cases import CASES, ids, reference
 from tests.reference.conftest import difference
-from tests.reference.published import loaded_by_transformers
+from tests.reference.model_pairs import loaded_by_transformers
 
 WRITTEN_FILES = ["config.json", "generation_config.json", "model.safetensors"]
 

@@ -1,4 +1,4 @@
-"""Small models of the ``transformers`` library: what to build, and weights that show mistakes."""
+"""Settings of small models of ``transformers``, and weights with which a mistake changes the logits."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ YARN = {
 }
 MSCALE = {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}
 
-# model type -> what makes a case different -> settings of the config
+# model type -> name of the case -> settings of the config
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "gpt2": {
         "plain": GPT2,
@@ -256,7 +256,7 @@ OPT = {**SIZES, "ffn_dim": 44, "word_embed_proj_dim": 32}
 OPT = {name: value for name, value in OPT.items() if name not in ("intermediate_size", "num_key_value_heads")}
 FALCON = {name: value for name, value in SIZES.items() if name not in ("intermediate_size", "num_key_value_heads")}
 NEOX = {**FALCON, "intermediate_size": 44}
-# relatives of GPT-2, and families whose attention and feed-forward network stand side by side
+# relatives of GPT-2, and families with parallel attention and feed-forward network
 CASES |= {
     "openai-gpt": {"plain": GPT2, "relu": {**GPT2, "afn": "relu", "tie_word_embeddings": False}},
     "gpt_bigcode": {
@@ -549,7 +549,7 @@ DELTA = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 6,
 }
-# as many channels of keys as of values: transformers cuts the kernels of OLMo's convolutions into equal thirds
+# as many key channels as value channels: transformers splits the kernels of OLMo's convolutions into equal thirds
 EVEN = {**DELTA, "linear_num_key_heads": 4, "linear_key_head_dim": 6}
 KIMI = {name: value for name, value in LATENT.items() if name not in ("n_routed_experts", "first_k_dense_replace")}
 KIMI |= {"num_local_experts": 8, "q_lora_rank": None, "layer_types": HYBRID}
@@ -564,7 +564,7 @@ MINIMAX = {
     "mlp_alpha_factor": 1.5,
     "mlp_beta_factor": 0.8,
 }
-# recurrent mixers beside attention
+# hybrids of recurrent mixers and attention
 CASES |= {
     "qwen3_next": {
         "dense layer": {**QWEN_MOE, **DELTA, "head_dim": 8, "mlp_only_layers": [1]},
@@ -618,16 +618,18 @@ CASES |= {
 }
 
 
-def reference(kind: str, settings: dict[str, Any], strong: bool) -> nn.Module:
-    """A model of ``transformers`` in evaluation mode, with its own initial weights or with strong ones."""
+def reference(model_type: str, settings: dict[str, Any], strong: bool) -> nn.Module:
+    """Return a model of ``transformers`` in evaluation mode, with its own initialisation or with strong weights."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config = transformers.AutoConfig.for_model(kind, **{**special, **settings})
-    eager = {} if settings.get("alibi") else {"attn_implementation": "eager"}  # where Falcon adds its biases twice
-    model = getattr(transformers, FAMILIES[kind].architecture)._from_config(config, **eager).eval()
+    config = transformers.AutoConfig.for_model(model_type, **{**special, **settings})
+    eager = (
+        {} if settings.get("alibi") else {"attn_implementation": "eager"}
+    )  # Falcon's eager attention adds ALiBi twice
+    model = getattr(transformers, FAMILIES[model_type].architecture)._from_config(config, **eager).eval()
     if strong:
         strengthen(model)
     return model
@@ -635,10 +637,10 @@ def reference(kind: str, settings: dict[str, Any], strong: bool) -> nn.Module:
 
 @torch.no_grad()
 def strengthen(model: nn.Module) -> None:
-    """Weights so large, and biases and norms so uneven, that a wrong activation, order or sign shows."""
+    """Draw large weights and uneven biases and norms, so that a wrong activation, order or sign changes the logits."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim == 1 and name == "weight":  # of a norm, which may store it around 0 or around 1
+            if parameter.ndim == 1 and name == "weight":  # of a norm, stored around 0 or 1
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
             else:
                 parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.5))
@@ -648,5 +650,5 @@ def strengthen(model: nn.Module) -> None:
 
 
 def ids(vocab_size: int, tokens: int = TOKENS) -> Tensor:
-    """(2, T) random token ids."""
+    """Return random token ids (2, T)."""
     return torch.randint(vocab_size, (2, tokens))

@@ -1,6 +1,6 @@
-"""A published model beside ours, and a record of how far apart they were.
+"""Comparison with published models, and a record of the largest differences.
 
-``PARITY_TABLE=<file> pytest -n 0 tests/reference`` writes the worst number of each comparison as a Markdown table.
+``PARITY_TABLE=<file> pytest -n 0 tests/reference`` writes the largest differences as a Markdown table.
 """
 
 import os
@@ -11,54 +11,55 @@ import pytest
 from torch import Tensor
 
 TABLE = "PARITY_TABLE"
-SHARING = ("test_families.py", "test_all_keys.py")  # files of tests that share models
-TOLERANCE = 2e-5  # largest difference, in standard deviations of what is compared
-worst: dict[str, tuple[float, int]] = {}  # comparison -> largest difference, how many were compared
+SHARED = ("test_families.py", "test_all_keys.py")  # files whose tests share models
+TOLERANCE = 2e-5  # largest difference, in standard deviations of the reference
+largest_differences: dict[str, tuple[float, int]] = {}  # comparison -> (largest difference, number of comparisons)
 
 Parity = Callable[..., float]
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference in standard deviations of theirs."""
-    assert ours.shape == theirs.shape
-    assert theirs.isfinite().all(), "the reference itself overflows: the test's weights are too strong"
-    return ((ours - theirs).abs().max() / theirs.std()).item()
+def difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference, in standard deviations of ``expected``."""
+    assert actual.shape == expected.shape
+    assert expected.isfinite().all(), "the reference itself overflows: the test's weights are too large"
+    return ((actual - expected).abs().max() / expected.std()).item()
 
 
 @pytest.fixture
 def parity() -> Parity:
-    """parity(name, ours, theirs): they agree; the difference is recorded under the name."""
+    """``parity(name, actual, expected)`` checks that both agree, and records the difference under ``name``."""
 
-    def compare(name: str, ours: Tensor, theirs: Tensor, tolerance: float = TOLERANCE) -> float:
-        apart = difference(ours.detach(), theirs.detach())
-        largest, count = worst.get(name, (0.0, 0))
-        worst[name] = max(largest, apart), count + 1
-        assert apart <= tolerance, f"{name}: apart by {apart:.1e} standard deviations"
-        return apart
+    def compare(name: str, actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
+        found = difference(actual.detach(), expected.detach())
+        largest, count = largest_differences.get(name, (0.0, 0))
+        largest_differences[name] = max(largest, found), count + 1
+        assert found <= tolerance, f"{name}: differs by {found:.1e} standard deviations"
+        return found
 
     return compare
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of one published model follow each other, so that it is built once: see published.py."""
-    shared = [index for index, item in enumerate(items) if item.path.name in SHARING and _model(item)]
+    """Run the tests of one published model consecutively, so that it is built once: see model_pairs.py."""
+    shared = [index for index, item in enumerate(items) if item.path.name in SHARED and _model(item)]
     in_order = sorted((items[index] for index in shared), key=_model)
     for index, item in zip(shared, in_order, strict=True):
         items[index] = item
 
 
 def _model(item: pytest.Item) -> tuple[str, str] | tuple[()]:
-    """(kind, case) of a test of one model; () for other tests."""
+    """Return (model type, case) of a test of one model; () for other tests."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return (parameters["kind"], parameters["case"]) if parameters.keys() >= {"kind", "case"} else ()
+    names = ("model_type", "case")
+    return (parameters["model_type"], parameters["case"]) if parameters.keys() >= {*names} else ()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = os.environ.get(TABLE)
-    if not path or not worst:
+    if not path or not largest_differences:
         return
     if hasattr(session.config, "workerinput"):
         raise pytest.UsageError(f"{TABLE} needs one process: add -n 0")
-    rows = [f"| {name} | {count} | {apart:.1e} |" for name, (apart, count) in sorted(worst.items())]
+    rows = [f"| {name} | {count} | {largest:.1e} |" for name, (largest, count) in sorted(largest_differences.items())]
     head = ["| compared with | cases | largest difference |", "|---|---|---|"]
     Path(path).write_text("\n".join([*head, *rows]) + "\n")

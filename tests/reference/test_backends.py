@@ -1,4 +1,4 @@
-"""Attention's ways to compute agree: the fused kernels, the definition written out, FlexAttention."""
+"""The backends of attention agree: fused kernels (auto), eager computation (math), and FlexAttention (flex)."""
 
 from typing import Any
 
@@ -23,7 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
 COMPILED = ("grouped sinks",)  # FlexAttention is compiled for each case, which takes seconds
 
 
-def twin(model: GPTModel, backend: str) -> GPTModel:
+def with_backend(model: GPTModel, backend: str) -> GPTModel:
+    """Return a copy of ``model`` with another backend and the same weights."""
     settings = model.config.to_dict()
     other = GPTModel({**settings, "attention": {**settings["attention"], "backend": backend}}).eval()
     other.load_state_dict(model.state_dict())
@@ -42,27 +43,27 @@ def model_of(case: str) -> GPTModel:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_math_and_auto(case: str, padded: bool, parity: Parity) -> None:
+def test_auto_equals_math(case: str, padded: bool, parity: Parity) -> None:
     model, tokens = model_of(case), ids(61)
     padding = torch.tensor([0, 6]) if padded else None
-    written_out = twin(model, "math")(tokens, padding=padding)
-    parity("backend auto, math", model(tokens, padding=padding)[:, 6:], written_out[:, 6:])
+    expected = with_backend(model, "math")(tokens, padding=padding)
+    parity("backend auto, math", model(tokens, padding=padding)[:, 6:], expected[:, 6:])
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("case", COMPILED)
 @torch.no_grad()
-def test_flex_and_math(case: str, parity: Parity) -> None:
+def test_flex_equals_math(case: str, parity: Parity) -> None:
     model, tokens = model_of(case), ids(61)
-    parity("backend flex, math", twin(model, "flex")(tokens), twin(model, "math")(tokens))
+    parity("backend flex, math", with_backend(model, "flex")(tokens), with_backend(model, "math")(tokens))
 
 
 @pytest.mark.parametrize("case", ["gqa", "window", "softcap", "sinks"])
 @torch.no_grad()
-def test_decoding_as_the_definition(case: str, parity: Parity) -> None:
-    """Token by token from a cache, where other kernels are chosen, against the definition over the whole text."""
+def test_cached_decoding_with_auto_equals_math(case: str, parity: Parity) -> None:
+    """Decoding token by token, for which other kernels are chosen, equals eager attention over the whole text."""
     model, tokens = model_of(case), ids(61)
     cache = model.new_cache(2, TOKENS)
     steps = [model(tokens[:, t : t + 1], cache=cache) for t in range(TOKENS)]
-    parity("backend auto step by step, math", torch.cat(steps, dim=1), twin(model, "math")(tokens))
+    parity("backend auto step by step, math", torch.cat(steps, dim=1), with_backend(model, "math")(tokens))

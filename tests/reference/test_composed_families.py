@@ -1,4 +1,4 @@
-"""Families that the command line composes are those of ``transformers``: its default settings, and its logits."""
+"""Families that the command line composes have the default settings and the logits of ``transformers``."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from tests.reference.conftest import Parity
 CONTENT = {name: family_content(path)[FAMILY] for name, path in family_files([conf_dir()]).items()}
 TYPES = {name: content["model_type"] for name, content in CONTENT.items() if "model_type" in content}
 SMALL = ("model_size.d_model=64", "model_size.n_heads=8", "model_size.n_layers=6", "model_size.context_length=64")
-# keys of a config.json that are sizes; everything else has to be what transformers assumes
+# keys of a config.json that are sizes; all others must have the defaults of transformers
 SIZES = {
     *("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner", "moe_intermediate_size"),
     *("num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "num_key_value_heads", "head_dim"),
@@ -31,8 +31,8 @@ SIZES = {
     *("n_group", "topk_group", "first_k_dense_replace", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim"),
     *("qk_rope_head_dim", "v_head_dim"),
 }
-# gpt-oss learned positions up to 4,096; the scaling in its published config extends them afterwards
-OTHERWISE: dict[str, dict[str, Any]] = {
+# gpt-oss was trained up to 4,096 tokens; the RoPE scaling in its published config extends that length afterwards
+EXCEPTIONS: dict[str, dict[str, Any]] = {
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
 }
 
@@ -41,8 +41,8 @@ def composed(name: str) -> GPTConfig:
     return GPTConfig.from_dict({**compose(f"family={name}", *SMALL).model.to_dict(), "vocab_size": 61})
 
 
-def saved(name: str, folder: Path) -> tuple[GPTModel, dict[str, Any]]:
-    """The composed model with weights that show mistakes, saved as its type, and the config.json that was written."""
+def save_composed(name: str, folder: Path) -> tuple[GPTModel, dict[str, Any]]:
+    """Save the composed model with large weights as its model type; return it and the content of its config.json."""
     torch.manual_seed(0)
     model = GPTModel(composed(name)).eval()
     for parameter in model.parameters():
@@ -52,39 +52,39 @@ def saved(name: str, folder: Path) -> tuple[GPTModel, dict[str, Any]]:
     return model, written
 
 
-def test_sixteen_families_are_of_published_types() -> None:
+def test_at_least_sixteen_families_are_of_published_types() -> None:
     assert len(TYPES) >= 16 and set(TYPES.values()) <= set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path, parity: Parity) -> None:
-    model, _ = saved(name, tmp_path)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    model, _ = save_composed(name, tmp_path)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     tokens = ids(61, 48)
     with torch.no_grad():
-        parity(f"family={name}", model(tokens), theirs(tokens).logits)
+        parity(f"family={name}", model(tokens), hf_model(tokens).logits)
 
 
 @pytest.mark.parametrize("name", TYPES)
 def test_settings_are_the_defaults_of_transformers(name: str, tmp_path: Path) -> None:
-    """Apart from sizes, the yaml file says what a model of that type is that is built from the sizes alone."""
-    _, written = saved(name, tmp_path)
+    """Apart from sizes, the yaml file has the settings of a config that transformers builds from the sizes alone."""
+    _, written = save_composed(name, tmp_path)
     sizes = {key: value for key, value in written.items() if key in SIZES}
     assert sizes.get("query_pre_attn_scalar") in (None, sizes.get("head_dim"))
     config_class = type(transformers.AutoConfig.from_pretrained(tmp_path))
-    default = config_class(**sizes, **OTHERWISE.get(name, {})).to_dict()
-    theirs, ours = FAMILIES[TYPES[name]].config(default), composed(name)
-    assert [*differences(theirs, ours), *differences(ours, theirs)] == []
+    default = config_class(**sizes, **EXCEPTIONS.get(name, {})).to_dict()
+    expected, config = FAMILIES[TYPES[name]].config(default), composed(name)
+    assert [*differences(expected, config), *differences(config, expected)] == []
 
 
-def test_a_drifted_setting_shows(tmp_path: Path) -> None:
-    """The comparison above is worth something: it names one setting that differs."""
-    _, written = saved("qwen3", tmp_path)
-    theirs = FAMILIES["qwen3"].config({**written, "hidden_act": "gelu"})
-    assert list(differences(theirs, composed("qwen3"))) == ["ffn.activation=gelu"]
+def test_a_differing_setting_is_named(tmp_path: Path) -> None:
+    """The comparison above detects one changed setting."""
+    _, written = save_composed("qwen3", tmp_path)
+    changed = FAMILIES["qwen3"].config({**written, "hidden_act": "gelu"})
+    assert list(differences(changed, composed("qwen3"))) == ["ffn.activation=gelu"]
 
 
-LFM2 = {  # by the first pattern that is found
+LFM2 = {  # our name -> name in transformers, by the first match
     "embedding.": "model.embed_tokens.",
     "final_norm.": "model.embedding_norm.",
     "attention.out.": "self_attn.out_proj.",
@@ -101,19 +101,19 @@ LFM2 = {  # by the first pattern that is found
 }
 
 
-def to_lfm2(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors by the names of transformers."""
+def to_lfm2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a state dict by their names in transformers."""
     tensors = {}
-    for name in ours:
+    for name in state:
         start = name.removesuffix("attention.input_gate.weight")
         if start != name:
             conv = f"model.layers.{start.removeprefix('blocks.')}conv"
-            gates = [ours[f"{start}attention.{gate}.weight"] for gate in ("input_gate", "output_gate", "value")]
+            gates = [state[f"{start}attention.{gate}.weight"] for gate in ("input_gate", "output_gate", "value")]
             tensors[f"{conv}.in_proj.weight"] = torch.cat(gates)
-            tensors[f"{conv}.conv.weight"] = ours[f"{start}attention.conv.weight"].unsqueeze(1)
-            tensors[f"{conv}.out_proj.weight"] = ours[f"{start}attention.out.weight"]
+            tensors[f"{conv}.conv.weight"] = state[f"{start}attention.conv.weight"].unsqueeze(1)
+            tensors[f"{conv}.out_proj.weight"] = state[f"{start}attention.out.weight"]
     convolved = {name.split(".conv.")[0].rpartition("layers.")[2] for name in tensors}
-    for name, tensor in ours.items():
+    for name, tensor in state.items():
         if name.startswith("blocks.") and name.split(".")[1] in convolved and ".attention." in name:
             continue
         old, new = next(pair for pair in LFM2.items() if pair[0] in name)
@@ -121,12 +121,12 @@ def to_lfm2(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def test_lfm2_is_that_of_transformers(parity: Parity) -> None:
-    """It is no published type here, so its tensors are renamed by the test."""
+def test_lfm2_equals_transformers(parity: Parity) -> None:
+    """``modular_gpt.pretrained`` has no mapping for LFM2, so the test renames its tensors."""
     config = composed("lfm2")
     torch.manual_seed(0)
-    ours = GPTModel(config).eval()
-    for parameter in ours.parameters():
+    model = GPTModel(config).eval()
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     layers = config.layer_configs
     sizes = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 8}
@@ -139,9 +139,9 @@ def test_lfm2_is_that_of_transformers(parity: Parity) -> None:
         max_position_embeddings=64,
         attn_implementation="eager",
     )
-    theirs = transformers.Lfm2ForCausalLM(hf_config).eval()
-    missing, unexpected = theirs.load_state_dict(to_lfm2(ours.state_dict()), strict=False)
+    hf_model = transformers.Lfm2ForCausalLM(hf_config).eval()
+    missing, unexpected = hf_model.load_state_dict(to_lfm2(model.state_dict()), strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])  # tied to the embeddings
     tokens = ids(61, 48)
     with torch.no_grad():
-        parity("family=lfm2", ours(tokens), theirs(tokens).logits)
+        parity("family=lfm2", model(tokens), hf_model(tokens).logits)

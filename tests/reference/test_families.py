@@ -1,4 +1,4 @@
-"""Every published kind of model, saved by ``transformers`` and loaded by us, gives the logits that it gives there."""
+"""Models of every family that ``transformers`` saved give the same logits here, with and without a cache."""
 
 import copy
 from pathlib import Path
@@ -13,15 +13,19 @@ from modular_gpt import GPTModel
 from modular_gpt.pretrained import FAMILIES, save_pretrained
 from tests.reference.cases import CASES, ids
 from tests.reference.conftest import TOLERANCE, Parity, difference
-from tests.reference.published import INITS, loaded_by_transformers, published
+from tests.reference.model_pairs import INITS, loaded_by_transformers, model_pair
 
-FIRST = [(kind, next(iter(settings))) for kind, settings in CASES.items()]
-ALL = [(kind, case) for kind, settings in CASES.items() for case in settings]
-each = pytest.mark.parametrize(("kind", "case"), ALL)
-first_of_each = pytest.mark.parametrize(("kind", "case"), FIRST)
-# recurrences have longer texts as well, of more than two chunks
+FIRST = [(model_type, next(iter(settings))) for model_type, settings in CASES.items()]
+ALL = [(model_type, case) for model_type, settings in CASES.items() for case in settings]
+every_case = pytest.mark.parametrize(("model_type", "case"), ALL)
+first_cases = pytest.mark.parametrize(("model_type", "case"), FIRST)
+# number of tokens in the long texts of recurrences, more than two chunks; their tolerance in standard deviations
 LONG, DELTA = 150, 3e-4
-HYBRID = [(kind, case) for kind, case in ALL if "linear_attention" in str(CASES[kind][case]) or case == "interval"]
+HYBRID = [
+    (model_type, case)
+    for model_type, case in ALL
+    if "linear_attention" in str(CASES[model_type][case]) or case == "interval"
+]
 
 
 def test_every_family_has_cases() -> None:
@@ -29,85 +33,88 @@ def test_every_family_has_cases() -> None:
 
 
 @pytest.mark.parametrize("init", INITS)
-@each
-def test_logits(kind: str, case: str, init: str, parity: Parity) -> None:
-    model = published(kind, case, init)
-    parity(f"{kind}, {init}", model.our_logits, model.logits)
+@every_case
+def test_logits_equal_those_of_transformers(model_type: str, case: str, init: str, parity: Parity) -> None:
+    pair = model_pair(model_type, case, init)
+    parity(f"{model_type}, {init}", pair.logits, pair.hf_logits)
 
 
-@each
+@every_case
 @torch.no_grad()
-def test_there_and_back(kind: str, case: str, tmp_path: Path, parity: Parity) -> None:
-    """A model of theirs, through ours, is the same again: its logits do not change in a single bit.
+def test_a_model_that_is_loaded_and_saved_again_is_unchanged(
+    model_type: str, case: str, tmp_path: Path, parity: Parity
+) -> None:
+    """The logits in transformers after loading and saving are bitwise those of the original model.
 
-    Except where a config.json names the approximation of GELU in an unusual way for its family.
+    The exception are cases in which transformers multiplies in another order, as for another name of the same GELU.
     """
-    model = published(kind, case)
-    save_pretrained(model.ours, tmp_path, model_type=kind)
-    again = loaded_by_transformers(tmp_path)
-    assert type(again) is type(model.theirs)
-    logits = again(model.tokens, use_cache=False).logits
-    parity(f"{kind}, written", logits, model.logits)
-    reordered = case == "gelu_new" or CASES[kind][case].get("reorder_and_upcast_attn")  # of multiplications
-    assert reordered or torch.equal(logits, model.logits)
-    first, second = (load_file(folder / "model.safetensors") for folder in (model.folder, tmp_path))
-    assert first.keys() == second.keys()
-    unused = "model.decoder.embed_positions.weight"  # the first two rows of OPT's table stand for no position
-    assert all(torch.equal(first[key], second[key]) for key in first if key != unused)
+    pair = model_pair(model_type, case)
+    save_pretrained(pair.model, tmp_path, model_type=model_type)
+    reloaded = loaded_by_transformers(tmp_path)
+    assert type(reloaded) is type(pair.hf_model)
+    logits = reloaded(pair.tokens, use_cache=False).logits
+    parity(f"{model_type}, written", logits, pair.hf_logits)
+    reordered = case == "gelu_new" or CASES[model_type][case].get("reorder_and_upcast_attn")
+    assert reordered or torch.equal(logits, pair.hf_logits)
+    original, written = (load_file(folder / "model.safetensors") for folder in (pair.folder, tmp_path))
+    assert original.keys() == written.keys()
+    partly_unused = "model.decoder.embed_positions.weight"  # the first two rows of OPT's table belong to no position
+    assert all(torch.equal(original[key], written[key]) for key in original if key != partly_unused)
 
 
-@first_of_each
+@first_cases
 @torch.no_grad()
-def test_decoding_with_a_cache(kind: str, case: str) -> None:
-    """A prompt, then token by token: the logits of the whole text."""
-    model = published(kind, case)
-    assert difference(decoded(model.ours, model.tokens, prompt=16), model.our_logits) < TOLERANCE
+def test_cached_decoding_equals_the_full_pass(model_type: str, case: str) -> None:
+    pair = model_pair(model_type, case)
+    assert difference(decoded(pair.model, pair.tokens, prompt=16), pair.logits) < TOLERANCE
 
 
 def decoded(model: GPTModel, tokens: Tensor, prompt: int) -> Tensor:
-    """The logits of a text that is read with a cache, token by token after the first ``prompt`` tokens."""
+    """Return the logits (B, T, V) with a cache: the first ``prompt`` tokens in one pass, then token by token."""
     cache = model.new_cache(*tokens.shape)
     steps = [tokens[:, :prompt], *tokens[:, prompt:].split(1, dim=1)]
     return torch.cat([model(step, cache=cache) for step in steps], dim=1)
 
 
 @pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize(("kind", "case"), HYBRID)
+@pytest.mark.parametrize(("model_type", "case"), HYBRID)
 @torch.no_grad()
-def test_long_texts_of_recurrences(kind: str, case: str, init: str, parity: Parity) -> None:
-    model = published(kind, case, init)
+def test_recurrences_equal_transformers_over_several_chunks(
+    model_type: str, case: str, init: str, parity: Parity
+) -> None:
+    pair = model_pair(model_type, case, init)
     tokens = ids(61, LONG)
-    logits = model.ours(tokens)
-    parity(f"{kind}, {init}, {LONG} tokens", logits, model.theirs(tokens, use_cache=False).logits, DELTA)
-    assert difference(decoded(model.ours, tokens, prompt=LONG - 6), logits) < DELTA
+    logits = pair.model(tokens)
+    parity(f"{model_type}, {init}, {LONG} tokens", logits, pair.hf_model(tokens, use_cache=False).logits, DELTA)
+    assert difference(decoded(pair.model, tokens, prompt=LONG - 6), logits) < DELTA
 
 
-@first_of_each
+@first_cases
 @torch.no_grad()
-def test_bfloat16(kind: str, case: str) -> None:
-    """In bfloat16 ours is as near to the float32 model as theirs is, up to a factor.
+def test_the_rounding_error_in_bfloat16_is_that_of_transformers(model_type: str, case: str) -> None:
+    """The root-mean-square error against the float32 model is at most 1.15 times that of transformers.
 
-    It is larger with experts, since a rounded router may choose another one for a token.
+    With experts the factor is 4, since a rounded router may choose another expert for a token.
     """
-    model = published(kind, case, "own init")
-    theirs = model.in_bfloat16()(model.tokens, use_cache=False).logits.float()
-    ours = copy.deepcopy(model.ours).bfloat16()(model.tokens).float()
-    error, their_error = ((got - model.logits).square().mean().sqrt() for got in (ours, theirs))
-    has_experts = any(layer.ffn.name == "moe" for layer in model.ours.config.layer_configs)
-    assert error <= (4.0 if has_experts else 1.15) * their_error, (error, their_error)
+    pair = model_pair(model_type, case, "own init")
+    hf_logits = pair.hf_model_in_bfloat16()(pair.tokens, use_cache=False).logits.float()
+    logits = copy.deepcopy(pair.model).bfloat16()(pair.tokens).float()
+    error, hf_error = ((rounded - pair.hf_logits).square().mean().sqrt() for rounded in (logits, hf_logits))
+    has_experts = any(layer.ffn.name == "moe" for layer in pair.model.config.layer_configs)
+    assert error <= (4.0 if has_experts else 1.15) * hf_error, (error, hf_error)
 
 
 @torch.no_grad()
-def test_bfloat16_of_a_long_text() -> None:
-    model = published("llama", "gqa", "own init")
+def test_the_rounding_error_in_bfloat16_of_a_long_text() -> None:
+    pair = model_pair("llama", "gqa", "own init")
     tokens = ids(61, 200)
-    right = model.theirs(tokens).logits
-    theirs = model.in_bfloat16()(tokens).logits.float()
-    ours = copy.deepcopy(model.ours).bfloat16()(tokens).float()
-    assert (ours - right).square().mean().sqrt() <= 1.25 * (theirs - right).square().mean().sqrt()
+    exact = pair.hf_model(tokens).logits
+    hf_logits = pair.hf_model_in_bfloat16()(tokens).logits.float()
+    logits = copy.deepcopy(pair.model).bfloat16()(tokens).float()
+    assert (logits - exact).square().mean().sqrt() <= 1.25 * (hf_logits - exact).square().mean().sqrt()
 
 
-# (kind, case) -> what our config would be if a setting of theirs were misread
+# (model type, case, change of the config that misreading one key would cause)
 MISREAD: list[tuple[str, str, dict[str, Any]]] = [
     ("gpt2", "inverse layer scale", {"layers": {}}),
     ("gpt2", "no scale, untied", {"attention": {"scale": None}}),
@@ -116,8 +123,8 @@ MISREAD: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "own head_dim, gelu, eps", {"norm": {"eps": 1e-6}}),
     ("llama", "own head_dim, gelu, eps", {"ffn": {"activation": "gelu_tanh"}}),
     *(
-        ("llama", f"rope {kind}", {"pos": {"scaling": {}}})
-        for kind in ("linear", "dynamic", "llama3", "yarn", "yarn, untruncated")
+        ("llama", f"rope {scaling}", {"pos": {"scaling": {}}})
+        for scaling in ("linear", "dynamic", "llama3", "yarn", "yarn, untruncated")
     ),
     ("llama", "rope yarn", {"pos": {"scaling": {"truncate": False}}}),
     ("llama", "rope yarn", {"pos": {"scaling": {"attention_factor": 1.0}}}),
@@ -153,22 +160,21 @@ MISREAD: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "case", "change"), MISREAD)
-def test_a_misread_setting_would_show(kind: str, case: str, change: dict[str, Any]) -> None:
-    """The cases above are worth something: each part they are about matters in them, with one of the inits at least."""
-    apart = []
+@pytest.mark.parametrize(("model_type", "case", "change"), MISREAD)
+def test_misreading_a_key_changes_the_logits(model_type: str, case: str, change: dict[str, Any]) -> None:
+    """The cases above detect each misread key, with at least one of the initialisations."""
+    found = []
     for init in INITS:
-        model = published(kind, case, init)
-        right = model.ours
-        wrong = GPTModel(merged(right.config.to_dict(), change)).eval()
-        wrong.load_state_dict(right.state_dict())
+        pair = model_pair(model_type, case, init)
+        misread = GPTModel(merged(pair.model.config.to_dict(), change)).eval()
+        misread.load_state_dict(pair.model.state_dict())
         with torch.no_grad():
-            apart.append(difference(wrong(model.tokens), model.our_logits))
-    assert max(apart) > 10 * TOLERANCE, apart
+            found.append(difference(misread(pair.tokens), pair.logits))
+    assert max(found) > 10 * TOLERANCE, found
 
 
 def merged(settings: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` with some changed, at any depth; an empty mapping replaces what was there."""
+    """Return ``settings`` with some changed, at any depth; an empty mapping replaces the former one."""
     for name, value in change.items():
         deeper = isinstance(value, dict) and value and isinstance(settings.get(name), dict)
         settings = {**settings, name: merged(settings[name], value) if deeper else value}

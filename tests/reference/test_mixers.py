@@ -1,4 +1,4 @@
-"""Recurrent mixers against the modules of transformers, with the same weights."""
+"""Recurrent mixers equal the modules of transformers with the same weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,18 +18,19 @@ from modular_gpt.core.contracts import Attention, Positions
 from tests.reference.conftest import Parity
 
 WIDTH, TOKENS = 32, 150  # more than two chunks of 64
-DELTA = 3e-4  # tolerance of delta rules, in standard deviations: both sides solve triangular systems in float32
+DELTA = 3e-4  # tolerance of delta rules, in standard deviations: both implementations solve triangular systems
 Weights = dict[str, Tensor]
 
 
-def ours(settings: dict[str, Any]) -> Attention:
+def mixer(settings: dict[str, Any]) -> Attention:
+    """Return the attention of a one-layer model."""
     model = GPTModel(GPTConfig(d_model=WIDTH, n_heads=4, n_layers=1, pos="none", bias=False, attention=settings))
     attention = model.blocks[0].attention
     assert isinstance(attention, Attention)
     return attention
 
 
-def randomised(module: nn.Module) -> nn.Module:
+def with_random_weights(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -37,42 +38,48 @@ def randomised(module: nn.Module) -> nn.Module:
                 parameter.uniform_(0.0, 2.0)
             elif parameter.ndim > 1:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
-            else:  # not added to the values there, since some modules leave theirs uninitialised
+            else:  # overwritten, since some modules leave them uninitialised
                 parameter.normal_(mean=float("norm" in name), std=0.4)
     return module.eval()
 
 
-def delta_weights(theirs: Weights, projections: list[Tensor], parts: tuple[str, ...]) -> Weights:
-    """Weights of the convolutions, decays, norm and output, which the three delta rules share, and projections."""
+def delta_weights(hf_weights: Weights, projections: list[Tensor], names: tuple[str, ...]) -> Weights:
+    """Return the convolutions of a delta rule, and its projections by their names here.
+
+    Args:
+        hf_weights: has the convolution kernels of queries, keys and values in one tensor
+        projections: weights (out, D) of queries, keys, values and others
+        names: names of the projections here
+    """
     keys, values = len(projections[0]), len(projections[2])
-    convs = theirs["conv1d.weight"][:, 0].split([keys, keys, values])
-    named = {f"{name}_conv.weight": conv for name, conv in zip(("query", "key", "value"), convs, strict=True)}
-    return {**named, **{f"{name}.weight": weight for name, weight in zip(parts, projections, strict=True)}}
+    convs = hf_weights["conv1d.weight"][:, 0].split([keys, keys, values])
+    kernels = {f"{name}_conv.weight": conv for name, conv in zip(("query", "key", "value"), convs, strict=True)}
+    return {**kernels, **{f"{name}.weight": weight for name, weight in zip(names, projections, strict=True)}}
 
 
-PARTS = ("query", "key", "value", "gate", "rate", "decay")
+PROJECTIONS = ("query", "key", "value", "gate", "rate", "decay")
 DECAY = {"log_decay": "A_log", "decay_offset": "dt_bias"}
 
 
-def from_qwen3_next(theirs: Weights) -> Weights:
-    """Queries, keys, values and gates are interleaved by key head, rates and decays as well."""
+def from_qwen3_next(hf_weights: Weights) -> Weights:
+    """Split the projections, which transformers interleaves by key head: (q, k, v, gate) and (rate, decay)."""
     keys, per_key, width = 2, 2, 6
-    grouped = theirs["in_proj_qkvz.weight"].unflatten(0, (keys, -1))
+    grouped = hf_weights["in_proj_qkvz.weight"].unflatten(0, (keys, -1))
     q, k, v, z = grouped.split([8, 8, per_key * width, per_key * width], dim=1)
-    rate, decay = theirs["in_proj_ba.weight"].unflatten(0, (keys, -1)).split([per_key, per_key], dim=1)
-    found = delta_weights(theirs, [each.flatten(0, 1) for each in (q, k, v, z, rate, decay)], PARTS)
+    rate, decay = hf_weights["in_proj_ba.weight"].unflatten(0, (keys, -1)).split([per_key, per_key], dim=1)
+    found = delta_weights(hf_weights, [weight.flatten(0, 1) for weight in (q, k, v, z, rate, decay)], PROJECTIONS)
     rest = {**DECAY, "norm.weight": "norm.weight", "out.weight": "out_proj.weight"}
-    return found | {name: theirs[other] for name, other in rest.items()}
+    return found | {name: hf_weights[other] for name, other in rest.items()}
 
 
-def from_olmo_hybrid(theirs: Weights) -> Weights:
-    found = delta_weights(theirs, [theirs[f"{each}_proj.weight"] for each in "qkvgba"], PARTS)
+def from_olmo_hybrid(hf_weights: Weights) -> Weights:
+    found = delta_weights(hf_weights, [hf_weights[f"{letter}_proj.weight"] for letter in "qkvgba"], PROJECTIONS)
     rest = {**DECAY, "norm.weight": "o_norm.weight", "out.weight": "o_proj.weight"}
-    return found | {name: theirs[other] for name, other in rest.items()}
+    return found | {name: hf_weights[other] for name, other in rest.items()}
 
 
-def from_kimi_linear(theirs: Weights) -> Weights:
-    names = [
+def from_kimi_linear(hf_weights: Weights) -> Weights:
+    hf_names = [
         "q_proj",
         "k_proj",
         "v_proj",
@@ -82,25 +89,25 @@ def from_kimi_linear(theirs: Weights) -> Weights:
         "g_a_proj",
         "forget_gate.f_a_proj",
     ]
-    parts = (*PARTS, "gate_down", "decay_down")
-    found = delta_weights(theirs, [theirs[f"{name}.weight"] for name in names], parts)
-    found |= {"log_decay": theirs["forget_gate.A_log"].flatten(), "decay_offset": theirs["forget_gate.dt_bias"]}
-    return found | {"norm.weight": theirs["o_norm.weight"], "out.weight": theirs["o_proj.weight"]}
+    names = (*PROJECTIONS, "gate_down", "decay_down")
+    found = delta_weights(hf_weights, [hf_weights[f"{name}.weight"] for name in hf_names], names)
+    found |= {"log_decay": hf_weights["forget_gate.A_log"].flatten(), "decay_offset": hf_weights["forget_gate.dt_bias"]}
+    return found | {"norm.weight": hf_weights["o_norm.weight"], "out.weight": hf_weights["o_proj.weight"]}
 
 
-def from_minimax(theirs: Weights) -> Weights:
-    q, k, v = (each.flatten(0, 1) for each in theirs["qkv_proj.weight"].unflatten(0, (4, -1)).chunk(3, dim=1))
+def from_minimax(hf_weights: Weights) -> Weights:
+    q, k, v = (weight.flatten(0, 1) for weight in hf_weights["qkv_proj.weight"].unflatten(0, (4, -1)).chunk(3, dim=1))
     rest = {"gate.weight": "output_gate.weight", "norm.weight": "norm.weight", "out.weight": "out_proj.weight"}
     found = {"query.weight": q, "key.weight": k, "value.weight": v}
-    return found | {name: theirs[other] for name, other in rest.items()}
+    return found | {name: hf_weights[other] for name, other in rest.items()}
 
 
-def from_lfm2(theirs: Weights) -> Weights:
+def from_lfm2(hf_weights: Weights) -> Weights:
     names = ("input_gate", "output_gate", "value")
-    found = {f"{name}.weight": part for name, part in zip(names, theirs["in_proj.weight"].chunk(3), strict=True)}
-    found |= {f"{name}.bias": part for name, part in zip(names, theirs["in_proj.bias"].chunk(3), strict=True)}
-    found |= {"conv.weight": theirs["conv.weight"][:, 0], "conv.bias": theirs["conv.bias"]}
-    return found | {"out.weight": theirs["out_proj.weight"], "out.bias": theirs["out_proj.bias"]}
+    found = {f"{name}.weight": chunk for name, chunk in zip(names, hf_weights["in_proj.weight"].chunk(3), strict=True)}
+    found |= {f"{name}.bias": chunk for name, chunk in zip(names, hf_weights["in_proj.bias"].chunk(3), strict=True)}
+    found |= {"conv.weight": hf_weights["conv.weight"][:, 0], "conv.bias": hf_weights["conv.bias"]}
+    return found | {"out.weight": hf_weights["out_proj.weight"], "out.bias": hf_weights["out_proj.bias"]}
 
 
 DELTA_SIZES = dict(
@@ -149,11 +156,10 @@ CASES: dict[str, Case] = {
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_a_mixer_equals_the_published_module(name: str, parity: Parity) -> None:
-    make, settings, converted, tolerance = CASES[name]
-    theirs, attention = randomised(make()), ours(settings)
-    weights = dict(theirs.named_parameters())
-    attention.load_state_dict(converted(weights))  # strict: every parameter of both has its counterpart
+    make, settings, convert, tolerance = CASES[name]
+    hf_module, attention = with_random_weights(make()), mixer(settings)
+    attention.load_state_dict(convert(dict(hf_module.named_parameters())))  # strict: all parameters must be given
     x = torch.randn(2, TOKENS, WIDTH)
-    expected = theirs(x, position_embeddings=None, attention_mask=None)[0] if name == "minimax" else theirs(x)
-    got = attention(x, Positions(0, TOKENS, None, x.device))
-    parity(f"{name}, one layer", got, expected, tolerance)
+    expected = hf_module(x, position_embeddings=None, attention_mask=None)[0] if name == "minimax" else hf_module(x)
+    actual = attention(x, Positions(0, TOKENS, None, x.device))
+    parity(f"{name}, one layer", actual, expected, tolerance)

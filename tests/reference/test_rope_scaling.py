@@ -1,4 +1,4 @@
-"""Frequencies of each rope scaling, at the sizes of published models, against ``transformers``."""
+"""Frequencies of each RoPE scaling, at the sizes of published models, equal those of ``transformers``."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from modular_gpt.nn.pos.rope import RoPE
 from modular_gpt.pretrained.families.rope_config import position, rope_parameters
 from tests.reference.conftest import Parity
 
-# name -> length it is configured for, length of the text, width of a head, rope_parameters
+# name -> (context length, number of tokens, width of a head, rope_parameters)
 PUBLISHED: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "linear": (4096, 40, 128, {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}),
     "dynamic, shorter than trained for": (64, 40, 64, {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
@@ -65,8 +65,8 @@ PUBLISHED: dict[str, tuple[int, int, int, dict[str, Any]]] = {
 }
 
 
-def turned(rope: RoPE, length: int, width: int) -> tuple[Tensor, Tensor]:
-    """(frequency, magnitude) of each pair, read off what happens to a vector at position 1."""
+def rotation_of(rope: RoPE, length: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return (frequencies, magnitudes) (N/2,) of the pairs of dimensions, from the rotation at position 1."""
     x = torch.zeros(1, 1, length, width)
     x[..., : width // 2] = 1.0
     at_one = rope.rotate(x, Positions(0, length, None, x.device))[0, 0, 1]
@@ -75,19 +75,22 @@ def turned(rope: RoPE, length: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_frequencies(name: str, parity: Parity) -> None:
+def test_frequencies_equal_those_of_transformers(name: str, parity: Parity) -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    trained, length, width, parameters = PUBLISHED[name]
-    theirs = LlamaConfig(
-        hidden_size=width, num_attention_heads=1, max_position_embeddings=trained, rope_parameters=dict(parameters)
+    context_length, length, width, parameters = PUBLISHED[name]
+    hf_config = LlamaConfig(
+        hidden_size=width,
+        num_attention_heads=1,
+        max_position_embeddings=context_length,
+        rope_parameters=dict(parameters),
     )
-    frequencies, magnitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](theirs, seq_len=length)
-    settings = HFConfig({"rope_parameters": parameters, "rope_theta": 1.0, "max_position_embeddings": trained})
+    frequencies, magnitude = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](hf_config, seq_len=length)
+    settings = HFConfig({"rope_parameters": parameters, "rope_theta": 1.0, "max_position_embeddings": context_length})
     pos = {"name": "rope", **position(rope_parameters(settings), settings, None)}
-    config = GPTConfig(d_model=width, n_heads=1, context_length=trained, pos=pos)
-    ours, our_magnitude = turned(RoPE(config.layer_configs[0].pos, config.dims), length, width)
-    torch.testing.assert_close(ours, frequencies, rtol=1e-5, atol=0)
-    torch.testing.assert_close(our_magnitude, torch.full_like(ours, magnitude), rtol=1e-6, atol=0)
-    parity("rope frequencies", ours, frequencies)
+    config = GPTConfig(d_model=width, n_heads=1, context_length=context_length, pos=pos)
+    actual, actual_magnitudes = rotation_of(RoPE(config.layer_configs[0].pos, config.dims), length, width)
+    torch.testing.assert_close(actual, frequencies, rtol=1e-5, atol=0)
+    torch.testing.assert_close(actual_magnitudes, torch.full_like(actual, magnitude), rtol=1e-6, atol=0)
+    parity("rope frequencies", actual, frequencies)

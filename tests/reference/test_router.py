@@ -1,4 +1,4 @@
-"""Mixture of experts: its losses against ``transformers``, the whole of it against a loop over tokens."""
+"""The mixture of experts equals a loop over tokens; its losses equal those of ``transformers`` and their formulas."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ WIDTH, HIDDEN = 16, 12
 
 
 def experts(**settings: Any) -> MixtureOfExperts:
-    """A mixture with strong weights, in training mode."""
+    """Return a mixture of 6 experts with large random weights, in training mode."""
     config = GPTConfig(d_model=WIDTH, ffn={"name": "moe", "hidden": HIDDEN, "n_experts": 6, **settings})
-    part = MixtureOfExperts(config.layer_configs[0].ffn, config.dims)
+    moe = MixtureOfExperts(config.layer_configs[0].ffn, config.dims)
     with torch.no_grad():
-        for parameter in part.parameters():
+        for parameter in moe.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.4)
-        if part.select_bias is not None:
-            part.select_bias.copy_(torch.randn(part.select_bias.shape) * 0.2)
-    return part
+        if moe.select_bias is not None:
+            moe.select_bias.copy_(torch.randn(moe.select_bias.shape) * 0.2)
+    return moe
 
 
-def chosen_by_loop(part: MixtureOfExperts, scores: Tensor) -> list[int]:
-    """The experts of one token, from its scores (E,)."""
-    config = part.config
-    ranking = scores if part.select_bias is None else scores + part.select_bias
+def chosen_by_loop(moe: MixtureOfExperts, scores: Tensor) -> list[int]:
+    """Return the experts chosen for one token, from its scores (E,)."""
+    config = moe.config
+    ranking = scores if moe.select_bias is None else scores + moe.select_bias
     size = config.n_experts // config.groups
     groups = [list(range(g * size, (g + 1) * size)) for g in range(config.groups)]
     best = 2 if config.group_score == "top2" else 1
@@ -38,31 +38,33 @@ def chosen_by_loop(part: MixtureOfExperts, scores: Tensor) -> list[int]:
     return sorted(allowed, key=lambda expert: -ranking[expert].item())[: config.top_k]
 
 
-def expert_by_loop(part: MixtureOfExperts, token: Tensor, e: int) -> Tensor:
+def expert_by_loop(moe: MixtureOfExperts, token: Tensor, e: int) -> Tensor:
+    """Return the output (D,) of expert ``e`` for one token (D,)."""
+
     def biased(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         return weight[e] @ x + (0 if bias is None else bias[e])
 
-    up = biased(part.up, part.up_bias, token)
-    if part.gate is None:
-        hidden = ACTIVATIONS[part.config.activation](up)
+    up = biased(moe.up, moe.up_bias, token)
+    if moe.gate is None:
+        hidden = ACTIVATIONS[moe.config.activation](up)
     else:
-        hidden = gated(part.config.activation, biased(part.gate, part.gate_bias, token), up)
-    return biased(part.down, part.down_bias, hidden)
+        hidden = gated(moe.config.activation, biased(moe.gate, moe.gate_bias, token), up)
+    return biased(moe.down, moe.down_bias, hidden)
 
 
-def by_loop(part: MixtureOfExperts, x: Tensor) -> Tensor:
-    """(M, D) -> (M, D), one token and one expert at a time."""
+def by_loop(moe: MixtureOfExperts, x: Tensor) -> Tensor:
+    """Mixture of experts (M, D) -> (M, D), one token and one expert at a time."""
     out = []
     for token in x:
-        logits = part.router(token)
-        scores = logits.softmax(-1) if part.config.score == "softmax" else logits.sigmoid()
-        chosen = chosen_by_loop(part, scores)
+        logits = moe.router(token)
+        scores = logits.softmax(-1) if moe.config.score == "softmax" else logits.sigmoid()
+        chosen = chosen_by_loop(moe, scores)
         weights = scores[chosen]
-        if part.config.norm_topk:
+        if moe.config.norm_topk:
             weights = weights / weights.sum()
-        parts = [weight * expert_by_loop(part, token, e) for weight, e in zip(weights, chosen, strict=True)]
-        shared = 0 if part.shared is None else part.shared(token)[0]
-        out.append(part.config.routed_scale * torch.stack(parts).sum(0) + shared)
+        weighted = [weight * expert_by_loop(moe, token, e) for weight, e in zip(weights, chosen, strict=True)]
+        shared = 0 if moe.shared is None else moe.shared(token)[0]
+        out.append(moe.config.routed_scale * torch.stack(weighted).sum(0) + shared)
     return torch.stack(out)
 
 
@@ -80,69 +82,70 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_as_a_loop_over_tokens(name: str, parity: Parity) -> None:
-    part, x = experts(**SETTINGS[name]), torch.randn(40, WIDTH)
-    parity("moe, a loop over tokens", part(x)[0], by_loop(part, x))
+def test_the_mixture_equals_a_loop_over_tokens(name: str, parity: Parity) -> None:
+    moe, x = experts(**SETTINGS[name]), torch.randn(40, WIDTH)
+    parity("moe, a loop over tokens", moe(x)[0], by_loop(moe, x))
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4])
-def test_load_balancing_loss(top_k: int, parity: Parity) -> None:
-    """Theirs counts every choice of a token, ours takes the share of all choices: a factor of top_k."""
+def test_the_load_balancing_loss_equals_that_of_transformers(top_k: int, parity: Parity) -> None:
+    """transformers divides the choices by the number of tokens; ours by the number of choices, top_k times as large."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-    part, x = experts(top_k=top_k, balance_weight=0.3), torch.randn(40, WIDTH)
-    ours = part(x)[1]["load_balancing"] / 0.3 * top_k
-    theirs = load_balancing_loss_func((part.router(x),), 6, top_k)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    gradients = [torch.autograd.grad(loss, part.router.weight)[0] for loss in (ours, theirs)]
+    moe, x = experts(top_k=top_k, balance_weight=0.3), torch.randn(40, WIDTH)
+    actual = moe(x)[1]["load_balancing"] / 0.3 * top_k
+    expected = load_balancing_loss_func((moe.router(x),), 6, top_k)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+    gradients = [torch.autograd.grad(loss, moe.router.weight)[0] for loss in (actual, expected)]
     parity("load-balancing loss, its gradient", *gradients)
 
 
-def test_load_balancing_loss_of_even_routing_is_its_weight() -> None:
-    part = experts(top_k=6, balance_weight=0.3)  # every expert takes every token
-    assert part(torch.randn(40, WIDTH))[1]["load_balancing"].item() == pytest.approx(0.3)
+def test_the_load_balancing_loss_of_even_routing_is_its_weight() -> None:
+    moe = experts(top_k=6, balance_weight=0.3)  # every expert takes every token
+    assert moe(torch.randn(40, WIDTH))[1]["load_balancing"].item() == pytest.approx(0.3)
 
 
-def test_z_loss(parity: Parity) -> None:
+def test_the_z_loss_equals_its_formula(parity: Parity) -> None:
     """https://arxiv.org/abs/2202.08906, equation 5, one token at a time."""
-    part, x = experts(z_weight=0.2), torch.randn(40, WIDTH)
-    logits = part.router(x)
-    naive = sum(torch.log(sum(torch.exp(each) for each in row)) ** 2 for row in logits) / len(logits)
-    ours = part(x)[1]["router_z"] / 0.2
-    torch.testing.assert_close(ours, naive, rtol=1e-5, atol=0)
-    parity("router z-loss, its gradient", *(torch.autograd.grad(loss, part.router.weight)[0] for loss in (ours, naive)))
+    moe, x = experts(z_weight=0.2), torch.randn(40, WIDTH)
+    logits = moe.router(x)
+    naive = sum(torch.log(sum(torch.exp(logit) for logit in row)) ** 2 for row in logits) / len(logits)
+    actual = moe(x)[1]["router_z"] / 0.2
+    torch.testing.assert_close(actual, naive, rtol=1e-5, atol=0)
+    gradients = [torch.autograd.grad(loss, moe.router.weight)[0] for loss in (actual, naive)]
+    parity("router z-loss, its gradient", *gradients)
 
 
-def test_balancing_by_a_bias() -> None:
-    """https://arxiv.org/abs/2412.19437, section 2.1.2: a fixed step up for idle experts and down for busy ones."""
-    part = experts(balance="bias", score="sigmoid", top_k=2, bias_step=0.01)
-    assert part.select_bias is not None
-    before, load = part.select_bias.clone(), [0] * 6
-    for _ in range(3):  # what several passes saw counts together
+def test_the_selection_bias_follows_its_formula() -> None:
+    """https://arxiv.org/abs/2412.19437, section 2.1.2: one step up below the mean load, one step down above it."""
+    moe = experts(balance="bias", score="sigmoid", top_k=2, bias_step=0.01)
+    assert moe.select_bias is not None
+    before, load = moe.select_bias.clone(), [0] * 6
+    for _ in range(3):  # the loads of several passes are added
         x = torch.randn(40, WIDTH)
         for token in x:
-            for expert in chosen_by_loop(part, part.router(token).sigmoid()):
+            for expert in chosen_by_loop(moe, moe.router(token).sigmoid()):
                 load[expert] += 1
-        assert "load_balancing" not in part(x)[1]
-    part.after_optimizer_step()
+        assert "load_balancing" not in moe(x)[1]
+    moe.after_optimizer_step()
     mean = sum(load) / 6
     steps = [0.01 * ((count < mean) - (count > mean)) for count in load]
-    torch.testing.assert_close(part.select_bias, before + torch.tensor(steps))
-    part.after_optimizer_step()  # the counts were forgotten: without tokens nothing moves
-    torch.testing.assert_close(part.select_bias, before + torch.tensor(steps))
+    torch.testing.assert_close(moe.select_bias, before + torch.tensor(steps))
+    moe.after_optimizer_step()  # the loads were reset: without tokens the bias stays
+    torch.testing.assert_close(moe.select_bias, before + torch.tensor(steps))
 
 
-def test_balancing_by_a_bias_evens_the_load() -> None:
-    part = experts(balance="bias", score="sigmoid", top_k=2, bias_step=0.02)
+def test_the_selection_bias_evens_the_load() -> None:
+    moe = experts(balance="bias", score="sigmoid", top_k=2, bias_step=0.02)
     x = torch.randn(400, WIDTH)
 
     def spread() -> float:
-        part(x)
-        assert part.load is not None
-        return (part.load.max() / part.load.mean()).item()
+        moe(x)
+        assert moe.load is not None
+        return (moe.load.max() / moe.load.mean()).item()
 
     first = spread()
     for _ in range(100):
-        part.after_optimizer_step()
+        moe.after_optimizer_step()
         last = spread()
     assert last < 1.1 < 1.3 < first

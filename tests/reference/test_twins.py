@@ -1,4 +1,4 @@
-"""Parts that no published model here has, against a few naive lines each."""
+"""Components without a published model here equal naive implementations of a few lines."""
 
 import math
 
@@ -20,20 +20,20 @@ WIDTH, HEADS = 32, 4
 
 
 def rotated(x: Tensor, t: int, theta: float = 10000.0) -> Tensor:
-    """One head's vector (N,) at position t, pair by pair; dimension i turns with i + half."""
-    half, turned = len(x) // 2, x.clone()
+    """Rotate the vector (N,) of one head at position t, pair by pair; dimension i is paired with i + N/2."""
+    half, result = len(x) // 2, x.clone()
     for i in range(half):
         angle = t * theta ** (-2 * i / len(x))
-        turned[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-        turned[i + half] = x[i] * math.sin(angle) + x[i + half] * math.cos(angle)
-    return turned
+        result[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+        result[i + half] = x[i] * math.sin(angle) + x[i + half] * math.cos(angle)
+    return result
 
 
-def linear_by_loop(part: LinearAttention, x: Tensor, rope: bool) -> Tensor:
-    """(T, D) -> (T, D): the sum over past tokens, written as it is defined; the normaliser does not turn."""
+def linear_by_loop(attention: LinearAttention, x: Tensor, rope: bool) -> Tensor:
+    """Linear attention (T, D) -> (T, D) as a sum over past tokens; the normaliser is computed without rotation."""
     width = WIDTH // HEADS
-    q, k = F.elu(part.query(x)) + 1, F.elu(part.key(x)) + 1
-    q, k, v = (each.unflatten(-1, (HEADS, width)) for each in (q, k, part.value(x)))
+    q, k = F.elu(attention.query(x)) + 1, F.elu(attention.key(x)) + 1
+    q, k, v = (tensor.unflatten(-1, (HEADS, width)) for tensor in (q, k, attention.value(x)))
     out = torch.zeros(len(x), HEADS, width)
     for h in range(HEADS):
         for t in range(len(x)):
@@ -42,43 +42,43 @@ def linear_by_loop(part: LinearAttention, x: Tensor, rope: bool) -> Tensor:
                 score = rotated(q[t, h], t) @ rotated(k[s, h], s) if rope else q[t, h] @ k[s, h]
                 total, normaliser = total + score * v[s, h], normaliser + q[t, h] @ k[s, h]
             out[t, h] = total / normaliser
-    return part.out(out.flatten(1))
+    return attention.out(out.flatten(1))
 
 
 @pytest.mark.parametrize("chunk", [5, 64])
 @pytest.mark.parametrize("pos", ["none", "rope"])
 @torch.no_grad()
-def test_linear_attention(pos: str, chunk: int, parity: Parity) -> None:
+def test_linear_attention_equals_a_loop_over_pairs(pos: str, chunk: int, parity: Parity) -> None:
     config = GPTConfig(d_model=WIDTH, n_heads=HEADS, attention={"name": "linear", "chunk": chunk}, pos=pos)
     layer = config.layer_configs[0]
     position = (RoPE if pos == "rope" else NoPosition)(layer.pos, config.dims)
-    part = LinearAttention(layer.attention, config.dims, position)
-    for parameter in part.parameters():
+    attention = LinearAttention(layer.attention, config.dims, position)
+    for parameter in attention.parameters():
         parameter.copy_(torch.randn_like(parameter) * 0.4)
     x = torch.randn(1, TOKENS, WIDTH)
-    ours = part(x, Positions(0, TOKENS, None, x.device))[0]
-    parity("linear attention, a loop over pairs", ours, linear_by_loop(part, x[0], pos == "rope"))
+    actual = attention(x, Positions(0, TOKENS, None, x.device))[0]
+    parity("linear attention, a loop over pairs", actual, linear_by_loop(attention, x[0], pos == "rope"))
 
 
 @torch.no_grad()
-def test_scalenorm(parity: Parity) -> None:
+def test_scalenorm_equals_its_formula(parity: Parity) -> None:
     """https://arxiv.org/abs/1910.05895, equation 5."""
-    part = ScaleNorm(ScaleNorm.Config(), WIDTH)
-    part.weight.fill_(1.7)
+    norm = ScaleNorm(ScaleNorm.Config(), WIDTH)
+    norm.weight.fill_(1.7)
     x = torch.randn(3, 5, WIDTH) * 4
-    naive = torch.stack([1.7 * row / math.sqrt(sum(each.item() ** 2 for each in row)) for row in x.flatten(0, 1)])
-    parity("scalenorm, row by row", part(x).flatten(0, 1), naive)
+    naive = torch.stack([1.7 * row / math.sqrt(sum(element.item() ** 2 for element in row)) for row in x.flatten(0, 1)])
+    parity("scalenorm, row by row", norm(x).flatten(0, 1), naive)
     assert ScaleNorm(ScaleNorm.Config(), WIDTH)(x).square().mean(-1).sqrt().allclose(torch.ones(3, 5))
-    assert part(torch.zeros(1, WIDTH)).isfinite().all()
+    assert norm(torch.zeros(1, WIDTH)).isfinite().all()
 
 
 @torch.no_grad()
-def test_sinusoidal(parity: Parity) -> None:
-    """https://arxiv.org/abs/1706.03762, section 3.5, one number at a time; what is added is read off a model."""
+def test_sinusoidal_embeddings_equal_their_formula(parity: Parity) -> None:
+    """https://arxiv.org/abs/1706.03762, section 3.5, one element at a time; a model adds them to zeros."""
     sizes = {"vocab_size": 7, "d_model": WIDTH, "n_heads": HEADS, "n_layers": 1, "context_length": TOKENS}
     model = GPTModel(**sizes, pos="sinusoidal").eval()
     x = torch.zeros(1, TOKENS, WIDTH)
-    ours = model.positions[0].embed(x, Positions(0, TOKENS, None, x.device))[0]
+    actual = model.positions[0].embed(x, Positions(0, TOKENS, None, x.device))[0]
     naive = torch.tensor(
         [
             [
@@ -88,12 +88,12 @@ def test_sinusoidal(parity: Parity) -> None:
             for t in range(TOKENS)
         ]
     )
-    parity("sinusoidal, number by number", ours, naive)
+    parity("sinusoidal, number by number", actual, naive)
 
 
 @torch.no_grad()
-def test_no_position() -> None:
-    """Only the mask tells order: the last token sees the ones before it as a set."""
+def test_without_positions_earlier_tokens_are_a_set() -> None:
+    """With pos=none, the logits of the last token do not depend on the order of earlier tokens; with others they do."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 23, "d_model": WIDTH, "n_heads": HEADS, "n_layers": 1, "init_std": 0.3}
     ids = torch.randperm(23)[None, :12]
@@ -106,11 +106,11 @@ def test_no_position() -> None:
 
 @pytest.mark.parametrize("heads", [4, 6, 7])
 @pytest.mark.parametrize("max_bias", [4, 8])
-def test_alibi_slopes(heads: int, max_bias: int) -> None:
-    """MPT's own function takes the steepest slope as an argument, which its model does not pass on."""
+def test_alibi_slopes_equal_those_of_mpt(heads: int, max_bias: int) -> None:
+    """The function of transformers has max_bias as an argument, which its MPT model leaves at the default."""
     from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
     from modular_gpt.nn.pos.alibi import slopes
 
-    theirs = -build_mpt_alibi_tensor(heads, 2, max_bias)[:, 0, 0]
-    torch.testing.assert_close(torch.tensor(slopes(heads, max_bias)), theirs)
+    expected = -build_mpt_alibi_tensor(heads, 2, max_bias)[:, 0, 0]
+    torch.testing.assert_close(torch.tensor(slopes(heads, max_bias)), expected)
