@@ -1,4 +1,4 @@
-"""Size of a cache: predicted from the config, allocated, and computed from the definitions."""
+"""The predicted size of a cache equals its allocated size, and the size computed from the definitions."""
 
 import gc
 
@@ -11,12 +11,12 @@ from modular_gpt.core.registry import entries
 from tests.components.cases import MODEL
 from tests.components.laws import allocated, feed, text
 
-# 8 heads of 16, 2 layers, 128 tokens, latent 16, window 16, float32, beside the sizes published for other libraries
+# bytes for 8 heads of width 16, 2 layers, 128 tokens, latents of 16, a window of 16, float32
 PUBLISHED = dict(vocab_size=50, d_model=128, n_heads=8, n_layers=2, context_length=128)
-FIGURES = [
-    ({"name": "mla", "kv_lora_rank": 16}, "learned", 16_384),  # published: 16,384 / 327,680 / 24,768
+CACHE_BYTES = [
+    ({"name": "mla", "kv_lora_rank": 16}, "learned", 16_384),  # other libraries report 16,384 / 327,680 / 24,768
     ({"name": "mla", "kv_lora_rank": 16, "qk_rope_head_dim": 8}, "rope", 24_576),
-    ({"name": "swa", "window": 16}, "learned", 32_768),  # published: 262,144 / 32,768 / 32,768
+    ({"name": "swa", "window": 16}, "learned", 32_768),  # other libraries report 262,144 / 32,768 / 32,768
     ("mha", "learned", 262_144),
     ({"name": "gqa", "n_kv_heads": 2}, "rope", 65_536),
     ("mqa", "alibi", 32_768),
@@ -31,8 +31,8 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize(("attention", "pos", "expected"), FIGURES, ids=str)
-def test_published_sizes(attention: object, pos: str, expected: int) -> None:
+@pytest.mark.parametrize(("attention", "pos", "expected"), CACHE_BYTES, ids=str)
+def test_sizes_of_a_published_configuration(attention: object, pos: str, expected: int) -> None:
     config = GPTConfig(**PUBLISHED, attention=attention, pos=pos)
     assert config.cache_bytes(1, 128) == expected
     assert config.cache_bytes(3, 128) == 3 * expected
@@ -61,7 +61,7 @@ def test_predicted_bytes_are_allocated_in_every_layer_pattern(attention: str, la
 
 @pytest.mark.parametrize("window", [3, 8, 300])
 @pytest.mark.parametrize("attention", entries("attention"))
-def test_bytes_with_a_window_for_the_whole_model(attention: str, window: int) -> None:
+def test_predicted_bytes_of_a_window_for_the_whole_model_are_allocated(attention: str, window: int) -> None:
     """The window of the model limits every layer with rows; a smaller window of a layer still applies."""
     config = GPTConfig(**{**MODEL, "attention": attention})
     model = GPTModel(config)
@@ -70,8 +70,8 @@ def test_bytes_with_a_window_for_the_whole_model(attention: str, window: int) ->
     assert cache.nbytes() == allocated(cache) == config.cache_bytes(1, min(24, window + anchors))
 
 
-def by_hand(config: GPTConfig, tokens: int) -> int:
-    """Bytes of one float32 sequence by the definitions, independent of the formulas of the package."""
+def expected_bytes(config: GPTConfig, tokens: int) -> int:
+    """Return the bytes of one float32 sequence by the definitions, independent of the formulas of the package."""
     total = 0
     for layer in config.layer_configs:
         attention = layer.attention
@@ -97,27 +97,27 @@ def by_hand(config: GPTConfig, tokens: int) -> int:
 
 @pytest.mark.parametrize("pos", ["rope", "none"])
 @pytest.mark.parametrize("attention", entries("attention"))
-def test_against_the_definitions(attention: str, pos: str) -> None:
+def test_predicted_bytes_equal_the_definitions(attention: str, pos: str) -> None:
     layers = PATTERNS["last_two"]
     config = GPTConfig(**{**MODEL, "n_layers": 4, "attention": attention, "pos": pos, "layers": layers})
     for tokens in (1, 63, 64, 65, 200):
-        assert config.cache_bytes(1, tokens) == by_hand(config, tokens)
+        assert config.cache_bytes(1, tokens) == expected_bytes(config, tokens)
 
 
 def live_bytes() -> int:
-    """Bytes of the distinct storages of all tensors that Python can reach, except those frozen by ``gc.freeze``."""
+    """Return the bytes of the distinct storages of all tensors that Python can reach, except frozen ones."""
     gc.collect()
     storages = {}
-    for thing in gc.get_objects():
-        if type(thing) in (Tensor, torch.nn.Parameter):
-            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    for candidate in gc.get_objects():
+        if type(candidate) in (Tensor, torch.nn.Parameter):
+            storages[candidate.untyped_storage().data_ptr()] = candidate.untyped_storage().nbytes()
     return sum(storages.values())
 
 
 @pytest.mark.parametrize("attention", entries("attention"))
 @torch.no_grad()
-def test_only_the_cache_of_a_prompt_stays_alive(attention: str) -> None:
-    """After a prompt longer than the window only the cache stays in memory; no view keeps the prompt alive."""
+def test_only_the_cache_of_a_prompt_stays_in_memory(attention: str) -> None:
+    """The prompt is longer than the window; no view of its keys and values is kept."""
     settings = {"name": attention}
     if "window" in entries("attention")[attention].settings:
         settings["window"] = 5
@@ -137,7 +137,7 @@ def test_only_the_cache_of_a_prompt_stays_alive(attention: str) -> None:
 
 @pytest.mark.parametrize("attention", entries("attention"))
 @torch.no_grad()
-def test_decoding_allocates_nothing_that_grows(attention: str) -> None:
+def test_a_decoding_step_allocates_no_copy_of_the_cache(attention: str) -> None:
     """The largest tensor of a decoding step is independent of the cached length, except for scores and mask."""
     from tests.model.test_loss import Largest
 
@@ -155,7 +155,7 @@ def test_decoding_allocates_nothing_that_grows(attention: str) -> None:
 
 
 def ignored_views(cache: object) -> set[torch.Size]:
-    """Shapes of views of the whole cache or of its used positions."""
+    """Return the shapes of views of the whole cache or of its used positions."""
     shapes = set()
     for layer in cache.layers:  # type: ignore[attr-defined]
         for tensor in layer.tensors:

@@ -1,4 +1,4 @@
-"""Cache operations: growth, a full cache, reordered rows, rollback."""
+"""Operations of caches: growth, refusal when full, reordering of rows, reset and truncation."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def config(variant: str = "mha", **changes: object) -> GPTConfig:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_growing_keeps_the_content(variant: str) -> None:
+def test_a_growing_cache_keeps_its_content(variant: str) -> None:
     model = build(config(variant), std=0.2)
     ids = text(model.config, 2, 200)
     expected = model(ids)
@@ -41,20 +41,20 @@ def test_growing_keeps_the_content(variant: str) -> None:
 
 
 @torch.no_grad()
-def test_storage_moves_only_when_it_doubles() -> None:
+def test_the_storage_is_reallocated_only_when_it_doubles() -> None:
     model = GPTModel(config())
     cache = model.new_cache(1)
-    places = []
+    addresses = []
     for token in text(model.config, 1, 200).split(1, dim=1):
         model(token, cache=cache)
-        places.append(cache.layers[0].tensors[0].data_ptr())
-    moved = [i for i in range(1, 200) if places[i] != places[i - 1]]
+        addresses.append(cache.layers[0].tensors[0].data_ptr())
+    moved = [i for i in range(1, 200) if addresses[i] != addresses[i - 1]]
     assert set(moved) <= {64, 128} and cache.layers[0].capacity == 256
 
 
 @torch.no_grad()
-def test_a_window_larger_than_the_first_storage() -> None:
-    """A growing ring buffer reaches its window by doubling, also in the middle of a chunk."""
+def test_a_growing_ring_buffer_reaches_its_window() -> None:
+    """Its capacity doubles until the window of 100 is reached, also within a chunk."""
     model = build(config(attention={"name": "swa", "window": 100}), std=0.2)
     ids = text(model.config, 1, 230)
     for counts in ([1] * 230, [63, 2, 50, 1, 1], [99, 1, 1], [150, 1]):
@@ -78,18 +78,18 @@ def test_a_full_cache_raises_and_stays_unchanged(variant: str) -> None:
 def test_positions_past_a_learned_table_are_refused() -> None:
     model = build(config(pos="learned", context_length=8))
     ids = text(model.config, 1, 9)
-    sentence = "9 tokens do not fit pos=learned, which has 8 positions"
-    with pytest.raises(ConfigError, match=sentence) as error:
+    message = "9 tokens do not fit pos=learned, which has 8 positions"
+    with pytest.raises(ConfigError, match=message) as error:
         model(ids)
     assert "\n" not in str(error.value)
     cache = model.new_cache(1, 20)
     feed(model, ids[:, :8], cache, [3])
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=message):
         model(ids[:, 8:], cache=cache)
     assert cache.length == 8
 
 
-def test_other_misuse_is_refused() -> None:
+def test_a_wrong_number_of_rows_and_late_padding_are_refused() -> None:
     model = build(config())
     ids = text(model.config, 2, 6)
     with pytest.raises(ConfigError, match="the cache was made for 3 rows, got 2"):
@@ -103,20 +103,20 @@ def test_other_misuse_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_a_cache_of_another_dtype_than_the_model(variant: str, dtype: torch.dtype) -> None:
+def test_a_cache_of_another_dtype_than_the_model_is_close(variant: str, dtype: torch.dtype) -> None:
     """Logits have the model's dtype and are near those without a cache: whole, in chunks, after the ring wraps."""
     model = build(config(variant), std=0.15)
     ids = text(model.config)
     expected = model(ids)
     for counts in ([], [1] * 20, [7, 1, 6]):
-        got = feed(model, ids, model.new_cache(3, 20, dtype), counts)
-        assert got.dtype == torch.float32
-        assert (got - expected).abs().mean() < 0.05 * expected.std()
+        actual = feed(model, ids, model.new_cache(3, 20, dtype), counts)
+        assert actual.dtype == torch.float32
+        assert (actual - expected).abs().mean() < 0.05 * expected.std()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_a_shared_prompt_is_computed_once(variant: str) -> None:
+def test_an_expanded_prompt_equals_repeated_rows(variant: str) -> None:
     model = build(config(variant))
     prompt, tails = text(model.config, 2, 9), text(model.config, 6, 7, seed=4)
     cache = model.new_cache(2, 16)
@@ -129,17 +129,17 @@ def test_a_shared_prompt_is_computed_once(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_ragged_rows_move_with_their_padding(variant: str) -> None:
+def test_reordered_rows_keep_their_padding(variant: str) -> None:
     model = build(config(variant))
     ids, padding = text(model.config), torch.tensor([0, 4, 9])
     cache = model.new_cache(3, 20)
     model(ids[:, :12], cache=cache, padding=padding)
     order = torch.tensor([2, 0, 0])
     cache.reorder(order)
-    got = feed(model, ids[order, 12:], cache, [1, 3])
-    for row, origin in enumerate(order.tolist()):
-        pad = int(padding[origin])
-        close(got[row : row + 1], model(ids[origin : origin + 1, pad:])[:, 12 - pad :])
+    actual = feed(model, ids[order, 12:], cache, [1, 3])
+    for row, source in enumerate(order.tolist()):
+        pad = int(padding[source])
+        close(actual[row : row + 1], model(ids[source : source + 1, pad:])[:, 12 - pad :])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -149,17 +149,17 @@ def test_reset_clears_the_content_and_keeps_the_storage(variant: str) -> None:
     ids = text(model.config)
     cache = model.new_cache(3, 20)
     model(ids, cache=cache, padding=torch.tensor([0, 4, 9]))
-    places = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
+    addresses = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
     cache.reset()
     assert cache.length == 0 and cache.padding is None
-    assert places == [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
+    assert addresses == [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
     close(feed(model, ids.flip(1), cache, [1, 8]), model(ids.flip(1)))
 
 
 @pytest.mark.parametrize("layers", [{}, MIXED], ids=["uniform", "mixed"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_truncation_to_a_saved_state(variant: str, layers: dict) -> None:
-    """After ``save`` all or some of the new tokens can be truncated and replaced by others."""
+def test_a_cache_is_truncated_with_a_saved_state(variant: str, layers: dict) -> None:
+    """After ``save``, all or some of the new tokens can be removed and replaced by others."""
     model = build(config(variant, layers=layers, n_layers=3), std=0.2)
     ids, other = text(model.config, 2, 30), text(model.config, 2, 30, seed=7)
 
@@ -174,15 +174,15 @@ def test_truncation_to_a_saved_state(variant: str, layers: dict) -> None:
         feed(model, ids[:, start : start + count], cache, [])
         cache.truncate(start + kept, saved)
         assert start <= cache.length <= start + kept
-        text_now = torch.cat([ids[:, : start + kept], other[:, start + kept :]], dim=1)
+        replaced = torch.cat([ids[:, : start + kept], other[:, start + kept :]], dim=1)
         begin = int(cache.length)
-        close(feed(model, text_now[:, begin:], cache, [1, 1]), model(text_now)[:, begin:])
+        close(feed(model, replaced[:, begin:], cache, [1, 1]), model(replaced)[:, begin:])
 
     check()
 
 
 @torch.no_grad()
-def test_truncation_before_a_growing_window_is_full() -> None:
+def test_a_growing_ring_buffer_is_truncated_before_it_is_full() -> None:
     model = build(config(attention={"name": "swa", "window": 100}), std=0.2)
     ids = text(model.config, 1, 200)
     cache = model.new_cache(1)
@@ -194,7 +194,7 @@ def test_truncation_before_a_growing_window_is_full() -> None:
     close(feed(model, ids[:, begin:], cache, [1]), model(ids)[:, begin:])
 
 
-def test_truncation_without_a_saved_state() -> None:
+def test_truncation_without_a_saved_state_needs_all_rows() -> None:
     for variant in VARIANTS:
         model = build(config(variant))
         cache = model.new_cache(1, 20)
@@ -216,6 +216,6 @@ def test_a_window_for_the_model_equals_a_window_in_every_layer(variant: str) -> 
     model = build(config(variant))
     ids = text(model.config)
     narrow = {**vars(model.config.attention), "window": min(7, model.config.attention.window or 7)}
-    twin = build(config(attention=narrow))
+    windowed = build(config(attention=narrow))
     for counts in ([], [3, 1, 1, 9], [1] * 20):
-        close(feed(model, ids, model.new_cache(3, 20, window=7), counts), twin(ids))
+        close(feed(model, ids, model.new_cache(3, 20, window=7), counts), windowed(ids))

@@ -1,6 +1,6 @@
-"""The usage examples of five published designs run with another import line, at small sizes.
+"""The usage examples of five published designs run with changed imports, at small sizes.
 
-docs/testing.md lists the features of each design with the test that has it.
+docs/testing.md lists the features of each design and their tests.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,28 +30,26 @@ from modular_gpt.compat import (
 )
 from modular_gpt.core.errors import CheckpointError, DataError
 from modular_gpt.data import build_tokenizer
-from modular_gpt.training.trainer import Trainer as Loop
+from modular_gpt.training.trainer import Trainer as InnerTrainer
 
 TEXT = "The quick brown fox jumps over the lazy dog. Once upon a time there was a fox.\n" * 12
-QUIET: dict[str, Any] = {"device": "cpu", "quiet": True}
+TRAINER_SETTINGS: dict[str, Any] = {"device": "cpu", "quiet": True}
 
 
-def described(**settings: Any) -> SimpleNamespace:
-    """Settings in the vocabulary of the first two designs."""
+def design_config(**settings: Any) -> SimpleNamespace:
+    """Return a configuration with the names of the first two designs."""
     values = {"n_embd": 32, "num_heads": 4, "n_layers": 2, "vocab_size": 64, "block_size": 16, "dropout": 0.1}
     return SimpleNamespace(**{**values, "attention_type": "flash_attention", "ffn_type": "ff_swiglu", **settings})
 
 
 def small(**settings: Any) -> GPTModel:
-    """A model in the vocabulary of the third design."""
+    """Return a model configured with the names of the third design."""
     return GPTModel({**GPT_CONFIG_124M, "vocab_size": 90, "context_length": 16, "emb_dim": 32, "n_heads": 4,
                      "n_layers": 2, **settings})  # fmt: skip
 
 
-def examples_of_a_trainer(
-    text: str = TEXT, epochs: int = 1, **settings: Any
-) -> tuple[SimpleTokenizer, GPTModel, Trainer]:
-    """The training example of the fourth design."""
+def train_example(text: str = TEXT, epochs: int = 1, **settings: Any) -> tuple[SimpleTokenizer, GPTModel, Trainer]:
+    """Run the training example of the fourth design; return its tokenizer, model and trainer."""
     tokenizer = SimpleTokenizer()
     vocab_size = tokenizer.build_vocab(text)
     encoded_text = tokenizer.encode(text, add_special_tokens=False)
@@ -65,7 +63,7 @@ def examples_of_a_trainer(
         batch_size=32,
         learning_rate=1e-2,
         max_epochs=epochs,
-        **QUIET,
+        **TRAINER_SETTINGS,
         **settings,
     )
     return tokenizer, trainer.train(), trainer
@@ -74,7 +72,7 @@ def examples_of_a_trainer(
 # --- the first design: components by type and class -----------------------------------------------------------------
 
 
-def test_the_example_with_a_namespace() -> None:
+def test_the_example_with_a_namespace_builds_the_model() -> None:
     config = SimpleNamespace(
         n_embd=256,
         num_heads=8,
@@ -115,21 +113,21 @@ TYPES = [
 
 
 @pytest.mark.parametrize(("settings", "slot", "name"), TYPES)
-def test_components_by_type(settings: dict[str, str], slot: str, name: str) -> None:
-    model = GPTModel(described(**settings))
+def test_components_are_chosen_by_type(settings: dict[str, str], slot: str, name: str) -> None:
+    model = GPTModel(design_config(**settings))
     assert getattr(model.config, slot).name == name
     assert model(torch.randint(0, 64, (2, 16))).shape == (2, 16, 64)
 
 
 def test_blocks_are_pre_norm_with_dropout_and_tied_weights() -> None:
-    model = GPTModel(described())
+    model = GPTModel(design_config())
     assert model.config.topology == "pre" and model.blocks[0].dropout.p == 0.1 and model.final_norm is not None
     assert model.head is None and model.config.tie_embeddings
     assert float(model.embedding.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
 
 
-def test_the_number_of_parameters() -> None:
-    model = GPTModel(described(pos_type="learned"))
+def test_get_num_params_counts_with_and_without_position_embeddings() -> None:
+    model = GPTModel(design_config(pos_type="learned"))
     assert model.get_num_params() == sum(parameter.numel() for parameter in model.parameters())
     assert model.get_num_params() - model.get_num_params(non_embedding=True) == 16 * 32
 
@@ -150,46 +148,46 @@ batch_size: 16
 learning_rate: 0.003
 weight_decay: 0.01
 """
-TRAINING = ("batch_size", "learning_rate", "weight_decay")
+TRAINING_SETTINGS = ("batch_size", "learning_rate", "weight_decay")
 
 
 def train_py(folder: Path) -> None:
-    """Read the yaml, train on characters, and save the weights, the characters and the settings."""
+    """Run the training script of the design: read the yaml, train on characters, save weights and settings."""
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    training = {name: settings.pop(name) for name in TRAINING}
+    training = {name: settings.pop(name) for name in TRAINING_SETTINGS}
     tokenizer = SimpleTokenizer()
     settings["vocab_size"] = tokenizer.build_vocab(TEXT)
     model = GPTModel(SimpleNamespace(**settings))
     dataset = TextDataset(tokenizer.encode(TEXT, add_special_tokens=False), block_size=settings["block_size"], stride=8)
-    Trainer(model=model, train_dataset=dataset, max_epochs=2, **training, grad_clip=1.0, **QUIET).train()
+    Trainer(model=model, train_dataset=dataset, max_epochs=2, **training, grad_clip=1.0, **TRAINER_SETTINGS).train()
     saved = {"model": model.state_dict(), "characters": tokenizer.tokenizer.characters, "config": settings}
     torch.save(saved, folder / "gpt_model.pt")
 
 
-def inference_py(folder: Path, lines: Iterator[str], say: Callable[[str], None]) -> None:
-    """Load the model, try a suite of prompts, then answer lines until ``quit``."""
+def inference_py(folder: Path, lines: Iterator[str], write: Callable[[str], None]) -> None:
+    """Run the inference script of the design: load the model, complete two prompts, then lines until ``quit``."""
     saved = torch.load(folder / "gpt_model.pt", weights_only=True)
     model = GPTModel(SimpleNamespace(**saved["config"]))
     model.load_state_dict(saved["model"])
     model.eval()
     tokenizer = SimpleTokenizer()
     tokenizer.build_vocab(saved["characters"])
-    say(f"Parameters: {model.get_num_params():,}")
+    write(f"Parameters: {model.get_num_params():,}")
 
-    def answer(prompt: str) -> str:
+    def complete(prompt: str) -> str:
         ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False)])
-        written = model.generate(ids, max_new_tokens=20, temperature=0.8, top_k=40)
-        return tokenizer.decode(written[0].tolist())
+        generated = model.generate(ids, max_new_tokens=20, temperature=0.8, top_k=40)
+        return tokenizer.decode(generated[0].tolist())
 
     for prompt in ("The quick brown fox", "Once upon a time"):
-        say(answer(prompt))
+        write(complete(prompt))
     for line in lines:
         if line == "quit":
             return
-        say("<clear>" if line == "clear" else answer(line))
+        write("<clear>" if line == "clear" else complete(line))
 
 
-def test_training_and_inference_scripts(tmp_path: Path) -> None:
+def test_training_and_inference_scripts_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(YAML)
     train_py(tmp_path)
     output: list[str] = []
@@ -202,14 +200,14 @@ def test_training_and_inference_scripts(tmp_path: Path) -> None:
 
 def test_gradients_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     clips: list[float] = []
-    apply = Loop.apply_gradients
+    apply = InnerTrainer.apply_gradients
 
-    def noted(self: Loop, losses: dict[str, torch.Tensor]) -> None:
+    def record_clip(self: InnerTrainer, losses: dict[str, torch.Tensor]) -> None:
         clips.append(self.config.gradient_clip)
         apply(self, losses)
 
-    monkeypatch.setattr(Loop, "apply_gradients", noted)
-    examples_of_a_trainer(TEXT[:200], grad_clip=0.7)
+    monkeypatch.setattr(InnerTrainer, "apply_gradients", record_clip)
+    train_example(TEXT[:200], grad_clip=0.7)
     assert set(clips) == {0.7}
 
 
@@ -225,21 +223,21 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", VARIANTS)
 @torch.no_grad()
-def test_a_kept_cache_gives_the_logits_of_the_whole_text(settings: dict[str, Any]) -> None:
+def test_the_cache_of_use_cache_gives_the_logits_of_the_whole_text(settings: dict[str, Any]) -> None:
     model = small(**settings).eval()
     input_ids = torch.randint(0, 90, (1, 12))
     model.reset_kv_cache()
-    output = torch.cat([model(part, use_cache=True) for part in input_ids.split([5, 1, 6], dim=1)], dim=1)
+    output = torch.cat([model(chunk, use_cache=True) for chunk in input_ids.split([5, 1, 6], dim=1)], dim=1)
     torch.testing.assert_close(output, model(input_ids), rtol=1e-4, atol=1e-5)
 
 
-def test_variants_cache_less() -> None:
+def test_variants_of_attention_have_smaller_caches() -> None:
     plain, grouped, latent, window = (small(**settings).config.cache_bytes(1, 16) for settings in VARIANTS)
     assert grouped == plain // 2 and latent < plain and window < plain
 
 
-def test_the_sizes_of_gpt2() -> None:
-    """The parameters of GPT-2, whose query, key and value layers have biases (and these configs have none)."""
+def test_the_parameter_counts_are_those_of_gpt2() -> None:
+    """GPT-2 has biases in its query, key and value layers; these configs have none, so they are added here."""
     counts = {}
     for name, config, biases in (
         ("124M", GPT_CONFIG_124M, 12 * 3 * 768),
@@ -252,7 +250,7 @@ def test_the_sizes_of_gpt2() -> None:
     assert counts == {"124M": 124_439_808, "355M": 354_823_168, "774M": 774_030_080, "1558M": 1_557_611_200}
 
 
-def test_the_data_loader(tiktoken_cache: Path) -> None:
+def test_the_data_loader_gives_sliding_windows_of_gpt2_tokens(tiktoken_cache: Path) -> None:
     tiktoken = pytest.importorskip("tiktoken")
     loader = create_dataloader_v1(
         TEXT, batch_size=4, max_length=8, stride=4, shuffle=False, drop_last=True, num_workers=0
@@ -264,8 +262,8 @@ def test_the_data_loader(tiktoken_cache: Path) -> None:
     assert torch.equal(x[:, 1:], y[:, :-1])
     dataset = GPTDatasetV1(TEXT, encoding, max_length=8, stride=4)
     assert torch.equal(dataset[2][0], x[2]) and len(dataset) == (len(ids) - 9) // 4 + 1
-    ended = GPTDatasetV1("a<|endoftext|>b" * 9, encoding, 4, 4)
-    assert 50256 in ended[0][0].tolist()
+    with_eos = GPTDatasetV1("a<|endoftext|>b" * 9, encoding, 4, 4)
+    assert 50256 in with_eos[0][0].tolist()
     assert len(GPTDatasetV1(TEXT, build_tokenizer("byte"), max_length=8, stride=4)) == (len(TEXT) - 9) // 4 + 1
 
 
@@ -281,7 +279,7 @@ def test_weights_of_hugging_face_are_loaded(tmp_path: Path) -> None:
         torch.testing.assert_close(GPTModel.from_pretrained(tmp_path)(ids), reference(ids).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_models_in_data_parallel_wrappers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_parallel_wrappers_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = small(drop_rate=0.0), torch.randint(0, 90, (2, 16))
     expected = model(ids[:, :-1], ids[:, 1:]).loss
     assert torch.equal(nn.DataParallel(model)(ids[:, :-1], ids[:, 1:]).loss, expected)
@@ -300,8 +298,8 @@ def test_models_in_data_parallel_wrappers(monkeypatch: pytest.MonkeyPatch) -> No
 # --- the fourth design: a trainer, a tokenizer and sampling ----------------------------------------------------------
 
 
-def test_the_example_of_training_and_generating() -> None:
-    tokenizer, model, trainer = examples_of_a_trainer(epochs=3)
+def test_the_example_trains_and_generates() -> None:
+    tokenizer, model, trainer = train_example(epochs=3)
     losses = trainer.history.train_loss
     assert losses[-1] < 0.9 * losses[0]
     prompt = "The quick brown"
@@ -312,9 +310,9 @@ def test_the_example_of_training_and_generating() -> None:
     assert generated_text.startswith(prompt) and len(generated[0]) == len(prompt) + 50
 
 
-def test_the_placeholder_text_of_the_example_is_enough() -> None:
-    """A text that is shorter than a window, and a prompt with unknown characters."""
-    tokenizer, model, trainer = examples_of_a_trainer("Short text of a few words")
+def test_the_short_placeholder_text_of_the_example_trains() -> None:
+    """The text is shorter than a window, and the prompt has unknown characters."""
+    tokenizer, model, trainer = train_example("Short text of a few words")
     assert trainer.settings["batch_size"] == 9 and trainer.history.steps
     shortest = TextDataset(tokenizer.encode("Short", add_special_tokens=False), block_size=128)
     assert len(shortest) == 1 and shortest[0][0].shape == (4,)
@@ -324,7 +322,7 @@ def test_the_placeholder_text_of_the_example_is_enough() -> None:
         TextDataset([1], block_size=8)
 
 
-def test_the_tokenizer() -> None:
+def test_the_tokenizer_has_special_tokens() -> None:
     tokenizer = SimpleTokenizer()
     with pytest.raises(ConfigError, match=r"call build_vocab\(text\) first"):
         tokenizer.encode("a")
@@ -335,12 +333,12 @@ def test_the_tokenizer() -> None:
     assert tokenizer.decode([*ids, tokenizer.pad_id], skip_special_tokens=False) == "<bos>ab<eos><pad>"
 
 
-def test_validation_warmup_and_decay() -> None:
-    held_out = TextDataset([1, 2, 3, 4] * 20, block_size=8)
+def test_a_training_with_validation_warmup_and_cosine_decay() -> None:
+    validation_set = TextDataset([1, 2, 3, 4] * 20, block_size=8)
     model = small(vocab_size=20)
     trainer = Trainer(
-        model=model, train_dataset=TextDataset([1, 2, 3, 4] * 30, block_size=8), val_dataset=held_out, batch_size=16,
-        learning_rate=1e-2, max_epochs=3, warmup_steps=4, schedule="cosine", **QUIET,
+        model=model, train_dataset=TextDataset([1, 2, 3, 4] * 30, block_size=8), val_dataset=validation_set,
+        batch_size=16, learning_rate=1e-2, max_epochs=3, warmup_steps=4, schedule="cosine", **TRAINER_SETTINGS,
     )  # fmt: skip
     trainer.train()
     history = trainer.history
@@ -349,33 +347,33 @@ def test_validation_warmup_and_decay() -> None:
     assert rates[0] < rates[3] and rates[-1] < 0.5 * max(rates) == pytest.approx(0.5e-2, rel=0.01)
 
 
-def test_an_example_that_saves_a_checkpoint(tmp_path: Path) -> None:
-    tokenizer, model, trainer = examples_of_a_trainer()
+def test_a_checkpoint_of_the_trainer_is_saved_and_loaded(tmp_path: Path) -> None:
+    tokenizer, model, trainer = train_example()
     path = trainer.save_checkpoint(tmp_path / "checkpoint", tokenizer.tokenizer)
     loaded = load_model(path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor)
     assert loaded.model.generate("The quick", 10, seed=0).startswith("The quick")
-    other = examples_of_a_trainer()[2]
+    other = train_example()[2]
     other.model.embedding.weight.data.zero_()
     assert torch.equal(other.load_checkpoint(path).embedding.weight, model.embedding.weight)
     with pytest.raises(CheckpointError, match=r"use modular_gpt\.load_model"):
         Trainer(model=small(), train_dataset=TextDataset([1, 2, 3])).load_checkpoint(path)
 
 
-def test_positions_are_sines_and_attention_is_causal() -> None:
-    model = examples_of_a_trainer(TEXT[:100])[1]
+def test_positions_are_sinusoidal_and_attention_is_causal() -> None:
+    model = train_example(TEXT[:100])[1]
     assert model.config.pos.name == "sinusoidal"
     ids = torch.tensor([[1, 2, 3, 4, 5]])
     changed = ids.clone()
     changed[0, 3] = 9
-    with torch.no_grad(), capture(model, "blocks.*.attention.weights") as seen:
+    with torch.no_grad(), capture(model, "blocks.*.attention.weights") as captured:
         before = model(ids)
     with torch.no_grad():
         assert torch.equal(model(changed)[:, :3], before[:, :3])
-    scores = seen["blocks.0.attention.weights"]
-    assert torch.equal(scores, scores.tril())
-    torch.testing.assert_close(scores.sum(-1), torch.ones(1, 4, 5))
+    weights = captured["blocks.0.attention.weights"]
+    assert torch.equal(weights, weights.tril())
+    torch.testing.assert_close(weights.sum(-1), torch.ones(1, 4, 5))
 
 
 # --- the fifth design: layers, their shapes and the hyperparameters ---------------------------------------------------
@@ -399,18 +397,21 @@ def test_the_hyperparameters_describe_a_model() -> None:
         GPTModel(**hyperparameters, learning_rate=1e-3)
 
 
-def test_the_shapes_of_each_layer() -> None:
+def test_the_outputs_of_each_layer_have_the_documented_shapes() -> None:
     model = GPTModel(vocab_size=50, embedding_dimension=32, num_layers=2, num_heads=4)
     assert model.embedding.weight.shape == (50, 32)
-    with torch.no_grad(), capture(model) as seen:
+    with torch.no_grad(), capture(model) as captured:
         model(torch.randint(50, (3, 7)))
-    assert seen["blocks.0.attention.query"].shape[0] == 3
-    assert seen["blocks.0.attention.weights"].shape == (3, 4, 7, 7)
+    assert captured["blocks.0.attention.query"].shape[0] == 3
+    assert captured["blocks.0.attention.weights"].shape == (3, 4, 7, 7)
     assert (
-        seen["embedding"].shape == seen["blocks.0.attention.out"].shape == seen["blocks.1.ffn.out"].shape == (3, 7, 32)
+        captured["embedding"].shape
+        == captured["blocks.0.attention.out"].shape
+        == captured["blocks.1.ffn.out"].shape
+        == (3, 7, 32)
     )
-    before = seen["embedding"] + seen["blocks.0.attention.out"] + seen["blocks.0.ffn.out"]
-    torch.testing.assert_close(seen["blocks.0.residual"], before)  # the two skip connections
+    residual = captured["embedding"] + captured["blocks.0.attention.out"] + captured["blocks.0.ffn.out"]
+    torch.testing.assert_close(captured["blocks.0.residual"], residual)  # the two skip connections
 
 
 def test_the_loss_is_the_cross_entropy_of_the_next_token() -> None:

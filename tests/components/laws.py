@@ -3,7 +3,7 @@
     for law in LAWS:
         law(GPTConfig(**MODEL, attention="toy"))
 
-Each raises an AssertionError if the model violates it. Weights have a large deviation, so that errors show.
+Each raises an AssertionError if the model violates it. The weights are large, so that errors change the logits.
 """
 
 import copy
@@ -26,11 +26,12 @@ from modular_gpt.nn.matrices import no_matrices
 STRONG = 0.4  # standard deviation of weights: scores and gates far from zero
 TOLERANCE = 1e-4  # relative to the standard deviation of the logits, float32
 TOKENS = 20
-COVERED = ("every parameter gets a gradient", "the cache gives the same")  # probes covered by laws, with larger weights
+# probes that laws cover, with larger weights
+COVERED = ("every parameter gets a gradient", "the cache gives the same")
 
 
 def build(config: GPTConfig, std: float = STRONG, seed: int = 1) -> GPTModel:
-    """The model in evaluation mode; norms, biases and sinks away from their neutral values."""
+    """Return a model in evaluation mode with large weights, and with norms, biases and sinks that are not neutral."""
     torch.manual_seed(seed)
     model = GPTModel(config)
     with torch.no_grad():
@@ -47,27 +48,29 @@ _LAST: list[tuple[GPTConfig, GPTModel]] = []
 
 
 def shared(config: GPTConfig) -> GPTModel:
-    """``build(config)``, cached for consecutive laws of one config, which must not change the model."""
+    """Return ``build(config)``, cached for consecutive laws of one config, which must not change the model."""
     if not _LAST or _LAST[0][0] != config:
         _LAST[:] = [(config, build(config))]
     return _LAST[0][1]
 
 
 def text(config: GPTConfig, rows: int = 3, tokens: int = TOKENS, seed: int = 2) -> Tensor:
+    """Return random token ids (rows, tokens)."""
     return torch.randint(config.vocab_size, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def close(got: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
-    assert got.shape == expected.shape
-    error = (got.float() - expected.float()).abs().max() / expected.float().std()
-    assert error <= tolerance, f"off by {error:.2e} standard deviations"
+def close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    """Check that the largest difference is at most ``tolerance`` standard deviations of ``expected``."""
+    assert actual.shape == expected.shape
+    error = (actual.float() - expected.float()).abs().max() / expected.float().std()
+    assert error <= tolerance, f"differs by {error:.2e} standard deviations"
 
 
 @torch.no_grad()
 def feed(
     model: GPTModel, ids: Tensor, cache: ModelCache, counts: Iterable[int], padding: Tensor | None = None
 ) -> Tensor:
-    """Logits of ids fed in chunks of ``counts`` tokens; the rest is one chunk."""
+    """Return the logits (B, T, V) of ids that are read in chunks of ``counts`` tokens; the rest is one chunk."""
     logits, start = [torch.empty(len(ids), 0, model.config.vocab_size, dtype=model.embedding.weight.dtype)], 0
     for count in [*counts, ids.shape[1]]:
         chunk = ids[:, start : start + count]
@@ -79,7 +82,7 @@ def feed(
 
 @torch.no_grad()
 def causal(config: GPTConfig) -> None:
-    """Changing a token changes no earlier logits, and changes its own."""
+    """Changing a token changes the logits at its position and none at earlier positions."""
     model, ids = shared(config), text(config)
     before = model(ids)
     for place in (1, TOKENS // 2, TOKENS - 1):
@@ -92,6 +95,7 @@ def causal(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def rows_are_independent(config: GPTConfig) -> None:
+    """Each row of a batch has the logits that it has alone."""
     model, ids = shared(config), text(config)
     batched = model(ids)
     for row in range(len(ids)):
@@ -100,7 +104,7 @@ def rows_are_independent(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def token_by_token(config: GPTConfig) -> None:
-    """One token at a time; a cache without a maximum length also reads some tokens in one chunk."""
+    """Decoding token by token equals one pass; a cache without a maximum length also reads some tokens in a chunk."""
     model, ids = shared(config), text(config)
     expected = model(ids)
     for max_length, counts in ((TOKENS, [1] * TOKENS), (None, [1, 1, 7, 1, 1])):
@@ -108,19 +112,19 @@ def token_by_token(config: GPTConfig) -> None:
 
 
 @torch.no_grad()
-def any_chunking(config: GPTConfig, splits: Iterable[list[int]] = ([3, 1, 7], [6, 6, 1, 1], [1, 13])) -> None:
-    """One cache serves all splits: reset keeps its storage."""
+def any_chunking(config: GPTConfig, chunkings: Iterable[list[int]] = ([3, 1, 7], [6, 6, 1, 1], [1, 13])) -> None:
+    """Reading in chunks of any length equals one pass; one cache is reset and used again for all splits."""
     model, ids = shared(config), text(config)
     expected = model(ids)
     cache = model.new_cache(len(ids), TOKENS)
-    for counts in splits:
+    for counts in chunkings:
         cache.reset()
         close(feed(model, ids, cache, counts), expected)
 
 
 @torch.no_grad()
 def ragged_rows(config: GPTConfig) -> None:
-    """Left-padded rows equal each row alone: whole, in chunks (some all padding) and token by token.
+    """Left-padded rows equal each row alone, in one pass, in chunks (some consist of padding) and token by token.
 
     From the 13th token on, every row has at least three tokens that are not padding; the rest is read in one chunk.
     """
@@ -129,10 +133,10 @@ def ragged_rows(config: GPTConfig) -> None:
     padding = torch.tensor(pads)
     rows = [model(ids[row : row + 1, pad:]) for row, pad in enumerate(pads)]
 
-    def check(got: Tensor) -> None:
-        assert got.isfinite().all()
+    def check(actual: Tensor) -> None:
+        assert actual.isfinite().all()
         for row, pad in enumerate(pads):
-            close(got[row : row + 1, pad:], rows[row])
+            close(actual[row : row + 1, pad:], rows[row])
 
     check(model(ids, padding=padding))
     for counts in ([], [2, 4, 1, 1], [12], [1] * 12):
@@ -156,7 +160,7 @@ def rows_move(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def one_graph_for_all_steps(config: GPTConfig) -> None:
-    """The length may be a tensor, so that all decoding steps share one compiled graph."""
+    """The length of a cache may be a tensor, so that all decoding steps share one compiled graph."""
     model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
     start = feed(model, ids[:, :6], cache, [])
@@ -174,13 +178,14 @@ def packed_documents_are_separate(config: GPTConfig) -> None:
         with pytest.raises(ConfigError, match="cannot keep packed documents apart"):
             model(ids, documents=documents)
         return
-    got = model(ids, documents=documents)
+    actual = model(ids, documents=documents)
     for row, lengths in enumerate(([5, 1, TOKENS - 6], [TOKENS - 4, 4])):
         whole = ids[row : row + 1].split(lengths, dim=1)
-        close(got[row : row + 1], torch.cat([model(document) for document in whole], dim=1))
+        close(actual[row : row + 1], torch.cat([model(document) for document in whole], dim=1))
 
 
 def every_parameter_learns(config: GPTConfig) -> None:
+    """Every parameter has a finite gradient that is not zero, and the loss is the sum of its terms."""
     model, ids = build(config).train(), text(config, rows=8)
     output = model(ids[:, :-1], ids[:, 1:])
     assert torch.equal(output.loss, torch.stack(list(output.parts.values())).sum())
@@ -193,9 +198,9 @@ def every_parameter_learns(config: GPTConfig) -> None:
 
 
 def recomputing_changes_nothing(config: GPTConfig) -> None:
-    """Activation checkpointing gives bitwise equal loss, gradients and counts, also with dropout.
+    """Activation checkpointing gives bitwise equal gradients and buffers, also with dropout.
 
-    Here of every block; tests/model/test_checkpointing.py tests checkpointing of some blocks.
+    All blocks are checkpointed here; tests/model/test_checkpointing.py tests checkpointing of some blocks.
     """
     ids, found = text(config, rows=4), []
     for every in (0, 1):
@@ -204,25 +209,26 @@ def recomputing_changes_nothing(config: GPTConfig) -> None:
         torch.manual_seed(3)
         model(ids[:, :-1], ids[:, 1:]).loss.backward()
         gradients = [parameter.grad for parameter in model.parameters()]
-        counted = [buffer.clone() for buffer in model.buffers()]
+        buffers = [buffer.clone() for buffer in model.buffers()]
         model.after_optimizer_step()
-        found.append([*gradients, *counted, *model.buffers()])
-    for again in found[1:]:
-        for one, other in zip(again, found[0], strict=True):
-            assert torch.equal(one, other)
+        found.append([*gradients, *buffers, *model.buffers()])
+    for tensors in found[1:]:
+        for tensor, expected in zip(tensors, found[0], strict=True):
+            assert torch.equal(tensor, expected)
 
 
 def config_round_trips(config: GPTConfig) -> None:
+    """A config is equal after JSON and after building a model, and its dict has every setting of each component."""
     written = config.to_dict()
     assert GPTConfig.from_dict(json.loads(json.dumps(written))) == config
     assert GPTModel(written).config == config
-    changed = copy.deepcopy(written)
-    for slot in ("attention", "ffn", "norm", "pos"):  # no setting depends on a default that might change
-        assert set(changed[slot]) == set(vars(getattr(config, slot)))
+    for slot in ("attention", "ffn", "norm", "pos"):  # a later change of a default has no effect on a saved config
+        assert set(written[slot]) == set(vars(getattr(config, slot)))
 
 
 @torch.no_grad()
 def saving_is_exact(config: GPTConfig) -> None:
+    """A model with the saved weights of another has bitwise equal logits."""
     model, other, ids = shared(config), build(config, seed=8), text(config)
     assert not torch.equal(model(ids), other(ids))
     weights = safetensors.torch.load(safetensors.torch.save(model.state_dict()))
@@ -232,15 +238,15 @@ def saving_is_exact(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def half_precision(config: GPTConfig) -> None:
-    """bfloat16 is close to float32 with the same (rounded) weights, also with a cache."""
+    """Logits in bfloat16 are close to those in float32 with the same rounded weights, also with a cache."""
     model = build(config, std=0.15).bfloat16()
     ids = text(config)
     expected = copy.deepcopy(model).float()(ids)
     cache = model.new_cache(len(ids), TOKENS)
-    for got in (model(ids), feed(model, ids, cache, [5, 1, 1])):
-        assert got.dtype == torch.bfloat16 and got.isfinite().all()
-        error = (got.float() - expected).abs().mean() / expected.std()
-        assert error < 0.05, f"off by {error:.3f} standard deviations"
+    for actual in (model(ids), feed(model, ids, cache, [5, 1, 1])):
+        assert actual.dtype == torch.bfloat16 and actual.isfinite().all()
+        error = (actual.float() - expected).abs().mean() / expected.std()
+        assert error < 0.05, f"differs by {error:.3f} standard deviations"
     assert cache.nbytes() == config.cache_bytes(len(ids), TOKENS, torch.bfloat16)
 
 
@@ -253,20 +259,20 @@ def meta_then_initialised(config: GPTConfig) -> None:
     meta_model.to_empty(device="cpu")
     for tensor in [*meta_model.parameters(), *meta_model.buffers()]:
         tensor.fill_(torch.nan)
-    usual = GPTModel(config)
-    for model in (meta_model, usual):
+    direct = GPTModel(config)
+    for model in (meta_model, direct):
         torch.manual_seed(5)
         initialise(model, config)
-    made = dict([*meta_model.named_parameters(), *meta_model.named_buffers()])
-    for name, tensor in [*usual.named_parameters(), *usual.named_buffers()]:
-        assert torch.equal(made[name], tensor), name
+    tensors = dict([*meta_model.named_parameters(), *meta_model.named_buffers()])
+    for name, tensor in [*direct.named_parameters(), *direct.named_buffers()]:
+        assert torch.equal(tensors[name], tensor), name
     ids = text(config)
-    assert torch.equal(meta_model.eval()(ids), usual.eval()(ids))
+    assert torch.equal(meta_model.eval()(ids), direct.eval()(ids))
 
 
 @torch.no_grad()
 def bytes_as_predicted(config: GPTConfig) -> None:
-    """Predicted, reported and allocated bytes agree before and after the cache is filled; no graph is kept."""
+    """Predicted, reported and allocated bytes agree before and after the cache is filled."""
     model, ids = shared(config), text(config)
     for tokens in (1, 4, TOKENS):
         for dtype in (torch.float32, torch.bfloat16):
@@ -279,7 +285,7 @@ def bytes_as_predicted(config: GPTConfig) -> None:
 
 
 def allocated(cache: ModelCache) -> int:
-    """Bytes of the distinct storages of all tensors found in the layers' attributes."""
+    """Return the bytes of the distinct storages of all tensors in the attributes of the layers."""
     storages, found = {}, list[object](cache.layers)
     while found:
         value = found.pop()
@@ -293,13 +299,13 @@ def allocated(cache: ModelCache) -> int:
 
 
 def written_in_place(config: GPTConfig) -> None:
-    """A cache is never reallocated within its capacity."""
+    """A cache is not reallocated within its capacity."""
     model, ids = shared(config), text(config)
     cache = model.new_cache(len(ids), TOKENS)
-    places = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
+    addresses = [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors]
     for chunk in ids.split([4, 1, 1, 9, 1, 1, 1, 1, 1], dim=1):
         model(chunk, cache=cache)
-        assert [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors] == places
+        assert [tensor.data_ptr() for layer in cache.layers for tensor in layer.tensors] == addresses
 
 
 def no_graph_is_kept(config: GPTConfig) -> None:
@@ -314,6 +320,7 @@ def no_graph_is_kept(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def growing_at_most_doubles(config: GPTConfig) -> None:
+    """A cache without a maximum length has at most twice as many rows as tokens, or 64."""
     model = shared(config)
     cache = model.new_cache(1)
     if config.pos.component.extrapolates:
@@ -327,7 +334,7 @@ def growing_at_most_doubles(config: GPTConfig) -> None:
 
 @torch.no_grad()
 def compiles_whole(config: GPTConfig, backend: str = "eager") -> None:
-    """torch.compile(fullgraph=True) equals eager, on few tokens, since loops over chunks are unrolled."""
+    """A model compiled with fullgraph=True equals the eager one; the text is short, since loops are unrolled."""
     model, ids = shared(config), text(config, tokens=10)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -336,12 +343,12 @@ def compiles_whole(config: GPTConfig, backend: str = "eager") -> None:
 
 
 def probes_find_what_follows_from_the_config(config: GPTConfig) -> None:
-    """Probes that no other law covers."""
+    """The probes of ``modular_gpt.comparison.diagnostics`` pass that no other law covers."""
     torch.manual_seed(0)
     model = GPTModel(config)
     for name, probe in PROBES.items():
-        answer = probe(model) if name not in COVERED else None
-        assert answer is None or answer.passed, f"{name}: {answer}"
+        finding = probe(model) if name not in COVERED else None
+        assert finding is None or finding.passed, f"{name}: {finding}"
 
 
 Law = Callable[[GPTConfig], None]

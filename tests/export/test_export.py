@@ -1,4 +1,4 @@
-"""Exported programs equal the model: prompts, steps, wrapped windows, other batch sizes, saved files, ONNX."""
+"""Exported programs equal the model, for prompts, decoding steps, wrapped windows, other batch sizes and in ONNX."""
 
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,22 @@ from modular_gpt.deploy.export import ExportedModel, export_model, export_onnx
 LENGTH, WINDOW = 14, 5
 LOCAL = {"variants": {"local": {"attention": {"window": WINDOW}}}, "cycle": ["local", "base"]}
 # Further components by attention, so that every component is exported with some attention.
-BESIDE: dict[str, dict[str, Any]] = {
+SETTINGS_BESIDE: dict[str, dict[str, Any]] = {
     "mha": {"layers": LOCAL, "n_layers": 2, "ffn": "swiglu", "norm": "rmsnorm"},
     "gqa": {"pos": "alibi"},
     "mqa": {"ffn": {"name": "moe", "n_experts": 4, "top_k": 2}},
     "mla": {"pos": "learned"},
     "swa": {"attention": {"name": "swa", "window": WINDOW, "conv": 3}},
 }
-OTHERS: list[dict[str, Any]] = [
+FURTHER: list[dict[str, Any]] = [
     {"attention": {"name": "swa", "window": 1}},
     {"attention": {"name": "sparse", "pattern": "streaming", "window": 4, "global_tokens": 2}},
 ]
 
 
 def settings() -> list[dict[str, Any]]:
-    """Every registered attention, combined with other components."""
-    return [*({"attention": name, **BESIDE.get(name, {})} for name in entries("attention")), *OTHERS]
+    """Return settings with every registered attention, combined with other components."""
+    return [*({"attention": name, **SETTINGS_BESIDE.get(name, {})} for name in entries("attention")), *FURTHER]
 
 
 def small(**changes: Any) -> GPTModel:
@@ -49,14 +49,14 @@ def logits_of(exported: ExportedModel, programs: Programs, ids: Tensor, prefille
         found = [logits]
     else:
         found, cache = [], exported.empty_cache(len(ids))
-    for at in range(prefilled, ids.shape[1]):
-        logits, cache = step(ids[:, at : at + 1], torch.tensor(at), cache)
+    for position in range(prefilled, ids.shape[1]):
+        logits, cache = step(ids[:, position : position + 1], torch.tensor(position), cache)
         found.append(logits)
     return torch.stack(found, dim=1)
 
 
 @pytest.mark.parametrize("changes", settings(), ids=lambda c: str(c).replace(" ", ""))
-def test_programs_equal_the_model(changes: dict[str, Any]) -> None:
+def test_exported_programs_equal_the_model(changes: dict[str, Any]) -> None:
     model = small(**changes)
     model.train()
     exported = export_model(model)
@@ -82,7 +82,7 @@ def check_cache(exported: ExportedModel, programs: Programs, config: GPTConfig) 
     assert all(tensor.any() for tensor in cache)
 
 
-def test_saved_and_read_back(tmp_path: Path) -> None:
+def test_a_saved_program_is_loaded_with_equal_logits(tmp_path: Path) -> None:
     model, ids = small().eval(), torch.randint(0, 31, (2, 7))
     exported = export_model(model, max_length=9)
     assert exported.longest_prompt == 8
@@ -115,7 +115,7 @@ def test_models_that_cannot_be_exported_are_refused(monkeypatch: pytest.MonkeyPa
     ],
     ids=lambda c: str(c).replace(" ", ""),
 )
-def test_onnx(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_onnx_programs_equal_the_model(tmp_path: Path, changes: dict[str, Any]) -> None:
     pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     model, ids = small(**changes).eval(), torch.randint(0, 31, (3, 12))
@@ -124,10 +124,10 @@ def test_onnx(tmp_path: Path, changes: dict[str, Any]) -> None:
         expected = model(ids)
     logits, *cache = prefill.run(None, {"ids": ids[:, :3].numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), expected[:, 2], atol=1e-4, rtol=1e-4)
-    for at in range(3, ids.shape[1]):
-        inputs = {"ids": ids[:, at : at + 1].numpy(), "start": torch.tensor(at).numpy()}
+    for position in range(3, ids.shape[1]):
+        inputs = {"ids": ids[:, position : position + 1].numpy(), "start": torch.tensor(position).numpy()}
         logits, *cache = step.run(None, {**inputs, **{f"cache_{i}": tensor for i, tensor in enumerate(cache)}})
-        torch.testing.assert_close(torch.from_numpy(logits), expected[:, at], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(logits), expected[:, position], atol=1e-4, rtol=1e-4)
 
 
 def test_onnx_of_a_moe_is_refused(tmp_path: Path) -> None:

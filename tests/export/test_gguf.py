@@ -1,4 +1,4 @@
-"""GGUF files, read by the library that writes them. ``benchmarks/llama_cpp.py`` has llama.cpp run them."""
+"""GGUF files have the tensors and settings of the model. ``benchmarks/llama_cpp.py`` runs such files in llama.cpp."""
 
 import re
 import sys
@@ -46,8 +46,8 @@ def random_model(model_type: str, **changes: Any) -> GPTModel:
     return model
 
 
-class File:
-    """A GGUF file, as read by the library."""
+class GGUFFile:
+    """The settings, tensors and quantisation types of a GGUF file, read by the package gguf."""
 
     def __init__(self, path: Path) -> None:
         reader = gguf.GGUFReader(path)
@@ -81,7 +81,7 @@ def halves(tensor: Tensor, heads: int) -> Tensor:
 def test_tensors_and_settings_are_read_back(model_type: str, tmp_path: Path) -> None:
     model = random_model(model_type)
     architecture = save_gguf(model, tmp_path / "model.gguf")
-    file, (settings, tensors) = File(tmp_path / "model.gguf"), as_published(model, [model_type])
+    file, (settings, tensors) = GGUFFile(tmp_path / "model.gguf"), as_published(model, [model_type])
     assert file.settings["general.architecture"] == architecture == GGUF_NAMES.get(model_type, model_type)
     layers = model.config.n_layers
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
@@ -98,23 +98,27 @@ def test_tensors_and_settings_are_read_back(model_type: str, tmp_path: Path) -> 
             tensor = tensor + 1.0
         assert torch.equal(found, tensor), hf_name
     assert len(file.tensors) == len({re.sub(r"\.experts\.\d+\.", ".experts.", name) for name in tensors})
-    numbers = {name.partition(".")[2]: value for name, value in file.settings.items()}
-    assert (numbers["block_count"], numbers["embedding_length"], numbers["context_length"]) == (layers, 32, 32)
-    assert (numbers["attention.head_count"], numbers["feed_forward_length"], numbers["vocab_size"]) == (4, 44, 61)
-    epsilon = numbers.get("attention.layer_norm_rms_epsilon", numbers.get("attention.layer_norm_epsilon"))
+    metadata = {name.partition(".")[2]: value for name, value in file.settings.items()}
+    assert (metadata["block_count"], metadata["embedding_length"], metadata["context_length"]) == (layers, 32, 32)
+    assert (metadata["attention.head_count"], metadata["feed_forward_length"], metadata["vocab_size"]) == (4, 44, 61)
+    epsilon = metadata.get("attention.layer_norm_rms_epsilon", metadata.get("attention.layer_norm_epsilon"))
     assert epsilon == pytest.approx(model.config.norm.eps)
     if model_type != "gpt2":
-        heads = (numbers["attention.head_count_kv"], numbers["attention.key_length"], numbers["rope.dimension_count"])
+        heads = (
+            metadata["attention.head_count_kv"],
+            metadata["attention.key_length"],
+            metadata["rope.dimension_count"],
+        )
         assert heads == (model.config.attention.n_kv_heads, 8, 8)
         rope = settings["rope_parameters"]
-        assert numbers["rope.freq_base"] == rope.get("full_attention", rope)["rope_theta"]
-        assert "rope.scaling.type" not in numbers
+        assert metadata["rope.freq_base"] == rope.get("full_attention", rope)["rope_theta"]
+        assert "rope.scaling.type" not in metadata
     if model_type == "mixtral":
-        assert (numbers["expert_count"], numbers["expert_used_count"]) == (8, 2)
+        assert (metadata["expert_count"], metadata["expert_used_count"]) == (8, 2)
     if model_type == "gemma3_text":
-        assert numbers["attention.sliding_window"] == 16
+        assert metadata["attention.sliding_window"] == 16
     if model_type == "gemma2":
-        assert (numbers["attention.sliding_window"], numbers["final_logit_softcapping"]) == (16, 30.0)
+        assert (metadata["attention.sliding_window"], metadata["final_logit_softcapping"]) == (16, 30.0)
 
 
 THETA = {"rope_theta": 100.0}
@@ -134,7 +138,7 @@ LLAMA3 = {
 def test_linear_and_yarn_scaling_are_written_as_settings(tmp_path: Path) -> None:
     for model_type, rope in (("llama", LINEAR), ("qwen3", YARN)):
         save_gguf(random_model(model_type, rope_parameters=rope), tmp_path / "model.gguf")
-        settings = File(tmp_path / "model.gguf").settings
+        settings = GGUFFile(tmp_path / "model.gguf").settings
         assert settings[f"{model_type}.rope.freq_base"] == 100.0
         found = {name.rpartition(".")[2]: value for name, value in settings.items() if ".rope.scaling." in name}
         assert (
@@ -149,7 +153,7 @@ def test_linear_and_yarn_scaling_are_written_as_settings(tmp_path: Path) -> None
 def test_linear_scaling_of_gemma_3_applies_to_layers_without_window(tmp_path: Path) -> None:
     rope = {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     save_gguf(random_model("gemma3_text", rope_parameters=rope), tmp_path / "model.gguf")
-    settings = File(tmp_path / "model.gguf").settings
+    settings = GGUFFile(tmp_path / "model.gguf").settings
     assert settings["gemma3.rope.freq_base"] == 100.0 and settings["gemma3.rope.scaling.factor"] == 2.0
 
 
@@ -158,12 +162,12 @@ def test_llama3_scaling_is_a_table_of_divisors_of_the_frequencies(tmp_path: Path
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     save_gguf(random_model("llama", rope_parameters=LLAMA3), tmp_path / "model.gguf")
-    file = File(tmp_path / "model.gguf")
+    file = GGUFFile(tmp_path / "model.gguf")
     config = LlamaConfig(hidden_size=32, num_attention_heads=4, max_position_embeddings=32, rope_parameters=LLAMA3)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     unscaled = 100.0 ** -(torch.arange(0, 8, 2) / 8)
     torch.testing.assert_close(unscaled / file.tensors["rope_freqs.weight"], scaled)
-    assert file.tensors["rope_freqs.weight"].unique().numel() > 2, "kept, divided, and between"
+    assert file.tensors["rope_freqs.weight"].unique().numel() > 2, "unscaled, divided, and interpolated frequencies"
     assert not [name for name in file.settings if ".rope.scaling." in name]
 
 
@@ -171,7 +175,7 @@ def test_queries_and_keys_of_llama_are_in_the_order_of_rotated_pairs(tmp_path: P
     """llama.cpp rotates adjacent pairs; a model with that layout and the file's weights has equal logits."""
     model = random_model("llama", attention_bias=True)
     save_gguf(model, tmp_path / "model.gguf")
-    tensors = File(tmp_path / "model.gguf").tensors
+    tensors = GGUFFile(tmp_path / "model.gguf").tensors
     paired = GPTModel({**model.config.to_dict(), "pos": {"name": "rope", "layout": "interleaved"}}).eval()
     weights = model.state_dict()
     for layer in range(2):
@@ -189,7 +193,7 @@ def test_queries_and_keys_of_llama_are_in_the_order_of_rotated_pairs(tmp_path: P
 def test_bfloat16_matrices_and_float32_vectors(tmp_path: Path) -> None:
     model = random_model("gpt2").bfloat16()
     save_gguf(model, tmp_path / "model.gguf")
-    file = File(tmp_path / "model.gguf")
+    file = GGUFFile(tmp_path / "model.gguf")
     assert torch.equal(file.tensors["token_embd.weight"], model.embedding.weight.float())
     assert {file.types[name] for name in ("token_embd.weight", "blk.0.ffn_up.weight")} == {"BF16"}
     assert {file.types[name] for name in ("output_norm.weight", "blk.0.ffn_up.bias", "position_embd.weight")} == {"F32"}
@@ -198,7 +202,7 @@ def test_bfloat16_matrices_and_float32_vectors(tmp_path: Path) -> None:
 def test_an_untied_head_is_written_and_a_tied_one_is_not(tmp_path: Path) -> None:
     for tied in (True, False):
         save_gguf(random_model("llama", tie_word_embeddings=tied), tmp_path / "model.gguf")
-        assert ("output.weight" in File(tmp_path / "model.gguf").tensors) != tied
+        assert ("output.weight" in GGUFFile(tmp_path / "model.gguf").tensors) != tied
 
 
 def test_byte_level_vocabularies(corpus: str, tmp_path: Path) -> None:
@@ -206,7 +210,9 @@ def test_byte_level_vocabularies(corpus: str, tmp_path: Path) -> None:
     bpe = tokenizer(corpus, "bpe", vocab_size=280)
     content = bpe.definition()["tokenizer"]["model"]
     save_gguf(random_model("llama", vocab_size=bpe.vocab_size + 3), tmp_path / "model.gguf", bpe)
-    settings = {name.removeprefix("tokenizer.ggml."): v for name, v in File(tmp_path / "model.gguf").settings.items()}
+    settings = {
+        name.removeprefix("tokenizer.ggml."): v for name, v in GGUFFile(tmp_path / "model.gguf").settings.items()
+    }
     assert (settings["model"], settings["pre"]) == ("gpt2", "gpt-2")
     assert settings["tokens"][: bpe.vocab_size] == sorted(content["vocab"], key=content["vocab"].get)
     assert settings["merges"] == [" ".join(pair) for pair in content["merges"]] and settings["merges"]
@@ -216,7 +222,7 @@ def test_byte_level_vocabularies(corpus: str, tmp_path: Path) -> None:
     assert len(byte.tokens) == 256 and byte.tokens[ord("a")] == b"a" and len(byte.merges) == 1
 
 
-def test_sentencepiece_vocabulary(corpus: str) -> None:
+def test_a_sentencepiece_vocabulary_is_written(corpus: str) -> None:
     pytest.importorskip("sentencepiece", reason="the extra sentencepiece is not installed")
     found = gguf_vocabulary(tokenizer(corpus, "sentencepiece", vocab_size=300, algorithm="bpe"))
     assert found.model == "llama" and found.types[:2] == [2, 3] and found.types.count(6) == 256
@@ -226,12 +232,12 @@ def test_sentencepiece_vocabulary(corpus: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "chatml", "alpaca"])
-def test_a_chat_template(name: str, corpus: str, tmp_path: Path) -> None:
+def test_the_chat_template_is_written(name: str, corpus: str, tmp_path: Path) -> None:
     bpe = tokenizer(corpus, "bpe", vocab_size=280)
     template = build_template(name, bpe)
     path = tmp_path / "model.gguf"
     save_gguf(random_model("llama", vocab_size=bpe.vocab_size), path, bpe.with_template(template))
-    settings = File(path).settings
+    settings = GGUFFile(path).settings
     source = settings["tokenizer.chat_template"]
     assert "generation %" not in source
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -248,7 +254,7 @@ def test_other_tokenizers_are_refused(name: str, corpus: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_pre_tokenizers_unknown_to_llama_cpp(corpus: str) -> None:
+def test_pre_tokenizers_unknown_to_llama_cpp_are_refused(corpus: str) -> None:
     from modular_gpt.deploy.gguf_vocabulary import SPLITS, from_library
 
     content = tokenizer(corpus, "bpe", vocab_size=280).definition()["tokenizer"]
@@ -302,19 +308,19 @@ def test_models_without_an_architecture_are_refused(
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
-def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ConfigError, match=r"modular-gpt\[gguf\]"):
         save_gguf(random_model("llama"), tmp_path / "model.gguf")
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mgpt_convert_writes_a_gguf_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, path = random_model("qwen3"), tmp_path / "new" / "model.gguf"
     model.save_pretrained(tmp_path / "hf")
     arguments = [f"checkpoint={tmp_path / 'hf'}", "to=gguf", f"path={path}"]
     assert convert.main([*arguments, "dtype=bf16"]) == 0
     assert "of the architecture qwen3 without a tokenizer" in capsys.readouterr().out
-    file = File(path)
+    file = GGUFFile(path)
     assert file.settings["tokenizer.ggml.model"] == "none" and file.types["output.weight"] == "BF16"
     assert convert.main(arguments) == 2 and "exists already" in capsys.readouterr().err
     assert convert.main([*arguments[:2]]) == 2 and "path=<file>" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Random and hostile input at every interface works or raises a UserError: no other exception, hang or memory blow-up.
+"""Random and hostile input at every interface works or raises a UserError, without a hang or excessive memory.
 
-Seeded and in this process, so that all runs have the same cases.
+The cases are seeded and run in this process, so that they are the same in all runs.
 """
 
 import json
@@ -30,7 +30,7 @@ from modular_gpt.generation import generate
 from modular_gpt.model.config import SLOTS
 from modular_gpt.training import load_config
 
-MEMORY = 4 * 2**30  # bytes
+MAX_MEMORY = 4 * 2**30  # bytes
 NUMBERS: tuple[Any, ...] = (
     *(
         0,
@@ -83,7 +83,7 @@ HOSTILE: tuple[Any, ...] = (
     {"name": "mha"},
     {"a": {"b": []}},
 )
-WRITTEN = (
+COMMAND_LINE_VALUES = (
     *(
         "0",
         "1",
@@ -125,43 +125,43 @@ WRITTEN = (
 
 
 COUNTS = {
-    "test_configs_of_models": 2000,
-    "test_overrides_of_trainings": 150,
-    "test_settings_of_generation": 300,
-    "test_metadata_and_files_of_checkpoints": 200,
-    "test_folders_of_other_programs": 200,
+    "test_model_configs_work_or_are_refused": 2000,
+    "test_overrides_of_trainings_work_or_are_refused": 150,
+    "test_settings_of_generation_work_or_are_refused": 300,
+    "test_damaged_json_files_of_checkpoints_are_read_or_refused": 200,
+    "test_damaged_json_files_of_model_folders_are_read_or_refused": 200,
 }
 
 
 @pytest.fixture
-def chances(request: pytest.FixtureRequest) -> Iterator[random.Random]:
-    """A source of random numbers for each case of a test."""
+def generators(request: pytest.FixtureRequest) -> Iterator[random.Random]:
+    """Yield a seeded random generator for each case of a test."""
     name = request.node.name
     seed = 100_000 * (1 + list(COUNTS).index(name))
     return (random.Random(seed + number) for number in range(COUNTS[name]))
 
 
-def answered(action: Callable[[], Any], about: object) -> Any:
-    """The result of an action, or the UserError that it raises, whose message must be one short line."""
+def result_or_user_error(action: Callable[[], Any], case: object) -> Any:
+    """Return the result of ``action``, or the UserError that it raises, whose message must be one short line."""
     try:
         return action()
     except UserError as error:
         text = str(error)
-        assert text and "\n" not in text and len(text) < 5000, about
+        assert text and "\n" not in text and len(text) < 5000, case
         return error
     except Exception as error:
-        pytest.fail(f"{type(error).__name__}: {error} for {str(about)[:2000]}")
+        pytest.fail(f"{type(error).__name__}: {error} for {str(case)[:2000]}")
 
 
 @pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
-    """No test needs more than 4 GiB; a size beyond any memory is refused before it is allocated."""
-    before = peak()
+def memory_limit() -> Iterator[None]:
+    """Check that a test allocates less than 4 GiB: sizes beyond any memory are refused before allocation."""
+    before = peak_memory()
     yield
-    assert peak() - before < MEMORY
+    assert peak_memory() - before < MAX_MEMORY
 
 
-def peak() -> int:
+def peak_memory() -> int:
     """Peak resident memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -171,21 +171,21 @@ def tiny() -> dict[str, Any]:
     return {"vocab_size": 32, "d_model": 8, "n_heads": 2, "n_layers": 1, "context_length": 8}
 
 
-def test_configs_of_models(chances: Iterator[random.Random]) -> None:
+def test_model_configs_work_or_are_refused(generators: Iterator[random.Random]) -> None:
     fields = [name for name in GPTConfig.__dataclass_fields__ if name not in SLOTS]
-    for chance in chances:
+    for rng in generators:
         given: dict[str, Any] = tiny()
-        for _ in range(chance.choice((1, 1, 2, 3))):
-            if chance.random() < 0.5:
-                slot = chance.choice(SLOTS)
-                name = chance.choice(sorted(entries(slot)))
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            if rng.random() < 0.5:
+                slot = rng.choice(SLOTS)
+                name = rng.choice(sorted(entries(slot)))
                 settings = list(entries(slot)[name].component.Config.__dataclass_fields__)
-                given[slot] = {"name": name, chance.choice(settings): chance.choice(HOSTILE)}
+                given[slot] = {"name": name, rng.choice(settings): rng.choice(HOSTILE)}
             else:
-                given[chance.choice(fields)] = chance.choice(HOSTILE)
-        config = answered(lambda given=given: GPTConfig.from_dict(given), given)
+                given[rng.choice(fields)] = rng.choice(HOSTILE)
+        config = result_or_user_error(lambda given=given: GPTConfig.from_dict(given), given)
         if isinstance(config, GPTConfig) and config.d_model * config.n_layers * config.vocab_size < 10**5:
-            answered(lambda config=config: forward(config), given)
+            result_or_user_error(lambda config=config: forward(config), given)
 
 
 def forward(config: GPTConfig) -> None:
@@ -196,97 +196,101 @@ def forward(config: GPTConfig) -> None:
         GPTModel(config)(torch.zeros(1, min(4, config.context_length), dtype=torch.long))
 
 
-def test_overrides_of_trainings(chances: Iterator[random.Random]) -> None:
+def test_overrides_of_trainings_work_or_are_refused(generators: Iterator[random.Random]) -> None:
     keys = [key for key in TRAIN.settings() if key not in ("resume", "init_from")]
     groups = list(TRAIN.choices())
-    for chance in chances:
+    for rng in generators:
         arguments = []
-        for _ in range(chance.choice((1, 2, 3))):
-            if chance.random() < 0.3:
-                group = chance.choice(groups)
-                arguments.append(f"{group}={chance.choice(sorted(options(TRAIN, group, [conf_dir()])))}")
+        for _ in range(rng.choice((1, 2, 3))):
+            if rng.random() < 0.3:
+                group = rng.choice(groups)
+                arguments.append(f"{group}={rng.choice(sorted(options(TRAIN, group, [conf_dir()])))}")
             else:
-                arguments.append(f"{chance.choice(('', '', '+', '++'))}{chance.choice(keys)}={chance.choice(WRITTEN)}")
-        answered(lambda arguments=arguments: compose(*arguments), arguments)
+                arguments.append(
+                    f"{rng.choice(('', '', '+', '++'))}{rng.choice(keys)}={rng.choice(COMMAND_LINE_VALUES)}"
+                )
+        result_or_user_error(lambda arguments=arguments: compose(*arguments), arguments)
 
 
-def test_settings_of_generation(chances: Iterator[random.Random]) -> None:
+def test_settings_of_generation_work_or_are_refused(generators: Iterator[random.Random]) -> None:
     torch.manual_seed(0)
     model = GPTModel({**tiny(), "pos": "rope"}).eval()
     ids = torch.arange(4)[None]
     keys = sorted(GENERATE.settings())
-    for chance in chances:
-        arguments = [f"{chance.choice(keys)}={chance.choice(WRITTEN)}" for _ in range(chance.choice((1, 2, 3)))]
-        arguments += chance.choice(
-            ([], ["strategy=beam"], ["strategy=contrastive"], ["strategy=lookup"], ["greedy=true"])
-        )
-        read = answered(lambda arguments=arguments: read_task(arguments, [conf_dir()]), arguments)
-        if isinstance(read, tuple):
-            settings = read[1]
+    for rng in generators:
+        arguments = [f"{rng.choice(keys)}={rng.choice(COMMAND_LINE_VALUES)}" for _ in range(rng.choice((1, 2, 3)))]
+        arguments += rng.choice(([], ["strategy=beam"], ["strategy=contrastive"], ["strategy=lookup"], ["greedy=true"]))
+        task = result_or_user_error(lambda arguments=arguments: read_task(arguments, [conf_dir()]), arguments)
+        if isinstance(task, tuple):
+            settings = task[1]
             settings.max_new_tokens, settings.compile = min(settings.max_new_tokens, 3), False
             if settings.num_return_sequences * settings.num_beams < 100 and settings.strategy != "speculative":
-                answered(lambda settings=settings: generate(model, ids, settings), arguments)
+                result_or_user_error(lambda settings=settings: generate(model, ids, settings), arguments)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A checkpoint of a tiny model with the settings of a run."""
-    notes = {"run": compose("tokenizer=byte").to_dict(), "progress": {"step": 1}, "training": 1}
+    meta = {"run": compose("tokenizer=byte").to_dict(), "progress": {"step": 1}, "training": 1}
     model = GPTModel({**tiny(), "vocab_size": 256})
-    return save_checkpoint(tmp_path / "saved", model, build_tokenizer("byte", None), meta=notes)
+    return save_checkpoint(tmp_path / "saved", model, build_tokenizer("byte", None), meta=meta)
 
 
-def damaged(chance: random.Random, value: Any) -> Any:
-    """A JSON value with one place changed at random."""
-    if isinstance(value, dict) and value and chance.random() < 0.9:
-        key = chance.choice(sorted(value))
-        if chance.random() < 0.15:
+def with_random_change(rng: random.Random, value: Any) -> Any:
+    """Return a JSON value in which one random element is replaced, removed or added."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = rng.choice(sorted(value))
+        if rng.random() < 0.15:
             return {name: inner for name, inner in value.items() if name != key}
-        if chance.random() < 0.1:
-            return {**value, chance.choice(TEXTS): chance.choice(HOSTILE)}
-        return {**value, key: damaged(chance, value[key])}
-    if isinstance(value, list) and value and chance.random() < 0.7:
-        place = chance.randrange(len(value))
-        return [*value[:place], damaged(chance, value[place]), *value[place + 1 :]]
-    return chance.choice(HOSTILE)
+        if rng.random() < 0.1:
+            return {**value, rng.choice(TEXTS): rng.choice(HOSTILE)}
+        return {**value, key: with_random_change(rng, value[key])}
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        index = rng.randrange(len(value))
+        return [*value[:index], with_random_change(rng, value[index]), *value[index + 1 :]]
+    return rng.choice(HOSTILE)
 
 
-def damage(chance: random.Random, path: Path) -> None:
-    """Change a JSON file at one place, or at some bytes."""
+def damage_json(rng: random.Random, path: Path) -> None:
+    """Change one element of a JSON file, or some of its bytes."""
     text = path.read_text(encoding="utf-8")
-    if chance.random() < 0.8:
-        path.write_text(json.dumps(damaged(chance, json.loads(text))), encoding="utf-8")
+    if rng.random() < 0.8:
+        path.write_text(json.dumps(with_random_change(rng, json.loads(text))), encoding="utf-8")
         return
     content = bytearray(text.encode())
-    for _ in range(chance.choice((1, 5))):
-        content[chance.randrange(len(content))] = chance.randrange(256)
+    for _ in range(rng.choice((1, 5))):
+        content[rng.randrange(len(content))] = rng.randrange(256)
     path.write_bytes(content)
 
 
-def test_metadata_and_files_of_checkpoints(chances: Iterator[random.Random], saved: Path, tmp_path: Path) -> None:
+def test_damaged_json_files_of_checkpoints_are_read_or_refused(
+    generators: Iterator[random.Random], saved: Path, tmp_path: Path
+) -> None:
     names = sorted(path.name for path in saved.glob("*.json") if path.name != MANIFEST)
-    for chance in chances:
+    for rng in generators:
         copy = tmp_path / "copy"
         shutil.copytree(saved, copy)
-        name = chance.choice(names)
-        damage(chance, copy / name)
+        name = rng.choice(names)
+        damage_json(rng, copy / name)
         (copy / MANIFEST).unlink()
         write_manifest(copy)
         for read in (load_checkpoint, load_config):
-            answered(lambda read=read, copy=copy: read(copy), (name, (copy / name).read_bytes()[:2000]))
+            result_or_user_error(lambda read=read, copy=copy: read(copy), (name, (copy / name).read_bytes()[:2000]))
         shutil.rmtree(copy)
 
 
-def test_folders_of_other_programs(chances: Iterator[random.Random], tmp_path: Path) -> None:
+def test_damaged_json_files_of_model_folders_are_read_or_refused(
+    generators: Iterator[random.Random], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    whole = tmp_path / "whole"
-    for format, model in (("gpt2", "learned"), ("modular_gpt", "rope")):
-        GPTModel({**tiny(), "pos": model}).save_pretrained(whole / format)
-    folders = sorted(whole.iterdir())
-    for chance in chances:
+    originals = tmp_path / "originals"
+    for model_type, pos in (("gpt2", "learned"), ("modular_gpt", "rope")):
+        GPTModel({**tiny(), "pos": pos}).save_pretrained(originals / model_type)
+    folders = sorted(originals.iterdir())
+    for rng in generators:
         copy = tmp_path / "copy"
-        shutil.copytree(chance.choice(folders), copy)
-        path = chance.choice(sorted(copy.glob("*.json")))
-        damage(chance, path)
-        answered(lambda copy=copy: load_model(copy), (path.name, path.read_bytes()[:2000]))
+        shutil.copytree(rng.choice(folders), copy)
+        path = rng.choice(sorted(copy.glob("*.json")))
+        damage_json(rng, path)
+        result_or_user_error(lambda copy=copy: load_model(copy), (path.name, path.read_bytes()[:2000]))
         shutil.rmtree(copy)

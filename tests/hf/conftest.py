@@ -17,17 +17,17 @@ WINDOW = 5
 
 
 def attentions() -> list[Any]:
-    """Every registered attention, with short windows that wrap."""
+    """Return every registered attention; the window of swa is shorter than the texts."""
     return [{"name": name, "window": WINDOW} if name == "swa" else name for name in entries("attention")]
 
 
 def has_rows(attention: Any) -> bool:
-    """Whether its cache has rows for tokens; a constant state cannot be rolled back."""
+    """Return whether the cache of the attention has a row for each token; a constant state cannot be rolled back."""
     config = GPTConfig(**SMALL, attention=attention)
     return bool(config.layer_configs[0].cache_spec(config.dims).rows)
 
 
-def named(attention: Any) -> str:
+def attention_name(attention: Any) -> str:
     return attention if isinstance(attention, str) else attention["name"]
 
 

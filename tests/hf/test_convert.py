@@ -15,7 +15,7 @@ from modular_gpt.data import CharTokenizer, build_tokenizer
 from modular_gpt.hf import ModularGPTForCausalLM
 
 META = {"step": 3, "data": {"corpus": "abc123"}}
-KINDS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama": {"attention": "gqa", "ffn": "swiglu", "norm": "rmsnorm", "pos": "rope", "bias": False},
     "modular_gpt": {"attention": "mla", "pos": "rope"},
@@ -31,7 +31,7 @@ def checkpoint(path: Path, model_type: str = "modular_gpt", dtype: torch.dtype =
         n_layers=2,
         context_length=40,
         init_std=0.3,
-        **{"pos": "learned", **KINDS[model_type]},
+        **{"pos": "learned", **SETTINGS[model_type]},
     )
     return save_checkpoint(path / "small", GPTModel(config).to(dtype), build_tokenizer("byte"), meta=META)
 
@@ -42,12 +42,12 @@ def logits(model: Any) -> torch.Tensor:
     return found if isinstance(found, torch.Tensor) else found.logits
 
 
-@pytest.mark.parametrize("model_type", KINDS)
+@pytest.mark.parametrize("model_type", SETTINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_conversion_round_trips(
     tmp_path: Path, model_type: str, dtype: torch.dtype, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, folder, back = checkpoint(tmp_path, model_type, dtype), tmp_path / "hf", tmp_path / "back"
+    source, folder, converted = checkpoint(tmp_path, model_type, dtype), tmp_path / "hf", tmp_path / "converted"
     assert convert.main([f"checkpoint={source}", f"path={folder}"]) == 0
     assert f"a {model_type} model" in capsys.readouterr().out
     expected = load_checkpoint(source)
@@ -57,13 +57,13 @@ def test_conversion_round_trips(
     torch.testing.assert_close(logits(published), logits(expected.model), atol=tolerance, rtol=tolerance)
     assert AutoTokenizer.from_pretrained(folder)("héllo")["input_ids"] == list("héllo".encode())
     assert "abc123" in (folder / "README.md").read_text()
-    assert convert.main([f"checkpoint={folder}", "to=checkpoint", f"path={back}"]) == 0
-    again = load_checkpoint(back)
-    assert torch.equal(logits(again.model), logits(expected.model))
-    assert again.meta == META and again.tokenizer is not None
-    assert again.tokenizer.fingerprint == build_tokenizer("byte").fingerprint
+    assert convert.main([f"checkpoint={folder}", "to=checkpoint", f"path={converted}"]) == 0
+    actual = load_checkpoint(converted)
+    assert torch.equal(logits(actual.model), logits(expected.model))
+    assert actual.meta == META and actual.tokenizer is not None
+    assert actual.tokenizer.fingerprint == build_tokenizer("byte").fingerprint
     if model_type == "modular_gpt":
-        assert again.model.config == expected.model.config
+        assert actual.model.config == expected.model.config
 
 
 def test_the_dtype_changes_on_request(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_dtype_changes_on_request(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
 
 
-def test_other_commands_read_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mgpt_generate_reads_the_converted_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, folder = checkpoint(tmp_path), tmp_path / "hf"
     convert.main([f"checkpoint={source}", f"path={folder}"])
     texts = []
@@ -107,7 +107,7 @@ def test_a_tokenizer_without_counterpart_is_kept_in_the_folder(tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["path={tmp}/small"], "exists already"),
         ([], "give path="),
@@ -120,13 +120,13 @@ def test_a_tokenizer_without_counterpart_is_kept_in_the_folder(tmp_path: Path, m
     ],
 )
 def test_mistakes_get_one_sentence(
-    tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = checkpoint(tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
     assert convert.main([f"checkpoint={source}", *(argument.format(tmp=tmp_path) for argument in arguments)]) == 2
     err = capsys.readouterr().err
-    assert sentence in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_folder_gets_one_sentence(tmp_path: Path, damage: str, capsys:
         config = json.loads((folder / "config.json").read_text())
         config["gpt"]["attention"]["name"] = "mlaa"
         (folder / "config.json").write_text(json.dumps(config))
-    assert convert.main([f"checkpoint={folder}", "to=checkpoint", f"path={tmp_path / 'back'}"]) == 2
+    assert convert.main([f"checkpoint={folder}", "to=checkpoint", f"path={tmp_path / 'converted'}"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert not (tmp_path / "back").exists()
+    assert not (tmp_path / "converted").exists()

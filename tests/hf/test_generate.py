@@ -12,10 +12,10 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 from modular_gpt import ConfigError, GPTModel
 from modular_gpt.hf import ModularGPTForCausalLM
 from modular_gpt.pretrained import load_pretrained
-from tests.hf.conftest import attentions, has_rows, named
+from tests.hf.conftest import attention_name, attentions, has_rows
 
 PROMPT, NEW = 7, 12
-WAYS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True, "top_k": 9, "temperature": 1.3},
     "samples": {"do_sample": True, "num_return_sequences": 3},
@@ -36,18 +36,18 @@ def run(model: Any, ids: Tensor, **settings: Any) -> Any:
     return model.generate(ids, **{"max_new_tokens": NEW, "do_sample": False, **settings})
 
 
-@pytest.mark.parametrize("attention", attentions(), ids=named)
-@pytest.mark.parametrize("way", WAYS)
-def test_the_cache_changes_no_token(small: Make, attention: Any, way: str) -> None:
+@pytest.mark.parametrize("attention", attentions(), ids=attention_name)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cache_changes_no_token(small: Make, attention: Any, method: str) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention=attention))
-    settings = WAYS[way]
+    settings = METHODS[method]
     plain = {key: value for key, value in settings.items() if key != "prefill_chunk_size"}
     with_cache = run(model, prompts(), **settings)
     assert torch.equal(with_cache, run(model, prompts(), use_cache=False, **plain))
     assert with_cache.shape[1] == PROMPT + NEW
 
 
-@pytest.mark.parametrize("attention", attentions(), ids=named)
+@pytest.mark.parametrize("attention", attentions(), ids=attention_name)
 def test_greedy_text_equals_that_of_this_package(small: Make, attention: Any) -> None:
     model = small(attention=attention)
     assert torch.equal(
@@ -55,7 +55,7 @@ def test_greedy_text_equals_that_of_this_package(small: Make, attention: Any) ->
     )
 
 
-@pytest.mark.parametrize("attention", attentions(), ids=named)
+@pytest.mark.parametrize("attention", attentions(), ids=attention_name)
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_cache_has_the_predicted_size(small: Make, attention: Any, beams: int) -> None:
     model = small(attention=attention)
@@ -64,7 +64,7 @@ def test_the_cache_has_the_predicted_size(small: Make, attention: Any, beams: in
     assert out.past_key_values.nbytes() == model.config.cache_bytes(2 * beams, PROMPT + NEW - 1)
 
 
-@pytest.mark.parametrize("attention", attentions(), ids=named)
+@pytest.mark.parametrize("attention", attentions(), ids=attention_name)
 def test_ragged_prompts_are_independent(small: Make, attention: Any) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention=attention))
     ids, mask = prompts(3), torch.ones(3, PROMPT, dtype=torch.long)
@@ -75,16 +75,16 @@ def test_ragged_prompts_are_independent(small: Make, attention: Any) -> None:
         assert torch.equal(together[row, padding:], alone[0])
 
 
-@pytest.mark.parametrize("attention", attentions(), ids=named)
-def test_a_text_continues_from_its_cache(small: Make, attention: Any) -> None:
+@pytest.mark.parametrize("attention", attentions(), ids=attention_name)
+def test_generation_continues_from_a_cache(small: Make, attention: Any) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention=attention))
     first = run(model, prompts(), max_new_tokens=4, return_dict_in_generate=True)
     cache = ModularGPTForCausalLM.from_gpt(small(attention=attention))(prompts(), use_cache=True).past_key_values
-    more = run(model, first.sequences, max_new_tokens=NEW - 4, past_key_values=cache)
-    assert torch.equal(more, run(model, prompts()))
+    continued = run(model, first.sequences, max_new_tokens=NEW - 4, past_key_values=cache)
+    assert torch.equal(continued, run(model, prompts()))
 
 
-@pytest.mark.parametrize("attention", [a for a in attentions() if has_rows(a)], ids=named)
+@pytest.mark.parametrize("attention", [a for a in attentions() if has_rows(a)], ids=attention_name)
 def test_draft_tokens_are_rolled_back(small: Make, attention: Any) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention=attention))
     ids = torch.tensor([[1, 2, 3, 4, 1, 2, 3]])
@@ -99,9 +99,9 @@ def test_a_constant_state_cannot_roll_back_drafts(small: Make) -> None:
         run(ModularGPTForCausalLM.from_gpt(small(attention="linear")), prompts(1), prompt_lookup_num_tokens=3)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "chunks"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "chunks"])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_texts_equal_those_of_gpt2_in_transformers(tmp_path: Path, way: str, ragged: bool) -> None:
+def test_texts_equal_those_of_gpt2_in_transformers(tmp_path: Path, method: str, ragged: bool) -> None:
     settings = dict(vocab_size=31, n_embd=32, n_layer=2, n_head=4, n_positions=40, initializer_range=0.3)
     reference = GPT2LMHeadModel(GPT2Config(**settings, bos_token_id=0, eos_token_id=0)).eval()
     reference.save_pretrained(tmp_path)
@@ -110,8 +110,8 @@ def test_texts_equal_those_of_gpt2_in_transformers(tmp_path: Path, way: str, rag
     mask = torch.ones(2, PROMPT, dtype=torch.long)
     if ragged:
         mask[0, :3] = 0
-    more = {"attention_mask": mask, "pad_token_id": 0, **WAYS[way]}
-    assert torch.equal(run(wrapped, prompts(), **more), run(reference, prompts(), **more))
+    arguments = {"attention_mask": mask, "pad_token_id": 0, **METHODS[method]}
+    assert torch.equal(run(wrapped, prompts(), **arguments), run(reference, prompts(), **arguments))
 
 
 def test_a_wrong_cache_is_detected(small: Make) -> None:
@@ -124,7 +124,7 @@ def test_a_wrong_cache_is_detected(small: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("settings", "message"),
     [
         ({"cache_implementation": "static"}, "leave it out: this model has its own cache"),
         ({"past_key_values": DynamicCache()}, "past_key_values is a DynamicCache"),
@@ -133,6 +133,6 @@ def test_a_wrong_cache_is_detected(small: Make) -> None:
         ({"max_new_tokens": 60}, "tokens do not fit pos=learned"),
     ],
 )
-def test_unsupported_settings_are_refused(small: Make, settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+def test_unsupported_settings_are_refused(small: Make, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         run(ModularGPTForCausalLM.from_gpt(small(pos="learned")), prompts(), **settings)

@@ -15,7 +15,7 @@ Make = Callable[..., GPTModel]
 BOTH = {"output_attentions": True, "output_hidden_states": True}
 
 
-def published() -> list[PreTrainedModel]:
+def hf_models() -> list[PreTrainedModel]:
     torch.manual_seed(0)
     shared = {"vocab_size": 31, "attn_implementation": "eager"}
     gpt2 = GPT2Config(n_embd=32, n_head=4, n_layer=2, n_positions=40, **shared)
@@ -31,22 +31,24 @@ def published() -> list[PreTrainedModel]:
 
 
 @torch.no_grad()
-def test_they_equal_those_of_published_models(tmp_path: Path) -> None:
+def test_layer_outputs_equal_those_of_transformers(tmp_path: Path) -> None:
     ids = torch.randint(31, (2, 12))
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
-    for reference in published():
-        reference.save_pretrained(tmp_path / reference.config.model_type)
-        wrapped = ModularGPTForCausalLM.from_gpt(GPTModel.from_pretrained(tmp_path / reference.config.model_type))
-        expected = reference(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **BOTH)
-        got = wrapped(ids, attention_mask=mask, **BOTH)
+    for hf_model in hf_models():
+        hf_model.save_pretrained(tmp_path / hf_model.config.model_type)
+        wrapped = ModularGPTForCausalLM.from_gpt(GPTModel.from_pretrained(tmp_path / hf_model.config.model_type))
+        expected = hf_model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), **BOTH)
+        actual = wrapped(ids, attention_mask=mask, **BOTH)
         text = mask.bool()
-        assert len(got.attentions) == len(expected.attentions) == 2
-        assert len(got.hidden_states) == len(expected.hidden_states) == 3
-        for one, other in zip(got.attentions, expected.attentions, strict=True):
-            torch.testing.assert_close(one.transpose(1, 2)[text], other.transpose(1, 2)[text], atol=1e-5, rtol=1e-4)
-        for one, other in zip(got.hidden_states, expected.hidden_states, strict=True):
-            torch.testing.assert_close(one[text], other[text], atol=1e-5, rtol=1e-4)
+        assert len(actual.attentions) == len(expected.attentions) == 2
+        assert len(actual.hidden_states) == len(expected.hidden_states) == 3
+        for weights, hf_weights in zip(actual.attentions, expected.attentions, strict=True):
+            torch.testing.assert_close(
+                weights.transpose(1, 2)[text], hf_weights.transpose(1, 2)[text], atol=1e-5, rtol=1e-4
+            )
+        for states, hf_states in zip(actual.hidden_states, expected.hidden_states, strict=True):
+            torch.testing.assert_close(states[text], hf_states[text], atol=1e-5, rtol=1e-4)
 
 
 def test_only_requested_outputs_are_returned(small: Make) -> None:
@@ -69,7 +71,7 @@ def test_gradients_reach_the_model_through_hidden_states(small: Make) -> None:
 
 
 @torch.no_grad()
-def test_generate_returns_them_for_each_token(small: Make) -> None:
+def test_generate_returns_layer_outputs_for_each_token(small: Make) -> None:
     model = ModularGPTForCausalLM.from_gpt(small(attention="mla"))
     ids = torch.randint(31, (1, 5))
     out: Any = model.generate(ids, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, **BOTH)

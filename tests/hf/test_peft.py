@@ -13,7 +13,9 @@ peft = pytest.importorskip("peft", reason="the extra `peft` is not installed")
 
 
 @pytest.mark.parametrize("attention", ["mha", "mla"])
-def test_lora(small: Callable[..., GPTModel], tmp_path: Path, attention: str) -> None:
+def test_lora_adapters_are_trained_saved_and_merged(
+    small: Callable[..., GPTModel], tmp_path: Path, attention: str
+) -> None:
     ids = torch.randint(0, 31, (2, 9))
     targets = ["query", "value"] if attention == "mha" else ["query", "latent"]
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets)
@@ -30,15 +32,17 @@ def test_lora(small: Callable[..., GPTModel], tmp_path: Path, attention: str) ->
     model.eval()
     text, logits = model.generate(input_ids=ids, max_new_tokens=5, do_sample=False), model(input_ids=ids).logits
     model.save_pretrained(tmp_path)
-    again = peft.PeftModel.from_pretrained(ModularGPTForCausalLM.from_gpt(small(attention=attention)), tmp_path).eval()
-    torch.testing.assert_close(again(input_ids=ids).logits, logits)
-    merged = again.merge_and_unload()
+    reloaded = peft.PeftModel.from_pretrained(
+        ModularGPTForCausalLM.from_gpt(small(attention=attention)), tmp_path
+    ).eval()
+    torch.testing.assert_close(reloaded(input_ids=ids).logits, logits)
+    merged = reloaded.merge_and_unload()
     torch.testing.assert_close(merged(ids).logits, logits, atol=1e-4, rtol=1e-4)
     assert torch.equal(merged.generate(ids, max_new_tokens=5, do_sample=False), text)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_an_adapter_on_the_embedding(small: Callable[..., GPTModel], tied: bool) -> None:
+def test_an_adapter_on_the_embedding_requires_an_untied_head(small: Callable[..., GPTModel], tied: bool) -> None:
     """It is refused with tied embeddings; otherwise merging does not change the logits."""
     ids = torch.randint(0, 31, (2, 9))
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embedding"], init_lora_weights=False)

@@ -14,7 +14,7 @@ from tests.data.chat_folders import SHAPES
 
 NEEDED = ("openai", "fastapi", "uvicorn")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-TALK = [
+CONVERSATION = [
     {"role": "user", "content": "abc ab"},
     {"role": "assistant", "content": "c"},
     {"role": "user", "content": "ab"},
@@ -48,7 +48,7 @@ def test_a_server_answers_like_a_chat(served: tuple[Chat, str, int]) -> None:
     chat, folder, port = served
     client = OpenAI(base_url=f"http://localhost:{port}/v1", api_key="none", timeout=500)
     for count in (1, 3):
-        messages = TALK[:count]
+        messages = CONVERSATION[:count]
         answer = client.chat.completions.create(model=folder, messages=messages, temperature=0, max_tokens=8)
         chat.reset()
         chat.messages = [*messages[:-1]]

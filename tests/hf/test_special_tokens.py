@@ -124,32 +124,39 @@ def small_llama(vocab_size: int) -> GPTModel:
 
 
 @pytest.mark.parametrize(("write", "bos"), FOLDERS, ids=lambda value: getattr(value, "__name__", ""))
-def test_beginning_of_text_as_in_transformers(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
+def test_beginning_of_text_tokens_equal_those_of_transformers(
+    write: Callable[[Path], None], bos: str | None, tmp_path: Path
+) -> None:
     write(tmp_path)
-    ours, reference = build_tokenizer({"name": "hf", "path": str(tmp_path)}), AutoTokenizer.from_pretrained(tmp_path)
-    assert ours.bos_id == (None if bos is None else reference.convert_tokens_to_ids(bos))
+    tokenizer, reference = (
+        build_tokenizer({"name": "hf", "path": str(tmp_path)}),
+        AutoTokenizer.from_pretrained(tmp_path),
+    )
+    assert tokenizer.bos_id == (None if bos is None else reference.convert_tokens_to_ids(bos))
     for text in filter(None, TEXTS):
-        assert ours.prompt_ids(text) == prompts(reference, text), text
-        assert ours.prompt_ids(text) == ours.with_bos(ours.encode(text))
-    assert ours.prompt_ids("") == [ours.eos_id if bos is None else ours.bos_id]
-    ours.save(tmp_path)  # as in every checkpoint
-    assert Tokenizer.load(tmp_path).prompt_ids("abc") == ours.prompt_ids("abc")
-    assert ours.for_new_model().bos_id is None and ours.for_new_model().encode("abc") == ours.encode("abc")
+        assert tokenizer.prompt_ids(text) == prompts(reference, text), text
+        assert tokenizer.prompt_ids(text) == tokenizer.with_bos(tokenizer.encode(text))
+    assert tokenizer.prompt_ids("") == [tokenizer.eos_id if bos is None else tokenizer.bos_id]
+    tokenizer.save(tmp_path)  # as a checkpoint does
+    assert Tokenizer.load(tmp_path).prompt_ids("abc") == tokenizer.prompt_ids("abc")
+    assert tokenizer.for_new_model().bos_id is None and tokenizer.for_new_model().encode("abc") == tokenizer.encode(
+        "abc"
+    )
 
 
 @pytest.mark.parametrize(("write", "bos"), FOLDERS, ids=lambda value: getattr(value, "__name__", ""))
 def test_written_tokenizers_give_equal_ids(write: Callable[[Path], None], bos: str | None, tmp_path: Path) -> None:
     write(tmp_path)
-    ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+    tokenizer = build_tokenizer({"name": "hf", "path": str(tmp_path)})
     model = small_llama(300)
     folder = tmp_path / "written"
     folder.mkdir()
-    write_folder(folder, model, ours, {}, "family")
-    for tokenizer in (ours, ours.for_new_model()):
-        to_transformers(tokenizer).save_pretrained(folder)
+    write_folder(folder, model, tokenizer, {}, "family")
+    for written in (tokenizer, tokenizer.for_new_model()):
+        to_transformers(written).save_pretrained(folder)
         reference = AutoTokenizer.from_pretrained(folder)
         for text in TEXTS:
-            assert reference(text)["input_ids"] == tokenizer.with_bos(tokenizer.encode(text)), text
+            assert reference(text)["input_ids"] == written.with_bos(written.encode(text)), text
 
 
 def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
@@ -175,8 +182,8 @@ def test_all_end_tokens_stop_and_are_written_back(tmp_path: Path) -> None:
         assert load_model(written).tokenizer.eos_ids == [259, 258, 257]
 
 
-def test_only_the_flag(tmp_path: Path) -> None:
-    """Like DeepSeek's: the post-processor adds nothing, and the class named in its config reads the flag."""
+def test_add_bos_token_alone_adds_the_token(tmp_path: Path) -> None:
+    """In DeepSeek's files the post-processor adds no token; the tokenizer class reads the flag ``add_bos_token``."""
     byte_level(tmp_path, processors.ByteLevel(), bos_token="<|begin|>", eos_token="</s>")
     assert build_tokenizer({"name": "hf", "path": str(tmp_path)}).bos_id is None
     change(tmp_path, add_bos_token=True)
@@ -192,33 +199,33 @@ def test_several_tokens_before_a_text_are_refused(tmp_path: Path) -> None:
         build_tokenizer({"name": "hf", "path": str(tmp_path)})
 
 
-def test_an_end_token_named_only_in_the_config_of_the_model(tmp_path: Path) -> None:
+def test_an_end_token_in_the_config_of_the_model_is_read(tmp_path: Path) -> None:
     qwen(tmp_path)
     change(tmp_path, eos_token=None)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 259}))
     assert build_tokenizer({"name": "hf", "path": str(tmp_path)}).eos_ids == [259]
 
 
-def test_gpt2_files_without_a_tokenizer_json(tmp_path: Path) -> None:
+def test_gpt2_files_without_a_tokenizer_json_are_read(tmp_path: Path) -> None:
     alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "abc", "<|endoftext|>"]
     vocab = {token: id for id, token in enumerate(alphabet)}
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
     (tmp_path / "merges.txt").write_text("#version: 0.2\na b\nab c\n")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 258}))
-    ours = build_tokenizer({"name": "hf", "path": str(tmp_path)})
+    tokenizer = build_tokenizer({"name": "hf", "path": str(tmp_path)})
     reference = GPT2TokenizerFast(vocab=vocab, merges=MERGES)
     for text in [*TEXTS, "don't  go\n\n 123abc<|endoftext|>"]:
-        ids = ours.encode(text)
+        ids = tokenizer.encode(text)
         assert ids == reference(text, split_special_tokens=True)["input_ids"]
-        assert ours.decode(ids) == text
-    assert ours.eos_ids == [258] and ours.bos_id is None
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_ids == [258] and tokenizer.bos_id is None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
     with pytest.raises(DataError, match=r"belongs to a 'Qwen2Tokenizer' tokenizer, .*: add its tokenizer.json"):
         build_tokenizer({"name": "hf", "path": str(tmp_path)})
 
 
 @pytest.mark.parametrize("token", [["</s>"], 3, {"x": 1}, True, {"content": 4}])
-def test_tokens_of_the_wrong_type(token: object, tmp_path: Path) -> None:
+def test_special_tokens_of_the_wrong_type_are_refused(token: object, tmp_path: Path) -> None:
     llama3(tmp_path)
     for name in ("eos_token", "bos_token"):
         change(tmp_path, **{"eos_token": "</s>", "bos_token": None, name: token})

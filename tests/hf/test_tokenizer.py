@@ -43,7 +43,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
     return build_tokenizer({"name": name, "vocab_size": 600}, corpus, tmp_path / "cache")
 
 
-def test_the_same_ids_and_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_ids_and_texts_equal_those_of_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
     to_transformers(tokenizer, context_length=99).save_pretrained(tmp_path / "converted")
     converted = AutoTokenizer.from_pretrained(tmp_path / "converted")
     for text in TEXTS:
@@ -55,7 +55,7 @@ def test_the_same_ids_and_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert converted.padding_side == "left" and converted.model_max_length == 99
 
 
-def test_unknown_characters(tmp_path: Path) -> None:
+def test_unknown_characters_are_an_error_or_the_unknown_token(tmp_path: Path) -> None:
     strict = to_transformers(CharTokenizer.build_vocab("abc"))
     with pytest.raises(Exception, match="UNK"):
         strict("abz")

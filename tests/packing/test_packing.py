@@ -1,4 +1,4 @@
-"""A packed model equals the unpacked one, for every attention and feed-forward network."""
+"""Packed models, in the format of oneDNN or in int8, equal the original, for every attention and ffn."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ from modular_gpt.deploy.cpu_packing import (
 )
 from modular_gpt.nn.ffn.moe import MixtureOfExperts
 
-PARTS = [("attention", name) for name in entries("attention")] + [("ffn", name) for name in entries("ffn")]
+COMPONENTS = [("attention", name) for name in entries("attention")] + [("ffn", name) for name in entries("ffn")]
 
 
 def tiny(**settings: object) -> GPTModel:
@@ -34,9 +34,9 @@ def tiny(**settings: object) -> GPTModel:
     return GPTModel(GPTConfig(vocab_size=50, d_model=32, n_heads=4, n_layers=2, init_std=0.2, **settings)).eval()
 
 
-@pytest.mark.parametrize(("slot", "name"), PARTS)
+@pytest.mark.parametrize(("slot", "name"), COMPONENTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_logits_equal(slot: str, name: str, dtype: torch.dtype) -> None:
+def test_logits_of_a_packed_model_equal_those_of_the_original(slot: str, name: str, dtype: torch.dtype) -> None:
     plain = tiny(**{slot: name}).to(dtype)
     packed = pack(copy.deepcopy(plain))
     assert any(isinstance(module, PackedLinear) for module in packed.modules())
@@ -46,13 +46,13 @@ def test_packed_logits_equal(slot: str, name: str, dtype: torch.dtype) -> None:
     pack(packed)  # packing again has no effect
     ids = torch.arange(24).view(2, 12)
     with torch.inference_mode():
-        wanted = plain(ids)
+        expected = plain(ids)
         cache = packed.new_cache(2, 12)
-        got = torch.cat(
+        actual = torch.cat(
             [packed(ids[:, :7], cache=cache), *(packed(ids[:, i : i + 1], cache=cache) for i in range(7, 12))], 1
         )
     tolerance = 1e-5 if dtype == torch.float32 else 0.1  # bfloat16 rounds sums in another order
-    assert (got - wanted).abs().max() <= tolerance * wanted.std()
+    assert (actual - expected).abs().max() <= tolerance * expected.std()
 
 
 def test_untied_head_and_biases_are_packed() -> None:
@@ -82,7 +82,7 @@ def test_unsupported_models_are_refused() -> None:
         ("AMD EPYC", torch.float64, 2, False),
     ],
 )
-def test_where_packing_pays(
+def test_packing_pays_by_processor_dtype_and_rows(
     cpu: str, dtype: torch.dtype, rows: int, pays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modular_gpt.deploy.cpu_packing.cpu_name", lambda: cpu)
@@ -90,19 +90,20 @@ def test_where_packing_pays(
 
 
 def test_quantised_weights_are_within_half_a_step() -> None:
-    """Also in rows of zeros, of tiny entries, and with one outlier; the largest entry has the largest integer."""
+    """This includes rows of zeros, of tiny values, and with an outlier; the largest integer is 127."""
     torch.manual_seed(0)
     weight = torch.randn(64, 96) * torch.logspace(-6, 4, 64)[:, None]
     weight[0], weight[1] = 0.0, 1e-38
     weight[2, 5] = 1e5
-    numbers, scale = quantise_rows(weight)
-    assert (numbers.dtype, scale.dtype) == (torch.int8, torch.bfloat16) and numbers.abs().max() == 127
+    integers, scale = quantise_rows(weight)
+    assert (integers.dtype, scale.dtype) == (torch.int8, torch.bfloat16) and integers.abs().max() == 127
     step = scale.float()[:, None]
-    assert ((numbers * step - weight).abs() <= step * 0.501).all()
+    assert ((integers * step - weight).abs() <= step * 0.501).all()
     assert torch.equal(quantise_rows(weight.bfloat16())[1][3:], quantise_rows(weight.bfloat16().float())[1][3:])
 
 
-def unpacked(linear: Int8Linear) -> torch.Tensor:
+def dequantised(linear: Int8Linear) -> torch.Tensor:
+    """Return the weight (out, in) in float32."""
     return linear.weight[:, : linear.in_features] * linear.scale.float()[:, None]
 
 
@@ -111,7 +112,7 @@ class Rounded(torch.nn.Module):
 
     def __init__(self, linear: Int8Linear) -> None:
         super().__init__()
-        self.weight, self.bias = unpacked(linear), linear.bias
+        self.weight, self.bias = dequantised(linear), linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = (x.bfloat16().float() @ self.weight.T).bfloat16().to(x.dtype)
@@ -129,16 +130,16 @@ class RoundedExperts:
         return torch.einsum("mi,moi->mo", x.bfloat16().float(), self.weight[groups]).bfloat16().to(x.dtype)
 
 
-@pytest.mark.parametrize(("slot", "name"), PARTS)
-def test_int8_logits(slot: str, name: str) -> None:
-    """Logits equal those of the reference and are near those of the unpacked model, in one pass and token by token.
+@pytest.mark.parametrize(("slot", "name"), COMPONENTS)
+def test_logits_of_an_int8_model_equal_those_of_the_reference(slot: str, name: str) -> None:
+    """They are also near those of the original model, in one pass and token by token.
 
-    A token between two experts may be routed to another one after rounded attention.
+    After rounded attention, a token whose router scores are nearly equal may be routed to another expert.
     """
     plain = tiny(**{slot: name})
     packed = pack_int8(copy.deepcopy(plain))
-    written_out = copy.deepcopy(packed)
-    for module in list(written_out.modules()):
+    rounded = copy.deepcopy(packed)
+    for module in list(rounded.modules()):
         for child_name, child in list(module.named_children()):
             if isinstance(child, Int8Linear):
                 setattr(module, child_name, Rounded(child))
@@ -148,29 +149,29 @@ def test_int8_logits(slot: str, name: str) -> None:
                 module._products[weight] = RoundedExperts(product, getattr(module, weight).shape[2])
     ids = torch.arange(24).view(2, 12)
     with torch.inference_mode():
-        wanted, reference = plain(ids), written_out(ids)
+        expected, reference = plain(ids), rounded(ids)
         cache = packed.new_cache(2, 12)
         steps = [packed(ids[:, :7], cache=cache), *(packed(ids[:, i : i + 1], cache=cache) for i in range(7, 12))]
-    got, scale = torch.cat(steps, 1), wanted.std()
-    assert (got - reference).abs().max() <= 0.05 * scale
-    assert (got - wanted).square().mean().sqrt() <= (0.15 if name == "moe" else 0.05) * scale
+    actual, scale = torch.cat(steps, 1), expected.std()
+    assert (actual - reference).abs().max() <= 0.05 * scale
+    assert (actual - expected).square().mean().sqrt() <= (0.15 if name == "moe" else 0.05) * scale
 
 
 @pytest.mark.parametrize("rows", [1, MAX_ROWS, MAX_ROWS + 1])
 @pytest.mark.parametrize("width", [64, 88])  # the kernel of torch 2.13 is wrong for width 88 without padding
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_few_and_many_rows_give_equal_results(rows: int, width: int, dtype: torch.dtype) -> None:
-    """Fewer and more rows than the threshold from which the weight is converted."""
+    """From a number of rows on, the weight is converted before the product."""
     torch.manual_seed(0)
     linear = Int8Linear(torch.randn(40, width), torch.randn(40))
     x = torch.randn(rows, width, dtype=dtype)
     out = linear(x)
     assert out.shape == (rows, 40)
-    expected = x.float() @ unpacked(linear).T + linear.bias
+    expected = x.float() @ dequantised(linear).T + linear.bias
     assert (out - expected).abs().max() <= 0.02 * expected.std()
 
 
-def test_int8_weights_have_half_the_bytes_and_cannot_be_trained() -> None:
+def test_int8_weights_have_half_the_bytes_of_bfloat16_and_cannot_be_trained() -> None:
     model = pack_int8(tiny().bfloat16())
     layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
     assert len(layers) == 2 * 6 + 1  # six per block, and the head
@@ -182,7 +183,7 @@ def test_int8_weights_have_half_the_bytes_and_cannot_be_trained() -> None:
 
 
 @pytest.mark.parametrize("rows", [[1, 0, 2], [0, MAX_ROWS + 1, 3]])
-def test_experts_multiply_only_their_rows(rows: list[int]) -> None:
+def test_int8_experts_multiply_only_their_rows(rows: list[int]) -> None:
     torch.manual_seed(0)
     experts, ends = Int8Experts(torch.randn(3, 40, 88)), torch.tensor(rows).cumsum(0).to(torch.int32)
     x = torch.randn(sum(rows), 88)
@@ -192,16 +193,16 @@ def test_experts_multiply_only_their_rows(rows: list[int]) -> None:
     ).abs().max() <= 0.04 * expected.std()  # products of many rows are scaled in bfloat16
 
 
-def test_int8_experts_have_half_the_bytes_and_equal_routing() -> None:
+def test_int8_experts_have_one_byte_per_weight_and_an_unpacked_router() -> None:
     plain = tiny(ffn={"name": "moe", "n_experts": 4, "expert": "mlp", "bias": True})
-    inactive, described = plain.blocks[0].ffn.inactive_parameters(), plain.blocks[0].ffn.extra_repr()
+    inactive, representation = plain.blocks[0].ffn.inactive_parameters(), plain.blocks[0].ffn.extra_repr()
     packed = pack_int8(copy.deepcopy(plain))
     ffn = packed.blocks[0].ffn
     assert isinstance(ffn, MixtureOfExperts) and type(ffn.router) is torch.nn.Linear
     products = [product for product in ffn._products.values() if isinstance(product, Int8Experts)]
     assert [product.weight.nbytes for product in products] == [ffn.up.numel(), ffn.down.numel()]
     assert ffn.up.is_meta and ffn.down.is_meta
-    assert (ffn.inactive_parameters(), ffn.extra_repr()) == (inactive, described)
+    assert (ffn.inactive_parameters(), ffn.extra_repr()) == (inactive, representation)
 
 
 def test_int8_experts_compile_to_one_graph() -> None:
@@ -211,7 +212,7 @@ def test_int8_experts_compile_to_one_graph() -> None:
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="eager")(ids), model(ids))
 
 
-def test_packing_of_the_commands(
+def test_commands_for_inference_accept_packing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """mgpt-generate and mgpt-eval accept packing=int8; training refuses it with one sentence."""

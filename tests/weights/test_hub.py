@@ -1,4 +1,4 @@
-"""Without a network a published name gets one sentence within seconds, by every way to open it."""
+"""Without a network, every function that opens a published model raises a one-sentence error within seconds."""
 
 import logging
 import socket
@@ -18,7 +18,7 @@ from modular_gpt.weights import hub
 
 
 @pytest.fixture(autouse=True)
-def nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "getproxies", dict)
@@ -32,54 +32,60 @@ def unknown_host(*_: Any, **__: Any) -> None:
 
 
 @pytest.fixture
-def silence(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Connections neither succeed nor fail; records the requested addresses."""
-    asked: list[Any] = []
-    over = threading.Event()
+def silent_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Make connections neither succeed nor fail; yield the list of requested addresses."""
+    requests: list[Any] = []
+    test_ended = threading.Event()
 
     def wait(address: Any, *_: Any, **__: Any) -> None:
-        asked.append(address)
-        over.wait()
+        requests.append(address)
+        test_ended.wait()
         raise OSError("too late")
 
     monkeypatch.setattr(socket, "create_connection", wait)
-    yield asked
-    over.set()
+    yield requests
+    test_ended.set()
 
 
-OPENERS: list[Callable[[str], Any]] = [load_pretrained, GPTModel.from_pretrained, load_model, open_source]
+LOADERS: list[Callable[[str], Any]] = [load_pretrained, GPTModel.from_pretrained, load_model, open_source]
 
 
-@pytest.mark.parametrize("opener", OPENERS, ids=lambda opener: opener.__name__)
+@pytest.mark.parametrize("load", LOADERS, ids=lambda load: load.__name__)
 @pytest.mark.parametrize("name", ["gpt2", "someone/something"])
-def test_no_network_gets_one_sentence(
-    opener: Callable[[str], Any], name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_without_a_network_the_error_is_one_sentence(
+    load: Callable[[str], Any], name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(socket, "create_connection", unknown_host)
     downloads: list[Any] = []  # the client's attempts would take half a minute
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *names, **_: downloads.append(names))
     with pytest.raises(CheckpointError, match=f"'{name}'.*cannot be reached.*give the folder") as caught:
-        opener(name)
+        load(name)
     assert not downloads
     assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
 
 
-def test_a_network_that_drops_all_packets(silence: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is one attempt in total, not one per file."""
+def test_a_network_that_drops_all_packets_is_tried_once(
+    silent_network: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five loads make one connection attempt in total."""
     monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.3)
     for _ in range(5):
         with pytest.raises(CheckpointError, match="TimeoutError"):
             load_pretrained("gpt2")
-    assert len(silence) == 1
+    assert len(silent_network) == 1
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mgpt_generate_without_a_network_prints_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(socket, "create_connection", unknown_host)
     assert generate.main(["checkpoint=gpt2", "prompt=a"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_further_attempts_are_not_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_retries_of_the_client_are_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = logging.getLogger("huggingface_hub.utils._http")
 
     def download(*_: Any, **__: Any) -> None:
@@ -96,10 +102,10 @@ def test_further_attempts_are_not_logged(monkeypatch: pytest.MonkeyPatch, caplog
 
 
 def test_a_proxy_is_handled_by_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
     def download(repository: str, name: str, **_: Any) -> None:
-        asked.append(name)
+        requests.append(name)
         raise OSError("no route")
 
     monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:3128"})
@@ -107,4 +113,4 @@ def test_a_proxy_is_handled_by_the_client(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(CheckpointError, match="cannot be reached"):
         load_pretrained("gpt2")
-    assert asked == ["config.json"]
+    assert requests == ["config.json"]
