@@ -103,7 +103,7 @@ def model_settings(size: Size, changes: dict[str, Any]) -> dict[str, Any]:
     return GPTConfig.from_dict({**GPTConfig(**plain, bias=True, dropout=0.0).to_dict(), **changes}).to_dict()
 
 
-def ours(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
+def own_step(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.device) -> Step:
     """``Trainer.update`` of a run with these settings: a complete step of this package."""
     from modular_gpt.distributed import build_parallel
     from modular_gpt.runtime.cpu_allocator import keep_memory
@@ -296,7 +296,7 @@ def plain(contestant: Contestant, size: Size, tokens: TokenSplit, device: torch.
 
 
 LIBRARIES: dict[str, Callable[[Contestant, Size, TokenSplit, torch.device], Step]] = {
-    "modular_gpt": ours,
+    "modular_gpt": own_step,
     "transformers": transformers_gpt2,
     "transformers Llama": transformers_llama,
     "transformers Mixtral": transformers_mixtral,

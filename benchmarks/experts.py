@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from measure import Variant, add_options, interleave, run_sections, speeds, where
-from pairs import DTYPES, add_pair_options, build_pair, llama, mixtral, our_decoding, packed, their_decoding
+from pairs import DTYPES, add_pair_options, build_pair, hf_decoding, llama, mixtral, our_decoding, packed
 
 from modular_gpt.deploy.cpu_packing import pack_int8
 
@@ -25,18 +25,18 @@ PEERS = {"moe": "transformers Mixtral", "gated": "transformers Llama"}
 def models(options: argparse.Namespace, name: str, context: int) -> Iterator[tuple[str, Any, bool]]:
     """(name, model, whether it is a peer) of one of ``CONFIGS``."""
     sizes = (2, 48, 3, context, 97) if options.quick else (options.layers, 768, 12, context, 50257)
-    theirs, ours = build_pair(CONFIGS[name](*sizes), DTYPES[options.dtype])
+    hf_model, own_model = build_pair(CONFIGS[name](*sizes), DTYPES[options.dtype])
     peer = PEERS[name]
     if name == "moe":
         for experts in ("eager", "grouped_mm"):
-            model = copy.deepcopy(theirs)
+            model = copy.deepcopy(hf_model)
             model.set_experts_implementation(experts)
             yield f"{peer}, {experts}", model, True
     else:
-        yield peer, theirs, True
-    yield "modular_gpt, not packed", ours, False
-    yield "modular_gpt", packed(ours), False
-    yield "modular_gpt, int8", pack_int8(copy.deepcopy(ours)), False
+        yield peer, hf_model, True
+    yield "modular_gpt, not packed", own_model, False
+    yield "modular_gpt", packed(own_model), False
+    yield "modular_gpt, int8", pack_int8(copy.deepcopy(own_model)), False
 
 
 @torch.inference_mode()
@@ -47,7 +47,7 @@ def decoding(options: argparse.Namespace, name: str, batch: int) -> str:
     ids = torch.randint(97, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
     variants = []
     for label, model, peer in models(options, name, capacity):
-        decode = their_decoding(model, ids, capacity, False) if peer else our_decoding(model, ids, capacity)
+        decode = hf_decoding(model, ids, capacity, False) if peer else our_decoding(model, ids, capacity)
         variants.append(Variant(label, partial(decode, new), batch * new, peer))
     interleave(variants, options.rounds)
     return "\n\n".join([f"{title(options, name)}, batch {batch}, {new} tokens a round.", where(), speeds(variants)])
@@ -61,7 +61,7 @@ def prefill(options: argparse.Namespace, name: str) -> str:
     for label, model, peer in models(options, name, PREFILL + 1):
         run: Callable[[], object] = partial(our_decoding, model, ids, PREFILL + 1)
         if peer:
-            run = partial(their_decoding, model, ids, PREFILL + 1, False)
+            run = partial(hf_decoding, model, ids, PREFILL + 1, False)
         variants.append(Variant(label, run, PREFILL, peer))
     interleave(variants, options.rounds)
     return "\n\n".join([f"{title(options, name)}, prefill of {PREFILL} tokens.", where(), speeds(variants)])

@@ -28,12 +28,12 @@ ATTENTIONS = ("gqa", "mqa", "swa", "mla", "linear")
 
 def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, Peers]:
     """GPT-2 of this package, and transformers' ``generate`` with the same weights."""
-    theirs, ours = build_pair(gpt2(12, 768, 12, 1024, 50257), dtype)
-    theirs, ours = theirs.to(device), ours.to(device)
-    theirs.generation_config.pad_token_id = 0
+    hf_model, model = build_pair(gpt2(12, 768, 12, 1024, 50257), dtype)
+    hf_model, model = hf_model.to(device), model.to(device)
+    hf_model.generation_config.pad_token_id = 0
 
     def generate(ids: Tensor, new: int, cache: str) -> Tensor:
-        return theirs.generate(
+        return hf_model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             min_new_tokens=new,
@@ -42,7 +42,7 @@ def peers(dtype: torch.dtype, device: torch.device) -> tuple[GPTModel, Peers]:
             cache_implementation=cache,
         )
 
-    return ours, {
+    return model, {
         "transformers, dynamic cache": lambda ids, new: generate(ids, new, "dynamic"),
         "transformers, static cache": lambda ids, new: generate(ids, new, "static"),
     }
@@ -141,8 +141,8 @@ def decoding(
     title = f"{short(dtype)}, batch {batch}, prompt {options.prompt}, {options.new} new tokens."
     text = [title, where(bandwidth, options), report(variants, models, dtype, batch, bandwidth)]
     if dtype == torch.float32:
-        theirs = others["transformers, dynamic cache"](ids, options.new)
-        same = theirs.equal(models["modular_gpt mha"].generate(ids, options.new, greedy=True))
+        hf_ids = others["transformers, dynamic cache"](ids, options.new)
+        same = hf_ids.equal(models["modular_gpt mha"].generate(ids, options.new, greedy=True))
         text.append(f"Same greedy tokens as transformers: {'yes' if same else 'no'}.")
     return "\n\n".join(text)
 
@@ -170,10 +170,12 @@ def where(bandwidth: float, options: Any) -> str:
 def compare(models: dict[str, GPTModel], others: Peers, ids: Tensor, new: int) -> list[Variant]:
     """One variant per model that generates ``new`` tokens after ``ids``; with one new token the prompt is timed."""
     work = ids.numel() if new == 1 else ids.shape[0] * new
-    ours = [
+    own_variants = [
         Variant(name, lambda model=model: model.generate(ids, new, greedy=True), work) for name, model in models.items()
     ]
-    return [Variant(name, lambda run=run: run(ids, new), work, peer=True) for name, run in others.items()] + ours
+    return [
+        Variant(name, lambda run=run: run(ids, new), work, peer=True) for name, run in others.items()
+    ] + own_variants
 
 
 def report(

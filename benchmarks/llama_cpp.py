@@ -117,7 +117,7 @@ def main() -> None:
         ("gpt2", "gpt2", "", {}),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
-        folder, cases, ours = Path(temporary), {}, {}
+        folder, cases, expected = Path(temporary), {}, {}
         for model_type, name, variant, changes in variants:
             model_label = " ".join(filter(None, (model_type, variant, name)))
             if arguments.only not in model_label:
@@ -135,9 +135,9 @@ def main() -> None:
                 if tokenizer.eos_id in greedy:  # llama.cpp stops there
                     greedy = greedy[: greedy.index(tokenizer.eos_id) + 1]
                 texts = list(map(tokenizer.encode, TEXTS))
-                ours[label] = {"tokens": texts, "greedy": greedy, "margins": margins(model, out, len(prompt))}
+                expected[label] = {"tokens": texts, "greedy": greedy, "margins": margins(model, out, len(prompt))}
         for name, found in run_node(arguments.folder, cases, folder).items():
-            report(name, ours[name], found)
+            report(name, expected[name], found)
 
 
 @torch.no_grad()
@@ -159,15 +159,15 @@ def run_node(node_folder: Path, cases: dict[str, Any], folder: Path) -> dict[str
     return found
 
 
-def report(name: str, ours: dict[str, Any], found: dict[str, Any]) -> None:
+def report(name: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
     """Print a line about one file: whether tokens are equal, and the number of equal greedy ids."""
-    same = [a == b for a, b in zip(ours["greedy"], found["greedy"], strict=False)]
+    same = [a == b for a, b in zip(expected["greedy"], found["greedy"], strict=False)]
     equal = same.index(False) if False in same else len(same)
-    tokens = "equal" if ours["tokens"] == found["tokens"] else "different"
-    tie = f", where the first choice leads by {ours['margins'][equal]:.0e} deviations" if False in same else ""
-    print(f"{name:28} tokens {tokens:10} greedy ids equal: {equal} of {len(ours['greedy'])}{tie}", flush=True)
+    tokens = "equal" if expected["tokens"] == found["tokens"] else "different"
+    tie = f", where the first choice leads by {expected['margins'][equal]:.0e} deviations" if False in same else ""
+    print(f"{name:28} tokens {tokens:10} greedy ids equal: {equal} of {len(expected['greedy'])}{tie}", flush=True)
     if tokens != "equal":
-        print(*[f"    {a} | {b}" for a, b in zip(ours["tokens"], found["tokens"], strict=True) if a != b], sep="\n")
+        print(*[f"    {a} | {b}" for a, b in zip(expected["tokens"], found["tokens"], strict=True) if a != b], sep="\n")
 
 
 if __name__ == "__main__":

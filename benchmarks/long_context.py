@@ -22,11 +22,11 @@ from pairs import (
     build_pair,
     deepseek,
     gpt2,
+    hf_decoding,
     llama,
     mistral,
     our_decoding,
     packed,
-    their_decoding,
 )
 
 from modular_gpt import GPTConfig, GPTModel
@@ -45,11 +45,11 @@ def models(options: argparse.Namespace, context: int, latent: bool) -> Iterator[
     sizes = (2, 48, 3, context, 97) if options.quick else (options.layers, 768, 12, context, 50257)
     for name, (config, attention) in FAMILIES.items():
         if latent == (attention == "mla"):
-            theirs, ours = build_pair(config(*sizes), DTYPES[options.dtype])
-            yield f"transformers {name}", theirs, True
-            yield f"modular_gpt {attention}", packed(ours), False
+            hf_model, model = build_pair(config(*sizes), DTYPES[options.dtype])
+            yield f"transformers {name}", hf_model, True
+            yield f"modular_gpt {attention}", packed(model), False
             if latent:
-                yield f"modular_gpt {attention}, not packed", ours, False
+                yield f"modular_gpt {attention}, not packed", model, False
     if not latent:
         layers, width, heads, context, vocabulary = sizes
         shape = GPTConfig(
@@ -76,7 +76,7 @@ def decoding(options: argparse.Namespace, context: int, latent: bool = False) ->
             continue
         for static in (False, True):
             suffix = "static cache" if static else "dynamic cache"
-            add(f"{name}, {suffix}", their_decoding(model, ids, capacity, static, CHUNK), peer)
+            add(f"{name}, {suffix}", hf_decoding(model, ids, capacity, static, CHUNK), peer)
     interleave(variants, options.rounds)
     title = f"{options.dtype}, batch 1, {new} tokens after {context:,}, {layers(options)}."
     return "\n\n".join([title, where(), speeds(variants)])
@@ -91,7 +91,7 @@ def prefill(options: argparse.Namespace, context: int, latent: bool = False) -> 
     for name, model, peer in models(options, context + 1, latent):
         run: Callable[[], object] = partial(our_decoding, model, ids, context + 1)
         if peer:
-            run = partial(their_decoding, model, ids, context + 1, False, CHUNK if latent else None)
+            run = partial(hf_decoding, model, ids, context + 1, False, CHUNK if latent else None)
         variants.append(Variant(name, run, context, peer))
     interleave(variants, options.rounds)
     title = f"{options.dtype}, prefill of {context:,} tokens, {layers(options)}."

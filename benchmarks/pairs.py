@@ -30,11 +30,11 @@ def add_pair_options(parser: argparse.ArgumentParser, new: int) -> None:
 def build_pair(config: Any, dtype: torch.dtype) -> tuple[Any, GPTModel]:
     """Model of transformers with random weights, and the same model of this package."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    hf_model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        ours = load_pretrained(folder).to(dtype).eval()
-    return model.to(dtype), ours
+        hf_model.save_pretrained(folder)
+        model = load_pretrained(folder).to(dtype).eval()
+    return hf_model.to(dtype), model
 
 
 def packed(model: GPTModel) -> GPTModel:
@@ -96,7 +96,7 @@ def _sizes(layers: int, width: int, heads: int, context: int, vocabulary: int) -
     }
 
 
-def their_decoding(model: Any, ids: Tensor, capacity: int, static: bool, chunk: int | None = None) -> Decode:
+def hf_decoding(model: Any, ids: Tensor, capacity: int, static: bool, chunk: int | None = None) -> Decode:
     """Read ``ids`` (B, T) into a cache of transformers, growing or of fixed ``capacity``; then decode greedily.
 
     chunk: number of ids read at once; None: all

@@ -167,11 +167,11 @@ def measured(seeds: Sequence[int], data: str) -> str:
         ratios.append(statistics.median(b.compiled / a.compiled for a, b in zip(every[0], races, strict=True)))
         seconds = statistics.median(race.compiled for race in races)
         rows.append(row(name, races[0].steps, of_race, seconds, max(race.compiling for race in races)))
-    ours = every[0][0]
-    more, tuning = plain_until(statistics.fmean(losses[1]), ours.steps, seeds, data)
+    speedrun = every[0][0]
+    more, tuning = plain_until(statistics.fmean(losses[1]), speedrun.steps, seeds, data)
     header = ["", "steps", "tokens", "loss", "of the seeds", "seconds", "to compile"]
     return (
-        f"{machine(ours.device)}. Seeds {', '.join(map(str, seeds))}: losses are the mean, seconds the median.\n\n"
+        f"{machine(speedrun.device)}. Seeds {', '.join(map(str, seeds))}: losses are the mean, seconds the median.\n\n"
         f"{table(header, [*rows, *more])}\n\n"
         f"Once compiled, the baseline takes {ratios[1]:.1f} times the speedrun's seconds; computing as the speedrun"
         f" does, {ratios[2]:.1f} times (timed over a tenth of its steps). {tuning}"

@@ -45,26 +45,26 @@ def batch(options: argparse.Namespace) -> str:
     """Time every strategy on the same prompts and number of new tokens."""
     rows, new = (4, 6) if options.quick else (options.batch, options.new)
     sizes = (2, 64, 4, 128, 97) if options.quick else (options.layers, 256, 4, 256, 50257)
-    theirs, ours = build_pair(gpt2(*sizes), DTYPES[options.dtype])
+    hf_model, plain_model = build_pair(gpt2(*sizes), DTYPES[options.dtype])
     ids = torch.randint(97, (rows, 32), generator=torch.Generator().manual_seed(1))
-    theirs.generation_config.pad_token_id, theirs.generation_config.eos_token_id = 0, None
+    hf_model.generation_config.pad_token_id, hf_model.generation_config.eos_token_id = 0, None
 
-    def their(settings: dict[str, Any]) -> Tensor:
+    def run_hf(settings: dict[str, Any]) -> Tensor:
         mask = torch.ones_like(ids)
-        return theirs.generate(ids, attention_mask=mask, min_new_tokens=new, max_new_tokens=new, **settings)
+        return hf_model.generate(ids, attention_mask=mask, min_new_tokens=new, max_new_tokens=new, **settings)
 
-    draft, model = draft_of(ours), packed(ours)
+    draft, model = draft_of(plain_model), packed(plain_model)
 
-    def our(settings: dict[str, Any]) -> Tensor:
+    def run(settings: dict[str, Any]) -> Tensor:
         extra = {"draft": draft} if settings.get("strategy") == "speculative" else {}
         return model.generate(ids, new, **settings, **extra)
 
     variants = [
-        Variant(f"transformers {name}", lambda s=settings: their(s), rows * new, peer=True)
+        Variant(f"transformers {name}", lambda s=settings: run_hf(s), rows * new, peer=True)
         for name, settings in PEER.items()
     ]
     variants += [
-        Variant(f"modular_gpt {name}", lambda s=settings: our(s), rows * new) for name, settings in STRATEGIES.items()
+        Variant(f"modular_gpt {name}", lambda s=settings: run(s), rows * new) for name, settings in STRATEGIES.items()
     ]
     interleave(variants, options.rounds)
     shape = f"{sizes[0]} layers of {sizes[1]}, {sizes[4]:,} ids"
@@ -73,8 +73,8 @@ def batch(options: argparse.Namespace) -> str:
     for name in PEER:
         same = [variant for variant in variants if variant.name.endswith(f" {name}")]
         tables.append(speeds(same, "transformers"))
-    ours_alone = [replace(variant, peer="sample" in variant.name) for variant in variants if not variant.peer]
-    return "\n\n".join([title, where(), *tables, speeds(ours_alone, "sample")])
+    own_variants = [replace(variant, peer="sample" in variant.name) for variant in variants if not variant.peer]
+    return "\n\n".join([title, where(), *tables, speeds(own_variants, "sample")])
 
 
 def main() -> None:

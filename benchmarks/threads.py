@@ -43,7 +43,7 @@ class Worker:
         assert self.process.stdin is not None and self.process.stdout is not None
         print(count, file=self.process.stdin, flush=True)
         if self.process.stdout.readline().strip() != "done":
-            raise SystemExit("a worker ended early; its message stands above")
+            raise SystemExit("a worker ended early; its message is above")
 
     def end(self) -> None:
         """End the process."""

@@ -157,17 +157,17 @@ class Peaks:
 def reference(table: str, size: Size) -> Contestant:
     """Default training of this package with the architecture of a table."""
     settings = {"moe": mixtral_settings, "gated": llama_settings}
-    ours = REFERENCE if table == "gpt2" else replace(REFERENCE, model=settings[table](size), label=table)
-    return replace(ours, compile=False) if size.name == "tiny" else ours
+    own = REFERENCE if table == "gpt2" else replace(REFERENCE, model=settings[table](size), label=table)
+    return replace(own, compile=False) if size.name == "tiny" else own
 
 
 def contestants(table: str, size: Size, quick: bool) -> list[Contestant]:
     """All contestants besides the reference: peers first, then this package."""
     if table != "gpt2":
-        ours = reference(table, size)
+        own = reference(table, size)
         library = {"moe": "transformers Mixtral", "gated": "transformers Llama"}[table]
         entries = [Contestant(library, *way) for way in WAYS]
-        return entries + [replace(ours, precision=precision, compile=compiles) for precision, compiles in WAYS]
+        return entries + [replace(own, precision=precision, compile=compiles) for precision, compiles in WAYS]
     peers = [name for name in PEERS if " " in name or importlib.util.find_spec(name.replace("-", "_"))]
     if quick:
         peers = [name for name in peers if name in ("transformers", "plain loop")]
@@ -181,7 +181,7 @@ def contestants(table: str, size: Size, quick: bool) -> list[Contestant]:
 
 def compare(table: str, size: Size, options: Any) -> str:
     """Measure all contestants of a table at one size; returns the text for the page."""
-    peaks, runners, ours = Peaks(options.device), [], reference(table, size)
+    peaks, runners, own = Peaks(options.device), [], reference(table, size)
     listed = contestants(table, size, options.quick)
     waiting = [entry for entry in listed if options.only in entry.name or entry.peer]
     if size.name == "tiny":  # smoke test of this script
@@ -190,13 +190,13 @@ def compare(table: str, size: Size, options: Any) -> str:
         tokens = write_tokens(Path(folder) / "tokens.bin", size)
         print(size.title, flush=True)
         for first in range(0, len(waiting), options.heat):
-            runners.append(heat([ours, *waiting[first : first + options.heat]], size, tokens, options, peaks))
+            runners.append(heat([own, *waiting[first : first + options.heat]], size, tokens, options, peaks))
     first_heat = runners[0][0]
     for others in runners[1:]:  # the reference ran in every heat
         first_heat.seconds += others[0].seconds
         first_heat.relative += others[0].relative
-    every = [first_heat, *(runner for one in runners for runner in one[1:])]
-    return report(size, every, peaks, options)
+    measured = [first_heat, *(runner for heat_runners in runners for runner in heat_runners[1:])]
+    return report(size, measured, peaks, options)
 
 
 def report(size: Size, runners: list[Runner], peaks: Peaks, options: Any) -> str:

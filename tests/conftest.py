@@ -55,7 +55,7 @@ if not torch.accelerator.is_available():
 # The tests of `make check`, under a minute on two cores: fast ones that catch most mistakes.
 QUICK = (
     *("tests/architecture", "tests/config", "tests/model", "tests/components/test_laws.py"),
-    *("tests/components/test_coverage.py", "tests/components/test_twins.py", "tests/generation/test_sampling.py"),
+    *("tests/components/test_coverage.py", "tests/components/test_references.py", "tests/generation/test_sampling.py"),
 )
 
 

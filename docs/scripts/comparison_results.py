@@ -1,9 +1,9 @@
 """Write the tables of finished comparisons into docs/comparison.md, each between its markers.
 
 From the top of the checkout: python docs/scripts/comparison_results.py attention=compares/latest
-A name stands between ``<!-- measured NAME -->`` and ``<!-- end NAME -->``; a page without such markers gets them below
-a new heading, before its last chapter. The numbers are those of the machine it ran on, so ``make docs`` leaves them
-alone; benchmarks/comparisons.py runs all comparisons of the page.
+A section is between ``<!-- measured NAME -->`` and ``<!-- end NAME -->``; if the page does not have these markers, a
+section with a heading is added before its last chapter. The numbers depend on the machine, so ``make docs`` does not
+change them; benchmarks/comparisons.py runs all comparisons of the page.
 """
 
 import re
@@ -25,16 +25,16 @@ OF_THIS_MACHINE = ("compares=", "decoding=", "pages=", "trainer.threads=")  # se
 
 
 def section(result: CompareResult) -> str:
-    """The command of a comparison, its verdicts in a line, its conditions and remarks, and its tables."""
-    words = [word for word in reproduce(result).split() if not word.startswith(OF_THIS_MACHINE)]
-    command = f"```bash\n{' '.join(words)}\n```"
+    """Return the command of a comparison, its verdicts in a line, its conditions and remarks, and its tables."""
+    arguments = [argument for argument in reproduce(result).split() if not argument.startswith(OF_THIS_MACHINE)]
+    command = f"```bash\n{' '.join(arguments)}\n```"
     remarks = "\n".join(f"- {remark}" for remark in result.remarks)
     tables = [rows_of(verdicts(result)), rows_of(costs(result))]
     return "\n\n".join([command, summary(result), f"{result.title}.", remarks, *tables])
 
 
 def summary(result: CompareResult) -> str:
-    """The variants by verdict, in one sentence."""
+    """Return the variants by verdict, in one sentence."""
     by_verdict: dict[str, list[str]] = {}
     for name, difference in result.differences.items():
         by_verdict.setdefault(difference.verdict, []).append(name)
@@ -43,7 +43,7 @@ def summary(result: CompareResult) -> str:
 
 
 def with_section(page: str, name: str, text: str) -> str:
-    """The page with the text between the markers of a name."""
+    """Return the page with ``text`` as the section ``name``."""
     first, last = f"<!-- measured {name} -->", f"<!-- end {name} -->"
     block = f"{first}\n\n{text}\n\n{last}"
     between = re.compile(f"{re.escape(first)}.*?{re.escape(last)}", re.DOTALL)
@@ -61,4 +61,4 @@ def write_sections(page: Path, directories: Mapping[str, Path]) -> None:
 
 
 if __name__ == "__main__":
-    write_sections(PAGE, {name: Path(path) for name, _, path in (word.partition("=") for word in sys.argv[1:])})
+    write_sections(PAGE, {name: Path(path) for name, _, path in (argument.partition("=") for argument in sys.argv[1:])})

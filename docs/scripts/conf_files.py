@@ -1,4 +1,4 @@
-"""The yaml file of each registered component: a line about it, its schema, and the values that a preset sets.
+"""The yaml file of each registered component: its description, its schema, and the values of a preset.
 
 tables.py writes these files into conf/, from the summaries and presets in the code.
 """
@@ -12,13 +12,13 @@ from modular_gpt.core.registry import Entry, entries, slots
 
 
 def content(entry: Entry) -> str:
-    """What the yaml file of a component says."""
+    """Return the content of the yaml file of a component."""
     values = "".join(f"{key}: {value_text(value)}\n" for key, value in entry.settings.items())
     return f"# {plain_text(entry.summary)}\ndefaults: [{entry.name}{SCHEMA}]\n{values}"
 
 
 def files() -> dict[Path, str]:
-    """The path of each component's yaml file and its content."""
+    """Return the content of each component's yaml file by its path."""
     own = ((slot, entry) for slot in slots() for entry in entries(slot).values())
     return {
         conf_dir() / slot / f"{entry.name}.yaml": content(entry)
@@ -28,7 +28,7 @@ def files() -> dict[Path, str]:
 
 
 def write() -> None:
-    """Write the files that differ."""
+    """Write the files whose content differs."""
     for path, text in files().items():
         if not path.is_file() or path.read_text() != text:
             path.write_text(text)

@@ -11,7 +11,7 @@ MEASURED = Path(__file__).with_name("family_differences.json")
 
 
 def entries() -> dict[str, tuple[str, int]]:
-    """The file of each family's table entry, and the number of its lines."""
+    """Return the file and the number of lines of each family's table entry."""
     found = {}
     for path in sorted(Path(families.__file__).parent.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

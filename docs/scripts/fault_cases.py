@@ -1,4 +1,4 @@
-"""The numbers of cases in docs/testing.md, counted from what pytest collects; tables.py writes them into the page."""
+"""The numbers of cases in docs/testing.md, counted from the tests that pytest collects; tables.py writes them."""
 
 import os
 import re
@@ -20,25 +20,25 @@ ROW = re.compile(r"^\| (R\d+) \| (.*) \| (.*) \| (.*) \| [^|]* \|$", re.MULTILIN
 HEAD = ["", "fault", "requirement", "tests", "cases"]
 RANDOM = "fuzz/test_fuzz.py"
 
-# Cases inside one test: of all its parameters alike, or by their id.
+# Number of cases in one test: for every parameter, or by the id of the parameter.
 WITHIN: Mapping[str, int | Mapping[str, int]] = {
     "test_killed_at_random_times": KILLS,
     "test_killed_at_every_call_that_writes": SAVE_CALLS,
     "test_stopped_after_any_step": STEPS - 1,
-    # missing, a directory, and each damage, of which one leaves a manifest as it is
+    # missing, a directory, and each damage, one of which does not change a manifest
     "test_every_damage_is_detected": {name: len(DAMAGE) + 2 - (name == MANIFEST) for name in FILES},
     **COUNTS,
 }
 
 
 def rows() -> Iterator[list[str]]:
-    """The rows of the page with the number of cases that their tests have today."""
+    """Yield the rows of the page with the present number of cases of their tests."""
     for row, fault, requirement, tests in _rows():
         yield [row, fault, requirement, tests, f"{cases(tests):,}"]
 
 
 def sums() -> str:
-    """Some of the numbers in a sentence."""
+    """Return a sentence with some of the numbers."""
     tests = {row: tests for row, _, _, tests in _rows()}
     return (
         f"In all {cases(tests['R1'])} kills, {cases(tests['R6'])} damaged checkpoints, {cases(tests['R9'])} hostile"
@@ -52,7 +52,7 @@ def _rows() -> list[tuple[str, str, str, str]]:
 
 
 def cases(tests: str) -> int:
-    """The cases of the tests that a cell names: files, each followed by patterns of names, or alone for all in it."""
+    """Count the cases of the tests that a cell names: files, each followed by patterns of names; without, all tests."""
     wanted: list[tuple[str, list[str]]] = []
     for name in re.findall(r"`([^`]+)`", tests):
         if name.endswith(".py"):
@@ -75,12 +75,12 @@ def _within(test: str, case: str) -> int:
 
 @cache
 def _collected() -> dict[str, list[tuple[str, str]]]:
-    """File -> the name and the parameters' id of each of its tests."""
+    """Return the (name, id of the parameters) of each collected test by file."""
     named = [name for *_, tests in _rows() for name in re.findall(r"`([^`]+\.py)`", tests)]
     files = dict.fromkeys([*named, RANDOM])
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    words = ["--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *(f"tests/{name}" for name in files)]
-    result = python("-m", "pytest", *words, cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)})
+    arguments = ["--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *(f"tests/{name}" for name in files)]
+    result = python("-m", "pytest", *arguments, cwd=ROOT, env={**env, "PYTHONPATH": str(ROOT)})
     assert result.returncode == 0, result.stdout + result.stderr
     found: dict[str, list[tuple[str, str]]] = {name: [] for name in files}
     for line in result.stdout.splitlines():

@@ -1,6 +1,6 @@
-"""What each attention kind caches: predicted from the config, allocated as storages, measured at PyTorch's allocator.
+"""Bytes of the cache of each attention: predicted from the config, allocated, and measured by PyTorch's profiler.
 
-All four layers' caches together, one text, float32. tables.py writes the table into docs/kv_cache.md.
+The sizes are sums over four layers, for one sequence in float32. tables.py writes the table into docs/kv_cache.md.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from modular_gpt import GPTConfig, GPTModel
 SIZES: dict[str, Any] = {"vocab_size": 65, "d_model": 128, "n_heads": 8, "n_layers": 4, "context_length": 1024}
 LENGTHS = (64, 256, 1024)
 WINDOW = {"window": 128}
-KINDS: dict[str, dict[str, Any]] = {
+ATTENTIONS: dict[str, dict[str, Any]] = {
     "mha": {"attention": "mha"},
     "gqa, 2 key/value heads": {"attention": {"name": "gqa", "n_kv_heads": 2}},
     "mqa": {"attention": "mqa"},
@@ -31,24 +31,24 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def figures(settings: dict[str, Any], length: int) -> tuple[int, int, int]:
-    """Bytes for one text of ``length`` tokens: predicted, allocated, measured."""
+def cache_sizes(settings: dict[str, Any], length: int) -> tuple[int, int, int]:
+    """Return the bytes for one sequence of ``length`` tokens: predicted, allocated, measured."""
     config = GPTConfig(**SIZES, pos="rope", **settings)
     model = GPTModel(config).eval()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        kept = model.new_cache(batch=1, max_length=length)
+        kv_cache = model.new_cache(batch=1, max_length=length)
     measured = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
-    with torch.no_grad():  # filled by a prompt and a step, it is as large as it was
-        model(torch.zeros(1, length - 1, dtype=torch.long), cache=kept, last_only=True)
-        model(torch.zeros(1, 1, dtype=torch.long), cache=kept)
-    return config.cache_bytes(batch=1, tokens=length), kept.nbytes(), measured
+    with torch.no_grad():  # a prompt and a decoding step fill the cache and must not enlarge it
+        model(torch.zeros(1, length - 1, dtype=torch.long), cache=kv_cache, last_only=True)
+        model(torch.zeros(1, 1, dtype=torch.long), cache=kv_cache)
+    return config.cache_bytes(batch=1, tokens=length), kv_cache.nbytes(), measured
 
 
 @cache
 def rows() -> list[list[str]]:
     return [
-        [name, f"{length:,}", *(f"{number:,}" for number in figures(settings, length))]
-        for name, settings in KINDS.items()
+        [name, f"{length:,}", *(f"{number:,}" for number in cache_sizes(settings, length))]
+        for name, settings in ATTENTIONS.items()
         for length in LENGTHS
     ]
 

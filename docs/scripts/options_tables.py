@@ -1,4 +1,4 @@
-"""What the command line offers, group by group, as --help tells it; tables.py writes it into pages."""
+"""The help texts of the commands and of each group of options; tables.py writes them into pages."""
 
 import io
 import os
@@ -16,7 +16,7 @@ HEAD = ["option", "description"]
 
 
 def rows(group: str) -> list[list[str]]:
-    """The options of a group, the default one first."""
+    """Return a row for each option of a group, the default one first."""
     lines = options(TRAIN, group, [conf_dir()])
     first = GROUPS[group].default
     names = sorted(lines, key=lambda name: name != first)
@@ -24,19 +24,19 @@ def rows(group: str) -> list[list[str]]:
 
 
 def printed(main: Callable[[list[str]], int], *arguments: str) -> str:
-    """What a command prints, as a block of text."""
-    with redirect_stdout(io.StringIO()) as heard, patch.dict(os.environ, COLUMNS="116"):
+    """Return the output of a command as a Markdown block."""
+    with redirect_stdout(io.StringIO()) as output, patch.dict(os.environ, COLUMNS="116"):
         assert main(list(arguments)) == 0
-    return f"```text\n{heard.getvalue().rstrip()}\n```"
+    return f"```text\n{output.getvalue().rstrip()}\n```"
 
 
 def train_groups() -> str:
-    """Every group with its options and their settings."""
+    """Return a section with the help text of each group of mgpt-train."""
     return "\n\n".join(f"### {group}\n\n{printed(train.main, '--help', group)}" for group in GROUPS)
 
 
 def help_of(main: Callable[[list[str]], int]) -> Callable[[], str]:
-    """All that a command can be told."""
+    """Return a function that returns the help text of a command."""
     return lambda: printed(main, "--help")
 
 

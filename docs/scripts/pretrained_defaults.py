@@ -1,9 +1,9 @@
-"""Writes modular_gpt/pretrained/families/defaults.json: values that transformers assumes for missing keys.
+"""Write modular_gpt/pretrained/families/defaults.json: the values that transformers assumes for missing keys.
 
-One line for each model type: the class of its language model, other names of its settings, and their defaults.
+Each model type has one line: the class of its language model, other names of its settings, and their defaults.
 
-    python docs/scripts/pretrained_defaults.py            all model types in the file again
-    python docs/scripts/pretrained_defaults.py NEW_TYPE   these as well
+    python docs/scripts/pretrained_defaults.py            update all model types of the file
+    python docs/scripts/pretrained_defaults.py NEW_TYPE   also add these types
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from modular_gpt.mapping.hf_config import HARMLESS
 
-# harmless where a family does not read them, but others do
+# harmless keys that some families read
 READ = {"router_aux_loss_coef", "aux_loss_alpha"}
 FILE = Path(__file__).parents[2] / "modular_gpt" / "pretrained" / "families" / "defaults.json"
 
 
 def defaults(model_type: str) -> dict[str, Any]:
-    """The class, the synonyms and the default settings of one model type."""
+    """Return the class, the synonyms and the default settings of one model type."""
     config_class = CONFIG_MAPPING[model_type]
     given = {field.name: _default(field) for field in dataclasses.fields(config_class)}
     settings = {name: value for name, value in given.items() if name not in HARMLESS.keys() - READ and _is_json(value)}
@@ -40,7 +40,7 @@ def defaults(model_type: str) -> dict[str, Any]:
 
 
 def _rope(config_class: Any) -> dict[str, Any]:
-    """The rotary settings of a config without any: those that older keys replace stand under these keys."""
+    """Return the default rotary settings of a config; plain ones are written under their older keys."""
     found = dict(config_class().rope_parameters or {})
     theta = {"rope_theta": config_class.default_theta}
     if set(found) <= {"rope_theta", "rope_type", "partial_rotary_factor"} and found.get("rope_type") == "default":
@@ -64,7 +64,7 @@ def _is_json(value: Any) -> bool:
 
 
 def text(model_types: list[str]) -> str:
-    """The content of the file for these model types."""
+    """Return the content of the file for these model types."""
     transformers.logging.set_verbosity_error()
     lines = [f" {json.dumps(name)}: {json.dumps(defaults(name))}" for name in sorted(model_types)]
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -1,4 +1,4 @@
-"""Draw the pictures of README.md that a small training makes: docs/images/training.png and docs/images/attention.png.
+"""Train a small model and draw pictures of README.md: docs/images/training.png and docs/images/attention.png.
 
 python docs/scripts/readme_pictures.py    # a minute on two CPU cores
 """
@@ -15,8 +15,8 @@ IMAGES = Path(__file__).resolve().parents[1] / "images"
 SAMPLE = "the cat saw the cat"
 
 
-def words() -> str:
-    """A text in which a noun that has been named comes again, so that looking back helps."""
+def repetitive_text() -> str:
+    """Return a text of sentences in which a noun is repeated, so that attention to its first occurrence helps."""
     numbers = torch.Generator().manual_seed(0)
     nouns = ["cat", "dog", "fox", "hen", "owl", "pig", "rat", "yak"]
     pairs = [nouns[int(torch.randint(len(nouns), (), generator=numbers))] for _ in range(2500)]
@@ -24,15 +24,15 @@ def words() -> str:
 
 
 def train() -> tuple[GPTModel, History]:
-    """A model of two layers that has learned the text, and the metrics of its training."""
+    """Return a model of two layers that was trained on the text, and the metrics of its training."""
     torch.manual_seed(0)
     model = GPTModel(vocab_size=256, d_model=64, n_heads=4, n_layers=2, context_length=64)
     settings = {"max_steps": 300, "batch_size": 16, "learning_rate": 4e-3, "eval_interval": 20, "quiet": True}
-    return model, fit(model, words(), "byte", validation=0.1, **settings)
+    return model, fit(model, repetitive_text(), "byte", validation=0.1, **settings)
 
 
 def attention(model: GPTModel) -> DisplayedFigure:
-    """The attention weights of every head on a sample: a row for each layer, a column for each head."""
+    """Draw the attention weights of every head on a sample, with a row for each layer and a column for each head."""
     with torch.no_grad(), capture(model, "blocks.*.attention.weights") as seen:
         model(torch.tensor([list(SAMPLE.encode())]))
     figure = DisplayedFigure(figsize=(9, 4.8), dpi=80, layout="constrained")

@@ -1,4 +1,4 @@
-"""The rooms of the package by floor as an SVG, made from the FLOORS that the import test enforces.
+"""An SVG of the rooms of the package by floor, from the FLOORS that tests/architecture/test_imports.py enforces.
 
 tables.py writes it to docs/images/rooms.svg. A room's caption is the first line of its docstring.
 """
@@ -19,7 +19,7 @@ INK, QUIET, PAPER, BOX, EDGE = "#1c2733", "#5b6b7b", "#ffffff", "#eef3f8", "#b8c
 
 
 def floors() -> list[tuple[int, list[str]]]:
-    """Floor number and the rooms that exist on it, from the top down; modules at the package's root are no rooms."""
+    """Return (floor number, its rooms) from the top down; modules at the root of the package are no rooms."""
     present = {room(path) for path in modules() if "/" in path}
     found = [(number, sorted(rooms & present)) for number, rooms in enumerate(FLOORS)]
     return [(number, rooms) for number, rooms in reversed(found) if rooms]

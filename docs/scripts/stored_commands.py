@@ -1,6 +1,6 @@
-"""Writes the table of commands that the command line reads before PyTorch is imported.
+"""Write the table of commands that the command line reads before PyTorch is imported.
 
-``modular_gpt/cli/composition/stored.py`` says where it is used. tables.py writes it with the other tables.
+``modular_gpt/cli/composition/stored.py`` reads it. tables.py writes it with the other tables.
 """
 
 import dataclasses
@@ -24,23 +24,23 @@ from modular_gpt.cli.setting_docs import setting_docs
 from modular_gpt.core.registry import Entry, entries
 
 COMMANDS = (TRAIN, GENERATE, EVAL, CONVERT, COMPARE, BENCH, INSPECT)
-# Files with settings of dataclasses that are made at run time from others.
-MADE = ["cli/composition/train_config.py", "cli/generate_task.py", "generation/config.py", "generation/sampling.py",
+# Files with settings of dataclasses that are derived from others at run time.
+DERIVED = ["cli/composition/train_config.py", "cli/generate_task.py", "generation/config.py", "generation/sampling.py",
         "model/config.py", "training/config.py"]  # fmt: skip
 NAMES = {hint: name for name, hint in TYPES.items()}
 
 
 class Writer:
-    """Collects the dataclasses of commands, and the files that they come from."""
+    """Collector of the dataclasses of commands, and of the files that define them."""
 
     def __init__(self) -> None:
         self.classes: dict[str, Any] = {}
-        self.files = set(MADE)
+        self.files = set(DERIVED)
 
     def add(self, cls: Any, key: str) -> str:
         """Store a dataclass under a key, which is returned."""
         if key not in self.classes:
-            self.classes[key] = None  # its place, before those of dataclasses inside it
+            self.classes[key] = None  # reserves the place before nested dataclasses
             hints, defaults = typing.get_type_hints(cls), cls()
             self.classes[key] = {
                 "name": cls.__name__,
@@ -94,18 +94,18 @@ def own(slot: str) -> dict[str, Entry]:
 
 
 def plain_type(hint: Any) -> Any:
-    """A type as plain JSON."""
+    """Return a type as plain JSON."""
     if hint in NAMES:
         return NAMES[hint]
     origin, inner = typing.get_origin(hint), [plain_type(each) for each in typing.get_args(hint)]
     if origin in (types.UnionType, typing.Union):
         return ["union", *inner]
-    assert origin in (dict, list), f"the table of commands has no word for {hint}"
+    assert origin in (dict, list), f"the table of commands has no representation of {hint}"
     return [NAMES[origin], *inner]
 
 
 def content() -> str:
-    """The table as JSON."""
+    """Return the table as JSON."""
     writer = Writer()
     commands = {command.name: writer.command(command) for command in COMMANDS}
     components = [entry.component for slot in TRAIN.slot_names() for entry in own(slot).values()]

@@ -1,7 +1,7 @@
-"""Tables and pictures in the pages that are made from the code, so that they cannot go stale.
+"""Write the tables and pictures of the pages that are generated from the code.
 
-A table stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; a picture is a file in docs/images. To write
-all of them anew, from the top of the checkout: python docs/scripts/tables.py
+A table is between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; a picture is a file in docs/images. From the top
+of the checkout: python docs/scripts/tables.py
 """
 
 import re
@@ -40,43 +40,43 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def settings(table: Mapping[str, Alias]) -> str:
-    """Foreign settings by ours."""
+    """Accepted names of other programs by the setting of this package."""
     rows: dict[str, list[str]] = {}
     notes = {}
-    for theirs, alias in table.items():
-        ours = " and ".join(f"`{target}`" for target in alias.targets)
-        rows.setdefault(ours + alias.note, []).append(f"`{theirs}`")
-        notes[ours + alias.note] = (ours, alias.note and f"not converted: {alias.note}")
+    for foreign_name, alias in table.items():
+        our_name = " and ".join(f"`{target}`" for target in alias.targets)
+        rows.setdefault(our_name + alias.note, []).append(f"`{foreign_name}`")
+        notes[our_name + alias.note] = (our_name, alias.note and f"not converted: {alias.note}")
     return markdown(
         ["setting", "accepted names", ""],
-        [(notes[key][0], ", ".join(theirs), notes[key][1]) for key, theirs in rows.items()],
+        [(notes[key][0], ", ".join(foreign_names), notes[key][1]) for key, foreign_names in rows.items()],
     )
 
 
 def names() -> str:
-    """Foreign names of components -> ours."""
+    """Accepted names of other programs by component."""
     rows = [
         (
             slot,
-            ", ".join(f"`{name}`" for name in ours),
-            ", ".join(f"`{each}`" for each, o in table.items() if o == ours),
+            ", ".join(f"`{name}`" for name in our_names),
+            ", ".join(f"`{foreign_name}`" for foreign_name, others in table.items() if others == our_names),
         )
         for slot, table in COMPONENTS.items()
-        for ours in dict.fromkeys(table.values())
+        for our_names in dict.fromkeys(table.values())
     ]
     return markdown(["slot", "component", "accepted names"], rows)
 
 
 def vocabularies() -> str:
-    """Whole vocabularies and the positions of their models."""
+    """Vocabularies of other programs and the positional encodings of their models."""
     return markdown(
         ["vocabulary", "settings that must all be given", "`pos`"],
-        [(each.origin, " ".join(f"`{name}`" for name in each.settings), f"`{each.pos}`") for each in VOCABULARIES],
+        [(v.origin, " ".join(f"`{name}`" for name in v.settings), f"`{v.pos}`") for v in VOCABULARIES],
     )
 
 
 def kv_cache() -> str:
-    """Bytes cached by each attention kind."""
+    """Bytes cached by each attention."""
     return markdown(kv_cache_table.HEAD, kv_cache_table.rows())
 
 
@@ -86,7 +86,7 @@ def rooms() -> str:
 
 
 def families() -> str:
-    """Published kinds of model."""
+    """Published families that can be read and written."""
     return markdown(families_table.HEAD, families_table.rows())
 
 
@@ -140,7 +140,7 @@ def region(name: str) -> re.Pattern[str]:
 
 
 def with_tables(text: str) -> str:
-    """A page with each of its tables made anew."""
+    """Return a page with each of its tables generated again."""
     for name in re.findall(r"<!-- begin (\w+) -->", text):
         table = TABLES[name]()
         text = region(name).sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", text)

@@ -1,4 +1,4 @@
-"""Write small sets of four tasks, whose answers follow from a rule: python docs/scripts/task_sets.py tasks.
+"""Write small data sets of four tasks whose answers follow from a rule: python docs/scripts/task_sets.py tasks.
 
 Each task gets a folder with train.jsonl and test.jsonl; no record is in both.
 """
@@ -52,7 +52,7 @@ Record = dict[str, object]
 
 
 def arithmetic() -> Iterator[Record]:
-    """Sums and differences of numbers in words: prompts and completions."""
+    """Sums of two numbers below ten, written as words: prompts and completions."""
     forms = [
         "{} plus {} is",
         "{} and {} make",
@@ -66,7 +66,7 @@ def arithmetic() -> Iterator[Record]:
 
 
 def sentiment() -> Iterator[Record]:
-    """Reviews with a label: the adjective decides, and a "not" before it turns it round."""
+    """Reviews with a label, which follows from the adjective and is inverted by a "not" before it."""
     forms = ["The {} was {}.", "What I saw was a {} that is {}!", "I found the {} {}."]
     for form, thing, negated, good in product(forms, THINGS, (False, True), (False, True)):
         for adjective in GOOD if good else BAD:
@@ -75,7 +75,7 @@ def sentiment() -> Iterator[Record]:
 
 
 def reversing() -> Iterator[Record]:
-    """Lists of words, of which the last two are due, the last one first: an instruction, its input and the output."""
+    """Lists of words, whose last two are the output, the last one first: instruction, input and output."""
     for words in product(NOUNS, repeat=4):
         if len(set(words)) == 4:
             instruction = "The last two, last first:"
@@ -83,7 +83,7 @@ def reversing() -> Iterator[Record]:
 
 
 def dates() -> Iterator[Record]:
-    """Dates in another form: conversations of one question and its answer."""
+    """Dates to be written in another form: conversations of one question and its answer."""
     for year, month, day in product(range(1990, 2030), range(1, 13), range(1, 29)):
         asked, answer = f"{year}-{month:02}-{day:02}", f"{day} {MONTHS[month - 1]} {year}"
         yield {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}

@@ -95,7 +95,7 @@ def save_model(
     """
     one_of(format, FORMATS, "format")
     if model_type is not None and format == OWN_TYPE:
-        raise ConfigError(f"format={format} has a model type of its own; leave out model_type={model_type}")
+        raise ConfigError(f"format={format} has its own model type; leave out model_type={model_type}")
     if not str(path):
         raise ConfigError("give the folder that the model is written to; the path is empty")
     path = Path(path)

@@ -51,7 +51,7 @@ def read_manifest(directory: Path) -> Files:
     for name, entry in files.items():
         if not _is_plain(name):
             raise CheckpointError(
-                f"'{path}' names the file {printable(name)!r}, which lies elsewhere: it is not to be trusted"
+                f"'{path}' names the file {printable(name)!r} outside of the checkpoint: do not trust this checkpoint"
             )
         if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
             raise damaged(path, f"it has no size for {printable(name)}")
@@ -124,6 +124,6 @@ def verify_file(path: Path, entry: PlainMapping) -> None:
         if status.st_size != entry["size"]:
             raise damaged(path, f"it has {status.st_size:,} bytes instead of {entry['size']:,}")
         if sha256_file(path) != entry.get("sha256"):
-            raise damaged(path, "its content is not what was written")
+            raise damaged(path, "its content has changed since it was written")
     except (OSError, ValueError) as error:
         raise damaged(path, getattr(error, "strerror", None) or str(error)) from error

@@ -368,10 +368,10 @@ def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
 def _about_file(path: Path) -> str:
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"):
         return f"'{path}' is a pickle, which can run any code when it is read: this program never does"
-    return f"'{path}' is a file, and a checkpoint is a directory: give the one that it lies in"
+    return f"'{path}' is a file, and a checkpoint is a directory: give the directory that contains it"
 
 
 def _runs_in(folder: Path) -> str:
     """The paths of the latest runs in a folder, the link to the last one first; empty if it has none."""
     runs = sorted((path for path in folder.iterdir() if (path / FOLDER).is_dir()), key=lambda path: path.name)
-    return " or ".join(f"'{path}'" for path in reversed(runs[-2:]))  # latest stands behind the dates
+    return " or ".join(f"'{path}'" for path in reversed(runs[-2:]))  # the link latest is sorted after the dates

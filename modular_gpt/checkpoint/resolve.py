@@ -155,7 +155,7 @@ def tokenizer_settings(name_or_path: str | Path, opened: Opened) -> PlainDict:
             return {"name": "hf", "path": str(file)}
         if name in SHORT_NAMES and not path.exists():
             return {"name": "gpt2"}
-    raise CheckpointError(f"{name!r} does not say which tokenizer it was trained with: choose it, tokenizer=<name>")
+    raise CheckpointError(f"{name!r} has no tokenizer: choose the one it was trained with, tokenizer=<name>")
 
 
 def recorded_tokenizer(meta: PlainMapping) -> PlainDict | None:

@@ -72,7 +72,7 @@ class CompareConfig:
             positive("compare", lr=self.lr)
 
     def check_budget(self) -> None:
-        """Raise a ConfigError unless a budget is given, with what it needs."""
+        """Raise a ConfigError unless a budget is given, with the settings that it requires and no others."""
         if self.budget is None:
             listed = ", ".join(BUDGETS)
             raise ConfigError(f"a comparison needs a budget, which its result depends on: give budget= one of {listed}")

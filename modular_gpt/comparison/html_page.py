@@ -64,7 +64,7 @@ def key(styles: dict[str, str]) -> str:
 
 
 def table(rows: Table) -> str:
-    """A table that scrolls by itself where the page is too narrow; the first row has the headings."""
+    """Return a table that scrolls horizontally on narrow pages; the first row has the headings."""
     columns = ["verdict" if name in ("verdict", "result") else "" for name in rows[0]]
 
     def cells(row: Sequence[str], tag: str) -> str:

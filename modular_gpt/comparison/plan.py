@@ -75,7 +75,7 @@ class Plan:
 
     @classmethod
     def load(cls, directory: Path) -> "Plan":
-        """Read what ``save`` wrote.
+        """Read the file of ``save``.
 
         Raises:
             CheckpointError: there is no comparison, or its plan is damaged or of another version.

@@ -13,7 +13,7 @@ ANY: Final = "any"  # a harmless key, whatever its value
 
 
 def harmless(names: str = "", **only: Any) -> dict[str, Any]:
-    """Keys that change nothing, whatever their values, and those that change nothing at one value."""
+    """Return harmless keys: ``names`` with any value, the others only with the given value."""
     return {**dict.fromkeys(names.split(), ANY), **{name: (value,) for name, value in only.items()}}
 
 

@@ -24,10 +24,10 @@ class Comparison(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelMapping:
-    """Mappings between models of one type and ours.
+    """Mappings between published models of one type and GPTModel.
 
     model_type: as in its config.json
-    keys: mappings between its keys and our settings, in nested sequences; later ones win
+    keys: mappings between its keys and our settings, in nested sequences; later ones override earlier ones
     tensors: mappings between the tensors of its files and ours, in sequences
     harmless: keys that change no logits in this type: name -> ANY, or the values at which they change nothing
     defaults, synonyms: values of keys that its config.json omits, and other names of keys
@@ -52,7 +52,7 @@ class ModelMapping:
 
     @cached_property
     def usual_layers(self) -> list[list[BlockConfig]]:
-        """All layers of the model that a config.json without keys describes, for any layer."""
+        """The layers of the default config of this type, as alternatives for every layer; empty if there is none."""
         try:
             return [self.config({}).layer_configs]
         except UserError:  # a key without default
@@ -88,7 +88,7 @@ class ModelMapping:
         """
         settings = self.settings(given)
         try:
-            ours = read_keys(self.mappings, settings)
+            our_settings = read_keys(self.mappings, settings)
         except UserError:
             raise
         except KeyError as error:
@@ -98,7 +98,7 @@ class ModelMapping:
                 f"config.json of this {self.model_type} model has a setting of a wrong type or size:"
                 f" {printable(str(error))}"
             ) from error
-        config = GPTConfig.from_dict(ours)
+        config = GPTConfig.from_dict(our_settings)
         check_all_read(settings, self.harmless, self.model_type)
         return config
 
@@ -114,7 +114,7 @@ class ModelMapping:
             raise CheckpointError(f"{self.model_type} has no counterpart of a setting: {error}") from error
 
     def compared(self, config: GPTConfig) -> Comparison:
-        """Compare a model with what is read back from the keys that are written for it."""
+        """Write the keys of a config, read them back, and compare the result with ``config``."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of dropout, which is not compared

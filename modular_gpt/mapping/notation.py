@@ -1,4 +1,4 @@
-"""The notation of mappings: lines ``theirs = ours``, in which braces stand for several lines."""
+"""The notation of mappings: lines ``hf_name = our_name``, in which braces stand for several lines."""
 
 import re
 from collections.abc import Iterator
@@ -7,14 +7,18 @@ _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
 def pairs(*lines: str) -> Iterator[tuple[str, str]]:
-    """The two sides of each line ``theirs = ours``; braces with commas on both sides stand for several such lines."""
+    """Yield both sides of each line ``hf_name = our_name``.
+
+    Braces with commas stand for several lines: ``{a,b} = x.{c,d}`` is ``a = x.c`` and ``b = x.d``. A line without a
+    sign has the same name on both sides.
+    """
     for line in lines:
         if _CHOICE.search(line) is None:
-            theirs, _, ours = line.partition(" = ")
-            yield theirs, ours or theirs
+            hf_name, _, our_name = line.partition(" = ")
+            yield hf_name, our_name or hf_name
             continue
         for names in zip(*(choices.split(",") for choices in _CHOICE.findall(line)), strict=True):
-            made = line
+            expanded = line
             for name in names:
-                made = _CHOICE.sub(name, made, count=1)
-            yield made.partition(" = ")[0], made.partition(" = ")[2]
+                expanded = _CHOICE.sub(name, expanded, count=1)
+            yield expanded.partition(" = ")[0], expanded.partition(" = ")[2]

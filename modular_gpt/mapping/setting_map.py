@@ -1,13 +1,13 @@
 """Two-way mappings between the keys of a config.json and our settings, as tensor_map.py has for tensors.
 
 Most mappings are lines ``key = setting``, which read and write; braces stand for several of them, and a dot for a key
-in a nested object. A mapping of settings to values stands for what all models of a type have::
+in a nested object. A mapping of settings to values has those that are the same in all models of a type::
 
     ("rms_norm_eps = norm.eps", "{n_group,topk_group} = ffn@moe.{groups,top_groups}", {"norm.name": "rmsnorm"})
 
-``ffn@moe`` applies to layers with that component only. ``Keys`` is a pair of functions for meanings that are spread
-over several keys. Layers may have settings of their own (layer_map.py); they are folded into variants and a cycle.
-Writing may be approximate, because saving reads back what it writes.
+``ffn@moe`` applies only to layers with that component. ``Keys`` is a pair of functions for settings that follow from
+several keys. Settings may differ between layers (layer_map.py); such layers are folded into variants and a cycle.
+Writing may be approximate, because saving reads the written keys back and compares them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from modular_gpt.model.layer_folding import fold_layers
 
 # raised by conversions of a value of a wrong type or size
 WRONG_VALUE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-KEEP: Final = object()  # for one layer in PerLayer: what earlier mappings gave
+KEEP: Final = object()  # for one layer in PerLayer: the value of earlier mappings
 
 
 class PerLayer(tuple[Any, ...]):
@@ -44,7 +44,7 @@ class ModelView:
     def of_layers(self, chosen: Iterable[bool]) -> "ModelView":
         """The same settings of the model, and those of the chosen layers."""
         view = ModelView(self.config, self.defaults, self.synonyms)
-        view.layers = [layer for layer, one in zip(self.layers, chosen, strict=True) if one]
+        view.layers = [layer for layer, is_chosen in zip(self.layers, chosen, strict=True) if is_chosen]
         return view
 
     def default(self, name: str) -> Any:
@@ -60,7 +60,7 @@ class ModelView:
         return [getattr(config, name, None) if _is(slot, config, component) else None for config in found]
 
     def has(self, path: str) -> bool:
-        """Whether the component of some layer has the setting, be its value null."""
+        """Return whether the component of some layer has the setting, also if its value is null."""
         slot, component, name = split_path(path)
         if slot not in SLOTS:
             return True
@@ -99,7 +99,7 @@ KeyTree = Keys | str | PlainMapping | Sequence["KeyTree"]  # a line and a mappin
 
 
 def flattened(keys: KeyTree) -> Iterator[Keys]:
-    """The mappings in nested sequences, in order; later ones win."""
+    """Yield the mappings in nested sequences, in order; later ones override earlier ones."""
     if isinstance(keys, Keys):
         yield keys
     elif isinstance(keys, str):
@@ -112,11 +112,11 @@ def flattened(keys: KeyTree) -> Iterator[Keys]:
 
 
 def joined(keys: KeyTree) -> Keys:
-    """One mapping that stands for several."""
+    """Combine several mappings into one; later ones override earlier ones."""
     found = tuple(flattened(keys))
     return Keys(
-        lambda settings: {path: value for one in found for path, value in one.from_hf(settings).items()},
-        lambda view: {name: value for one in found for name, value in one.to_hf(view).items()},
+        lambda settings: {path: value for mapping in found for path, value in mapping.from_hf(settings).items()},
+        lambda view: {name: value for mapping in found for name, value in mapping.to_hf(view).items()},
     )
 
 
@@ -178,9 +178,10 @@ def enabled_by(hf_name: str, mark: str, keys: KeyTree) -> Keys:
 
 
 def named(hf_name: str, path: str, names: Mapping[str, str], noun: str) -> Keys:
-    """A key with one of several names -> our name; written as by default where several stand for ours.
+    """A key whose value is a name, and a setting with our name for it.
 
-    noun: for what is named, in the message of the CheckpointError that is raised for an unknown name
+    If several of their names have our name, the default of the key is written if it is among them, else the first one.
+    noun: what the names denote, for the message of the CheckpointError about an unknown one
     """
 
     def read(settings: HFConfig) -> PlainDict:
@@ -189,7 +190,7 @@ def named(hf_name: str, path: str, names: Mapping[str, str], noun: str) -> Keys:
         return {path: names[settings[hf_name]]}
 
     def write(view: ModelView) -> PlainDict:
-        found = [theirs for theirs, ours in names.items() if ours == view[path]] or [view[path]]
+        found = [hf_value for hf_value, our_name in names.items() if our_name == view[path]] or [view[path]]
         return {hf_name: view.default(hf_name) if view.default(hf_name) in found else found[0]} if view[path] else {}
 
     return Keys(read, write)
@@ -240,12 +241,12 @@ def inside(hf_name: str, *given: str) -> Keys:
 
 
 def rounded(value: float) -> float:
-    """A whole number if it is one up to rounding errors."""
+    """Return the nearest whole number if ``value`` equals it up to a relative error of 1e-9, else ``value``."""
     return round(value) if abs(value - round(value)) < 1e-9 * abs(value) else value
 
 
 def of_layer(value: Any, index: int) -> Any:
-    """The value of a layer where there is one for each, or the one of all layers."""
+    """Return the value of one layer if ``value`` is a PerLayer, else ``value``."""
     return value[index] if isinstance(value, PerLayer) else value
 
 
@@ -278,8 +279,8 @@ def write_keys(mappings: Iterable[Keys], view: ModelView) -> PlainDict:
         for name, value in mapping.to_hf(view).items():
             *outer, leaf = view.synonyms.get(name, name).split(".")
             target = found
-            for one in outer:
-                target = target.setdefault(one, {})
+            for outer_key in outer:
+                target = target.setdefault(outer_key, {})
             target[leaf] = value
     return {name: value for name, value in found.items() if value is not None or view.default(name) is not None}
 
@@ -287,7 +288,7 @@ def write_keys(mappings: Iterable[Keys], view: ModelView) -> PlainDict:
 def _layers(settings: Sequence[tuple[str, Any]], count: int) -> list[PlainDict]:
     """The settings of each layer by slot, with every default of its components; equal layers are the same object."""
     names_first = sorted(settings, key=lambda item: not item[0].endswith(".name"))
-    made: dict[str, PlainDict] = {}
+    layers: dict[str, PlainDict] = {}
     found = []
     for index in range(count):
         raw: dict[str, PlainDict] = {slot: {} for slot in (*SLOTS, BLOCK)}
@@ -297,11 +298,11 @@ def _layers(settings: Sequence[tuple[str, Any]], count: int) -> list[PlainDict]:
             if value is not KEEP and (not component or _named(slot, raw[slot].get("name"), component)):
                 raw[slot][name] = value
         identity = repr(raw)
-        if identity not in made:
+        if identity not in layers:
             slots: PlainDict = {slot: encode(decode(slot, raw[slot])) for slot in SLOTS}
             layer = {**slots, BLOCK: {"topology": "pre", **raw[BLOCK]}}
-            made[identity] = made.setdefault(repr(layer), layer)
-        found.append(made[identity])
+            layers[identity] = layers.setdefault(repr(layer), layer)
+        found.append(layers[identity])
     return found
 
 

@@ -1,14 +1,14 @@
-"""Two-way mappings between the tensors of a published checkpoint and ours.
+"""Two-way mappings between the tensors of a published checkpoint and those of a GPTModel.
 
-A mapping relates one tensor of the checkpoint to one or several of ours, in a line ``theirs = ours``::
+A mapping relates one tensor of the checkpoint to one or several of ours, in a line ``hf_name = our_name``::
 
     modules("{q,k,v,o}_proj = attention.{query,key,value,out}", "model.layers.{layer}.self_attn")
     modules("c_attn = attention.query + attention.key + attention.value", "transformer.h.{layer}.attn", FUSED)
 
-``{layer}`` stands for every layer. ``{expert}``, only in names of the checkpoint, stands for every expert: ours are
-stacked in one tensor, with experts as first dimension. A mapping applies if the model has all of our tensors, so one
-list serves models with and without biases, dense and sparse layers, tied and untied heads. It can also depend on the
-config, and on counts in it.
+``{layer}`` stands for every layer. ``{expert}``, only in names of the checkpoint, stands for every expert: our experts
+are stacked in one tensor, with the expert as the first dimension. A mapping applies if the model has all of our tensors
+in it, so one list serves models with and without biases, dense and sparse layers, tied and untied heads. It can also
+depend on the config, and on counts in it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,43 +26,46 @@ LAYER, EXPERT, OURS = "{layer}", "{expert}", "blocks.{layer}."
 
 @dataclass(frozen=True)
 class Transform:
-    """Conversion of one tensor of a checkpoint to ours, and its inverse.
+    """Conversion of one tensor of a checkpoint to one or several of ours, and its inverse.
 
-    split: (hf, shapes of ours, count) -> ours; join: (ours, count) -> hf; the count is named by the mapping: n_heads
+    split: (tensor of the checkpoint, shapes of our tensors, count) -> our tensors
+    join: (our tensors, count) -> tensor of the checkpoint
+
+    The count is the setting ``counted`` of the mapping, by default the number of heads.
     """
 
     split: Callable[[Tensor, Sequence[torch.Size], int], Sequence[Tensor]]
     join: Callable[[Sequence[Tensor], int], Tensor]
 
 
-COPY = Transform(lambda hf, shapes, heads: [hf], lambda ours, heads: ours[0])
+COPY = Transform(lambda hf, shapes, heads: [hf], lambda tensors, heads: tensors[0])
 # our tensors concatenated by rows
 FUSED = Transform(
-    lambda hf, shapes, heads: hf.split([shape[0] for shape in shapes]), lambda ours, heads: torch.cat(list(ours))
+    lambda hf, shapes, heads: hf.split([shape[0] for shape in shapes]), lambda tensors, heads: torch.cat(list(tensors))
 )
 # for each head, the rows of our tensors concatenated
 FUSED_PER_HEAD = Transform(
     lambda hf, shapes, heads: [
         rows.flatten(0, 1) for rows in hf.unflatten(0, (heads, -1)).split([s[0] // heads for s in shapes], dim=1)
     ],
-    lambda ours, heads: torch.cat([tensor.unflatten(0, (heads, -1)) for tensor in ours], dim=1).flatten(0, 1),
+    lambda tensors, heads: torch.cat([tensor.unflatten(0, (heads, -1)) for tensor in tensors], dim=1).flatten(0, 1),
 )
-# stacked experts with the rows of our tensors interleaved, or after each other
+# stacked experts (E, rows, ...) with the rows of our tensors interleaved, or concatenated
 INTERLEAVED = Transform(
     lambda hf, shapes, heads: [hf[:, i :: len(shapes)] for i in range(len(shapes))],
-    lambda ours, heads: torch.stack(list(ours), dim=2).flatten(1, 2),
+    lambda tensors, heads: torch.stack(list(tensors), dim=2).flatten(1, 2),
 )
 STACKED_ROWS = Transform(
     lambda hf, shapes, heads: hf.split([shape[1] for shape in shapes], dim=1),
-    lambda ours, heads: torch.cat(list(ours), dim=1),
+    lambda tensors, heads: torch.cat(list(tensors), dim=1),
 )
 
 
 def transposed(inner: Transform) -> Transform:
-    """The transform ``inner`` for matrices that the checkpoint stores as (in, out); vectors stay."""
+    """Return the transform ``inner`` for matrices that the checkpoint stores as (in, out); vectors are unchanged."""
     return Transform(
         lambda hf, shapes, heads: inner.split(_transpose(hf), shapes, heads),
-        lambda ours, heads: _transpose(inner.join(ours, heads)),
+        lambda tensors, heads: _transpose(inner.join(tensors, heads)),
     )
 
 
@@ -78,7 +81,7 @@ class TensorMapping(NamedTuple):
 
     where, unless: the mapping applies only to layers that have the tensor ``where`` and lack the tensor ``unless``
     when: the mapping applies only to models with a config of which this is true
-    counted: setting of the attention, such as n_kv_heads, whose value the transform gets; without one, n_heads
+    counted: setting of the attention, such as n_kv_heads, whose value is passed to the transform; without it, n_heads
     """
 
     hf_name: str
@@ -101,18 +104,18 @@ Tensors = list[TensorMapping]
 
 
 def tensors(line: str, prefix: str = "", transform: Transform = COPY, counted: str = "n_heads") -> Tensors:
-    """Mappings of single tensors; in those of layers our names omit ``blocks.{layer}.``."""
+    """Return mappings of single tensors; for tensors of layers, our names omit ``blocks.{layer}.``."""
     found = []
-    for hf_name, ours in pairs(line):
+    for hf_name, joined_names in pairs(line):
         hf_name = f"{prefix}.{hf_name}" if prefix else hf_name
         start = OURS if LAYER in hf_name else ""
-        our_names = tuple(start + name for name in ours.split(" + "))
+        our_names = tuple(start + name for name in joined_names.split(" + "))
         found.append(TensorMapping(hf_name, our_names, transform, counted=counted))
     return found
 
 
 def modules(line: str, prefix: str = "", transform: Transform = COPY, counted: str = "n_heads") -> Tensors:
-    """Mappings of the weights and the biases of modules."""
+    """Return mappings of the weights and the biases of modules."""
     return [
         mapping._replace(
             hf_name=f"{mapping.hf_name}.{leaf}", our_names=tuple(f"{name}.{leaf}" for name in mapping.our_names)
@@ -122,18 +125,18 @@ def modules(line: str, prefix: str = "", transform: Transform = COPY, counted: s
     ]
 
 
-def where(ours: str, mappings: Tensors) -> Tensors:
-    """The mappings for layers that have our tensor ``ours``."""
-    return [mapping._replace(where=OURS + ours) for mapping in mappings]
+def where(our_name: str, mappings: Tensors) -> Tensors:
+    """Restrict mappings to layers that have our tensor ``our_name``."""
+    return [mapping._replace(where=OURS + our_name) for mapping in mappings]
 
 
-def unless(ours: str, mappings: Tensors) -> Tensors:
-    """The mappings for layers that lack our tensor ``ours``, unless they name another one."""
-    return [mapping if mapping.unless else mapping._replace(unless=OURS + ours) for mapping in mappings]
+def unless(our_name: str, mappings: Tensors) -> Tensors:
+    """Restrict mappings to layers without our tensor ``our_name``; a mapping with such a restriction keeps it."""
+    return [mapping if mapping.unless else mapping._replace(unless=OURS + our_name) for mapping in mappings]
 
 
 def when(applies: Callable[[GPTConfig], bool], mappings: Tensors) -> Tensors:
-    """The mappings for models with a config of which this is true."""
+    """Restrict mappings to models for whose config ``applies`` is true."""
     return [mapping._replace(when=applies) for mapping in mappings]
 
 

@@ -364,7 +364,7 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: PlainMapping) -> "GPTConfig":
-        """Read what ``to_dict`` wrote, or the same with some settings left out.
+        """Read the result of ``to_dict``, in which settings may be missing.
 
         Raises:
             ConfigError: a setting is unknown, of the wrong type, or cannot work with another.

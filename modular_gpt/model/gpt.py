@@ -312,8 +312,9 @@ class GPTModel(GeneratesText, nn.Module):
         """Write the model into a folder in the format of Hugging Face, which ``from_pretrained`` reads.
 
         path: a folder, created if missing; other files in it stay
-        format: family: a published family, which transformers loads by itself | modular_gpt: any model, which
-            transformers loads after ``import modular_gpt.hf`` | auto: family if one computes the same, else modular_gpt
+        format: family: a published family, which transformers loads without this package | modular_gpt: any model,
+            which transformers loads after ``import modular_gpt.hf`` | auto: family if one computes the same, else
+            modular_gpt
         eos_token_id: the id or ids that end a text, for generation with transformers
         model_type: the published family to write, such as granite; None: the first one that computes the same
 

@@ -71,7 +71,8 @@ def checked_padding(padding: object, ids: Tensor, cached: bool) -> Tensor:
         lowest, highest = (int(value) for value in tensor.aminmax())
         if lowest < 0 or (highest >= ids.shape[1] and not cached):
             wrong = lowest if lowest < 0 else highest
-            raise ConfigError(f"padding lies between 0 and {ids.shape[1] - 1} for {ids.shape[1]} tokens, got {wrong}")
+            limit = ids.shape[1] - 1
+            raise ConfigError(f"padding must be from 0 to {limit} for {ids.shape[1]} tokens, got {wrong}")
     return tensor
 
 

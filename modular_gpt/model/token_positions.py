@@ -30,7 +30,7 @@ def token_positions(config: GPTConfig, ids: Tensor, cache: ModelCache | None, pa
         raise ConfigError(f"the cache was made for {cache.batch} rows, got {ids.shape[0]}")
     if padding is not None:
         if not (isinstance(start, int) and start == 0):
-            raise ConfigError("padding stands to the left: give it with the first tokens of a cache only")
+            raise ConfigError("padding is on the left: give it with the first tokens of a cache only")
         cache.begin(padding)
     return Positions(start, ids.shape[1], cache.padding, ids.device, cache.window)
 

@@ -133,13 +133,13 @@ def match(family: Family, model: GPTModel, files: Tensors) -> list[TensorPair]:
     Raises:
         CheckpointError: a tensor is unknown, missing, or of another shape.
     """
-    ours, hf_names = saved_tensors(model), files.keys()
+    our_tensors, hf_names = saved_tensors(model), files.keys()
     config = model.config
-    pairs = list(expand(family.rules, ours, config))
+    pairs = list(expand(family.rules, our_tensors, config))
     if not any(key.startswith(family.prefix) for key in hf_names):  # saved without its head
         pairs = [pair._replace(hf_name=pair.hf_name.removeprefix(family.prefix)) for pair in pairs]
     wanted = {pair.hf_name for pair in pairs}
-    unfilled = sorted(set(ours) - {name for pair in pairs for name in pair.our_names})
+    unfilled = sorted(set(our_tensors) - {name for pair in pairs for name in pair.our_names})
     if unfilled:
         raise CheckpointError(f"no tensor of a {family.model_type} checkpoint fills {listed(unfilled)}")
     missing, left_over = sorted(wanted - hf_names), sorted(_left_over(family, config, hf_names - wanted))
@@ -154,7 +154,7 @@ def match(family: Family, model: GPTModel, files: Tensors) -> list[TensorPair]:
     if tied_head:
         _check_tied(files, pairs)
     for pair in pairs:
-        expected, found = pair.joined(ours).shape, files.shape(pair.hf_name)
+        expected, found = pair.joined(our_tensors).shape, files.shape(pair.hf_name)
         if expected != found:
             raise CheckpointError(
                 f"tensor {pair.hf_name!r} has the shape {list(found)}, but {CONFIG_FILE} asks for {list(expected)}"
@@ -188,8 +188,8 @@ def fill(
     if not dtype.is_floating_point or dtype.itemsize < 2:
         raise CheckpointError(f"tensors of {dtype} are not supported: give dtype=torch.float32")
 
-    def copy_all(ours: Mapping[str, Tensor]) -> None:
+    def copy_all(our_tensors: Mapping[str, Tensor]) -> None:
         for pair in pairs:
-            pair.fill(ours, files.tensor(pair.hf_name))
+            pair.fill(our_tensors, files.tensor(pair.hf_name))
 
     return materialize(model, copy_all, {name: dtype for name, _ in model.named_parameters()}, device)

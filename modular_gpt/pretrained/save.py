@@ -93,9 +93,9 @@ def family_of(config: GPTConfig, model_type: str | None = None, among: Iterable[
 
 def hf_tensors(family: Family, model: GPTModel) -> dict[str, Tensor]:
     """Convert the tensors of a model to those of the family's files, by name."""
-    ours = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
-    pairs = list(expand(family.rules, ours, model.config))
-    assert set(ours) == {name for pair in pairs for name in pair.our_names}, "a mapping is missing"
-    learned = {pair.hf_name: pair.joined(ours).cpu().contiguous() for pair in pairs}
+    our_tensors = {name: tensor.detach() for name, tensor in saved_tensors(model).items()}
+    pairs = list(expand(family.rules, our_tensors, model.config))
+    assert set(our_tensors) == {name for pair in pairs for name in pair.our_names}, "a mapping is missing"
+    learned = {pair.hf_name: pair.joined(our_tensors).cpu().contiguous() for pair in pairs}
     dtype = model.embedding.weight.dtype
     return learned | {name: table.to(dtype) for name, table in family.tables(model.config).items()}

@@ -129,7 +129,7 @@ def start_adapters(adapters: Adapters | None, checkpoint: CheckpointReader | Non
 def resolve_precision(
     placement: Placement, config: RunConfig, model_config: GPTConfig, checkpoint: CheckpointReader | None
 ) -> Placement:
-    """Replace ``auto`` by the precision that it stands for; a resumed run keeps the one that it began with."""
+    """Replace ``auto`` by the precision that it chooses; a resumed run keeps the precision that it began with."""
     before = "auto" if checkpoint is None else checkpoint.meta.get("precision", "auto")
     if placement.precision == "auto" and before in PRECISIONS[1:]:
         return replace(placement, precision=before, reason="the run began with it")

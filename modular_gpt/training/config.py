@@ -277,14 +277,14 @@ class RunConfig:
         }
 
     def record(self) -> PlainDict:
-        """``to_dict`` with the learning rate that null stands for in this version, as a run records its settings."""
+        """Return ``to_dict`` with a null learning rate replaced by this version's default, as a run records it."""
         values = self.to_dict()
         values["optim"]["learning_rate"] = peak_learning_rate(self.optim, self.model.d_model)
         return values
 
     @classmethod
     def from_dict(cls, values: PlainMapping) -> "RunConfig":
-        """Read what ``to_dict`` wrote, or the same with some settings left out.
+        """Read the result of ``to_dict``, in which settings may be missing.
 
         Raises:
             ConfigError: a setting is unknown, of the wrong type, or does not go with another one.

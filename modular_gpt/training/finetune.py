@@ -65,14 +65,14 @@ def init_from_source(
     model, report = transplant(source.model, config)
     say(f"Weights   from {name}\n{report}")
     if not _same_ids(source, tokenizer, data.prompt(1000)):
-        say("Loss      is not compared before training: the tokenizer is not the one that these weights were made for")
+        say("Loss      is not compared before training: the weights were trained with another tokenizer")
         return model, report.new_weights()
     block = min(config.context_length, source.model.config.context_length)
     batch = data.beginning(WINDOWS, block)
     before, after = (_loss(evaluated, batch) for evaluated in (source.model, model))
     say(
         f"Loss      before training, on the first {int((batch[1] != IGNORED).sum()):,} tokens to validate:"
-        f" {before:.4f} with the original parts, {after:.4f} with those of this run"
+        f" {before:.4f} with the original components, {after:.4f} with those of this run"
     )
     return model, report.new_weights()
 

@@ -63,7 +63,7 @@ def _prepared(
     data: PreparedData | Corpus, validation: object, tokenizer: object, model_tokenizer: Tokenizer | None
 ) -> FitData:
     if validation is not None:
-        raise ConfigError(f"a {type(data).__name__} has validation data of its own: leave out validation")
+        raise ConfigError(f"a {type(data).__name__} has its own validation data: leave out validation")
     if isinstance(data, PreparedData):
         return FitData(data, _tokenizer(tokenizer, None) or model_tokenizer)
     chosen = _chosen(tokenizer, data, model_tokenizer)

@@ -87,7 +87,7 @@ def run_config(
         raise ConfigError(f"batch_size={trainer['batch_size']}: the DataLoader makes batches of {size}; leave it out")
     given = [f"{name}={trainer[name]}" for name in LENGTHS if trainer.get(name) is not None]
     if given and epochs is not None:
-        raise ConfigError(f"epochs={epochs} and {given[0]} both say when to end: give one")
+        raise ConfigError(f"epochs={epochs} and {given[0]} both set the length of the training: give one")
     if not given:
         trainer["epochs"] = 1 if epochs is None else epochs
         trainer.setdefault("order", "epoch")

@@ -50,7 +50,7 @@ class LoraConfig:
         fraction("lora", dropout=self.dropout)
 
 
-LoraSettings = LoraConfig  # the name of before
+LoraSettings = LoraConfig  # former name
 
 
 class Adapted(NamedTuple):
@@ -142,7 +142,7 @@ class Adapters:
         return {plain_name(name): tensor for name, tensor in self._items() if ADAPTER not in name}
 
     def complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of this model, with its present adapters, from what ``weights`` of the same model returned."""
+        """Return the state of this model: its present adapters, and the result of an earlier call of ``weights``."""
         return {n: tensor if ADAPTER in n else weights[plain_name(n)] for n, tensor in self._items()}
 
     def state(self) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ def dry_run(config: RunConfig, tokenizer: Tokenizer, placement: Placement, quiet
 
 
 def process_estimate(config: RunConfig, model_config: GPTConfig, parallel: Parallel) -> tuple[TrainerConfig, Estimate]:
-    """The trainer's settings in one process, with its share of the batch, and the estimate of what it needs."""
+    """Return the trainer's settings in one process, with its share of the batch, and the estimate of its memory."""
     settings = replace(config.trainer, batch_size=config.trainer.batch_size // parallel.data_world)
     return settings, estimate(model_config, config.optim, settings, config.lora).sharded(parallel.state_shards)
 

@@ -74,7 +74,7 @@ def opening(trainer: Trainer, directory: Path) -> str:
 
 
 def decisions(trainer: Trainer) -> list[str]:
-    """A line with what ``auto`` decided, and why; none where it decided nothing."""
+    """Return a line with the choices of ``auto`` and their reasons; an empty list if there are none."""
     chosen = {"precision": trainer.precision, "compile": str(trainer.forward.compiled).lower()}
     lines = [f"{name}={chosen[name]}, since {reason}" for name, reason in trainer.reasons.items() if reason]
     return [f"Auto      {'; '.join(lines)}"] if lines else []

@@ -262,7 +262,7 @@ class Trainer:
         return self.model.state_dict() if self.adapters is None else self.adapters.weights()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
-        """Load what ``weights`` returned."""
+        """Load weights that ``weights`` returned."""
         self.parallel.load(self.model, weights if self.adapters is None else self.adapters.complete(weights))
 
     def skip_update(self) -> None:

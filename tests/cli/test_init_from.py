@@ -22,7 +22,7 @@ def test_only_given_settings_change(run: Run, trained: Answer, folder: Path) -> 
     before, first = latest(folder), str(resolve_link(folder / "runs" / "latest").relative_to(folder))
     answer = run("train", *arguments, *QUICK, "model.dropout=0.1")
     assert answer.code == 0, answer.err
-    assert "means of 2 heads" in answer.out and "with the original parts" in answer.out
+    assert "means of 2 heads" in answer.out and "with the original components" in answer.out
     after = latest(folder)
     assert after["tokenizer"] == before["tokenizer"] and after["tokenizer"]["name"] == "char"
     model, old = after["model"], before["model"]
@@ -30,7 +30,7 @@ def test_only_given_settings_change(run: Run, trained: Answer, folder: Path) -> 
     changed = {name for name, value in model.items() if old.get(name) != value}
     assert changed == {"attention", "dropout", "vocab_size"} and model["pos"]["name"] == "learned"
     resumed = run("train", "resume=runs/latest", "trainer.max_steps=4")
-    assert resumed.code == 0 and "from step 2" in resumed.out and "original parts" not in resumed.out
+    assert resumed.code == 0 and "from step 2" in resumed.out and "original components" not in resumed.out
     assert latest(folder)["init_from"] == first  # runs/latest is this run by now
 
 
@@ -57,7 +57,7 @@ def test_the_components_of_a_family(run: Run, trained: Answer, folder: Path) -> 
     )
     answer = run("train", *arguments)
     assert answer.code == 0, answer.err
-    assert "with the original parts" in answer.out and "skipped" in answer.out
+    assert "with the original components" in answer.out and "skipped" in answer.out
     after = latest(folder)
     assert after["tokenizer"] == before["tokenizer"]
     model, old = after["model"], before["model"]
@@ -78,7 +78,7 @@ def test_from_a_folder_of_transformers(run: Run, corpus: str, folder: Path) -> N
     )  # a folder of that name takes precedence
     answer = run("train", *arguments, *QUICK)
     assert answer.code == 0, answer.err
-    assert "means of 2 heads" in answer.out and "with the original parts" in answer.out
+    assert "means of 2 heads" in answer.out and "with the original components" in answer.out
     config = latest(folder)
     assert config["tokenizer"] == {"name": "hf", "path": "gpt2/tokenizer.json", "eos": None}
     assert config["model"]["vocab_size"] == vocabulary and config["model"]["pos"]["name"] == "learned"
@@ -108,7 +108,7 @@ def test_several_runs_from_one(run: Run, trained: Answer, folder: Path) -> None:
     arguments = (f"init_from={source}", "data=text", "data.path=text.txt", "attention=mqa,mla", "name=try")
     answer = run("train", "--multirun", *arguments, *QUICK)
     assert answer.code == 0, answer.err
-    assert answer.out.count("with the original parts") == 2 and "try-mqa" in answer.out and "try-mla" in answer.out
+    assert answer.out.count("with the original components") == 2 and "try-mqa" in answer.out and "try-mla" in answer.out
     assert latest(folder)["model"]["d_model"] == 16 and latest(folder)["init_from"] == source
 
 

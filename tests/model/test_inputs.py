@@ -41,8 +41,8 @@ REFUSED = [
         "leading columns to ignore for each of 2 rows",
     ),
     ((IDS[:1],), dict(padding=torch.tensor([1, 1, 1])), "for each of 1 rows, got torch.int64 of shape (3,)"),
-    ((IDS,), dict(padding=torch.tensor([-2, 0])), "padding lies between 0 and 2 for 3 tokens, got -2"),
-    ((IDS,), dict(padding=torch.tensor([3, 0])), "padding lies between 0 and 2 for 3 tokens, got 3"),
+    ((IDS,), dict(padding=torch.tensor([-2, 0])), "padding must be from 0 to 2 for 3 tokens, got -2"),
+    ((IDS,), dict(padding=torch.tensor([3, 0])), "padding must be from 0 to 2 for 3 tokens, got 3"),
     ((IDS,), dict(padding=torch.tensor([0.5, 0])), "got torch.float32 of shape (2,)"),
     ((IDS,), dict(padding="01"), "padding are token ids, got text"),
 ]

@@ -16,7 +16,7 @@ LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # A machine-independent line printed by each lesson that runs here; test_quickstart.py runs the other one.
 PRINTED = {
     "attention_and_caches": r"mha +131,072 +2,048,000 +2,048,000\n",
-    "positions_and_length": r"learned +\d\.\d+ +no such place\n",
+    "positions_and_length": r"learned +\d\.\d+ +no position\n",
     "fine_tune_on_a_task": r"(100|9\d|8\d|7\d)% of 20 new words are right\n",
     "compare_and_look_inside": r"difference [+-]0\.\d{4}, standard error 0\.\d{4}\n",
 }

@@ -1,3 +1,5 @@
+"""The folder conf/ is beside the package in a checkout and inside it in a wheel."""
+
 from pathlib import Path
 
 import pytest

@@ -397,7 +397,7 @@ MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"validation": 2}, ConfigError, "validation=2 must lie between 0 and 1"),
     ({"validation": True}, ConfigError, "validation=True is no data"),
     ({"validation": 0.00001}, DataError, "has 1 token, and a context_length of 16 needs 17"),
-    ({"epochs": 1}, ConfigError, "epochs=1 and max_steps=12 both say when to end"),
+    ({"epochs": 1}, ConfigError, "epochs=1 and max_steps=12 both set the length"),
     ({"epochs": -1, "max_steps": None}, ConfigError, "epochs must be"),
     ({"patience": 3}, ConfigError, "patience=3 has no effect without validation"),
     ({"keep": 3}, ConfigError, "keep=3 has no effect without checkpoint"),

@@ -154,9 +154,9 @@ def growth(beta: str, length: str, shift: int, component: str = "mha") -> Keys:
 
 
 def dropouts(residual: str, embeddings: str | None = None, attention: str | None = None) -> KeyTree:
-    """Dropout after attention and ffn, of embeddings, and of attention weights.
+    """Dropout of the residual branches, of embeddings, and of attention weights.
 
-    Ours has one rate for the first two: a warning tells if theirs differ.
+    ``GPTConfig.dropout`` is one rate for the first two; a warning is issued if those of the config.json differ.
     """
 
     def read(settings: HFConfig) -> PlainDict:

@@ -83,7 +83,7 @@ def shared(count: str) -> Keys:
 
 
 def shared_width(gate: bool = False) -> KeyTree:
-    """One shared expert of a width of its own."""
+    """One shared expert with its own width."""
     return (moe(shared_experts=1, shared_gate=gate), "shared_expert_intermediate_size = ffn@moe.shared_hidden")
 
 

@@ -92,8 +92,8 @@ NEO = (
 NEO_ATTENTION = attention(f"{LAYER}.attn.attention", SEPARATE)
 NEO_TENSORS = (GPT2_ENDS, GPT2_NORMS, NEO_ATTENTION, C_FC)
 OPT_LAYER = "model.decoder.layers.{layer}"
-# a table whose first two rows stand for no position
-AFTER_TWO = Transform(lambda hf, shapes, count: [hf[2:]], lambda ours, count: F.pad(ours[0], (0, 0, 2, 0)))
+# a table whose first two rows belong to no position
+AFTER_TWO = Transform(lambda hf, shapes, count: [hf[2:]], lambda tensors, count: F.pad(tensors[0], (0, 0, 2, 0)))
 OPT_TENSORS = [
     *modules("{embed_tokens,final_layer_norm} = {embedding,final_norm}", "model.decoder"),
     *modules("project_{in,out} = embedding_{in,out}", "model.decoder"),

@@ -48,7 +48,7 @@ QWEN_NEXT = (QWEN, experts.QWEN, experts.shared_width(gate=True))
 # kernels of depthwise convolutions, (channels, 1, width), concatenated by channel
 CONVOLUTIONS = Transform(
     lambda hf, shapes, count: hf[:, 0].split([shape[0] for shape in shapes]),
-    lambda ours, count: torch.cat(list(ours))[:, None],
+    lambda tensors, count: torch.cat(list(tensors))[:, None],
 )
 DECAYS = tensors("{A_log,dt_bias} = attention.{log_decay,decay_offset}", DELTA)
 CONVS = "attention.query_conv.weight + attention.key_conv.weight + attention.value_conv.weight"
@@ -112,7 +112,7 @@ KIMI = (
     experts.shared("n_shared_experts"),
 )
 KIMI_MLP = f"{LAYER}.block_sparse_moe"
-FLAT = Transform(lambda hf, shapes, count: [hf.flatten()], lambda ours, count: ours[0].view(1, 1, -1, 1))
+FLAT = Transform(lambda hf, shapes, count: [hf.flatten()], lambda tensors, count: tensors[0].view(1, 1, -1, 1))
 KIMI_DELTA = [
     *split_convolutions(ATTN),
     *tensors("A_log = attention.log_decay", ATTN, FLAT),

@@ -1,4 +1,4 @@
-"""Families whose attention and feed-forward network stand side by side, by default or by a setting.
+"""Families with parallel attention and feed-forward network, by default or by a setting.
 
 GPT-J: https://github.com/kingoflolz/mesh-transformer-jax, GPT-NeoX: https://arxiv.org/abs/2204.06745,
 Falcon: https://arxiv.org/abs/2311.16867, Phi: https://arxiv.org/abs/2309.05463

@@ -9,7 +9,7 @@ ROUTER = "ffn.router.weight"
 
 
 def attention(prefix: str, names: str = "q_proj,k_proj,v_proj,o_proj") -> Tensors:
-    """Separate projections of queries, keys, values and output; ``names``: theirs, in this order."""
+    """Map separate projections of queries, keys, values and output; ``names``: their names in the checkpoint."""
     return modules(f"{{{names}}} = attention.{{query,key,value,out}}", prefix)
 
 

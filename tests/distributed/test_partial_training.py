@@ -8,7 +8,7 @@ import torch
 from modular_gpt.checkpoint import load_checkpoint
 from tests.distributed.cases import refusal, steps
 from tests.distributed.pair import Pair
-from tests.distributed.test_equal import EXACT, assert_equal, difference, plain
+from tests.distributed.test_equivalence import EXACT, assert_equal, difference, plain
 from tests.training.small import config, run
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.distributed.cases import ragged, refusal, steps, whole_run
 from tests.distributed.pair import Pair
-from tests.distributed.test_equal import COMPONENTS, VARIANTS, assert_equal, plain
+from tests.distributed.test_equivalence import COMPONENTS, VARIANTS, assert_equal, plain
 from tests.training.small import ADAMW, MUON, config
 
 

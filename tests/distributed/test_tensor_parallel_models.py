@@ -9,8 +9,8 @@ from modular_gpt.core.collectives import ShardGroup
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.model.vocabulary import VocabularyShard
 from tests.distributed.cases import refusal, whole_run
-from tests.distributed.divided import MODELS, differences, held, message_outside
 from tests.distributed.pair import Pair
+from tests.distributed.tensor_parallel_models import MODELS, differences, held, message_outside
 from tests.training.small import config
 
 BOTH = {"name": "fsdp", "tensor": 2}
