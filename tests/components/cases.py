@@ -18,6 +18,7 @@ from modular_gpt.model.config import SLOTS
 
 TOKENS = 20
 MODEL: dict[str, Any] = dict(vocab_size=31, d_model=32, n_heads=4, n_layers=2, context_length=24, pos="rope")
+LAYERS = 4  # of a model of stacked cases
 NO_CHOICE = "no-such-choice"
 KERNELS = ("flash", "flex")  # device or width limits, or slow to compile: in EXTRAS and test_backends.py
 
@@ -263,9 +264,58 @@ def joined(which: list[Case]) -> list[Joined]:
     return found
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Joined cases as the layers of one model, for laws whose time depends on the number of models."""
+
+    layers: tuple[Joined, ...]
+
+    def config(self) -> GPTConfig:
+        single = [layer.config(n_layers=1).to_dict() for layer in self.layers]
+        layers = {str(i): {"block": each["topology"], **{s: each[s] for s in SLOTS}} for i, each in enumerate(single)}
+        pattern = {"variants": layers, "cycle": [*layers]}
+        return GPTConfig.from_dict({**single[0], "n_layers": len(single), "layers": pattern})
+
+    @property
+    def id(self) -> str:
+        return "|".join(layer.id for layer in self.layers)
+
+    @property
+    def default(self) -> bool:
+        return self.layers[0].default
+
+    def takes(self, layer: Joined) -> bool:
+        if len(self.layers) == LAYERS:
+            return False
+        try:
+            Stack((*self.layers, layer)).config()
+        except ConfigError:
+            return False
+        return True
+
+
+def shared_settings(layer: Joined) -> tuple[bool, Settings]:
+    """Whether the cases are defaults, and the settings of the model that no layer overrides."""
+    config = layer.config().to_dict()
+    return layer.default, {name: value for name, value in config.items() if name not in ("topology", *SLOTS)}
+
+
+def stacked(which: list[Joined]) -> list[Stack]:
+    """Pack joined cases into models of a few layers that share all other settings; defaults go with defaults."""
+    found: list[tuple[tuple[bool, Settings], Stack]] = []
+    for layer in which:
+        shared = shared_settings(layer)
+        place = next((i for i, (other, stack) in enumerate(found) if other == shared and stack.takes(layer)), None)
+        if place is None:
+            found.append((shared, Stack((layer,))))
+        else:
+            found[place] = shared, Stack((*found[place][1].layers, layer))
+    return [stack for _, stack in found]
+
+
 ALL = [case for slot in SLOTS for case in cases(slot)]
 CHOSEN = [case for case in ALL if not case.generic]
 
 
-def parametrize(which: Sequence[Case | Joined]) -> pytest.MarkDecorator:
+def parametrize(which: Sequence[Case | Joined | Stack]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", which, ids=lambda case: case.id)

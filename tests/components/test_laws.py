@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from tests.components.cases import ALL, CHOSEN, Case, Joined, joined, parametrize
+from tests.components.cases import ALL, CHOSEN, Case, Stack, joined, parametrize, stacked
 from tests.components.laws import LAWS, SLOW_LAWS, TOKENS, Law, build, close, compiles_whole, feed, text
 
 SPLITS = st.lists(st.integers(1, 9), max_size=TOKENS).filter(lambda counts: sum(counts) <= TOKENS)
@@ -20,14 +20,15 @@ def test_law(case: Case, law: Law) -> None:
 
 
 @pytest.mark.parametrize("law", SLOW_LAWS, ids=lambda law: law.__name__)
-@parametrize(joined(CHOSEN))
-def test_slow_law(case: Joined, law: Law) -> None:
+@parametrize(stacked(joined(CHOSEN)))
+def test_slow_law(case: Stack, law: Law) -> None:
     """Components with default settings also run through the ahead-of-time tracer, which functionalises every operator.
 
-    One model holds cases of different slots, since a component that breaks the graph does so in every combination.
+    One model holds cases of different slots, in a few layers, since a component that breaks the graph does so in
+    every combination.
     """
     tracer = {"backend": "aot_eager"} if law is compiles_whole and case.default else {}
-    law(case.config(n_layers=1), **tracer)
+    law(case.config(), **tracer)
 
 
 @parametrize([case for case in CHOSEN if case.slot in ("attention", "pos")])
