@@ -179,7 +179,7 @@ def test_every_context_begins_with_bos() -> None:
     assert model.loglikelihood([ask("l", "", "ab cd")])[0][0] == pytest.approx(sum(whole), rel=1e-4)
     assert model.loglikelihood_rolling([ask("l", "ab cd")]) == pytest.approx([sum(whole)], rel=1e-4)
     assert model.tok_encode("a") == [97] and model.tok_encode("a", add_special_tokens=True) == [1, 97]
-    assert model._settings({}).stop_tokens == [2, 3]
+    assert model._generation_config({}).stop_tokens == [2, 3]
     assert model.generate_until([ask("g", context, {"max_gen_toks": 3})])
 
 
