@@ -108,7 +108,7 @@ def answer(run: Callable[[CommandLine], int], arguments: Sequence[str] | None) -
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")  # rms_norm under autocast
     arguments = sys.argv[1:] if arguments is None else arguments
     if os.environ.get(PLUGINS):
-        sys.path.append(os.getcwd())  # the user's own modules; last, so that they hide nothing
+        sys.path.append(os.getcwd())  # for modules of the user; last, so that they hide no others
     try:
         line = read_command_line(arguments)
         if line.version:
@@ -162,7 +162,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def answered_by_flags(line: CommandLine, command: "Command", about: str, examples: Sequence[tuple[str, str]]) -> bool:
-    """Print the help of a command without groups if a flag asks for it. Returns whether one did.
+    """Print the help of a command without groups for the flag --help; returns whether it was given.
 
     Raises:
         ConfigError: a flag is only for commands with groups.
@@ -174,7 +174,7 @@ def answered_by_flags(line: CommandLine, command: "Command", about: str, example
     elif line.for_hydra() or line.multirun:
         raise ConfigError(f"mgpt-{command.name} has the flags --help, --version, --cfg job and --config-dir only")
     if line.quick and command.name != "compare":
-        raise ConfigError(f"--quick is a flag of mgpt-compare; mgpt-{command.name} has none such")
+        raise ConfigError(f"--quick is a flag of mgpt-compare, not of mgpt-{command.name}: leave it out")
     return line.help
 
 

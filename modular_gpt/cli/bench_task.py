@@ -1,4 +1,4 @@
-"""The settings of mgpt-bench, and the benchmark that they describe."""
+"""The settings of mgpt-bench, and the run of the benchmark."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -49,6 +49,7 @@ BENCH = Command(name="bench", plain=BenchSettings)
 class BenchTask:
     """A command line of mgpt-bench.
 
+    models: configs or names of checkpoints, by the name of the variant
     listing: the settings as YAML, and the names of the variants
     """
 
@@ -75,9 +76,9 @@ def read_task(arguments: Sequence[str], where: list[Path]) -> BenchTask:
         ConfigError: a setting does not exist, or a checkpoint and settings of a model are given together.
     """
     names = names_of(BenchSettings)
-    taken = [setting for setting in arguments if setting.lstrip("+").partition("=")[0] in names]
-    others = [setting for setting in arguments if setting not in taken]
-    settings, listed = read_plain(BENCH, [as_list(setting) for setting in taken], where)
+    of_benchmark = [setting for setting in arguments if setting.lstrip("+").partition("=")[0] in names]
+    others = [setting for setting in arguments if setting not in of_benchmark]
+    settings, listed = read_plain(BENCH, [as_list(setting) for setting in of_benchmark], where)
     if settings.checkpoint is None:
         models = composed_models(others, where)
     elif others:
@@ -102,5 +103,5 @@ def composed_models(arguments: Sequence[str], where: list[Path]) -> dict[str, GP
 
 
 def tokenizer_of(run: RunConfig) -> Tokenizer:
-    """The tokenizer that a run would train with, which decides the size of the vocabulary."""
+    """The tokenizer with which a run would train, which determines the size of the vocabulary."""
     return build_tokenizer(run.tokenizer, build_corpus(run.data))

@@ -21,7 +21,7 @@ from modular_gpt.training.config import RunConfig
 
 COMPARE = Command(name="compare", plain=CompareConfig)
 SWEPT = {"seed": SEED, "optim.learning_rate": RATE, "learning_rate": RATE}
-# In a comparison that is resumed.
+# Settings that can change in a comparison that is resumed.
 CAN_CHANGE = ("resume", "seeds", "jobs", "require", "diagnostics", "decoding", "pages")
 
 
@@ -30,6 +30,7 @@ class CompareTask:
     """A command line of mgpt-compare.
 
     config: settings of the comparison; listing: these as YAML; given: names of those on the command line
+    command: the command line; where: folders with yaml files
     variants: by name; empty for ``resume`` and for an overlay
     hydra: settings of Hydra's launchers; runs: directories of runs to overlay
     """
@@ -110,12 +111,12 @@ def read_task(settings: Sequence[str], where: list[Path]) -> CompareTask:
 
 
 def run_quick(settings: Sequence[str], where: list[Path], listed: bool = False) -> int:
-    """Print the probes and quick diagnostics of each variant; returns 1 if one contradicts its config.
+    """Print the probes and quick diagnostics of each variant; returns 1 if one contradicts its config, else 0.
 
-    listed: print the model settings of the variants as YAML instead, as ``--cfg`` asks
+    listed: print the model settings of the variants as YAML instead (``--cfg``)
 
     Raises:
-        ConfigError: a setting does not exist, or is one of the comparison, which is not made.
+        ConfigError: a setting does not exist, or is one of the comparison.
     """
     names = names_of(CompareConfig)
     unused = [setting for setting in settings if key_of(setting) in names or key_of(setting).startswith("hydra")]

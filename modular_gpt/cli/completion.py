@@ -10,13 +10,17 @@ from typing import Any
 from modular_gpt.cli.composition.schema import Command, Schema, options
 from modular_gpt.cli.setting_docs import value_text
 
-SEPARATORS = {"query=bash": " ", "query=zsh": " ", "query=fish": "\n"}  # between the offers that a shell expects
+SEPARATORS = {
+    "query=bash": " ",
+    "query=zsh": " ",
+    "query=fish": "\n",
+}  # between completions, by shell
 FILE_SIGNS = (".", "/", "~")  # a value that begins with one is completed as a path
-ELSEWHERE = ("hydra", "+", "~")  # words that only Hydra can complete
+ONLY_HYDRA = ("hydra", "+", "~")  # beginnings of words that only Hydra can complete
 
 
 def completed(command: Command, settings: Sequence[str], where: list[Path]) -> str | None:
-    """The offers for the last word of ``COMP_LINE``, as the script of the shell reads them; None: Hydra has to answer.
+    """The completions of the last word of ``COMP_LINE``, in the form for the shell; None: only Hydra can complete it.
 
     settings: of ``--shell-completion``, such as query=bash
     """
@@ -28,10 +32,13 @@ def completed(command: Command, settings: Sequence[str], where: list[Path]) -> s
     line = line[: int(point)] if point.isdecimal() else line
     _, *words = line.split() or [""]
     word = "" if line.endswith(" ") or not words else words.pop()
-    return None if word.startswith(ELSEWHERE) else separator.join(sorted(set(_offers(command, words, word, where))))
+    return (
+        None if word.startswith(ONLY_HYDRA) else separator.join(sorted(set(_completions(command, words, word, where))))
+    )
 
 
-def _offers(command: Command, words: list[str], word: str, where: list[Path]) -> Iterator[str]:
+def _completions(command: Command, words: list[str], word: str, where: list[Path]) -> Iterator[str]:
+    """Yield the words that ``word`` may become: groups, options, settings, defaults and paths."""
     key, equals, value = word.partition("=")
     if value.startswith(FILE_SIGNS):
         yield from (f"{key}={path}" for path in _paths(value))
@@ -52,11 +59,11 @@ def _offers(command: Command, words: list[str], word: str, where: list[Path]) ->
                 yield f"{word}{rest}{dot or '='}"
 
 
-def _paths(begun: str) -> Iterator[str]:
-    """The paths that begin with ``begun``, with ``~`` as it was typed."""
-    full = os.path.expanduser(begun)
-    for path in glob.glob(f"{glob.escape(full)}*"):
-        yield begun + path[len(full) :]
+def _paths(prefix: str) -> Iterator[str]:
+    """The paths that begin with ``prefix``, with ``~`` as it was typed."""
+    expanded = os.path.expanduser(prefix)
+    for path in glob.glob(f"{glob.escape(expanded)}*"):
+        yield prefix + path[len(expanded) :]
 
 
 def _settings(command: Command, words: list[str], where: list[Path], word: str) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from modular_gpt.core.validation import WEIGHT_TYPES, expand_home, one_of
 from modular_gpt.runtime.device import as_dtype
 
 TARGETS = ("hf", "checkpoint", "gguf")
-# notes that only a checkpoint with the state of its training has
+# notes of checkpoints with the state of the training
 TRAINING_ONLY = ("training", "progress", "optimizer", "order", "compiled", "averaged_steps", "scaler")
 
 
@@ -56,10 +56,11 @@ CONVERT = Command(name="convert", plain=ConvertSettings)
 
 
 def convert(settings: ConvertSettings) -> str:
-    """Write the folder or file; returns a message that says how to load it.
+    """Write the folder or file; returns a message with the way to load it.
 
     Raises:
-        UserError: there is no such model, the folder exists or cannot be written, or the model is not of the format.
+        UserError: there is no such model, the path exists or cannot be written, or the format does not support the
+            model.
     """
     if settings.path is None:
         raise ConfigError(f"give path=<{'file' if settings.to == 'gguf' else 'folder'}>, where to write")
@@ -78,7 +79,7 @@ def _to_gguf(path: Path, opened: Opened, settings: ConvertSettings) -> str:
 
 
 def _to_checkpoint(path: Path, opened: Opened, settings: ConvertSettings) -> str:
-    # without the optimizer's state no training can resume from it, so its notes must not promise one
+    # no training can resume without the state of the optimizer, so the notes on the training are left out
     meta = {name: value for name, value in opened.meta.items() if name not in TRAINING_ONLY}
     meta = meta or {"converted_from": settings.checkpoint}
     save_checkpoint(path, opened.model, opened.tokenizer, meta=meta)

@@ -1,4 +1,4 @@
-"""Answers that need no PyTorch: help and mistakes in settings, before the libraries of a command are imported."""
+"""Help, and messages about mistakes in settings, before the libraries of a command, such as PyTorch, are imported."""
 
 import os
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from modular_gpt.cli.composition.stored import stored
 from modular_gpt.core.checkpoint_paths import check_exists
 from modular_gpt.core.plain_types import PlainDict
 
-FROM_ELSEWHERE = ("resume", "init_from")  # settings after which the defaults are those of another run
+FROM_ELSEWHERE = ("resume", "init_from")  # settings with which the defaults are those of another run
 
 
 def answered_early(
     line: CommandLine, name: str, about: str, examples: Sequence[tuple[str, str]], check: bool = True
 ) -> bool:
-    """Print the help of a command without groups where it was asked for, if that can be done without PyTorch.
+    """Print the help of a command without groups for --help, if the stored table can be used; returns whether it did.
 
-    check: refuse settings that the command does not have
+    check: whether to refuse settings that the command does not have
 
     Raises:
         ConfigError: a flag is only for commands with groups, or a setting does not exist or has a wrong value.
@@ -40,14 +40,14 @@ def answered_early(
 
 
 def check_settings(command: Command, arguments: Sequence[str], where: list[Path], sweep: bool = False) -> PlainDict:
-    """Refuse the settings of a command line that cannot be composed, before the libraries are imported.
+    """Check the settings of a command line before the libraries are imported.
 
-    Returns the settings; {} if they are not known yet, as those of a sweep and of a resumed run. Several processes of
-    one training are not checked here: later, one of them reports for all.
+    Returns the settings; {} if they are not known yet, as in a sweep and a resumed run. Nothing is checked in several
+    processes of one training, of which one reports for all later.
 
     Raises:
         ConfigError: a setting does not exist, or a value has the wrong type.
-        CheckpointError: there is nothing to resume or to start from at the path that was given.
+        CheckpointError: there is no run at the path of ``resume``, or no model at that of ``init_from``.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         return {}

@@ -15,7 +15,7 @@ def check_finite_weights(model: nn.Module, where: str) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point() or parameter.element_size() == 1:
             continue
-        # a sum needs no copy of the weights; of large finite ones it may be infinite, so they are looked at one by one
+        # The sum needs no copy of the weights. That of large finite weights may be infinite, so each is checked then.
         if not bool(parameter.sum(dtype=torch.float32).isfinite()) and not bool(parameter.isfinite().all()):
             raise NonFiniteError(
                 f"the weights of '{where}' are damaged: {name} is not finite (NaN or infinity); use another checkpoint"

@@ -62,14 +62,14 @@ def _more(command: Command) -> Rows:
     yield f"{program} --cfg job", "print every setting with the value that would be used, and stop"
     yield f"{program} --version", "print the versions of this program, Python and PyTorch"
     if command.choices():
-        yield f"{program} --hydra-help", "what else Hydra can do: launchers, sweepers, tab completion"
+        yield f"{program} --hydra-help", "print the help of Hydra: launchers, sweepers, tab completion"
 
 
 def topic_details(command: Command, topic: str, where: list[Path]) -> str:
     """The details of a group, of the options of that name, or of a setting.
 
     Raises:
-        ConfigError: the command has nothing of that name.
+        ConfigError: the command has no group, option or setting of that name.
     """
     choices = command.choices()
     if topic in choices:
@@ -111,12 +111,12 @@ def details(command: Command, group: str, where: list[Path]) -> str:
     sections += [_shared_settings(command, group, defaults) for defaults in by_class.values()]
     registered = () if group in command.tables else command.schemas(group)
     values = {name: read_yaml(path) for name, path in files.items() if name not in registered}
-    starts = [f"  {name} sets {_listed(given)}" for name, given in values.items() if given]
-    return "\n\n".join([*sections, *filter(None, ["\n".join(starts)])])
+    changes = [f"  {name} sets {listed}" for name, given in values.items() if (listed := _listed(given))]
+    return "\n\n".join([*sections, *filter(None, ["\n".join(changes)])])
 
 
 def _content(name: str, path: Path) -> str:
-    return f"{name} is\n{textwrap.indent(path.read_text(encoding='utf-8'), '    ')}"
+    return f"{name} sets\n{textwrap.indent(path.read_text(encoding='utf-8'), '    ')}"
 
 
 def _shared_settings(command: Command, group: str, defaults: PlainDict) -> str:
@@ -132,21 +132,21 @@ def _shared_settings(command: Command, group: str, defaults: PlainDict) -> str:
 
 
 def _option_details(command: Command, group: str, option: str, where: list[Path]) -> str:
-    """One option: its description, its settings with the defaults that it starts from, and its yaml's values."""
+    """The details of an option: its description, and its settings with their defaults or the values that it sets."""
     title = f"{group}={option} - {options(command, group, where)[option]}"
     path = yaml_file(where, group, option)
     if group not in command.groups():
         return title if path is None else f"{title}\n\n{_content(option, path)}"
     schemas = command.schemas(group)
     if group in command.tables or option not in schemas:
-        given = {} if path is None else read_yaml(path)
-        return f"{title}\n\n  {option} sets {_listed(given)}" if given else title
+        listed = _listed({} if path is None else read_yaml(path))
+        return f"{title}\n\n  {option} sets {listed}" if listed else title
     rows = _settings(schemas[option].defaults, f"{group}.")
     return f"{title}\n\n{_table('Settings, with their defaults', rows, SETTING) if rows else 'Settings: none'}"
 
 
 def _setting_rows(command: Command, key: str, where: list[Path]) -> list[tuple[str, str]]:
-    """A row for a setting and for those inside it; where options differ in its default, a row for each default."""
+    """Rows for a setting and those nested in it: one each, or one for each default if options differ in it."""
     roots = [("", command.starts(where[0]), "")]
     for group in command.groups():
         roots += [(name, schema.defaults, f"{group}.") for name, schema in command.schemas(group).items()]
@@ -170,6 +170,7 @@ def differences(first: Any, other: Any) -> PlainDict:
 
 
 def _listed(values: PlainMapping) -> str:
+    """Settings as ``key=value`` with commas between them; the name of a component is left out."""
     return ", ".join(f"{key}={value_text(value)}" for key, value in values.items() if key != "name")
 
 

@@ -1,4 +1,4 @@
-"""Hydra's own main: for its help, its config and tab completion, and for its sweepers."""
+"""Runs of Hydra's own main: for its help, its config, tab completion and sweepers."""
 
 import io
 import re
@@ -15,17 +15,20 @@ from modular_gpt.cli.composition.errors import explained
 from modular_gpt.cli.composition.overrides import read_overrides
 from modular_gpt.cli.composition.schema import SCHEMA, Command
 
-SCHEMAS = re.compile(rf"\S*{SCHEMA}\b\S* ?")  # no options: yaml files extend them, and families fill them
+SCHEMAS = re.compile(rf"\S*{SCHEMA}\b\S* ?")  # names of schemas, which are no options
 
 
 def hydra_itself(command: Command, line: CommandLine, where: list[Path]) -> int:
-    """Let Hydra answer: its own help, its config, where settings come from, tab completion."""
-    # tab completion has arguments of its own, and unfinished ones
+    """Run Hydra for one of its flags: its help, its config, the origin of settings, or tab completion.
+
+    Returns the exit code.
+    """
+    # tab completion has other arguments, and incomplete ones
     arguments = line.settings if line.shell_completion else read_overrides(command, line.settings, where, hydra=True)[1]
     printed = io.StringIO()
-    offers = line.shell_completion and any(argument.startswith("query=") for argument in arguments)
+    completes = line.shell_completion and any(argument.startswith("query=") for argument in arguments)
     try:
-        with redirect_stdout(printed) if offers else nullcontext():
+        with redirect_stdout(printed) if completes else nullcontext():
             hydra_main(command, [*line.for_hydra(), *arguments], where, lambda config: None)
     except SystemExit as end:  # Hydra's way to end after its help
         return int(end.code or 0)

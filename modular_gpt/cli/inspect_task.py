@@ -50,7 +50,7 @@ class InspectSettings:
             one_of(self.dtype, tuple(DTYPES), "dtype")
 
 
-_CHARACTERS = 100 * MAX_TOKENS  # of a file: enough for a page
+_CHARACTERS = 100 * MAX_TOKENS  # read of a file, enough for ``MAX_TOKENS`` tokens
 INSPECT = Command(name="inspect", plain=InspectSettings)
 
 
@@ -58,7 +58,8 @@ def write(settings: InspectSettings) -> Path:
     """Write the page; returns its path.
 
     Raises:
-        UserError: the model or the text is missing, or does not fit the other.
+        UserError: the model or the text is missing, the tokenizer cannot encode the text, or ``out`` cannot be
+            written.
     """
     text = settings.prompt if settings.text is None else read_text(Path(settings.text))[:_CHARACTERS]
     if text is None:

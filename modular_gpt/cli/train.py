@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     code = answer(_execute, arguments)
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # threads of torch.distributed may outlive their group, and abort a process that takes its time to end
+        # threads of torch.distributed may outlive their group and abort the process during its shutdown
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -56,8 +56,8 @@ def _execute(line: CommandLine) -> int:
         with imports():
             from modular_gpt.cli.completion import completed
 
-        if (offers := completed(command, line.settings, line.folders)) is not None:
-            print(offers)
+        if (completions := completed(command, line.settings, line.folders)) is not None:
+            print(completions)
             return 0
     if line.help or line.for_hydra():
         return _about(line, command or _command())
@@ -65,7 +65,7 @@ def _execute(line: CommandLine) -> int:
 
 
 def _about(line: CommandLine, command: "Command") -> int:
-    """Print the help, or what Hydra says."""
+    """Print the help of the command, or the output of a flag of Hydra."""
     with imports():
         from modular_gpt.cli.help import help_text
         from modular_gpt.cli.hydra_answers import hydra_itself

@@ -66,7 +66,7 @@ REFUSED = [
     (["attention=mha,gqa", "budget=tokens", "atention.window=3"], "no setting"),
     (["attention=mha,gqa", "budget=tokens", "data=python_stdlib,shakespeare"], "the texts differ"),
     (["attention=linear,mha", "pos=alibi", "budget=tokens"], "attention=linear has no score matrix"),
-    (["attention=mha,gqa", "budget=tokens", "hydra/sweeper=basic"], "hands out the trials by itself"),
+    (["attention=mha,gqa", "budget=tokens", "hydra/sweeper=basic"], "has a sweeper for its trials"),
     (["attention=mha,gqa", "budget=tokens", "hydra.run.dir=here"], "has no effect here"),
     (["resume=nowhere"], "holds no comparison"),
     (["resume=nowhere", "attention=mha,gqa"], "attention=mha,gqa cannot change"),

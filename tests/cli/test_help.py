@@ -66,6 +66,12 @@ def test_help_on_a_group_names_the_base_of_its_options(run: Run) -> None:
     assert "override /tokenizer: char" in run("train", "--help", "experiment").out
 
 
+@pytest.mark.parametrize("topic", ["layers", "layers=family", "layers=uniform"])
+def test_an_option_that_sets_nothing_has_no_list_of_settings(run: Run, topic: str) -> None:
+    lines = run("train", "--help", topic).out.splitlines()
+    assert not [line for line in lines if line.rstrip().endswith("sets")]
+
+
 def test_the_examples_of_the_help_are_valid(run: Run) -> None:
     lines = run("train", "--help").out.splitlines()
     examples = [line.split("  ")[1] for line in lines if line.startswith("  mgpt-train")]

@@ -65,7 +65,7 @@ def test_the_components_of_a_family(run: Run, trained: Answer, folder: Path) -> 
     assert [model[slot]["name"] for slot in ("attention", "ffn", "norm", "pos")] == ["gqa", "swiglu", "rmsnorm", "rope"]
     assert model["attention"]["n_kv_heads"] == 1 and not model["bias"] and model["dropout"] == 0.1
     refused = run("train", "resume=runs/latest", "family=gpt2")
-    assert refused.code == 2 and "not by family=" in refused.err
+    assert refused.code == 2 and "instead of family=" in refused.err
 
 
 def test_from_a_folder_of_transformers(run: Run, corpus: str, folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_several_runs_from_one(run: Run, trained: Answer, folder: Path) -> None:
     ("arguments", "sentence"),
     [
         (("init_from=runs/latest", "resume=runs/latest"), "leave one of them out"),
-        (("init_from=runs/latest", "experiment=shakespeare_char"), "one by one"),
+        (("init_from=runs/latest", "experiment=shakespeare_char"), "override single settings"),
         (("init_from=runs/nothing",), "there is no checkpoint at"),
         (("init_from=gtp2",), "did you mean 'gpt2'"),
         (("init_from=runs/latest", "attention=gqa", "attention.n_kv_heads=3"), "n_kv_heads"),

@@ -24,19 +24,18 @@ from modular_gpt.cli.composition.schema import SCHEMA, TARGET, Command
 from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
 
-# Hydra 1.3 asks whose behaviour it is to show; 1.4 shows its own, and warns where that is asked for.
+# Hydra 1.3 warns unless a version is given whose behaviour it should have; 1.4 warns if one is given.
 HYDRA: PlainDict = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
-PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # what Hydra's launchers and sweepers are made of
+PLUGINS = ("hydra.", "hydra_plugins.", "optuna.")  # packages of Hydra's launchers and sweepers
 
-
-_last_prepared: Any = None  # Hydra's store of configs is one for the whole process
-# What it was composed from, and the config, by command, choices and yaml files.
+_last_prepared: Any = None  # sources of the configs in Hydra's store, of which there is one in a process
+# By command, choices and yaml files: the sources of a composed config, and the config.
 _composed: dict[tuple[object, ...], tuple[tuple[object, ...], DictConfig]] = {}
 _MAX_COMPOSED = 100
 
 
 class _Folders(SearchPathPlugin):
-    """Adds the folders of other packages and of the user behind the package's own."""
+    """Appends the folders of other packages and of the user to the package's own."""
 
     extra: tuple[Path, ...] = ()
 
@@ -46,19 +45,19 @@ class _Folders(SearchPathPlugin):
 
 
 def prepare(command: Command, where: list[Path]) -> None:
-    """Tell Hydra what can be composed; ``where``: folders with yaml files, the package's own first.
+    """Put the schemas of a command into Hydra's store; ``where``: folders with yaml files, the package's own first.
 
-    Nothing is stored again while components, folders and their yaml files are the same as in the last call.
+    Nothing is done if components, folders and their yaml files are the same as in the last call.
     """
     global _last_prepared
-    now = _sources(command, where)
-    if now != _last_prepared:
+    sources = _sources(command, where)
+    if sources != _last_prepared:
         _last_prepared = None
         _store_all(command, _with_yaml(command, where))
         _store_families(command, where)
         _Folders.extra = tuple(where[1:])
         Plugins.instance().register(_Folders)
-        _last_prepared = now
+        _last_prepared = sources
 
 
 def _with_yaml(command: Command, where: list[Path]) -> dict[str, list[str]]:
@@ -95,7 +94,7 @@ def _store_families(command: Command, where: list[Path]) -> None:
 
 
 def _store(group: str | None, name: str, node: Any) -> None:
-    """Put a config into Hydra's store in place of an earlier one; None takes that one out."""
+    """Put a config into Hydra's store in place of an earlier one; None removes that one."""
     store = ConfigStore.instance()
     folder = store.repo
     for level in group.split("/") if group else ():
@@ -152,9 +151,9 @@ def composed(command: Command, hydra_overrides: Sequence[str], where: list[Path]
 
 
 def _with_choices(command: Command, chosen: list[str], where: list[Path]) -> DictConfig:
-    """The config that Hydra composes of the chosen options; kept, since composing takes a tenth of a second.
+    """The config that Hydra composes of the chosen options; cached, since composing takes a tenth of a second.
 
-    An edited yaml file is read again.
+    After a change of a yaml file, it is composed anew.
     """
     groups = [folder / group for folder in where for group in (*command.choices(), "hydra")]
     paths = [path for group in groups for path in group.rglob("*.yaml")]
@@ -176,7 +175,7 @@ def _with_choices(command: Command, chosen: list[str], where: list[Path]) -> Dic
 
 
 def _is_plain_setting(command: Command, override: Override) -> bool:
-    """Whether an override gives one value to an existing setting: it chooses no option and is none of Hydra's."""
+    """Whether an override sets a setting to one value, and neither chooses an option nor is a setting of Hydra."""
     key = override.key_or_group
     chooses = key in (*command.choices(), *command.groups()) or "/" in key or override.package is not None
     plain = override.type == OverrideType.CHANGE and not override.is_sweep_override()
@@ -195,12 +194,13 @@ def _refuse_code(config: DictConfig) -> None:
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of each ``_target_`` in a nested config."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        here = f"{path}.{key}" if path else str(key)
+        key_path = f"{path}.{key}" if path else str(key)
         if key == TARGET:
-            yield here, value
-        yield from _targets(value, here)
+            yield key_path, value
+        yield from _targets(value, key_path)
 
 
 def plain(config: DictConfig) -> PlainDict:

@@ -27,14 +27,16 @@ PLUGIN_GROUPS = ("hydra/launcher/", "hydra/sweeper/")
 
 @contextmanager
 def explained(command: Command, where: list[Path], arguments: Sequence[str] = ()) -> Iterator[None]:
-    """Context manager: errors of composing a config become a ConfigError; arguments: the command line, as typed.
+    """Context manager: raise a ConfigError for the errors of Hydra and OmegaConf inside.
+
+    arguments: the command line, as typed
 
     Raises:
-        ConfigError: names the setting and what would be right.
+        ConfigError: a config cannot be composed; the message has the setting and the remedy.
     """
     try:
         yield
-    except OverflowError as error:  # OmegaConf makes floats of whole numbers
+    except OverflowError as error:  # OmegaConf converts whole numbers to floats
         key = re.search(r"full_key: (\S+)", str(error))
         raise ConfigError(
             f"{key[1] if key else 'a number'} must be a finite number, got one of too many digits"
@@ -44,6 +46,7 @@ def explained(command: Command, where: list[Path], arguments: Sequence[str] = ()
 
 
 def _sentence(command: Command, where: list[Path], arguments: Sequence[str], error: Exception) -> str:
+    """The message for an error of Hydra, OmegaConf or YAML."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         if error.missing_cfg_file.startswith(PLUGIN_GROUPS):
             return _missing_plugin(*error.missing_cfg_file.split("/")[1:3])
@@ -59,8 +62,8 @@ def _sentence(command: Command, where: list[Path], arguments: Sequence[str], err
         return _in_file(error) + _wrong_value(cause)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {first_line(error)}"
-    why = f" ({first_line(cause)})" if isinstance(cause, OmegaConfBaseException) and cause is not error else ""
-    return first_line(error) + why
+    reason = f" ({first_line(cause)})" if isinstance(cause, OmegaConfBaseException) and cause is not error else ""
+    return first_line(error) + reason
 
 
 def _missing_plugin(plugin_type: str, name: str) -> str:
@@ -81,7 +84,7 @@ def _wrong_value(cause: ValidationError) -> str:
     except ConfigError as error:
         return str(error)
     except (KeyError, TypeError):
-        pass  # no dataclass says what it should be
+        pass  # no dataclass declares its type
     return f"{cause.full_key}: {first_line(cause)}"
 
 
@@ -103,5 +106,5 @@ def _mapping_of(command: Command, arguments: Sequence[str], error: Exception, ca
 
 def _in_file(error: Exception) -> str:
     """The beginning of a message about an error in a yaml file, such as "In 'attention/mine': "; else ""."""
-    first = first_line(error)
-    return first[: first.index("': ") + 3] if first.startswith("In '") and "': " in first else ""
+    line = first_line(error)
+    return line[: line.index("': ") + 3] if line.startswith("In '") and "': " in line else ""

@@ -1,8 +1,8 @@
 """The settings of a command line in Hydra's override language.
 
 Hydra's language gives a meaning to ``, ' = # { } $`` and to ``null``, so text is quoted before Hydra reads it. A
-setting that exists needs no ``+``, and one that does not exist is refused with or without it, so the plus is dropped.
-Settings of Hydra's launchers and sweepers pass unchanged where several runs are started; others are refused.
+leading ``+`` is dropped: an existing setting needs none, and other settings are refused with or without it. Settings of
+Hydra's launchers and sweepers pass unchanged if several runs are started; other settings of Hydra are refused.
 """
 
 import re
@@ -22,20 +22,19 @@ from modular_gpt.cli.composition.schema import TARGET, Command, names_of, option
 from modular_gpt.core.aliases import SETTINGS, component_names, missing_hint, no_counterpart, our_value
 from modular_gpt.core.errors import ConfigError, closest, printable, unknown
 
-KEY = r"""[^\s=+~."'{}]+"""  # one part of a dotted key
+KEY = r"""[^\s=+~."'{}]+"""  # one component of a dotted key
 ARGUMENT = re.compile(rf"\+{{0,2}}(?P<key>{KEY}(\.{KEY})*)=(?P<value>.*)", re.DOTALL)
 BACKSLASHES_BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
-QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, where Hydra wants keys without quotes
+QUOTED_KEY = re.compile(r"""(['"])([\w.*-]+)\1\s*:""")  # in a mapping, whose keys Hydra takes without quotes
 QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 YAML_SUFFIX = re.compile(r"\.yaml(?=,|$)")
 NONE = "null"
-MAX_VALUES = 50  # of a sweep that are tried before it begins
+MAX_VALUES = 50  # of each setting in a sweep, composed before the sweep begins
 HYDRA_IN_SWEEPS = re.compile(r"hydra[/.](launcher|sweeper)\b|hydra\.sweep\.dir$|hydra\.job\.env_(set|copy)\b")
-NAMES = re.compile(r"[\w.+/ -]+(,[\w.+/ -]+)*")  # also foreign ones with spaces, as 'Multi Head Attention'
+NAMES = re.compile(r"[\w.+/ -]+(,[\w.+/ -]+)*")  # also names of other programs, such as 'Multi Head Attention'
 SELECTS = re.compile(r"[\w.+/-]+(,[\w.+/-]+)*")  # options by name; Hydra's functions such as glob(*) are not read here
 
-
-# Settings of other programs that no single setting of ours stands for.
+# Hints for settings of other programs that have no single counterpart here.
 HINTS = {
     **dict.fromkeys(
         ("pretrained", "load", "weights", "checkpoint", "model_name", "from_pretrained"),
@@ -63,8 +62,8 @@ def read_overrides(
     """The settings of a command line, as typed and in Hydra's language.
 
     where: folders with yaml files
-    sweep: several runs, so that commas separate values and Hydra's launchers and sweepers can be set
-    hydra: Hydra itself answers, so that all of its settings pass
+    sweep: whether several runs are started: commas separate values, and Hydra's launchers and sweepers can be set
+    hydra: whether the command line is for a flag of Hydra, with which all of Hydra's settings pass
 
     Raises:
         ConfigError: a setting or an option does not exist, has no effect, or names code.
@@ -120,10 +119,10 @@ def _check_hydra(argument: str, key: str, sweep: bool) -> None:
 
 
 def _understood(command: Command, key: str, value: str) -> list[Override]:
-    """An override in our names, from the names of another program where they have exact counterparts.
+    """The overrides for a key, which may be the name of a setting in another program.
 
     Raises:
-        ConfigError: the counterpart of a name means something else.
+        ConfigError: the setting of the other program has no exact counterpart.
     """
     our_names = [] if _exists(command, key) else our_settings(command, key)
     name = key.rpartition(".")[2]
@@ -145,7 +144,7 @@ def _our_value(command: Command, key: str, value: str) -> str:
 
 
 def our_settings(command: Command, key: str) -> list[str]:
-    """The settings that another program calls by ``key``, or by its last part within the same group; may be none."""
+    """The counterparts of another program's setting ``key``, or of its last component within the same group."""
     group, _, name = key.rpartition(".")
     found = [_path(command, target) for target in SETTINGS[name].targets] if name in SETTINGS else []
     return [path for path in found if path is not None and (not group or path.rpartition(".")[0] == group)]
@@ -155,22 +154,22 @@ def _path(command: Command, target: str) -> str | None:
     """The path on the command line of a setting in the table of aliases; None if the command has no such setting."""
     if target.removesuffix(".name") in command.choices():
         return target.removesuffix(".name")
-    everything = list(command.settings())
-    inside = (setting for setting in everything if setting.endswith(f".{target}"))
-    return target if target in everything else next(inside, None)
+    settings = list(command.settings())
+    nested = (setting for setting in settings if setting.endswith(f".{target}"))
+    return target if target in settings else next(nested, None)
 
 
 def _implied(command: Command, arguments: Sequence[str], typed: Sequence[Override]) -> list[Override]:
-    """The options that foreign settings belong to, where no other option of the group is chosen."""
+    """The options that settings of other programs imply, for groups in which no option is chosen."""
     chosen = {override.key for override in typed}
-    found: dict[str, str] = {}
+    implied: dict[str, str] = {}
     for argument in arguments:
         name = argument.lstrip("+").partition("=")[0]
         if name in SETTINGS and SETTINGS[name].implies and not _exists(command, name):
             group = SETTINGS[name].targets[0].partition(".")[0]
             if group in command.choices() and group not in chosen:
-                found[group] = SETTINGS[name].implies
-    return [Override(group, option) for group, option in found.items()]
+                implied[group] = SETTINGS[name].implies
+    return [Override(group, option) for group, option in implied.items()]
 
 
 def _check_key(command: Command, argument: str, override: Override) -> None:
@@ -241,7 +240,7 @@ def _holds_text(hint: Any) -> bool:
 
 
 def _is_value(key: str, value: str, hints: list[Any]) -> bool:
-    """Whether a value of a setting that holds text is meant as null or as a list."""
+    """Whether a value of a setting that holds text is null or a list instead of text."""
     if value == NONE:
         return any(hint is Any or type(None) in get_args(hint) for hint in hints)
     return any(hint is Any or list in (hint, get_origin(hint)) for hint in hints) and _is_list(key, value)
@@ -284,10 +283,10 @@ def quoted(text: str) -> str:
     """Text as a quoted string of Hydra's language, which Hydra reads back unchanged.
 
     Raises:
-        ConfigError: it is the one text that OmegaConf reads as a missing value, however it is quoted.
+        ConfigError: the text is ``???``, which OmegaConf reads as a missing value even in quotes.
     """
     if text == MISSING:
-        raise ConfigError(f"the text {text!r} cannot be given here: it is the sign of a value that is missing")
+        raise ConfigError(f"the text {text!r} cannot be given here, since it marks a missing value: give another one")
     return QuotedString(text=without_interpolation(text), quote=Quote.single).with_quotes()
 
 
@@ -299,15 +298,16 @@ def without_interpolation(text: str) -> str:
 def unknown_setting(command: Command, key: str, siblings: Sequence[str], arguments: Sequence[str] = ()) -> str:
     """The error message for a key that does not exist, with the closest existing one.
 
-    siblings: settings that exist beside it; arguments: of the command line, in which it may have a foreign name
+    siblings: existing settings of the same group
+    arguments: the command line, in which the key may have the name of another program
     """
     parent, _, name = key.rpartition(".")
     if command.hints(key):
-        able = [option for option, schema in command.schemas(parent).items() if hasattr(schema.defaults, name)]
+        with_setting = [option for option, schema in command.schemas(parent).items() if hasattr(schema.defaults, name)]
         typed = [argument.lstrip("+").partition("=")[0] for argument in arguments]
         foreign = [argument for argument in typed if argument != key and key in our_settings(command, argument)]
         shown = f"{foreign[0].rpartition('.')[2]!r} ({name})" if foreign and key not in typed else repr(name)
-        return f"the chosen {parent} has no setting {shown}; use it with {parent}={' or '.join(able)}"
+        return f"the chosen {parent} has no setting {shown}; use it with {parent}={' or '.join(with_setting)}"
     place = f" of {parent}" if parent else ""
     if name in HINTS and command.slots:
         return f"no setting {name!r}{place}; {HINTS[name]}"
@@ -318,7 +318,7 @@ def unknown_setting(command: Command, key: str, siblings: Sequence[str], argumen
 
 
 def closest_setting(command: Command, key: str, siblings: Sequence[str] = ()) -> str | None:
-    """The setting that a key which does not exist means: a setting of another program, or a misspelling."""
+    """The existing setting for an unknown key: the counterpart of another program's setting, or the closest name."""
     parent, _, name = key.rpartition(".")
     our_names = our_settings(command, key) or our_settings(command, name)
     beside = closest(name, siblings) if siblings else None
@@ -330,9 +330,9 @@ def closest_setting(command: Command, key: str, siblings: Sequence[str] = ()) ->
 
 
 def jobs_to_try(command: Command, hydra_overrides: Sequence[str]) -> list[list[str]]:
-    """Overrides of the first job of a sweep, and of that job with each other value of each setting.
+    """The overrides of the first job of a sweep, and of that job with each other value of each setting.
 
-    What only a sweeper can expand is left out, and options of groups are known to exist.
+    Values that only a sweeper can expand are left out, and so are options of groups, which were checked before.
     """
     first: list[str] = []
     others: list[tuple[int, str]] = []

@@ -1,4 +1,4 @@
-"""Trials of a comparison by Hydra's launchers (joblib, submitit, ray), handed over round by round."""
+"""Trials of a comparison run by Hydra's launchers (joblib, submitit, ray), one round after another."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,12 +27,12 @@ LAUNCHED = "launched"  # folder for the files of the launcher, in the directory 
 
 @dataclass(frozen=True)
 class Job:
-    """The function that a launcher runs, maybe on another machine."""
+    """The function that a launcher runs, possibly on another machine."""
 
     directory: Path
 
     def run(self, config: DictConfig) -> PlainDict:
-        """Run one trial, and leave its result as a file where the directory of the comparison can be reached."""
+        """Run one trial; its result is also written to a file if the directory of the comparison is accessible."""
         result = run_trial(json.loads(config.trial))
         leave(self.directory, result)
         return result
@@ -42,7 +42,7 @@ def check_launcher(command: Command, settings: Sequence[str], where: list[Path])
     """Raise a ConfigError for settings of Hydra's that have no effect on a comparison, such as another sweeper."""
     for setting in settings:
         if setting.startswith(("hydra/sweeper", "hydra.sweep")):
-            raise ConfigError(f"{setting!r} has no effect here: mgpt-{command.name} hands out the trials by itself")
+            raise ConfigError(f"{setting!r} has no effect here: mgpt-{command.name} has a sweeper for its trials")
     read_overrides(command, settings, where, sweep=True)
 
 
@@ -74,7 +74,7 @@ def launch(command: Command, directory: Path, settings: Sequence[str], where: li
 
 
 def run_rounds(directory: str, launcher: Launcher) -> None:
-    """Run the comparison in a directory; a launcher returns the results of a round when it has run all of them."""
+    """Run the comparison in a directory. A launcher returns the results of a round when all its trials have ended."""
     launched = 0
 
     def execute(trials: Sequence[PlainDict]) -> Iterator[PlainDict]:

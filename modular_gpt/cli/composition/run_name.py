@@ -6,12 +6,12 @@ from collections.abc import Container, Sequence
 from modular_gpt.cli.composition.overrides import Override
 
 LONGEST = 60  # characters of a name, so that paths do not become too long
-# they say little of what is trained
+# settings that are left out of names, since they do not describe the model or its data
 SILENT = ("name", "runs", "resume", "init_from", "experiment", "trainer", "parallel", "logger", "data.path")
 
 
 def about_the_model(key: str) -> bool:
-    """Whether a setting is part of the name of a run."""
+    """Whether the name of a run contains a setting."""
     return not any(key == silent or key.startswith(f"{silent}.") for silent in SILENT)
 
 

@@ -24,14 +24,14 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict
 from modular_gpt.core.registry import entries, slots
 
-SCHEMA = "_schema"  # `defaults: [gqa_schema]` in a yaml takes up the settings of gqa, with their types
-TARGET = "_target_"  # by which Hydra's yaml files name code; never ours
+SCHEMA = "_schema"  # `defaults: [gqa_schema]` in a yaml includes the settings of gqa with their types
+TARGET = "_target_"  # the key by which yaml files of Hydra name code, which settings here never do
 CHOICE = re.compile(r"\s*- (?P<group>\w+): (?P<default>[\w./-]+)\s*(# (?P<about>.*))?")  # a line of a defaults list
 CONFIGS = "modular_gpt.configs"  # entry points: packages whose folder holds more yaml files
 
 
 def _block_parameters(size: PlainDict) -> float:
-    """Roughly the number of parameters in the blocks of a model size."""
+    """A number that is proportional to the parameters in the blocks of a model size, approximately."""
     return float(size["n_layers"] * size["d_model"] ** 2)
 
 
@@ -42,7 +42,7 @@ SIZES: dict[str, Callable[[PlainDict], float]] = {
 
 @dataclass(frozen=True)
 class Schema:
-    """The settings of an option: a dataclass with its defaults, and a line about it."""
+    """An option: a line about it, and the dataclass of its settings with their defaults."""
 
     summary: str
     defaults: Any
@@ -58,7 +58,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Command:
-    """The settings of a command.
+    """A command and its settings.
 
     name: of the command and of its yaml; plain: dataclass of the settings outside groups
     tables: groups that are no slots of the registry, with the dataclass of their options
@@ -89,7 +89,7 @@ class Command:
         return sorted(slots()) if self.slots else []
 
     def components(self) -> list[tuple[str, Any]]:
-        """Everything that the schemas of the slots are made of; equal lists mean equal schemas."""
+        """Everything from which the schemas of the slots are made; equal lists mean equal schemas."""
         return [(slot, list(entries(slot).items())) for slot in self.slot_names()]
 
     def choices(self) -> "dict[str, Choice]":
@@ -99,14 +99,14 @@ class Command:
         return {match["group"]: Choice(match["default"], match["about"] or "") for match in found}
 
     def order(self, group: str, path: Path) -> tuple[float, str]:
-        """The place of a yaml file among the options of a group: by size, where the command knows one, then by name."""
+        """The sort key of a yaml file among the options of a group: its size, if the group has one, then its path."""
         size = self.sizes.get(group)
         if size is None:
             return 0.0, path.as_posix()
         return size({**dataclasses.asdict(self.tables[group]()), **read_yaml(path)}), path.as_posix()
 
     def starts(self, conf: Path) -> Any:
-        """The settings outside groups as the command's yaml starts with them."""
+        """The settings outside groups, with the values of the command's yaml file."""
         given = read_yaml(conf / f"{self.name}.yaml")
         return _filled(self.plain, {name: value for name, value in given.items() if name in names_of(self.plain)})
 
@@ -124,7 +124,7 @@ class Command:
         return roots
 
     def settings(self) -> Iterator[str]:
-        """Every dotted setting."""
+        """Yield every setting by its dotted name."""
         yield from _dotted(self.plain, "")
         for group in self.groups():
             for schema in self.schemas(group).values():
@@ -164,7 +164,7 @@ def names_of(cls: type) -> set[str]:
 
 
 def folders(config_dir: str | None = None) -> list[Path]:
-    """Where yaml files are looked for: the package's own, those of other packages, and the user's.
+    """The folders that are searched for yaml files: the package's own, those of other packages, and ``config_dir``.
 
     Raises:
         ConfigError: a folder does not exist.
@@ -179,7 +179,11 @@ def folders(config_dir: str | None = None) -> list[Path]:
 
 @cache
 def _installed() -> list[Path]:
-    """The folders that other packages give in the entry-point group of configs."""
+    """The folders of the packages in the entry-point group ``CONFIGS``.
+
+    Raises:
+        ConfigError: an entry point names no package.
+    """
     found: list[Path] = []
     for point in entry_points(group=CONFIGS):
         try:
@@ -193,7 +197,7 @@ def _installed() -> list[Path]:
 
 
 def options(command: Command, group: str, where: list[Path]) -> dict[str, str]:
-    """The options of a group with a line about each: registered ones first, then those that only a yaml file has."""
+    """The options of a group with a line about each: registered ones, then those of yaml files alone."""
     files: dict[str, Path] = {}
     for folder in where:
         for path in sorted((folder / group).rglob("*.yaml")):
@@ -205,7 +209,7 @@ def options(command: Command, group: str, where: list[Path]) -> dict[str, str]:
 
 
 def _filled(cls: Any, values: PlainDict) -> Any:
-    """A dataclass, and those inside it, with some values given."""
+    """An instance of a dataclass, and of those nested in it, with some values given."""
     hints = typing.get_type_hints(cls)
     nested = {name: hints[name] for name in values if dataclasses.is_dataclass(hints[name])}
     return cls(**{**values, **{name: _filled(inner, values[name]) for name, inner in nested.items()}})
@@ -224,7 +228,7 @@ def read_yaml(path: Path) -> PlainDict:
 
 
 def headline(path: Path) -> str:
-    """The first comment line of a yaml file, or nothing."""
+    """The first comment line of a yaml file; empty if there is none."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("#") and not line.startswith("# @"):

@@ -1,8 +1,8 @@
 """The commands as stored in a table, which is read without PyTorch: for help, tab completion, and mistakes in settings.
 
 docs/scripts/stored_commands.py writes ``stored_commands.json`` from the dataclasses of the settings. No value of a run
-comes from it, since the command composes its config again from the dataclasses. It is not used where it may differ from
-them: after a change of the source files that it was made from, with components of other packages, or in a process that
+comes from it, since the command composes its config again from the dataclasses. It is not used if it may differ from
+them: after a change of the source files from which it was made, with components of other packages, or in a process that
 has imported components already.
 """
 
@@ -47,14 +47,14 @@ class StoredCommand(Command):
 
 
 def stored(name: str) -> StoredCommand | None:
-    """The command of that name from the table; None where the table has none, or may differ from the code."""
+    """The command ``name`` from the table; None if it is not in the table, or the table may differ from the code."""
     table = None if slots() or os.environ.get(PLUGINS) else _fresh_table()
     return None if table is None or name not in table["commands"] else read_command(name, table)
 
 
 @cache
 def _fresh_table() -> PlainDict | None:
-    """The table, if no package adds components and its sources are as they were; read once per process."""
+    """The table, read once per process; None if a package adds components, or a source of the table has changed."""
     if entry_points(group=COMPONENTS) or not TABLE.is_file():
         return None
     table: PlainDict = json.loads(TABLE.read_text(encoding="utf-8"))

@@ -31,7 +31,6 @@ LENGTHS = ("max_steps", "epochs", "max_tokens")
 RESUME = "resume: Resume this run, or one of its checkpoints. Settings that are not given stay as they were."
 VOCAB_SIZE = "vocab_size: Number of token ids. By default (null) as many as the tokenizer has."
 
-
 _plain_model = names_of(GPTConfig) - {"vocab_size", *SIZE, *MODEL_GROUPS}
 _plain_run = names_of(RunConfig) - {"model", "vocab_size", "trainer", *RUN_SLOTS}
 ModelSize = make_dataclass(
@@ -84,8 +83,8 @@ def run_settings(values: PlainDict) -> PlainDict:
 class Composed(NamedTuple):
     """A run as the command line describes it.
 
-    source: the composed config that ``config`` was read from
-    checkpoint: the checkpoint of the run that is resumed, if one is
+    source: the composed config from which ``config`` was read
+    checkpoint: of the resumed run; None for a new run
     """
 
     config: RunConfig
@@ -105,7 +104,7 @@ def composed_run(arguments: Sequence[str], where: list[Path]) -> Composed:
     """
     typed, hydra_overrides = read_overrides(TRAIN, arguments, where)
     with explained(TRAIN, where, arguments):
-        # overrides are composed over the components of the other run, whose settings may differ from the defaults'
+        # overrides are composed over the components of the other run, whose settings may differ from the defaults
         resume, source = _typed("resume", typed), _typed("init_from", typed)
         if resume is None:
             config = (
@@ -113,25 +112,25 @@ def composed_run(arguments: Sequence[str], where: list[Path]) -> Composed:
                 if source is None
                 else started_from(source, typed, hydra_overrides, where)
             )
-            resume = config.resume  # a yaml may set it
+            resume = config.resume  # which a yaml file may set
         if resume is not None:
             config, checkpoint = resumed_from(resume, typed, hydra_overrides, where)
             one_length(config, typed)
             return Composed(run_config(config), config, checkpoint)
-        if source is None and config.init_from is not None:  # an experiment says so
+        if source is None and config.init_from is not None:  # set by an experiment
             config = started_from(config.init_from, typed, hydra_overrides, where)
         if config.name == RunConfig.name:
-            telling = [override for override in typed if about_the_model(override.key)]
-            config.name = run_name(telling, TRAIN.choices()) or config.name
+            naming = [override for override in typed if about_the_model(override.key)]
+            config.name = run_name(naming, TRAIN.choices()) or config.name
         one_length(config, typed)
         return Composed(run_config(config), config)
 
 
 def one_length(config: DictConfig, typed: Sequence[Override]) -> None:
-    """Let the length of the training that was typed take the place of another one, of a yaml or of a resumed run.
+    """Reset other lengths of the training, of a yaml file or a resumed run, if one is given on the command line.
 
     Raises:
-        ConfigError: two lengths were typed.
+        ConfigError: two lengths are given.
     """
     given = [name for name in LENGTHS if _typed(f"trainer.{name}", typed) is not None]
     if len(given) > 1:
@@ -142,7 +141,7 @@ def one_length(config: DictConfig, typed: Sequence[Override]) -> None:
 
 
 def _typed(key: str, typed: Sequence[Override]) -> str | None:
-    """The value that a setting was overridden with last; None for nothing and for null."""
+    """The last value that a setting is overridden with; None if there is none, or for null."""
     values = [override.value for override in typed if override.key == key]
     return values[-1] if values and values[-1] != NONE else None
 
@@ -153,13 +152,13 @@ def started_from(source: str, typed: Sequence[Override], hydra_overrides: list[s
     With a family, the components and their settings are that family's, in the sizes of the other model.
 
     Raises:
-        CheckpointError: there is no such model, or its tokenizer is not known and none was given.
-        ConfigError: an experiment was chosen, which would replace several components at once.
+        CheckpointError: there is no such model, or its tokenizer is not known and none is given.
+        ConfigError: an experiment is chosen, which would replace several components at once.
     """
     from modular_gpt.training.finetune import open_source
 
     if any(override.key == "experiment" for override in typed):
-        raise ConfigError("init_from keeps the model's settings: set what is to differ one by one, not by experiment=")
+        raise ConfigError("init_from keeps the model's settings: override single settings instead of experiment=")
     opened = open_source(source)
     base = _model_settings(opened.model.config.to_dict())
     if _typed(FAMILY, typed) is not None:  # all components are the family's; the sizes remain
@@ -169,7 +168,7 @@ def started_from(source: str, typed: Sequence[Override], hydra_overrides: list[s
     else:
         base["tokenizer"] = encode(decode("tokenizer", tokenizer_settings(source, opened)))
     config = _composed_over(base, typed, hydra_overrides, where)
-    target = resolve_link(Path(source).expanduser())  # runs/latest will lead to the new run
+    target = resolve_link(Path(source).expanduser())  # runs/latest will be a link to the new run
     config.init_from = source if target == Path(source) else str(target)
     return config
 
@@ -181,15 +180,13 @@ def resumed_from(
 
     Raises:
         CheckpointError: there is no such run.
-        ConfigError: an experiment or a family was chosen, which would replace several components at once.
+        ConfigError: an experiment or a family is chosen, which would replace several components at once.
     """
     from modular_gpt.training.run import open_run
 
     for group in ("experiment", FAMILY):
         if any(override.key == group for override in typed):
-            raise ConfigError(
-                f"resume keeps the settings of its run: set what is to differ one by one, not by {group}="
-            )
+            raise ConfigError(f"resume keeps the settings of its run: override single settings instead of {group}=")
     run, checkpoint = open_run(resume)
     before = run.to_dict()
     config = _composed_over({**before, **_model_settings(before["model"])}, typed, hydra_overrides, where)
@@ -209,23 +206,23 @@ def _composed_over(
 ) -> DictConfig:
     """The settings ``base`` of another run, by group, and the overrides composed over them.
 
-    A group that is overridden with the option it has in ``base`` keeps its settings; another option starts from that
-    option's own. ``base`` enters as data: an interpolation in it stays text.
+    A group that is overridden with its option in ``base`` keeps its settings; another option has its own defaults.
+    ``base`` is data: an interpolation in it stays text.
     """
     replaced = {key for key in TRAIN.choices() if _replaces(base.get(key), _typed(key, typed))}
     kept = {group: settings for group, settings in base.items() if group not in replaced}
     names = [f"{group}={settings['name']}" for group, settings in kept.items() if group in TRAIN.slot_names()]
-    now = composed(TRAIN, [*names, *hydra_overrides], where)
-    config = copy.deepcopy(now)
+    overridden = composed(TRAIN, [*names, *hydra_overrides], where)
+    config = copy.deepcopy(overridden)
     for key, value in _leaves(kept):
         OmegaConf.update(config, key, _literal(value), merge=False, force_add=True)
     for key in {override.key for override in typed} - set(TRAIN.choices()):
-        OmegaConf.update(config, key, OmegaConf.select(now, key), merge=False, force_add=True)
+        OmegaConf.update(config, key, OmegaConf.select(overridden, key), merge=False, force_add=True)
     return config
 
 
 def _replaces(settings: Any, option: str | None) -> bool:
-    """Whether an option, if one was given, is another one than that which has these settings."""
+    """Whether ``option`` is given and differs from the option that has these settings."""
     return option is not None and (not isinstance(settings, dict) or settings.get("name") != option)
 
 

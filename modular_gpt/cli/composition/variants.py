@@ -17,7 +17,7 @@ from modular_gpt.core.errors import ConfigError
 from modular_gpt.core.plain_types import PlainDict, PlainMapping
 from modular_gpt.training.config import RunConfig
 
-TRIAL = {"model_size": "pico", "trainer": "trial"}  # options of a trial, where no other ones are chosen
+TRIAL = {"model_size": "pico", "trainer": "trial"}  # default options of a trial
 
 Named = tuple[str, list[str]]  # the name of a combination, and its settings in Hydra's language
 
@@ -25,17 +25,17 @@ Named = tuple[str, list[str]]  # the name of a combination, and its settings in 
 def variants(
     settings: Sequence[str], files: Sequence[Path], where: list[Path], options: Mapping[str, str] = TRIAL
 ) -> dict[str, RunConfig]:
-    """The variants by name: combinations of settings, and configurations in files over what the settings give.
+    """The variants by name: combinations of settings, and for each of them the configurations in files.
 
-    settings: as on the command line; several values of one are separated by commas
-    files: yaml files with the settings of a run, as in a run's config.yaml
-    options: of groups that the settings do not choose
+    settings: as on the command line; commas separate several values of a setting
+    files: yaml files with settings of a run, such as a run's config.yaml, which override those of a combination
+    options: by group, for groups in which the settings choose none
 
     Raises:
         ConfigError: a setting or a file cannot be read.
     """
     chosen = {setting.partition("=")[0] for setting in settings}
-    kept = {"model_size"} if "init_from" in chosen else set()  # another model has its size
+    kept = {"model_size"} if "init_from" in chosen else set()  # the size is that of the other model
     defaults = [f"{group}={option}" for group, option in options.items() if group not in chosen | kept]
     _, hydra_overrides = read_overrides(TRAIN, [*defaults, *settings], where, sweep=True)
     found: dict[str, RunConfig] = {}
@@ -57,7 +57,7 @@ def named(hydra_overrides: Sequence[str]) -> list[Override]:
 
 
 def combinations(hydra_overrides: Sequence[str]) -> Iterator[Named]:
-    """Every combination of the values of swept settings, named after them."""
+    """Yield every combination of the values of swept settings, with a name made of them."""
     shared: list[str] = []
     swept: list[list[str]] = []
     for override in OverridesParser.create().parse_overrides(list(hydra_overrides)):
@@ -67,8 +67,8 @@ def combinations(hydra_overrides: Sequence[str]) -> Iterator[Named]:
         else:
             shared.append(str(override.input_line))
     for combination in product(*swept):
-        named = [Override(*setting.split("=", 1)) for setting in combination]
-        yield run_name(named, TRAIN.choices()), [*shared, *combination]
+        overrides = [Override(*setting.split("=", 1)) for setting in combination]
+        yield run_name(overrides, TRAIN.choices()), [*shared, *combination]
 
 
 def over_files(name: str, run: RunConfig, files: Sequence[Path]) -> Iterator[tuple[str, RunConfig]]:
@@ -79,10 +79,10 @@ def over_files(name: str, run: RunConfig, files: Sequence[Path]) -> Iterator[tup
 
 
 def from_file(path: Path) -> PlainDict:
-    """The settings of a yaml file as fields of a RunConfig; groups of the command line may stand for the model's.
+    """The settings of a yaml file as fields of a RunConfig; those of the model may be groups of the command line.
 
     Raises:
-        ConfigError: the file is missing or no mapping.
+        ConfigError: the file is missing, or its content is no mapping.
     """
     if not path.is_file():
         raise ConfigError(
@@ -90,14 +90,14 @@ def from_file(path: Path) -> PlainDict:
         )
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise ConfigError(f"'{path}' holds no settings: it has to be a mapping, such as a run's config.yaml")
+        raise ConfigError(f"'{path}' has no settings: its content must be a mapping, such as a run's config.yaml")
     model = {**(values.pop("model", None) or {}), **(values.pop("model_size", None) or {})}
     model.update({name: values.pop(name) for name in (*MODEL_GROUPS, *SIZE) if name in values})
     return {**values, "model": model} if model else values
 
 
 def merged(base: PlainMapping, changes: PlainMapping) -> PlainDict:
-    """The settings of ``base`` with ``changes``; a component of another name brings its own settings."""
+    """The settings of ``base`` with ``changes``; a component of another name replaces all settings of the former."""
     out = copy.deepcopy(dict(base))
     for name, value in changes.items():
         before = out.get(name)
@@ -114,7 +114,7 @@ def merged(base: PlainMapping, changes: PlainMapping) -> PlainDict:
 
 
 def unused(name: str, taken: Mapping[str, RunConfig]) -> str:
-    """The name, with a number behind it where it is taken: copies of a variant make an A/A comparison."""
+    """The name, with a number appended if it is taken; copies of a variant make an A/A comparison."""
     name = name or "default"
     numbered = (f"{name}-{number}" for number in range(2, len(taken) + 2))
     return name if name not in taken else next(other for other in numbered if other not in taken)
