@@ -104,18 +104,24 @@ def poison(trainer: Trainer, place: str, value: float, rank: int, at: set[int]) 
         trainer.forward = trainer.objective.forward = poisoned  # type: ignore[assignment]
 
 
-def poisoned_steps(settings: dict[str, Any], *poisoning: Any) -> tuple[list[bool], int, str, bool]:
-    """Run six steps; returns whether each changed the weights, the skipped steps, the cause, and if all is finite."""
+def poisoned_steps(settings: dict[str, Any], *poisonings: Any) -> tuple[list[bool], list[str], int, bool]:
+    """Run an undisturbed step before, between and after poisoned ones, in one training.
+
+    Returns for each step whether it changed the weights and the cause of its skip, then the number of skipped steps and
+    whether all is finite.
+    """
     with trainer_of(settings) as trainer:
-        poison(trainer, *poisoning)
-        changed = []
-        for step in range(6):
+        for number, (place, value, rank) in enumerate(poisonings):
+            poison(trainer, place, value, rank, {2 * number + 1})
+        changed, causes = [], []
+        for step in range(2 * len(poisonings) + 1):
             before = everything(trainer)
-            trainer.progress.step = step
+            trainer.progress.step, trainer.cause = step, ""
             trainer.update()
             changed.append(any(not torch.equal(a, b) for a, b in zip(before, everything(trainer), strict=False)))
+            causes.append(trainer.cause)
         finite = all(bool(t.isfinite().all()) for t in everything(trainer))
-        return changed, trainer.progress.skipped_in_all, trainer.cause, finite
+        return changed, causes, trainer.progress.skipped_in_all, finite
 
 
 def everything(trainer: Trainer) -> list[Tensor]:
