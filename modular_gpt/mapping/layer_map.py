@@ -48,10 +48,10 @@ def by_names(hf_name: str, names: tuple[Any, Any], pattern: Pattern, otherwise: 
         settings.ignore(*otherwise)
         for name in given or ():
             if name not in names:
-                raise CheckpointError(unknown("layer type", str(name), [str(one) for one in names]))
+                raise CheckpointError(unknown("layer type", str(name), [str(known) for known in names]))
         return [name == names[0] for name in given] if given else by_number(pattern).from_hf(settings)
 
-    return Flags(read, lambda has: {hf_name: [names[0] if one else names[1] for one in has]})
+    return Flags(read, lambda has: {hf_name: [names[0] if first else names[1] for first in has]})
 
 
 def layer_values(settings: HFConfig, hf_name: str) -> list[Any] | None:
@@ -75,14 +75,16 @@ def layers(flags: Flags, yes: KeyTree, no: KeyTree = (), mark: str = "") -> Keys
     sides = {False: joined(no), True: joined(yes)}
 
     def read(settings: HFConfig) -> PlainDict:
-        has = [bool(one) for one in flags.from_hf(settings)]
+        has = [bool(flag) for flag in flags.from_hf(settings)]
         found = {sort: _read_side(side, settings, used=sort in has) for sort, side in sides.items()}
         paths = dict.fromkeys(path for side in found.values() for path in side)
-        return {path: PerLayer(of_layer(found[one].get(path, KEEP), i) for i, one in enumerate(has)) for path in paths}
+        return {
+            path: PerLayer(of_layer(found[sort].get(path, KEEP), i) for i, sort in enumerate(has)) for path in paths
+        }
 
     def write(view: ModelView) -> PlainDict:
         has = [value is not None for value in view.each(mark)]
-        views = {sort: view.of_layers(one is sort for one in has) for sort in sides}
+        views = {sort: view.of_layers(flag is sort for flag in has) for sort in sides}
         written = {sort: side.to_hf(views[sort]) for sort, side in sides.items() if views[sort].layers}
         return {**flags.to_hf(has), **{name: value for side in written.values() for name, value in side.items()}}
 

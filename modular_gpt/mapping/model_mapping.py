@@ -75,8 +75,8 @@ class ModelMapping:
                 continue
             value = given.pop(synonym)
             if given.setdefault(name, value) != value:
-                one, other = (printable(repr(found)) for found in (given[name], value))
-                raise CheckpointError(f"the checkpoint has {name}={one} and {synonym}={other}: remove one")
+                left, right = (printable(repr(found)) for found in (given[name], value))
+                raise CheckpointError(f"the checkpoint has {name}={left} and {synonym}={right}: remove one of them")
         return HFConfig(given, self.defaults, synonyms=self.synonyms)
 
     def config(self, given: PlainMapping) -> GPTConfig:
