@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from modular_gpt.comparison import CompareConfig, Comparison, diagnostics
 from modular_gpt.comparison.comparison import say_line
 from modular_gpt.comparison.conditions import RATE, SEED
 from modular_gpt.comparison.overlay import Overlay
+from modular_gpt.comparison.plan import make_plan
 from modular_gpt.core.errors import ConfigError, printable
-from modular_gpt.runtime.signals import raise_on_sigterm
+from modular_gpt.runtime.signals import deferred_signals, raise_on_sigterm
 from modular_gpt.training.config import RunConfig
 
 COMPARE = Command(name="compare", plain=CompareConfig)
@@ -58,9 +60,12 @@ class CompareTask:
         """Run the comparison and print its result; returns the exit code."""
         if self.hydra:
             check_installed(COMPARE, self.hydra, self.where)  # before the comparison has a directory
-        comparison = self.comparison()
-        print(f"Comparison {comparison.directory}", flush=True)
+        plan = make_plan(self.variants, self.config, self.command) if self.config.resume is None else None
+        comparison: Comparison | None = None
         try:
+            with deferred_signals() if plan else nullcontext():  # from the first file on, a signal is answered below
+                comparison = Comparison.of_plan(plan, say_line) if plan else self.resumed()
+            print(f"Comparison {comparison.directory}", flush=True)
             if self.hydra:
                 launch(COMPARE, comparison.directory, self.hydra, self.where)
                 comparison = Comparison.resumed(str(comparison.directory))
@@ -68,18 +73,18 @@ class CompareTask:
                 comparison.run()
             comparison.look_closer(decoding=not self.hydra)
         except (KeyboardInterrupt, SystemExit):
-            resume = f"mgpt-compare resume={comparison.directory}"
-            print(f"\nstopped; finished trials are kept. To resume: {resume}", file=sys.stderr, flush=True)
+            if comparison is not None:
+                resume = f"mgpt-compare resume={comparison.directory}"
+                print(f"\nstopped; finished trials are kept. To resume: {resume}", file=sys.stderr, flush=True)
             raise
         result = comparison.result()
         print(f"\n{result.table}\n\nReport: {result.save_report()}")
         return 0 if result.satisfies(comparison.plan.config.require) else 1
 
-    def comparison(self) -> Comparison:
-        """The comparison to run: a new one, or the one to resume."""
+    def resumed(self) -> Comparison:
+        """The comparison to resume."""
         config = self.config
-        if config.resume is None:
-            return Comparison.new(self.variants, config, self.command, say_line)
+        assert config.resume is not None
         changes = {name: getattr(config, name) for name in CAN_CHANGE[1:] if name in self.given}
         return Comparison.resumed(config.resume, say=say_line, **changes)
 

@@ -48,9 +48,13 @@ class Comparison:
         Raises:
             ConfigError: see ``make_plan``.
         """
-        plan = make_plan(variants, config, command)
+        return cls.of_plan(make_plan(variants, config, command), say)
+
+    @classmethod
+    def of_plan(cls, plan: Plan, say: Say) -> "Comparison":
+        """A new comparison with a finished plan, which is written into its directory."""
         name = "-".join(plan.variants)[:60].rstrip("-. ")
-        directory = new_run_directory(Path(config.compares), name)
+        directory = new_run_directory(Path(plan.config.compares), name)
         plan.save(directory)
         return cls(directory, plan, say)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from modular_gpt.comparison import Plan
 from tests.cli.conftest import Run
 from tests.fresh import command
 
@@ -146,6 +148,36 @@ def test_a_signal_ends_within_seconds_and_the_comparison_resumes(
         out, err = process.communicate(timeout=100)
     assert process.returncode == 128 + signal.SIGTERM, out + err
     assert "finished trials are kept. To resume: mgpt-compare resume=" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_while_the_plan_is_written(
+    number: signal.Signals,
+    run: Run,
+    overrides: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The directory exists, so the message names it; the plan is whole and resumes."""
+    save = Plan.save
+
+    def interrupted(self: Plan, to: Path) -> None:
+        signal.raise_signal(number)
+        save(self, to)
+
+    quick = ["attention=mha,mqa", "budget=tokens", "lr=0.01", "seeds=1", "decoding=false", "pages=false"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "save", interrupted)
+        if number == signal.SIGTERM:
+            with pytest.raises(SystemExit):
+                run("compare", *quick, *overrides)
+            message = capsys.readouterr().err
+        else:
+            answer = run("compare", *quick, *overrides)
+            assert answer.code == 128 + number
+            message = answer.err
+    resume = re.search(r"To resume: mgpt-compare (resume=\S+)", message)
+    assert resume is not None and run("compare", resume[1]).code == 0
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
