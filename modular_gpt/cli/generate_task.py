@@ -272,7 +272,7 @@ def read_prompts(path: Path) -> list[str]:
         with path.open("rb") as file:  # which may be a pipe or a terminal, whose size is not known before
             content = file.read(MAX_PROMPTS + 1)
         if len(content) > MAX_PROMPTS:
-            raise DataError(f"'{path}' has more than {MAX_PROMPTS:,} bytes: split it into several files of prompts")
+            raise DataError(f"'{path}' has more than {MAX_PROMPTS:,} bytes of prompts: split it into several files")
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not UTF-8 (at byte {error.start}): convert it with iconv") from error
