@@ -26,6 +26,7 @@ LIBRARIES = (
     *("torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.utils.flop_counter"),
     *("numpy", "safetensors.torch", "tqdm", "statistics", "yaml", "omegaconf", "hydra", "hydra.compose"),
     *("hydra._internal.hydra", "hydra.core.override_parser.overrides_parser", "hydra.core.plugins"),
+    *("pytest", "hypothesis", "torch._dynamo"),  # of the laws, run in a copy of the checkout or on a plugin
 )
 PIDS = "FRESH_PIDS"  # names a folder, where each process writes its id into a file named after its rank
 TRAINING = (
