@@ -1,10 +1,12 @@
 """Exported programs equal the model, for prompts, decoding steps, wrapped windows, other batch sizes and in ONNX."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.config
 from torch import Tensor
 
 from modular_gpt import ConfigError, GPTConfig, GPTModel
@@ -25,6 +27,13 @@ FURTHER: list[dict[str, Any]] = [
     {"attention": {"name": "swa", "window": 1}},
     {"attention": {"name": "sparse", "pattern": "streaming", "window": 4, "global_tokens": 2}},
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_operators() -> Iterator[None]:
+    """Do not cache the results of operators on symbolic shapes: a model of one layer uses few of them twice."""
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
 
 
 def settings() -> list[dict[str, Any]]:
