@@ -97,7 +97,7 @@ def test_a_trained_model_is_the_source_of_another_task(folder: Path, capsys: pyt
 def test_it_cannot_be_evaluated_as_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(settings(folder, max_steps=2, eval_interval=2), quiet=True).directory
     assert evaluate_command.main([f"checkpoint={run}"]) != 0
-    assert "was not trained on text: its run reports its loss" in capsys.readouterr().err
+    assert "was not trained on text, and its run has reported the loss" in capsys.readouterr().err
 
 
 def test_the_checkpoint_generates_ids(folder: Path) -> None:
