@@ -97,7 +97,8 @@ def test_a_new_filter_takes_one_row(tmp_path: Path) -> None:
     place = '    Filter(\n        "top_k",'
     assert code.count(place) == 1
     table.write_text(code.replace(place, ROW.strip("\n") + "\n" + place))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])  # docs/scripts imports tests
+    environment = {**os.environ, "PYTHONPATH": paths, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     done = python("-c", USE, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     refused, _, rest = done.stdout.partition("mgpt-generate")
