@@ -158,7 +158,7 @@ class Case:
     generic: bool = False  # a single switch or choice; skipped by laws that compile
 
     def config(self, **changes: Any) -> GPTConfig:
-        """Two layers with default settings, and one with others, which changes nothing between layers."""
+        """Two layers with default settings, one with others, which do not affect how layers work together."""
         layers = 1 if self.settings or self.model else 2
         component = {self.slot: {"name": self.name, **self.settings}}
         return GPTConfig(**{**MODEL, "n_layers": layers, **self.model, **component, **changes})
