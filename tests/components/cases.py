@@ -6,9 +6,10 @@ one inside modular_gpt must have an entry there, and every one of its settings m
 (``test_coverage.py``).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import pytest
 
@@ -22,6 +23,8 @@ LAYERS = 4  # of a model of stacked cases
 NO_CHOICE = "no-such-choice"
 KERNELS = ("flash", "flex")  # device or width limits, or slow to compile: in EXTRAS and test_backends.py
 
+M = TypeVar("M")
+G = TypeVar("G", "Joined", "Stack")
 Settings = dict[str, Any]
 PLAIN: Settings = {}
 
@@ -220,6 +223,32 @@ def cases(slot: str) -> list[Case]:
     return found
 
 
+def packed(members: Iterable[M], begin: Callable[[M], G], extended: Callable[[G, M], G | None]) -> list[G]:
+    """Add each member to the first group that takes it, or else begin a group with it.
+
+    extended: the group with one more member, or None if it does not take it
+    """
+    groups: list[G] = []
+    for member in members:
+        for place, group in enumerate(groups):
+            larger = extended(group, member)
+            if larger is not None:
+                groups[place] = larger
+                break
+        else:
+            groups.append(begin(member))
+    return groups
+
+
+def if_valid(group: G) -> G | None:
+    """The group, if its config is accepted."""
+    try:
+        group.config()
+    except ConfigError:
+        return None
+    return group
+
+
 @dataclass(frozen=True)
 class Joined:
     """Cases of different slots in one model, for slow laws; a failure names all of them."""
@@ -240,28 +269,23 @@ class Joined:
     def default(self) -> bool:
         return not any(case.settings or case.model for case in self.cases)
 
-    def takes(self, case: Case) -> bool:
-        """Whether the case can be added: no setting is set twice, and the config is accepted."""
+    @cached_property
+    def shared_settings(self) -> tuple[bool, Settings]:
+        """Whether the cases are defaults, and the settings of the model that no layer overrides."""
+        config = self.config().to_dict()
+        return self.default, {name: value for name, value in config.items() if name not in ("topology", *SLOTS)}
+
+    def extended(self, case: Case) -> "Joined | None":
+        """With one more case; None if a setting would be set twice, or the config is refused."""
         taken = {key for other in self.cases for key in (other.slot, *other.model)}
         if self.default != Joined((case,)).default or taken & {case.slot, *case.model}:
-            return False
-        try:
-            Joined((*self.cases, case)).config()
-        except ConfigError:
-            return False
-        return True
+            return None
+        return if_valid(Joined((*self.cases, case)))
 
 
 def joined(which: list[Case]) -> list[Joined]:
     """Pack all cases into few models, about as many as cases of the largest slot; defaults go with defaults."""
-    found: list[Joined] = []
-    for case in which:
-        place = next((i for i, group in enumerate(found) if group.takes(case)), None)
-        if place is None:
-            found.append(Joined((case,)))
-        else:
-            found[place] = Joined((*found[place].cases, case))
-    return found
+    return packed(which, lambda case: Joined((case,)), Joined.extended)
 
 
 @dataclass(frozen=True)
@@ -284,33 +308,16 @@ class Stack:
     def default(self) -> bool:
         return self.layers[0].default
 
-    def takes(self, layer: Joined) -> bool:
-        if len(self.layers) == LAYERS:
-            return False
-        try:
-            Stack((*self.layers, layer)).config()
-        except ConfigError:
-            return False
-        return True
-
-
-def shared_settings(layer: Joined) -> tuple[bool, Settings]:
-    """Whether the cases are defaults, and the settings of the model that no layer overrides."""
-    config = layer.config().to_dict()
-    return layer.default, {name: value for name, value in config.items() if name not in ("topology", *SLOTS)}
+    def extended(self, layer: Joined) -> "Stack | None":
+        """With one more layer; None if it is full, a setting that layers share differs, or the config is refused."""
+        if len(self.layers) == LAYERS or layer.shared_settings != self.layers[0].shared_settings:
+            return None
+        return if_valid(Stack((*self.layers, layer)))
 
 
 def stacked(which: list[Joined]) -> list[Stack]:
     """Pack joined cases into models of a few layers that share all other settings; defaults go with defaults."""
-    found: list[tuple[tuple[bool, Settings], Stack]] = []
-    for layer in which:
-        shared = shared_settings(layer)
-        place = next((i for i, (other, stack) in enumerate(found) if other == shared and stack.takes(layer)), None)
-        if place is None:
-            found.append((shared, Stack((layer,))))
-        else:
-            found[place] = shared, Stack((*found[place][1].layers, layer))
-    return [stack for _, stack in found]
+    return packed(which, lambda layer: Stack((layer,)), Stack.extended)
 
 
 ALL = [case for slot in SLOTS for case in cases(slot)]
