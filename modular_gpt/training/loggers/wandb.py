@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modular_gpt.core.errors import ConfigError
+from modular_gpt.core.errors import ConfigError, first_line
 from modular_gpt.core.plain_types import PlainMapping
 from modular_gpt.training.loggers.base import Logger, LoggerConfig, needing
 
@@ -47,7 +47,7 @@ class WeightsAndBiases(Logger["WeightsAndBiases.Config"], name="wandb"):
             wandb.login()  # asks where there is a terminal
         except wandb.errors.Error as error:
             raise ConfigError(
-                f"logger=wandb cannot log in ({str(error).splitlines()[0]}): type `wandb login`, set WANDB_API_KEY, or"
+                f"logger=wandb cannot log in ({first_line(error)}): type `wandb login`, set WANDB_API_KEY, or"
                 " set WANDB_MODE=offline"
             ) from error
 
